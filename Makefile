@@ -1,0 +1,66 @@
+# Everything one does more than once. `make help` lists it.
+#
+#   VENV    where the environment lives                                  (default .venv)
+#   PYTHON  the interpreter it is made from, 3.10 or newer               (default: the first that fits)
+#   TORCH   what to hand to `pip install` for PyTorch, options included  (default torch==2.13.0)
+#           An environment that has torch already keeps it when this is satisfied.
+#   SCAN, PROMPT, RUN_ARGS   what `make demo` asks, about which scan, with which further options
+
+VENV   ?= .venv
+TORCH  ?= torch==2.13.0
+SAM2   ?= sam2==1.1.0
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && { echo $$p; break; }; done)
+
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+STAMP  := $(VENV)/.up-to-date
+
+OUT      ?= demo-out
+SCAN     ?= $(OUT)/scan.nii.gz
+PROMPT   ?= Segment the liver
+RUN_ARGS ?=
+
+.PHONY: help venv demo test lint types check bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make venv    set up $(VENV) (quick when it is up to date)"
+	@echo "make demo    ask the demo agent about the sample scan; results in $(OUT)/"
+	@echo "make test    ruff, mypy and every test (what .ci/run calls)"
+	@echo "make bench   seconds a step, split by part, against plain generate"
+	@echo "make clean   remove what building, testing and the demo left ($(VENV) stays)"
+
+venv: $(STAMP)
+	@:
+
+# sam2's metadata asks for torchvision and, in an isolated build, for the newest torch with gigabytes of
+# CUDA. We need neither: without dependencies, and built against the torch that is already here.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.10 or newer found. Install one, or: make venv PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "Could not make $(VENV): on Debian or Ubuntu, apt install python3-venv" >&2; exit 1; }
+	$(PIP) install --quiet "setuptools>=77.0.3" wheel $(TORCH)
+	$(PIP) install --quiet -c constraints.txt -e ".[models,training,tests]"
+	SAM2_BUILD_CUDA=0 $(PIP) install --quiet --no-deps --no-build-isolation "$(SAM2)"
+	@touch $(STAMP)
+
+demo: venv
+	@mkdir -p $(OUT)
+	@test "$(SCAN)" != "$(OUT)/scan.nii.gz" || $(BIN)/python -m training.phantoms --volume --seed 7 --out $(SCAN)
+	$(BIN)/ibis-agent run "$(SCAN)" --prompt "$(PROMPT)" --out $(OUT) $(RUN_ARGS)
+
+lint: venv
+	$(BIN)/ruff check .
+
+types: venv
+	$(BIN)/mypy
+
+test: lint types
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: venv
+	$(BIN)/python -m training.bench $(BENCH_ARGS)
+
+clean:
+	rm -rf build dist $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis Logic/*.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
