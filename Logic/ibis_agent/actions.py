@@ -1,0 +1,236 @@
+"""The policy's text, read and written: one parser and one formatter for inference, training and rewards.
+
+A reply is data: it is parsed here and never evaluated. What an action does is elsewhere.
+
+What is read, and how doubts are settled:
+- Tags may have any case and some spaces. Text between `<think>` and `</think>` is thinking, whatever it
+  contains. A `<think>` that is never closed ends at the first `<action>` or `<answer>`.
+- The first well-formed complete action outside the thinking counts; later ones and malformed ones are passed over.
+- A missing `</action>` is forgiven where the action is plainly complete (a closed bracket, or the word
+  Terminate), a missing pair of action tags where a stretch of text is an action and begins with it.
+  A click that stops in the middle of a number is never guessed.
+- Coordinates are numbers from 0 to 1; percentages, pixels and anything else outside are refused with the reason.
+- Full-width digits, brackets and commas are read as their ASCII forms.
+
+Every pattern below has bounded repeats and is tried at places that do not overlap, so that reading takes time
+linear in the length of the text.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Union
+
+from .errors import InputError, ReplyError
+
+
+@dataclass(frozen=True)
+class Click:
+    """A click at normalised picture coordinates: x to the right, y down, both 0 to 1.
+
+    Raises InputError for anything that is not a finite number in that range.
+    """
+
+    x: float
+    y: float
+    positive: bool = True
+
+    def __post_init__(self) -> None:
+        for axis in ("x", "y"):
+            value = getattr(self, axis)
+            if not isinstance(value, (int, float)) or not math.isfinite(value) or not 0 <= value <= 1:
+                raise InputError(
+                    f"the click's {axis} must be a number from 0 to 1",
+                    value=value,
+                    mend="Divide pixel coordinates by the picture's width or height.",
+                )
+            object.__setattr__(self, axis, float(value) + 0.0)  # + 0.0 turns -0.0 into 0.0
+        object.__setattr__(self, "positive", bool(self.positive))
+
+
+@dataclass(frozen=True)
+class Terminate:
+    """The end of the episode; `answer` is the text of `<answer>`, empty where there was none."""
+
+    answer: str = ""
+
+
+Action = Union[Click, Terminate]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One turn of the policy: what it thought and what it does."""
+
+    thinking: str
+    action: Action
+
+
+_TAG = re.compile(r"<\s{0,4}(/?)\s{0,4}(think|action|answer)\s{0,4}>", re.IGNORECASE | re.ASCII)
+_NUMBER = r"[+-]?(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})(?:e[+-]?\d{1,4})?"
+_CLICK = re.compile(
+    rf"(positive|negative)[\s_-]{{0,8}}(?:point|click)?[\s:=]{{0,8}}([(\[{{]?)\s{{0,8}}"
+    rf"(?:x\s{{0,4}}[=:]\s{{0,4}})?({_NUMBER})\s{{0,4}}(%?)\s{{0,8}}[,;\s]\s{{0,8}}"
+    rf"(?:y\s{{0,4}}[=:]\s{{0,4}})?({_NUMBER})(?![\d.e])\s{{0,4}}(%?)\s{{0,8}}([)\]}}]?)",
+    re.IGNORECASE | re.ASCII,
+)
+_TERMINATE = re.compile(r"terminat(?:e|ed|ion)(?![a-z0-9_])\s{0,8}(?:\(\s{0,8}\))?", re.IGNORECASE | re.ASCII)
+_BEGINS_LIKE_A_CLICK = re.compile(r"(positive|negative)", re.IGNORECASE | re.ASCII)
+_BRACKETS = {"(": ")", "[": "]", "{": "}", "": ""}
+_DECORATION = " \t\r\n\f\v\"'`*_.,;:!#-"
+_LONGEST_ACTION = 400
+_ASCII_FORMS = {ord(wide): ord(wide) - 0xFEE0 for wide in "０１２３４５６７８９（）［］｛｝，．：；％＋－＝"}
+_ASCII_FORMS[ord("、")] = ord(",")
+
+
+def parse_reply(text: str) -> Reply:
+    """Read one action and the thinking before it. Raises ReplyError, and nothing else, where there is none."""
+    scan = _scan(text)
+    if scan.action is None:
+        raise scan.error or ReplyError(
+            "the reply holds no action",
+            value=text[:200],
+            mend="Expected <action>Positive Point (x, y)</action>, a Negative Point, or Terminate.",
+        )
+    return Reply(scan.thinking, scan.action)
+
+
+def format_reply(reply: Reply) -> str:
+    """Write a reply in the one form that policies are trained on; coordinates get four decimals.
+
+    `parse_reply` gives the same reply back, up to those four decimals and to white space around the texts.
+    Raises InputError where the thinking or the answer holds one of the tags.
+    """
+    for part, text in (("thinking", reply.thinking), ("answer", getattr(reply.action, "answer", ""))):
+        tag = _TAG.search(text)
+        if tag:
+            raise InputError(f"the {part} holds a tag", value=tag.group(), mend="Take the tag out of the text.")
+    head = f"<think>{reply.thinking.strip()}</think>\n"
+    if isinstance(reply.action, Terminate):
+        return f"{head}<action>Terminate</action>\n<answer>{reply.action.answer.strip()}</answer>"
+    return f"{head}<action>{format_click(reply.action)}</action>"
+
+
+def format_click(click: Click) -> str:
+    """`Positive Point (0.1234, 0.5678)`, or Negative."""
+    return f"{'Positive' if click.positive else 'Negative'} Point ({click.x:.4f}, {click.y:.4f})"
+
+
+def reply_is_complete(text: str) -> bool:
+    """Whether nothing that follows can change the action: `</action>` closes a click, or `</answer>` the end.
+
+    Cheap on a text that grows: until a closing tag other than `</think>` has begun, it is one substring search.
+    """
+    closing = text.rfind("</")
+    if closing < 0:
+        return False
+    if text.count("</") == 1 and text[closing + 2 : closing + 3] in ("t", "T"):
+        return False
+    scan = _scan(text)
+    if not scan.closed:
+        return False
+    return isinstance(scan.action, Click) or (isinstance(scan.action, Terminate) and scan.answered)
+
+
+@dataclass
+class _Scan:
+    thinking: str = ""
+    action: Action | None = None
+    closed: bool = False  # the action's closing tag was there
+    answered: bool = False  # a closed <answer> was there
+    error: ReplyError | None = None  # why the first malformed action was passed over
+
+
+def _scan(text: str) -> _Scan:
+    """One pass over the tags. Stretches of text between tags are looked at once each."""
+    tags = list(_TAG.finditer(text))
+    found = _Scan()
+    thoughts: list[str] = []
+    outside: list[str] = []
+    answer: str | None = None
+    last_close_of_thinking = max(
+        (n for n, tag in enumerate(tags) if tag.group(1) and tag.group(2).lower() == "think"), default=-1
+    )
+    inside = ""
+    start = 0
+    for n, tag in enumerate([*tags, None]):
+        closing, name = (bool(tag.group(1)), tag.group(2).lower()) if tag else (True, "")
+        if inside == "think":
+            ends = tag is None or (closing and name == "think") or (n > last_close_of_thinking and name != "think")
+            if not ends:
+                continue
+        piece = text[start : tag.start() if tag else len(text)]
+        if inside == "think":
+            thoughts.append(piece)
+        elif inside == "action":
+            if found.action is None:
+                _take(found, piece, closed=tag is not None and closing and name == "action", cut=tag is None)
+        elif inside == "answer":
+            if answer is None:
+                answer = piece.strip()
+                found.answered = closing and name == "answer"
+        elif closing and name == "think" and not thoughts and found.action is None:
+            thoughts.append(piece)  # the prompt had opened the thinking already
+        elif found.action is None:
+            outside.append(piece)
+        inside = "" if closing else name
+        if tag:
+            start = tag.end()
+        if isinstance(found.action, Click):
+            break
+    if found.action is None and found.error is None:
+        for n, piece in enumerate(outside):
+            action = _read_action(piece, cut=True)
+            if not isinstance(action, ReplyError):
+                found.action = action
+                del outside[n:]
+                break
+    if isinstance(found.action, Terminate):
+        found.action = Terminate(answer or "")
+    found.thinking = "\n".join(filter(None, map(str.strip, thoughts or outside)))
+    return found
+
+
+def _take(found: _Scan, body: str, *, closed: bool, cut: bool) -> None:
+    action = _read_action(body, cut=cut)
+    if isinstance(action, ReplyError):
+        found.error = found.error or action
+    else:
+        found.action, found.closed = action, closed
+
+
+def _read_action(body: str, *, cut: bool) -> Action | ReplyError:
+    """The action that `body` begins with, or why there is none. `cut`: the text may have been cut off here."""
+    start = body.lstrip(_DECORATION)[:_LONGEST_ACTION].translate(_ASCII_FORMS)
+    ending = _TERMINATE.match(start)
+    if ending and not start[ending.end() :].strip(_DECORATION):
+        return Terminate()
+    click = _CLICK.match(start)
+    if click is None or _BRACKETS[click.group(2)] not in ("", click.group(7)) and not _unbracketed(start, click):
+        if _BEGINS_LIKE_A_CLICK.match(start):
+            return _refused("a click needs two numbers, as in Positive Point (0.4213, 0.5500)", body)
+        return _refused("this is not an action", body)
+    sign, opened, x, x_percent, y, y_percent, shut = click.groups()
+    if cut and not shut:
+        return _refused("the click was cut off before its closing bracket", body)
+    if x_percent or y_percent:
+        return _refused("coordinates are fractions from 0 to 1, not percentages", body)
+    for axis, number in (("x", x), ("y", y)):
+        if not 0 <= float(number) <= 1:
+            return _refused(f"{axis} must lie between 0 and 1", number)
+    return Click(float(x), float(y), sign.lower() == "positive")
+
+
+def _unbracketed(start: str, click: re.Match[str]) -> bool:
+    """An opened bracket that was never closed, with nothing after the second number."""
+    return not click.group(7) and not start[click.end() :].strip(_DECORATION)
+
+
+def _refused(problem: str, value: str) -> ReplyError:
+    return ReplyError(
+        problem,
+        value=value.strip()[:200],
+        mend="Expected Positive Point (x, y), Negative Point (x, y) or Terminate.",
+    )

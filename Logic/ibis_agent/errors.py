@@ -1,0 +1,79 @@
+"""The errors that people see.
+
+Every refusal names the file, the value and the mend, so that the reader can act on it.
+Only these classes cross the border of the package; what a library raises is translated where it is called.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+_LONGEST_VALUE = 160
+
+
+class IbisError(Exception):
+    """A problem that a person can mend.
+
+    `str(error)` reads ``FILE: problem (got VALUE). MEND``; the parts stay available as attributes.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: str | os.PathLike[str] | None = None,
+        value: Any = None,
+        mend: str | None = None,
+    ) -> None:
+        self.problem = problem
+        self.file = None if file is None else os.fspath(file)
+        self.value = value
+        self.mend = mend
+        super().__init__(problem)
+
+    def __str__(self) -> str:
+        text = self.problem if self.file is None else f"{self.file}: {self.problem}"
+        if self.value is not None:
+            text += f" (got {_shown(self.value)})"
+        if not text.endswith((".", "!", "?")):
+            text += "."
+        return text if self.mend is None else f"{text} {self.mend}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions pickle by their positional arguments; ours are keywords.
+        return _rebuild, (type(self), self.problem, self.file, self.value, self.mend)
+
+
+class InputError(IbisError):
+    """A scan, a picture, a number or a text from outside that cannot be used."""
+
+
+class ModelError(IbisError):
+    """A checkpoint that cannot be loaded, or a model that failed while it ran."""
+
+
+class OutputError(IbisError):
+    """A file or folder that cannot be written."""
+
+
+class ReplyError(IbisError):
+    """A policy's reply in which no action can be read."""
+
+
+class Cancelled(IbisError):  # noqa: N818 - an end that was asked for, not a failure
+    """The person stopped the work."""
+
+    def __init__(self, problem: str = "stopped on request", **parts: Any) -> None:
+        super().__init__(problem, **parts)
+
+
+def _shown(value: Any) -> str:
+    """`value` in at most some hundred characters on one line."""
+    text = repr(value[:_LONGEST_VALUE]) if isinstance(value, (str, bytes)) else str(value)
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
+
+
+def _rebuild(kind: type[IbisError], problem: str, file: str | None, value: Any, mend: str | None) -> IbisError:
+    return kind(problem, file=file, value=value, mend=mend)

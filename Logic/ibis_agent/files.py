@@ -1,0 +1,146 @@
+"""Writing files so that a reader never meets a half-written one.
+
+A file is written beside its final place and moved there when it is whole and on the disk. Reading is elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import OutputError
+
+_MENDS = {
+    errno.ENOSPC: "Free some space on that disk or choose another folder.",
+    errno.EDQUOT: "Your quota on that disk is used up; free some space or choose another folder.",
+    errno.EACCES: "Choose a folder that you may write to.",
+    errno.EPERM: "Choose a folder that you may write to.",
+    errno.EROFS: "That disk is read-only; choose another folder.",
+    errno.ENOENT: "Create the folder first or choose another one.",
+    errno.ENOTDIR: "A part of the path is a file, not a folder; choose another path.",
+    errno.EISDIR: "A folder has that name; choose another file name.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+}
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to; move it to `path` when the block ends well.
+
+    The temporary name keeps the end of the file's name, so that writers that look at the suffix work.
+    The data is flushed to the disk before the move. If the block fails in any way (Ctrl-C included), the
+    temporary file is removed and what stood at `path` before is untouched.
+
+    Raises OutputError for whatever the operating system refuses, inside the block too.
+    """
+    # Through a link to its target: replacing the link itself would surprise its owner.
+    final = Path(os.path.realpath(path))
+    if final.is_dir():
+        raise OutputError("is a folder, not a file", file=path, mend="Choose another file name.")
+    if final.exists() and not final.is_file():
+        raise OutputError("is not a regular file", file=path, mend="Choose another file name.")
+    # At most 40 characters of the name: with four bytes each and the prefix that stays below 255 bytes.
+    temporary = final.with_name(f".{secrets.token_hex(6)}-{final.name[-40:]}")
+    try:
+        # Exclusive, and with the permissions that the umask asks for (mkstemp's 0600 would stay after the move).
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, final)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    except OSError as error:
+        raise output_error(error, path) from error
+    with contextlib.suppress(OSError):  # some file systems cannot flush a folder; the file itself is safe
+        _flush(final.parent)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` atomically. Raises OutputError."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` as UTF-8, atomically. Raises OutputError.
+
+    Lone surrogates, which some tokenizers let through, become question marks.
+    """
+    write_bytes(path, text.encode("utf-8", errors="replace"))
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as indented JSON, atomically. Raises OutputError, and ValueError for NaN and infinity."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def check_writable_folder(path: str | os.PathLike[str], need_bytes: int = 0) -> Path:
+    """Make the folder if it is missing and prove by a small file that it can be written. Returns it.
+
+    `need_bytes` is how much room the caller will want. Raises OutputError; folders made on the way are
+    removed again in that case.
+    """
+    folder = Path(path)
+    made: list[Path] = []
+    try:
+        try:
+            _make_folders(folder, made)
+            probe = folder / f".{secrets.token_hex(6)}-probe"
+            try:
+                with open(probe, "xb") as stream:
+                    stream.write(b"\0")
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            finally:
+                probe.unlink(missing_ok=True)
+            free = shutil.disk_usage(folder).free
+            if free < need_bytes:
+                raise OutputError(
+                    f"needs {need_bytes / 2**20:.0f} MiB of free space",
+                    file=path,
+                    value=f"{free / 2**20:.0f} MiB",
+                    mend=_MENDS[errno.ENOSPC],
+                )
+        except OSError as error:
+            raise output_error(error, path) from error
+    except BaseException:
+        for folder_made in reversed(made):
+            with contextlib.suppress(OSError):
+                folder_made.rmdir()
+        raise
+    return folder
+
+
+def output_error(error: OSError, path: str | os.PathLike[str]) -> OutputError:
+    """An OutputError that says in plain words why `path` could not be written."""
+    reason = os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
+    mend = _MENDS.get(error.errno or 0, "Choose another file or folder.")
+    return OutputError(f"cannot be written: {reason.lower()}", file=path, mend=mend)
+
+
+def _make_folders(folder: Path, made: list[Path]) -> None:
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for each in reversed(missing):
+        each.mkdir()
+        made.append(each)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
