@@ -1,0 +1,82 @@
+"""What both demo trainings share: exact resuming, schedules, averaged weights, curves."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 200, floor: float = 0.02) -> float:
+    """Linear warm-up, then a cosine down to `floor` × `peak`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    t = (step - warmup) / max(1, steps - warmup)
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, t))))
+
+
+class Averaged:
+    """Exponential moving average of a module's parameters and buffers (what is saved and shipped)."""
+
+    def __init__(self, module: torch.nn.Module, decay: float = 0.998):
+        self.decay = decay
+        self.state = {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: torch.nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for k, v in module.state_dict().items():
+            if v.dtype.is_floating_point:
+                self.state[k].lerp_(v, 1 - decay)
+            else:
+                self.state[k].copy_(v)
+
+
+def save_atomically(state: Any, path: Path) -> None:
+    """A kill while saving leaves the checkpoint of before."""
+    partial = path.with_suffix(path.suffix + ".part")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+class Curves:
+    """Figures of every so many steps, as JSON lines and as a plot; rewound when a run is resumed."""
+
+    def __init__(self, folder: Path, resumed_at: int = 0):
+        self.path = folder / "curves.jsonl"
+        self.rows: list[dict[str, float]] = []
+        if resumed_at and self.path.exists():
+            rows = [json.loads(line) for line in self.path.read_text().splitlines()]
+            self.rows = [r for r in rows if r["step"] <= resumed_at]
+        self.path.write_text("".join(json.dumps(r) + "\n" for r in self.rows))
+
+    def add(self, **row: float) -> None:
+        self.rows.append(row)
+        with self.path.open("a") as f:
+            f.write(json.dumps(row) + "\n")
+        print("  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
+
+    def plot(self, path: Path, title: str) -> None:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        names = sorted({k for r in self.rows for k in r} - {"step", "seconds", "rate"})
+        if not names:
+            return
+        figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names), 3), squeeze=False)
+        for axis, name in zip(axes[0], names, strict=True):
+            points = [(r["step"], r[name]) for r in self.rows if name in r]
+            axis.plot(*zip(*points, strict=True), lw=1)
+            axis.set_title(name)
+            axis.set_xlabel("step")
+            axis.grid(alpha=0.3)
+        figure.suptitle(title)
+        figure.tight_layout()
+        figure.savefig(path, dpi=110)
+        plt.close(figure)

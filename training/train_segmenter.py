@@ -1,0 +1,323 @@
+"""Train the demo segmenter on phantom slices, from nothing: clicks in, masks out.
+
+    python -m training.dataset --out build/phantoms
+    python -m training.train_segmenter --data build/phantoms --out build/segmenter
+
+A SAM2 of 2.6 M parameters learns as SAM does: a click, a mask, a corrective click where the mask is most
+wrong, and so on; every click sees the mask of before. Simplifications, and why:
+- a dense head names every structure at every point of the feature maps while training, and is thrown away:
+  from scratch, clicks alone teach the encoder too slowly;
+- the object score stays "present" (its head is trained with the memory, training.train_memory): an untrained
+  score silences the masks and with them the gradient;
+- a corrective click is the maximum of the blurred error map, a cheap stand-in for the distance transform.
+Resuming is exact: every step's random numbers depend on the seed and the step alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from training.common import Averaged, Curves, learning_rate, save_atomically
+from training.dataset import NAMES, SIDE, Slices, load
+
+CONFIG = Path(__file__).parent.parent / "Logic/ibis_agent/demo/segmenter/model.yaml"
+PIXEL_MEAN = torch.tensor([0.485, 0.456, 0.406])[None, :, None, None]
+PIXEL_STD = torch.tensor([0.229, 0.224, 0.225])[None, :, None, None]
+LEARNED = len(NAMES)
+
+
+def build(config: Path = CONFIG) -> nn.Module:
+    """The SAM2Base of `config`, with random weights; the object score is fixed at 'present'."""
+    model = instantiate(OmegaConf.load(config).model)
+    last = model.sam_mask_decoder.pred_obj_score_head.layers[-1]
+    nn.init.zeros_(last.weight)
+    nn.init.constant_(last.bias, 5.0)
+    return model
+
+
+class DenseHead(nn.Module):
+    """Training only: which structures lie at each point of the finest and the coarsest feature map."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(width, LEARNED, 1), nn.Conv2d(width, LEARNED, 1)
+
+    def loss(self, features: list[Tensor], bits: Tensor) -> Tensor:
+        """`features` are the three FPN levels, `bits` (B, SIDE, SIDE) int."""
+        planes = torch.stack([(bits >> b & 1) for b in range(LEARNED)], 1).float()
+        total = torch.zeros(())
+        for head, f in ((self.fine, features[0]), (self.coarse, features[2])):
+            target = F.adaptive_avg_pool2d(planes, f.shape[-2:])
+            logits = head(f)
+            total = total + F.binary_cross_entropy_with_logits(logits, target) * 3 + dice_loss(logits, target).mean()
+        return total
+
+
+def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """(…, H, W) logits against soft masks → (…) soft Dice loss; empty targets count as background."""
+    p = logits.sigmoid()
+    inter = (p * target).sum((-2, -1))
+    return 1 - (2 * inter + 1) / (p.sum((-2, -1)) + target.sum((-2, -1)) + 1)
+
+
+def batch_of(data: Slices, numbers: np.ndarray, rng: np.random.Generator, augment: bool = True) -> tuple[Tensor, Tensor]:
+    """Pictures (B, 3, SIDE, SIDE) normalised and structure bits (B, SIDE, SIDE) int64 of slices `numbers`."""
+    hu = torch.from_numpy(np.asarray(data.hu[numbers], np.float32))[:, None]
+    bits = torch.from_numpy(data.bits[numbers].astype(np.float32))[:, None]
+    count = len(numbers)
+    if augment:
+        zoom = np.where(rng.random(count) < 0.25, rng.uniform(0.35, 0.9, count), rng.uniform(0.9, 1.12, count))
+        turn = rng.normal(0, 0.12, count)
+        stretch = np.exp(rng.normal(0, 0.08, count))
+        shift = rng.uniform(-1, 1, (count, 2)) * np.maximum(0.04, 0.8 * (1 - zoom))[:, None]
+        flip_x, flip_y = np.where(rng.random(count) < 0.4, -1, 1), np.where(rng.random(count) < 0.06, -1, 1)
+        theta = np.zeros((count, 2, 3), np.float32)
+        theta[:, 0, 0], theta[:, 0, 1] = np.cos(turn) * zoom * stretch * flip_x, -np.sin(turn) * zoom
+        theta[:, 1, 0], theta[:, 1, 1] = np.sin(turn) * zoom, np.cos(turn) * zoom / stretch * flip_y
+        theta[:, :, 2] = shift
+        grid = F.affine_grid(torch.from_numpy(theta), [count, 1, SIDE, SIDE], align_corners=False)
+        hu = F.grid_sample(hu + 1024, grid, mode="bilinear", align_corners=False) - 1024
+        bits = F.grid_sample(bits, grid, mode="nearest", align_corners=False)
+    lower = torch.from_numpy(rng.normal(-150, 30 if augment else 0, count).astype(np.float32))[:, None, None, None]
+    width = torch.from_numpy(np.exp(rng.normal(np.log(400), 0.22 if augment else 0, count)).astype(np.float32))[:, None, None, None]
+    grey = ((hu - lower) / width).clamp(0, 1)
+    if augment:
+        if rng.random() < 0.3:  # the look of coarse pixels
+            side = int(rng.integers(90, 160))
+            grey = F.interpolate(F.interpolate(grey, size=(side, side), mode="area"), size=(SIDE, SIDE), mode="bicubic").clamp(0, 1)
+        noise = torch.from_numpy(rng.standard_normal(grey.shape, dtype=np.float32))
+        strength = torch.from_numpy(np.where(rng.random(count) < 0.5, 0.0, rng.uniform(0, 0.05, count)).astype(np.float32))
+        gamma = torch.from_numpy(np.exp(rng.normal(0, 0.12, count)).astype(np.float32))[:, None, None, None]
+        grey = (grey.clamp_min(1e-4) ** gamma + noise * strength[:, None, None, None]).clamp(0, 1)
+    return (grey.repeat(1, 3, 1, 1) - PIXEL_MEAN) / PIXEL_STD, bits[:, 0].round().long()
+
+
+def choose_objects(bits: Tensor, each: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """`each` structures a picture, rarer and smaller ones more often → masks (N, S, S), picture (N,), name (N,)."""
+    masks, owner, names = [], [], []
+    for b in range(len(bits)):
+        areas = np.array([int((bits[b] >> n & 1).sum()) for n in range(LEARNED)])
+        weight = np.where(areas >= 24, 1.0, 0.0)
+        weight[len(NAMES) - 7 :] *= 0.3
+        weight[NAMES.index("lesion")] *= 3
+        weight *= np.where(areas < 700, 1.6, 1.0)
+        if weight.sum() == 0:
+            continue
+        for n in rng.choice(LEARNED, each, p=weight / weight.sum()):
+            masks.append((bits[b] >> int(n) & 1).float())
+            owner.append(b)
+            names.append(int(n))
+    return torch.stack(masks), torch.tensor(owner), torch.tensor(names)
+
+
+def first_clicks(masks: Tensor, rng: np.random.Generator) -> Tensor:
+    """(N, S, S) → (N, 2) x, y pixels: half of them deep inside, half anywhere inside."""
+    points = []
+    blurred = F.avg_pool2d(masks[:, None], 9, 1, 4, count_include_pad=False)[:, 0] * masks
+    for m, soft in zip(masks, blurred, strict=True):
+        inside = torch.nonzero(m > 0.5)
+        if rng.random() < 0.5:
+            best = torch.nonzero((soft >= soft.max() - 1e-3) & (m > 0.5))
+            inside = best if len(best) else inside
+        points.append(inside[int(rng.integers(len(inside)))].flip(0).float())
+    return torch.stack(points)
+
+
+def corrective_clicks(logits: Tensor, masks: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Where the thresholded low-resolution mask is most wrong → points (N, 2) pixels, labels (N,) 1 or 0."""
+    predicted = (F.interpolate(logits, size=masks.shape[-2:], mode="bilinear") > 0)[:, 0]
+    truth = masks > 0.5
+    wrong = (predicted ^ truth).float()
+    size = int(rng.choice([5, 9, 15]))
+    soft = F.avg_pool2d(wrong[:, None], size, 1, size // 2)[:, 0] * wrong
+    flat = soft.flatten(1).argmax(1)
+    y, x = flat // masks.shape[-1], flat % masks.shape[-1]
+    rows = torch.arange(len(masks))
+    return torch.stack([x, y], 1).float(), truth[rows, y, x].int()
+
+
+def decode(model: nn.Module, features: list[Tensor], owner: Tensor, points: Tensor, labels: Tensor, prior: Tensor | None):
+    """One prompt turn on N objects → three low-resolution logits (N, 3, S/4, S/4) and their scores (N, 3).
+
+    `points` (N, P, 2) are pixels at the model's input size, `labels` (N, P) 1 or 0.
+    """
+    sparse, dense = model.sam_prompt_encoder(points=(points, labels), boxes=None, masks=prior)
+    out = model.sam_mask_decoder(
+        image_embeddings=features[2][owner], image_pe=model.sam_prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse, dense_prompt_embeddings=dense, multimask_output=True, repeat_image=False,
+        high_res_features=[features[0][owner], features[1][owner]],
+    )
+    return out[0], out[1]
+
+
+def encode(model: nn.Module, pictures: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Feature maps for the mask decoder, and the neck's own (for the dense head)."""
+    out = model.image_encoder(pictures)
+    raw = out["backbone_fpn"]
+    decoder = model.sam_mask_decoder
+    top = raw[2] + model.no_mem_embed.permute(1, 2, 0)[..., None]
+    return [decoder.conv_s0(raw[0]), decoder.conv_s1(raw[1]), top], raw
+
+
+def mask_loss(logits: Tensor, scores: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """The best of three masks carries the loss (the others a little); scores learn the true IoU."""
+    target = F.avg_pool2d(masks[:, None], 2)
+    fine = F.interpolate(logits, scale_factor=2, mode="bilinear")
+    wide = target.expand_as(fine)
+    # Cross entropy counts within the structure's neighbourhood scale, so that small ones are not drowned.
+    bce = F.binary_cross_entropy_with_logits(fine, wide, reduction="none").mean((-2, -1))
+    scale = (wide.mean((-2, -1)) * 6 + 0.04).clamp(max=1.0)
+    each = bce / scale + dice_loss(fine, wide)
+    with torch.no_grad():
+        p, t = fine > 0, wide > 0.5
+        iou = (p & t).sum((-2, -1)) / (p | t).sum((-2, -1)).clamp_min(1)
+    best = each.min(1).values
+    return (best + 0.2 * each.mean(1)).mean() + 2 * F.mse_loss(scores, iou), iou
+
+
+def train_step(model, head, data, numbers, rng, objects: int, clicks: int) -> tuple[Tensor, dict[str, float]]:
+    pictures, bits = batch_of(data, numbers, rng)
+    features, raw = encode(model, pictures)
+    dense = head.loss(raw, bits)
+    figures = {"dense": float(dense.detach())}
+    if clicks == 0:
+        return dense, figures
+    masks, owner, _ = choose_objects(bits, objects, rng)
+    points, labels = first_clicks(masks, rng)[:, None], torch.ones(len(masks), 1, dtype=torch.int)
+    prior, total = None, dense * 0.5
+    for turn in range(clicks):
+        logits, scores = decode(model, features, owner, points, labels, prior)
+        loss, iou = mask_loss(logits, scores, masks)
+        total = total + loss / clicks
+        chosen = logits[torch.arange(len(logits)), scores.argmax(1)][:, None].detach()
+        if turn in (0, clicks - 1):
+            figures[f"iou_{turn + 1}"] = float(iou[torch.arange(len(iou)), scores.argmax(1)].mean())
+        if turn < clicks - 1:
+            point, label = corrective_clicks(chosen, masks, rng)
+            points, labels = torch.cat([points, point[:, None]], 1), torch.cat([labels, label[:, None]], 1)
+            prior = chosen.clamp(-32, 32)
+    return total, figures
+
+
+@torch.inference_mode()
+def measure(model: nn.Module, data: Slices, numbers: np.ndarray, clicks: int = 5) -> dict[str, float]:
+    """Mean IoU after 1 and `clicks` simulated clicks on every named structure of the slices `numbers`."""
+    model.eval()
+    first: list[float] = []
+    last: list[float] = []
+    names: list[int] = []
+    for n in numbers:
+        rng = np.random.default_rng(int(n))
+        pictures, bits = batch_of(data, np.array([n]), rng, augment=False)
+        wanted = [b for b in range(8) if int((bits >> b & 1).sum()) >= 60]
+        if not wanted:
+            continue
+        masks = torch.stack([(bits[0] >> b & 1).float() for b in wanted])
+        features, _ = encode(model, pictures)
+        owner = torch.zeros(len(wanted), dtype=torch.long)
+        points, _ = corrective_clicks(torch.full((len(wanted), 1, SIDE // 4, SIDE // 4), -9.0), masks, np.random.default_rng(1))
+        points, labels, prior = points[:, None], torch.ones(len(wanted), 1, dtype=torch.int), None
+        for turn in range(clicks):
+            logits, scores = decode(model, features, owner, points, labels, prior)
+            prior = logits[torch.arange(len(wanted)), scores.argmax(1)][:, None]
+            p = F.interpolate(prior, size=(SIDE, SIDE), mode="bilinear")[:, 0] > 0
+            t = masks > 0.5
+            iou = ((p & t).sum((1, 2)) / (p | t).sum((1, 2))).tolist()
+            if turn == 0:
+                first += iou
+                names += wanted
+            point, label = corrective_clicks(prior, masks, np.random.default_rng(1))
+            points, labels = torch.cat([points, point[:, None]], 1), torch.cat([labels, label[:, None]], 1)
+            prior = prior.clamp(-32, 32)
+        last += iou
+    model.train()
+    out = {"held_iou_1": float(np.mean(first)), f"held_iou_{clicks}": float(np.mean(last))}
+    per = {NAMES[b]: round(float(np.mean([i for i, n in zip(first, names, strict=True) if n == b])), 3) for b in sorted(set(names))}
+    print("   per structure at 1:", per, flush=True)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("build/phantoms"))
+    parser.add_argument("--out", type=Path, default=Path("build/segmenter"))
+    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--dense-steps", type=int, default=700, help="first steps that train the encoder alone")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--objects", type=int, default=4)
+    parser.add_argument("--clicks", type=int, default=4)
+    parser.add_argument("--rate", type=float, default=1.2e-3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--held", type=int, default=60)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    model, head = build(), DenseHead(64)
+    parameters = [*model.image_encoder.parameters(), *model.sam_prompt_encoder.parameters(),
+                  *model.sam_mask_decoder.parameters(), model.no_mem_embed, *head.parameters()]
+    frozen = {id(p) for p in model.sam_mask_decoder.pred_obj_score_head.parameters()}
+    parameters = [p for p in parameters if id(p) not in frozen]
+    optimiser = torch.optim.AdamW(parameters, lr=args.rate, weight_decay=0.05, betas=(0.9, 0.98))
+    averaged = Averaged(model)
+    checkpoint, step = args.out / "resume.pt", 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        head.load_state_dict(state["head"])
+        optimiser.load_state_dict(state["optimiser"])
+        averaged.state, step = state["averaged"], state["step"]
+        print(f"resumed at step {step}", flush=True)
+    curves = Curves(args.out, step)
+    model.train()
+    started, sums, since = time.time(), {}, 0
+    while step < args.steps:
+        data = load(args.data)
+        count = len(data) - args.held
+        rng = np.random.default_rng([args.seed, step])
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, args.steps, args.rate)
+        numbers = np.sort(rng.choice(count, args.batch, replace=False))
+        clicks = 0 if step < args.dense_steps else int(rng.integers(1, args.clicks + 1))
+        loss, figures = train_step(model, head, data, numbers, rng, args.objects, clicks)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        step += 1
+        averaged.update(model, step)
+        for k, v in figures.items():
+            total, n = sums.get(k, (0.0, 0))
+            sums[k] = (total + v, n + 1)
+        since += 1
+        if step % 50 == 0:
+            curves.add(step=step, seconds=(time.time() - started) / since, **{k: v / n for k, (v, n) in sums.items()})
+            sums, since, started = {}, 0, time.time()
+        if step % 250 == 0 or step == args.steps:
+            save_atomically({"model": model.state_dict(), "head": head.state_dict(), "optimiser": optimiser.state_dict(),
+                             "averaged": averaged.state, "step": step}, checkpoint)
+        if (step % 1000 == 0 and step > args.dense_steps) or step == args.steps:
+            probe = build()
+            probe.load_state_dict(averaged.state)
+            curves.add(step=step, **measure(probe, data, np.arange(count, count + args.held)))
+            curves.plot(args.out / "curves.png", "demo segmenter")
+            started, since = time.time(), 0
+    from safetensors.torch import save_file
+
+    save_file({k: v.half().contiguous() if v.dtype.is_floating_point else v.contiguous() for k, v in averaged.state.items()},
+              args.out / "model.safetensors")
+
+
+if __name__ == "__main__":
+    main()
