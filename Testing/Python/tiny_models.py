@@ -38,7 +38,16 @@ _CORPUS = (
 
 def make_tiny_tokenizer(vocabulary: int = 400) -> Any:
     """A byte-level BPE `tokenizers.Tokenizer` with Qwen's special tokens, trained on a few sentences."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        trainers,
+    )
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -59,12 +68,14 @@ def make_tiny_tokenizer(vocabulary: int = 400) -> Any:
             show_progress=False,
         ),
     )
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
     return tokenizer
 
 
 def make_tiny_policy(folder: Path, *, seed: int = 0, dtype: str = "bfloat16", **text_options: Any) -> Path:
-    """Save a random Qwen2.5-VL of about 0.3 M parameters, its tokenizer and image processor, as a policy folder.
+    """Save a random Qwen2.5-VL (0.2 M parameters) with tokenizer and image processor as a policy folder.
 
     `text_options` go into the text configuration. The folder has no model card. Returns the folder.
     """
@@ -115,7 +126,9 @@ def make_tiny_policy(folder: Path, *, seed: int = 0, dtype: str = "bfloat16", **
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config)
     model.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=[token("<|im_end|>"), token("<|endoftext|>")], pad_token_id=token("<|endoftext|>")
+        do_sample=False,
+        eos_token_id=[token("<|im_end|>"), token("<|endoftext|>")],
+        pad_token_id=token("<|endoftext|>"),
     )
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
