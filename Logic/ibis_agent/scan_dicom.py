@@ -1,0 +1,150 @@
+"""Reading DICOM: one series of a folder, or one file → a Scan.
+
+ITK's GDCM reader finds, sorts and decodes the slices and applies the rescale slope and intercept; here stands what
+it does not say: which series there are, and whether the slices of one make an even stack.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+from .scan import Scan
+from .scan_readers import _damaged, check_itk_header, voxels_and_affine
+
+_SERIES_UID, _POSITION, _ORIENTATION = "0020|000e", "0020|0032", "0020|0037"
+_DESCRIPTION, _NUMBER, _MODALITY = "0008|103e", "0020|0011", "0008|0060"
+_MOST_FOLDERS = 1000
+
+
+def read_dicom_folder(path: Path, series: str | None = None) -> Scan:
+    """The one series of a folder, or the one whose UID is `series`; subfolders are looked through where the folder
+    itself holds none. Raises InputError, which lists the series where there are several.
+    """
+    found = _find_series(path)
+    if not found:
+        raise InputError(
+            "the folder holds no DICOM images", file=path, mend="Give the folder with the slices, or a scan's file."
+        )
+    if series is None and len(found) > 1:
+        raise InputError(
+            f"the folder holds {len(found)} series:\n{_listed(found)}\n",
+            file=path,
+            mend="Choose one with --series UID.",
+        )
+    if series is not None and series not in found:
+        raise InputError(
+            "the folder has no such series", file=path, value=series, mend=f"It holds:\n{_listed(found)}"
+        )
+    uid = series if series is not None else next(iter(found))
+    return _read(path, found[uid])
+
+
+def read_dicom_file(path: Path, series: str | None = None) -> Scan:
+    """One DICOM file as a volume: one slice, or all the frames of an enhanced multi-frame file."""
+    return _read(path, [str(path)])
+
+
+def _find_series(path: Path) -> dict[str, list[str]]:
+    """Series UID → its files in order of position, only those that hold images."""
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    found: dict[str, list[str]] = {}
+    for count, (folder, _, _) in enumerate(os.walk(path)):
+        if count > _MOST_FOLDERS:
+            raise InputError("the folder has too many subfolders to look through", file=path)
+        for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(folder):
+            files = list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(folder, uid))
+            if files and _header(files[0]) is not None:
+                found.setdefault(uid, []).extend(files)
+        if found and count == 0:
+            break
+    return found
+
+
+def _read(path: Path, files: list[str]) -> Scan:
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    header = _header(files[0])
+    if header is None:
+        raise InputError("the DICOM file holds no image that can be read", file=files[0], mend="Export it again.")
+    check_itk_header(header, path)
+    try:
+        if len(files) == 1:
+            header.SetFileName(files[0])
+            image = header.Execute()
+        else:
+            reader = sitk.ImageSeriesReader()
+            reader.SetFileNames(files)
+            reader.MetaDataDictionaryArrayUpdateOn()
+            image = reader.Execute()
+            _check_stack(path, files, reader)
+    except RuntimeError as error:
+        raise _damaged(path, error) from error
+    voxels, affine = voxels_and_affine(image, path)
+    name = _tag(header, _DESCRIPTION) or path.stem
+    return Scan(voxels, affine, "volume", path, name, _tag(header, _MODALITY))
+
+
+def _check_stack(path: Path, files: list[str], reader: Any) -> None:
+    """Refuse a series whose slices do not stand parallel, once each, and evenly behind one another."""
+    mend = "Choose a complete series, or make an even one from it in 3D Slicer (DICOM module)."
+    places, turns = [], []
+    for n in range(len(files)):
+        if not (reader.HasMetaDataKey(n, _POSITION) and reader.HasMetaDataKey(n, _ORIENTATION)):
+            raise InputError("a slice does not say where it lies", file=files[n], mend=mend)
+        places.append([float(part) for part in reader.GetMetaData(n, _POSITION).split("\\")])
+        turns.append([float(part) for part in reader.GetMetaData(n, _ORIENTATION).split("\\")])
+    if np.abs(np.array(turns) - turns[0]).max() > 1e-3:
+        raise InputError("the slices of the series are not parallel", file=path, mend=mend)
+    row, column = np.array(turns[0][:3]), np.array(turns[0][3:])
+    steps = np.diff(np.array(places), axis=0)
+    along = steps @ np.cross(row, column)
+    step = float(np.median(along))
+    if abs(step) < 1e-4 or (np.abs(along) < 1e-4).any():
+        raise InputError("several slices of the series lie at the same place", file=path, mend=mend)
+    uneven = np.abs(along - step) > max(0.05 * abs(step), 0.01)
+    if uneven.any():
+        n = int(np.argmax(uneven))
+        raise InputError(
+            "the slices of the series are not evenly spaced, some may be missing",
+            file=path,
+            value=f"{abs(along[n]):g} mm after slice {n}, {abs(step):g} mm elsewhere",
+            mend=mend,
+        )
+    aside = steps - np.outer(along, np.cross(row, column))
+    if np.linalg.norm(aside, axis=1).max() > 0.01 * abs(step) + 0.01:
+        raise InputError("the slices of the series are shifted sideways (gantry tilt)", file=path, mend=mend)
+
+
+def _header(file: str) -> Any:
+    """A SimpleITK reader that has read the header of a DICOM image, or None where there is none."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(file)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return None
+    return reader
+
+
+def _tag(reader: Any, key: str) -> str:
+    return str(reader.GetMetaData(key)).strip() if reader.HasMetaDataKey(key) else ""
+
+
+def _listed(found: dict[str, list[str]]) -> str:
+    lines = []
+    for uid, files in found.items():
+        header = _header(files[0])
+        number, words, modality = (_tag(header, key) for key in (_NUMBER, _DESCRIPTION, _MODALITY))
+        lines.append(f"  {uid}  number {number or '?'}, {modality or '?'}, {len(files)} files, {words or 'no description'}")
+    return "\n".join(lines)
