@@ -1,0 +1,219 @@
+"""The clicks in the slice views: a green ring for a positive click, a red cross for a negative one, each with the
+number of its step, and movable with the mouse.
+
+Markups can draw filled discs and upright crosses only, so the shapes are small upright surfaces: what a slice view
+draws of them is where they meet the slice, a ring or a cross. The control points of two point lists are the handles.
+Placing new clicks is in ClickPlacement.py; what a moved mark means is for whoever listens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import qt
+import slicer
+import vtk
+
+from .Geometry import ijkToRas
+from .Signal import Signal
+
+POSITIVE_COLOUR = (0.10, 0.95, 0.35)
+NEGATIVE_COLOUR = (1.0, 0.22, 0.20)
+_PALE = 0.6  # brightness of the marks of steps that are not the selected one
+_SIZE = 0.018  # radius of a mark as a part of the shorter side of the slice
+_CORNERS = 24  # of a ring
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A click to show: the number of its step, its voxel (i, j, k), and its sign."""
+
+    number: int
+    ijk: tuple[int, int, int]
+    positive: bool
+
+
+class ClickMarks:
+    """Shows marks and tells when a person has dragged one.
+
+    moved: Signal(number, ras) after a drag has ended; ras is the new place in the world. The mark stays there until
+    `show` is called again.
+    """
+
+    ROLES = ("positivePoints", "negativePoints", "positiveShapes", "negativeShapes")
+
+    def __init__(self, nodes: dict) -> None:
+        """nodes: for each of ROLES a node, as `create` makes them or as they come back with a saved scene."""
+        self.nodes = nodes
+        self.moved = Signal()
+        self._marks: tuple[Mark, ...] = ()
+        self._frame: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        self._observers: list[tuple[object, int]] = []
+        for positive in (True, False):
+            points = self._points(positive)
+            self._observe(points, points.PointEndInteractionEvent, self._onDragEnd)
+            self._observe(points, points.PointModifiedEvent, self._onPointModified)
+        self._showing = False
+
+    @classmethod
+    def create(cls, volumeNode) -> ClickMarks:
+        """New empty nodes that move along with the volume."""
+        nodes = {}
+        for role in cls.ROLES:
+            positive, handles = role.startswith("positive"), role.endswith("Points")
+            kind = "vtkMRMLMarkupsFiducialNode" if handles else "vtkMRMLModelNode"
+            name = f"IBIS {'positive' if positive else 'negative'} clicks"
+            node = slicer.mrmlScene.AddNewNodeByClass(kind, name if handles else f"{name} (shapes)")
+            node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
+            node.CreateDefaultDisplayNodes()
+            colour = POSITIVE_COLOUR if positive else NEGATIVE_COLOUR
+            (_styleHandles if handles else _styleShapes)(node, colour)
+            nodes[role] = node
+        return cls(nodes)
+
+    def show(self, marks: list[Mark], current: int, volumeNode, axis: int) -> None:
+        """Show exactly these marks. current: number of the step to stress; axis: the voxel axis across the slice."""
+        self._marks = tuple(marks)
+        toRas = ijkToRas(volumeNode)
+        self._frame = _frameOf(toRas, axis, volumeNode.GetImageData().GetDimensions())
+        self._showing = True
+        try:
+            for positive in (True, False):
+                self._fill(positive, current, toRas)
+        finally:
+            self._showing = False
+        self._drawShapes()
+
+    def setMovable(self, movable: bool) -> None:
+        for positive in (True, False):
+            self._points(positive).SetLocked(not movable)
+
+    def setVisible(self, visible: bool) -> None:
+        for node in self.nodes.values():
+            node.GetDisplayNode().SetVisibility(visible)
+
+    def remove(self) -> None:
+        """Take the nodes out of the scene, with everything that hangs on them."""
+        self.stopObserving()
+        for node in self.nodes.values():
+            if slicer.mrmlScene.IsNodePresent(node):
+                slicer.mrmlScene.RemoveNode(node)
+
+    def stopObserving(self) -> None:
+        for node, tag in self._observers:
+            node.RemoveObserver(tag)
+        self._observers.clear()
+        self.moved.disconnectAll()
+
+    def _points(self, positive: bool):
+        return self.nodes["positivePoints" if positive else "negativePoints"]
+
+    def _observe(self, node, event, handler) -> None:
+        self._observers.append((node, node.AddObserver(event, handler)))
+
+    def _fill(self, positive: bool, current: int, toRas: np.ndarray) -> None:
+        node = self._points(positive)
+        marks = [mark for mark in self._marks if mark.positive == positive]
+        with slicer.util.NodeModify(node):
+            # The number of points is fixed otherwise, so that no mark can be deleted or placed behind our back.
+            node.SetFixedNumberOfControlPoints(False)
+            node.RemoveAllControlPoints()
+            for mark in marks:
+                ras = toRas @ [*mark.ijk, 1.0]
+                index = node.AddControlPoint(ras[0], ras[1], ras[2], str(mark.number))
+                node.SetNthControlPointSelected(index, mark.number == current)
+            node.SetFixedNumberOfControlPoints(True)
+
+    def _drawShapes(self) -> None:
+        for positive in (True, False):
+            node = self._points(positive)
+            centres = [node.GetNthControlPointPosition(n) for n in range(node.GetNumberOfControlPoints())]
+            outline = _ring if positive else _cross
+            shapes = self.nodes["positiveShapes" if positive else "negativeShapes"]
+            shapes.SetAndObservePolyData(_surfaces(centres, outline, self._frame))
+
+    def _onPointModified(self, caller, event) -> None:
+        if not self._showing and self._frame is not None:
+            self._drawShapes()
+
+    def _onDragEnd(self, caller, event) -> None:
+        positive = caller is self._points(True)
+        marks = [mark for mark in self._marks if mark.positive == positive]
+        for index, mark in enumerate(marks):
+            ras = [0.0, 0.0, 0.0]
+            caller.GetNthControlPointPosition(index, ras)
+            was = self._startOf(mark)
+            if np.linalg.norm(np.subtract(ras, was)) > 1e-3:
+                caller.GetNthControlPointPositionWorld(index, ras)
+                # Slicer still works with the point: what follows may take it away.
+                qt.QTimer.singleShot(0, lambda number=mark.number: self.moved.emit(number, tuple(ras)))
+                return
+
+    def _startOf(self, mark: Mark) -> np.ndarray:
+        volumeRas, _, _ = self._frame
+        return (volumeRas @ [*mark.ijk, 1.0])[:3]
+
+
+def _styleHandles(node, colour: tuple[float, float, float]) -> None:
+    display = node.GetDisplayNode()
+    display.SetSelectedColor(*colour)
+    display.SetColor(*(part * _PALE for part in colour))
+    display.SetActiveColor(1.0, 1.0, 0.3)
+    display.SetGlyphType(display.Circle2D)
+    display.SetGlyphScale(0.9)
+    display.SetTextScale(3.2)
+    display.GetTextProperty().SetBold(True)
+    display.GetTextProperty().SetShadow(True)
+    display.SetPointLabelsVisibility(True)
+    display.SetSliceProjection(False)
+    display.SetVisibility3D(False)
+
+
+def _styleShapes(node, colour: tuple[float, float, float]) -> None:
+    node.SetSaveWithScene(False)  # drawn again from the steps
+    node.SetHideFromEditors(True)
+    node.SetSelectable(False)
+    display = node.GetDisplayNode()
+    display.SetColor(*colour)
+    display.SetVisibility2D(True)
+    display.SetVisibility3D(False)
+    display.SetSliceIntersectionThickness(3)
+
+
+def _frameOf(toRas: np.ndarray, axis: int, shape: tuple[int, int, int]):
+    """(voxel → RAS, mm vectors (3, 2) of a mark's radius along the slice's two axes, mm vector of half a slice)."""
+    rest = [each for each in range(3) if each != axis]
+    spacing = np.linalg.norm(toRas[:3, :3], axis=0)
+    directions = toRas[:3, :3] / spacing
+    radius = _SIZE * min(shape[each] * spacing[each] for each in rest)
+    # A hair less than half a slice: neighbouring slices must not show it.
+    return toRas, directions[:, rest] * radius, toRas[:3, axis] * 0.49
+
+
+def _ring() -> list[np.ndarray]:
+    angles = np.linspace(0, 2 * np.pi, _CORNERS + 1)
+    return [np.stack([np.cos(angles), np.sin(angles)], axis=1)]
+
+
+def _cross() -> list[np.ndarray]:
+    arm = 0.85
+    return [np.array([[-arm, -arm], [arm, arm]]), np.array([[-arm, arm], [arm, -arm]])]
+
+
+def _surfaces(centres, outline, frame) -> vtk.vtkPolyData:
+    """For every centre (RAS mm) the outline, drawn out into a surface across the slice."""
+    points, cells = vtk.vtkPoints(), vtk.vtkCellArray()
+    for centre in centres:
+        _, radii, half = frame
+        for line in outline():
+            lower = [points.InsertNextPoint(*(np.asarray(centre) + radii @ at - half)) for at in line]
+            upper = [points.InsertNextPoint(*(np.asarray(centre) + radii @ at + half)) for at in line]
+            for n in range(len(line) - 1):
+                cells.InsertNextCell(4)
+                for corner in (lower[n], lower[n + 1], upper[n + 1], upper[n]):
+                    cells.InsertCellPoint(corner)
+    surface = vtk.vtkPolyData()
+    surface.SetPoints(points)
+    surface.SetPolys(cells)
+    return surface

@@ -1,0 +1,124 @@
+"""Slice views, volumes and world coordinates in terms of voxels: the border between MRML and ibis_agent.geometry.
+
+Everything goes through the node's own IJK-to-RAS matrix and transform, never through the file: Slicer turns the K axis
+of left-handed files around when it reads them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import slicer
+import vtk
+
+_ALIGNED = 0.999  # cosine between a view's normal and a voxel axis above which they count as parallel
+
+
+class GeometryError(RuntimeError):
+    """A view or volume that a question cannot be asked about; the text says why and what to do."""
+
+
+class ObliqueViewError(GeometryError):
+    """The view shows a plane that no single slice of the volume lies in."""
+
+
+@dataclass(frozen=True)
+class SlicePlace:
+    """A slice of a volume: the voxel axis (0 i, 1 j, 2 k) that it is across and its index there."""
+
+    axis: int
+    index: int
+    count: int
+
+
+def arrayFromMatrix(matrix: vtk.vtkMatrix4x4) -> np.ndarray:
+    """(4, 4) float64."""
+    return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
+
+
+def ijkToRas(volumeNode) -> np.ndarray:
+    """(4, 4) voxel index → RAS mm in the volume's own coordinates, before its parent transform."""
+    matrix = vtk.vtkMatrix4x4()
+    volumeNode.GetIJKToRASMatrix(matrix)
+    return arrayFromMatrix(matrix)
+
+
+def ijkToWorld(volumeNode) -> np.ndarray:
+    """(4, 4) voxel index → RAS mm in the world.
+
+    :raises GeometryError: if the volume has a transform that is not linear.
+    """
+    transformNode = volumeNode.GetParentTransformNode()
+    if transformNode is None:
+        return ijkToRas(volumeNode)
+    if not transformNode.IsTransformToWorldLinear():
+        raise GeometryError(
+            f"{volumeNode.GetName()} is bent by the transform {transformNode.GetName()}. "
+            "Harden that transform (in the module Transforms) or take the volume out of it."
+        )
+    matrix = vtk.vtkMatrix4x4()
+    transformNode.GetMatrixTransformToWorld(matrix)
+    return arrayFromMatrix(matrix) @ ijkToRas(volumeNode)
+
+
+def shapeOf(volumeNode) -> tuple[int, int, int]:
+    """Voxels along (i, j, k)."""
+    image = volumeNode.GetImageData()
+    if image is None:
+        raise GeometryError(f"{volumeNode.GetName()} holds no image.")
+    return image.GetDimensions()
+
+
+def sliceOfView(sliceNode, volumeNode) -> SlicePlace:
+    """The slice of the volume that lies nearest to what a slice view shows.
+
+    :raises ObliqueViewError: if the view is tilted against the volume's voxels.
+    :raises GeometryError: if the view shows a place outside the volume.
+    """
+    toWorld = ijkToWorld(volumeNode)
+    sliceToWorld = arrayFromMatrix(sliceNode.GetSliceToRAS())
+    directions = toWorld[:3, :3] / np.linalg.norm(toWorld[:3, :3], axis=0)
+    cosines = np.abs(directions.T @ sliceToWorld[:3, 2])
+    axis = int(np.argmax(cosines))
+    if cosines[axis] < _ALIGNED:
+        raise ObliqueViewError(
+            f"The view {sliceNode.GetName()} is tilted against the slices of {volumeNode.GetName()}."
+        )
+    count = shapeOf(volumeNode)[axis]
+    exact = float(np.linalg.solve(toWorld, sliceToWorld[:, 3])[axis])
+    index = int(np.floor(exact + 0.5))
+    if not -0.51 <= exact <= count - 0.49:
+        raise GeometryError(
+            f"The view {sliceNode.GetName()} shows a place outside {volumeNode.GetName()}. Scroll into the volume."
+        )
+    return SlicePlace(axis, min(max(index, 0), count - 1), count)
+
+
+def sliceOfPlane(volumeNode, axis: int, index: int | None) -> SlicePlace:
+    """A slice by voxel axis and index; None is the middle one."""
+    count = shapeOf(volumeNode)[axis]
+    index = count // 2 if index is None else index
+    if not 0 <= index < count:
+        raise GeometryError(f"{volumeNode.GetName()} has slices 0 to {count - 1} there, not {index}.")
+    return SlicePlace(axis, index, count)
+
+
+def worldFromIjk(volumeNode, ijk) -> np.ndarray:
+    """(3,) RAS mm in the world of a voxel centre."""
+    return (ijkToWorld(volumeNode) @ [*ijk, 1.0])[:3]
+
+
+def ijkFromWorld(volumeNode, ras) -> np.ndarray:
+    """(3,) float voxel index of a point in the world."""
+    return np.linalg.solve(ijkToWorld(volumeNode), [*ras, 1.0])[:3]
+
+
+def showSlice(sliceNode, volumeNode, ijk) -> None:
+    """Scroll a view so that it shows the slice of this voxel."""
+    sliceNode.JumpSliceByOffsetting(*worldFromIjk(volumeNode, ijk))
+
+
+def alignView(sliceNode, volumeNode) -> None:
+    """Turn a tilted view to the nearest plane of the volume's voxels."""
+    sliceNode.RotateToVolumePlane(volumeNode)

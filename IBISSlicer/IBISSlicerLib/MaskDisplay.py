@@ -1,0 +1,135 @@
+"""The agent's mask in the views: one segmentation node of its own, updated in place.
+
+Never touches a segmentation of the person's; that is Accept.py. Marks of clicks are in ClickMarks.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import slicer
+import vtk
+from vtk.util.numpy_support import vtk_to_numpy
+
+from .Geometry import ijkToRas
+
+_SEGMENT = "agent"
+_FILL, _OUTLINE, _THICKNESS = 0.35, 1.0, 2
+
+
+class MaskDisplay:
+    """Shows masks of a picture in the slice that the picture is of.
+
+    The labelmap spans only the slices that were shown so far: a step in one slice of 512 × 512 × 300 voxels writes
+    into a slab one slice thick, in place, and leaves every other slice as it was. (Slicer's own call with
+    MODE_REPLACE and an extent would erase the segment outside the extent.)
+    """
+
+    def __init__(self, node) -> None:
+        """node: the vtkMRMLSegmentationNode, as made by `create` or come back with a saved scene."""
+        self.node = node
+        self._view = None  # (I, J, K) uint8 array on the labelmap's own memory
+        self._extent: list[int] = []
+
+    @classmethod
+    def create(cls, volumeNode, name: str, colour: tuple[float, float, float]) -> MaskDisplay:
+        """A new node with one empty segment, in the place of the volume. colour: 0 to 1."""
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", f"IBIS: {name}")
+        node.CreateDefaultDisplayNodes()
+        node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
+        node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
+        display = node.GetDisplayNode()
+        display.SetOpacity2DFill(_FILL)
+        display.SetOpacity2DOutline(_OUTLINE)
+        display.SetSliceIntersectionThickness(_THICKNESS)
+        display.SetVisibility3D(False)
+        node.GetSegmentation().AddEmptySegment(_SEGMENT, name, colour)
+        return cls(node)
+
+    @property
+    def segmentId(self) -> str:
+        return _SEGMENT
+
+    def show(self, mask: np.ndarray, geometry) -> None:
+        """Show `mask` ((H, W) bool) in the slice of `geometry` (an ibis_agent PictureGeometry of the volume)."""
+        self._span(geometry)
+        first = self._extent[2 * geometry.axis]
+        shape = self._view.shape
+        inSlab = dataclasses.replace(geometry, shape=shape, index=geometry.index - first)
+        inSlab.extract(self._view)[...] = mask * self._segment().GetLabelValue()
+        self._representation().GetPointData().GetScalars().Modified()
+        self._representation().Modified()
+
+    def setVisible(self, visible: bool) -> None:
+        self.node.GetDisplayNode().SetVisibility(visible)
+
+    def remove(self) -> None:
+        if slicer.mrmlScene.IsNodePresent(self.node):
+            slicer.mrmlScene.RemoveNode(self.node)
+
+    def _segment(self):
+        return self.node.GetSegmentation().GetSegment(_SEGMENT)
+
+    def _representation(self):
+        return self._segment().GetRepresentation(_labelmapName())
+
+    def _span(self, geometry) -> None:
+        """Make the labelmap reach from the first to the last slice that is shown, keeping what it holds."""
+        axis, index = geometry.axis, geometry.index
+        image = self._representation()
+        if self._view is None or image is None or list(image.GetExtent()) != self._extent:
+            self._adopt(image)
+        wanted = [0, geometry.shape[0] - 1, 0, geometry.shape[1] - 1, 0, geometry.shape[2] - 1]
+        inside = [index, index]
+        if self._extent:
+            inside = [min(index, self._extent[2 * axis]), max(index, self._extent[2 * axis + 1])]
+        wanted[2 * axis : 2 * axis + 2] = inside
+        if wanted == self._extent:
+            return
+        larger = slicer.vtkOrientedImageData()
+        larger.SetExtent(wanted)
+        larger.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+        larger.GetPointData().GetScalars().Fill(0)
+        larger.SetImageToWorldMatrix(_vtkMatrix(geometry, self.node))
+        previous, previousExtent = self._view, self._extent
+        view = _arrayOf(larger)
+        if previous is not None and previous.size:
+            # A labelmap that came from a file is cropped to what it holds, so it may lie anywhere inside.
+            where = tuple(
+                slice(previousExtent[2 * a] - wanted[2 * a], previousExtent[2 * a + 1] - wanted[2 * a] + 1)
+                for a in range(3)
+            )
+            view[where] = previous
+        self._segment().AddRepresentation(_labelmapName(), larger)
+        self._view, self._extent = view, wanted
+
+    def _adopt(self, image) -> None:
+        """Go on with a labelmap that somebody else has made: Slicer itself, after reading a scene."""
+        self._view, self._extent = None, []
+        if image is not None and image.GetPointData().GetScalars() is not None:
+            extent = list(image.GetExtent())
+            if all(extent[2 * axis] <= extent[2 * axis + 1] for axis in range(3)):
+                self._view, self._extent = _arrayOf(image), extent
+
+
+def _labelmapName() -> str:
+    return slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+
+
+def _arrayOf(image) -> np.ndarray:
+    """(I, J, K) view on the image's memory."""
+    first, last = image.GetExtent()[::2], image.GetExtent()[1::2]
+    shape = [b - a + 1 for a, b in zip(first, last)]
+    return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(shape[::-1]).transpose(2, 1, 0)
+
+
+def _vtkMatrix(geometry, node) -> vtk.vtkMatrix4x4:
+    """Voxel index → RAS in the node's own coordinates, which are the volume's."""
+    volumeNode = node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole())
+    array = ijkToRas(volumeNode) if volumeNode else geometry.affine
+    matrix = vtk.vtkMatrix4x4()
+    for row in range(4):
+        for column in range(4):
+            matrix.SetElement(row, column, float(array[row][column]))
+    return matrix

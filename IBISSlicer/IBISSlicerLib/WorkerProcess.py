@@ -1,0 +1,147 @@
+"""The worker as a QProcess: which Python runs it, and how bytes get in and out.
+
+What is said over the pipes is in ibis_agent.protocol; what to do when the process ends in ibis_agent.worker_client.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import qt
+import slicer
+
+# Processes that were asked to end and have not ended yet. Dropping the last reference to a QProcess kills what it
+# started, and that is only the PythonSlicer launcher: the worker itself ends because its stdin closes.
+_ending: list[WorkerProcess] = []
+
+_SECONDS_AT_EXIT = 2.5
+
+
+class WorkerProcess:
+    """One running worker (an ibis_agent.worker_client.Transport).
+
+    :param program: the Python that runs it; PythonSlicer, or a person's own.
+    :param packageFolder: the folder that holds the package `ibis_agent`.
+    :param arguments: further arguments of the worker.
+    :param onBytes: called with what arrives on its stdout.
+    :param onEnd: called once with the reason, in plain words.
+    :param onLog: called with each line of its stderr.
+    :raises OSError: if there is no such program.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        packageFolder: Path,
+        arguments: list[str],
+        onBytes: Callable[[bytes], None],
+        onEnd: Callable[[str], None],
+        onLog: Callable[[str], None],
+    ) -> None:
+        if not Path(program).is_file():
+            raise FileNotFoundError(f"there is no Python at {program}")
+        self._onBytes, self._onEnd, self._onLog = onBytes, onEnd, onLog
+        self._errorTail = b""
+        self._lastError = ""
+        self._ended = False
+        self._process = qt.QProcess()
+        self._process.setProcessChannelMode(qt.QProcess.SeparateChannels)
+        self._process.setProcessEnvironment(_environment())
+        self._process.setWorkingDirectory(str(packageFolder))  # `-m` looks for the package there
+        self._process.connect("readyReadStandardOutput()", self._onStandardOutput)
+        self._process.connect("readyReadStandardError()", self._onStandardError)
+        self._process.connect("finished(int,QProcess::ExitStatus)", self._onFinished)
+        self._process.connect("errorOccurred(QProcess::ProcessError)", self._onError)
+        self._process.start(program, ["-u", "-m", "ibis_agent.worker", *arguments])
+
+    def write(self, data: bytes) -> None:
+        if self._process.state() != qt.QProcess.NotRunning:
+            self._process.write(data)
+
+    def waitForBytes(self, milliseconds: int) -> None:
+        """Let what arrives within this time arrive, without the application's event loop."""
+        self._process.waitForReadyRead(milliseconds)
+
+    def finish(self) -> None:
+        self._stopListening()
+        if self._process.state() != qt.QProcess.NotRunning:
+            _ending.append(self)
+            self._process.closeWriteChannel()
+
+    def kill(self, pid: int | None) -> None:
+        self._stopListening()
+        self._process.kill()
+        if pid is not None and pid != self._process.processId():  # a launcher stood in between
+            try:
+                os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+            except OSError:
+                logging.debug("IBISSlicer: the worker %d had already ended", pid)
+        _ending.append(self)
+
+    def _stopListening(self) -> None:
+        self._onBytes, self._onEnd = _ignore, _ignore
+
+    def _onStandardOutput(self) -> None:
+        self._onBytes(self._process.readAllStandardOutput().data())
+
+    def _onStandardError(self) -> None:
+        *lines, self._errorTail = (self._errorTail + self._process.readAllStandardError().data()).split(b"\n")
+        for line in lines:
+            text = line.decode("utf-8", "replace").rstrip()
+            if text:
+                self._lastError = text
+                self._onLog(text)
+
+    def _onFinished(self, exitCode: int, exitStatus: int) -> None:
+        self._onStandardOutput()
+        self._onStandardError()
+        if exitStatus == qt.QProcess.CrashExit:
+            reason = "it crashed or was killed"
+        else:
+            reason = f"exit code {exitCode}"
+        self._end(f"{reason}; its last words: {self._lastError}" if self._lastError else reason)
+
+    def _onError(self, error: int) -> None:
+        if error == qt.QProcess.FailedToStart:  # the only error that `finished` does not follow
+            self._end(f"it did not start: {self._process.errorString()}")
+
+    def _end(self, reason: str) -> None:
+        if self in _ending:
+            _ending.remove(self)
+        if not self._ended:
+            self._ended = True
+            self._onEnd(reason)
+
+
+def waitForEndingProcesses() -> None:
+    """Give workers that were asked to end the time to do so; for when the application quits."""
+    for process in tuple(_ending):
+        if not process._process.waitForFinished(int(_SECONDS_AT_EXIT * 1000)):
+            process._process.kill()
+
+
+def defaultPython() -> str:
+    """PythonSlicer, which has Slicer's own environment. Slicer sets `sys.executable` to it."""
+    return sys.executable
+
+
+def _environment():  # noqa: ANN202 - a qt.QProcessEnvironment, which is known only inside Slicer
+    """The environment from before Slicer changed it: PythonSlicer adds what it needs, another Python must not see it."""
+    environment = slicer.app.startupEnvironment()
+    for name in ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONSAFEPATH"):
+        environment.remove(name)
+    environment.insert("PYTHONUNBUFFERED", "1")
+    environment.insert("PYTHONIOENCODING", "utf-8")
+    environment.insert("HF_HUB_OFFLINE", "1")
+    environment.insert("TRANSFORMERS_OFFLINE", "1")
+    environment.insert("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    return environment
+
+
+def _ignore(_: object) -> None:
+    """What a process says after it was told to end."""

@@ -1,0 +1,97 @@
+"""The language between the worker process and whoever started it: JSON lines, one message a line.
+
+Here: the words, the framing, and how a step travels. Not here: who speaks (worker.py) and who listens
+(worker_client.py). Needs nothing but the standard library and numpy, since it is imported into Slicer.
+
+Requests (to the worker's stdin), each with an integer `id`:
+
+| request  | fields | ends with |
+|----------|--------|-----------|
+| load     | policy, segmenter, segmenter_config, device, precision | `ready` |
+| ask      | session, question, scope, image (see `ImageRequest`), limits, steps (to resume) | `done` with `picture` |
+| step     | session, after (uids of the steps to go on from), rejected | `step`, `done` |
+| add      | session, after, click | `step`, `done` |
+| info     | policy, precision (optional: is the card enough for them?) | `done` with `info` |
+| close    | session | `done` |
+| unload   | | `done` with `info` |
+| cancel   | target (id of the request to cancel) | nothing of its own: the target ends with `error`, kind `cancelled` |
+| shutdown | | the process ends |
+
+Going back, undoing and redoing need no request: a request says in `after` which steps it builds on.
+
+Events (from the worker): `hello` (once, with the real process id), `loading`, `ready`, `text` (a piece of
+the reply being written), `step`, `done`, `error` (kind, text, mend), `log`. All but hello and log carry the
+`id` of their request, and those of a session its `session`, so that a late one can be told and dropped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+PROTOCOL = 1
+MAX_LINE = 64 * 1024 * 1024  # a longer line is not ours: stop collecting it
+
+REQUESTS = frozenset({"load", "ask", "step", "add", "info", "close", "unload", "cancel", "shutdown"})
+EVENTS = frozenset({"hello", "loading", "ready", "text", "step", "done", "error", "log"})
+
+# What an `error` event can be about. The client acts on the kind and shows the text.
+CANCELLED, MEMORY, INPUT, MODEL, REPLY, INTERNAL = "cancelled", "memory", "input", "model", "reply", "internal"
+
+Message = dict[str, Any]
+
+
+def encode(message: Mapping[str, Any]) -> bytes:
+    """One message as one line of ASCII JSON, newline included. Raises ValueError for NaN and infinities."""
+    return json.dumps(message, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def decode(line: bytes, key: str) -> Message | None:
+    """The message in one line, or None where the line is not a JSON object with a text under `key`."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(message, dict) or not isinstance(message.get(key), str):
+        return None
+    return message
+
+
+class Framer:
+    """Cuts a stream of bytes, arriving in any pieces, into messages and noise.
+
+    >>> framer = Framer("event")
+    >>> list(framer.feed(b'{"event":"hel'))
+    []
+    >>> list(framer.feed(b'lo"}\\nprinted by a library\\n'))
+    [{'event': 'hello'}, 'printed by a library']
+    """
+
+    def __init__(self, key: str):
+        """key: "event" to read a worker's events, "request" to read requests."""
+        self._key = key
+        self._tail = bytearray()
+        self._skipping = False
+
+    def feed(self, chunk: bytes) -> Iterator[Message | str]:
+        """Yields a dict for each message and a str for each line that is none (noise, for the log)."""
+        self._tail += chunk
+        if b"\n" in chunk:
+            *lines, rest = bytes(self._tail).split(b"\n")
+            self._tail = bytearray(rest)
+        else:
+            lines = []
+        for line in lines:
+            if self._skipping:
+                self._skipping = False
+                continue
+            text = line.strip()
+            if not text:
+                continue
+            message = decode(text, self._key)
+            yield message if message is not None else text[:500].decode("utf-8", "replace")
+        if len(self._tail) > MAX_LINE:
+            self._tail.clear()
+            self._skipping = True
+            yield f"a line of more than {MAX_LINE} bytes was dropped"
