@@ -1,6 +1,6 @@
-"""Headless Chromium for the tests, driven through ChromeDriver's own protocol (W3C WebDriver, JSON over HTTP).
+"""Headless Chromium for the tests, driven through ChromeDriver's own protocol (W3C WebDriver, JSON, HTTP).
 
-A few dozen lines of standard library in place of a browser-automation package. Debian: chromium, chromium-driver.
+Some lines of standard library in place of a browser-automation package. Debian: chromium, chromium-driver.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ _FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-quic",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-KEYS = {"left": "\ue012", "up": "\ue013", "right": "\ue014", "down": "\ue015", "home": "\ue011", "end": "\ue010"}
+KEYS = {
+    "left": "\ue012",
+    "up": "\ue013",
+    "right": "\ue014",
+    "down": "\ue015",
+    "home": "\ue011",
+    "end": "\ue010",
+}
 
 
 def missing() -> str:
@@ -33,7 +40,9 @@ def missing() -> str:
 class Browser:
     """One window. Use as a context manager; `profile` is an empty folder for the browser's own files."""
 
-    def __init__(self, profile: Path, size: tuple[int, int] = (1280, 900), flags: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, profile: Path, size: tuple[int, int] = (1280, 900), flags: tuple[str, ...] = ()
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -100,7 +109,7 @@ class Browser:
             return None
 
     def requests(self) -> list[str]:
-        """Every address asked for since the last call, but for what the browser's own start page asks itself."""
+        """Every address asked for since the last call, the browser's own start page left out."""
         entries = self._call("POST", "/se/log", {"type": "performance"})
         messages = [json.loads(entry["message"])["message"] for entry in entries]
         asked = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
@@ -134,7 +143,9 @@ class Browser:
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self._base + path, data, {"Content-Type": "application/json"}, method=method)
+        request = urllib.request.Request(
+            self._base + path, data, {"Content-Type": "application/json"}, method=method
+        )
         # No proxy: the driver is on this machine, whatever the environment says about the rest of the world.
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
             return json.loads(answer.read())["value"]

@@ -1,7 +1,7 @@
 """The review page: one run as a single HTML file that needs nothing else, opened from disk in any browser.
 
-Here: what of a trajectory's record the page shows, and how the file is put together so that nothing in the record
-can act as markup or script. How it looks and moves is in review_page.html, .css and .js. Needs no torch.
+Here: what of a trajectory's record the page shows, and how the file is put together so that nothing in the
+record can act as markup or script. How it looks and moves is in review_page.html, .css and .js. Needs no torch.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import html
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ _OUTCOMES = {"ended": "Ended", "paused": "Paused", "ready": "Unfinished"}
 
 
 def review_page(record: Mapping[str, Any]) -> str:
-    """The whole page for a trajectory's record (the JSON object of trajectory.json, schema ibis-trajectory/1).
+    """The whole page for a trajectory's record: the JSON object of trajectory.json, ibis-trajectory/1.
 
     Raises InputError where the record is not one.
     """
@@ -117,7 +118,7 @@ def _runs(mask: np.ndarray) -> list[int]:
     flat = mask.ravel()
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     bounds = [0, *edges.tolist(), flat.size]
-    runs = [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)]
+    runs = [stop - start for start, stop in itertools.pairwise(bounds)]
     if flat[0]:
         runs.insert(0, 0)
     return runs[: len(runs) - len(runs) % 2]
@@ -139,7 +140,8 @@ def _facts(record: Mapping[str, Any], geometry: PictureGeometry | None) -> list[
     picture = record["picture"]
     facts = [("Scan", str(picture.get("source") or "")), ("Made", str(record.get("created") or ""))]
     if geometry is not None and geometry.plane != "picture":
-        facts.append(("Slice", f"{geometry.plane}, index {geometry.index} of {geometry.shape[geometry.axis]}"))
+        count = geometry.shape[geometry.axis]
+        facts.append(("Slice", f"{geometry.plane}, index {geometry.index} of {count}"))
     window = picture.get("window")
     if isinstance(window, Sequence) and len(window) == 2:
         facts.append(("Window", f"{float(window[0]):g} to {float(window[1]):g}"))
@@ -188,7 +190,7 @@ def _script_safe(value: Any) -> str:
 
 def _fill(template: str, **parts: str) -> str:
     """Put each part in the place of its `{{name}}`, once; what a part contains is not looked at again."""
-    filled = []
+    filled: list[str] = []
     for piece in template.split("{{"):
         name, mark, rest = piece.partition("}}")
         filled.append(parts[name] + rest if mark and filled else piece)

@@ -1,4 +1,4 @@
-"""The review page: what it holds, that it is inert towards what a policy wrote, and that it works in a browser."""
+"""The review page: what it holds, that what a policy wrote cannot act, and that it works in a browser."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ from PIL import Image
 
 H, W = 24, 40
 HOSTILE = (
-    "</script><img src=x onerror=\"document.body.dataset.hacked=1\"><script>document.body.dataset.hacked=2</script>"
+    '</script><img src=x onerror="document.body.dataset.hacked=1">'
+    "<script>document.body.dataset.hacked=2</script>"
     "<!--<script>{{data}}]]>'\"&lt;\u2028\u202e<svg onload=alert(1)><a href=javascript:alert(2)>"
 )
 
 
 def masks() -> list[np.ndarray]:
-    """Three masks of (H, W): a block, the block with a hole and a diagonal, and one that touches every border."""
+    """Three masks: a block; the block with a hole, and a diagonal; one that touches every border."""
     first = np.zeros((H, W), bool)
     first[5:15, 8:20] = True
     second = first.copy()
@@ -66,7 +67,12 @@ def record(**changes: Any) -> dict[str, Any]:
         for number, (mask, (x, y, positive, by)) in enumerate(zip(masks(), clicks, strict=True), 1)
     ]
     ending = copy.deepcopy(steps[-1])
-    ending |= {"number": 4, "thinking": "enough", "action": {"kind": "terminate", "answer": "That is it."}, "score": None}
+    ending |= {
+        "number": 4,
+        "thinking": "enough",
+        "action": {"kind": "terminate", "answer": "That is it."},
+        "score": None,
+    }
     made = {
         "schema": "ibis-trajectory/1",
         "created": "2026-01-01T00:00:00Z",
@@ -139,7 +145,9 @@ def test_only_the_page_s_own_script_and_style_may_act() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(), st.text(), st.text())
-def test_any_text_arrives_as_it_was_written_and_never_as_markup(question: str, thinking: str, answer: str) -> None:
+def test_any_text_arrives_as_it_was_written_and_never_as_markup(
+    question: str, thinking: str, answer: str
+) -> None:
     hostile = record(question=question + HOSTILE, answer=answer + HOSTILE)
     hostile["steps"][0]["thinking"] = thinking + HOSTILE
     elements, plain = _Elements(review_page(hostile)), _Elements(review_page(record()))
@@ -263,7 +271,8 @@ def test_the_drawn_mask_is_the_recorded_mask_pixel_for_pixel(browser: Browser, t
     for key, mask in zip(["home", *["right"] * 3], [np.zeros((H, W), bool), *masks()], strict=True):
         browser.press(key)
         np.testing.assert_array_equal(inside(browser, "fill"), mask)
-        assert browser.run("return document.querySelector('#outline').getAttribute('d') !== ''") == bool(mask.any())
+        drawn = browser.run("return document.querySelector('#outline').getAttribute('d')")
+        assert bool(drawn) == bool(mask.any())
 
 
 def test_the_change_of_a_step_is_what_it_gained_and_what_it_lost(browser: Browser, tmp_path: Path) -> None:
@@ -278,17 +287,24 @@ def test_the_change_of_a_step_is_what_it_gained_and_what_it_lost(browser: Browse
     assert browser.text("#figures").count("−")
 
 
-def test_pixels_have_their_true_shape_and_marks_stand_on_their_pixels(browser: Browser, tmp_path: Path) -> None:
+def test_pixels_have_their_true_shape_and_marks_stand_on_their_pixels(
+    browser: Browser, tmp_path: Path
+) -> None:
     opened(browser, tmp_path)
     browser.press("home", "right")
-    box = browser.run("const b = document.querySelector('#pixels').getBoundingClientRect(); return [b.x, b.y, b.width, b.height]")
+    box = browser.run(
+        "const b = document.querySelector('#pixels').getBoundingClientRect();"
+        "return [b.x, b.y, b.width, b.height]"
+    )
     assert box[2] / box[3] == pytest.approx(W * 1.5 / (H * 3.0), rel=0.01)
     mark = browser.run(
         "const b = document.querySelector('.mark.plus circle.shape').getBoundingClientRect();"
         "return [b.x + b.width / 2, b.y + b.height / 2]"
     )
     row, col = int(0.4 * H), int(0.3 * W)
-    assert mark == pytest.approx([box[0] + (col + 0.5) / W * box[2], box[1] + (row + 0.5) / H * box[3]], abs=1)
+    assert mark == pytest.approx(
+        [box[0] + (col + 0.5) / W * box[2], box[1] + (row + 0.5) / H * box[3]], abs=1
+    )
 
 
 def test_positive_and_negative_clicks_differ_in_shape(browser: Browser, tmp_path: Path) -> None:
@@ -296,7 +312,8 @@ def test_positive_and_negative_clicks_differ_in_shape(browser: Browser, tmp_path
     count = "return document.querySelectorAll(arguments[0]).length"
     assert browser.run(count, ".mark.plus circle") == 4 and browser.run(count, ".mark.plus path") == 0
     assert browser.run(count, ".mark.minus path") == 2 and browser.run(count, ".mark.minus circle") == 0
-    assert browser.run("return [...document.querySelectorAll('.mark text')].map((t) => t.textContent)") == ["1", "2", "3"]
+    numbers = "return [...document.querySelectorAll('.mark text')].map((t) => t.textContent)"
+    assert browser.run(numbers) == ["1", "2", "3"]
     browser.press("m")
     assert browser.run(count, ".mark") == 0
 
@@ -339,23 +356,28 @@ def test_hostile_text_does_nothing_and_is_shown_as_text(browser: Browser, tmp_pa
     assert browser.text("#thinking") == HOSTILE
     assert browser.text("#step-answer") == HOSTILE
     assert browser.text("h1") == HOSTILE
-    asked = browser.requests()
-    assert page.resolve().as_uri() in asked
-    assert all(address.startswith("data:image/png") or address == page.resolve().as_uri() for address in asked)
+    assert addresses(browser) == [page.resolve().as_uri()]
+
+
+def addresses(browser: Browser) -> list[str]:
+    """What was asked for since the last call, but for the picture that the page itself holds."""
+    return [each for each in browser.requests() if not each.startswith("data:image/png")]
 
 
 def test_the_page_asks_for_nothing_and_the_console_stays_silent(browser: Browser, tmp_path: Path) -> None:
     browser.requests(), browser.complaints()
     page = opened(browser, tmp_path)
     browser.press("home", "right", "c", "s", "f", "o", "+", "end")
-    assert [address for address in browser.requests() if not address.startswith("data:image/png")] == [page.resolve().as_uri()]
+    assert addresses(browser) == [page.resolve().as_uri()]
     assert browser.complaints() == []
 
 
-def test_a_script_put_into_the_finished_page_is_refused_by_its_policy(browser: Browser, tmp_path: Path) -> None:
+def test_a_script_put_into_the_finished_page_is_refused_by_its_policy(
+    browser: Browser, tmp_path: Path
+) -> None:
     page = opened(browser, tmp_path)
-    text = page.read_text("utf-8").replace("</main>", "<script>document.body.dataset.hacked = 1</script></main>")
-    page.write_text(text, "utf-8")
+    added = "<script>document.body.dataset.hacked = 1</script></main>"
+    page.write_text(page.read_text("utf-8").replace("</main>", added), "utf-8")
     browser.open(page)
     assert browser.run("return document.body.dataset.hacked || ''") == ""
     assert any("Content Security Policy" in line for line in browser.complaints())
@@ -373,7 +395,7 @@ def test_on_a_phone_nothing_has_to_be_scrolled_sideways(browser: Browser, tmp_pa
 def test_on_paper_every_step_has_its_figure(browser: Browser, tmp_path: Path) -> None:
     opened(browser, tmp_path)
     browser.run("dispatchEvent(new Event('beforeprint'))")
-    assert browser.run("return [...document.querySelectorAll('#sheet figcaption')].map((f) => f.textContent)")[0].startswith("1.")
+    assert browser.text("#sheet figcaption").startswith("1.")
     assert browser.run("return document.querySelectorAll('#sheet figure').length") == 4
     browser.run("dispatchEvent(new Event('afterprint'))")
     assert browser.pdf().startswith(b"%PDF")
