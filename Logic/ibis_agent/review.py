@@ -1,7 +1,7 @@
 """The review page: one run as a single HTML file that needs nothing else, opened from disk in any browser.
 
 Here: what of a trajectory's record the page shows, and how the file is put together so that nothing in the
-record can act as markup or script. How it looks and moves is in review_page.html, .css and .js. Needs no torch.
+record can act as markup or script. How it looks and moves is in review_page.html, .css and .js. No torch.
 """
 
 from __future__ import annotations
