@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Literal
 from .errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .model_card import ModelCard
     from .policy import Turn
 
@@ -111,7 +113,7 @@ def build_messages(card: ModelCard, turn: Turn) -> list[Message]:
     return messages
 
 
-def pictures_of(card: ModelCard, turn: Turn) -> list:
+def pictures_of(card: ModelCard, turn: Turn) -> list[np.ndarray]:
     """The pictures that belong to `build_messages`, earlier turns first; (H, W, 3) uint8 each."""
     return [picture for picture, _ in _kept(card, turn)] + [turn.picture]
 
@@ -186,7 +188,7 @@ def _user_text(prompts: Prompts, question: str, number: int, refining: bool) -> 
     return fill(prompts.refine if refining else prompts.first, question=question, number=number)
 
 
-def _kept(card: ModelCard, turn: Turn) -> tuple:
+def _kept(card: ModelCard, turn: Turn) -> tuple[tuple[np.ndarray, str], ...]:
     return turn.past[-card.history :] if card.history else ()
 
 
@@ -212,7 +214,7 @@ def _published_texts(checkout: Path) -> tuple[str, str]:
             raise InputError(
                 f"{what} was not found: no text is assigned to {name} in its Python files",
                 file=place,
-                mend="Give a checkout of the published code, with infer/multi_turn.py and infer/mllm_engine.py.",
+                mend="Give a checkout of the published code: infer/multi_turn.py, infer/mllm_engine.py.",
             )
     assert system is not None and refine is not None
     return _without_marker(system), _without_marker(refine)
@@ -244,7 +246,7 @@ def _assigned_texts(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _template(node: ast.expr | None) -> str | None:
-    """A text, a sum of texts, or an f-string that inserts nothing but the user's question; None for others."""
+    """A text, a sum of texts, or an f-string that inserts nothing but the user's question; else None."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
