@@ -5,11 +5,12 @@ A reply is data: it is parsed here and never evaluated. What an action does is e
 What is read, and how doubts are settled:
 - Tags may have any case and some spaces. Text between `<think>` and `</think>` is thinking, whatever it
   contains. A `<think>` that is never closed ends at the first `<action>` or `<answer>`.
-- The first well-formed complete action outside the thinking counts; later ones and malformed ones are passed over.
-- A missing `</action>` is forgiven where the action is plainly complete (a closed bracket, or the word
-  Terminate), a missing pair of action tags where a stretch of text is an action and begins with it.
+- The first well-formed, complete action outside the thinking counts; later and malformed ones are passed
+  over.
+- A missing `</action>` is forgiven where the action is plainly complete (a closed bracket, or Terminate), and
+  so are missing action tags where a stretch of text outside all tags begins with an action.
   A click that stops in the middle of a number is never guessed.
-- Coordinates are numbers from 0 to 1; percentages, pixels and anything else outside are refused with the reason.
+- Coordinates are numbers from 0 to 1; percentages, pixels and whatever else is refused, with the reason.
 - Full-width digits, brackets and commas are read as their ASCII forms.
 
 Every pattern below has bounded repeats and is tried at places that do not overlap, so that reading takes time
@@ -57,7 +58,7 @@ class Terminate:
     answer: str = ""
 
 
-Action = Union[Click, Terminate]
+Action = Union[Click, Terminate]  # noqa: UP007 - evaluated when imported, in Slicer 5.8 by Python 3.9
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ _CLICK = re.compile(
 )
 _TERMINATE = re.compile(r"terminat(?:e|ed|ion)(?![a-z0-9_])\s{0,8}(?:\(\s{0,8}\))?", re.IGNORECASE | re.ASCII)
 _BEGINS_LIKE_A_CLICK = re.compile(r"(positive|negative)", re.IGNORECASE | re.ASCII)
-_BRACKETS = {"(": ")", "[": "]", "{": "}", "": ""}
+_BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _DECORATION = " \t\r\n\f\v\"'`*_.,;:!#-"
 _LONGEST_ACTION = 400
 _ASCII_FORMS = {ord(wide): ord(wide) - 0xFEE0 for wide in "０１２３４５６７８９（）［］｛｝，．：；％＋－＝"}
@@ -86,15 +87,15 @@ _ASCII_FORMS[ord("、")] = ord(",")
 
 
 def parse_reply(text: str) -> Reply:
-    """Read one action and the thinking before it. Raises ReplyError, and nothing else, where there is none."""
-    scan = _scan(text)
-    if scan.action is None:
-        raise scan.error or ReplyError(
+    """Read one action and the thinking before it. Raises ReplyError, and nothing else, if there is none."""
+    found = _scan(text)
+    if found.action is None:
+        raise found.error or ReplyError(
             "the reply holds no action",
             value=text[:200],
             mend="Expected <action>Positive Point (x, y)</action>, a Negative Point, or Terminate.",
         )
-    return Reply(scan.thinking, scan.action)
+    return Reply(found.thinking, found.action)
 
 
 def format_reply(reply: Reply) -> str:
@@ -106,7 +107,9 @@ def format_reply(reply: Reply) -> str:
     for part, text in (("thinking", reply.thinking), ("answer", getattr(reply.action, "answer", ""))):
         tag = _TAG.search(text)
         if tag:
-            raise InputError(f"the {part} holds a tag", value=tag.group(), mend="Take the tag out of the text.")
+            raise InputError(
+                f"the {part} holds a tag", value=tag.group(), mend="Take the tag out of the text."
+            )
     head = f"<think>{reply.thinking.strip()}</think>\n"
     if isinstance(reply.action, Terminate):
         return f"{head}<action>Terminate</action>\n<answer>{reply.action.answer.strip()}</answer>"
@@ -119,113 +122,116 @@ def format_click(click: Click) -> str:
 
 
 def reply_is_complete(text: str) -> bool:
-    """Whether nothing that follows can change the action: `</action>` closes a click, or `</answer>` the end.
+    """Whether nothing that follows can change the action: a click's `</action>`, or Terminate's `</answer>`.
 
-    Cheap on a text that grows: until a closing tag other than `</think>` has begun, it is one substring search.
+    Inside a `<think>` that is still open nothing is settled, for its end may yet come.
+    Cheap on a text that grows: before a closing tag other than `</think>` begins, it only counts `</`.
     """
-    closing = text.rfind("</")
-    if closing < 0:
+    closings = text.count("</")
+    if closings == 0 or (closings == 1 and "</t" in text.lower()):
         return False
-    if text.count("</") == 1 and text[closing + 2 : closing + 3] in ("t", "T"):
-        return False
-    scan = _scan(text)
-    if not scan.closed:
-        return False
-    return isinstance(scan.action, Click) or (isinstance(scan.action, Terminate) and scan.answered)
+    found = _scan(text)
+    return found.settled and (isinstance(found.action, Click) or found.answered)
 
 
 @dataclass
-class _Scan:
+class _Found:
+    """What one pass over a reply brought."""
+
     thinking: str = ""
     action: Action | None = None
-    closed: bool = False  # the action's closing tag was there
-    answered: bool = False  # a closed <answer> was there
+    settled: bool = False  # nothing that follows can change the action
+    answered: bool = False  # nothing that follows can change the answer
     error: ReplyError | None = None  # why the first malformed action was passed over
 
 
-def _scan(text: str) -> _Scan:
-    """One pass over the tags. Stretches of text between tags are looked at once each."""
+def _scan(text: str) -> _Found:
+    """One pass over the tags; each stretch of text between two tags is looked at once."""
     tags = list(_TAG.finditer(text))
-    found = _Scan()
+    last_closing = max((n for n, tag in enumerate(tags) if _name(tag) == "/think"), default=-1)
+    found = _Found()
     thoughts: list[str] = []
     outside: list[str] = []
     answer: str | None = None
-    last_close_of_thinking = max(
-        (n for n, tag in enumerate(tags) if tag.group(1) and tag.group(2).lower() == "think"), default=-1
-    )
+    never_closed = False
     inside = ""
     start = 0
     for n, tag in enumerate([*tags, None]):
-        closing, name = (bool(tag.group(1)), tag.group(2).lower()) if tag else (True, "")
-        if inside == "think":
-            ends = tag is None or (closing and name == "think") or (n > last_close_of_thinking and name != "think")
-            if not ends:
+        name = _name(tag)
+        if inside == "think" and tag and name != "/think":
+            if n < last_closing or name == "think":
                 continue
+            never_closed = True
         piece = text[start : tag.start() if tag else len(text)]
+        start = tag.end() if tag else start
         if inside == "think":
             thoughts.append(piece)
-        elif inside == "action":
-            if found.action is None:
-                _take(found, piece, closed=tag is not None and closing and name == "action", cut=tag is None)
-        elif inside == "answer":
-            if answer is None:
-                answer = piece.strip()
-                found.answered = closing and name == "answer"
-        elif closing and name == "think" and not thoughts and found.action is None:
-            thoughts.append(piece)  # the prompt had opened the thinking already
-        elif found.action is None:
+        elif inside == "action" and found.action is None:
+            action = _read_action(piece, cut=tag is None)
+            if isinstance(action, ReplyError):
+                found.error = found.error or action
+            else:
+                found.action = action
+                found.settled = tag is not None and not never_closed
+        elif inside == "answer" and answer is None:
+            answer = piece.strip()
+            found.answered = name == "/answer"
+        elif not inside and found.action is None:
             outside.append(piece)
-        inside = "" if closing else name
-        if tag:
-            start = tag.end()
+            if name == "/think" and not thoughts:  # the prompt had opened the thinking already
+                thoughts, outside = outside, []
         if isinstance(found.action, Click):
             break
+        inside = "" if name.startswith("/") else name
     if found.action is None and found.error is None:
-        for n, piece in enumerate(outside):
-            action = _read_action(piece, cut=True)
-            if not isinstance(action, ReplyError):
-                found.action = action
-                del outside[n:]
-                break
+        found.action = _untagged(outside)
     if isinstance(found.action, Terminate):
         found.action = Terminate(answer or "")
-    found.thinking = "\n".join(filter(None, map(str.strip, thoughts or outside)))
+    found.thinking = "\n".join(filter(None, (each.strip() for each in thoughts or outside)))
     return found
 
 
-def _take(found: _Scan, body: str, *, closed: bool, cut: bool) -> None:
-    action = _read_action(body, cut=cut)
-    if isinstance(action, ReplyError):
-        found.error = found.error or action
-    else:
-        found.action, found.closed = action, closed
+def _untagged(outside: list[str]) -> Action | None:
+    """The action that a piece of text outside all tags begins with; takes it, and what follows, out."""
+    for n, piece in enumerate(outside):
+        action = _read_action(piece, cut=True)
+        if not isinstance(action, ReplyError):
+            del outside[n:]
+            return action
+    return None
+
+
+def _name(tag: re.Match[str] | None) -> str:
+    """`think`, `/think` and so on; empty at the end of the text."""
+    return (tag.group(1) + tag.group(2)).lower() if tag else ""
 
 
 def _read_action(body: str, *, cut: bool) -> Action | ReplyError:
-    """The action that `body` begins with, or why there is none. `cut`: the text may have been cut off here."""
+    """The action that `body` begins with, or why there is none. `cut`: the text may have been cut off here.
+
+    What follows a click is passed over; nothing but decoration may follow Terminate.
+    """
     start = body.lstrip(_DECORATION)[:_LONGEST_ACTION].translate(_ASCII_FORMS)
     ending = _TERMINATE.match(start)
     if ending and not start[ending.end() :].strip(_DECORATION):
         return Terminate()
     click = _CLICK.match(start)
-    if click is None or _BRACKETS[click.group(2)] not in ("", click.group(7)) and not _unbracketed(start, click):
+    if click is None:
         if _BEGINS_LIKE_A_CLICK.match(start):
             return _refused("a click needs two numbers, as in Positive Point (0.4213, 0.5500)", body)
         return _refused("this is not an action", body)
     sign, opened, x, x_percent, y, y_percent, shut = click.groups()
     if cut and not shut:
         return _refused("the click was cut off before its closing bracket", body)
+    left_open = opened and not shut and start[click.end() :].strip(_DECORATION)
+    if left_open or (opened and shut and shut != _BRACKETS[opened]):
+        return _refused("a click needs two numbers, as in Positive Point (0.4213, 0.5500)", body)
     if x_percent or y_percent:
         return _refused("coordinates are fractions from 0 to 1, not percentages", body)
     for axis, number in (("x", x), ("y", y)):
         if not 0 <= float(number) <= 1:
             return _refused(f"{axis} must lie between 0 and 1", number)
     return Click(float(x), float(y), sign.lower() == "positive")
-
-
-def _unbracketed(start: str, click: re.Match[str]) -> bool:
-    """An opened bracket that was never closed, with nothing after the second number."""
-    return not click.group(7) and not start[click.end() :].strip(_DECORATION)
 
 
 def _refused(problem: str, value: str) -> ReplyError:

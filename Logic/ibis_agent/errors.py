@@ -75,5 +75,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
 
 
-def _rebuild(kind: type[IbisError], problem: str, file: str | None, value: Any, mend: str | None) -> IbisError:
+def _rebuild(
+    kind: type[IbisError], problem: str, file: str | None, value: Any, mend: str | None
+) -> IbisError:
     return kind(problem, file=file, value=value, mend=mend)

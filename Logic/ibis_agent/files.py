@@ -1,6 +1,6 @@
 """Writing files so that a reader never meets a half-written one.
 
-A file is written beside its final place and moved there when it is whole and on the disk. Reading is elsewhere.
+A file is written beside its final place, and moved there when it is whole and on the disk.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     # At most 40 characters of the name: with four bytes each and the prefix that stays below 255 bytes.
     temporary = final.with_name(f".{secrets.token_hex(6)}-{final.name[-40:]}")
     try:
-        # Exclusive, and with the permissions that the umask asks for (mkstemp's 0600 would stay after the move).
+        # Exclusive, and with the permissions that the umask asks for; mkstemp's 0600 would outlive the move.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
             yield temporary

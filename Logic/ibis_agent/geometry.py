@@ -2,8 +2,9 @@
 
 The only place that knows how planes, flips and handedness work; pixels' values are in picture.
 
-Conventions: voxel indices (i, j, k) in the order of the file, voxel centres at whole numbers; patient coordinates
-RAS in mm; pictures (row, column) with row 0 on top; clicks (x, y) normalised, x to the right, y down.
+Conventions: voxel indices (i, j, k) in the order of the file, voxel centres at whole numbers; patient
+coordinates RAS in mm; pictures (row, column) with row 0 on top; clicks (x, y) normalised, x to the right, y
+down.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 
 from .errors import InputError
 
-# Screen right, screen up and the normal of each plane in RAS, as 3D Slicer shows them (patient right on the left).
+# Screen right, screen up and the normal of each plane in RAS, as 3D Slicer shows them (patient right on the
+# left).
 _SCREEN = {
     "axial": ((-1, 0, 0), (0, 1, 0), (0, 0, 1)),
     "sagittal": ((0, -1, 0), (0, 0, 1), (-1, 0, 0)),
@@ -27,7 +29,8 @@ _SCREEN = {
 }
 _RAW_AXES = {"x": 0, "y": 1, "z": 2}
 PLANES = (*_SCREEN, *_RAW_AXES)
-# Cosine between two axes above which a volume counts as sheared: half a degree, far above rounding in headers.
+# Cosine between two axes above which a volume counts as sheared: half a degree, far above rounding in
+# headers.
 _SHEAR = 0.01
 
 
@@ -112,7 +115,7 @@ class PictureGeometry:
         return self.row_mm * self.col_mm
 
     def pixel(self, x: float, y: float) -> tuple[int, int]:
-        """The (row, column) that a normalised click falls on: the published int() rule, clamped to the edge."""
+        """The (row, column) that a normalised click falls on: the published int() rule, clamped."""
         if not (math.isfinite(x) and math.isfinite(y)):
             raise InputError("a click needs two finite numbers", value=(x, y))
         row, col = int(y * self.height), int(x * self.width)
@@ -142,7 +145,8 @@ class PictureGeometry:
             raise InputError("a point needs three finite coordinates", value=(r, a, s))
         exact = np.linalg.solve(self.affine[:3, :3], point - self.affine[:3, 3])
         voxel = [int(v) for v in np.floor(exact + 0.5)]
-        # Half a voxel off is allowed a little slack, so that rounding does not throw out a click on the border.
+        # Half a voxel off is allowed a little slack, so that rounding does not throw out a click on the
+        # border.
         if abs(exact[self.axis] - self.index) > 0.5 + 1e-3:
             raise InputError(
                 "the point lies beside this slice",
@@ -151,7 +155,9 @@ class PictureGeometry:
             )
         row, col = voxel[self.row_axis], voxel[self.col_axis]
         if not (0 <= row < self.height and 0 <= col < self.width):
-            raise InputError("the point lies outside the scan", value=tuple(voxel), mend="Place it inside the picture.")
+            raise InputError(
+                "the point lies outside the scan", value=tuple(voxel), mend="Place it inside the picture."
+            )
         if self.flip_rows:
             row = self.height - 1 - row
         if self.flip_cols:
@@ -168,7 +174,7 @@ class PictureGeometry:
         return plane[:: -1 if self.flip_rows else 1, :: -1 if self.flip_cols else 1]
 
     def embed_mask(self, mask: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Put an (H, W) mask into its slice of a (I, J, K) uint8 volume of zeros, or of `out`, which it returns."""
+        """Put an (H, W) mask into its slice of `out` or of a new (I, J, K) uint8 volume, which it returns."""
         if mask.shape != (self.height, self.width):
             raise InputError(
                 "the mask has another size than the picture",
@@ -237,17 +243,18 @@ def slice_geometry(
 
     Args:
         shape: (I, J, K) voxels.
-        affine: (4, 4) voxel index → RAS mm; may be oblique (the nearest axes are taken), not sheared or singular.
+        affine: (4, 4) voxel index → RAS mm; may be oblique (the nearest axes are taken), but neither sheared
+            nor singular.
         plane: "axial", "sagittal", "coronal", or the raw axis "x", "y", "z" of the file.
         index: place on the axis that the slice is across; None takes the middle.
         file: named in errors.
 
     Raises InputError.
 
-    The rule: with the unit columns D of the affine, the slice is across the axis s with the largest |D·normal|; the
-    columns of the picture run along the axis u of the rest with the largest |D·right|, the rows along the third;
-    both are flipped where they point against screen right and screen down. A raw axis takes the plane whose normal
-    it is nearest to.
+    The rule: with the unit columns D of the affine, the slice is across the axis s with the largest
+    |D·normal|; the columns of the picture run along the axis u of the rest with the largest |D·right|, the
+    rows along the third; both are flipped where they point against screen right and screen down. A raw axis
+    takes the plane whose normal it is nearest to.
     """
     affine = check_affine(affine, file)
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
@@ -258,7 +265,9 @@ def slice_geometry(
     elif name in _SCREEN:
         axis = int(np.argmax(np.abs(directions.T @ _SCREEN[name][2])))
     else:
-        raise InputError("there is no such plane", file=file, value=plane, mend=f"Use one of {', '.join(PLANES)}.")
+        raise InputError(
+            "there is no such plane", file=file, value=plane, mend=f"Use one of {', '.join(PLANES)}."
+        )
     size = (int(shape[0]), int(shape[1]), int(shape[2]))
     index = _checked_index(index, size[axis], name, file)
     right, up, _ = (np.array(each, dtype=np.float64) for each in _SCREEN[name])
@@ -283,19 +292,25 @@ def check_affine(affine: np.ndarray, file: str | os.PathLike[str] | None = None)
         raise InputError("the affine holds impossible numbers", file=file, value=affine.tolist(), mend=mend)
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if lengths.min() < 1e-9 or not np.isfinite(lengths).all():
-        raise InputError("the affine is singular: a voxel has no size", file=file, value=_mm(lengths), mend=mend)
+        raise InputError(
+            "the affine is singular: a voxel has no size", file=file, value=_mm(lengths), mend=mend
+        )
     directions = affine[:3, :3] / lengths
     cosines = np.abs(directions.T @ directions - np.eye(3))
     if abs(np.linalg.det(directions)) < 1e-3:
-        raise InputError("the affine is singular: two axes are parallel", file=file, value=_mm(lengths), mend=mend)
+        raise InputError(
+            "the affine is singular: two axes are parallel", file=file, value=_mm(lengths), mend=mend
+        )
     if cosines.max() > _SHEAR:
         angle = 90 - math.degrees(math.acos(min(1.0, float(cosines.max()))))
-        raise InputError("the volume is sheared (gantry tilt?)", file=file, value=f"{angle:.1f}° from square", mend=mend)
+        raise InputError(
+            "the volume is sheared (gantry tilt?)", file=file, value=f"{angle:.1f}° from square", mend=mend
+        )
     return affine
 
 
 def picture_affine() -> np.ndarray:
-    """The affine that stands for a photograph, which has none: x to patient left, y to the back, one unit a pixel."""
+    """What stands for the affine of a photograph: x to patient left, y to the back, one unit a pixel."""
     return np.diag([-1.0, -1.0, 1.0, 1.0])
 
 

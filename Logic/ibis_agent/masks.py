@@ -20,8 +20,8 @@ _LONGEST_RUN = len(str(MOST_PIXELS))
 def encode_rle(mask: np.ndarray) -> str:
     """The published text of a `(H, W)` mask; an empty mask is an empty text.
 
-    Row-major run lengths in decimal, separated by spaces, the first a run of zeros (0 where the mask begins with
-    a one); zlib; base64.
+    Row-major run lengths in decimal, separated by spaces, the first a run of zeros (0 where the mask begins
+    with a one); zlib; base64.
     """
     mask = np.asarray(mask)
     if mask.ndim != 2 or not mask.size:
@@ -39,8 +39,8 @@ def encode_rle(mask: np.ndarray) -> str:
 def decode_rle(text: str, shape: tuple[int, int]) -> np.ndarray:
     """The `(H, W)` bool mask of a published run-length text.
 
-    Raises InputError for anything that is not such a text for `shape`. Memory stays proportional to the length
-    of the text and to H·W, whatever the text would unpack to.
+    Raises InputError for anything that is not such a text for `shape`. Memory stays proportional to the
+    length of the text and to H·W, whatever the text would unpack to.
     """
     height, width = (int(side) for side in shape)
     pixels = height * width
@@ -74,7 +74,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def precision_recall(mask: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """The part of `mask` that is right, and the part of `truth` that was found; 1 where there is nothing to judge."""
+    """The part of `mask` that is right, and the part of `truth` that was found; 1 where nothing is there."""
     mask, truth = _pair(mask, truth)
     right = np.count_nonzero(mask & truth)
     claimed, wanted = np.count_nonzero(mask), np.count_nonzero(truth)
@@ -109,7 +109,9 @@ def _unpack(text: str, pixels: int) -> bytes:
     if len(runs) > longest:
         raise InputError("the mask's text unpacks to more runs than the picture has pixels", mend=mend)
     if not unpacker.eof or unpacker.unused_data:
-        raise InputError("the mask's text is incomplete or has something behind it", value=text[:60], mend=mend)
+        raise InputError(
+            "the mask's text is incomplete or has something behind it", value=text[:60], mend=mend
+        )
     return runs
 
 

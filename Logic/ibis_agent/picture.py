@@ -1,4 +1,5 @@
-"""The picture that the policy and the segmenter see: a slice cut, turned and windowed; a mask painted over it.
+"""The picture that the policy and the segmenter see: a slice cut, turned and windowed; a mask painted over
+it.
 
 Where its pixels lie in the patient is in geometry; how files are read is in scan.
 """
@@ -17,12 +18,20 @@ from .geometry import PLANES, Orientation, PictureGeometry, slice_geometry
 if TYPE_CHECKING:
     from .scan import Scan
 
-__all__ = ["PLANES", "Orientation", "Picture", "PictureGeometry", "apply_window", "check_window", "cut", "overlay"]
+__all__ = [
+    "PLANES",
+    "Orientation",
+    "Picture",
+    "PictureGeometry",
+    "apply_window",
+    "check_window",
+    "cut",
+    "overlay",
+]
 
 FOREST_GREEN = (34, 139, 34)
-_PERCENTILES = (1, 99)
 # Beyond this ratio of the sides the image processors of the policies refuse a picture.
-_LONGEST_RATIO = 200
+LONGEST_RATIO = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,19 +61,22 @@ def cut(
     Args:
         plane: "axial", "sagittal", "coronal", or the raw axis "x", "y", "z" of the file.
         index: voxel index along the axis that the slice is across; None takes the middle.
-        window: (minimum, maximum) in the scan's grey values. None takes the window that the file asks for if it has
-            one (`scan.window`), or the slice's 1st and 99th percentile.
+        window: (minimum, maximum) in the scan's grey values. None takes the window that the file asks for if
+            it has one (`scan.window`), or the slice's 1st and 99th percentile.
         orientation: how the slice is turned.
 
-    A photograph is cut to itself; index 0 and the plane "axial" or "picture" are its only ones, and it has no window.
+    A photograph is cut to itself; index 0 and the plane "axial" or "picture" are its only ones, and it has no
+    window.
 
     Raises InputError naming the scan's file.
     """
     if scan.kind == "picture":
         return _cut_photograph(scan, plane, index, window)
-    geometry = slice_geometry(scan.voxels.shape, scan.affine, plane, index, Orientation(orientation), scan.path)
+    geometry = slice_geometry(
+        scan.voxels.shape, scan.affine, plane, index, Orientation(orientation), scan.path
+    )
     short, long = sorted((geometry.height, geometry.width))
-    if short < 2 or long > _LONGEST_RATIO * short:
+    if short < 2 or long > LONGEST_RATIO * short:
         raise InputError(
             f"the {geometry.plane} slice is too thin for a picture",
             file=scan.path,
@@ -75,7 +87,14 @@ def cut(
     _check_finite(values, scan, geometry)
     chosen = scan.window if window is None else check_window(window)
     if chosen is None:
-        chosen = _percentile_window(values, scan, geometry)
+        chosen = percentile_window(values)
+    if chosen is None:
+        raise InputError(
+            f"slice {geometry.index} ({geometry.plane}) is constant, there is nothing to see",
+            file=scan.path,
+            value=f"{values.flat[0]:g} everywhere",
+            mend="Choose another slice, or give a window if it is meant so.",
+        )
     grey = apply_window(values, chosen)
     return Picture(np.repeat(grey[:, :, None], 3, axis=2), geometry, chosen)
 
@@ -95,8 +114,21 @@ def check_window(window: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
+def percentile_window(values: np.ndarray) -> tuple[float, float] | None:
+    """The 1st and 99th percentile, as published; None for constant values.
+
+    Where these two are equal, nearly all values are, and the whole range is taken: what differs is all
+    there is to see.
+    """
+    values = values.astype(np.float64)
+    low, high = (float(value) for value in np.percentile(values, (1, 99)))
+    if low == high:
+        low, high = float(values.min()), float(values.max())
+    return (low, high) if low < high else None
+
+
 def apply_window(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    """Grey values → uint8: linear from the window's minimum (0) to its maximum (255), truncated as published."""
+    """Grey values → uint8: from the window's minimum (0) to its maximum (255), truncated as published."""
     low, high = window
     scaled = np.clip(values.astype(np.float64), low, high)
     return np.asarray((scaled - low) / (high - low) * 255).astype(np.uint8)
@@ -124,7 +156,9 @@ def _cut_photograph(scan: Scan, plane: str, index: int | None, window: Sequence[
     if str(plane).lower() not in ("axial", "picture"):
         raise InputError("a picture has no planes", file=scan.path, value=plane, mend="Leave the plane out.")
     if index not in (None, 0):
-        raise InputError("a picture has only one slice", file=scan.path, value=index, mend="Leave the slice out.")
+        raise InputError(
+            "a picture has only one slice", file=scan.path, value=index, mend="Leave the slice out."
+        )
     if window is not None:
         raise InputError(
             "a picture has no window, its grey values are already final",
@@ -145,20 +179,5 @@ def _check_finite(values: np.ndarray, scan: Scan, geometry: PictureGeometry) -> 
             f"slice {geometry.index} ({geometry.plane}) holds voxels that are not numbers (NaN or infinite)",
             file=scan.path,
             value=f"{bad} of {values.size}",
-            mend="Replace them, for example by the value of air, and save the scan again; or choose another slice.",
+            mend="Replace them (by the value of air, for example), or choose another slice.",
         )
-
-
-def _percentile_window(values: np.ndarray, scan: Scan, geometry: PictureGeometry) -> tuple[float, float]:
-    low, high = (float(value) for value in np.percentile(values.astype(np.float64), _PERCENTILES))
-    if low == high:
-        # Nearly all voxels are equal: whatever differs is all there is to see.
-        low, high = float(values.min()), float(values.max())
-    if low == high:
-        raise InputError(
-            f"slice {geometry.index} ({geometry.plane}) is constant, there is nothing to see",
-            file=scan.path,
-            value=f"{low:g} everywhere",
-            mend="Choose another slice, or give a window if it is meant so.",
-        )
-    return low, high

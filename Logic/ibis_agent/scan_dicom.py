@@ -1,7 +1,7 @@
 """Reading DICOM: one series of a folder, or one file → a Scan.
 
-ITK's GDCM reader finds, sorts and decodes the slices and applies the rescale slope and intercept; here stands what
-it does not say: which series there are, and whether the slices of one make an even stack.
+ITK's GDCM reader finds, sorts and decodes the slices and applies the rescale slope and intercept; here stands
+what it does not say: which series there are, and whether the slices of one make an even stack.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import InputError
 from .scan import Scan
-from .scan_readers import _damaged, check_itk_header, voxels_and_affine
+from .scan_readers import check_itk_header, damaged, voxels_and_affine
 
 _SERIES_UID, _POSITION, _ORIENTATION = "0020|000e", "0020|0032", "0020|0037"
 _DESCRIPTION, _NUMBER, _MODALITY = "0008|103e", "0020|0011", "0008|0060"
@@ -22,13 +22,15 @@ _MOST_FOLDERS = 1000
 
 
 def read_dicom_folder(path: Path, series: str | None = None) -> Scan:
-    """The one series of a folder, or the one whose UID is `series`; subfolders are looked through where the folder
-    itself holds none. Raises InputError, which lists the series where there are several.
+    """The one series of a folder, or the one whose UID is `series`; subfolders are looked through where the
+    folder itself holds none. Raises InputError, which lists the series where there are several.
     """
     found = _find_series(path)
     if not found:
         raise InputError(
-            "the folder holds no DICOM images", file=path, mend="Give the folder with the slices, or a scan's file."
+            "the folder holds no DICOM images",
+            file=path,
+            mend="Give the folder with the slices, or a scan's file.",
         )
     if series is None and len(found) > 1:
         raise InputError(
@@ -73,7 +75,9 @@ def _read(path: Path, files: list[str]) -> Scan:
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     header = _header(files[0])
     if header is None:
-        raise InputError("the DICOM file holds no image that can be read", file=files[0], mend="Export it again.")
+        raise InputError(
+            "the DICOM file holds no image that can be read", file=files[0], mend="Export it again."
+        )
     check_itk_header(header, path)
     try:
         if len(files) == 1:
@@ -86,7 +90,7 @@ def _read(path: Path, files: list[str]) -> Scan:
             image = reader.Execute()
             _check_stack(path, files, reader)
     except RuntimeError as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     voxels, affine = voxels_and_affine(image, path)
     name = _tag(header, _DESCRIPTION) or path.stem
     return Scan(voxels, affine, "volume", path, name, _tag(header, _MODALITY))
@@ -146,5 +150,6 @@ def _listed(found: dict[str, list[str]]) -> str:
     for uid, files in found.items():
         header = _header(files[0])
         number, words, modality = (_tag(header, key) for key in (_NUMBER, _DESCRIPTION, _MODALITY))
-        lines.append(f"  {uid}  number {number or '?'}, {modality or '?'}, {len(files)} files, {words or 'no description'}")
+        words = words or "no description"
+        lines.append(f"  {uid}  number {number or '?'}, {modality or '?'}, {len(files)} files, {words}")
     return "\n".join(lines)

@@ -8,26 +8,29 @@ from __future__ import annotations
 import gzip
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .errors import InputError
-from .geometry import check_affine, picture_affine
+from .geometry import check_affine
 from .scan import Scan
+from .scan_photograph import read_photograph
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".npz", ".dcm")
 MOST_VOXELS = 2**32
-MOST_PIXELS = 2**27
-_READABLE = "Readable are PNG, JPEG, NIfTI (.nii, .nii.gz), NRRD, MetaImage (.mha, .mhd), .npz, and DICOM folders."
+_READABLE = (
+    "Readable are PNG, JPEG, NIfTI (.nii, .nii.gz), NRRD, MetaImage (.mha, .mhd), .npz, and DICOM folders."
+)
 _RENAME = "Give the file its right ending, or export the scan again."
 
 Reader = Callable[[Path, "str | None"], Scan]
 
 
 def reader_for(path: Path) -> Reader:
-    """The reader for what stands at `path`. Raises InputError for an unknown ending or contents that belie it."""
+    """The reader for what stands at `path`. Raises InputError for an unknown ending, or one that lies."""
     if path.is_dir():
         from .scan_dicom import read_dicom_folder
 
@@ -39,7 +42,9 @@ def reader_for(path: Path) -> Reader:
         with path.open("rb") as stream:
             head = stream.read(512)
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror or error}", file=path, mend="Check its permissions.") from error
+        raise InputError(
+            f"cannot be read: {error.strerror or error}", file=path, mend="Check its permissions."
+        ) from error
     if not head:
         raise InputError("the file is empty", file=path, mend="Export or copy it again.")
     contents = _contents(head)
@@ -48,7 +53,9 @@ def reader_for(path: Path) -> Reader:
 
         return read_dicom_file
     if suffix not in _READERS:
-        raise InputError("scans of this kind cannot be read", file=path, value=suffix or "no ending", mend=_READABLE)
+        raise InputError(
+            "scans of this kind cannot be read", file=path, value=suffix or "no ending", mend=_READABLE
+        )
     expected, reader = _READERS[suffix]
     if contents not in expected:
         article = "an" if contents[:1] in "aeiou" or contents.startswith("NRRD") else "a"
@@ -94,71 +101,19 @@ def _contents(head: bytes) -> str:
     return ""
 
 
-def read_picture(path: Path, series: str | None = None) -> Scan:
-    """A PNG or JPEG as 8-bit RGB.
-
-    Turned as its EXIF data says, so the picture is the one that viewers show, and a mask of it has that size.
-    Transparent parts are laid on black. 16-bit and float grey pictures are windowed by their 1st and 99th percentile.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    most = Image.MAX_IMAGE_PIXELS
-    try:
-        Image.MAX_IMAGE_PIXELS = None  # the size is checked here, with a better message
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise InputError("the picture is too large", file=path, value=f"{image.width} × {image.height} pixels")
-            if getattr(image, "n_frames", 1) > 1:
-                raise InputError("the picture has several frames", file=path, mend="Save one frame as a picture.")
-            image.load()
-            turned = ImageOps.exif_transpose(image)
-            rgb = _rgb(turned if turned is not None else image, path)
-    except UnidentifiedImageError as error:
-        raise InputError("is no readable picture", file=path, mend=_RENAME) from error
-    except (OSError, SyntaxError, ValueError, zlib.error, EOFError) as error:
-        raise InputError(
-            f"the picture cannot be decoded: {error}", file=path, mend="It may be cut off; copy it again."
-        ) from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = most
-    if min(rgb.shape[:2]) < 2 or max(rgb.shape[:2]) > 200 * min(rgb.shape[:2]):
-        raise InputError("the picture is too thin", file=path, value=f"{rgb.shape[1]} × {rgb.shape[0]} pixels")
-    return Scan(rgb, picture_affine(), "picture", path, _stem(path))
-
-
-def _rgb(image, path: Path) -> np.ndarray:  # type: ignore[no-untyped-def]
-    if image.mode.startswith(("I", "F")):
-        from .picture import apply_window
-
-        values = np.asarray(image).astype(np.float64)
-        low, high = (float(value) for value in np.percentile(values, (1, 99)))
-        if low == high:
-            low, high = float(values.min()), float(values.max())
-        if not low < high:
-            raise InputError("the picture is constant, there is nothing to see", file=path, value=f"{low:g} everywhere")
-        return np.repeat(apply_window(values, (low, high))[:, :, None], 3, axis=2)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        from PIL import Image
-
-        layer = image.convert("RGBA")
-        ground = Image.new("RGBA", layer.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(ground, layer)
-    return np.array(image.convert("RGB"))
-
-
 def read_nifti(path: Path, series: str | None = None) -> Scan:
     """A NIfTI file in its own index order, with its own affine (sform before qform, as nibabel has it)."""
     import nibabel
 
     try:
-        image = nibabel.load(path, mmap=False)
+        image: Any = nibabel.load(path, mmap=False)
         header = image.header
         kind, units = header.get_data_dtype(), header.get_xyzt_units()[0]
         shape = _three_axes(image.shape, path)
     except InputError:
         raise
     except Exception as error:  # nibabel raises a dozen unrelated kinds on damaged headers
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     _check_kind(kind, path)
     voxels = int(np.prod(shape, dtype=np.int64))
     _check_size(shape, path)
@@ -166,7 +121,10 @@ def read_nifti(path: Path, series: str | None = None) -> Scan:
     # Deflate packs at most 1032 bytes into one: what claims to hold more is cut off or lies.
     if voxels * kind.itemsize > (held * 1032 if suffix_of(path) == ".nii.gz" else held):
         raise InputError(
-            "the file is cut off", file=path, value=f"{held} bytes for {_by(shape)} voxels", mend="Copy or export it again."
+            "the file is cut off",
+            file=path,
+            value=f"{held} bytes for {_by(shape)} voxels",
+            mend="Copy or export it again.",
         )
     affine = np.array(image.affine, dtype=np.float64)
     affine[:3] *= {"meter": 1000.0, "micron": 0.001}.get(units, 1.0)
@@ -178,8 +136,8 @@ def read_nifti(path: Path, series: str | None = None) -> Scan:
         else:
             array = source.get_scaled(dtype=np.float32)
     except (OSError, EOFError, ValueError, zlib.error, gzip.BadGzipFile) as error:
-        raise _damaged(path, error) from error
-    return Scan(_native(array.reshape(shape)), affine, "volume", path, _stem(path))
+        raise damaged(path, error) from error
+    return Scan(_native(array.reshape(shape)), affine, "volume", path, stem(path))
 
 
 def read_itk(path: Path, series: str | None = None) -> Scan:
@@ -193,16 +151,16 @@ def read_itk(path: Path, series: str | None = None) -> Scan:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     check_itk_header(reader, path)
     try:
         image = reader.Execute()
     except RuntimeError as error:
-        raise _damaged(path, error) from error
-    return Scan(*voxels_and_affine(image, path), "volume", path, _stem(path))
+        raise damaged(path, error) from error
+    return Scan(*voxels_and_affine(image, path), "volume", path, stem(path))
 
 
-def check_itk_header(reader, path: Path) -> None:  # type: ignore[no-untyped-def]
+def check_itk_header(reader: Any, path: Path) -> None:
     """Refuse what a SimpleITK reader's header shows to be no scalar volume. Raises InputError."""
     import SimpleITK as sitk
 
@@ -215,11 +173,13 @@ def check_itk_header(reader, path: Path) -> None:  # type: ignore[no-untyped-def
         )
     pixel = reader.GetPixelID()
     if pixel == sitk.sitkUnknown or "complex" in sitk.GetPixelIDValueAsString(pixel):
-        raise InputError("the voxels are of a kind that is no grey value", file=path, mend="Convert them to integers.")
+        raise InputError(
+            "the voxels are of a kind that is no grey value", file=path, mend="Convert them to integers."
+        )
     _check_size(_three_axes(reader.GetSize(), path), path)
 
 
-def voxels_and_affine(image, path: Path) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[no-untyped-def]
+def voxels_and_affine(image: Any, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """The (I, J, K) voxels and the RAS affine of a SimpleITK image of two, three, or four dimensions."""
     import SimpleITK as sitk
 
@@ -236,9 +196,11 @@ def voxels_and_affine(image, path: Path) -> tuple[np.ndarray, np.ndarray]:  # ty
 
 
 def read_npz(path: Path, series: str | None = None) -> Scan:
-    """A MedSAM2-style archive: `imgs` (slices, H, W), `spacing` (x, y, z) mm, and `direction` and `origin` (LPS).
+    """A MedSAM2-style archive: `imgs` (slices, H, W), `spacing` (x, y, z) mm, and `direction` and `origin`
+    (LPS).
 
-    The voxels come out as (I, J, K) with i along W. 8-bit images are shown as they are: they were windowed before.
+    The voxels come out as (I, J, K) with i along W. 8-bit images are shown as they are: they were windowed
+    before.
     """
     wanted = {"imgs": True, "spacing": True, "direction": False, "origin": False}
     found: dict[str, np.ndarray] = {}
@@ -255,12 +217,22 @@ def read_npz(path: Path, series: str | None = None) -> Scan:
                         value=", ".join(sorted(names))[:120],
                         mend="A MedSAM2-style archive holds imgs (slices, H, W) and spacing (x, y, z).",
                     )
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, zlib.error, RuntimeError, NotImplementedError) as error:
-        raise _damaged(path, error) from error
+    except (
+        zipfile.BadZipFile,
+        OSError,
+        EOFError,
+        ValueError,
+        zlib.error,
+        RuntimeError,
+        NotImplementedError,
+    ) as error:
+        raise damaged(path, error) from error
     images = found["imgs"]
     _check_kind(images.dtype, path)
     if images.ndim != 3:
-        raise InputError("`imgs` is not (slices, H, W)", file=path, value=images.shape, mend="Save one grey volume.")
+        raise InputError(
+            "`imgs` is not (slices, H, W)", file=path, value=images.shape, mend="Save one grey volume."
+        )
     spacing = _numbers(found["spacing"], 3, "spacing", path)
     direction = _numbers(found.get("direction", np.eye(3)), 9, "direction", path).reshape(3, 3)
     affine = np.eye(4)
@@ -268,7 +240,9 @@ def read_npz(path: Path, series: str | None = None) -> Scan:
     affine[:3, 3] = _numbers(found.get("origin", np.zeros(3)), 3, "origin", path)
     affine[:2] *= -1
     window = (0.0, 255.0) if images.dtype == np.uint8 else None
-    return Scan(_native(images.transpose()), check_affine(affine, path), "volume", path, _stem(path), window=window)
+    return Scan(
+        _native(images.transpose()), check_affine(affine, path), "volume", path, stem(path), window=window
+    )
 
 
 def _member(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
@@ -276,7 +250,9 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
     information = archive.getinfo(name)
     with archive.open(information) as stream:
         version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
         shape, _, kind = read(stream)
         if kind.hasobject:
             raise InputError(f"`{name}` holds Python objects, which are never loaded", file=path)
@@ -286,7 +262,9 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
         if count < 1:
             raise InputError(f"`{name}` is empty", file=path, value=shape)
         if count > MOST_VOXELS or stream.tell() + count * kind.itemsize != information.file_size:
-            raise InputError(f"`{name}` is not as long as it says", file=path, value=shape, mend="Copy the file again.")
+            raise InputError(
+                f"`{name}` is not as long as it says", file=path, value=shape, mend="Copy the file again."
+            )
     with archive.open(information) as stream:
         return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
 
@@ -317,12 +295,16 @@ def _check_kind(kind: np.dtype, path: Path) -> None:
     if kind.names is not None:
         raise InputError("the volume is in colour", file=path, mend="Convert it to one grey value a voxel.")
     if kind.kind not in "iufb":
-        raise InputError("the voxels are no grey values", file=path, value=kind, mend="Convert them to integers.")
+        raise InputError(
+            "the voxels are no grey values", file=path, value=kind, mend="Convert them to integers."
+        )
 
 
 def _check_size(shape: tuple[int, int, int], path: Path) -> None:
     if int(np.prod(shape, dtype=object)) > MOST_VOXELS:
-        raise InputError("the volume is too large", file=path, value=_by(shape), mend="Crop it to the part of interest.")
+        raise InputError(
+            "the volume is too large", file=path, value=_by(shape), mend="Crop it to the part of interest."
+        )
 
 
 def _native(array: np.ndarray) -> np.ndarray:
@@ -335,7 +317,7 @@ def _native(array: np.ndarray) -> np.ndarray:
         return array.astype(np.float32, copy=False)
 
 
-def _damaged(path: Path, error: Exception) -> InputError:
+def damaged(path: Path, error: Exception) -> InputError:
     reason = " ".join(str(error).split())
     if "ITK ERROR" in reason or "itk::ERROR" in reason:
         reason = reason.rsplit("ERROR:", 1)[-1].strip()
@@ -347,20 +329,20 @@ def _damaged(path: Path, error: Exception) -> InputError:
     )
 
 
-def _by(sides) -> str:  # type: ignore[no-untyped-def]
+def _by(sides: Sequence[int]) -> str:
     return " × ".join(str(side) for side in sides)
 
 
-def _stem(path: Path) -> str:
+def stem(path: Path) -> str:
     name = path.name
     suffix = suffix_of(path)
     return name[: -len(suffix)] if suffix else name
 
 
 _READERS: dict[str, tuple[tuple[str, ...], Reader]] = {
-    ".png": (("PNG",), read_picture),
-    ".jpg": (("JPEG",), read_picture),
-    ".jpeg": (("JPEG",), read_picture),
+    ".png": (("PNG",), read_photograph),
+    ".jpg": (("JPEG",), read_photograph),
+    ".jpeg": (("JPEG",), read_photograph),
     ".nii": (("NIfTI",), read_nifti),
     ".nii.gz": (("gzip",), read_nifti),
     ".nrrd": (("NRRD",), read_itk),

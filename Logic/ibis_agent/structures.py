@@ -1,0 +1,304 @@
+"""The structures that we know by name: words for them, a colour, and their code in SNOMED CT.
+
+Used to name and colour a segment after a question or an answer; a structure that is not here gets a plain
+name.
+
+Codes, and most colours, are those of the terminology lists that 3D Slicer ships
+(SegmentationCategoryTypeModifier- SlicerGeneralAnatomy.json and -DICOM-Master.json), so that a segment
+written here is recognised there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+_GENERAL = "Segmentation category and type - 3D Slicer General Anatomy list"
+_MASTER = "Segmentation category and type - DICOM master list"
+_REGIONS = "Anatomic codes - DICOM master list"
+_FALLBACK_COLOUR = (34, 139, 34)
+_LONGEST_NAME = 40
+
+
+@dataclass(frozen=True)
+class Code:
+    """A coded concept: value, scheme ("SCT" is SNOMED CT) and meaning."""
+
+    value: str
+    meaning: str
+    scheme: str = "SCT"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}^{self.value}^{self.meaning}"
+
+
+ANATOMY = Code("123037004", "Anatomical Structure")
+TISSUE = Code("85756007", "Tissue")
+ALTERED = Code("49755003", "Morphologically Altered Structure")
+LEFT, RIGHT, BOTH = Code("7771000", "Left"), Code("24028007", "Right"), Code("51440002", "Right and left")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One structure.
+
+    Attributes:
+        key: short name for programs, such as "left kidney".
+        name: for people and for the segment.
+        words: other ways to say it, lower case, singular first.
+        colour: 0-255 RGB.
+        code: what it is; None where no code is certain.
+        category, side, region: the rest of the coded name; `region` is the organ that a lesion lies in.
+        context: the terminology list that holds the code.
+    """
+
+    key: str
+    name: str
+    words: tuple[str, ...]
+    colour: tuple[int, int, int]
+    code: Code | None
+    category: Code = ANATOMY
+    side: Code | None = None
+    region: Code | None = None
+    region_side: Code | None = None
+    context: str = _GENERAL
+
+    @property
+    def is_finding(self) -> bool:
+        """Whether it is something abnormal, such as a lesion, rather than a part of every body."""
+        return self.category == ALTERED
+
+    def terminology(self) -> str | None:
+        """The value of a segment's TerminologyEntry tag as 3D Slicer writes it; None without a code."""
+        if self.code is None:
+            return None
+        parts = (self.category, self.code, self.side, None, self.region, self.region_side)
+        category, code, side, _, region, region_side = ("^^" if part is None else str(part) for part in parts)
+        return "~".join((self.context, category, code, side, _REGIONS, region, region_side))
+
+
+def _anatomy(
+    words: str,
+    colour: tuple[int, int, int],
+    code: str,
+    meaning: str,
+    context: str = _GENERAL,
+    category: Code = ANATOMY,
+) -> Structure:
+    said = tuple(words.split(", "))
+    return Structure(
+        said[0], said[0].capitalize(), said, colour, Code(code, meaning), category, context=context
+    )
+
+
+_UNPAIRED = (
+    _anatomy("liver, hepatic", (221, 130, 101), "10200004", "Liver"),
+    _anatomy("spleen, splenic", (157, 108, 162), "78961009", "Spleen"),
+    _anatomy("aorta, aortic, abdominal aorta", (224, 97, 76), "15825003", "Aorta"),
+    _anatomy(
+        "inferior vena cava, ivc, vena cava, caval vein",
+        (0, 151, 206),
+        "64131007",
+        "Inferior vena cava",
+        _MASTER,
+    ),
+    _anatomy("portal vein, portal", (0, 110, 180), "32764006", "Portal vein", _MASTER),
+    _anatomy(
+        "spine, vertebral column, spinal column, backbone", (226, 202, 134), "421060004", "Spine", _MASTER
+    ),
+    _anatomy(
+        "vertebra, vertebrae, vertebral body, vertebral", (255, 255, 207), "51282000", "Vertebra", _MASTER
+    ),
+    _anatomy("spinal cord, myelon", (244, 214, 49), "2748008", "Spinal cord"),
+    _anatomy("rib, ribs, costal", (253, 232, 158), "113197003", "Rib"),
+    _anatomy("stomach, gastric", (216, 132, 105), "69695003", "Stomach"),
+    _anatomy("gallbladder, gall bladder", (139, 150, 98), "28231008", "Gallbladder"),
+    _anatomy("pancreas, pancreatic", (249, 180, 111), "15776009", "Pancreas"),
+    _anatomy("duodenum, duodenal", (255, 253, 229), "38848004", "Duodenum"),
+    _anatomy("small bowel, small intestine, jejunum, ileum", (205, 167, 142), "30315005", "Small Intestine"),
+    _anatomy("colon, colonic", (204, 168, 143), "71854001", "Colon"),
+    _anatomy("large bowel, large intestine", (204, 168, 143), "14742008", "Large intestine", _MASTER),
+    _anatomy("esophagus, oesophagus, esophageal, oesophageal", (211, 171, 143), "32849002", "Esophagus"),
+    _anatomy("bladder, urinary bladder", (222, 154, 132), "89837001", "Bladder"),
+    _anatomy("prostate, prostate gland, prostatic", (230, 158, 140), "41216001", "Prostate"),
+    _anatomy("uterus, uterine", (255, 181, 158), "35039007", "Uterus"),
+    _anatomy("heart, cardiac", (206, 110, 84), "80891009", "Heart"),
+    _anatomy("trachea, windpipe, tracheal", (182, 228, 255), "44567001", "Trachea"),
+    _anatomy("brain, cerebral", (250, 250, 225), "12738006", "Brain"),
+    _anatomy("lymph node, lymph nodes", (68, 172, 100), "59441001", "Lymph node", _GENERAL, TISSUE),
+    _anatomy("muscle, muscles", (192, 104, 88), "71616004", "Muscle", _GENERAL, TISSUE),
+    _anatomy("fat, body fat, adipose tissue", (230, 220, 70), "248300009", "Body fat", _GENERAL, TISSUE),
+    _anatomy("bone, bones", (241, 214, 145), "272673000", "Bone", _GENERAL, TISSUE),
+    Structure("bowel", "Bowel", ("bowel", "bowels", "intestine", "intestines", "gut"), (205, 167, 142), None),
+)
+# Paired organs: the word for one, for both, the adjective, and what else is said.
+_PAIRED = (
+    ("kidney", "kidneys", "renal", (185, 102, 83), Code("64033007", "Kidney")),
+    ("lung", "lungs", "pulmonary", (197, 165, 145), Code("39607008", "Lung")),
+    ("adrenal gland", "adrenal glands", "adrenal", (249, 186, 150), Code("23451007", "Adrenal gland")),
+)
+
+
+def _finding(
+    words: str, colour: tuple[int, int, int], code: str, meaning: str, context: str = _MASTER
+) -> Structure:
+    return replace(_anatomy(words, colour, code, meaning, context), category=ALTERED)
+
+
+_FINDINGS = (
+    _finding("lesion, lesions, abnormality", (144, 238, 144), "4147007", "Mass", _GENERAL),
+    _finding("mass, masses", (144, 238, 144), "4147007", "Mass", _GENERAL),
+    _finding(
+        "tumour, tumor, tumours, tumors, cancer, carcinoma, neoplasm, malignancy",
+        (144, 238, 144),
+        "108369006",
+        "Neoplasm",
+    ),
+    _finding("metastasis, metastases, metastatic", (144, 238, 144), "14799000", "Neoplasm, Secondary"),
+    _finding("nodule, nodules", (144, 238, 144), "27925004", "Nodule"),
+    _finding("cyst, cysts", (205, 205, 100), "367643001", "Cyst", _GENERAL),
+    _finding("abscess, abscesses", (170, 200, 90), "44132006", "Abscess"),
+)
+# "hepatic artery" is not the liver: an organ's adjective before one of these words does not count.
+_OTHER_PARTS = {"artery", "arteries", "vein", "veins", "vessel", "vessels", "duct", "ducts", "hilum", "valve"}
+_OTHER_PARTS |= {"flexure", "arch", "hiatus", "trunk", "fissure"}
+_ADJECTIVES = {
+    "hepatic",
+    "splenic",
+    "aortic",
+    "portal",
+    "gastric",
+    "pancreatic",
+    "duodenal",
+    "colonic",
+    "costal",
+}
+_ADJECTIVES |= {
+    "esophageal",
+    "oesophageal",
+    "prostatic",
+    "uterine",
+    "cardiac",
+    "tracheal",
+    "cerebral",
+    "adrenal",
+}
+_ADJECTIVES |= {"vertebral", "renal", "pulmonary"}
+
+
+def _paired() -> Iterator[Structure]:
+    for one, both, adjective, colour, code in _PAIRED:
+        yield Structure(both, both.capitalize(), (both, one, adjective, f"both {both}"), colour, code)
+        for word, side in (("left", LEFT), ("right", RIGHT)):
+            words = (
+                f"{word} {one}",
+                f"{one} {word}",
+                f"{word} sided {one}",
+                f"{one} on the {word}",
+                f"{word} {adjective}",
+            )
+            yield Structure(f"{word} {one}", f"{word.capitalize()} {one}", words, colour, code, side=side)
+
+
+STRUCTURES: dict[str, Structure] = {each.key: each for each in (*_UNPAIRED, *_paired(), *_FINDINGS)}
+_BY_WORDS: dict[tuple[str, ...], Structure] = {
+    tuple(words.split()): each for each in STRUCTURES.values() for words in (each.key, *each.words)
+}
+for _one, _both, *_ in _PAIRED:
+    for _word in (_one, _both):
+        _BY_WORDS[("left", "and", "right", *_word.split())] = STRUCTURES[_both]
+_MOST_WORDS = max(map(len, _BY_WORDS))
+_WORD = re.compile(r"[^\W_]+")
+# How people begin a request; what follows is the thing itself.
+_REQUEST = re.compile(
+    r"(?:please\s{1,4})?(?:can you\s{1,4}|could you\s{1,4})?(?:please\s{1,4})?"
+    r"(?:segment|outline|delineate|mark|contour|find|show me|show|locate|identify|where is|where are"
+    r"|is there)\s{1,4}(?:(?:the|a|an|any|all)\s{1,4})?",
+    re.IGNORECASE,
+)
+
+
+def structures_in(text: str) -> list[Structure]:
+    """Every structure that a text mentions, in the order of mention, longest words first ("left kidney")."""
+    return [structure for structure, _ in _mentions(text)]
+
+
+def structure_in(text: str) -> Structure | None:
+    """The structure that a text is about: the first one it mentions, or None.
+
+    A finding goes before the organs: "Is there a lesion in the liver?" is about a liver lesion, and gets the
+    organ nearest to the word as its region.
+    """
+    mentions = _mentions(text)
+    if not mentions:
+        return None
+    found = next(((each, at) for each, at in mentions if each.is_finding), None)
+    if found is None:
+        return mentions[0][0]
+    finding, at = found
+    organs = sorted((abs(place - at), n) for n, (each, place) in enumerate(mentions) if not each.is_finding)
+    if not organs:
+        return finding
+    nearest = [mentions[n][0] for _, n in organs]
+    # "a renal cyst in the left kidney": the mention that knows the side says more.
+    organ = next((each for each in nearest if each.side and each.code == nearest[0].code), nearest[0])
+    return _within(finding, organ)
+
+
+def structure_for(question: str, answer: str = "") -> Structure | None:
+    """The structure that a question asks for, or else the one that the answer speaks of."""
+    return structure_in(question) or structure_in(answer)
+
+
+def name_for(question: str, answer: str = "") -> str:
+    """A segment's name after the question or the answer.
+
+    A known structure's name; else the thing that the question names, in its own words; else "Segment".
+    """
+    known = structure_for(question, answer)
+    if known:
+        return known.name
+    asked = " ".join(question.split())[: 4 * _LONGEST_NAME]
+    request = _REQUEST.match(asked)
+    if request:
+        asked = asked[request.end() :]
+    asked = "".join(each for each in asked if each.isprintable()).strip(" .?!:;,\"'")
+    if len(asked) > _LONGEST_NAME:
+        asked = asked[:_LONGEST_NAME].rsplit(" ", 1)[0] + "…"
+    return asked[:1].upper() + asked[1:] if asked else "Segment"
+
+
+def colour_for(question: str, answer: str = "") -> tuple[int, int, int]:
+    """A segment's 0-255 RGB colour after the question or the answer; the overlay's green for the unknown."""
+    known = structure_for(question, answer)
+    return known.colour if known else _FALLBACK_COLOUR
+
+
+def _mentions(text: str) -> list[tuple[Structure, int]]:
+    """The structures and the number of the word where each mention begins."""
+    words = _WORD.findall(text.casefold())
+    found: list[tuple[Structure, int]] = []
+    at = 0
+    while at < len(words):
+        for length in range(min(_MOST_WORDS, len(words) - at), 0, -1):
+            said = tuple(words[at : at + length])
+            structure = _BY_WORDS.get(said)
+            following = words[at + length] if at + length < len(words) else ""
+            if structure and not (said[-1] in _ADJECTIVES and following in _OTHER_PARTS):
+                found.append((structure, at))
+                at += length - 1
+                break
+        at += 1
+    return found
+
+
+def _within(finding: Structure, organ: Structure) -> Structure:
+    singular = next((one for one, both, *_ in _PAIRED if both == organ.key), organ.key)
+    return replace(
+        finding,
+        key=f"{singular} {finding.key}",
+        name=f"{singular} {finding.key}".capitalize(),
+        region=organ.code,
+        region_side=organ.side,
+    )
