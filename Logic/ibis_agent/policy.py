@@ -175,9 +175,9 @@ class LocalPolicy:
 def describe(folder: str | os.PathLike[str], device: str = "cpu", load: bool = True) -> dict[str, Any]:
     """What a policy's folder is, for `ibis-agent info`: JSON values.
 
-    "kind", "architecture", "name", "note", "parameters", "stored" (bytes), "stored_as", "sha256", "precisions"
-    (for each: bytes for the "weights" and for a "run", and both as people read them in "text"), and where
-    `load` is asked for "loads": "yes" or the reason why not, and "loaded_as".
+    "kind", "architecture", "name", "note", "parameters", "stored" (bytes), "stored_as", "sha256",
+    "precisions" (for each: bytes for the "weights" and for a "run", and both as people read them in "text"),
+    and where `load` is asked for "loads": "yes" or the reason why not, and "loaded_as".
 
     Raises ModelError where the folder is none.
     """
