@@ -1,0 +1,90 @@
+"""What people ask and what the demo policy answers: wordings of questions, templated reasoning.
+
+The sentences are ours. A question asks for one structure; a reply is the text of one turn, written by the
+same formatter that inference parses with.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ibis_agent.actions import Click, Reply, Terminate, format_reply
+
+QUESTIONS = (
+    "Segment the {n}", "Segment the {n}", "Please segment the {n}", "Outline the {n}", "Please outline the {n}",
+    "Mark the {n}", "Delineate the {n}", "Where is the {n}?", "Show me the {n}", "Find the {n}",
+    "Find and segment the {n}", "Can you segment the {n}?", "I need a mask of the {n}", "Contour the {n} in this slice",
+    "Segment the {n} in this picture", "Is the {n} visible? Segment it", "Is there a {n}? Segment it", "{n}",
+)  # fmt: skip
+WORDS = {
+    "liver": ("liver", "liver", "liver", "hepatic parenchyma"),
+    "spleen": ("spleen", "spleen", "spleen", "splenic tissue"),
+    "left kidney": ("left kidney", "left kidney", "kidney on the left", "left renal parenchyma"),
+    "right kidney": ("right kidney", "right kidney", "kidney on the right", "right renal parenchyma"),
+    "aorta": ("aorta", "aorta", "abdominal aorta"),
+    "spine": ("spine", "spine", "vertebra", "vertebral column", "vertebral body"),
+    "stomach": ("stomach", "stomach", "gastric cavity"),
+    "lesion": ("lesion", "lesion", "tumour", "tumor", "mass", "focal lesion"),
+}
+NEVER_PRESENT = (
+    "urinary bladder", "prostate", "uterus", "brain", "heart", "thyroid", "femur", "trachea", "knee", "eye", "ovary", "skull",
+)  # fmt: skip
+HORIZONTAL = ("left", "centre", "right")
+VERTICAL = ("upper", "middle", "lower")
+
+
+def question(name: str, rng: np.random.Generator) -> str:
+    """A wording that asks for `name` (a structure, or one that no abdominal slice has)."""
+    words = WORDS.get(name, (name,))
+    text = str(rng.choice(QUESTIONS)).format(n=rng.choice(words))
+    if name == "lesion" and rng.random() < 0.3:
+        text = "Is there a lesion? Segment it" if rng.random() < 0.5 else "Is there a liver lesion? Segment it"
+    if rng.random() < 0.4 and not text.endswith("?"):
+        text += "."
+    style = rng.random()
+    return text.lower() if style < 0.25 else text
+
+
+def zone(x: float, y: float) -> str:
+    """The part of the picture that holds (x, y), in words: one of nine."""
+    across, down = HORIZONTAL[min(2, int(x * 3))], VERTICAL[min(2, int(y * 3))]
+    return "centre" if (across, down) == ("centre", "middle") else f"{down} {across}"
+
+
+def _rounded(click: Click) -> Click:
+    """Two decimals: a small policy learns them several times faster than four."""
+    return Click(min(0.99, round(click.x, 2)), min(0.99, round(click.y, 2)), click.positive)
+
+
+def first_reply(name: str, click: Click) -> str:
+    click = _rounded(click)
+    return format_reply(Reply(f"The {name} is visible in the {zone(click.x, click.y)} part of the picture.", click))
+
+
+def absent_reply(name: str) -> str:
+    return format_reply(Reply(f"I find no {name} in this picture.", Terminate(f"There is no {name} in this picture.")))
+
+
+def correction_reply(name: str, click: Click) -> str:
+    click = _rounded(click)
+    where = zone(click.x, click.y)
+    thinking = (
+        f"The mask misses part of the {name} in the {where}." if click.positive
+        else f"The mask covers tissue that is not {name} in the {where}."
+    )  # fmt: skip
+    return format_reply(Reply(thinking, click))
+
+
+def done_reply(name: str) -> str:
+    return format_reply(Reply(f"The mask covers the {name} well.", Terminate(f"The {name} is segmented.")))
+
+
+def corpus(rng: np.random.Generator, count: int = 4000) -> list[str]:
+    """Text to train the tokenizer on: questions and replies of every kind."""
+    texts = []
+    names = [*WORDS, *NEVER_PRESENT]
+    for _ in range(count):
+        name = str(rng.choice(names))
+        click = Click(float(rng.random()), float(rng.random()), bool(rng.random() < 0.6))
+        texts += [question(name, rng), first_reply(name, click), correction_reply(name, click), done_reply(name), absent_reply(name)]
+    return texts
