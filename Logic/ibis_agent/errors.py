@@ -70,8 +70,9 @@ class Cancelled(IbisError):  # noqa: N818 - an end that was asked for, not a fai
 
 def _shown(value: Any) -> str:
     """`value` in at most some hundred characters on one line."""
-    text = repr(value[:_LONGEST_VALUE]) if isinstance(value, (str, bytes)) else str(value)
-    text = " ".join(text.split())
+    text = str(value[:_LONGEST_VALUE] if isinstance(value, (str, bytes)) else value)
+    if not text.isprintable() or text != text.strip() or not text:
+        text = repr(text)  # line breaks, white space and control characters are shown for what they are
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
 
 

@@ -40,20 +40,22 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises OutputError for whatever the operating system refuses, inside the block too.
     """
-    # Through a link to its target: replacing the link itself would surprise its owner.
-    final = Path(os.path.realpath(path))
-    if final.is_dir():
-        raise OutputError("is a folder, not a file", file=path, mend="Choose another file name.")
-    if final.exists() and not final.is_file():
-        raise OutputError("is not a regular file", file=path, mend="Choose another file name.")
-    # At most 40 characters of the name: with four bytes each and the prefix that stays below 255 bytes.
-    temporary = final.with_name(f".{secrets.token_hex(6)}-{final.name[-40:]}")
+    if "\0" in os.fspath(path):
+        raise OutputError("is no possible file name", file=path, mend="Choose another name.")
     try:
+        # Through a link to its target: replacing the link itself would surprise its owner.
+        final = Path(os.path.realpath(path))
+        if final.is_dir():
+            raise OutputError("is a folder, not a file", file=path, mend="Choose another file name.")
+        if final.exists() and not final.is_file():
+            raise OutputError("is not a regular file", file=path, mend="Choose another file name.")
+        # At most 40 characters of the name: with four bytes each and the prefix that stays below 255 bytes.
+        temporary = final.with_name(f".{secrets.token_hex(6)}-{final.name[-40:]}")
         # Exclusive, and with the permissions that the umask asks for; mkstemp's 0600 would outlive the move.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
             yield temporary
-            _flush(temporary)
+            _flush(temporary, os.O_RDWR)  # Windows flushes only what is open for writing
             os.replace(temporary, final)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -62,7 +64,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise output_error(error, path) from error
     with contextlib.suppress(OSError):  # some file systems cannot flush a folder; the file itself is safe
-        _flush(final.parent)
+        _flush(final.parent, os.O_RDONLY)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -138,8 +140,8 @@ def _make_folders(folder: Path, made: list[Path]) -> None:
         made.append(each)
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _flush(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
     try:
         os.fsync(handle)
     finally:

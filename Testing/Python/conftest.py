@@ -1,0 +1,41 @@
+"""What every test may use: the shared data beside the checkout, and one way of running hypothesis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from host.fixtures import slicer_host  # noqa: F401
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# No deadline: other work on the machine must not fail a test. Derandomised: a run tells about the code only.
+settings.register_profile(
+    "ibis",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("ibis")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real scans and recorded results of the published code; it is not part of the checkout."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "parity" / "index.json").is_file():
+        pytest.skip("the shared data is not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(shared: Path) -> Path:
+    """Real scans."""
+    return shared / "data"
+
+
+@pytest.fixture(scope="session")
+def parity(shared: Path) -> Path:
+    """Recorded results of the published code."""
+    return shared / "parity"
