@@ -131,41 +131,14 @@ class Episode:
 
         Raises InputError for a question that is empty, too long or not text.
         """
-        longest = {"longest": policy.card.max_question} if policy is not None else {}
-        self.question = check_question(question, **longest)
+        asked = (policy.card.max_question, policy.card.script) if policy is not None else ()
+        self.question = check_question(question, *asked)
         self.picture, self.policy, self.segmenter = picture, policy, segmenter
         self.limits = limits or Limits()
         self._state = _State()
         self._past: list[_State] = []
         self._future: list[_State] = []
         self._embedding: Any = None
-
-    @classmethod
-    def restore(
-        cls,
-        picture: Picture,
-        question: str,
-        policy: Policy | None,
-        segmenter: SegmenterLike,
-        steps: Sequence[Step],
-        limits: Limits | None = None,
-        status: Status | None = None,
-        reason: str = "",
-    ) -> Episode:
-        """An episode that stands after `steps`, from a record or another process.
-
-        status None: what follows from the last step. Raises InputError for steps that do not fit the picture.
-        """
-        episode = cls(picture, question, policy, segmenter, limits)
-        for number, step in enumerate(steps, 1):
-            clicked = any(isinstance(each.action, Click) for each in steps[:number])
-            if step.number != number or step.mask.shape != picture.rgb.shape[:2]:
-                raise InputError("the steps do not belong to this picture", value=f"step {step.number}")
-            if clicked and step.logits is None:
-                raise InputError("a step lacks the logits that the next one needs", value=f"step {number}")
-        state = episode._after(tuple(steps))
-        episode._state = state if status is None else replace(state, status=status, reason=reason)
-        return episode
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -326,6 +299,29 @@ class Episode:
             raise InputError("there is nothing to redo")
         self._past.append(self._state)
         self._state = self._future.pop()
+
+    def restore(self, steps: Sequence[Step], status: Status | None = None, reason: str = "") -> None:
+        """Stand after `steps`, which a record or another process brought; undo and redo start anew.
+
+        status None: what follows from the last step. Raises InputError for steps that do not fit the picture
+        or lack the logits that the next one needs (see `relive`).
+        """
+        for number, step in enumerate(steps, 1):
+            if step.number != number or step.mask.shape != self.picture.rgb.shape[:2]:
+                raise InputError("the steps do not belong to this picture", value=f"step {step.number}")
+            if step.logits is None and _has_click(steps[:number]):
+                raise InputError("a step lacks the logits that the next one needs", value=f"step {number}")
+        state = self._after(tuple(steps))
+        self._state = state if status is None else replace(state, status=status, reason=reason)
+        self._past.clear()
+        self._future.clear()
+
+    def relive(self, before: Sequence[Step], step: Step) -> Step:
+        """A recorded step after the steps `before`, with the logits that a record lacks computed again.
+
+        Its mask and score stay the recorded ones, even where this machine would round them differently.
+        """
+        return replace(step, logits=self._act(step.action, tuple(before), step.by).logits)
 
     def turn(self) -> Turn:
         """What the policy would be asked now. Raises InputError where there is no policy."""

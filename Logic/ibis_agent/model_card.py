@@ -42,6 +42,8 @@ class ModelCard:
         window: grey values shown as black and white where the person chose none; None for the 1st and 99th
             percentile.
         max_question: longest question in characters.
+        script: the one script of the questions that it was trained on, by its Unicode name ("LATIN"); empty for
+            any. Only a small policy needs it: in another script it would answer nonsense.
         drafts: replies that this policy often writes. They only save time (decoding), never change a reply.
         note: shown wherever the model is named, such as "demonstration on phantoms".
         origin: how the weights came about.
@@ -57,7 +59,8 @@ class ModelCard:
     min_pixels: int | None = None
     max_pixels: int | None = None
     window: tuple[float, float] | None = None
-    max_question: int = 10_000
+    max_question: int = 4_000
+    script: str = ""
     drafts: tuple[str, ...] = ()
     note: str = ""
     origin: str = ""
@@ -240,6 +243,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "max_pixels": _pixels,
     "window": _window,
     "max_question": _integer(1, 100_000),
+    "script": _text,
     "drafts": _texts,
     "note": _text,
     "origin": _text,
@@ -255,6 +259,7 @@ _EXPECTED = {
     "max_pixels": "an integer of at least 784, or null",
     "window": "two numbers, the smaller first, or null",
     "max_question": "an integer from 1 to 100000 (characters)",
+    "script": "a text",
     "drafts": "a list of texts",
     "note": "a text",
     "origin": "a text",

@@ -99,7 +99,7 @@ def build_messages(card: ModelCard, turn: Turn) -> list[Message]:
     Pictures are numbered in the order of `pictures_of(card, turn)`. Raises InputError for a question that is
     empty, too long or not text.
     """
-    question = check_question(turn.question, card.max_question)
+    question = check_question(turn.question, card.max_question, card.script)
     messages = [Message("system", card.prompts.system)] if card.prompts.system else []
     past = _kept(card, turn)
     for index, (_, reply) in enumerate(past):
@@ -118,11 +118,12 @@ def pictures_of(card: ModelCard, turn: Turn) -> list[np.ndarray]:
     return [picture for picture, _ in _kept(card, turn)] + [turn.picture]
 
 
-def check_question(question: str, longest: int = 10_000) -> str:
+def check_question(question: str, longest: int = 4_000, script: str = "") -> str:
     """The question without white space around it.
 
-    Any language and direction of writing will do. Raises InputError where it is empty, longer than `longest`
-    characters, or holds what is not text (control characters, broken Unicode).
+    Any language and direction of writing will do unless `script` names the only one (see ModelCard). Raises
+    InputError where it is empty, longer than `longest` characters, in another script, or holds what is not
+    text (control characters, broken Unicode).
     """
     stripped = question.strip() if isinstance(question, str) else ""
     if not any(unicodedata.category(letter)[0] not in "ZC" for letter in stripped):
@@ -142,6 +143,12 @@ def check_question(question: str, longest: int = 10_000) -> str:
         if unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\r\t":
             raise InputError(
                 "the question holds a character that is not text", value=ascii(letter), mend="Remove it."
+            )
+        if script and letter.isalpha() and not unicodedata.name(letter, "").startswith(script.upper()):
+            raise InputError(
+                "the question is in a script that this policy was not trained on",
+                value=stripped,
+                mend="Ask in English, or choose a policy that reads the language.",
             )
     return stripped
 

@@ -33,6 +33,7 @@ def test_a_card_reads_back_as_it_was_written(tmp_path):
         max_pixels=50176,
         window=(-160.0, 240.0),
         max_question=300,
+        script="LATIN",
         drafts=("<think>I see it.</think>",),
         note="demonstration on phantoms",
         origin="made by a test",

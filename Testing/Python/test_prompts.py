@@ -108,10 +108,18 @@ def test_any_language_and_direction_is_taken(question):
     assert check_question(question) == question
 
 
-def test_ten_thousand_characters_are_taken_and_one_more_is_refused_with_the_limit():
-    assert len(check_question("a" * 10_000)) == 10_000
-    with pytest.raises(InputError, match=r"10000 characters.*10001"):
-        check_question("a" * 10_001)
+def test_four_thousand_characters_are_taken_and_one_more_is_refused_with_the_limit():
+    assert len(check_question("a" * 4_000)) == 4_000
+    with pytest.raises(InputError, match=r"4000 characters.*4001"):
+        check_question("a" * 4_001)
+
+
+@pytest.mark.parametrize("question", ["حدد الكبد", "סמן את הכבד", "肝臓を分割", "αορτή", "Segment the печень"])
+def test_a_policy_of_one_script_refuses_the_others(question):
+    card = ModelCard(script="LATIN")
+    with pytest.raises(InputError, match=r"script .* not trained on"):
+        build_messages(card, Turn(PICTURE, question))
+    build_messages(card, Turn(PICTURE, "Où est la rate ? (3 cm²)"))
 
 
 def test_a_card_can_set_a_lower_limit():
