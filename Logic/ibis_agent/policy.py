@@ -273,8 +273,9 @@ def _load_model(found: PolicyFolder, device: str, precision: str) -> Any:
         options["device_map"] = {"": device}  # straight to the card, without a whole copy in main memory
     # The configuration by its class: a folder's own code is never looked for, whatever its files say.
     config = Qwen2_5_VLConfig.from_dict({k: v for k, v in found.config.items() if k != "auto_map"})
+    loaded: Any  # with output_loading_info a pair, which the library's annotation does not say
     with _no_progress_bar():
-        model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             found.folder,
             config=config,
             dtype=types[precision],
@@ -285,6 +286,7 @@ def _load_model(found: PolicyFolder, device: str, precision: str) -> Any:
             output_loading_info=True,
             **options,
         )
+    model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing or report.get("mismatched_keys"):
         # transformers would go on with random numbers in their place.

@@ -102,12 +102,11 @@ def look_into(folder: str | os.PathLike[str]) -> PolicyFolder:
             value=absent[0],
             mend=_AGAIN,
         )
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelError(
-            "tokenizer.json is missing",
-            file=folder,
-            mend="Copy it from the model that this one was fine-tuned from.",
-        )
+    tokenizer = folder / "tokenizer.json"
+    if not tokenizer.is_file():
+        mend = "Copy it from the model that this one was fine-tuned from."
+        raise ModelError("tokenizer.json is missing", file=folder, mend=mend)
+    read_json(tokenizer)
     return PolicyFolder(folder, config, tuple(files), tensors, identity_of(files))
 
 
@@ -215,7 +214,7 @@ def _files(folder: Path) -> tuple[list[Path], list[str]]:
     """The weight files and the tensor names that the index promises."""
     index = folder / INDEX_NAME
     if index.is_file():
-        weight_map = read_json(index).get("weight_map")
+        weight_map: Any = read_json(index).get("weight_map")
         names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
         # A name is a file of this folder: nothing of an index may lead elsewhere.
         if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
