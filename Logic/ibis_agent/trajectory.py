@@ -26,6 +26,7 @@ from .actions import Action, Click, Terminate
 from .episode import Author, Episode, Limits, SegmenterLike, Status, Step
 from .geometry import Orientation, PictureGeometry, slice_geometry
 from .masks import MOST_PIXELS, area, decode_rle, encode_rle, iou
+from .model_card import ModelCard
 from .picture import Picture
 from .policy import Policy
 from .record import Fields, read_json
@@ -45,6 +46,8 @@ class Trajectory:
         policy, segmenter: identities ("name", "sha256", …); policy None where a person clicked alone.
         limits: of the policy's turns.
         source: the name of the scan's file, without its folder.
+        orientation: how the slice was turned into the picture: "radiological", "upstream", or None for a
+            photograph and where neither fits.
         note: shown wherever the run is, such as that the policy is a demonstration.
         created: ISO 8601, UTC.
     """
@@ -58,6 +61,7 @@ class Trajectory:
     segmenter: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     source: str = ""
+    orientation: str | None = None
     note: str = ""
     created: str = ""
 
@@ -75,6 +79,7 @@ class Trajectory:
             segmenter=dict(episode.segmenter.identity),
             limits=episode.limits,
             source=os.path.basename(os.path.normpath(source)) if os.fspath(source) else "",
+            orientation=orientation_of(episode.picture.geometry, None if policy is None else policy.card),
             note="" if policy is None else policy.card.note,
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
@@ -92,34 +97,29 @@ class Trajectory:
             return self.steps[-1].mask
         return np.zeros(self.picture.rgb.shape[:2], dtype=bool)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for a JSON file."""
-        geometry, rgb = self.picture.geometry, self.picture.rgb
-        height, width = rgb.shape[:2]
+    def head(self) -> dict[str, Any]:
+        """All of `to_json` that is settled before the first step."""
         return {
             "schema": SCHEMA,
             "created": self.created,
             "note": self.note,
             "question": self.question,
-            "answer": self.answer,
-            "status": self.status,
-            "reason": self.reason,
             "models": {
                 "policy": None if self.policy is None else dict(self.policy),
                 "segmenter": dict(self.segmenter),
             },
-            "picture": {
-                "source": self.source,
-                "geometry": geometry.to_json(),
-                "window": None if self.picture.window is None else list(self.picture.window),
-                "orientation": orientation_of(geometry),
-                "height": height,
-                "width": width,
-                "sha256": _sha256(rgb),
-                "png": _to_png(rgb),
-            },
+            "picture": picture_to_json(self.picture, self.source, self.orientation),
             "limits": dataclasses.asdict(self.limits),
-            "steps": [_step_to_json(step, geometry.pixel_area_mm2) for step in self.steps],
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return {
+            **self.head(),
+            "answer": self.answer,
+            "status": self.status,
+            "reason": self.reason,
+            "steps": [step_to_json(step, self.picture.geometry) for step in self.steps],
         }
 
     @classmethod
@@ -131,10 +131,12 @@ class Trajectory:
         fields = Fields(record, file)
         if fields.text("schema") != SCHEMA:
             raise fields.error("schema", f"must be {SCHEMA}")
-        picture, source = _picture_from(fields.inside("picture"))
+        picture = picture_from_json(fields.inside("picture"))
         models = fields.inside("models")
         limits = fields.inside("limits")
-        steps = tuple(_step_from(each, n, picture) for n, each in enumerate(fields.list_of("steps"), 1))
+        steps = tuple(
+            step_from_json(each, picture.geometry, n) for n, each in enumerate(fields.list_of("steps"), 1)
+        )
         status: Any = fields.choice("status", ("ready", "paused", "ended"))
         trajectory = cls(
             picture=picture,
@@ -147,7 +149,8 @@ class Trajectory:
             limits=limits.checked(
                 lambda: Limits(limits.whole("max_turns", 1), limits.whole("max_repeats", 2))
             ),
-            source=source,
+            source=fields.inside("picture").text("source", ""),
+            orientation=_orientation_from(fields.inside("picture")),
             note=fields.text("note", ""),
             created=fields.text("created", ""),
         )
@@ -209,9 +212,9 @@ class Trajectory:
             for old, new in zip(self.steps, replay.steps, strict=True)
         ]
         status, reason = (self.status, self.reason) if limits is None else (None, "")
-        return Episode.restore(
-            self.picture, self.question, policy, segmenter, steps, limits or self.limits, status, reason
-        )
+        episode = Episode(self.picture, self.question, policy, segmenter, limits or self.limits)
+        episode.restore(steps, status, reason)
+        return episode
 
 
 @dataclass(frozen=True)
@@ -246,11 +249,15 @@ class Replay:
         return [step.mask for step in self.steps]
 
 
-def orientation_of(geometry: PictureGeometry) -> str | None:
-    """ "radiological", "upstream", or None for a photograph and for what is neither."""
+def orientation_of(geometry: PictureGeometry, card: ModelCard | None = None) -> str | None:
+    """ "radiological", "upstream", or None for a photograph and for what is neither.
+
+    Some files (LAS) look the same either way; then it is what the policy's card wants.
+    """
     if geometry.plane == "picture":
         return None
-    for orientation in Orientation:
+    first = Orientation.RADIOLOGICAL if card is None else card.orientation
+    for orientation in sorted(Orientation, key=lambda each: each is not first):
         plane = "xyz"[geometry.axis]
         usual = slice_geometry(geometry.shape, geometry.affine, plane, geometry.index, orientation)
         turned = (geometry.row_axis, geometry.col_axis, geometry.flip_rows, geometry.flip_cols)
@@ -279,8 +286,14 @@ def _action_to_json(action: Action) -> dict[str, Any]:
     return {"kind": "terminate", "answer": action.answer}
 
 
-def _step_to_json(step: Step, pixel_area: float | None) -> dict[str, Any]:
-    pixels = area(step.mask)
+def head_of(episode: Episode, source: str | os.PathLike[str] = "") -> dict[str, Any]:
+    """The record of an episode without its steps and outcome, for who keeps those (see `step_to_json`)."""
+    return Trajectory.of(episode, source).head()
+
+
+def step_to_json(step: Step, geometry: PictureGeometry) -> dict[str, Any]:
+    """One step as it stands in the record; logits are left out."""
+    pixels, each = area(step.mask), geometry.pixel_area_mm2
     values = {
         "number": step.number,
         "by": step.by,
@@ -290,23 +303,28 @@ def _step_to_json(step: Step, pixel_area: float | None) -> dict[str, Any]:
         "mask_rle": encode_rle(step.mask),
         "score": None if step.score is None else float(step.score),
         "area_px": pixels,
-        "area_mm2": None if pixel_area is None else pixels * pixel_area,
+        "area_mm2": None if each is None else pixels * each,
         "seconds": {key: float(value) for key, value in step.seconds.items()},
     }
     return {**values, "unreadable": step.unreadable} if step.unreadable else values
 
 
-def _step_from(fields: Fields, number: int, picture: Picture) -> Step:
-    if fields.whole("number", 1) != number:
+def step_from_json(record: Any, geometry: PictureGeometry, number: int | None = None) -> Step:
+    """The reverse of `step_to_json`; the step has no logits (`Episode.relive` makes them).
+
+    number: which one it must be. Raises InputError naming the field and its value.
+    """
+    fields = record if isinstance(record, Fields) else Fields(record)
+    if fields.whole("number", 1) != number and number is not None:
         raise fields.error("number", f"must be {number}: steps are numbered in their order")
     by: Author = fields.choice("by", ("policy", "person"))  # type: ignore[assignment]
     text = fields.text("mask_rle")
-    mask = fields.checked(lambda: decode_rle(text, (picture.rgb.shape[0], picture.rgb.shape[1])), "mask_rle")
+    mask = fields.checked(lambda: decode_rle(text, (geometry.height, geometry.width)), "mask_rle")
     mask.setflags(write=False)
     if fields.whole("area_px", 0) != area(mask):
         raise fields.error("area_px", f"is not the mask's area, {area(mask)}")
     return Step(
-        number=number,
+        number=fields.whole("number", 1),
         action=_action_from(fields.inside("action")),
         by=by,
         mask=mask,
@@ -326,13 +344,28 @@ def _action_from(fields: Fields) -> Action:
     return fields.checked(lambda: Click(x or 0.0, y or 0.0, positive))
 
 
-def _picture_from(fields: Fields) -> tuple[Picture, str]:
+def picture_to_json(picture: Picture, source: str = "", orientation: str | None = None) -> dict[str, Any]:
+    """A picture as it travels in the record: PNG in base64, and where it comes from."""
+    return {
+        "source": source,
+        "geometry": picture.geometry.to_json(),
+        "window": None if picture.window is None else list(picture.window),
+        "orientation": orientation or orientation_of(picture.geometry),
+        "height": picture.rgb.shape[0],
+        "width": picture.rgb.shape[1],
+        "sha256": _sha256(picture.rgb),
+        "png": _to_png(picture.rgb),
+    }
+
+
+def picture_from_json(record: Any) -> Picture:
+    """The picture of `picture_to_json`. Raises InputError naming the field."""
+    fields = record if isinstance(record, Fields) else Fields(record)
     height, width = fields.whole("height", 1), fields.whole("width", 1)
     if height * width > MOST_PIXELS:
         raise fields.error("height", f"makes a picture of more than {MOST_PIXELS} pixels")
-    geometry = fields.checked(
-        lambda: PictureGeometry.from_json(dict(fields.inside("geometry").values)), "geometry"
-    )
+    values = dict(fields.inside("geometry").values)
+    geometry = fields.checked(lambda: PictureGeometry.from_json(values), "geometry")
     if (geometry.height, geometry.width) != (height, width):
         raise fields.error("geometry", f"is not that of a picture of {height} × {width}")
     window = fields.value("window", None)
@@ -344,7 +377,13 @@ def _picture_from(fields: Fields) -> tuple[Picture, str]:
     rgb = _from_png(fields, height, width)
     if fields.text("sha256") != _sha256(rgb):
         raise fields.error("sha256", "is not that of the picture: it was changed")
-    return Picture(rgb, geometry, window), fields.text("source", "")
+    return Picture(rgb, geometry, window)
+
+
+def _orientation_from(fields: Fields) -> str | None:
+    if fields.value("orientation", None) is None:
+        return None
+    return fields.choice("orientation", [each.value for each in Orientation])
 
 
 def _sha256(rgb: np.ndarray) -> str:
@@ -373,6 +412,3 @@ def _from_png(fields: Fields, height: int, width: int) -> np.ndarray:
         raise fields.error("png", "is not a PNG in base64") from error
     rgb.setflags(write=False)
     return rgb
-
-
-__all__ = ["SCHEMA", "Difference", "Replay", "Trajectory", "orientation_of"]
