@@ -215,10 +215,11 @@ def _files(folder: Path) -> tuple[list[Path], list[str]]:
     index = folder / INDEX_NAME
     if index.is_file():
         weight_map: Any = read_json(index).get("weight_map")
-        names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+        values = list(weight_map.values()) if isinstance(weight_map, dict) else []
         # A name is a file of this folder: nothing of an index may lead elsewhere.
-        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        if not values or not all(isinstance(name, str) and Path(name).name == name for name in values):
             raise ModelError("is not an index of safetensors files", file=index, mend=_AGAIN)
+        names = set(values)
         missing = sorted(name for name in names if not (folder / name).is_file())
         if missing:
             raise ModelError(
