@@ -144,7 +144,9 @@ def check_question(question: str, longest: int = 4_000, script: str = "") -> str
             raise InputError(
                 "the question holds a character that is not text", value=ascii(letter), mend="Remove it."
             )
-        if script and letter.isalpha() and not unicodedata.name(letter, "").startswith(script.upper()):
+        # Below U+0100 stand signs such as µ, which belong to no script.
+        foreign = letter.isalpha() and letter > "\u00ff"
+        if script and foreign and not unicodedata.name(letter, "").startswith(script.upper()):
             raise InputError(
                 "the question is in a script that this policy was not trained on",
                 value=stripped,

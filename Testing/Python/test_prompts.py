@@ -114,12 +114,12 @@ def test_four_thousand_characters_are_taken_and_one_more_is_refused_with_the_lim
         check_question("a" * 4_001)
 
 
-@pytest.mark.parametrize("question", ["حدد الكبد", "סמן את הכבד", "肝臓を分割", "αορτή", "Segment the печень"])
+@pytest.mark.parametrize("question", ["حدد الكبد", "סמן את הכבד", "肝臓を分割", "αορτή", "the печень"])
 def test_a_policy_of_one_script_refuses_the_others(question):
     card = ModelCard(script="LATIN")
     with pytest.raises(InputError, match=r"script .* not trained on"):
         build_messages(card, Turn(PICTURE, question))
-    build_messages(card, Turn(PICTURE, "Où est la rate ? (3 cm²)"))
+    build_messages(card, Turn(PICTURE, "Où est la rate ? (3 cm², 5 µm, ő)"))
 
 
 def test_a_card_can_set_a_lower_limit():
