@@ -58,11 +58,11 @@ def _rounded(click: Click) -> Click:
 
 def first_reply(name: str, click: Click) -> str:
     click = _rounded(click)
-    return format_reply(Reply(f"The {name} is visible in the {zone(click.x, click.y)} part of the picture.", click))
+    return format_reply(Reply(f"The {name} is in the {zone(click.x, click.y)}.", click))
 
 
 def absent_reply(name: str) -> str:
-    return format_reply(Reply(f"I find no {name} in this picture.", Terminate(f"There is no {name} in this picture.")))
+    return format_reply(Reply(f"I see no {name} here.", Terminate(f"There is no {name} in this picture.")))
 
 
 def correction_reply(name: str, click: Click) -> str:

@@ -3,7 +3,7 @@
     python -m training.dataset --out build/phantoms
     python -m training.train_policy --data build/phantoms --out build/policy
 
-A Qwen2.5-VL of about 4 M parameters learns by supervised fine-tuning on simulated turns: the first click, the
+A Qwen2.5-VL of about 2 M parameters learns by supervised fine-tuning on simulated turns: the first click, the
 judgement of a mask painted over the picture (stop, add, take away), and the answer that a structure is not
 there. Simplifications, and why:
 - masks of later turns are made from the truth by training.mistakes: good, incomplete, spilled, or elsewhere;
@@ -163,7 +163,7 @@ def with_note(prompt: str, reply: str, name: str, region: np.ndarray | None, cli
 
 
 def show(writer: Writer, grey: np.ndarray, bits: np.ndarray, aspect: float, grid: tuple[int, int], overlaid: bool,
-         rng: np.random.Generator, questions: int = 6) -> Shown:
+         rng: np.random.Generator, questions: int = 4) -> Shown:
     """A picture with its questions: of the first turn, or of a later one with a mask painted over it."""
     masks = {n: (bits >> b & 1).astype(bool) for b, n in enumerate(NAMES)}
     area = {n: int(m.sum()) for n, m in masks.items()}
@@ -198,8 +198,8 @@ def show(writer: Writer, grey: np.ndarray, bits: np.ndarray, aspect: float, grid
         order = [str(n) for n in rng.permutation(present)]
         if "lesion" in order:
             order.remove("lesion")
-            order.insert(0, "lesion")
-        chosen = order[: questions - 1] if len(order) >= questions else order
+            order.insert(0, "lesion")  # the rarest is always asked for
+        chosen = order[:questions]
         for name in chosen:
             click = Click(*points[name])
             prompt, reply = first.format(question=q.question(name, rng)), q.first_reply(name, click)
