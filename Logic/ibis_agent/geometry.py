@@ -29,6 +29,7 @@ _SCREEN = {
 }
 _RAW_AXES = {"x": 0, "y": 1, "z": 2}
 PLANES = (*_SCREEN, *_RAW_AXES)
+MOST_VOXELS = 2**32
 # Cosine between two axes above which a volume counts as sheared: half a degree, far above rounding in
 # headers.
 _SHEAR = 0.01
@@ -166,9 +167,11 @@ class PictureGeometry:
 
     def extract(self, volume: np.ndarray) -> np.ndarray:
         """The (H, W) picture of this slice of a volume (I, J, K); a view, not a copy."""
-        if volume.shape[:3] != self.shape:
+        if volume.shape != self.shape:
             raise InputError("the volume has another shape", value=f"{volume.shape} instead of {self.shape}")
-        plane = np.take(volume, self.index, axis=self.axis) if volume.ndim > 3 else self._slice(volume)
+        where: list[slice | int] = [slice(None)] * 3
+        where[self.axis] = self.index
+        plane: np.ndarray = volume[tuple(where)]
         if self.row_axis > self.col_axis:
             plane = np.swapaxes(plane, 0, 1)
         return plane[:: -1 if self.flip_rows else 1, :: -1 if self.flip_cols else 1]
@@ -211,7 +214,13 @@ class PictureGeometry:
             plane = str(record["plane"])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError("this is no picture geometry", value=str(error)) from error
-        if len(shape) != 3 or min(shape) < 1 or sorted(axes) != [0, 1, 2] or not 0 <= index < shape[axes[0]]:
+        if (
+            len(shape) != 3
+            or min(shape) < 1
+            or math.prod(shape) > MOST_VOXELS
+            or sorted(axes) != [0, 1, 2]
+            or not 0 <= index < shape[axes[0]]
+        ):
             raise InputError("this picture geometry contradicts itself", value=record)
         return cls((shape[0], shape[1], shape[2]), affine, axes[0], index, axes[1], axes[2], *flips, plane)
 
@@ -223,12 +232,6 @@ class PictureGeometry:
 
     def _spacing(self, axis: int) -> float | None:
         return None if self.plane == "picture" else float(np.linalg.norm(self.affine[:3, axis]))
-
-    def _slice(self, volume: np.ndarray) -> np.ndarray:
-        where: list[slice | int] = [slice(None)] * 3
-        where[self.axis] = self.index
-        view: np.ndarray = volume[tuple(where)]
-        return view
 
 
 def slice_geometry(

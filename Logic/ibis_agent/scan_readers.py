@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .geometry import check_affine
+from .geometry import MOST_VOXELS, check_affine
 from .scan import Scan
 from .scan_photograph import read_photograph
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".npz", ".dcm")
-MOST_VOXELS = 2**32
 _READABLE = (
     "Readable are PNG, JPEG, NIfTI (.nii, .nii.gz), NRRD, MetaImage (.mha, .mhd), .npz, and DICOM folders."
 )

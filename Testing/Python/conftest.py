@@ -22,7 +22,7 @@ settings.load_profile("ibis")
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real scans and recorded results of the published code; it is not part of the checkout."""
+    """Real scans and recorded results of the published code, beside the checkout and not part of it."""
     folder = ROOT.parent / "shared"
     if not (folder / "parity" / "index.json").is_file():
         pytest.skip("the shared data is not beside this checkout")

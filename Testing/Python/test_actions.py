@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -120,8 +121,8 @@ def test_a_reply_that_streams_in_is_complete_exactly_at_its_end(reply: Reply) ->
     ],
 )
 def test_reading_takes_work_that_grows_with_the_length_and_no_faster(hostile: str) -> None:
-    # Calls and C calls are counted rather than seconds, which depend on the machine. What the counts cannot see, a
-    # pattern that backtracks, would take hours for the longest text here, one of a megabyte and more.
+    # Lines and calls are counted, not seconds, which depend on the machine. What the counts cannot see,
+    # a pattern that backtracks, would take hours for the last text, which is a megabyte long.
     few, many = (work(lambda text=hostile * times: attempt(text)) for times in (4, 32))
     assert many <= 8 * few + 500
     attempt(hostile * (1_000_000 // len(hostile) + 1))
@@ -129,10 +130,8 @@ def test_reading_takes_work_that_grows_with_the_length_and_no_faster(hostile: st
 
 def attempt(text: str) -> None:
     reply_is_complete(text)
-    try:
+    with contextlib.suppress(ReplyError):
         parse_reply(text)
-    except ReplyError:
-        pass
 
 
 def work(task) -> int:  # type: ignore[no-untyped-def]
@@ -219,7 +218,8 @@ def test_of_several_actions_the_first_well_formed_one_counts(text: str, expected
 
 
 def test_an_action_within_the_thinking_is_only_a_thought() -> None:
-    text = "<think>not <action>Positive Point (0.1, 0.1)</action> but</think><action>Negative Point (0.9, 0.9)</action>"
+    text = "<think>not <action>Positive Point (0.1, 0.1)</action> but</think>"
+    text += "<action>Negative Point (0.9, 0.9)</action>"
     assert parse_reply(text) == Reply(
         "not <action>Positive Point (0.1, 0.1)</action> but", Click(0.9, 0.9, False)
     )
@@ -263,7 +263,7 @@ def test_what_cannot_be_used_is_refused_with_the_reason(text: str, reason: str) 
     "cut", ["Positive Point (0.", "Positive Point (0.5, 0.2", "Positive Point 0.5, 0.25"]
 )
 def test_a_click_that_was_cut_off_is_never_guessed(cut: str) -> None:
-    with pytest.raises(ReplyError, match="cut off|two numbers"):
+    with pytest.raises(ReplyError, match=r"cut off|two numbers"):
         parse_reply(f"<think>a</think><action>{cut}")
     with pytest.raises(ReplyError):
         parse_reply(f"<think>a</think>{cut}")
