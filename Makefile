@@ -1,12 +1,14 @@
 # Everything one does more than once. `make help` lists it.
 #
 #   VENV    where the environment lives                                  (default .venv)
+#   VENV_HOST  where the simulated Slicer's lives                        (default .venv-host)
 #   PYTHON  the interpreter it is made from, 3.10 or newer               (default: the first that fits)
 #   TORCH   what to hand to `pip install` for PyTorch, options included  (default torch==2.13.0)
 #           An environment that has torch already keeps it when this is satisfied.
 #   SCAN, PROMPT, RUN_ARGS   what `make demo` asks, about which scan, with which further options
 
 VENV   ?= .venv
+VENV_HOST ?= .venv-host
 TORCH  ?= torch==2.13.0
 SAM2   ?= sam2==1.1.0
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
@@ -21,12 +23,13 @@ SCAN     ?= $(OUT)/scan.nii.gz
 PROMPT   ?= Segment the liver
 RUN_ARGS ?=
 
-.PHONY: help venv demo test lint types check bench clean
+.PHONY: help venv venv-host demo test test-agent test-host lint types check bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make venv    set up $(VENV) (quick when it is up to date)"
 	@echo "make demo    ask the demo agent about the sample scan; results in $(OUT)/"
+	@echo "make venv-host  set up the simulated Slicer's environment, 1.5 GB"
 	@echo "make test    ruff, mypy and every test (what .ci/run calls)"
 	@echo "make bench   seconds a step, split by part, against plain generate"
 	@echo "make clean   remove what building, testing and the demo left ($(VENV) stays)"
@@ -44,6 +47,13 @@ $(STAMP): pyproject.toml constraints.txt
 	SAM2_BUILD_CUDA=0 $(PIP) install --quiet --no-deps --no-build-isolation "$(SAM2)"
 	@touch $(STAMP)
 
+venv-host: $(VENV_HOST)/.up-to-date
+
+$(VENV_HOST)/.up-to-date: Testing/host/requirements.txt constraints.txt
+	@test -x $(VENV_HOST)/bin/python || $(PYTHON) -m venv $(VENV_HOST)
+	$(VENV_HOST)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -r $<
+	@touch $@
+
 demo: venv
 	@mkdir -p $(OUT)
 	@test "$(SCAN)" != "$(OUT)/scan.nii.gz" || $(BIN)/python -m training.phantoms --volume --seed 7 --out $(SCAN)
@@ -55,12 +65,20 @@ lint: venv
 types: venv
 	$(BIN)/mypy
 
-test: lint types
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+# The tests that need the simulated Slicer run in its own environment, which has no torch, as Slicer's has none.
+HOST_TESTS = $(wildcard Testing/Python/test_host*.py Testing/Python/test_slicer*.py)
+
+test: lint types test-agent test-host
+
+test-agent: venv
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(HOST_TESTS)) $(PYTEST_ARGS)
+
+test-host: venv venv-host
+	$(VENV_HOST)/bin/python -m pytest $(HOST_TESTS) $(PYTEST_ARGS)
 
 bench: venv
 	$(BIN)/python -m training.bench $(BENCH_ARGS)
 
 clean:
 	rm -rf build dist $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis Logic/*.egg-info
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(VENV_HOST)/*' -prune -exec rm -rf {} +

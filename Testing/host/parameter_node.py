@@ -1,0 +1,404 @@
+"""`slicer.parameterNodeWrapper`: typed members of a vtkMRMLScriptedModuleNode, bound to widgets both ways.
+
+Stored as Slicer stores them: text under the member's name, enums by name, booleans as True/False, lists as
+`name.len` and `name.0` …, nodes as node references. Not imitated: parameter packs, dictionaries, tuples,
+unions other than with None, colours and range widgets; they are refused.
+"""
+
+from __future__ import annotations
+
+import enum
+import pathlib
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, MutableSequence
+from typing import Any
+
+import slicer
+from PySide6 import QtWidgets
+
+from . import ctk_widgets
+from .pythonqt import wrap
+from .refuse import NotSimulatedError
+
+
+class Default:
+    """Annotation: the value a member starts with."""
+
+    def __init__(self, value: Any = None, *, generator: Callable[[], Any] | None = None) -> None:
+        self._value, self._generator = value, generator
+
+    @property
+    def value(self) -> Any:
+        return self._generator() if self._generator else self._value
+
+
+class Validator:
+    """Annotation: what a member accepts. `validate` raises ValueError."""
+
+    def validate(self, value: Any) -> None:
+        raise NotImplementedError
+
+
+class WithinRange(Validator):
+    def __init__(self, minimum: float, maximum: float) -> None:
+        self.minimum, self.maximum = minimum, maximum
+
+    def validate(self, value: Any) -> None:
+        if not self.minimum <= value <= self.maximum:
+            raise ValueError(f"{value} is outside {self.minimum}–{self.maximum}")
+
+
+class Minimum(WithinRange):
+    def __init__(self, minimum: float) -> None:
+        super().__init__(minimum, float("inf"))
+
+
+class Maximum(WithinRange):
+    def __init__(self, maximum: float) -> None:
+        super().__init__(float("-inf"), maximum)
+
+
+class Choice(Validator):
+    def __init__(self, choices: Iterable[Any]) -> None:
+        self.choices = list(choices)
+
+    def validate(self, value: Any) -> None:
+        if value not in self.choices:
+            raise ValueError(f"{value!r} is not one of {self.choices}")
+
+
+class _Text:
+    """str, int, float, bool, Path and enums: one text parameter."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+    def default(self) -> Any:
+        if issubclass(self.kind, enum.Enum):
+            return next(iter(self.kind))
+        return self.kind()
+
+    def present(self, node: Any, name: str) -> bool:
+        return bool(node.HasParameter(name))
+
+    def write(self, node: Any, name: str, value: Any) -> None:
+        accepted = (int, float) if self.kind is float else (self.kind,)
+        if not isinstance(value, accepted) or (isinstance(value, bool) and self.kind is not bool):
+            raise TypeError(f"'{name}' takes {self.kind.__name__}, not {value!r}")
+        node.SetParameter(name, value.name if isinstance(value, enum.Enum) else str(value))
+
+    def read(self, node: Any, name: str) -> Any:
+        text = node.GetParameter(name)
+        if self.kind is bool:
+            return text == "True"
+        if issubclass(self.kind, enum.Enum):
+            return self.kind[text]
+        return self.kind(text)
+
+    def remove(self, node: Any, name: str) -> None:
+        node.UnsetParameter(name)
+
+
+class _Node:
+    """A node reference; the empty text parameter of the same name says that it was set."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+    def default(self) -> None:
+        return None
+
+    def present(self, node: Any, name: str) -> bool:
+        return bool(node.HasParameter(name))
+
+    def write(self, node: Any, name: str, value: Any) -> None:
+        if value is not None and not isinstance(value, self.kind):
+            raise TypeError(f"'{name}' takes {self.kind.__name__}, not {value!r}")
+        node.SetParameter(name, "")
+        node.SetNodeReferenceID(name, value.GetID() if value is not None else None)
+
+    def read(self, node: Any, name: str) -> Any:
+        return node.GetNodeReference(name)
+
+    def remove(self, node: Any, name: str) -> None:
+        node.UnsetParameter(name)
+        node.RemoveNodeReferenceIDs(name)
+
+
+class _List:
+    """list[…]: its length and its elements."""
+
+    def __init__(self, element: Any) -> None:
+        self.element = element
+
+    def default(self) -> list[Any]:
+        return []
+
+    def present(self, node: Any, name: str) -> bool:
+        return bool(node.HasParameter(f"{name}.len"))
+
+    def write(self, node: Any, name: str, values: Any) -> None:
+        before = int(node.GetParameter(f"{name}.len") or 0)
+        with slicer.util.NodeModify(node):
+            for index, value in enumerate(values):
+                self.element.write(node, f"{name}.{index}", value)
+            node.SetParameter(f"{name}.len", str(len(values)))
+            for index in range(len(values), before):
+                self.element.remove(node, f"{name}.{index}")
+
+    def read(self, node: Any, name: str) -> ObservedList:
+        count = int(node.GetParameter(f"{name}.len"))
+        return ObservedList(node, name, self, [self.element.read(node, f"{name}.{i}") for i in range(count)])
+
+    def remove(self, node: Any, name: str) -> None:
+        self.write(node, name, [])
+        node.UnsetParameter(f"{name}.len")
+
+
+class ObservedList(MutableSequence[Any]):
+    """A list member: changing it in place changes the parameter node."""
+
+    def __init__(self, node: Any, name: str, store: _List, values: list[Any]) -> None:
+        self._node, self._name, self._store, self._values = node, name, store, values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._values[index]
+
+    def __eq__(self, other: object) -> bool:
+        return self._values == (other._values if isinstance(other, ObservedList) else other)
+
+    def _save(self) -> None:
+        self._store.write(self._node, self._name, self._values)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._values[index] = value
+        self._save()
+
+    def __delitem__(self, index: Any) -> None:
+        del self._values[index]
+        self._save()
+
+    def insert(self, index: int, value: Any) -> None:
+        self._values.insert(index, value)
+        self._save()
+
+
+def _store_for(hint: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, getattr(types, "UnionType", None)):
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        if len(kinds) == 1 and isinstance(kinds[0], type) and issubclass(kinds[0], slicer.vtkMRMLNode):
+            return _Node(kinds[0])
+    elif typing.get_origin(hint) is list:
+        return _List(_store_for(typing.get_args(hint)[0]))
+    elif isinstance(hint, type):
+        if issubclass(hint, slicer.vtkMRMLNode):
+            return _Node(hint)
+        if hint in (str, int, float, bool, pathlib.Path) or issubclass(hint, enum.Enum):
+            return _Text(hint)
+    raise NotSimulatedError(f"A parameter node member of type {hint}")
+
+
+class _Member:
+    """One typed member: where it is stored, what it accepts, what it starts with."""
+
+    def __init__(self, cls: type, name: str, hint: Any) -> None:
+        annotations: tuple[Any, ...] = ()
+        if typing.get_origin(hint) is typing.Annotated:
+            hint, *rest = typing.get_args(hint)
+            annotations = tuple(rest)
+        self.name, self.hint = name, hint
+        self.store = _store_for(hint)
+        self.validators = [note for note in annotations if isinstance(note, Validator)]
+        if name in cls.__dict__:
+            self.default = Default(cls.__dict__[name])
+        else:
+            defaults = [note for note in annotations if isinstance(note, Default)]
+            self.default = defaults[0] if defaults else Default(generator=self.store.default)
+
+    def get(self, wrapper: Any) -> Any:
+        if not self.store.present(wrapper.parameterNode, self.name):  # closing the scene empties the node
+            self.store.write(wrapper.parameterNode, self.name, self.default.value)
+        return self.store.read(wrapper.parameterNode, self.name)
+
+    def set(self, wrapper: Any, value: Any) -> None:
+        for validator in self.validators:
+            validator.validate(value)
+        with slicer.util.NodeModify(wrapper.parameterNode):
+            self.store.write(wrapper.parameterNode, self.name, value)
+
+
+class _Binding:
+    """Keeps one widget and one member equal; refuses pairs of types that are not imitated."""
+
+    def __init__(self, widget: Any, member: _Member) -> None:
+        self.widget, self.member = widget, member
+        kind = member.hint
+        native = QtWidgets
+        if isinstance(widget, slicer.qMRMLNodeComboBox) and isinstance(member.store, _Node):
+            self.signal, self.read, self.write = (
+                "currentNodeChanged",
+                widget.currentNode,
+                widget.setCurrentNode,
+            )
+        elif isinstance(widget, ctk_widgets.ctkPathLineEdit) and kind in (pathlib.Path, str):
+            self.signal = "currentPathChanged"
+            self.read = lambda: kind(widget.currentPath)
+            self.write = lambda value: widget.setCurrentPath(str(value))
+        elif isinstance(widget, native.QCheckBox) and kind is bool:
+            self.signal, self.read, self.write = "stateChanged", widget.isChecked, widget.setChecked
+        elif isinstance(widget, native.QPushButton) and kind is bool:
+            self.signal, self.read, self.write = "toggled", widget.isChecked, widget.setChecked
+        elif isinstance(widget, (native.QSpinBox, native.QSlider)) and kind is int:
+            self.signal, self.read, self.write = "valueChanged", lambda: widget.value, widget.setValue
+        elif isinstance(widget, (native.QDoubleSpinBox, ctk_widgets.ctkSliderWidget)) and kind in (
+            int,
+            float,
+        ):
+            self.signal, self.read, self.write = "valueChanged", lambda: kind(widget.value), widget.setValue
+        elif isinstance(widget, native.QComboBox) and kind in (str, int, float):
+            self.signal, self.read = "currentIndexChanged", lambda: kind(widget.currentText)
+            self.write = lambda value: widget.setCurrentText(str(value))
+        elif isinstance(widget, native.QComboBox) and isinstance(kind, type) and issubclass(kind, enum.Enum):
+            if widget.count != len(kind):
+                widget.clear()
+                for item in kind:
+                    widget.addItem(item.value)
+            self.signal, self.read = "currentIndexChanged", lambda: list(kind)[widget.currentIndex]
+            self.write = lambda value: widget.setCurrentIndex(list(kind).index(value))
+        elif type(widget) is wrap(native.QLineEdit) and kind is str:
+            self.signal, self.read, self.write = "textChanged", lambda: widget.text, widget.setText
+        elif type(widget) is wrap(native.QTextEdit) and kind is str:
+            self.signal, self.read, self.write = "textChanged", widget.toPlainText, widget.setPlainText
+        elif type(widget) is wrap(native.QLabel) and kind is str:
+            self.signal, self.read, self.write = "", lambda: widget.text, widget.setText
+        else:
+            raise NotSimulatedError(f"Binding {type(widget).__name__} to a member of type {kind}")
+
+    def connect(self, changed: Callable[[], None]) -> None:
+        self.changed = lambda *_: changed()
+        if self.signal:
+            getattr(self.widget, self.signal).connect(self.changed)
+
+    def disconnect(self) -> None:
+        if self.signal:
+            getattr(self.widget, self.signal).disconnect(self.changed)
+
+
+class _Wrapper:
+    """What the decorator adds to a class."""
+
+    allParameters: typing.ClassVar[dict[str, _Member]]
+
+    def __init__(self, parameterNode: Any) -> None:
+        self.parameterNode = parameterNode
+        self._bindings: dict[int, tuple[list[_Binding], int]] = {}
+        self._updating = False
+        for name, member in self.allParameters.items():
+            if not member.store.present(parameterNode, name):
+                member.set(self, member.default.value)
+
+    def default(self, name: str) -> Default:
+        return self.allParameters[name].default
+
+    def dataType(self, name: str) -> Any:
+        return self.allParameters[name].hint
+
+    def getValue(self, name: str) -> Any:
+        return self.allParameters[name].get(self)
+
+    def setValue(self, name: str, value: Any) -> None:
+        self.allParameters[name].set(self, value)
+
+    def connectGui(self, gui: Any) -> int:
+        widgets = (
+            gui.findChildren(QtWidgets.QWidget) if hasattr(gui, "isWidgetType") else gui.__dict__.values()
+        )
+        found = {}
+        for widget in widgets:
+            name = widget.property("SlicerParameterName")
+            if name:
+                found[name] = widget
+        return self.connectParametersToGui(found)
+
+    def connectParametersToGui(self, mapping: dict[str, Any]) -> int:
+        for name in mapping:
+            if name not in self.allParameters:
+                raise ValueError(f"No parameter '{name}'; there are {', '.join(self.allParameters)}")
+        bindings = [_Binding(widget, self.allParameters[name]) for name, widget in mapping.items()]
+        for binding in bindings:
+            binding.write(binding.member.get(self))
+            binding.connect(lambda binding=binding: self._from_widget(binding))  # type: ignore[misc]
+        tag = self.parameterNode.AddObserver("ModifiedEvent", lambda *_: self._to_widgets(bindings))
+        key = len(self._bindings)
+        self._bindings[key] = (bindings, tag)
+        return key
+
+    def disconnectGui(self, key: int) -> None:
+        if key in self._bindings:
+            bindings, tag = self._bindings.pop(key)
+            for binding in bindings:
+                binding.disconnect()
+            self.parameterNode.RemoveObserver(tag)
+
+    def _from_widget(self, binding: _Binding) -> None:
+        if not self._updating:
+            binding.member.set(self, binding.read())
+
+    def _to_widgets(self, bindings: list[_Binding]) -> None:
+        if self._updating:
+            return
+        self._updating = True
+        try:
+            for binding in bindings:
+                binding.write(binding.member.get(self))
+        finally:
+            self._updating = False
+
+    def StartModify(self) -> Any:
+        return self.parameterNode.StartModify()
+
+    def EndModify(self, before: Any) -> Any:
+        return self.parameterNode.EndModify(before)
+
+    def AddObserver(self, event: Any, callback: Any, priority: float = 0.0) -> int:
+        return self.parameterNode.AddObserver(event, callback, priority)
+
+    def RemoveObserver(self, tag: int) -> None:
+        self.parameterNode.RemoveObserver(tag)
+
+    def Modified(self) -> None:
+        self.parameterNode.Modified()
+
+
+def parameterNodeWrapper(cls: Any = None) -> Any:
+    """The class decorator, with or without brackets."""
+    if cls is None:
+        return parameterNodeWrapper
+    members = {
+        name: _Member(cls, name, hint)
+        for name, hint in typing.get_type_hints(cls, include_extras=True).items()
+    }
+    for name, member in members.items():
+        setattr(cls, name, property(member.get, lambda self, value, member=member: member.set(self, value)))
+    cls.allParameters = members
+    for name, thing in vars(_Wrapper).items():
+        if callable(thing) and (name == "__init__" or not name.startswith("__")):
+            setattr(cls, name, thing)
+    return cls
+
+
+def install() -> None:
+    """`slicer.parameterNodeWrapper` as a module."""
+    module = types.ModuleType("slicer.parameterNodeWrapper", __doc__)
+    for thing in (parameterNodeWrapper, Default, Validator, WithinRange, Minimum, Maximum, Choice):
+        setattr(module, thing.__name__, thing)
+    module.__all__ = [  # type: ignore[attr-defined]
+        name for name in vars(module) if not name.startswith("_")
+    ]
+    sys.modules[module.__name__] = module
+    slicer.parameterNodeWrapper = module
