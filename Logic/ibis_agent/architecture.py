@@ -99,7 +99,11 @@ def inspect(checkpoint: str | os.PathLike[str], config: str | os.PathLike[str] |
 
     Raises ModelError with file, value and mend for whatever is wrong with the file or the configuration.
     """
-    return _choose(Path(checkpoint), read_weights(checkpoint), config)
+    file = Path(checkpoint)
+    weights = read_weights(file)
+    architecture = _choose(file, weights, config)
+    _check_against_weights(architecture, weights, file)
+    return architecture
 
 
 def load(
@@ -358,7 +362,7 @@ def _parse_yaml(text: bytes, file: Path, mend: str) -> Any:
 def _checked(model: Mapping[str, Any], file: str | os.PathLike[str]) -> dict[str, Any]:
     """A copy of the `model` part in which only known parts of sam2 are named and no number is absurd."""
     settings = copy.deepcopy(dict(model))
-    if settings.get("_target_") in _PREDICTOR_TARGETS:
+    if str(settings.get("_target_")) in _PREDICTOR_TARGETS:
         settings["_target_"] = _BASE
     for name in _PREDICTOR_SETTINGS & settings.keys():
         del settings[name]
@@ -385,7 +389,7 @@ def _check_part(part: Any, file: str | os.PathLike[str], depth: int) -> None:
         raise ModelError("is nested too deeply for a configuration", file=file)
     if isinstance(part, dict):
         target = part.get("_target_")
-        if "_target_" in part and target not in _TARGETS:
+        if "_target_" in part and not (isinstance(target, str) and target in _TARGETS):
             raise ModelError(
                 "names something that is no part of a SAM2 network",
                 file=file,

@@ -61,8 +61,14 @@ def _kind_of(file: Path) -> str:
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
         return "safetensors"
     if head.startswith(b"PK\x03\x04"):
-        if not zipfile.is_zipfile(file):
-            raise ModelError("is cut off: the end of the file is missing", file=file, mend=_AGAIN)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                names = archive.namelist()
+        except zipfile.BadZipFile as error:
+            raise ModelError("is cut off: the end of the file is missing", file=file, mend=_AGAIN) from error
+        if not any(name.split("/")[-1] == "data.pkl" for name in names):
+            mend = "Unpack it and name the .pt file inside."
+            raise ModelError("is a zip archive, but no PyTorch checkpoint", file=file, mend=mend)
         return "zip"
     if head.startswith(b"\x80"):
         return "pickle"
@@ -101,16 +107,11 @@ def _read_torch(file: Path, kind: str) -> Any:
             value=named.group(1),
             mend="Do not use it; ask its maker for the state dict alone, or for safetensors.",
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        if kind == "zip" and "locating file" in str(error):
-            raise ModelError(
-                "is a zip archive, but no PyTorch checkpoint",
-                file=file,
-                mend="Unpack it and name the .pt inside.",
-            ) from error
-        raise ModelError(
-            "is damaged or cut off", file=file, value=" ".join(str(error).split()), mend=_AGAIN
-        ) from error
+    except OSError:
+        raise
+    except Exception as error:  # what torch raises on damaged files is of every kind
+        problem = " ".join(str(error).split())
+        raise ModelError("is damaged or cut off", file=file, value=problem, mend=_AGAIN) from error
 
 
 def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
