@@ -113,15 +113,25 @@ class Chat:
         if not messages or messages[0].role != "system":
             messages = [Message("system", _SYSTEM), *messages]
         for message in messages:
-            ids += [self._token[START], *self._text(message.role + "\n")]
+            ids.append(self._token[START])
             if message.picture is not None:
                 body = [self._token[PICTURE]] * int(counts[message.picture])
-                ids += [self._token[VISION_START], *body, self._token[VISION_END]]
-            ids += [*self._text(message.text), self._token[END], *self._text("\n")]
-            if message.role == "system":
-                parts.append(len(ids))
-            elif message.role == "user":
-                parts.append(len(ids) + len(opening))
+                ids += [
+                    *self._text(message.role + "\n"),
+                    self._token[VISION_START],
+                    *body,
+                    self._token[VISION_END],
+                ]
+                ids += self._text(message.text)
+            elif message.role == "assistant":
+                # Apart from its opening, as it was when it was written.
+                ids += [*self._text("assistant\n"), *self._text(message.text)]
+            else:
+                ids += self._text(f"{message.role}\n{message.text}")
+            ids += [self._token[END], *self._text("\n")]
+            if message.role != "assistant":
+                # The assistant's opening belongs to the question: it is the same whatever the reply.
+                parts.append(len(ids) + (len(opening) if message.role == "user" else 0))
         ids += opening
         learn = [False] * len(ids)
         if reply is not None:

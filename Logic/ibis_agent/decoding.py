@@ -73,6 +73,11 @@ class Decoder:
         for layer in [*self._language.layers, *model.model.visual.blocks]:
             layer.register_forward_pre_hook(self._check)
 
+    def forget(self) -> None:
+        """Drop everything that is kept between requests."""
+        self._cache = None
+        self._features.clear()
+
     def run(
         self,
         request: Encoded,

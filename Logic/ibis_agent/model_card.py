@@ -42,8 +42,8 @@ class ModelCard:
         window: grey values shown as black and white where the person chose none; None for the 1st and 99th
             percentile.
         max_question: longest question in characters.
-        script: the one script of the questions that it reads, by its Unicode name ("LATIN"); empty for any. Only
-            a small policy needs it: asked in another script it would answer nonsense.
+        script: the one script of the questions that it reads, by its Unicode name ("LATIN"); empty for any.
+            Only a small policy needs it: asked in another script it would answer nonsense.
         drafts: replies that this policy often writes. They only save time (decoding), never change a reply.
         note: shown wherever the model is named, such as "demonstration on phantoms".
         origin: how the weights came about.

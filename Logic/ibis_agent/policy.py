@@ -18,7 +18,7 @@ import numpy as np
 
 from .actions import reply_is_complete
 from .errors import Cancelled, InputError, ModelError
-from .memory import PRECISIONS, NotEnoughMemoryError, check_memory, gigabytes, run_bytes, weight_bytes
+from .memory import PRECISIONS, NotEnoughMemoryError, check_memory
 from .model_card import ModelCard, load_card
 from .prompts import build_messages, pictures_of
 from .weights import PolicyFolder, look_into
@@ -152,6 +152,10 @@ class LocalPolicy:
         identity = {"name": card.name, "sha256": found.sha256}
         return cls(model, chat, card, identity, device, precision)
 
+    def forget(self) -> None:
+        """Give back the memory of what is kept between turns; they only cost time again."""
+        self._decoder.forget()
+
     def reply(self, turn: Turn, on_text: OnText | None = None, cancelled: IsCancelled | None = None) -> str:
         """The reply to one turn. Raises Cancelled, InputError, ModelError."""
         messages = build_messages(self.card, turn)
@@ -170,49 +174,6 @@ class LocalPolicy:
         except (MemoryError, RuntimeError) as error:
             raise _run_error(error, None) from error
         return self.last.text
-
-
-def describe(folder: str | os.PathLike[str], device: str = "cpu", load: bool = True) -> dict[str, Any]:
-    """What a policy's folder is, for `ibis-agent info`: JSON values.
-
-    "kind", "architecture", "name", "note", "parameters", "stored" (bytes), "stored_as", "sha256",
-    "precisions" (for each: bytes for the "weights" and for a "run", and both as people read them in "text"),
-    and where `load` is asked for "loads": "yes" or the reason why not, and "loaded_as".
-
-    Raises ModelError where the folder is none.
-    """
-    card = load_card(folder)
-    found = look_into(folder)
-    precisions = {}
-    for precision in PRECISIONS:
-        weights, run = (
-            weight_bytes(found, precision),
-            run_bytes(found, precision, device, card.max_new_tokens),
-        )
-        precisions[precision] = {
-            "weights": weights,
-            "run": run,
-            "text": f"{gigabytes(weights)}, run {gigabytes(run)}",
-        }
-    result: dict[str, Any] = {
-        "kind": "policy",
-        "architecture": found.config["model_type"],
-        "name": card.name,
-        "note": card.note,
-        "parameters": found.parameters,
-        "stored": found.stored_bytes,
-        "stored_as": found.stored_as,
-        "sha256": found.sha256,
-        "precisions": precisions,
-    }
-    if load:
-        try:
-            policy = LocalPolicy.load(folder, device)
-            result["loads"] = "yes"
-            result["loaded_as"] = f"{policy.precision} on {policy.device}"
-        except ModelError as error:
-            result["loads"] = str(error)
-    return result
 
 
 def _device(device: str) -> str:

@@ -14,7 +14,7 @@ from ibis_agent.actions import reply_is_complete
 from ibis_agent.decoding import Decoder, propose
 from ibis_agent.errors import Cancelled, InputError, ModelError
 from ibis_agent.model_card import ModelCard, save_card
-from ibis_agent.policy import LocalPolicy, ScriptedPolicy, Turn, describe
+from ibis_agent.policy import LocalPolicy, ScriptedPolicy, Turn
 from ibis_agent.prompts import DEMO_PROMPTS, build_messages, pictures_of
 from tiny_models import make_tiny_policy
 
@@ -120,6 +120,9 @@ def test_the_system_message_and_a_seen_picture_are_not_computed_again(policy):
     assert policy.last.reused > 5
     policy.reply(Turn(picture(1), "Segment the spleen"))
     assert len(looked) == 2
+    policy.forget()
+    policy.reply(Turn(picture(1), "Segment the spleen"))
+    assert policy.last.reused == 0 and len(looked) == 3
 
 
 def test_a_taught_reply_is_given_and_ends_with_its_action(policy):
@@ -298,15 +301,6 @@ def test_too_little_memory_is_told_before_loading(folder, monkeypatch):
     monkeypatch.setattr(ibis_agent.memory, "free_bytes", lambda _device: 1000)
     with pytest.raises(ModelError, match=r"needs about .* in memory in fp32, and 0 MB are free"):
         LocalPolicy.load(folder, "cpu", "fp32")
-
-
-def test_info_describes_a_folder(folder):
-    found = describe(folder)
-    assert found["architecture"] == "qwen2_5_vl" and found["name"] == "tiny"
-    assert found["parameters"] == sum(p.numel() for p in LocalPolicy.load(folder).model.parameters())
-    assert found["precisions"]["fp32"]["weights"] == 4 * found["parameters"]
-    assert found["loads"] == "yes" and found["loaded_as"] == "fp32 on cpu"
-    assert json.dumps(found)
 
 
 def test_a_scripted_policy_plays_its_replies_and_says_when_none_is_left():
