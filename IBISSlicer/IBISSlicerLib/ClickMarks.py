@@ -15,12 +15,11 @@ import qt
 import slicer
 import vtk
 
-from .Geometry import ijkToRas
 from .Signal import Signal
 
 POSITIVE_COLOUR = (0.10, 0.95, 0.35)
 NEGATIVE_COLOUR = (1.0, 0.22, 0.20)
-_PALE = 0.6  # brightness of the marks of steps that are not the selected one
+_PALE = 0.8  # brightness of the marks of steps that are not the selected one
 _SIZE = 0.018  # radius of a mark as a part of the shorter side of the slice
 _CORNERS = 24  # of a ring
 
@@ -72,11 +71,15 @@ class ClickMarks:
             nodes[role] = node
         return cls(nodes)
 
-    def show(self, marks: list[Mark], current: int, volumeNode, axis: int) -> None:
-        """Show exactly these marks. current: number of the step to stress; axis: the voxel axis across the slice."""
+    def show(self, marks: list[Mark], current: int, toRas: np.ndarray, geometry) -> None:
+        """Show exactly these marks.
+
+        :param current: number of the step to stress.
+        :param toRas: (4, 4) voxel index → RAS mm in the nodes' own coordinates.
+        :param geometry: the ibis_agent PictureGeometry of the slice.
+        """
         self._marks = tuple(marks)
-        toRas = ijkToRas(volumeNode)
-        self._frame = _frameOf(toRas, axis, volumeNode.GetImageData().GetDimensions())
+        self._frame = _frameOf(toRas, geometry.axis, geometry.shape)
         self._showing = True
         try:
             for positive in (True, False):
@@ -162,7 +165,7 @@ def _styleHandles(node, colour: tuple[float, float, float]) -> None:
     display.SetActiveColor(1.0, 1.0, 0.3)
     display.SetGlyphType(display.Circle2D)
     display.SetGlyphScale(0.9)
-    display.SetTextScale(3.2)
+    display.SetTextScale(4.0)
     display.GetTextProperty().SetBold(True)
     display.GetTextProperty().SetShadow(True)
     display.SetPointLabelsVisibility(True)

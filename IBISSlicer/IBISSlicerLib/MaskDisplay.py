@@ -26,9 +26,13 @@ class MaskDisplay:
     MODE_REPLACE and an extent would erase the segment outside the extent.)
     """
 
-    def __init__(self, node) -> None:
-        """node: the vtkMRMLSegmentationNode, as made by `create` or come back with a saved scene."""
+    def __init__(self, node, toRas: np.ndarray) -> None:
+        """
+        :param node: the vtkMRMLSegmentationNode, as made by `create` or come back with a saved scene.
+        :param toRas: (4, 4) voxel index → RAS mm in the node's own coordinates, which are the volume's.
+        """
         self.node = node
+        self._toRas = toRas
         self._view = None  # (I, J, K) uint8 array on the labelmap's own memory
         self._extent: list[int] = []
 
@@ -45,7 +49,7 @@ class MaskDisplay:
         display.SetSliceIntersectionThickness(_THICKNESS)
         display.SetVisibility3D(False)
         node.GetSegmentation().AddEmptySegment(_SEGMENT, name, colour)
-        return cls(node)
+        return cls(node, ijkToRas(volumeNode))
 
     @property
     def segmentId(self) -> str:
@@ -91,7 +95,7 @@ class MaskDisplay:
         larger.SetExtent(wanted)
         larger.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
         larger.GetPointData().GetScalars().Fill(0)
-        larger.SetImageToWorldMatrix(_vtkMatrix(geometry, self.node))
+        larger.SetImageToWorldMatrix(_vtkMatrix(self._toRas))
         previous, previousExtent = self._view, self._extent
         view = _arrayOf(larger)
         if previous is not None and previous.size:
@@ -124,10 +128,7 @@ def _arrayOf(image) -> np.ndarray:
     return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(shape[::-1]).transpose(2, 1, 0)
 
 
-def _vtkMatrix(geometry, node) -> vtk.vtkMatrix4x4:
-    """Voxel index → RAS in the node's own coordinates, which are the volume's."""
-    volumeNode = node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole())
-    array = ijkToRas(volumeNode) if volumeNode else geometry.affine
+def _vtkMatrix(array: np.ndarray) -> vtk.vtkMatrix4x4:
     matrix = vtk.vtkMatrix4x4()
     for row in range(4):
         for column in range(4):

@@ -8,20 +8,22 @@ Requests (to the worker's stdin), each with an integer `id`:
 | request  | fields | ends with |
 |----------|--------|-----------|
 | load     | policy, segmenter, segmenter_config, device, precision | `ready` |
-| ask      | session, question, scope, image (see `ImageRequest`), limits, steps (to resume) | `done` with `picture` |
+| ask      | session, question, scope, limits; image, or head and known to resume | `done` with `head` |
 | step     | session, after (uids of the steps to go on from), rejected | `step`, `done` |
 | add      | session, after, click | `step`, `done` |
-| info     | policy, precision (optional: is the card enough for them?) | `done` with `info` |
+| info     | policy, device, precision: is there room for them? | `done` with `info` |
 | close    | session | `done` |
-| unload   | | `done` with `info` |
-| cancel   | target (id of the request to cancel) | nothing of its own: the target ends with `error`, kind `cancelled` |
+| unload   | | `done` |
+| cancel   | target (the id of a request) | the target ends with `error`, kind `cancelled` |
 | shutdown | | the process ends |
 
-Going back, undoing and redoing need no request: a request says in `after` which steps it builds on.
+`image` is described at workbench.cut_picture; `head` is a trajectory without its steps, `known` its steps by
+uid. Going back, undoing and redoing need no request: `after` says which steps a request builds on.
 
-Events (from the worker): `hello` (once, with the real process id), `loading`, `ready`, `text` (a piece of
-the reply being written), `step`, `done`, `error` (kind, text, mend), `log`. All but hello and log carry the
-`id` of their request, and those of a session its `session`, so that a late one can be told and dropped.
+Events (from the worker): `hello` (once, with the real process id), `loading`, `ready`, `text` (a piece of the
+reply being written), `retry` (the reply could not be read, the policy is asked once more), `step`, `done`,
+`error` (kind, text, mend), `log`. All but hello and log carry the `id` of their request, and those of a
+session its `session`, so that a late one can be told and dropped.
 """
 
 from __future__ import annotations
@@ -34,17 +36,26 @@ PROTOCOL = 1
 MAX_LINE = 64 * 1024 * 1024  # a longer line is not ours: stop collecting it
 
 REQUESTS = frozenset({"load", "ask", "step", "add", "info", "close", "unload", "cancel", "shutdown"})
-EVENTS = frozenset({"hello", "loading", "ready", "text", "step", "done", "error", "log"})
+EVENTS = frozenset({"hello", "loading", "ready", "text", "retry", "step", "done", "error", "log"})
 
 # What an `error` event can be about. The client acts on the kind and shows the text.
-CANCELLED, MEMORY, INPUT, MODEL, REPLY, INTERNAL = "cancelled", "memory", "input", "model", "reply", "internal"
+CANCELLED, MEMORY, INPUT, MODEL, REPLY, INTERNAL = (
+    "cancelled",
+    "memory",
+    "input",
+    "model",
+    "reply",
+    "internal",
+)
 
 Message = dict[str, Any]
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
     """One message as one line of ASCII JSON, newline included. Raises ValueError for NaN and infinities."""
-    return json.dumps(message, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
+    return (
+        json.dumps(message, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
+    )
 
 
 def decode(line: bytes, key: str) -> Message | None:

@@ -1,12 +1,12 @@
 """The side of the worker that stays alive: it starts workers, feeds them jobs, and outlives them.
 
-A `WorkerClient` is given jobs ("one step of this session") and sees to what they need first: a process, loaded
-models, an opened session. A worker may die at any time; the job it was doing fails with plain words, and the
-next job starts a fresh worker and opens the session there again with the steps that exist. So nothing that a
-person made lives only in the worker.
+A `WorkerClient` is given jobs ("one step of this session") and sees to what they need first: a process,
+loaded models, an opened session. A worker may die at any time; the job it was doing fails with plain words,
+and the next job starts a fresh worker and opens the session there again with the steps that exist. So nothing
+that a person made lives only in the worker.
 
-Here: the order of things. Not here: processes (a `Transport` is passed in), Qt, MRML, and what a run consists of.
-Everything happens in the caller's thread, inside calls of this class or of the transport's callbacks.
+Here: the order of things. Not here: processes (a `Transport` is passed in), Qt, MRML, and what a run consists
+of. Everything happens in the caller's thread, inside calls of this class or of the transport's callbacks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from . import protocol
 from .protocol import Framer, Message
@@ -62,7 +62,10 @@ class Job:
     failed: Callable[[str, str], None] = lambda kind, text: None  # kind of protocol.py or DIED; plain words
     step: Callable[[Message], None] = lambda message: None
     text: Callable[[str], None] = lambda piece: None
-    opened: Callable[[Message], None] = lambda message: None  # the answer to `ask`, where one was needed first
+    retry: Callable[[str], None] = lambda reason: None
+    opened: Callable[[Message], None] = lambda message: (
+        None
+    )  # the answer to `ask`, where one was needed first
     _over: bool = False
 
     @property
@@ -128,7 +131,7 @@ class WorkerClient:
 
     @property
     def state(self) -> str:
-        """"stopped", "starting", "loading", "busy", "stopping" or "idle"."""
+        """ "stopped", "starting", "loading", "busy", "stopping" or "idle"."""
         if self._transport is None:
             return "stopped"
         if self.hello is None:
@@ -148,7 +151,8 @@ class WorkerClient:
 
     def open(self, session: str, describe: Callable[[Path], Message]) -> None:
         """Make a session known. `describe(folder)` writes what the worker needs into its private folder and
-        returns the fields of `ask`; it is called again for every fresh worker, so it must tell of all steps."""
+        returns the fields of `ask`; it is called again for every fresh worker, so it must tell of all
+        steps."""
         self._openers[session] = describe
 
     def close(self, session: str) -> None:
@@ -174,7 +178,9 @@ class WorkerClient:
         return self._sent.id if self._sent else 0
 
     def end_if_stuck(self, token: int) -> bool:
-        """Kill the worker if it still has not stopped what `cancel` gave this token for. True if it was killed."""
+        """Kill the worker if it still has not stopped what `cancel` gave this token for. True if it was
+        killed.
+        """
         if not token or self._sent is None or self._sent.id != token or not self._sent.abandoned:
             return False
         self.kill()
@@ -212,7 +218,9 @@ class WorkerClient:
                 job.finish(self.ready or {})
             else:
                 self._queue.popleft()
-                self._send(job.request, job, {**job.fields, "session": job.session} if job.session else job.fields)
+                self._send(
+                    job.request, job, {**job.fields, "session": job.session} if job.session else job.fields
+                )
 
     def _start_worker(self, job: Job) -> bool:
         self._generation += 1
@@ -220,7 +228,8 @@ class WorkerClient:
         self._framer = Framer("event")
         try:
             self._transport = self._start(
-                lambda chunk: self._on_bytes(generation, chunk), lambda reason: self._on_end(generation, reason)
+                lambda chunk: self._on_bytes(generation, chunk),
+                lambda reason: self._on_end(generation, reason),
             )
         except OSError as error:
             self._drop(job)
@@ -258,7 +267,9 @@ class WorkerClient:
                 self._on_event(message)
             except (KeyError, TypeError, ValueError) as error:
                 self._logged(f"the worker said something unreadable: {type(error).__name__}: {error}")
-            if generation != self._generation:  # this worker was ended by somebody who was just told something
+            if (
+                generation != self._generation
+            ):  # this worker was ended by somebody who was just told something
                 break
         self._pump()
 
@@ -284,6 +295,8 @@ class WorkerClient:
             self.loading = str(message.get("text", ""))
         elif event == "text" and not sent.abandoned:
             job.text(str(message["text"]))
+        elif event == "retry" and not sent.abandoned:
+            job.retry(str(message["text"]))
         elif event == "step" and not sent.abandoned:
             job.step(message)
         elif event == "error":
@@ -309,7 +322,8 @@ class WorkerClient:
             self._changed()
 
     def _forget_models(self) -> None:
-        """What was loaded is gone, and the sessions with it: they are asked for again when they are needed."""
+        """What was loaded is gone, and the sessions with it: they are asked for again when they are needed.
+        """
         self.ready, self._loaded = None, None
         self._opened.clear()
 
@@ -347,6 +361,8 @@ class WorkerClient:
         for job in (sent.job if sent else None, at_front):
             if job is not None:
                 self._drop(job)
-                job.fail(DIED, f"The worker ended unexpectedly ({reason}). Nothing is lost: press Step to go on.")
+                job.fail(
+                    DIED, f"The worker ended unexpectedly ({reason}). Nothing is lost: press Step to go on."
+                )
         self._changed()
         self._pump()

@@ -1,0 +1,231 @@
+"""One question's run in the scene: its record in a text node, its mask and its marks.
+
+The record (ibis_agent.run_record) decides what counts; this file shows it and keeps it in the scene, so that a saved
+scene comes back with its review. The worker is not known here. The volume may be deleted at any time: what is needed
+of it is kept with the run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import slicer
+from ibis_agent.errors import InputError
+from ibis_agent.run_record import RunRecord
+from ibis_agent.structures import colour_for, name_for
+
+from .ClickMarks import ClickMarks, Mark
+from .Geometry import GeometryError, SlicePlace, ijkToRas, ijkToWorld, shapeOf
+from .MaskDisplay import MaskDisplay
+
+ATTRIBUTE = "IBISSlicer.Run"  # of the text node: "open", or "accepted" when the mask went into a segmentation
+_SCHEMA = "ibis-slicer-run/1"
+
+
+class SceneRun:
+    """A run and its nodes.
+
+    :ivar record: the RunRecord.
+    :ivar textNode: the vtkMRMLTextNode that keeps it; references the other nodes.
+    :ivar shown: number of the step whose mask is shown, 0 before the first.
+    """
+
+    def __init__(self, record: RunRecord, textNode, image: dict, toRas: np.ndarray) -> None:
+        """See `create` and `open`."""
+        self.record = record
+        self.textNode = textNode
+        self.shown = 0
+        self.mask: MaskDisplay | None = None
+        self.marks: ClickMarks | None = None
+        self._image = image  # how the worker gets the slice; see ibis_agent.workbench.cut_picture
+        self._toRas = toRas
+
+    @classmethod
+    def create(cls, volumeNode, place: SlicePlace, question: str, window: tuple[float, float] | None) -> SceneRun:
+        """A new run, nothing asked yet.
+
+        :param window: grey values shown as black and white; None leaves it to the policy.
+        :raises GeometryError: for a volume that cannot be asked about.
+        """
+        image = {
+            "shape": list(shapeOf(volumeNode)),
+            "affine": ijkToWorld(volumeNode).tolist(),
+            "axis": place.axis,
+            "index": place.index,
+            "window": list(window) if window else None,
+            "name": volumeNode.GetName(),
+            "modality": volumeNode.GetAttribute("DICOM.Modality") or "",
+        }
+        record = RunRecord(question)
+        textNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTextNode", f"IBIS: {name_for(question)}")
+        textNode.SetForceCreateStorageNode(textNode.CreateStorageNodeAlways)
+        textNode.SetAttribute(ATTRIBUTE, "open")
+        textNode.SetNodeReferenceID("volume", volumeNode.GetID())
+        run = cls(record, textNode, image, ijkToRas(volumeNode))
+        run._createNodes(volumeNode)
+        run.save()
+        return run
+
+    @classmethod
+    def open(cls, textNode) -> SceneRun:
+        """The run that a text node of the scene keeps, with its nodes, made anew where they are missing.
+
+        :raises InputError: for a text that is no run.
+        """
+        try:
+            saved = json.loads(textNode.GetText() or "null")
+            if saved["schema"] != _SCHEMA:
+                raise ValueError(f"schema {saved['schema']}")
+            toRas = np.array(saved["toRas"], dtype=float).reshape(4, 4)
+            record, image, shown = RunRecord.from_json(saved["run"]), dict(saved["image"]), int(saved["shown"])
+        except (TypeError, KeyError, ValueError) as error:
+            raise InputError(f"the text {textNode.GetName()} holds no run", value=str(error)) from error
+        run = cls(record, textNode, image, toRas)
+        segmentation = textNode.GetNodeReference("segmentation")
+        marks = {role: textNode.GetNodeReference(role) for role in ClickMarks.ROLES}
+        if segmentation is not None and all(marks.values()):
+            run.mask, run.marks = MaskDisplay(segmentation, toRas), ClickMarks(marks)
+        else:
+            for node in filter(None, (segmentation, *marks.values())):
+                slicer.mrmlScene.RemoveNode(node)
+            run._createNodes(run.volumeNode)
+        run.show(min(shown, len(record.steps)))
+        return run
+
+    @property
+    def volumeNode(self):
+        """The volume that was asked about, or None if it is gone."""
+        return self.textNode.GetNodeReference("volume")
+
+    @property
+    def place(self) -> SlicePlace:
+        axis = int(self._image["axis"])
+        return SlicePlace(axis, int(self._image["index"]), int(self._image["shape"][axis]))
+
+    @property
+    def isAccepted(self) -> bool:
+        return self.textNode.GetAttribute(ATTRIBUTE) == "accepted"
+
+    def describe(self, folder: Path) -> dict:
+        """What a worker needs to open this run: the fields of its request `ask`. Writes the slice into its folder.
+
+        :raises GeometryError: if nothing has been cut yet and the volume is gone.
+        """
+        record = self.record
+        fields: dict = {"question": record.question, "scope": "slice"}
+        if "picture" in record.head:
+            return {**fields, "head": record.head, "known": record.to_json()["known"]}
+        volumeNode = self.volumeNode
+        if volumeNode is None:
+            raise GeometryError("The volume of this question is no longer in the scene. Ask anew about another one.")
+        voxels = slicer.util.arrayFromVolume(volumeNode)  # (K, J, I)
+        axis, index = int(self._image["axis"]), int(self._image["index"])
+        where = [slice(None)] * 3
+        where[2 - axis] = slice(index, index + 1)
+        path = folder / f"{record.session}.npy"
+        np.save(path, voxels[tuple(where)])
+        return {**fields, "image": {**self._image, "file": str(path)}}
+
+    def show(self, number: int) -> None:
+        """Show the mask and the marks as they were after step `number` (0: nothing yet)."""
+        self.shown = number
+        if "picture" not in self.record.head:
+            return
+        geometry = self.record.geometry
+        with slicer.util.RenderBlocker():
+            self.mask.show(self.record.mask(number), geometry)
+            marks = [
+                Mark(step, geometry.to_voxel(click.x, click.y), click.positive)
+                for step, click in self.record.clicks(number)
+            ]
+            self.marks.show(marks, number, self._toRas, geometry)
+
+    def showLast(self) -> None:
+        self.show(len(self.record.steps))
+
+    def clickAt(self, ras) -> tuple[float, float]:
+        """Normalised picture coordinates of a point in the world.
+
+        :raises InputError: if it lies beside the slice or outside the picture.
+        """
+        local = [0.0, 0.0, 0.0]
+        self.mask.node.TransformPointFromWorld(ras, local)
+        ijk = np.linalg.solve(self._toRas, [*local, 1.0])[:3]
+        geometry = self.record.geometry
+        return geometry.from_patient(*(geometry.affine @ [*ijk, 1.0])[:3])
+
+    def worldOf(self, x: float, y: float) -> tuple[float, float, float]:
+        """Where a normalised picture coordinate lies in the world now."""
+        local = (self._toRas @ [*self.record.geometry.to_voxel(x, y), 1.0])[:3]
+        world = [0.0, 0.0, 0.0]
+        self.mask.node.TransformPointToWorld(local, world)
+        return tuple(world)
+
+    def centre(self) -> tuple[float, float, float]:
+        """The middle of the slice in the world: where to scroll a view to."""
+        ijk = [(count - 1) / 2 for count in self._image["shape"]]
+        ijk[int(self._image["axis"])] = int(self._image["index"])
+        world = [0.0, 0.0, 0.0]
+        self.mask.node.TransformPointToWorld((self._toRas @ [*ijk, 1.0])[:3], world)
+        return tuple(world)
+
+    def save(self) -> None:
+        """Bring the text node up to date, so that it can be saved with the scene at any moment."""
+        saved = {
+            "schema": _SCHEMA,
+            "run": self.record.to_json(),
+            "image": self._image,
+            "toRas": self._toRas.tolist(),
+            "shown": self.shown,
+        }
+        self.textNode.SetText(json.dumps(saved, ensure_ascii=True, separators=(",", ":")))
+
+    def close(self, accepted: bool) -> None:
+        """Take mask and marks out of the scene; the record stays if the mask was accepted, else it goes too."""
+        self.marks.remove()
+        self.mask.remove()
+        if accepted:
+            self.textNode.SetAttribute(ATTRIBUTE, "accepted")
+            self.save()
+        elif slicer.mrmlScene.IsNodePresent(self.textNode):
+            slicer.mrmlScene.RemoveNode(self.textNode)
+
+    def forget(self) -> None:
+        """Let go of the nodes without touching the scene: it is being closed, or somebody else takes over."""
+        self.marks.stopObserving()
+
+    def isInScene(self) -> bool:
+        """Whether nobody has deleted what the run is made of."""
+        nodes = [self.textNode, self.mask.node, *self.marks.nodes.values()]
+        return all(slicer.mrmlScene.IsNodePresent(node) for node in nodes)
+
+    def _createNodes(self, volumeNode) -> None:
+        if volumeNode is None:
+            raise InputError("the volume and the mask of this run are gone")
+        question = self.record.question
+        colour = tuple(part / 255 for part in colour_for(question))
+        self.mask = MaskDisplay.create(volumeNode, name_for(question), colour)
+        self.marks = ClickMarks.create(volumeNode)
+        self.textNode.SetNodeReferenceID("segmentation", self.mask.node.GetID())
+        for role, node in self.marks.nodes.items():
+            self.textNode.SetNodeReferenceID(role, node.GetID())
+
+
+def runsInScene() -> list:
+    """The text nodes that keep runs, oldest first."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLTextNode")
+    return [node for node in nodes if node.GetAttribute(ATTRIBUTE)]
+
+
+def openLastRun() -> SceneRun | None:
+    """The run that was going on when the scene was saved, if there is one."""
+    for node in reversed(runsInScene()):
+        if node.GetAttribute(ATTRIBUTE) == "open":
+            try:
+                return SceneRun.open(node)
+            except InputError:
+                logging.exception("IBISSlicer: a saved run could not be opened")
+    return None
