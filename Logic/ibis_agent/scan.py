@@ -1,11 +1,13 @@
-"""Reading a scan: a picture, a volume, or a DICOM folder → one Scan in the order of its file.
+"""A scan as its file holds it, and which reader reads it.
 
-Nothing is reoriented or resampled here; how a slice of it becomes a picture is in picture and geometry.
+Nothing is reoriented or resampled; how a slice becomes a picture is in picture and geometry. Each scan_*
+module reads one kind of file: it refuses from the header what cannot be used, then decodes the voxels once.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +15,27 @@ from typing import Literal
 import numpy as np
 
 from .errors import InputError
+from .scan_checks import suffix_of
+
+_KINDS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".nii": "NIfTI",
+    ".nii.gz": "NIfTI",
+    ".nrrd": "NRRD",
+    ".seg.nrrd": "NRRD",
+    ".nhdr": "NRRD",
+    ".mha": "MetaImage",
+    ".mhd": "MetaImage",
+    ".npz": ".npz",
+    ".dcm": "DICOM",
+    ".ima": "DICOM",
+}
+_WRAPPED = {".nii.gz": "gzip", ".npz": "zip"}
+_READABLE = (
+    "Readable are PNG, JPEG, NIfTI (.nii, .nii.gz), NRRD, MetaImage (.mha, .mhd), .npz, and DICOM folders."
+)
 
 
 @dataclass(eq=False)
@@ -39,6 +62,9 @@ class Scan:
     window: tuple[float, float] | None = None
 
 
+Reader = Callable[[Path, str | None], Scan]
+
+
 def load_scan(path: str | os.PathLike[str], *, series: str | None = None) -> Scan:
     """Read a PNG or JPEG, NIfTI, NRRD, MetaImage, MedSAM2-style .npz, or a DICOM folder.
 
@@ -48,11 +74,100 @@ def load_scan(path: str | os.PathLike[str], *, series: str | None = None) -> Sca
     Raises InputError naming the file, what is wrong with it, and the mend. What can be seen in the header is
     refused before the voxels are read.
     """
-    from . import scan_readers
-
     path = Path(path)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except (OSError, ValueError):  # too long a name, or one with a zero byte
+        there = False
+    if not there:
         raise InputError("there is no such file", file=path, mend="Check the path.")
     if series is not None and not path.is_dir():
         raise InputError("a series can be chosen in a DICOM folder only", file=path, value=series)
-    return scan_readers.reader_for(path)(path, series)
+    return reader_for(path)(path, series)
+
+
+def reader_for(path: Path) -> Reader:
+    """The reader for what stands at `path`. Raises InputError for an unknown ending, or one that lies."""
+    if path.is_dir():
+        from .scan_dicom import read_dicom_folder
+
+        return read_dicom_folder
+    if not path.is_file():
+        raise InputError("is neither a file nor a folder", file=path, mend=_READABLE)
+    suffix = suffix_of(path)
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(512)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError("cannot be read", file=path, value=reason, mend="Check its permissions.") from error
+    if not head:
+        raise InputError("the file is empty", file=path, mend="Export or copy it again.")
+    contents = _contents(head)
+    kind = "DICOM" if suffix == "" and contents == "DICOM" else _KINDS.get(suffix)
+    if kind is None:
+        raise InputError(
+            "scans of this kind cannot be read", file=path, value=suffix or "no ending", mend=_READABLE
+        )
+    if contents != (_WRAPPED.get(suffix, kind)):
+        what = f"it holds {contents} data" if contents else "its beginning shows something else"
+        raise InputError(
+            f"is no {kind} file: {what}",
+            file=path,
+            mend="Give the file its right ending, or export the scan again.",
+        )
+    return _reader(kind)
+
+
+def _reader(kind: str) -> Reader:
+    # Imported when needed: nibabel and SimpleITK take their time, and a picture needs neither.
+    if kind in ("PNG", "JPEG"):
+        from .scan_photograph import read_photograph
+
+        return read_photograph
+    if kind == "NIfTI":
+        from .scan_nifti import read_nifti
+
+        return read_nifti
+    if kind in ("NRRD", "MetaImage"):
+        from .scan_itk import read_itk
+
+        return read_itk
+    if kind == ".npz":
+        from .scan_npz import read_npz
+
+        return read_npz
+    from .scan_dicom import read_dicom_file
+
+    return read_dicom_file
+
+
+def _contents(head: bytes) -> str:
+    """What the first 512 bytes of a file show it to be; empty where that is not known."""
+    for magic, kind in (
+        (b"\x89PNG\r\n\x1a\n", "PNG"),
+        (b"\xff\xd8\xff", "JPEG"),
+        (b"\x1f\x8b", "gzip"),
+        (b"NRRD000", "NRRD"),
+        (b"PK\x03\x04", "zip"),
+        (b"PK\x05\x06", "zip"),
+        (b"GIF8", "GIF"),
+        (b"BM", "BMP"),
+        (b"II*\0", "TIFF"),
+        (b"MM\0*", "TIFF"),
+        (b"%PDF", "PDF"),
+        (b"\x89HDF", "HDF5"),
+        (b"\x93NUMPY", "npy"),
+    ):
+        if head.startswith(magic):
+            return kind
+    if head[128:132] == b"DICM":
+        return "DICOM"
+    if head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] == b"n+2\0":
+        return "NIfTI"
+    start = head.lstrip()[:60].lower()
+    if start.startswith((b"objecttype", b"ndims", b"comment")) and b"=" in start:
+        return "MetaImage"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "web page"
+    return ""

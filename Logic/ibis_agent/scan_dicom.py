@@ -14,7 +14,8 @@ import numpy as np
 
 from .errors import InputError
 from .scan import Scan
-from .scan_readers import check_itk_header, damaged, voxels_and_affine
+from .scan_checks import damaged
+from .scan_itk import check_itk_header, voxels_and_affine
 
 _SERIES_UID, _POSITION, _ORIENTATION = "0020|000e", "0020|0032", "0020|0037"
 _DESCRIPTION, _NUMBER, _MODALITY = "0008|103e", "0020|0011", "0008|0060"
@@ -34,9 +35,9 @@ def read_dicom_folder(path: Path, series: str | None = None) -> Scan:
         )
     if series is None and len(found) > 1:
         raise InputError(
-            f"the folder holds {len(found)} series:\n{_listed(found)}\n",
+            f"the folder holds {len(found)} series",
             file=path,
-            mend="Choose one with --series UID.",
+            mend=f"Choose one of them with --series UID:\n{_listed(found)}",
         )
     if series is not None and series not in found:
         raise InputError(
@@ -60,13 +61,45 @@ def _find_series(path: Path) -> dict[str, list[str]]:
     for count, (folder, _, _) in enumerate(os.walk(path)):
         if count > _MOST_FOLDERS:
             raise InputError("the folder has too many subfolders to look through", file=path)
+        known: set[str] = set()
         for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(folder):
             files = list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(folder, uid))
+            known.update(os.path.basename(file) for file in files)
             if files and _header(files[0]) is not None:
                 found.setdefault(uid, []).extend(files)
+        _check_all_known(Path(folder), known)
         if found and count == 0:
             break
     return found
+
+
+def _check_all_known(folder: Path, known: set[str]) -> None:
+    """Refuse a folder in which a slice cannot be read: GDCM passes over it, and the scan would be short.
+
+    A slice is a DICOM file of the same class as one that GDCM knows; reports and directories are others.
+    """
+    classes = {_storage_class(folder / name) for name in known} - {b""}
+    for file in sorted(folder.iterdir()):
+        if file.name not in known and file.is_file() and _storage_class(file) in classes:
+            raise InputError(
+                "a slice of the folder cannot be read, it may be cut off",
+                file=file,
+                mend="Copy the folder again, or take the file out of it.",
+            )
+
+
+def _storage_class(file: Path) -> bytes:
+    """The Media Storage SOP Class UID (0002,0002) of a DICOM file; empty for anything else."""
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(512)
+    except OSError:
+        return b""
+    at = head.find(b"\x02\x00\x02\x00UI") if head[128:132] == b"DICM" else -1
+    if at < 0:
+        return b""
+    length = int.from_bytes(head[at + 6 : at + 8], "little")
+    return head[at + 8 : at + 8 + length].rstrip(b"\0")
 
 
 def _read(path: Path, files: list[str]) -> Scan:
@@ -92,7 +125,7 @@ def _read(path: Path, files: list[str]) -> Scan:
     except RuntimeError as error:
         raise damaged(path, error) from error
     voxels, affine = voxels_and_affine(image, path)
-    name = _tag(header, _DESCRIPTION) or path.stem
+    name = _tag(header, _DESCRIPTION) or (path.name if path.is_dir() else path.stem)
     return Scan(voxels, affine, "volume", path, name, _tag(header, _MODALITY))
 
 
@@ -142,7 +175,13 @@ def _header(file: str) -> Any:
 
 
 def _tag(reader: Any, key: str) -> str:
-    return str(reader.GetMetaData(key)).strip() if reader.HasMetaDataKey(key) else ""
+    text = str(reader.GetMetaData(key)) if reader.HasMetaDataKey(key) else ""
+    raw = text.encode("utf-8", "surrogateescape")  # bytes that are not UTF-8 come as lone surrogates
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw.decode("latin-1")
+    return text.strip("\0 ")
 
 
 def _listed(found: dict[str, list[str]]) -> str:
