@@ -351,6 +351,181 @@ def test_a_hidden_or_disabled_button_cannot_be_pressed(slicer_host, module_file)
         slicer_host.press(module.ui.failButton)
 
 
+def test_a_question_needs_an_answer_and_the_answer_is_given(slicer_host):
+    import slicer
+    from host.dialogs import UnansweredDialogError
+
+    slicer_host.answer("Cancel", "Yes")
+    assert slicer.util.confirmOkCancelDisplay("Install 3 packages?") is False
+    assert slicer.util.confirmYesNoDisplay("Go on?") is True
+    assert [message.text for message in slicer_host.messages] == ["Install 3 packages?", "Go on?"]
+    with pytest.raises(UnansweredDialogError, match="Really"):
+        slicer.util.confirmOkCancelDisplay("Really?")
+    slicer.util.warningDisplay("Mind the gap")
+    assert slicer_host.messages[-1].kind == "warning"
+
+
+def test_a_file_dialog_returns_the_queued_path(slicer_host, tmp_path):
+    import qt
+
+    slicer_host.answer(tmp_path)
+    assert qt.QFileDialog.getExistingDirectory(None, "Model folder") == str(tmp_path)
+
+
+def test_packages_are_recorded_and_pythonslicer_becomes_the_interpreter_that_has_them(slicer_host, tmp_path):
+    import shutil
+    import subprocess
+
+    import slicer
+
+    other = tmp_path / "python"
+    other.write_text("#!/bin/sh\necho other\n")
+    other.chmod(0o755)
+    launcher = shutil.which("PythonSlicer")
+    assert subprocess.check_output([launcher, "-c", "print(1 + 1)"]).split() == [b"2"]
+    slicer_host.packages.provided_by = other
+    assert not slicer.packaging.pip_check("transformers>=5")
+    slicer_host.answer("Ok")
+    slicer.packaging.pip_ensure(["numpy", "transformers>=5"], requester="Sample")
+    assert slicer_host.packages.requests == [("pip", ["transformers>=5"])]
+    assert slicer.packaging.pip_check("transformers>=5")
+    assert subprocess.check_output([launcher]).split() == [b"other"]
+
+
+def test_a_failing_installation_raises_as_pip_does(slicer_host):
+    import subprocess
+
+    import slicer
+
+    slicer_host.packages.failure = "ERROR: No space left on device"
+    lines: list[str] = []
+    with pytest.raises(subprocess.CalledProcessError):
+        slicer.packaging.pip_install("torch", logCallback=lines.append)
+    assert lines == ["ERROR: No space left on device"]
+
+
+def test_pytorch_utils_exists_only_with_its_extension(slicer_host):
+    import importlib
+
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("PyTorchUtils")
+    slicer_host.extensions.add_pytorch()
+    logic = importlib.import_module("PyTorchUtils").PyTorchUtilsLogic()
+    assert not logic.torchInstalled()
+    logic.installTorch(torchVersionRequirement=">=2.6")
+    assert logic.torchInstalled()
+    assert slicer_host.packages.requests == [("torch", ["torch>=2.6"])]
+
+
+def test_killing_pythonslicer_leaves_its_child_which_ends_when_its_stdin_closes(slicer_host, tmp_path):
+    import os
+
+    import qt
+
+    script = tmp_path / "child.py"
+    script.write_text("import os, sys\nprint(os.getpid(), flush=True)\nsys.stdin.read()\n")
+    process = qt.QProcess()
+    process.start("PythonSlicer", ["-u", str(script)])
+    line = slicer_host.wait_until(lambda: process.readAllStandardOutput().data(), 20)
+    process.kill()
+    process.waitForFinished(5000)
+
+    def gone() -> bool:
+        try:
+            os.kill(int(line), 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    slicer_host.wait_until(gone, 20, "the child to see its stdin close")
+
+
+def test_data_nodes_get_their_place_in_the_subject_hierarchy(slicer_host, scan, tmp_path):
+    import slicer
+
+    volume = slicer_host.load_volume(scan)
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    study = hierarchy.CreateStudyItem(hierarchy.GetSceneItemID(), "Study")
+    hierarchy.SetItemParent(hierarchy.GetItemByDataNode(volume), study)
+    slicer_host.save_scene(tmp_path / "a.mrb")
+    slicer_host.open_scene(tmp_path / "a.mrb")
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    volume = slicer.util.getNode("scan")
+    assert hierarchy.GetItemName(hierarchy.GetItemParent(hierarchy.GetItemByDataNode(volume))) == "Study"
+    slicer.mrmlScene.RemoveNode(volume)
+    assert slicer.util.getSubjectHierarchyItemChildren(recursive=True) == [hierarchy.GetItemByName("Study")]
+
+
+def test_the_terminology_finds_a_liver(slicer_host):
+    import slicer
+    from host.scene import ANATOMY_CONTEXT
+
+    entry = slicer.vtkSlicerTerminologyEntry()
+    logic = slicer.modules.terminologies.logic()
+    assert logic.FindTypeInTerminologyBy3dSlicerLabel(ANATOMY_CONTEXT, "liver", entry)
+    assert entry.GetTypeObject().GetCodeValue() == "10200004"
+
+
+def test_the_segment_selector_follows_the_segmentation(slicer_host):
+    import slicer
+
+    selector = slicer.qMRMLSegmentSelectorWidget()
+    selector.setMRMLScene(slicer.mrmlScene)
+    heard: list[str] = []
+    selector.connect("currentSegmentChanged(QString)", heard.append)
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "S")
+    first = node.GetSegmentation().AddEmptySegment("", "Liver")
+    node.GetSegmentation().AddEmptySegment("", "Spleen")
+    assert selector.currentNode() is node
+    assert selector.currentSegmentID() == first == heard[0]
+    node.GetSegmentation().RemoveSegment(first)
+    assert selector.currentSegmentID() != first
+
+
+def test_a_segment_survives_a_file(slicer_host, scan, tmp_path):
+    import slicer
+
+    volume = slicer_host.load_volume(scan)
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "S")
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    segment = node.GetSegmentation().AddEmptySegment("", "Ball")
+    mask = (slicer.util.arrayFromVolume(volume) > 100).astype(np.uint8)
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, segment, volume)
+    assert slicer.util.saveNode(node, str(tmp_path / "s.seg.nrrd"))
+    loaded = slicer.util.loadSegmentation(str(tmp_path / "s.seg.nrrd"))
+    again = slicer.util.arrayFromSegmentBinaryLabelmap(
+        loaded, loaded.GetSegmentation().GetNthSegmentID(0), volume
+    )
+    assert np.array_equal(again, mask)
+
+
+def test_a_sample_is_registered_and_loaded_from_a_local_file(slicer_host, scan):
+    import SampleData
+
+    SampleData.SampleDataLogic.registerCustomSampleDataSource(
+        sampleName="Ball", uris="https://example.org/ball"
+    )
+    slicer_host.samples.files["Ball"] = scan
+    assert slicer_host.samples.registered[0]["sampleName"] == "Ball"
+    assert SampleData.downloadSample("Ball").GetName() == "scan"
+
+
+def test_slicer_util_speaks_to_the_window(slicer_host, module_file):
+    import slicer
+
+    module = slicer_host.open(module_file, enter=False)
+    slicer.util.selectModule("Sample")
+    assert slicer.util.selectedModule() == "Sample"
+    assert module.panel.isEntered
+    slicer.util.showStatusMessage("Working …")
+    assert slicer.util.mainWindow().statusBar().currentMessage() == "Working …"
+    assert slicer.util.getModuleWidget("Sample") is module.widget
+    with slicer.util.WaitCursor(), slicer.util.RenderBlocker():
+        progress = slicer.util.createProgressDialog(labelText="…")
+        progress.value = 50
+        progress.close()
+
+
 PYSIDE_ONLY = """
 from slicer.i18n import tr as _
 import qt

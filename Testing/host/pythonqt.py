@@ -130,6 +130,22 @@ def _find_native(owner: Any, signature: str) -> tuple[str, Any, Any]:
     return wanted, connect, disconnect
 
 
+#: Properties whose getter is virtual: reading one makes Shiboken look it up here again.
+VIRTUAL_PROPERTIES = ("sizeHint", "minimumSizeHint")
+_being_read: set[tuple[int, str]] = set()
+
+
+def _read_virtual(owner: Any, name: str) -> Any:
+    key = (id(owner), name)
+    if key in _being_read:
+        return object.__getattribute__(owner, name)
+    _being_read.add(key)
+    try:
+        return QtCore.QObject.property(owner, name)
+    finally:
+        _being_read.discard(key)
+
+
 def _check_alive(owner: Any, name: str) -> None:
     """PythonQt raises ValueError here; PySide6 would crash."""
     if not shiboken6.isValid(owner):
@@ -143,6 +159,8 @@ class PythonQtObject:
         if name[0] != "_":
             if name in property_names(type(self)):
                 _check_alive(self, name)
+                if name in VIRTUAL_PROPERTIES:
+                    return _read_virtual(self, name)
                 value = QtCore.QObject.property(self, name)  # type: ignore[arg-type]
                 if isinstance(value, list) and all(isinstance(item, str) for item in value):
                     return tuple(value)  # QStringList

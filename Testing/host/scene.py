@@ -14,6 +14,7 @@ import slicer
 import vtk
 
 from .refuse import NotSimulatedError
+from .subject_hierarchy import SubjectHierarchy
 
 #: module name → the wheel's logic class; slicer.modules has it in lower case
 MODULE_LOGICS = {
@@ -79,6 +80,8 @@ class MrmlApplication:
             logic.SetMRMLApplicationLogic(self.logic)
             logic.SetMRMLScene(self.scene)
             self._publish(name, logic)
+
+        self.subject_hierarchy = SubjectHierarchy(self.scene)
 
     def _publish(self, name: str, logic: Any) -> None:
         self.logic.SetModuleLogic(name, logic)

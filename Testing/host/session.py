@@ -21,7 +21,18 @@ import slicer.util
 from PySide6 import QtCore, QtGui, QtWidgets
 from PySide6.QtTest import QTest
 
-from . import application, ctk_widgets, dialogs, packages, parameter_node, pythonqt, scripted, ui_files
+from . import (
+    application,
+    ctk_widgets,
+    dialogs,
+    packages,
+    parameter_node,
+    pythonqt,
+    sample_data,
+    scripted,
+    ui_files,
+)
+from . import segment_widgets as segment_widgets  # its classes register themselves
 from .io_manager import IOManager
 from .scene import MrmlApplication
 from .slice_view import SliceView
@@ -123,6 +134,8 @@ class Host:
         self.packages = packages.Packages(self.temporary)
         packages.install(self.packages)
         self.extensions = packages.Extensions(self.packages)
+        self.samples = sample_data.Samples()
+        sample_data.install(self.samples)
         self.window = MainWindow(list(widgets.values()))
         self.window._selector._switch = self.select_module
         self.window.resize(1280, 760)
@@ -169,6 +182,7 @@ class Host:
         """Load a scripted module from its .py file and, unless told otherwise, show its panel."""
         module = OpenModule(self, scripted.load(Path(path).resolve()))
         self.modules.append(module)
+        self.app.startupCompleted.emit()  # modules are loaded before Slicer says that it is ready
         if enter:
             module.enter()
         return module
@@ -353,6 +367,9 @@ class Host:
         self.app.commandOptions().testingEnabled = False
         self.packages.reset()
         self.extensions.remove_all()
+        self.samples.reset()
+        for signal in ("startupCompleted()", "aboutToQuit()"):
+            self.app.disconnect(signal)
         dialogs.reset()
         self.process_events()
         pythonqt.handler_errors.clear()

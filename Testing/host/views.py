@@ -148,10 +148,9 @@ class qMRMLSliceWidget(PythonQtObject, QtWidgets.QWidget):
 
     def _show_offset(self, *_: Any) -> None:
         node = self._core.node
-        letter = {"Axial": "S", "Sagittal": "R", "Coronal": "A"}.get(node.GetOrientation(), "")
-        self._bar.setText(
-            f"{node.GetLayoutLabel()}    {node.GetOrientation()}    {letter}: {node.GetSliceOffset():.1f} mm"
-        )
+        axis = {"Sagittal": 0, "Coronal": 1, "Axial": 2}.get(node.GetOrientation())
+        where = "" if axis is None else f"{'RAS'[axis]}: {node.GetSliceToRAS().GetElement(axis, 3):.1f} mm"
+        self._bar.setText(f"{node.GetLayoutLabel()}    {node.GetOrientation()}    {where}")
 
     def sliceView(self) -> Any:
         return self._view
