@@ -152,8 +152,8 @@ def test_every_click_sees_all_before_it_and_the_last_logits() -> None:
 
 
 def test_clicks_and_masks_are_those_of_the_published_generator(parity: Path, data: Path) -> None:
-    """All 80 recorded clicks fall on the same pixel. At most 3 pixels of a mask may differ, for CPUs that round
-    otherwise; none did when this was written."""
+    """All 80 recorded clicks fall on the same pixel. At most 3 pixels of a mask may differ, for CPUs that
+    round otherwise; none did when this was written."""
     pytest.importorskip("torch")
     from ibis_agent.segmenter import Segmenter
 
