@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A terminal of another encoding shows a question mark; it does not end the run.
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    if not sys.warnoptions:
+        # Libraries warn their programmers; a person gets one line that says what to do.
+        warnings.simplefilter("ignore")
     options = _parser().parse_args(_with_negative_numbers(sys.argv[1:] if arguments is None else arguments))
     try:
         return int(options.do(options))
@@ -59,6 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except IbisError as error:
         code = {ModelError: BAD_MODEL, OutputError: BAD_OUTPUT}
         return _fail(options, next((code[k] for k in code if isinstance(error, k)), BAD_INPUT), str(error))
+    except OSError as error:
+        # What no module of ours has put into better words: the machine refuses, the program is not wrong.
+        return _fail(
+            options, BAD_INPUT, f"{error.filename or 'a file'}: {error.strerror or error}. Check the path."
+        )
     except Exception:
         traceback.print_exc()
         return _fail(options, BUG, "this is an error in ibis-agent itself; please report the lines above")

@@ -7,6 +7,8 @@ Nothing is written here and no model is loaded; torch is imported to look into a
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from .scan import load_scan
 from .trajectory import Trajectory, orientation_of
 
 DEMO_POLICY = Path(__file__).parent / "demo" / "policy"
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?", re.ASCII)
 # What --mask-format may say, and the end of the file that it makes.
 MASK_FORMATS = {"nii.gz": ".nii.gz", "nrrd": ".nrrd", "seg.nrrd": ".seg.nrrd", "png": ".png"}
 
@@ -88,6 +91,10 @@ def check(request: Request) -> Job:
     policy = request.policy if request.policy is not None else demo_policy()
     card = _card(policy, request.history)
     limits = _limits(request)
+    if not _DEVICE.fullmatch(request.device):
+        raise InputError(
+            "there is no such device", value=request.device, mend="Use auto, cpu, cuda or cuda:1."
+        )
     resumed = None if request.resume is None else Trajectory.load(request.resume)
     question = _question(request, card, resumed)
     picture, source, stem = _picture(request, card, resumed)
@@ -203,7 +210,7 @@ def _folder(request: Request, stem: str) -> Path:
         return request.resume.parent
     first = Path("ibis-out") / stem
     folder, number = first, 2
-    while folder.exists():
+    while os.path.lexists(folder):
         folder, number = first.with_name(f"{stem}-{number}"), number + 1
     return folder
 
@@ -229,7 +236,7 @@ def _mask_paths(request: Request, folder: Path, geometry: PictureGeometry) -> li
 
 def _spare_the_scan(request: Request, paths: list[Path]) -> None:
     for path in paths:
-        if request.scan is not None and path.exists() and path.samefile(request.scan):
+        if request.scan is not None and path.resolve() == request.scan.resolve():
             mend = "Choose another --out or --mask."
             raise InputError("the mask would overwrite the scan", file=path, mend=mend)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -225,7 +226,7 @@ def write_mask(path: Path, mask: np.ndarray, geometry: PictureGeometry, question
 def _missing_folders(folder: Path) -> list[Path]:
     """`folder` and its parents that do not exist yet, innermost first."""
     missing = []
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.exists(folder) and folder != folder.parent:
         missing.append(folder)
         folder = folder.parent
     return missing
