@@ -27,6 +27,9 @@ from .chat import Encoded
 from .errors import Cancelled
 
 _KEPT_PICTURES = 4
+# How many tokens back drafts are compared, and how many are tried at once.
+_WINDOW = 8
+_GUESSED = 8
 # Text that ends inside a letter waits for its rest, but no longer than this many tokens.
 _LONGEST_WAIT = 16
 
@@ -57,15 +60,13 @@ class Decoder:
         decode: Callable[[Sequence[int]], str],
         stops: frozenset[int],
         drafts: Sequence[Sequence[int]] = (),
-        draft_length: int = 8,
     ) -> None:
         """decode: tokens → text. stops: tokens that end a reply. drafts: tokens of likely replies."""
         self._model = model
         self._language = model.model.language_model
         self._decode = decode
         self._stops = stops
-        self._drafts = [list(each) for each in drafts]
-        self._draft_length = draft_length
+        self._drafts = Drafts(drafts)
         self._features: OrderedDict[bytes, torch.Tensor] = OrderedDict()
         self._cancelled: Callable[[], bool] | None = None
         self._cache: Any = None
@@ -117,7 +118,7 @@ class Decoder:
         forwards = 0
         while not reply.take(fresh):
             ids = reply.ids
-            guess = propose(ids, self._drafts, min(self._draft_length, max_new_tokens - len(ids) - 1))
+            guess = self._drafts.propose(ids, min(_GUESSED, max_new_tokens - len(ids) - 1))
             choice = self._forward([ids[-1], *guess], position + len(ids) - 1)
             forwards += 1
             right = next((n for n, each in enumerate(guess) if choice[n] != each), len(guess))
@@ -193,21 +194,35 @@ class Decoder:
             raise Cancelled()
 
 
-def propose(ids: Sequence[int], drafts: Sequence[Sequence[int]], length: int) -> list[int]:
-    """Up to `length` tokens that may follow `ids`: what follows their longest ending found in a draft.
+class Drafts:
+    """Replies that are likely, as a source of guesses. A wrong guess costs time, never the result."""
 
-    Earlier drafts win where several hold it. A wrong guess costs time, never the result.
-    """
-    best: list[int] = []
-    longest = 0
-    for draft in drafts:
-        for end in range(1, len(draft)):
-            same = 0
-            while same < min(end, len(ids), 8) and draft[end - 1 - same] == ids[-1 - same]:
-                same += 1
-            if same > longest:
-                longest, best = same, list(draft[end : end + max(0, length)])
-    return best if longest >= 2 or len(ids) == longest else []
+    def __init__(self, drafts: Sequence[Sequence[int]]) -> None:
+        """drafts: the tokens of each."""
+        self._drafts = [list(each) for each in drafts]
+        self._places = [(n, end) for n, each in enumerate(self._drafts) for end in range(1, len(each))]
+        windows = [_window(self._drafts[n][:end]) for n, end in self._places]
+        self._windows = np.array(windows, dtype=np.int64).reshape(-1, _WINDOW)
+
+    def propose(self, ids: Sequence[int], length: int) -> list[int]:
+        """Up to `length` tokens that may follow `ids`.
+
+        They are what follows the place in a draft whose last tokens agree with those of `ids` in the most
+        places; single ones may differ, as the digits of coordinates do. Of equal places the first wins.
+        """
+        if length < 1 or not self._places:
+            return []
+        alike = (self._windows == np.array(_window(ids))).sum(axis=1)
+        best = int(alike.argmax())
+        if alike[best] < _WINDOW // 2:
+            return []
+        number, end = self._places[best]
+        return self._drafts[number][end : end + length]
+
+
+def _window(ids: Sequence[int]) -> list[int]:
+    """The last tokens; what would lie before the first counts as equal."""
+    return [-1] * (_WINDOW - len(ids)) + list(ids[-_WINDOW:])
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ibis_agent.actions import reply_is_complete
-from ibis_agent.decoding import Decoder, propose
+from ibis_agent.decoding import Decoder, Drafts
 from ibis_agent.errors import Cancelled, InputError, ModelError
 from ibis_agent.model_card import ModelCard, save_card
 from ibis_agent.policy import LocalPolicy, ScriptedPolicy, Turn
@@ -233,13 +233,14 @@ def test_drafts_never_change_a_reply(folder):
     assert passes["right"] < passes["near"] < passes["none"] == passes["wrong"]
 
 
-def test_a_guess_is_what_followed_the_longest_equal_ending():
-    drafts = [[1, 2, 3, 4, 5], [9, 2, 3, 7, 8]]
-    assert propose([9, 2, 3], drafts, 8) == [7, 8]
-    assert propose([0, 2, 3], drafts, 8) == [4, 5]
-    assert propose([0, 2, 3], drafts, 1) == [4]
-    assert propose([0, 0], drafts, 8) == []
-    assert propose([0, 2, 3], drafts, 0) == []
+def test_a_guess_is_what_followed_the_most_similar_ending():
+    drafts = Drafts([list(range(1, 21)), [*range(1, 9), 50, 51, 52, 53]])
+    assert drafts.propose([1, 2, 3, 4, 5, 6, 7], 3) == [8, 9, 10]
+    assert drafts.propose([1, 2, 3, 4, 5, 6, 7, 8, 50], 3) == [51, 52, 53]
+    assert drafts.propose([6, 7, 8, 9, 10, 11, 99, 13], 2) == [14, 15]
+    assert drafts.propose([99], 2) == [2, 3]
+    assert drafts.propose([90, 91, 92, 93, 94, 95, 96, 97], 2) == []
+    assert drafts.propose([1, 2], 0) == [] == Drafts([]).propose([1, 2], 5)
 
 
 def test_loading_and_answering_never_touches_the_network(folder, monkeypatch):
