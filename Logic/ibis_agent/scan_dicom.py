@@ -6,6 +6,7 @@ what it does not say: which series there are, and whether the slices of one make
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ import numpy as np
 
 from .errors import InputError
 from .scan import Scan
-from .scan_checks import damaged
+from .scan_checks import check_length, damaged
 from .scan_itk import check_itk_header, voxels_and_affine
 
 _SERIES_UID, _POSITION, _ORIENTATION = "0020|000e", "0020|0032", "0020|0037"
 _DESCRIPTION, _NUMBER, _MODALITY = "0008|103e", "0020|0011", "0008|0060"
+_STORAGE_CLASS, _TRANSFER_SYNTAX = b"\x02\x00\x02\x00", b"\x02\x00\x10\x00"
+_UNPACKED = (b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.1", b"1.2.840.10008.1.2.2")
 _MOST_FOLDERS = 1000
 
 
@@ -78,9 +81,9 @@ def _check_all_known(folder: Path, known: set[str]) -> None:
 
     A slice is a DICOM file of the same class as one that GDCM knows; reports and directories are others.
     """
-    classes = {_storage_class(folder / name) for name in known} - {b""}
+    classes = {_meta(folder / name, _STORAGE_CLASS) for name in known} - {b""}
     for file in sorted(folder.iterdir()):
-        if file.name not in known and file.is_file() and _storage_class(file) in classes:
+        if file.name not in known and file.is_file() and _meta(file, _STORAGE_CLASS) in classes:
             raise InputError(
                 "a slice of the folder cannot be read, it may be cut off",
                 file=file,
@@ -88,14 +91,14 @@ def _check_all_known(folder: Path, known: set[str]) -> None:
             )
 
 
-def _storage_class(file: Path) -> bytes:
-    """The Media Storage SOP Class UID (0002,0002) of a DICOM file; empty for anything else."""
+def _meta(file: Path, tag: bytes) -> bytes:
+    """A UID of a DICOM file's meta information, which is always little-endian; empty where there is none."""
     try:
         with file.open("rb") as stream:
-            head = stream.read(512)
+            head = stream.read(1024)
     except OSError:
         return b""
-    at = head.find(b"\x02\x00\x02\x00UI") if head[128:132] == b"DICM" else -1
+    at = head.find(tag + b"UI") if head[128:132] == b"DICM" else -1
     if at < 0:
         return b""
     length = int.from_bytes(head[at + 6 : at + 8], "little")
@@ -112,6 +115,8 @@ def _read(path: Path, files: list[str]) -> Scan:
             "the DICOM file holds no image that can be read", file=files[0], mend="Export it again."
         )
     check_itk_header(header, path)
+    unpacked = _meta(Path(files[0]), _TRANSFER_SYNTAX) in _UNPACKED
+    check_length(Path(files[0]), math.prod(header.GetSize()) // 8, packing=1 if unpacked else 10_000)
     try:
         if len(files) == 1:
             header.SetFileName(files[0])
