@@ -16,14 +16,29 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 PATCH = 12  # pixels; a visual token is a cell of two by two patches
 TOKENS = 64  # visual tokens of a picture, at most
 SPECIAL = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<|image_pad|>", "<|video_pad|>",
-)  # fmt: skip
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 # What every reply is made of, one token each: a third fewer tokens to write.
 PIECES = (
-    "<think>", "</think>\n<action>", "</action>", "</action>\n<answer>", "</answer>", "Positive Point (", "Negative Point (",
-    "Terminate", "assistant\n", "user\n", "system\n",
-)  # fmt: skip
+    "<think>",
+    "</think>\n<action>",
+    "</action>",
+    "</action>\n<answer>",
+    "</answer>",
+    "Positive Point (",
+    "Negative Point (",
+    "Terminate",
+    "assistant\n",
+    "user\n",
+    "system\n",
+)
 DEMO_CARD: dict[str, Any] = {
     "name": "IBISSlicer demo policy",
     "note": "For demonstration on phantoms and simple CT, not for patients.",
@@ -54,7 +69,10 @@ def make_tokenizer(texts: list[str], size: int = 640) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in PIECES])
@@ -66,38 +84,71 @@ def make_config(tokenizer: Tokenizer, width: int = 128, layers: int = 4, depth: 
     token = {t: tokenizer.token_to_id(t) for t in SPECIAL}
     return Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": tokenizer.get_vocab_size(), "hidden_size": width, "intermediate_size": 3 * width,
-            "num_hidden_layers": layers, "num_attention_heads": width // 32, "num_key_value_heads": width // 32,
-            "max_position_embeddings": 4096, "rope_theta": 20.0, "tie_word_embeddings": True,
+            "vocab_size": tokenizer.get_vocab_size(),
+            "hidden_size": width,
+            "intermediate_size": 3 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": width // 32,
+            "num_key_value_heads": width // 32,
+            "max_position_embeddings": 4096,
+            "rope_theta": 20.0,
+            "tie_word_embeddings": True,
             "rope_parameters": {"rope_type": "default", "rope_theta": 20.0, "mrope_section": [4, 6, 6]},
-            "bos_token_id": token["<|endoftext|>"], "eos_token_id": token["<|im_end|>"], "pad_token_id": token["<|endoftext|>"],
+            "bos_token_id": token["<|endoftext|>"],
+            "eos_token_id": token["<|im_end|>"],
+            "pad_token_id": token["<|endoftext|>"],
         },
         vision_config={
-            "depth": depth, "hidden_size": width, "intermediate_size": 3 * width, "num_heads": width // 32,
-            "patch_size": PATCH, "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": width,
-            "window_size": 8 * PATCH, "fullatt_block_indexes": list(range(depth)),
+            "depth": depth,
+            "hidden_size": width,
+            "intermediate_size": 3 * width,
+            "num_heads": width // 32,
+            "patch_size": PATCH,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": width,
+            "window_size": 8 * PATCH,
+            "fullatt_block_indexes": list(range(depth)),
         },
-        image_token_id=token["<|image_pad|>"], video_token_id=token["<|video_pad|>"],
-        vision_start_token_id=token["<|vision_start|>"], vision_end_token_id=token["<|vision_end|>"],
+        image_token_id=token["<|image_pad|>"],
+        video_token_id=token["<|video_pad|>"],
+        vision_start_token_id=token["<|vision_start|>"],
+        vision_end_token_id=token["<|vision_end|>"],
         tie_word_embeddings=True,
-    )  # fmt: skip
+    )
 
 
-def save_folder(model: Qwen2_5_VLForConditionalGeneration, tokenizer: Tokenizer, folder: Path, **card: Any) -> None:
+def save_folder(
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: Tokenizer, folder: Path, **card: Any
+) -> None:
     """A folder as any Qwen2.5-VL has it: configuration, safetensors (bf16), tokenizer, image processor, card."""
     folder.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
-    _write(folder / "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
-        "additional_special_tokens": list(SPECIAL[1:]), "clean_up_tokenization_spaces": False,
-    })  # fmt: skip
-    _write(folder / "preprocessor_config.json", {
-        "image_processor_type": "Qwen2VLImageProcessor", "patch_size": PATCH, "merge_size": 2, "temporal_patch_size": 2,
-        "min_pixels": DEMO_CARD["min_pixels"], "max_pixels": DEMO_CARD["max_pixels"],
-        "size": {"shortest_edge": DEMO_CARD["min_pixels"], "longest_edge": DEMO_CARD["max_pixels"]},
-        "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
-    })  # fmt: skip
+    _write(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "additional_special_tokens": list(SPECIAL[1:]),
+            "clean_up_tokenization_spaces": False,
+        },
+    )
+    _write(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "patch_size": PATCH,
+            "merge_size": 2,
+            "temporal_patch_size": 2,
+            "min_pixels": DEMO_CARD["min_pixels"],
+            "max_pixels": DEMO_CARD["max_pixels"],
+            "size": {"shortest_edge": DEMO_CARD["min_pixels"], "longest_edge": DEMO_CARD["max_pixels"]},
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+        },
+    )
     _write(folder / "ibis_model.json", {**DEMO_CARD, **card})
 
 

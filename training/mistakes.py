@@ -15,7 +15,9 @@ GOOD, BAD = 0.84, 0.72  # masks with an IoU in between teach nothing clear and a
 def smooth_noise(shape: tuple[int, int], scale: float, rng: np.random.Generator) -> np.ndarray:
     """(H, W) float32, zero mean, unit spread."""
     coarse = rng.standard_normal((int(shape[0] / scale) + 3, int(shape[1] / scale) + 3))
-    field = ndimage.zoom(coarse, (shape[0] / coarse.shape[0], shape[1] / coarse.shape[1]), order=1)[: shape[0], : shape[1]]
+    field = ndimage.zoom(coarse, (shape[0] / coarse.shape[0], shape[1] / coarse.shape[1]), order=1)[
+        : shape[0], : shape[1]
+    ]
     return (field - field.mean()) / (field.std() + 1e-6)
 
 
@@ -23,14 +25,20 @@ def good_mask(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The truth with a wavering edge; (H, W) bool."""
     signed = ndimage.distance_transform_edt(truth) - ndimage.distance_transform_edt(~truth)
     size = np.sqrt(truth.sum() / np.pi)
-    return signed + smooth_noise(truth.shape, 14, rng) * size * rng.uniform(0.0, 0.06) > rng.normal(0, 0.03) * size
+    return (
+        signed + smooth_noise(truth.shape, 14, rng) * size * rng.uniform(0.0, 0.06)
+        > rng.normal(0, 0.03) * size
+    )
 
 
 def incomplete_mask(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A part of the truth: one side of a wavering line through it."""
     y, x = np.nonzero(truth)
     angle = rng.uniform(0, 2 * np.pi)
-    along = np.cos(angle) * np.arange(truth.shape[1])[None, :] + np.sin(angle) * np.arange(truth.shape[0])[:, None]
+    along = (
+        np.cos(angle) * np.arange(truth.shape[1])[None, :]
+        + np.sin(angle) * np.arange(truth.shape[0])[:, None]
+    )
     cut = np.quantile(along[y, x], rng.uniform(0.25, 0.75))
     return truth & (along + 4 * smooth_noise(truth.shape, 20, rng) < cut)
 

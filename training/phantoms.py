@@ -25,9 +25,27 @@ EXTRAS = ("gallbladder", "inferior vena cava", "pancreas", "bowel", "psoas", "ba
 # Mean HU and spread between patients: native, arterial, portal venous, delayed.
 PHASES = {
     "native": {"liver": (52, 10), "spleen": (42, 7), "kidney": (28, 8), "aorta": (40, 6), "vein": (38, 6)},
-    "arterial": {"liver": (70, 10), "spleen": (115, 20), "kidney": (130, 30), "aorta": (260, 50), "vein": (90, 30)},
-    "portal": {"liver": (108, 13), "spleen": (118, 14), "kidney": (165, 25), "aorta": (150, 20), "vein": (145, 20)},
-    "delayed": {"liver": (85, 10), "spleen": (85, 10), "kidney": (120, 25), "aorta": (95, 12), "vein": (95, 12)},
+    "arterial": {
+        "liver": (70, 10),
+        "spleen": (115, 20),
+        "kidney": (130, 30),
+        "aorta": (260, 50),
+        "vein": (90, 30),
+    },
+    "portal": {
+        "liver": (108, 13),
+        "spleen": (118, 14),
+        "kidney": (165, 25),
+        "aorta": (150, 20),
+        "vein": (145, 20),
+    },
+    "delayed": {
+        "liver": (85, 10),
+        "spleen": (85, 10),
+        "kidney": (120, 25),
+        "aorta": (95, 12),
+        "vein": (95, 12),
+    },
 }
 PHASE_ODDS = {"native": 0.4, "arterial": 0.12, "portal": 0.36, "delayed": 0.12}
 Z_RANGE = (-75.0, 88.0)
@@ -93,8 +111,12 @@ class Anatomy:
         self.fat_thickness = u(4, 34)
         self.wall = u(6, 14)
         self.roll = np.deg2rad(r.normal(0, 4))
-        self._warp = [(u(-1, 1, 3) * 2 * np.pi / u(110, 260), u(0, 6.3, 3), r.normal(0, 2.6, 3)) for _ in range(6)]
-        self._warp += [(r.normal(0, 1, 3) * 2 * np.pi / u(50, 90), u(0, 6.3, 3), r.normal(0, 0.55, 3)) for _ in range(5)]
+        self._warp = [
+            (u(-1, 1, 3) * 2 * np.pi / u(110, 260), u(0, 6.3, 3), r.normal(0, 2.6, 3)) for _ in range(6)
+        ]
+        self._warp += [
+            (r.normal(0, 1, 3) * 2 * np.pi / u(50, 90), u(0, 6.3, 3), r.normal(0, 0.55, 3)) for _ in range(5)
+        ]
         self.missing = {n for n in ("spleen", "left kidney", "right kidney", "stomach") if u() < 0.06}
         self._place(r)
 
@@ -105,7 +127,12 @@ class Anatomy:
 
         def ellipsoid(centre, radii, jitter=8.0, spread=0.13, tilt=0.25):
             c = np.array(centre, float) + r.normal(0, jitter, 3)
-            s = np.array(radii, float) * lean * np.exp(r.normal(0, spread, 3)) * np.exp(r.normal(0, spread / 2))
+            s = (
+                np.array(radii, float)
+                * lean
+                * np.exp(r.normal(0, spread, 3))
+                * np.exp(r.normal(0, spread / 2))
+            )
             return c, s, _rotation(r.normal(0, tilt, 3))
 
         u = r.uniform
@@ -119,37 +146,88 @@ class Anatomy:
         }
         self.sinus = {side: (u(0.25, 0.5), u(0.3, 0.6), u()) for side in self.kidneys}
         self.stomach = ellipsoid((-52, 36, 42), (42, 36, 56), 9, 0.16, 0.4)
-        self.stomach_kind = str(r.choice(["fluid", "food", "contrast", "gas", "empty"], p=[0.3, 0.3, 0.12, 0.18, 0.1]))
-        self.stomach_hu = {"fluid": u(0, 35), "food": u(20, 60), "contrast": u(120, 320), "gas": u(10, 40), "empty": u(40, 70)}[self.stomach_kind]
+        self.stomach_kind = str(
+            r.choice(["fluid", "food", "contrast", "gas", "empty"], p=[0.3, 0.3, 0.12, 0.18, 0.1])
+        )
+        self.stomach_hu = {
+            "fluid": u(0, 35),
+            "food": u(20, 60),
+            "contrast": u(120, 320),
+            "gas": u(10, 40),
+            "empty": u(40, 70),
+        }[self.stomach_kind]
         self.stomach_level = u(0.1, 0.9) if self.stomach_kind != "gas" else u(-0.6, 0.3)
         self.gallbladder = ellipsoid((62, 46, -2), (15, 19, 27), 7, 0.2, 0.4)
         self.has_gallbladder = u() < 0.8
-        self.pancreas = np.array([(28, 16, -4), (2, 24, 10), (-34, 14, 20), (-72, -4, 28)], float) + r.normal(0, 6, (4, 3))
+        self.pancreas = np.array([(28, 16, -4), (2, 24, 10), (-34, 14, 20), (-72, -4, 28)], float) + r.normal(
+            0, 6, (4, 3)
+        )
         self.aorta = (u(-16, -4), u(-14, -2), u(8.5, 13.5), u(0, 6.3), r.normal(0, 4))
         self.calcified = u() < 0.3
         self.cava = (u(14, 24), u(-8, 8), u(8, 13), u(0.55, 1.0))
         self.spine = (r.normal(0, 3), u(-46, -38), u(20, 25), u(14, 18), u(26, 34), u(0, 34))
         self.bone = (u(110, 230), u(260, 520))
         self.loops = [
-            (np.array([u(-75, 75), u(5, 82), u(-110, 25)]), np.array([u(10, 24), u(9, 18), u(14, 40)]),
-             _rotation(r.normal(0, 0.8, 3)), str(r.choice(["gas", "fluid", "feces", "contrast", "wall"], p=[0.22, 0.26, 0.2, 0.1, 0.22])), u(0, 1, 4))
+            (
+                np.array([u(-75, 75), u(5, 82), u(-110, 25)]),
+                np.array([u(10, 24), u(9, 18), u(14, 40)]),
+                _rotation(r.normal(0, 0.8, 3)),
+                str(r.choice(["gas", "fluid", "feces", "contrast", "wall"], p=[0.22, 0.26, 0.2, 0.1, 0.22])),
+                u(0, 1, 4),
+            )
             for _ in range(r.integers(10, 26))
         ]
-        for centre in ((96, 22, -48), (-100, -2, -30), (-82, 48, 12), (-20, 80, -20), (40, 80, -28), (-88, 30, 40)):
+        for centre in (
+            (96, 22, -48),
+            (-100, -2, -30),
+            (-82, 48, 12),
+            (-20, 80, -20),
+            (40, 80, -28),
+            (-88, 30, 40),
+        ):
             if u() < 0.75:
-                self.loops.append((np.array(centre) + r.normal(0, 9, 3), np.array([u(16, 30), u(16, 26), u(24, 55)]),
-                                   _rotation(r.normal(0, 0.3, 3)), str(r.choice(["gas", "feces", "contrast"], p=[0.5, 0.42, 0.08])), u(0, 1, 4)))
+                self.loops.append(
+                    (
+                        np.array(centre) + r.normal(0, 9, 3),
+                        np.array([u(16, 30), u(16, 26), u(24, 55)]),
+                        _rotation(r.normal(0, 0.3, 3)),
+                        str(r.choice(["gas", "feces", "contrast"], p=[0.5, 0.42, 0.08])),
+                        u(0, 1, 4),
+                    )
+                )
         self.dome = (u(118, 150), u(58, 88), u(0.2, 0.45))
-        self.ribs = [(s * a, u(8, 16), s * u(0.1, 0.5)) for s in (1, -1) for a in np.cumsum(u(0.3, 0.6, 6)) + 0.1]
-        self.vessels = [(np.array([u(30, 60), u(-15, 20), u(0, 60)]), np.array([u(30, 130), u(-60, 60), u(0, 95)]), u(2.5, 5.5))
-                        for _ in range(r.integers(4, 10))]
-        self.mesenteric = [(u(-35, 35), u(10, 55), u(2.5, 6.5), u(-0.3, 0.3, 2)) for _ in range(r.integers(3, 11))]
+        self.ribs = [
+            (s * a, u(8, 16), s * u(0.1, 0.5)) for s in (1, -1) for a in np.cumsum(u(0.3, 0.6, 6)) + 0.1
+        ]
+        self.vessels = [
+            (
+                np.array([u(30, 60), u(-15, 20), u(0, 60)]),
+                np.array([u(30, 130), u(-60, 60), u(0, 95)]),
+                u(2.5, 5.5),
+            )
+            for _ in range(r.integers(4, 10))
+        ]
+        self.mesenteric = [
+            (u(-35, 35), u(10, 55), u(2.5, 6.5), u(-0.3, 0.3, 2)) for _ in range(r.integers(3, 11))
+        ]
         self.lesions = []
         if u() < 0.62:
             for _ in range(1 if u() < 0.8 else 2):
-                host = str(r.choice(["liver", "left kidney", "right kidney", "spleen"], p=[0.7, 0.1, 0.1, 0.1]))
+                host = str(
+                    r.choice(["liver", "left kidney", "right kidney", "spleen"], p=[0.7, 0.1, 0.1, 0.1])
+                )
                 contrast = u(28, 70) * (-1 if u() < 0.8 else 1)
-                self.lesions.append((host, u(0, 1, 3), u(10, 26), np.exp(r.normal(0, 0.12, 3)), contrast, u(0, 6.3, 4), u() < 0.15))
+                self.lesions.append(
+                    (
+                        host,
+                        u(0, 1, 3),
+                        u(10, 26),
+                        np.exp(r.normal(0, 0.12, 3)),
+                        contrast,
+                        u(0, 6.3, 4),
+                        u() < 0.15,
+                    )
+                )
 
     # ---- sampling -------------------------------------------------------------------------------------
 
@@ -194,7 +272,12 @@ class Anatomy:
             back = _ellipse(a.x - s * 32, a.y + 86, 31, 23) < 0
             a.paint(back, self.muscle - 6, "back muscle")
             lower = np.clip((20 - a.z) / 90, 0, 1)
-            a.paint((_ellipse(a.x - s * (34 + 10 * lower), a.y + 50, 4 + 15 * lower, 6 + 15 * lower) < 0) & (a.z < 15), self.muscle, "psoas")
+            a.paint(
+                (_ellipse(a.x - s * (34 + 10 * lower), a.y + 50, 4 + 15 * lower, 6 + 15 * lower) < 0)
+                & (a.z < 15),
+                self.muscle,
+                "psoas",
+            )
 
     def _soft_organs(self, a: _Canvas) -> None:
         inside = self.cavity < -0.02
@@ -266,7 +349,11 @@ class Anatomy:
             f = _ellipse(a.x - x0 - slope[0] * a.z, a.y - y0 - slope[1] * a.z, radius, radius)
             a.hu = np.where((f < 0) & (a.hu < -40) & (self.cavity < 0), self.density["vein"], a.hu)
         x0, y0, radius, flat = self.cava
-        a.paint(_ellipse(a.x - x0 - 0.06 * a.z, a.y - y0 - 0.05 * a.z, radius, radius * flat) < 0, self.density["vein"], "inferior vena cava")
+        a.paint(
+            _ellipse(a.x - x0 - 0.06 * a.z, a.y - y0 - 0.05 * a.z, radius, radius * flat) < 0,
+            self.density["vein"],
+            "inferior vena cava",
+        )
         x0, y0, radius, phase, sway = self.aorta
         f = _ellipse(a.x - x0 - sway * np.sin(a.z / 60 + phase), a.y - y0 + 0.1 * a.z, radius, radius)
         a.paint(f < 0.25, self.fat + 20)
@@ -295,7 +382,9 @@ class Anatomy:
         spinous = (_segment2d(x, y, (0, y0 - ry - 22), (0, y0 - ry - 44)) < 4.5) & (level < 0.35)
         transverse = np.zeros(x.shape, bool)
         for s in (1, -1):
-            transverse |= (_segment2d(x, y, (s * 14, y0 - ry - 8), (s * 38, y0 - ry - 16)) < 4.5) & (level < 0.0)
+            transverse |= (_segment2d(x, y, (s * 14, y0 - ry - 8), (s * 38, y0 - ry - 16)) < 4.5) & (
+                level < 0.0
+            )
         bone = ((body < 0) | arch | spinous | transverse) & ~(canal < 0)
         shell = bone & ~((body < -0.22) & ~arch)
         a.paint(canal < 0, 25.0)
@@ -311,7 +400,13 @@ class Anatomy:
     def _lesions(self, a: _Canvas) -> None:
         lesion = np.zeros(a.x.shape, bool)
         for host, where, radius, stretch, contrast, k, cyst in self.lesions:
-            centre, radii, turn = self.liver_right if host == "liver" else self.spleen if host == "spleen" else self.kidneys[host]
+            centre, radii, turn = (
+                self.liver_right
+                if host == "liver"
+                else self.spleen
+                if host == "spleen"
+                else self.kidneys[host]
+            )
             if host in self.missing:
                 continue
             reach = 0.72 if host == "liver" else 0.5
@@ -329,14 +424,20 @@ class Anatomy:
 
     # ---- pictures -------------------------------------------------------------------------------------
 
-    def slice_at(self, z: float, spacing: float = 2.0, margin: tuple[float, float, float, float] = (12, 12, 12, 12),
-                 mirrored: bool = False, noise: bool = True) -> PhantomSlice:
+    def slice_at(
+        self,
+        z: float,
+        spacing: float = 2.0,
+        margin: tuple[float, float, float, float] = (12, 12, 12, 12),
+        mirrored: bool = False,
+        noise: bool = True,
+    ) -> PhantomSlice:
         """An axial slice at `z` mm; `margin` (left, right, top, bottom) mm beyond the body may be negative."""
         half_x, half_y = self.body_half_widths()
         xs = np.arange(half_x + margin[0], -half_x - margin[1], -spacing, dtype=np.float32)
         ys = np.arange(half_y + margin[2], -half_y - margin[3], -spacing, dtype=np.float32)
         x, y = np.meshgrid(xs, ys)
-        rng = np.random.default_rng([self.seed, int(round(z * 10)) + 100000])
+        rng = np.random.default_rng([self.seed, round(z * 10) + 100000])
         art = self.paint(x, y, z, rng)
         hu = self._acquire(art, spacing, rng) if noise else art.hu
         masks = art.masks
@@ -347,18 +448,29 @@ class Anatomy:
     def _acquire(self, art: _Canvas, spacing: float, rng: np.random.Generator) -> Array:
         """What a scanner makes of it: slow texture, partial volume, correlated noise, now and then streaks."""
         r = np.random.default_rng([self.seed, 77])
-        blur, level, grain, texture = r.uniform(0.5, 1.7), r.choice([r.uniform(3, 12), r.uniform(10, 24)]), r.uniform(0.4, 1.3), r.uniform(0, 6)
+        blur, level, grain, texture = (
+            r.uniform(0.5, 1.7),
+            r.choice([r.uniform(3, 12), r.uniform(10, 24)]),
+            r.uniform(0.4, 1.3),
+            r.uniform(0, 6),
+        )
         table, streaky = r.uniform() < 0.4, r.uniform() < 0.08
         hu = art.hu
         if table:
-            hu = np.where((np.abs(art.y + 108 + self.fat_thickness + 8 - (art.x / 130) ** 2 * 34) < 2.0) & (hu < -900), -350.0, hu)
+            hu = np.where(
+                (np.abs(art.y + 108 + self.fat_thickness + 8 - (art.x / 130) ** 2 * 34) < 2.0) & (hu < -900),
+                -350.0,
+                hu,
+            )
         soft = ndimage.gaussian_filter(rng.standard_normal(hu.shape, dtype=np.float32), 9 / spacing)
         hu = hu + soft / max(float(soft.std()), 1e-6) * texture * (hu > -300)
         hu = ndimage.gaussian_filter(hu, blur / spacing)
         grainy = ndimage.gaussian_filter(rng.standard_normal(hu.shape, dtype=np.float32), grain)
         hu = hu + grainy / max(float(grainy.std()), 1e-6) * level
         if streaky:
-            hu = hu + 18 * np.sin(art.y / 2.3 + 0.4 * np.sin(art.x / 40)) * np.exp(-((art.x - 30) / 90) ** 2)
+            hu = hu + 18 * np.sin(art.y / 2.3 + 0.4 * np.sin(art.x / 40)) * np.exp(
+                -(((art.x - 30) / 90) ** 2)
+            )
         return np.clip(hu, -1024, 3000).astype(np.float32)
 
 
@@ -373,7 +485,9 @@ def random_slice(seed: int, spacing: float | None = None, mirrored: bool | None 
     return anatomy.slice_at(z, step, margin, flip)  # type: ignore[arg-type]
 
 
-def make_volume(seed: int, spacing: tuple[float, float, float] = (2.5, 2.5, 5.0), z_range: tuple[float, float] = Z_RANGE) -> PhantomVolume:
+def make_volume(
+    seed: int, spacing: tuple[float, float, float] = (2.5, 2.5, 5.0), z_range: tuple[float, float] = Z_RANGE
+) -> PhantomVolume:
     """A whole volume in RAS order; memory is about 16 bytes a voxel while it is made."""
     anatomy = Anatomy(seed)
     half_x, half_y = anatomy.body_half_widths()
@@ -400,9 +514,11 @@ def make_volume(seed: int, spacing: tuple[float, float, float] = (2.5, 2.5, 5.0)
 def _rotation(angles: Array) -> Array:
     cx, cy, cz = np.cos(angles)
     sx, sy, sz = np.sin(angles)
-    return (np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-            @ np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-            @ np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]]))
+    return (
+        np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+        @ np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+        @ np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    )
 
 
 def _field(a: _Canvas, centre: Array, radii: Array, turn: Array) -> Array:
@@ -432,7 +548,9 @@ def _segment2d(x: Array, y: Array, p: tuple[float, float], q: tuple[float, float
 def _capsule(a: _Canvas, p: Array, q: Array, radius: float) -> Array:
     d = q - p
     t = np.clip(((a.x - p[0]) * d[0] + (a.y - p[1]) * d[1] + (a.z - p[2]) * d[2]) / (d @ d), 0, 1)
-    distance = np.sqrt((a.x - p[0] - t * d[0]) ** 2 + (a.y - p[1] - t * d[1]) ** 2 + (a.z - p[2] - t * d[2]) ** 2)
+    distance = np.sqrt(
+        (a.x - p[0] - t * d[0]) ** 2 + (a.y - p[1] - t * d[1]) ** 2 + (a.z - p[2] - t * d[2]) ** 2
+    )
     return distance - radius
 
 
@@ -459,7 +577,18 @@ def gallery(out: Path, first_seed: int = 1, rows: int = 4, columns: int = 5) -> 
     """Pictures of random phantoms with their outlines, for a person to look at."""
     from PIL import Image
 
-    colours = np.array([(230, 120, 60), (150, 60, 200), (90, 200, 90), (30, 140, 30), (230, 30, 30), (240, 230, 80), (60, 160, 240), (255, 0, 255)])
+    colours = np.array(
+        [
+            (230, 120, 60),
+            (150, 60, 200),
+            (90, 200, 90),
+            (30, 140, 30),
+            (230, 30, 30),
+            (240, 230, 80),
+            (60, 160, 240),
+            (255, 0, 255),
+        ]
+    )
     tiles = []
     for seed in range(first_seed, first_seed + rows * columns):
         s = random_slice(seed)
@@ -475,7 +604,9 @@ def gallery(out: Path, first_seed: int = 1, rows: int = 4, columns: int = 5) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="write a volume (.nii.gz) and its labels")
     parser.add_argument("--gallery", type=Path, help="write a picture of many phantoms")

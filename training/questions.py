@@ -7,15 +7,28 @@ same formatter that inference parses with.
 from __future__ import annotations
 
 import numpy as np
-
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
 
 QUESTIONS = (
-    "Segment the {n}", "Segment the {n}", "Please segment the {n}", "Outline the {n}", "Please outline the {n}",
-    "Mark the {n}", "Delineate the {n}", "Where is the {n}?", "Show me the {n}", "Find the {n}",
-    "Find and segment the {n}", "Can you segment the {n}?", "I need a mask of the {n}", "Contour the {n} in this slice",
-    "Segment the {n} in this picture", "Is the {n} visible? Segment it", "Is there a {n}? Segment it", "{n}",
-)  # fmt: skip
+    "Segment the {n}",
+    "Segment the {n}",
+    "Please segment the {n}",
+    "Outline the {n}",
+    "Please outline the {n}",
+    "Mark the {n}",
+    "Delineate the {n}",
+    "Where is the {n}?",
+    "Show me the {n}",
+    "Find the {n}",
+    "Find and segment the {n}",
+    "Can you segment the {n}?",
+    "I need a mask of the {n}",
+    "Contour the {n} in this slice",
+    "Segment the {n} in this picture",
+    "Is the {n} visible? Segment it",
+    "Is there a {n}? Segment it",
+    "{n}",
+)
 WORDS = {
     "liver": ("liver", "liver", "liver", "hepatic parenchyma"),
     "spleen": ("spleen", "spleen", "spleen", "splenic tissue"),
@@ -27,8 +40,19 @@ WORDS = {
     "lesion": ("lesion", "lesion", "tumour", "tumor", "mass", "focal lesion"),
 }
 NEVER_PRESENT = (
-    "urinary bladder", "prostate", "uterus", "brain", "heart", "thyroid", "femur", "trachea", "knee", "eye", "ovary", "skull",
-)  # fmt: skip
+    "urinary bladder",
+    "prostate",
+    "uterus",
+    "brain",
+    "heart",
+    "thyroid",
+    "femur",
+    "trachea",
+    "knee",
+    "eye",
+    "ovary",
+    "skull",
+)
 HORIZONTAL = ("left", "centre", "right")
 VERTICAL = ("upper", "middle", "lower")
 
@@ -38,7 +62,9 @@ def question(name: str, rng: np.random.Generator) -> str:
     words = WORDS.get(name, (name,))
     text = str(rng.choice(QUESTIONS)).format(n=rng.choice(words))
     if name == "lesion" and rng.random() < 0.3:
-        text = "Is there a lesion? Segment it" if rng.random() < 0.5 else "Is there a liver lesion? Segment it"
+        text = (
+            "Is there a lesion? Segment it" if rng.random() < 0.5 else "Is there a liver lesion? Segment it"
+        )
     if rng.random() < 0.4 and not text.endswith("?"):
         text += "."
     style = rng.random()
@@ -69,9 +95,10 @@ def correction_reply(name: str, click: Click) -> str:
     click = _rounded(click)
     where = zone(click.x, click.y)
     thinking = (
-        f"The mask misses part of the {name} in the {where}." if click.positive
+        f"The mask misses part of the {name} in the {where}."
+        if click.positive
         else f"The mask covers tissue that is not {name} in the {where}."
-    )  # fmt: skip
+    )
     return format_reply(Reply(thinking, click))
 
 
@@ -86,5 +113,11 @@ def corpus(rng: np.random.Generator, count: int = 4000) -> list[str]:
     for _ in range(count):
         name = str(rng.choice(names))
         click = Click(float(rng.random()), float(rng.random()), bool(rng.random() < 0.6))
-        texts += [question(name, rng), first_reply(name, click), correction_reply(name, click), done_reply(name), absent_reply(name)]
+        texts += [
+            question(name, rng),
+            first_reply(name, click),
+            correction_reply(name, click),
+            done_reply(name),
+            absent_reply(name),
+        ]
     return texts

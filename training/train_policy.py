@@ -1,4 +1,4 @@
-"""Train the demo policy on phantom slices, from nothing: a question and a picture in, a thought and a click out.
+"""Train the demo policy on phantom slices, from nothing: picture and question in, thought and click out.
 
     python -m training.dataset --out build/phantoms
     python -m training.train_policy --data build/phantoms --out build/policy
@@ -25,12 +25,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from ibis_agent.actions import Click, format_click
 from scipy import ndimage
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from ibis_agent.actions import Click, format_click
 from training import questions as q
 from training.common import Averaged, Curves, learning_rate, save_atomically
 from training.dataset import NAMES, SIDE, Slices, load
@@ -80,7 +80,11 @@ def correction(mask: np.ndarray, truth: np.ndarray, aspect: float) -> Click:
     missed, wrong = truth & ~mask, mask & ~truth
 
     def depth(region: np.ndarray) -> float:
-        return float(ndimage.distance_transform_edt(np.pad(region, 1), sampling=(1.0, aspect)).max()) if region.any() else 0.0
+        return (
+            float(ndimage.distance_transform_edt(np.pad(region, 1), sampling=(1.0, aspect)).max())
+            if region.any()
+            else 0.0
+        )
 
     positive = depth(missed) >= depth(wrong)
     return Click(*deepest(missed if positive else wrong, aspect), positive)
@@ -91,17 +95,35 @@ class Writer:
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.special = {t: tokenizer.token_to_id(t) for t in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")}
-        self.prefix = [self.special["<|im_start|>"], *self.text("system\n" + DEMO_CARD["prompts"]["system"]), self.special["<|im_end|>"],
-                       *self.text("\n"), self.special["<|im_start|>"], *self.text("user\n"), self.special["<|vision_start|>"]]
-        self.digits = {i for i in range(tokenizer.get_vocab_size()) if (tokenizer.id_to_token(i) or "").isdigit()}
+        self.special = {
+            t: tokenizer.token_to_id(t)
+            for t in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+        }
+        self.prefix = [
+            self.special["<|im_start|>"],
+            *self.text("system\n" + DEMO_CARD["prompts"]["system"]),
+            self.special["<|im_end|>"],
+            *self.text("\n"),
+            self.special["<|im_start|>"],
+            *self.text("user\n"),
+            self.special["<|vision_start|>"],
+        ]
+        self.digits = {
+            i for i in range(tokenizer.get_vocab_size()) if (tokenizer.id_to_token(i) or "").isdigit()
+        }
 
     def text(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def ask(self, prompt: str, reply: str, weight: float = 1.0) -> Asked:
-        before = [self.special["<|vision_end|>"], *self.text(prompt), self.special["<|im_end|>"], *self.text("\n"),
-                  self.special["<|im_start|>"], *self.text("assistant\n")]
+        before = [
+            self.special["<|vision_end|>"],
+            *self.text(prompt),
+            self.special["<|im_end|>"],
+            *self.text("\n"),
+            self.special["<|im_start|>"],
+            *self.text("assistant\n"),
+        ]
         said = [*self.text(reply), self.special["<|im_end|>"]]
         weights = [1.0] * len(said)
         run = 0
@@ -114,27 +136,55 @@ class Writer:
         return Asked(before + said, [0.0] * len(before) + [w * weight for w in weights])
 
 
-def grid_of(aspect: float) -> tuple[int, int]:
-    """Rows and columns of visual tokens for a picture of width / height `aspect` (the processor's own rule)."""
-    return int(np.floor(np.sqrt(TOKENS / aspect) + 1e-6)), int(np.floor(np.sqrt(TOKENS * aspect) + 1e-6))
+def grid_of(aspect: float, small: bool) -> tuple[int, int]:
+    """Rows and columns of visual tokens for a picture of width / height `aspect`.
+
+    The image processor's own rule (Qwen2-VL's smart resize): a picture that is too `small` is scaled up to at
+    least TOKENS cells, a larger one down to at most as many.
+    """
+    whole = np.ceil if small else np.floor
+    rows, columns = np.sqrt(TOKENS / aspect), np.sqrt(TOKENS * aspect)
+    return int(whole(round(float(rows), 6))), int(whole(round(float(columns), 6)))
 
 
-def augmented(data: Slices, n: int, rng: np.random.Generator, change: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def augmented(
+    data: Slices, n: int, rng: np.random.Generator, change: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Grey (SIDE, SIDE) 0–1 and bits (SIDE, SIDE) of slice n, moved, stretched, windowed and grained a little."""
     hu = np.asarray(data.hu[n], np.float32) + 1024
     bits = np.asarray(data.bits[n])
     if change:
         turn, zoom, stretch = rng.normal(0, 0.07), rng.uniform(0.86, 1.12), np.exp(rng.normal(0, 0.06))
-        matrix = np.array([[np.cos(turn) * zoom * stretch, -np.sin(turn) * zoom], [np.sin(turn) * zoom, np.cos(turn) * zoom / stretch]], np.float32)
+        matrix = np.array(
+            [
+                [np.cos(turn) * zoom * stretch, -np.sin(turn) * zoom],
+                [np.sin(turn) * zoom, np.cos(turn) * zoom / stretch],
+            ],
+            np.float32,
+        )
         shift = rng.uniform(-0.07, 0.07, 2)
         theta = torch.from_numpy(np.concatenate([matrix, shift[:, None].astype(np.float32)], 1)[None])
         grid = F.affine_grid(theta, [1, 1, SIDE, SIDE], align_corners=False)
         hu = F.grid_sample(torch.from_numpy(hu)[None, None], grid, align_corners=False)[0, 0].numpy()
-        bits = F.grid_sample(torch.from_numpy(bits.astype(np.float32))[None, None], grid, mode="nearest", align_corners=False)[0, 0].numpy().astype(np.uint16)
+        bits = (
+            F.grid_sample(
+                torch.from_numpy(bits.astype(np.float32))[None, None],
+                grid,
+                mode="nearest",
+                align_corners=False,
+            )[0, 0]
+            .numpy()
+            .astype(np.uint16)
+        )
     lower, width = (rng.normal(-155, 18), np.exp(rng.normal(np.log(400), 0.13))) if change else (-160, 400)
     grey = np.clip((hu - 1024 - lower) / width, 0, 1)
     if change and rng.random() < 0.5:
-        grey = np.clip(grey ** np.exp(rng.normal(0, 0.08)) + rng.standard_normal(grey.shape, dtype=np.float32) * rng.uniform(0, 0.04), 0, 1)
+        grey = np.clip(
+            grey ** np.exp(rng.normal(0, 0.08))
+            + rng.standard_normal(grey.shape, dtype=np.float32) * rng.uniform(0, 0.04),
+            0,
+            1,
+        )
     return grey, bits
 
 
@@ -146,14 +196,23 @@ def another(region: np.ndarray, taken: Click, aspect: float) -> Click | None:
     return Click(*deepest(left, aspect), taken.positive) if left.sum() >= 12 else None
 
 
-def with_note(prompt: str, reply: str, name: str, region: np.ndarray | None, click: Click | None, aspect: float,
-              rng: np.random.Generator) -> tuple[str, str]:
+def with_note(
+    prompt: str,
+    reply: str,
+    name: str,
+    region: np.ndarray | None,
+    click: Click | None,
+    aspect: float,
+    rng: np.random.Generator,
+) -> tuple[str, str]:
     """Now and then the prompt ends with a note: asked again, or the click was taken back and another is due."""
     prompts, chance = DEMO_CARD["prompts"], rng.random()
     if chance < 0.03:
         return f"{prompt}\n{prompts['retry']}", reply
     if chance < 0.09 and region is not None and click is not None:
-        shaken = Click(*np.clip([click.x + rng.normal(0, 0.015), click.y + rng.normal(0, 0.015)], 0, 1), click.positive)
+        shaken = Click(
+            *np.clip([click.x + rng.normal(0, 0.015), click.y + rng.normal(0, 0.015)], 0, 1), click.positive
+        )
         other = another(region, shaken, aspect)
         if other is not None:
             note = prompts["reject"].format(action=format_click(shaken))
@@ -162,8 +221,16 @@ def with_note(prompt: str, reply: str, name: str, region: np.ndarray | None, cli
     return prompt, reply
 
 
-def show(writer: Writer, grey: np.ndarray, bits: np.ndarray, aspect: float, grid: tuple[int, int], overlaid: bool,
-         rng: np.random.Generator, questions: int = 4) -> Shown:
+def show(
+    writer: Writer,
+    grey: np.ndarray,
+    bits: np.ndarray,
+    aspect: float,
+    grid: tuple[int, int],
+    overlaid: bool,
+    rng: np.random.Generator,
+    questions: int = 4,
+) -> Shown:
     """A picture with its questions: of the first turn, or of a later one with a mask painted over it."""
     masks = {n: (bits >> b & 1).astype(bool) for b, n in enumerate(NAMES)}
     area = {n: int(m.sum()) for n, m in masks.items()}
@@ -193,7 +260,13 @@ def show(writer: Writer, grey: np.ndarray, bits: np.ndarray, aspect: float, grid
             click = correction(mask, truth, aspect) if iou < GOOD else None
             reply = q.correction_reply(asks, click) if click else q.done_reply(asks)
             region = None if click is None else truth & ~mask if click.positive else mask & ~truth
-            asked.append(writer.ask(*with_note(refine.format(question=q.question(asks, rng)), reply, asks, region, click, aspect, rng)))
+            asked.append(
+                writer.ask(
+                    *with_note(
+                        refine.format(question=q.question(asks, rng)), reply, asks, region, click, aspect, rng
+                    )
+                )
+            )
     else:
         order = [str(n) for n in rng.permutation(present)]
         if "lesion" in order:
@@ -213,10 +286,22 @@ def show(writer: Writer, grey: np.ndarray, bits: np.ndarray, aspect: float, grid
     size = (rows * CELL, columns * CELL)
     rgb = np.repeat(grey[None], 3, 0)
     rgb = np.where(mask[None], rgb * (1 - ALPHA) + GREEN[:, None, None] * ALPHA, rgb) if mask.any() else rgb
-    picture = F.interpolate(torch.from_numpy(rgb.astype(np.float32))[None], size=size, mode="bicubic", antialias=True)[0].clamp(0, 1).numpy()
+    picture = (
+        F.interpolate(
+            torch.from_numpy(rgb.astype(np.float32))[None], size=size, mode="bicubic", antialias=True
+        )[0]
+        .clamp(0, 1)
+        .numpy()
+    )
     planes = torch.from_numpy(np.stack([masks[n] for n in NAMES] + [mask]).astype(np.float32))
     shares = F.adaptive_avg_pool2d(planes[None], (rows * 2, columns * 2))[0]
-    cells = shares[:-1].reshape(len(NAMES), rows, 2, columns, 2).permute(1, 3, 0, 2, 4).reshape(rows * columns, -1).numpy()
+    cells = (
+        shares[:-1]
+        .reshape(len(NAMES), rows, 2, columns, 2)
+        .permute(1, 3, 0, 2, 4)
+        .reshape(rows * columns, -1)
+        .numpy()
+    )
     covered = F.avg_pool2d(shares[-1:][None], 2)[0, 0].reshape(-1).numpy()
     targets = np.full((len(STRUCTURES), 3), -1.0, np.float32)
     for s, name in enumerate(STRUCTURES):
@@ -233,9 +318,21 @@ class ExtraHeads(nn.Module):
         super().__init__()
         self.shares, self.mid_shares = nn.Linear(width, 4 * len(NAMES)), nn.Linear(width, len(NAMES))
         self.targets, self.offsets = nn.Linear(width, len(STRUCTURES)), nn.Linear(width, 2 * len(STRUCTURES))
-        self.mid_targets, self.place, self.covered = nn.Linear(width, len(STRUCTURES)), nn.Linear(width, 2), nn.Linear(width, 1)
+        self.mid_targets, self.place, self.covered = (
+            nn.Linear(width, len(STRUCTURES)),
+            nn.Linear(width, 2),
+            nn.Linear(width, 1),
+        )
 
-    def loss(self, seen: Tensor, mid: Tensor | None, cells: Tensor, targets: Tensor, covered: Tensor, grid: tuple[int, int]) -> Tensor:
+    def loss(
+        self,
+        seen: Tensor,
+        mid: Tensor | None,
+        cells: Tensor,
+        targets: Tensor,
+        covered: Tensor,
+        grid: tuple[int, int],
+    ) -> Tensor:
         """`seen`, `mid` (B, T, width): the vision tower's output and a middle layer of the language model."""
         rows, columns = grid
         bce = F.binary_cross_entropy_with_logits
@@ -250,7 +347,13 @@ class ExtraHeads(nn.Module):
             coarse = cells.view(*cells.shape[:2], len(NAMES), 4).mean(-1)
             total = total + 2 * bce(self.mid_shares(mid), coarse)
             total = total + 0.5 * F.cross_entropy(self.mid_targets(mid).transpose(1, 2)[known], cell[known])
-            place = torch.stack([torch.arange(rows * columns) % columns / columns, torch.arange(rows * columns) // columns / rows], -1)
+            place = torch.stack(
+                [
+                    torch.arange(rows * columns) % columns / columns,
+                    torch.arange(rows * columns) // columns / rows,
+                ],
+                -1,
+            )
             total = total + 2 * F.l1_loss(self.place(mid), place.float().expand(len(mid), -1, -1))
         return total
 
@@ -293,16 +396,27 @@ def collate(writer: Writer, shown: list[Shown], grid: tuple[int, int]) -> dict[s
             allowed[b, at:end, at:end] = triangle[: end - at, : end - at]
             at = end
     pictures = (np.stack([s.picture for s in shown]) - MEAN[:, None, None]) / STD[:, None, None]
-    return {"pictures": torch.from_numpy(pictures.astype(np.float32)), "ids": ids, "weights": weights, "positions": positions, "allowed": allowed,
-            "cells": torch.from_numpy(np.stack([s.cells for s in shown])), "targets": torch.from_numpy(np.stack([s.targets for s in shown])),
-            "covered": torch.from_numpy(np.stack([s.covered for s in shown]))}
+    return {
+        "pictures": torch.from_numpy(pictures.astype(np.float32)),
+        "ids": ids,
+        "weights": weights,
+        "positions": positions,
+        "allowed": allowed,
+        "cells": torch.from_numpy(np.stack([s.cells for s in shown])),
+        "targets": torch.from_numpy(np.stack([s.targets for s in shown])),
+        "covered": torch.from_numpy(np.stack([s.covered for s in shown])),
+    }
 
 
-def train_step(model, heads: ExtraHeads, writer: Writer, batch: dict[str, Tensor], grid: tuple[int, int], extra: float) -> tuple[Tensor, dict[str, float]]:
+def train_step(
+    model, heads: ExtraHeads, writer: Writer, batch: dict[str, Tensor], grid: tuple[int, int], extra: float
+) -> tuple[Tensor, dict[str, float]]:
     rows, columns = grid
     count = len(batch["pictures"])
     thw = torch.tensor([[1, rows * 2, columns * 2]] * count)
-    seen = model.model.visual(patches_of(batch["pictures"]), grid_thw=thw).pooler_output.view(count, rows * columns, -1)
+    seen = model.model.visual(patches_of(batch["pictures"]), grid_thw=thw).pooler_output.view(
+        count, rows * columns, -1
+    )
     if extra and not batch.get("language", True):
         loss = heads.loss(seen, None, batch["cells"], batch["targets"], batch["covered"], grid)
         return loss, {"extra": float(loss.detach())}
@@ -311,9 +425,15 @@ def train_step(model, heads: ExtraHeads, writer: Writer, batch: dict[str, Tensor
     embedded = language.embed_tokens(batch["ids"])
     embedded = torch.cat([embedded[:, :start], seen, embedded[:, start + rows * columns :]], 1)
     middle: list[Tensor] = []
-    hook = language.layers[len(language.layers) // 2].register_forward_hook(lambda m, i, o: middle.append(o[0] if isinstance(o, tuple) else o))
-    mask = torch.zeros(batch["allowed"].shape).masked_fill(~batch["allowed"], torch.finfo(torch.float32).min)[:, None]
-    hidden = language(inputs_embeds=embedded, attention_mask=mask, position_ids=batch["positions"], use_cache=False).last_hidden_state
+    hook = language.layers[len(language.layers) // 2].register_forward_hook(
+        lambda m, i, o: middle.append(o[0] if isinstance(o, tuple) else o)
+    )
+    mask = torch.zeros(batch["allowed"].shape).masked_fill(~batch["allowed"], torch.finfo(torch.float32).min)[
+        :, None
+    ]
+    hidden = language(
+        inputs_embeds=embedded, attention_mask=mask, position_ids=batch["positions"], use_cache=False
+    ).last_hidden_state
     hook.remove()
     weights = batch["weights"][:, 1:]
     chosen = weights > 0
@@ -323,9 +443,19 @@ def train_step(model, heads: ExtraHeads, writer: Writer, batch: dict[str, Tensor
     said = (each * weights).sum() / weights.sum()
     loss = said
     digits = weights >= 8
-    figures = {"said": float(said.detach()), "first_digit": float((logits.argmax(-1) == labels)[digits].float().mean()) if digits.any() else 0.0}
+    figures = {
+        "said": float(said.detach()),
+        "first_digit": float((logits.argmax(-1) == labels)[digits].float().mean()) if digits.any() else 0.0,
+    }
     if extra:
-        more = heads.loss(seen, middle[0][:, start : start + rows * columns], batch["cells"], batch["targets"], batch["covered"], grid)
+        more = heads.loss(
+            seen,
+            middle[0][:, start : start + rows * columns],
+            batch["cells"],
+            batch["targets"],
+            batch["covered"],
+            grid,
+        )
         loss = loss + extra * more
         figures["extra"] = float(more.detach())
     return loss, figures
@@ -335,17 +465,18 @@ class Buckets:
     """Slices by the grid that their shape gets, so that a batch has one grid."""
 
     def __init__(self, aspect: np.ndarray):
-        self.grids: dict[tuple[int, int], np.ndarray] = {}
-        grids = np.array([grid_of(float(a)) for a in aspect])
-        for grid in {tuple(g) for g in grids}:
-            self.grids[grid] = np.nonzero((grids == grid).all(1))[0]
-        self.names = sorted(self.grids)
-        sizes = np.array([len(self.grids[g]) for g in self.names], float)
+        both = [np.array([grid_of(float(a), small) for a in aspect]) for small in (True, False)]
+        grids = np.concatenate(both)
+        owner = np.tile(np.arange(len(aspect)), 2)
+        self.names = sorted({(int(r), int(c)) for r, c in grids})
+        self.slices = [owner[(grids == g).all(1)] for g in self.names]
+        sizes = np.array([len(s) for s in self.slices], float)
         self.odds = sizes / sizes.sum()
 
     def draw(self, size: int, rng: np.random.Generator) -> tuple[tuple[int, int], np.ndarray]:
-        grid = self.names[int(rng.choice(len(self.names), p=self.odds))]
-        return grid, rng.choice(self.grids[grid], size)
+        """A grid, and the numbers of `size` slices that get it."""
+        n = int(rng.choice(len(self.names), p=self.odds))
+        return self.names[n], rng.choice(self.slices[n], size)
 
 
 @torch.inference_mode()
@@ -360,11 +491,15 @@ def measure(model, writer: Writer, data: Slices, numbers: np.ndarray) -> dict[st
     for n in numbers:
         rng = np.random.default_rng(int(n))
         grey, bits = augmented(data, int(n), rng, change=False)
-        grid = grid_of(float(data.aspect[n]))
+        grid = grid_of(float(data.aspect[n]), small=True)
         shown = show(writer, grey, bits, float(data.aspect[n]), grid, False, rng, 1)
         rows, columns = grid
-        pixels = (torch.from_numpy(shown.picture) - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-        seen = model.model.visual(patches_of(pixels[None]), grid_thw=torch.tensor([[1, rows * 2, columns * 2]])).pooler_output
+        pixels = (torch.from_numpy(shown.picture) - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[
+            :, None, None
+        ]
+        seen = model.model.visual(
+            patches_of(pixels[None]), grid_thw=torch.tensor([[1, rows * 2, columns * 2]])
+        ).pooler_output
         for name in STRUCTURES:
             truth = (bits >> NAMES.index(name) & 1).astype(bool)
             if 0 < truth.sum() < SMALLEST:
@@ -378,18 +513,28 @@ def measure(model, writer: Writer, data: Slices, numbers: np.ndarray) -> dict[st
                 continue
             if truth.any():
                 false.append(isinstance(action, Terminate))
-                hit = isinstance(action, Click) and action.positive and truth[min(SIDE - 1, int(action.y * SIDE)), min(SIDE - 1, int(action.x * SIDE))]
+                hit = (
+                    isinstance(action, Click)
+                    and action.positive
+                    and truth[min(SIDE - 1, int(action.y * SIDE)), min(SIDE - 1, int(action.x * SIDE))]
+                )
                 hits[name].append(bool(hit))
             else:
                 missing.append(isinstance(action, Terminate))
     model.train()
     print("   hits:", {k: round(float(np.mean(v)), 3) for k, v in hits.items() if v}, flush=True)
-    return {"hit": float(np.mean([h for v in hits.values() for h in v])), "absent_recall": float(np.mean(missing)),
-            "false_absence": float(np.mean(false)), "unreadable": float(bad)}
+    return {
+        "hit": float(np.mean([h for v in hits.values() for h in v])),
+        "absent_recall": float(np.mean(missing)),
+        "false_absence": float(np.mean(false)),
+        "unreadable": float(bad),
+    }
 
 
 @torch.inference_mode()
-def greedy(model, writer: Writer, seen: Tensor, grid: tuple[int, int], suffix: list[int], limit: int = 80) -> str:
+def greedy(
+    model, writer: Writer, seen: Tensor, grid: tuple[int, int], suffix: list[int], limit: int = 80
+) -> str:
     """The reply to one question about one picture whose visual tokens are `seen`; batch of one."""
     rows, columns = grid
     start, visual = len(writer.prefix), rows * columns
@@ -412,19 +557,30 @@ def greedy(model, writer: Writer, seen: Tensor, grid: tuple[int, int], suffix: l
             break
         said.append(token)
         position = torch.full((3, 1, 1), after + len(suffix) + i)
-        out = language(inputs_embeds=language.embed_tokens(torch.tensor([[token]])), position_ids=position, past_key_values=out.past_key_values, use_cache=True)
+        out = language(
+            inputs_embeds=language.embed_tokens(torch.tensor([[token]])),
+            position_ids=position,
+            past_key_values=out.past_key_values,
+            use_cache=True,
+        )
     return writer.tokenizer.decode(said)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path("build/phantoms"))
     parser.add_argument("--out", type=Path, default=Path("build/policy"))
     parser.add_argument("--steps", type=int, default=9000)
-    parser.add_argument("--vision-steps", type=int, default=1200, help="first steps that train the vision tower alone")
+    parser.add_argument(
+        "--vision-steps", type=int, default=1200, help="first steps that train the vision tower alone"
+    )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=1.0e-3)
-    parser.add_argument("--later-turns", type=float, default=0.35, help="share of batches with a painted mask")
+    parser.add_argument(
+        "--later-turns", type=float, default=0.35, help="share of batches with a painted mask"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--held", type=int, default=60)
@@ -490,11 +646,23 @@ def main() -> None:
                 total, times = sums.get(key, (0.0, 0))
                 sums[key] = (total + v, times + 1)
             if step % 50 == 0:
-                curves.add(step=step, seconds=(time.time() - started) / since, **{k: v / times for k, (v, times) in sums.items()})
+                curves.add(
+                    step=step,
+                    seconds=(time.time() - started) / since,
+                    **{k: v / times for k, (v, times) in sums.items()},
+                )
                 sums, since, started = {}, 0, time.time()
             if step % 250 == 0 or step == args.steps:
-                save_atomically({"model": model.state_dict(), "heads": heads.state_dict(), "optimiser": optimiser.state_dict(),
-                                 "averaged": averaged.state, "step": step}, checkpoint)
+                save_atomically(
+                    {
+                        "model": model.state_dict(),
+                        "heads": heads.state_dict(),
+                        "optimiser": optimiser.state_dict(),
+                        "averaged": averaged.state,
+                        "step": step,
+                    },
+                    checkpoint,
+                )
             if (step % 1000 == 0 and not seeing) or step == args.steps:
                 probe = Qwen2_5_VLForConditionalGeneration(config)
                 probe.load_state_dict(averaged.state)

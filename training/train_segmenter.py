@@ -9,7 +9,8 @@ wrong, and so on; every click sees the mask of before. Simplifications, and why:
   from scratch, clicks alone teach the encoder too slowly;
 - the object score stays "present" (its head is trained with the memory, training.train_memory): an untrained
   score silences the masks and with them the gradient;
-- a corrective click is the maximum of the blurred error map, a cheap stand-in for the distance transform.
+- a corrective click lies where the error map survives repeated blurring, a cheap stand-in for the deepest
+  point.
 Resuming is exact: every step's random numbers depend on the seed and the step alone.
 """
 
@@ -58,7 +59,11 @@ class DenseHead(nn.Module):
         for head, f in ((self.fine, features[0]), (self.coarse, features[2])):
             target = F.adaptive_avg_pool2d(planes, f.shape[-2:])
             logits = head(f)
-            total = total + F.binary_cross_entropy_with_logits(logits, target) * 3 + dice_loss(logits, target).mean()
+            total = (
+                total
+                + F.binary_cross_entropy_with_logits(logits, target) * 3
+                + dice_loss(logits, target).mean()
+            )
         return total
 
 
@@ -69,13 +74,17 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     return 1 - (2 * inter + 1) / (p.sum((-2, -1)) + target.sum((-2, -1)) + 1)
 
 
-def batch_of(data: Slices, numbers: np.ndarray, rng: np.random.Generator, augment: bool = True) -> tuple[Tensor, Tensor]:
+def batch_of(
+    data: Slices, numbers: np.ndarray, rng: np.random.Generator, augment: bool = True
+) -> tuple[Tensor, Tensor]:
     """Pictures (B, 3, SIDE, SIDE) normalised and structure bits (B, SIDE, SIDE) int64 of slices `numbers`."""
     hu = torch.from_numpy(np.asarray(data.hu[numbers], np.float32))[:, None]
     bits = torch.from_numpy(data.bits[numbers].astype(np.float32))[:, None]
     count = len(numbers)
     if augment:
-        zoom = np.where(rng.random(count) < 0.25, rng.uniform(0.35, 0.9, count), rng.uniform(0.9, 1.12, count))
+        zoom = np.where(
+            rng.random(count) < 0.25, rng.uniform(0.35, 0.9, count), rng.uniform(0.9, 1.12, count)
+        )
         turn = rng.normal(0, 0.12, count)
         stretch = np.exp(rng.normal(0, 0.08, count))
         shift = rng.uniform(-1, 1, (count, 2)) * np.maximum(0.04, 0.8 * (1 - zoom))[:, None]
@@ -87,22 +96,33 @@ def batch_of(data: Slices, numbers: np.ndarray, rng: np.random.Generator, augmen
         grid = F.affine_grid(torch.from_numpy(theta), [count, 1, SIDE, SIDE], align_corners=False)
         hu = F.grid_sample(hu + 1024, grid, mode="bilinear", align_corners=False) - 1024
         bits = F.grid_sample(bits, grid, mode="nearest", align_corners=False)
-    lower = torch.from_numpy(rng.normal(-150, 30 if augment else 0, count).astype(np.float32))[:, None, None, None]
-    width = torch.from_numpy(np.exp(rng.normal(np.log(400), 0.22 if augment else 0, count)).astype(np.float32))[:, None, None, None]
+    lower = torch.from_numpy(rng.normal(-150, 30 if augment else 0, count).astype(np.float32))[
+        :, None, None, None
+    ]
+    width = torch.from_numpy(
+        np.exp(rng.normal(np.log(400), 0.22 if augment else 0, count)).astype(np.float32)
+    )[:, None, None, None]
     grey = ((hu - lower) / width).clamp(0, 1)
     if augment:
         if rng.random() < 0.3:  # the look of coarse pixels
             side = int(rng.integers(90, 160))
-            grey = F.interpolate(F.interpolate(grey, size=(side, side), mode="area"), size=(SIDE, SIDE), mode="bicubic").clamp(0, 1)
+            grey = F.interpolate(
+                F.interpolate(grey, size=(side, side), mode="area"), size=(SIDE, SIDE), mode="bicubic"
+            ).clamp(0, 1)
         noise = torch.from_numpy(rng.standard_normal(grey.shape, dtype=np.float32))
-        strength = torch.from_numpy(np.where(rng.random(count) < 0.5, 0.0, rng.uniform(0, 0.05, count)).astype(np.float32))
+        strength = torch.from_numpy(
+            np.where(rng.random(count) < 0.5, 0.0, rng.uniform(0, 0.05, count)).astype(np.float32)
+        )
         gamma = torch.from_numpy(np.exp(rng.normal(0, 0.12, count)).astype(np.float32))[:, None, None, None]
         grey = (grey.clamp_min(1e-4) ** gamma + noise * strength[:, None, None, None]).clamp(0, 1)
     return (grey.repeat(1, 3, 1, 1) - PIXEL_MEAN) / PIXEL_STD, bits[:, 0].round().long()
 
 
 def choose_objects(bits: Tensor, each: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """`each` structures a picture, rarer and smaller ones more often → masks (N, S, S), picture (N,), name (N,)."""
+    """`each` structures a picture, rarer and smaller ones more often.
+
+    Returns masks (N, S, S), which picture (N,), which of NAMES (N,).
+    """
     masks, owner, names = [], [], []
     for b in range(len(bits)):
         areas = np.array([int((bits[b] >> n & 1).sum()) for n in range(LEARNED)])
@@ -122,38 +142,62 @@ def choose_objects(bits: Tensor, each: int, rng: np.random.Generator) -> tuple[T
 def first_clicks(masks: Tensor, rng: np.random.Generator) -> Tensor:
     """(N, S, S) → (N, 2) x, y pixels: half of them deep inside, half anywhere inside."""
     points = []
-    blurred = F.avg_pool2d(masks[:, None], 9, 1, 4, count_include_pad=False)[:, 0] * masks
-    for m, soft in zip(masks, blurred, strict=True):
-        inside = torch.nonzero(m > 0.5)
+    deep = _deepest(masks)
+    for n, m in enumerate(masks):
         if rng.random() < 0.5:
-            best = torch.nonzero((soft >= soft.max() - 1e-3) & (m > 0.5))
-            inside = best if len(best) else inside
-        points.append(inside[int(rng.integers(len(inside)))].flip(0).float())
+            points.append(deep[n])
+        else:
+            inside = torch.nonzero(m > 0.5)
+            points.append(inside[int(rng.integers(len(inside)))].flip(0).float())
     return torch.stack(points)
 
 
-def corrective_clicks(logits: Tensor, masks: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def corrective_clicks(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Where the thresholded low-resolution mask is most wrong → points (N, 2) pixels, labels (N,) 1 or 0."""
-    predicted = (F.interpolate(logits, size=masks.shape[-2:], mode="bilinear") > 0)[:, 0]
+    predicted = F.interpolate(logits, size=masks.shape[-2:], mode="bilinear")[:, 0] > 0
     truth = masks > 0.5
-    wrong = (predicted ^ truth).float()
-    size = int(rng.choice([5, 9, 15]))
-    soft = F.avg_pool2d(wrong[:, None], size, 1, size // 2)[:, 0] * wrong
+    points = _deepest((predicted ^ truth).float())
+    x, y = points.long().T
+    return points, truth[torch.arange(len(masks)), y, x].int()
+
+
+def _deepest(regions: Tensor) -> Tensor:
+    """(N, S, S) 0 or 1 → (N, 2) x, y pixels near the middle of the thickest part, found at half the size."""
+    half = F.avg_pool2d(regions[:, None], 2)
+    soft = half
+    for _ in range(4):
+        soft = F.avg_pool2d(soft, 3, 1, 1)
+        soft = soft * half
     flat = soft.flatten(1).argmax(1)
-    y, x = flat // masks.shape[-1], flat % masks.shape[-1]
-    rows = torch.arange(len(masks))
-    return torch.stack([x, y], 1).float(), truth[rows, y, x].int()
+    side = half.shape[-1]
+    coarse = torch.stack([flat % side, flat // side], 1) * 2
+    # The half-size cell may be covered in part: take a pixel of it that is inside.
+    rows = torch.arange(len(regions))[:, None]
+    dx, dy = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1])
+    pick = regions[rows, coarse[:, 1:] + dy, coarse[:, :1] + dx].argmax(1)
+    return (coarse + torch.stack([dx[pick], dy[pick]], 1)).float()
 
 
-def decode(model: nn.Module, features: list[Tensor], owner: Tensor, points: Tensor, labels: Tensor, prior: Tensor | None):
+def decode(
+    model: nn.Module,
+    features: list[Tensor],
+    owner: Tensor,
+    points: Tensor,
+    labels: Tensor,
+    prior: Tensor | None,
+):
     """One prompt turn on N objects → three low-resolution logits (N, 3, S/4, S/4) and their scores (N, 3).
 
     `points` (N, P, 2) are pixels at the model's input size, `labels` (N, P) 1 or 0.
     """
     sparse, dense = model.sam_prompt_encoder(points=(points, labels), boxes=None, masks=prior)
     out = model.sam_mask_decoder(
-        image_embeddings=features[2][owner], image_pe=model.sam_prompt_encoder.get_dense_pe(),
-        sparse_prompt_embeddings=sparse, dense_prompt_embeddings=dense, multimask_output=True, repeat_image=False,
+        image_embeddings=features[2][owner],
+        image_pe=model.sam_prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=True,
+        repeat_image=False,
         high_res_features=[features[0][owner], features[1][owner]],
     )
     return out[0], out[1]
@@ -202,7 +246,7 @@ def train_step(model, head, data, numbers, rng, objects: int, clicks: int) -> tu
         if turn in (0, clicks - 1):
             figures[f"iou_{turn + 1}"] = float(iou[torch.arange(len(iou)), scores.argmax(1)].mean())
         if turn < clicks - 1:
-            point, label = corrective_clicks(chosen, masks, rng)
+            point, label = corrective_clicks(chosen, masks)
             points, labels = torch.cat([points, point[:, None]], 1), torch.cat([labels, label[:, None]], 1)
             prior = chosen.clamp(-32, 32)
     return total, figures
@@ -224,7 +268,7 @@ def measure(model: nn.Module, data: Slices, numbers: np.ndarray, clicks: int = 5
         masks = torch.stack([(bits[0] >> b & 1).float() for b in wanted])
         features, _ = encode(model, pictures)
         owner = torch.zeros(len(wanted), dtype=torch.long)
-        points, _ = corrective_clicks(torch.full((len(wanted), 1, SIDE // 4, SIDE // 4), -9.0), masks, np.random.default_rng(1))
+        points = _deepest(masks)
         points, labels, prior = points[:, None], torch.ones(len(wanted), 1, dtype=torch.int), None
         for turn in range(clicks):
             logits, scores = decode(model, features, owner, points, labels, prior)
@@ -235,26 +279,44 @@ def measure(model: nn.Module, data: Slices, numbers: np.ndarray, clicks: int = 5
             if turn == 0:
                 first += iou
                 names += wanted
-            point, label = corrective_clicks(prior, masks, np.random.default_rng(1))
+            point, label = corrective_clicks(prior, masks)
             points, labels = torch.cat([points, point[:, None]], 1), torch.cat([labels, label[:, None]], 1)
             prior = prior.clamp(-32, 32)
         last += iou
     model.train()
     out = {"held_iou_1": float(np.mean(first)), f"held_iou_{clicks}": float(np.mean(last))}
-    per = {NAMES[b]: round(float(np.mean([i for i, n in zip(first, names, strict=True) if n == b])), 3) for b in sorted(set(names))}
+    per = {
+        NAMES[b]: round(float(np.mean([i for i, n in zip(first, names, strict=True) if n == b])), 3)
+        for b in sorted(set(names))
+    }
     print("   per structure at 1:", per, flush=True)
     return out
 
 
+def save_model(state: dict[str, Tensor], file: Path) -> None:
+    """Weights as half-precision safetensors, with the configuration beside them: what a Segmenter loads."""
+    from safetensors.torch import save_file
+
+    half = {k: (v.half() if v.dtype.is_floating_point else v).contiguous() for k, v in state.items()}
+    save_file(half, file)
+    file.with_suffix(".yaml").write_text(CONFIG.read_text(encoding="utf-8"), encoding="utf-8")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path("build/phantoms"))
     parser.add_argument("--out", type=Path, default=Path("build/segmenter"))
     parser.add_argument("--steps", type=int, default=7000)
-    parser.add_argument("--dense-steps", type=int, default=700, help="first steps that train the encoder alone")
+    parser.add_argument(
+        "--dense-steps", type=int, default=700, help="first steps that train the encoder alone"
+    )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--objects", type=int, default=4)
-    parser.add_argument("--clicks", type=int, default=4)
+    parser.add_argument(
+        "--clicks", type=int, default=3, help="at most so many in a row; one click is practised most"
+    )
     parser.add_argument("--rate", type=float, default=1.2e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
@@ -265,8 +327,13 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
 
     model, head = build(), DenseHead(64)
-    parameters = [*model.image_encoder.parameters(), *model.sam_prompt_encoder.parameters(),
-                  *model.sam_mask_decoder.parameters(), model.no_mem_embed, *head.parameters()]
+    parameters = [
+        *model.image_encoder.parameters(),
+        *model.sam_prompt_encoder.parameters(),
+        *model.sam_mask_decoder.parameters(),
+        model.no_mem_embed,
+        *head.parameters(),
+    ]
     frozen = {id(p) for p in model.sam_mask_decoder.pred_obj_score_head.parameters()}
     parameters = [p for p in parameters if id(p) not in frozen]
     optimiser = torch.optim.AdamW(parameters, lr=args.rate, weight_decay=0.05, betas=(0.9, 0.98))
@@ -289,7 +356,7 @@ def main() -> None:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.rate)
         numbers = np.sort(rng.choice(count, args.batch, replace=False))
-        clicks = 0 if step < args.dense_steps else int(rng.integers(1, args.clicks + 1))
+        clicks = 0 if step < args.dense_steps else int(rng.choice([1, 1, 2, args.clicks]))
         loss, figures = train_step(model, head, data, numbers, rng, args.objects, clicks)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -302,21 +369,28 @@ def main() -> None:
             sums[k] = (total + v, n + 1)
         since += 1
         if step % 50 == 0:
-            curves.add(step=step, seconds=(time.time() - started) / since, **{k: v / n for k, (v, n) in sums.items()})
+            curves.add(
+                step=step, seconds=(time.time() - started) / since, **{k: v / n for k, (v, n) in sums.items()}
+            )
             sums, since, started = {}, 0, time.time()
         if step % 250 == 0 or step == args.steps:
-            save_atomically({"model": model.state_dict(), "head": head.state_dict(), "optimiser": optimiser.state_dict(),
-                             "averaged": averaged.state, "step": step}, checkpoint)
+            save_atomically(
+                {
+                    "model": model.state_dict(),
+                    "head": head.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "averaged": averaged.state,
+                    "step": step,
+                },
+                checkpoint,
+            )
         if (step % 1000 == 0 and step > args.dense_steps) or step == args.steps:
             probe = build()
             probe.load_state_dict(averaged.state)
             curves.add(step=step, **measure(probe, data, np.arange(count, count + args.held)))
             curves.plot(args.out / "curves.png", "demo segmenter")
             started, since = time.time(), 0
-    from safetensors.torch import save_file
-
-    save_file({k: v.half().contiguous() if v.dtype.is_floating_point else v.contiguous() for k, v in averaged.state.items()},
-              args.out / "model.safetensors")
+    save_model(averaged.state, args.out / "model.safetensors")
 
 
 if __name__ == "__main__":
