@@ -56,7 +56,7 @@ $(VENV_HOST)/.up-to-date: Testing/host/requirements.txt constraints.txt
 
 demo: venv
 	@mkdir -p $(OUT)
-	@test "$(SCAN)" != "$(OUT)/scan.nii.gz" || $(BIN)/python -m training.phantoms --volume --seed 7 --out $(SCAN)
+	@test "$(SCAN)" != "$(OUT)/scan.nii.gz" || $(BIN)/python -m training.phantoms --seed 7 --out $(SCAN)
 	$(BIN)/ibis-agent run "$(SCAN)" --prompt "$(PROMPT)" --out $(OUT) $(RUN_ARGS)
 
 lint: venv

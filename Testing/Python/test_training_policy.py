@@ -124,6 +124,10 @@ def test_every_reply_that_is_taught_can_be_read(writer):
         assert writer.tokenizer.decode(writer.text(text)) == text
 
 
+def at(mask, click):
+    return bool(mask[int(click.y * SIDE), int(click.x * SIDE)])
+
+
 def test_the_deepest_point_of_a_disc_is_its_centre():
     y, x = np.ogrid[:SIDE, :SIDE]
     assert deepest((y - 60) ** 2 + (x - 120) ** 2 < 400, 1.0) == pytest.approx((120.5 / SIDE, 60.5 / SIDE))
