@@ -321,10 +321,10 @@ def _inside(folder: Path, name: str) -> Path:
     relative = PurePosixPath(name.replace("\\", "/"))
     if not relative.is_absolute() and not PureWindowsPath(name).drive and ".." not in relative.parts:
         whole = folder / relative
-        if whole.exists():
+        if whole.is_file():
             return whole
     last = folder / relative.name
-    if not relative.name or not last.exists():
+    if not relative.name or not last.is_file():
         raise InputError(
             "the record's scan is not there", file=folder, value=name, mend="Give the folder that holds it."
         )
