@@ -149,7 +149,12 @@ UI = """<?xml version="1.0" encoding="UTF-8"?>
         <property name="text"><string>Fail</string></property></widget></item>
       <item row="5" column="1"><widget class="QPushButton" name="placeButton">
         <property name="text"><string>Place a point</string></property></widget></item>
-      <item row="6" column="1"><widget class="qSlicerMarkupsPlaceWidget" name="placeWidget"/></item>
+      <item row="6" column="1"><widget class="qSlicerMarkupsPlaceWidget" name="placeWidget">
+        <property name="placeMultipleMarkups">
+         <enum>qSlicerMarkupsPlaceWidget::ForcePlaceSingleMarkup</enum></property></widget></item>
+      <item row="7" column="1"><widget class="ctkPathLineEdit" name="folderEdit">
+        <property name="filters"><set>ctkPathLineEdit::Dirs|ctkPathLineEdit::Readable</set></property>
+      </widget></item>
      </layout>
    </widget></item>
    <item><widget class="QLabel" name="statusLabel"/></item>
@@ -192,8 +197,14 @@ BALL = (-20.0, 10.0, 0.0)  # its centre, mm
 
 
 def test_a_module_opens_with_its_own_ui_file(slicer_host, module_file):
+    import slicer
+
     module = slicer_host.open(module_file)
     assert module.ui.runButton.text == "Run"
+    assert (
+        module.ui.placeWidget.placeMultipleMarkups == slicer.qSlicerMarkupsPlaceWidget.ForcePlaceSingleMarkup
+    )
+    assert module.ui.folderEdit.filters == 0x11
     assert module.widget.calls == ["enter"]
     assert module.parent.title == "Sample"
 

@@ -1,8 +1,7 @@
 """`slicer.parameterNodeWrapper`: typed members of a vtkMRMLScriptedModuleNode, bound to widgets both ways.
 
-Stored as Slicer stores them: text under the member's name, enums by name, booleans as True/False, lists as
-`name.len` and `name.0` …, nodes as node references. Not imitated: parameter packs, dictionaries, tuples,
-unions other than with None, colours and range widgets; they are refused.
+Not imitated: parameter packs, dictionaries, tuples, unions other than with None, colours and range widgets,
+custom serializers; they are refused.
 """
 
 from __future__ import annotations
@@ -12,13 +11,14 @@ import pathlib
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, MutableSequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import slicer
 from PySide6 import QtWidgets
 
 from . import ctk_widgets
+from .parameter_stores import NodeStore, store_for
 from .pythonqt import wrap
 from .refuse import NotSimulatedError
 
@@ -32,6 +32,14 @@ class Default:
     @property
     def value(self) -> Any:
         return self._generator() if self._generator else self._value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Default) and (self._value, self._generator) == (
+            other._value,
+            other._generator,
+        )
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Validator:
@@ -69,150 +77,16 @@ class Choice(Validator):
             raise ValueError(f"{value!r} is not one of {self.choices}")
 
 
-class _Text:
-    """str, int, float, bool, Path and enums: one text parameter."""
-
-    def __init__(self, kind: type) -> None:
-        self.kind = kind
-
-    def default(self) -> Any:
-        if issubclass(self.kind, enum.Enum):
-            return next(iter(self.kind))
-        return self.kind()
-
-    def present(self, node: Any, name: str) -> bool:
-        return bool(node.HasParameter(name))
-
-    def write(self, node: Any, name: str, value: Any) -> None:
-        accepted = (int, float) if self.kind is float else (self.kind,)
-        if not isinstance(value, accepted) or (isinstance(value, bool) and self.kind is not bool):
-            raise TypeError(f"'{name}' takes {self.kind.__name__}, not {value!r}")
-        node.SetParameter(name, value.name if isinstance(value, enum.Enum) else str(value))
-
-    def read(self, node: Any, name: str) -> Any:
-        text = node.GetParameter(name)
-        if self.kind is bool:
-            return text == "True"
-        if issubclass(self.kind, enum.Enum):
-            return self.kind[text]
-        return self.kind(text)
-
-    def remove(self, node: Any, name: str) -> None:
-        node.UnsetParameter(name)
-
-
-class _Node:
-    """A node reference; the empty text parameter of the same name says that it was set."""
-
-    def __init__(self, kind: type) -> None:
-        self.kind = kind
-
-    def default(self) -> None:
-        return None
-
-    def present(self, node: Any, name: str) -> bool:
-        return bool(node.HasParameter(name))
-
-    def write(self, node: Any, name: str, value: Any) -> None:
-        if value is not None and not isinstance(value, self.kind):
-            raise TypeError(f"'{name}' takes {self.kind.__name__}, not {value!r}")
-        node.SetParameter(name, "")
-        node.SetNodeReferenceID(name, value.GetID() if value is not None else None)
-
-    def read(self, node: Any, name: str) -> Any:
-        return node.GetNodeReference(name)
-
-    def remove(self, node: Any, name: str) -> None:
-        node.UnsetParameter(name)
-        node.RemoveNodeReferenceIDs(name)
-
-
-class _List:
-    """list[…]: its length and its elements."""
-
-    def __init__(self, element: Any) -> None:
-        self.element = element
-
-    def default(self) -> list[Any]:
-        return []
-
-    def present(self, node: Any, name: str) -> bool:
-        return bool(node.HasParameter(f"{name}.len"))
-
-    def write(self, node: Any, name: str, values: Any) -> None:
-        before = int(node.GetParameter(f"{name}.len") or 0)
-        with slicer.util.NodeModify(node):
-            for index, value in enumerate(values):
-                self.element.write(node, f"{name}.{index}", value)
-            node.SetParameter(f"{name}.len", str(len(values)))
-            for index in range(len(values), before):
-                self.element.remove(node, f"{name}.{index}")
-
-    def read(self, node: Any, name: str) -> ObservedList:
-        count = int(node.GetParameter(f"{name}.len"))
-        return ObservedList(node, name, self, [self.element.read(node, f"{name}.{i}") for i in range(count)])
-
-    def remove(self, node: Any, name: str) -> None:
-        self.write(node, name, [])
-        node.UnsetParameter(f"{name}.len")
-
-
-class ObservedList(MutableSequence[Any]):
-    """A list member: changing it in place changes the parameter node."""
-
-    def __init__(self, node: Any, name: str, store: _List, values: list[Any]) -> None:
-        self._node, self._name, self._store, self._values = node, name, store, values
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._values[index]
-
-    def __eq__(self, other: object) -> bool:
-        return self._values == (other._values if isinstance(other, ObservedList) else other)
-
-    def _save(self) -> None:
-        self._store.write(self._node, self._name, self._values)
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self._values[index] = value
-        self._save()
-
-    def __delitem__(self, index: Any) -> None:
-        del self._values[index]
-        self._save()
-
-    def insert(self, index: int, value: Any) -> None:
-        self._values.insert(index, value)
-        self._save()
-
-
-def _store_for(hint: Any) -> Any:
-    if typing.get_origin(hint) in (typing.Union, getattr(types, "UnionType", None)):
-        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
-        if len(kinds) == 1 and isinstance(kinds[0], type) and issubclass(kinds[0], slicer.vtkMRMLNode):
-            return _Node(kinds[0])
-    elif typing.get_origin(hint) is list:
-        return _List(_store_for(typing.get_args(hint)[0]))
-    elif isinstance(hint, type):
-        if issubclass(hint, slicer.vtkMRMLNode):
-            return _Node(hint)
-        if hint in (str, int, float, bool, pathlib.Path) or issubclass(hint, enum.Enum):
-            return _Text(hint)
-    raise NotSimulatedError(f"A parameter node member of type {hint}")
-
-
 class _Member:
     """One typed member: where it is stored, what it accepts, what it starts with."""
 
     def __init__(self, cls: type, name: str, hint: Any) -> None:
-        annotations: tuple[Any, ...] = ()
+        whole, annotations = hint, ()  # type: ignore[var-annotated]
         if typing.get_origin(hint) is typing.Annotated:
             hint, *rest = typing.get_args(hint)
             annotations = tuple(rest)
-        self.name, self.hint = name, hint
-        self.store = _store_for(hint)
+        self.name, self.hint, self.whole_hint = name, hint, whole
+        self.store = store_for(hint)
         self.validators = [note for note in annotations if isinstance(note, Validator)]
         if name in cls.__dict__:
             self.default = Default(cls.__dict__[name])
@@ -239,7 +113,7 @@ class _Binding:
         self.widget, self.member = widget, member
         kind = member.hint
         native = QtWidgets
-        if isinstance(widget, slicer.qMRMLNodeComboBox) and isinstance(member.store, _Node):
+        if isinstance(widget, slicer.qMRMLNodeComboBox) and isinstance(member.store, NodeStore):
             self.signal, self.read, self.write = (
                 "currentNodeChanged",
                 widget.currentNode,
@@ -305,8 +179,13 @@ class _Wrapper:
     def default(self, name: str) -> Default:
         return self.allParameters[name].default
 
-    def dataType(self, name: str) -> Any:
-        return self.allParameters[name].hint
+    @classmethod
+    def dataType(cls, name: str) -> Any:
+        return cls.allParameters[name].whole_hint
+
+    def isCached(self, name: str) -> bool:
+        """Slicer caches every type that is imitated here; the host reads the node each time."""
+        return name in self.allParameters
 
     def getValue(self, name: str) -> Any:
         return self.allParameters[name].get(self)
@@ -387,7 +266,9 @@ def parameterNodeWrapper(cls: Any = None) -> Any:
         setattr(cls, name, property(member.get, lambda self, value, member=member: member.set(self, value)))
     cls.allParameters = members
     for name, thing in vars(_Wrapper).items():
-        if callable(thing) and (name == "__init__" or not name.startswith("__")):
+        if (callable(thing) or isinstance(thing, classmethod)) and (
+            name == "__init__" or not name.startswith("__")
+        ):
             setattr(cls, name, thing)
     return cls
 

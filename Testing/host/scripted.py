@@ -204,6 +204,7 @@ class ScriptedLoadableModuleTest(unittest.TestCase):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        super(unittest.TestCase, self).__init__()  # TestCase does not pass on to a mixin
         self.messageDelay = 100
         names = [name for name in dir(self) if "test" in name and callable(getattr(self, name))]
         self.moduleTestNames = names

@@ -142,6 +142,7 @@ class Host:
         self.window.show()
         self.modules: list[OpenModule] = []
         self.current: OpenModule | None = None
+        self._path = list(sys.path)
         self._excepthook = sys.excepthook
         sys.excepthook = self._record_exception
         self.process_events()
@@ -355,6 +356,7 @@ class Host:
             module.unload()
         for name in [name for name in sys.modules if name.split(".")[0].endswith("SlicerLib")]:
             del sys.modules[name]
+        sys.path[:] = self._path
         self.scene.Clear(0)
         for node in slicer.util.getNodesByClass("vtkMRMLScriptedModuleNode"):
             self.scene.RemoveNode(node)  # singletons outlive closing a scene

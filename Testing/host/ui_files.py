@@ -53,6 +53,8 @@ class QUiLoader(PythonQtObject, QtUiTools.QUiLoader):
     def load(self, device: Any, parent: Any = None) -> Any:
         root = ElementTree.fromstring(bytes(device.readAll().data()))
         connections = _take_connections(root)
+        _check_properties(root)
+        enums = _take_enums(root)
         plain = QtCore.QBuffer()
         plain.setData(ElementTree.tostring(root))
         plain.open(QtCore.QIODevice.OpenModeFlag.ReadOnly)
@@ -61,7 +63,8 @@ class QUiLoader(PythonQtObject, QtUiTools.QUiLoader):
             raise NotSimulatedError(f"Widget class {', '.join(sorted(set(self._unknown)))} of a .ui file")
         if widget is None:
             raise RuntimeError("Qt could not load the .ui file")
-        _check_properties(root)
+        for name, prop, value in enums:
+            setattr(_named(widget, name), prop, value)
         for sender, signal, receiver, slot in connections:
             _named(widget, sender).connect(signal, _named(widget, receiver), slot)
         return widget
@@ -75,6 +78,30 @@ def _take_connections(root: Any) -> list[tuple[str, str, str, str]]:
             found.append(tuple(one.findtext(part, "") for part in ("sender", "signal", "receiver", "slot")))
         root.remove(section)
     return found  # type: ignore[return-value]
+
+
+def _take_enums(root: Any) -> list[tuple[str, str, int]]:
+    """Enum and flag properties of stand-ins as (widget, property, number): theirs are plain numbers."""
+    found = []
+    for element in root.iter("widget"):
+        cls = standins.get(element.get("class", ""))
+        for prop in element.findall("property") if cls is not None else []:
+            text = prop.findtext("enum") or prop.findtext("set")
+            name = prop.get("name", "")
+            if text and name in cls.__dict__:
+                number = 0
+                for part in text.split("|"):
+                    scope, _, value = part.rpartition("::")
+                    owner = (
+                        cls
+                        if scope.split("::")[0] == cls.__name__
+                        else getattr(QtWidgets, scope.split("::")[0])
+                    )
+                    one = getattr(owner, value)
+                    number |= int(getattr(one, "value", one))
+                found.append((element.get("name", ""), name, number))
+                element.remove(prop)
+    return found
 
 
 def _check_properties(root: Any) -> None:
