@@ -1,7 +1,8 @@
-"""`python -m ibis_agent` is the command ibis-agent."""
+"""`python -m ibis_agent` is the command `ibis-agent`."""
 
 import sys
 
 from .cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())
