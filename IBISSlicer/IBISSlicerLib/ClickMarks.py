@@ -40,36 +40,34 @@ class ClickMarks:
     `show` is called again.
     """
 
-    ROLES = ("positivePoints", "negativePoints", "positiveShapes", "negativeShapes")
+    ROLES = ("positivePoints", "negativePoints")
 
-    def __init__(self, nodes: dict) -> None:
-        """nodes: for each of ROLES a node, as `create` makes them or as they come back with a saved scene."""
-        self.nodes = nodes
+    def __init__(self, points: dict) -> None:
+        """points: for each of ROLES a point list, as `create` makes them or as they come back with a saved scene."""
+        self.nodes = dict(points)
         self.moved = Signal()
         self._marks: tuple[Mark, ...] = ()
         self._frame: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self._observers: list[tuple[object, int]] = []
-        for positive in (True, False):
-            points = self._points(positive)
-            self._observe(points, points.PointEndInteractionEvent, self._onDragEnd)
-            self._observe(points, points.PointModifiedEvent, self._onPointModified)
         self._showing = False
+        for positive in (True, False):
+            node = self._points(positive)
+            self._observe(node, node.PointEndInteractionEvent, self._onDragEnd)
+            self._observe(node, node.PointModifiedEvent, self._onPointModified)
+            self.nodes[f"shapes {positive}"] = _createShapes(node, positive)
 
     @classmethod
     def create(cls, volumeNode) -> ClickMarks:
-        """New empty nodes that move along with the volume."""
-        nodes = {}
-        for role in cls.ROLES:
-            positive, handles = role.startswith("positive"), role.endswith("Points")
-            kind = "vtkMRMLMarkupsFiducialNode" if handles else "vtkMRMLModelNode"
+        """New empty point lists that move along with the volume."""
+        points = {}
+        for role, positive in zip(cls.ROLES, (True, False)):
             name = f"IBIS {'positive' if positive else 'negative'} clicks"
-            node = slicer.mrmlScene.AddNewNodeByClass(kind, name if handles else f"{name} (shapes)")
+            node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", name)
             node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
             node.CreateDefaultDisplayNodes()
-            colour = POSITIVE_COLOUR if positive else NEGATIVE_COLOUR
-            (_styleHandles if handles else _styleShapes)(node, colour)
-            nodes[role] = node
-        return cls(nodes)
+            _styleHandles(node, POSITIVE_COLOUR if positive else NEGATIVE_COLOUR)
+            points[role] = node
+        return cls(points)
 
     def show(self, marks: list[Mark], current: int, toRas: np.ndarray, geometry) -> None:
         """Show exactly these marks.
@@ -133,8 +131,7 @@ class ClickMarks:
             node = self._points(positive)
             centres = [node.GetNthControlPointPosition(n) for n in range(node.GetNumberOfControlPoints())]
             outline = _ring if positive else _cross
-            shapes = self.nodes["positiveShapes" if positive else "negativeShapes"]
-            shapes.SetAndObservePolyData(_surfaces(centres, outline, self._frame))
+            self.nodes[f"shapes {positive}"].SetAndObservePolyData(_surfaces(centres, outline, self._frame))
 
     def _onPointModified(self, caller, event) -> None:
         if not self._showing and self._frame is not None:
@@ -173,15 +170,21 @@ def _styleHandles(node, colour: tuple[float, float, float]) -> None:
     display.SetVisibility3D(False)
 
 
-def _styleShapes(node, colour: tuple[float, float, float]) -> None:
+def _createShapes(points, positive: bool):
+    """The node for the rings or crosses around the points of a list; it moves along with them."""
+    name = f"IBIS {'rings' if positive else 'crosses'}"
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLModelNode", name)
     node.SetSaveWithScene(False)  # drawn again from the steps
     node.SetHideFromEditors(True)
     node.SetSelectable(False)
+    node.SetAndObserveTransformNodeID(points.GetTransformNodeID())
+    node.CreateDefaultDisplayNodes()
     display = node.GetDisplayNode()
-    display.SetColor(*colour)
+    display.SetColor(*(POSITIVE_COLOUR if positive else NEGATIVE_COLOUR))
     display.SetVisibility2D(True)
     display.SetVisibility3D(False)
     display.SetSliceIntersectionThickness(3)
+    return node
 
 
 def _frameOf(toRas: np.ndarray, axis: int, shape: tuple[int, int, int]):

@@ -12,10 +12,12 @@ import numpy as np
 import slicer
 import vtk
 
+from .Errors import PlainError
+
 _ALIGNED = 0.999  # cosine between a view's normal and a voxel axis above which they count as parallel
 
 
-class GeometryError(RuntimeError):
+class GeometryError(PlainError):
     """A view or volume that a question cannot be asked about; the text says why and what to do."""
 
 
@@ -68,6 +70,14 @@ def shapeOf(volumeNode) -> tuple[int, int, int]:
     if image is None:
         raise GeometryError(f"{volumeNode.GetName()} holds no image.")
     return image.GetDimensions()
+
+
+def shownWindow(volumeNode) -> list[float] | None:
+    """[minimum, maximum] in grey values that the volume is shown with, or None where nothing says it."""
+    display = volumeNode.GetScalarVolumeDisplayNode()
+    if display is None or display.GetWindow() <= 0:
+        return None
+    return [display.GetLevel() - display.GetWindow() / 2, display.GetLevel() + display.GetWindow() / 2]
 
 
 def sliceOfView(sliceNode, volumeNode) -> SlicePlace:

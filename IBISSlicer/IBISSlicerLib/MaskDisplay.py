@@ -10,9 +10,11 @@ import dataclasses
 import numpy as np
 import slicer
 import vtk
+from ibis_agent.structures import name_for
 from vtk.util.numpy_support import vtk_to_numpy
 
 from .Geometry import ijkToRas
+from .Naming import nameSegment
 
 _SEGMENT = "agent"
 _FILL, _OUTLINE, _THICKNESS = 0.35, 1.0, 2
@@ -37,9 +39,9 @@ class MaskDisplay:
         self._extent: list[int] = []
 
     @classmethod
-    def create(cls, volumeNode, name: str, colour: tuple[float, float, float]) -> MaskDisplay:
-        """A new node with one empty segment, in the place of the volume. colour: 0 to 1."""
-        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", f"IBIS: {name}")
+    def create(cls, volumeNode, question: str) -> MaskDisplay:
+        """A new node with one empty segment, named after the question, in the place of the volume."""
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", f"IBIS: {name_for(question)}")
         node.CreateDefaultDisplayNodes()
         node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
         node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
@@ -48,7 +50,8 @@ class MaskDisplay:
         display.SetOpacity2DOutline(_OUTLINE)
         display.SetSliceIntersectionThickness(_THICKNESS)
         display.SetVisibility3D(False)
-        node.GetSegmentation().AddEmptySegment(_SEGMENT, name, colour)
+        node.GetSegmentation().AddEmptySegment(_SEGMENT)
+        nameSegment(node.GetSegmentation().GetSegment(_SEGMENT), question)
         return cls(node, ijkToRas(volumeNode))
 
     @property

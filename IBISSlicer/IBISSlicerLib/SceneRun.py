@@ -15,10 +15,10 @@ import numpy as np
 import slicer
 from ibis_agent.errors import InputError
 from ibis_agent.run_record import RunRecord
-from ibis_agent.structures import colour_for, name_for
+from ibis_agent.structures import name_for
 
 from .ClickMarks import ClickMarks, Mark
-from .Geometry import GeometryError, SlicePlace, ijkToRas, ijkToWorld, shapeOf
+from .Geometry import GeometryError, SlicePlace, ijkToRas, ijkToWorld, shapeOf, shownWindow
 from .MaskDisplay import MaskDisplay
 
 ATTRIBUTE = "IBISSlicer.Run"  # of the text node: "open", or "accepted" when the mask went into a segmentation
@@ -47,7 +47,8 @@ class SceneRun:
     def create(cls, volumeNode, place: SlicePlace, question: str, window: tuple[float, float] | None) -> SceneRun:
         """A new run, nothing asked yet.
 
-        :param window: grey values shown as black and white; None leaves it to the policy.
+        :param window: grey values shown as black and white; None leaves it to the policy, and where that has no
+            preference to what the volume is shown with.
         :raises GeometryError: for a volume that cannot be asked about.
         """
         image = {
@@ -56,6 +57,7 @@ class SceneRun:
             "axis": place.axis,
             "index": place.index,
             "window": list(window) if window else None,
+            "shown": shownWindow(volumeNode),
             "name": volumeNode.GetName(),
             "modality": volumeNode.GetAttribute("DICOM.Modality") or "",
         }
@@ -75,14 +77,7 @@ class SceneRun:
 
         :raises InputError: for a text that is no run.
         """
-        try:
-            saved = json.loads(textNode.GetText() or "null")
-            if saved["schema"] != _SCHEMA:
-                raise ValueError(f"schema {saved['schema']}")
-            toRas = np.array(saved["toRas"], dtype=float).reshape(4, 4)
-            record, image, shown = RunRecord.from_json(saved["run"]), dict(saved["image"]), int(saved["shown"])
-        except (TypeError, KeyError, ValueError) as error:
-            raise InputError(f"the text {textNode.GetName()} holds no run", value=str(error)) from error
+        record, image, toRas, shown = _read(textNode)
         run = cls(record, textNode, image, toRas)
         segmentation = textNode.GetNodeReference("segmentation")
         marks = {role: textNode.GetNodeReference(role) for role in ClickMarks.ROLES}
@@ -94,6 +89,11 @@ class SceneRun:
             run._createNodes(run.volumeNode)
         run.show(min(shown, len(record.steps)))
         return run
+
+    @staticmethod
+    def recordIn(textNode) -> RunRecord:
+        """The record that a text node keeps, to look at. Raises InputError for a text that is no run."""
+        return _read(textNode)[0]
 
     @property
     def volumeNode(self):
@@ -205,13 +205,23 @@ class SceneRun:
     def _createNodes(self, volumeNode) -> None:
         if volumeNode is None:
             raise InputError("the volume and the mask of this run are gone")
-        question = self.record.question
-        colour = tuple(part / 255 for part in colour_for(question))
-        self.mask = MaskDisplay.create(volumeNode, name_for(question), colour)
+        self.mask = MaskDisplay.create(volumeNode, self.record.question)
         self.marks = ClickMarks.create(volumeNode)
         self.textNode.SetNodeReferenceID("segmentation", self.mask.node.GetID())
-        for role, node in self.marks.nodes.items():
-            self.textNode.SetNodeReferenceID(role, node.GetID())
+        for role in ClickMarks.ROLES:
+            self.textNode.SetNodeReferenceID(role, self.marks.nodes[role].GetID())
+
+
+def _read(textNode) -> tuple[RunRecord, dict, np.ndarray, int]:
+    """(record, image, voxel → RAS, number of the shown step)."""
+    try:
+        saved = json.loads(textNode.GetText() or "null")
+        if saved["schema"] != _SCHEMA:
+            raise ValueError(f"schema {saved['schema']}")
+        toRas = np.array(saved["toRas"], dtype=float).reshape(4, 4)
+        return RunRecord.from_json(saved["run"]), dict(saved["image"]), toRas, int(saved["shown"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise InputError(f"the text {textNode.GetName()} holds no run", value=str(error)) from error
 
 
 def runsInScene() -> list:

@@ -16,6 +16,9 @@ class Signal:
     def connect(self, listener: Callable[..., None]) -> None:
         self._listeners.append(listener)
 
+    def __contains__(self, listener: object) -> bool:
+        return listener in self._listeners
+
     def disconnect(self, listener: Callable[..., None]) -> None:
         self._listeners = [each for each in self._listeners if each != listener]
 

@@ -161,6 +161,22 @@ class RunRecord:
             raise InputError("there is no step to reject")
         self._go(_State(self._state.steps[:-1], rejected=self._state.steps[-1]))
 
+    def finish(self) -> None:
+        """The person accepts the mask as it is: an end of theirs, unless the run has ended already."""
+        steps = self.steps
+        if not steps or steps[-1]["action"]["kind"] == "terminate":
+            return
+        end = {
+            **steps[-1],
+            "uid": uuid.uuid4().hex[:12],
+            "by": "person",
+            "thinking": "",
+            "reply": "",
+            "action": {"kind": "terminate", "answer": ""},
+            "seconds": {},
+        }
+        self.extend(self.after, end, {"status": "ended", "reason": "The person accepted the mask.", "answer": ""})
+
     def undo(self) -> None:
         if self._undo:
             self._redo.append(self._state)

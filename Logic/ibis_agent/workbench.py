@@ -265,13 +265,18 @@ class Workbench:
 _DEFAULTS = {"policy": DEMO, "segmenter": DEMO, "segmenter_config": "", "device": "auto", "precision": "auto"}
 
 
-def cut_picture(image: Message, orientation: Any, window: Sequence[float] | None) -> Picture:
-    """The picture of the slice that an `ask` describes.
+def cut_picture(image: Message, orientation: Any, preferred: Sequence[float] | None) -> Picture:
+    """The picture of the slice that an `ask` describes. Raises InputError.
 
-    `image`: {"file": .npy as numpy saved it, in Slicer's order (K, J, I), memory-mapped here; "shape": (I, J,
-    K) of the volume; "affine": (4, 4) voxel → RAS mm; "axis", "index": the slice; "window": (minimum,
-    maximum) to use whatever the policy's card says, or None; "name", "modality"}. The file may hold that
-    slice alone, one voxel thick: it then stands for the whole volume, which costs nothing.
+    `image` holds
+
+    - "file": an .npy in Slicer's order (K, J, I), memory-mapped here. It may hold the slice alone, one voxel
+      thick; it then stands for the whole volume, which costs nothing;
+    - "shape" (I, J, K) of the volume, "affine" (4, 4) voxel → RAS mm, "axis" and "index" of the slice;
+    - "window": (minimum, maximum) in grey values that must be used, or None;
+    - "shown": the one used where neither a person nor the policy's card (`preferred`) asks for one, or None for
+      the 1st and 99th percentile;
+    - "name" and "modality", for people.
     """
     try:
         voxels = np.load(image["file"], mmap_mode="r", allow_pickle=False)
@@ -292,7 +297,7 @@ def cut_picture(image: Message, orientation: Any, window: Sequence[float] | None
         name=str(image.get("name") or ""),
         modality=str(image.get("modality") or ""),
     )
-    return cut(scan, "xyz"[axis], index, image.get("window") or window, orientation)
+    return cut(scan, "xyz"[axis], index, image.get("window") or preferred or image.get("shown"), orientation)
 
 
 def _policy_folder(where: str) -> Path:

@@ -1,4 +1,4 @@
-"""The record of a run on the side that must not lose it: back, undo, redo, reject and saving, without models."""
+"""The record of a run on the side that must not lose it: back, undo, redo, reject, saving; no model needed."""
 
 from __future__ import annotations
 

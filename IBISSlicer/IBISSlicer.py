@@ -1,0 +1,238 @@
+"""The scripted module IBISSlicer: ask a scan a question and watch an agent work on the answer, click by click.
+
+This file only wires: module, panel, logic, self-test. What each part does is in IBISSlicerLib/; the agent itself, which
+knows nothing of Slicer, is the package ibis_agent (folder Logic/ of a checkout, beside this file when installed).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import qt
+import slicer
+import vtk
+from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.parameterNodeWrapper import parameterNodeWrapper
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+from slicer.util import VTKObservationMixin
+
+OLDEST_SLICER = (5, 10)
+_HERE = Path(__file__).resolve().parent
+
+
+def isSupported() -> bool:
+    """Whether this Slicer is new enough. On an older one only this file is imported, and the panel says so."""
+    return (slicer.app.majorVersion, slicer.app.minorVersion) >= OLDEST_SLICER
+
+
+def findAgentPackage() -> None:
+    """Make `import ibis_agent` find the package that belongs to this file, wherever Slicer runs it from."""
+    for folder in (_HERE, _HERE.parent / "Logic"):
+        if (folder / "ibis_agent" / "__init__.py").is_file():
+            if str(folder) not in sys.path:
+                sys.path.insert(0, str(folder))
+            return
+    raise ImportError("IBISSlicer: the package ibis_agent is missing beside the module; install the extension again")
+
+
+if isSupported():
+    findAgentPackage()
+    from IBISSlicerLib.Agent import Agent
+    from IBISSlicerLib.SelfTest import SelfTest
+else:
+    Agent, SelfTest = object, object
+
+
+class IBISSlicer(ScriptedLoadableModule):
+    """What the module selector shows."""
+
+    def __init__(self, parent) -> None:
+        ScriptedLoadableModule.__init__(self, parent)
+        parent.title = "IBISSlicer"
+        parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
+        parent.dependencies = ["Segmentations", "Markups"]
+        parent.contributors = ["The IBISSlicer developers"]
+        parent.helpText = _(
+            "Ask a question about a slice of a scan and watch an agent answer it: it thinks in words, clicks, sees the "
+            "mask its click made, and clicks again. Every step can be looked at, taken back and corrected. "
+            "Research use only; not a medical device."
+        )
+        parent.acknowledgementText = _(
+            "Follows the method of IBISAgent and uses the SAM 2 architecture of Meta and the Qwen2.5-VL architecture "
+            "of Alibaba."
+        )
+
+
+@parameterNodeWrapper
+class IBISSlicerParameterNode:
+    """What the panel remembers with the scene, besides the run itself (see IBISSlicerLib/SceneRun.py).
+
+    volume - the scan to ask about
+    segmentation - where accepted masks go; none makes a new one
+    question - what is typed
+    """
+
+    volume: vtkMRMLScalarVolumeNode
+    segmentation: vtkMRMLSegmentationNode
+    question: str = ""
+
+
+class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """The panel: makes its parts and introduces them to each other."""
+
+    def __init__(self, parent=None) -> None:
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic = None
+        self._parameterNode = None
+        self._guiTag = None
+        self._panels = []
+
+    def setup(self) -> None:
+        """Called when the module is opened for the first time."""
+        ScriptedLoadableModuleWidget.setup(self)
+        if not isSupported():
+            self.layout.addWidget(qt.QLabel(_("IBISSlicer needs Slicer 5.10 or newer. Please update Slicer.")))
+            self.layout.addStretch(1)
+            return
+        from IBISSlicerLib.Install import Installer
+        from IBISSlicerLib.InstallPanel import InstallPanel
+        from IBISSlicerLib.ModelsPanel import ModelsPanel
+        from IBISSlicerLib.QuestionPanel import QuestionPanel
+        from IBISSlicerLib.ResultPanel import ResultPanel
+        from IBISSlicerLib.Shortcuts import installShortcuts
+        from IBISSlicerLib.StepsPanel import StepsPanel
+
+        uiWidget = slicer.util.loadUI(self.resourcePath("UI/IBISSlicer.ui"))
+        self.layout.addWidget(uiWidget)
+        self.ui = slicer.util.childWidgetVariables(uiWidget)
+        uiWidget.setMRMLScene(slicer.mrmlScene)
+        self.logic = IBISSlicerLogic()
+        self.questionPanel = QuestionPanel(self.ui, self.logic)
+        say = self.questionPanel.say
+        icons = Path(self.resourcePath("Icons"))
+        self.stepsPanel = StepsPanel(self.ui, self.logic, icons, say)
+        self.resultPanel = ResultPanel(self.ui, self.logic, say)
+        self.installPanel = InstallPanel(
+            self.ui, Installer(self.resourcePath("requirements.txt")), self._onUsableChanged
+        )
+        self.modelsPanel = ModelsPanel(self.ui, self.logic, self.installPanel.usePython)
+        self.installPanel.pythonChanged.connect(self._onPythonChanged)
+        self.ui.otherPythonButton.connect("clicked()", self.modelsPanel.choosePython)
+        self.ui.questionEdit.connect("textChanged()", self._onQuestionChanged)
+        self._shortcuts = installShortcuts(uiWidget, self.ui)
+        self._panels = [self.questionPanel, self.stepsPanel, self.resultPanel, self.installPanel]
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self._onSceneStartClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self._onSceneEndClose)
+        self.logic.reopen()
+        self._initializeParameterNode()
+        self.stepsPanel.update()
+
+    def enter(self) -> None:
+        """Called each time the module is shown."""
+        if self.logic is not None:
+            self._initializeParameterNode()
+            self.logic.reopen()
+            self.questionPanel.enter()
+
+    def exit(self) -> None:
+        """Called each time another module is shown."""
+        if self.logic is not None:
+            self.stepsPanel.leave()
+            self._setParameterNode(None)
+
+    def cleanup(self) -> None:
+        """Called when Slicer quits or the module is reloaded."""
+        self.removeObservers()
+        if self.logic is not None:
+            self._setParameterNode(None)
+            for panel in self._panels:
+                panel.cleanup()
+            self.logic.shutdown()
+
+    def onReload(self) -> None:
+        """Developer's Reload: Slicer reloads this file only, so the rest is forgotten here."""
+        for name in [name for name in sys.modules if name.split(".")[0] in ("IBISSlicerLib", "ibis_agent")]:
+            del sys.modules[name]
+        ScriptedLoadableModuleWidget.onReload(self)
+
+    def _initializeParameterNode(self) -> None:
+        self._setParameterNode(self.logic.getParameterNode())
+
+    def _setParameterNode(self, parameterNode) -> None:
+        if self._parameterNode is not None:
+            self._parameterNode.disconnectGui(self._guiTag)
+        self._parameterNode = parameterNode
+        if parameterNode is not None:
+            self._guiTag = parameterNode.connectGui(self.ui)
+            if not self.logic.current and not self.ui.questionEdit.plainText:
+                self.questionPanel.setQuestion(parameterNode.question)
+            if parameterNode.volume is None:
+                self.questionPanel.preselect()
+
+    def _onQuestionChanged(self) -> None:
+        # By hand: the connector for text edits would move the cursor at every key.
+        if self._parameterNode is not None:
+            self._parameterNode.question = self.ui.questionEdit.plainText
+
+    def _onUsableChanged(self, usable: bool) -> None:
+        self.questionPanel.usable = usable
+        self.questionPanel.update()
+
+    def _onPythonChanged(self) -> None:
+        self.logic.restartWorker()
+        self.modelsPanel.fill()
+
+    def _onSceneStartClose(self, caller, event) -> None:
+        self._setParameterNode(None)
+
+    def _onSceneEndClose(self, caller, event) -> None:
+        if self.parent.isEntered:
+            self._initializeParameterNode()
+
+
+class IBISSlicerLogic(ScriptedLoadableModuleLogic, Agent):
+    """The agent without any widget, for the Python console and for scripts.
+
+    A whole session::
+
+        logic = slicer.util.getModuleWidget("IBISSlicer").logic     # or IBISSlicerLogic() for one of one's own
+        volume = slicer.util.loadVolume("ct.nii.gz")
+        red = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceNode()
+
+        logic.ask(volume, "Segment the liver.", sliceNode=red)      # or axis=2, index=40
+        step = logic.step()                                         # loads the models the first time
+        print(step["thinking"], step["action"], step["area_mm2"])
+        logic.run()                                                 # until the agent is content
+
+        logic.back(1)                                               # keep the first step only
+        logic.addClick((-60, 20, 35), positive=False)               # a correction of one's own, RAS in mm
+        logic.reject()                                              # "not that": it tries something else
+        logic.undo()
+
+        segmentId = logic.accept()                                  # or accept(segmentationNode, name="Liver")
+        logic.export("/tmp/liver.seg.nrrd")
+        logic.shutdown()                                            # only for a logic of one's own
+
+    Nothing blocks Slicer: the models work in a process of their own. Methods that need them wait unless told
+    `wait=False`. See IBISSlicerLib.Agent for all of them.
+    """
+
+    def __init__(self) -> None:
+        ScriptedLoadableModuleLogic.__init__(self)
+        Agent.__init__(self)
+
+    def getParameterNode(self):
+        return IBISSlicerParameterNode(super().getParameterNode())
+
+
+class IBISSlicerTest(SelfTest, ScriptedLoadableModuleTest):
+    """Runs in a real Slicer: by ctest, by Reload and Test, and by the command in the README."""

@@ -1,0 +1,124 @@
+"""Putting the agent's mask into a segmentation of the person's: a new segment, or added to one that exists.
+
+Nothing else in that segmentation changes. How the mask is shown while the agent works is in MaskDisplay.py.
+"""
+
+from __future__ import annotations
+
+import slicer
+import vtk
+
+from .Errors import PlainError
+from .Naming import nameSegment
+
+_LABELMAP = "Binary labelmap"
+
+
+class AcceptError(PlainError):
+    """The mask cannot go there; the text says why and what to do."""
+
+
+def accept(
+    source,
+    sourceSegmentId: str,
+    question: str,
+    answer: str = "",
+    *,
+    segmentationNode=None,
+    segmentId: str = "",
+    name: str = "",
+    volumeNode=None,
+    show3D: bool = False,
+):
+    """Copy a segment to where the person wants it.
+
+    :param source: the vtkMRMLSegmentationNode that holds the mask, and `sourceSegmentId` in it.
+    :param question, answer: name the segment, its terminology and its colour where the structure is known.
+    :param segmentationNode: where to; None makes a new one beside the volume.
+    :param segmentId: the segment to add the mask to; empty makes a new segment.
+    :param name: of a new segment, if not the one after question and answer.
+    :returns: (segmentation node, segment ID).
+    :raises AcceptError: if there is nothing to accept, or the segmentation cannot take it.
+    """
+    image = _labelmapFor(source, sourceSegmentId, segmentationNode)
+    if image is None:
+        raise AcceptError("There is no mask to accept yet.")
+    if segmentationNode is None:
+        segmentationNode = _newSegmentation(source, volumeNode)
+    segmentation = segmentationNode.GetSegmentation()
+    if segmentation.GetNumberOfSegments() and segmentation.GetSourceRepresentationName() != _LABELMAP:
+        raise AcceptError(
+            f"{segmentationNode.GetName()} is kept as {segmentation.GetSourceRepresentationName().lower()}, which "
+            "cannot take a mask. Choose another segmentation, or a new one."
+        )
+    if segmentId:
+        _addTo(segmentationNode, segmentId, image)
+    else:
+        segmentId = _newSegment(segmentationNode, image, question, answer, name)
+    segment = segmentation.GetSegment(segmentId)
+    slicer.vtkSlicerSegmentationsModuleLogic.SetSegmentStatus(
+        segment, slicer.vtkSlicerSegmentationsModuleLogic.Completed
+    )
+    if show3D:
+        segmentationNode.CreateClosedSurfaceRepresentation()
+        segmentationNode.GetDisplayNode().SetVisibility3D(True)
+        segmentationNode.GetDisplayNode().SetSegmentVisibility3D(segmentId, True)
+    return segmentationNode, segmentId
+
+
+def putBeside(node, volumeNode) -> None:
+    """Put a node where the volume is in the subject hierarchy, so that it belongs to the same study."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    if hierarchy is None or volumeNode is None:
+        return
+    item, beside = hierarchy.GetItemByDataNode(node), hierarchy.GetItemByDataNode(volumeNode)
+    if item and beside:
+        hierarchy.SetItemParent(item, hierarchy.GetItemParent(beside))
+
+
+def _labelmapFor(source, segmentId: str, target):
+    """The mask in the coordinates of the target's node, or None where it is empty."""
+    representation = source.GetSegmentation().GetSegment(segmentId).GetRepresentation(_LABELMAP)
+    if representation is None or representation.GetPointData().GetScalars() is None:
+        return None
+    image = slicer.vtkOrientedImageData()
+    image.DeepCopy(representation)
+    if image.GetPointData().GetScalars().GetRange()[1] == 0:
+        return None
+    here = source.GetParentTransformNode()
+    there = target.GetParentTransformNode() if target else here
+    if here is not there:
+        transform = vtk.vtkGeneralTransform()
+        slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(here, there, transform)
+        slicer.vtkOrientedImageDataResample.TransformOrientedImage(image, transform)
+    return image
+
+
+def _newSegmentation(source, volumeNode):
+    name = f"{volumeNode.GetName()} segmentation" if volumeNode else "Segmentation"
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
+    node.CreateDefaultDisplayNodes()
+    node.SetAndObserveTransformNodeID(source.GetTransformNodeID())
+    if volumeNode is not None:
+        node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
+        putBeside(node, volumeNode)
+    return node
+
+
+def _addTo(segmentationNode, segmentId: str, image) -> None:
+    if segmentationNode.GetSegmentation().GetSegment(segmentId) is None:
+        raise AcceptError(f"{segmentationNode.GetName()} has no such segment any more.")
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    if not logic.SetBinaryLabelmapToSegment(image, segmentationNode, segmentId, logic.MODE_MERGE_MAX):
+        raise AcceptError(f"The mask could not be added to {segmentationNode.GetName()}.")
+
+
+def _newSegment(segmentationNode, image, question: str, answer: str, name: str) -> str:
+    segment = slicer.vtkSegment()
+    nameSegment(segment, question, answer, name)
+    segment.AddRepresentation(_LABELMAP, image)
+    segmentation = segmentationNode.GetSegmentation()
+    segmentId = segmentation.GenerateUniqueSegmentID(segment.GetName())
+    if not segmentation.AddSegment(segment, segmentId):
+        raise AcceptError(f"The segment could not be added to {segmentationNode.GetName()}.")
+    return segmentId

@@ -1,0 +1,448 @@
+"""The agent in Slicer without any widget: asks, steps, goes back, takes corrections, accepts.
+
+Brings together the worker (ibis_agent.worker_client), the run in the scene (SceneRun.py) and what comes of it
+(Accept.py). `IBISSlicerLogic` is this class; its docstring shows a whole session.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import ibis_agent
+import qt
+import slicer
+from ibis_agent.errors import IbisError
+from ibis_agent.prompts import check_question
+from ibis_agent.protocol import CANCELLED
+from ibis_agent.review import write_review
+from ibis_agent.worker_client import Job, WorkerClient
+
+from . import Settings
+from .Accept import accept
+from .Errors import PlainError
+from .Export import exportDicom, exportSegment
+from .Geometry import sliceOfPlane, sliceOfView
+from .SceneRun import SceneRun, openLastRun
+from .Signal import Signal
+from .WorkerProcess import WorkerProcess, defaultPython, waitForEndingProcesses
+
+_PATIENCE = 5000  # ms that the worker gets to stop before it is ended
+
+
+class AgentError(PlainError):
+    """What could not be done, in words for the person at the screen."""
+
+
+class Agent:
+    """One question at a time, in one worker process.
+
+    Signals: `changed()` when the run, its steps or what is shown has changed; `working()` when what the worker does
+    has changed; `textArrived(piece)` while the policy writes, `retried(reason)` when it has to write again;
+    `failed(kind, text)`; `logged(line)`.
+
+    Methods that need the models take `wait`: True (for scripts and the console) returns when it is done and raises
+    AgentError when it failed; False returns at once, and the signals tell.
+    """
+
+    def __init__(self) -> None:
+        self.changed, self.working = Signal(), Signal()
+        self.textArrived, self.retried = Signal(), Signal()
+        self.failed, self.logged = Signal(), Signal()
+        self.current: SceneRun | None = None
+        self.workerArguments: list[str] = []
+        self.client = WorkerClient(self._startWorker, self.working.emit, self._log)
+        self.client.settings = Settings.models()
+        self._process: WorkerProcess | None = None
+        self._goOn = False  # whether the next step follows when one is done
+        self._lastSegment: tuple | None = None
+        self._tags: list[int] = []
+        self._observeScene()
+        slicer.app.connect("aboutToQuit()", self._onQuit)
+
+    # What is
+
+    @property
+    def isWorking(self) -> bool:
+        """Whether a step, or what it needs, is under way."""
+        return self.client.waiting
+
+    @property
+    def isRunning(self) -> bool:
+        """Whether steps follow each other by themselves."""
+        return self._goOn and self.isWorking
+
+    @property
+    def steps(self) -> list[dict]:
+        """The steps so far, as they stand in trajectories."""
+        return self.current.record.steps if self.current else []
+
+    @property
+    def hasMask(self) -> bool:
+        """Whether there is a mask to export: the open run's, or the one accepted last."""
+        if self.current is not None:
+            return bool(self.steps)
+        return self._lastSegment is not None and slicer.mrmlScene.IsNodePresent(self._lastSegment[0])
+
+    @property
+    def lastSegmentation(self):
+        """The segmentation node that took the last accepted mask."""
+        return self._lastSegment[0] if self._lastSegment else None
+
+    # A question
+
+    def ask(
+        self,
+        volumeNode,
+        question: str,
+        *,
+        sliceNode=None,
+        axis: int = 2,
+        index: int | None = None,
+        window: tuple[float, float] | None = None,
+    ) -> SceneRun:
+        """Begin a run about one slice. Nothing is loaded or computed yet; `step` or `run` does.
+
+        :param volumeNode: a vtkMRMLScalarVolumeNode.
+        :param sliceNode: the slice view whose slice is meant (a vtkMRMLSliceNode); else `axis` and `index` are taken.
+        :param axis: the voxel axis (0 i, 1 j, 2 k) across the slice, and `index` on it; None is the middle.
+        :param window: (minimum, maximum) grey values; None leaves it to the policy or the volume's display.
+        :raises AgentError: if a question is open already, or this one cannot be asked.
+        """
+        if self.current is not None:
+            raise AgentError("A question is open already. Accept or discard its mask first.")
+        if volumeNode is None:
+            raise AgentError("Choose a volume first.")
+        try:
+            question = check_question(question)
+            place = sliceOfView(sliceNode, volumeNode) if sliceNode else sliceOfPlane(volumeNode, axis, index)
+            self.current = SceneRun.create(volumeNode, place, question, window)
+        except IbisError as error:
+            raise AgentError(str(error)) from error
+        self.client.open(self.current.record.session, self.current.describe)
+        Settings.rememberQuestion(question)
+        self.changed.emit()
+        return self.current
+
+    def step(self, wait: bool = True) -> dict | None:
+        """Let the policy act once. With `wait`: the new step, or None if none came of it (see `current.record`)."""
+        record = self._run().record
+        if record.status == "ended":
+            raise AgentError(f"The run has ended: {record.reason} Place a click, or go back, to go on.")
+        fields = {"after": record.after}
+        if record.rejected:
+            fields["rejected"] = record.rejected["uid"]
+        return self._do("step", fields, wait)
+
+    def run(self, wait: bool = True) -> str:
+        """Let the policy act until it ends or a person has to look. Returns the status."""
+        self._goOn = True
+        self.step(wait=False)
+        if wait:
+            self._waitUntil(lambda: not self.isWorking)
+        return self._run().record.status
+
+    def stop(self) -> None:
+        """Stop what is under way, at once for whoever looks; the worker follows, or is ended after five seconds."""
+        self._goOn = False
+        if self.isWorking:
+            token = self.client.cancel()
+            qt.QTimer.singleShot(_PATIENCE, lambda: self._endIfStuck(token))
+
+    def addClick(self, ras, positive: bool = True, wait: bool = True) -> dict | None:
+        """Add a click of the person's at a point in the world (RAS mm) on the slice of the question."""
+        run = self._interrupt()
+        x, y = self._pictureOf(ras)
+        click = {"x": x, "y": y, "positive": bool(positive)}
+        return self._do("add", {"after": run.record.after, "click": click}, wait)
+
+    def moveClick(self, number: int, ras, wait: bool = True) -> dict | None:
+        """Put the click of step `number` elsewhere; later steps go. It is the person's click then."""
+        run = self._interrupt()
+        x, y = self._pictureOf(ras)
+        action = run.record.steps[number - 1]["action"]
+        if action["kind"] != "click":
+            raise AgentError(f"Step {number} is no click.")
+        click = {"x": x, "y": y, "positive": action["positive"]}
+        return self._do("add", {"after": run.record.after[: number - 1], "click": click}, wait)
+
+    def back(self, number: int) -> None:
+        """Keep the first `number` steps; 0 is before the first."""
+        self._change(lambda record: record.back(number))
+
+    def undo(self) -> None:
+        self._change(lambda record: record.undo())
+
+    def redo(self) -> None:
+        self._change(lambda record: record.redo())
+
+    def reject(self, wait: bool = True) -> dict | None:
+        """Take the last step back, tell the policy so, and let it act again."""
+        self._change(lambda record: record.reject())
+        return self.step(wait)
+
+    def show(self, number: int) -> None:
+        """Show the mask and the marks as they were after step `number`."""
+        self._run().show(number)
+        self.changed.emit()
+
+    # What comes of it
+
+    def accept(self, segmentationNode=None, segmentId: str = "", name: str = "", show3D: bool = False) -> str:
+        """Put the mask that is shown into a segmentation and close the question. Returns the segment's ID.
+
+        :param segmentationNode: None makes a new one beside the volume.
+        :param segmentId: the segment to add to; empty makes a new one, named after question and answer, or `name`.
+        """
+        run = self._interrupt()
+        record = run.record
+        segmentationNode, segmentId = accept(
+            run.mask.node,
+            run.mask.segmentId,
+            record.question,
+            record.answer or "",
+            segmentationNode=segmentationNode,
+            segmentId=segmentId,
+            name=name,
+            volumeNode=run.volumeNode,
+            show3D=show3D,
+        )
+        record.back(run.shown)
+        record.finish()
+        self._close(accepted=True)
+        self._lastSegment = (segmentationNode, segmentId)
+        return segmentId
+
+    def discard(self) -> None:
+        """Close the question and take everything of it out of the scene."""
+        self._interrupt()
+        self._close(accepted=False)
+
+    def export(self, path: str) -> Path:
+        """Write the mask (the open one, else the one accepted last) as .seg.nrrd, NIfTI or NRRD."""
+        segmentationNode, segmentId = self._segment()
+        return exportSegment(segmentationNode, segmentId, self._volumeOf(segmentationNode), path)
+
+    def exportDicom(self, folder: str) -> None:
+        """Write the segmentation with the mask as DICOM SEG."""
+        exportDicom(self._segment()[0], folder)
+
+    def writeReview(self, path: str, textNode=None) -> None:
+        """Write the review page of the open run, or of one that the scene keeps."""
+        record = SceneRun.recordIn(textNode) if textNode else self._run().record
+        if "picture" not in record.head:
+            raise AgentError("There is nothing to review yet.")
+        write_review(record.trajectory(), path)
+
+    def reopen(self) -> bool:
+        """Take up the run that a scene brought along. No model is loaded until it is continued."""
+        if self.current is None:
+            self.current = openLastRun()
+            if self.current is not None:
+                self.client.open(self.current.record.session, self.current.describe)
+                self.changed.emit()
+        return self.current is not None
+
+    # Models
+
+    def setModels(self, settings) -> None:
+        """Use these models (an ibis_agent ModelSettings) from the next step on, and remember them."""
+        Settings.setModels(settings)
+        self.client.settings = settings
+        self.working.emit()
+
+    def load(self, wait: bool = True) -> dict | None:
+        """Load the models now rather than at the first step."""
+        return self._submit(Job("load"), wait)
+
+    def unload(self, wait: bool = True) -> None:
+        """Give the models' memory back. The next step loads them again."""
+        self._interruptIfOpen()
+        self._submit(Job("unload"), wait)
+
+    def checkFit(self, told: Callable[[dict], None]) -> None:
+        """Ask whether there is room for the chosen policy; `told` gets {"needed", "free", "fits", …} in bytes."""
+        chosen = self.client.settings
+        fields = {"policy": chosen.policy, "device": chosen.device, "precision": chosen.precision}
+        self._submit(Job("info", fields, done=lambda message: told(message["info"])), wait=False)
+
+    def restartWorker(self) -> None:
+        """End the worker; the next step starts a fresh one."""
+        self.client.kill()
+
+    def shutdown(self) -> None:
+        """End the worker and let go of the scene, which stays as it is."""
+        slicer.app.disconnect("aboutToQuit()", self._onQuit)
+        for tag in self._tags:
+            slicer.mrmlScene.RemoveObserver(tag)
+        self._tags.clear()
+        self._goOn = False
+        self.client.shutdown()
+        if self.current is not None:
+            self.current.forget()
+            self.current = None
+
+    # Inside
+
+    def _run(self) -> SceneRun:
+        if self.current is None:
+            raise AgentError("There is no open question. Ask one first.")
+        return self.current
+
+    def _interruptIfOpen(self) -> None:
+        if self.isWorking:
+            self.stop()
+
+    def _interrupt(self) -> SceneRun:
+        """The open run, nothing under way any more: what the person does comes first."""
+        self._interruptIfOpen()
+        return self._run()
+
+    def _change(self, change: Callable) -> None:
+        run = self._interrupt()
+        change(run.record)
+        run.showLast()
+        run.save()
+        self.changed.emit()
+
+    def _pictureOf(self, ras) -> tuple[float, float]:
+        run = self._run()
+        if "picture" not in run.record.head:
+            raise AgentError("Let the agent make a step first: the picture is not cut yet.")
+        try:
+            return run.clickAt(ras)
+        except IbisError as error:
+            raise AgentError(f"This click does not count: {error}") from error
+
+    def _do(self, request: str, fields: dict, wait: bool) -> dict | None:
+        """A job of the open run. What it tells is dropped once another run is open."""
+        run = self._run()
+        made: list[dict] = []
+
+        def opened(message: dict) -> None:
+            run.record.open(message["head"])
+            run.save()
+
+        def step(message: dict) -> None:
+            if self.current is run and run.record.extend(message["after"], message["step"], message):
+                made.append(run.record.steps[-1])
+                run.showLast()
+                run.save()
+                self.changed.emit()
+
+        def done(message: dict) -> None:
+            if self.current is not run:
+                return
+            if not made:
+                run.record.settle(message)
+                run.save()
+                self.changed.emit()
+            if self._goOn and run.record.status == "ready":
+                self.step(wait=False)
+            else:
+                self._goOn = False
+
+        job = Job(request, fields, run.record.session, done=done, step=step, opened=opened)
+        job.text, job.retry = self.textArrived.emit, self.retried.emit
+        self._submit(job, wait)
+        return made[-1] if made else None
+
+    def _submit(self, job: Job, wait: bool) -> dict | None:
+        outcome: list = []
+        done = job.done
+
+        def succeeded(message: dict) -> None:
+            outcome.append(message)
+            done(message)
+
+        def failed(kind: str, text: str) -> None:
+            self._goOn = False
+            outcome.append(AgentError(text))
+            if kind != CANCELLED:
+                logging.error("IBISSlicer: %s", text)
+                self.failed.emit(kind, text)
+
+        job.done, job.failed = succeeded, failed
+        self.client.submit(job)
+        self.working.emit()
+        if not wait:
+            return None
+        self._waitUntil(lambda: bool(outcome))
+        if isinstance(outcome[0], AgentError):
+            raise outcome[0]
+        return outcome[0]
+
+    def _waitUntil(self, condition: Callable[[], bool]) -> None:
+        """For scripts: Slicer stays responsive while the worker works."""
+        while not condition():
+            if self._process is not None:
+                self._process.waitForBytes(20)
+            slicer.app.processEvents()
+
+    def _endIfStuck(self, token: int) -> None:
+        if self.client.end_if_stuck(token):
+            self._log("The worker did not stop and was ended. The models load again at the next step.")
+
+    def _close(self, accepted: bool) -> None:
+        run, self.current = self._run(), None
+        self.client.close(run.record.session)
+        run.close(accepted)
+        self.changed.emit()
+
+    def _segment(self) -> tuple:
+        if self.current is not None:
+            return self.current.mask.node, self.current.mask.segmentId
+        if not self.hasMask:
+            raise AgentError("There is no mask to export.")
+        return self._lastSegment
+
+    def _volumeOf(self, segmentationNode):
+        return segmentationNode.GetNodeReference(segmentationNode.GetReferenceImageGeometryReferenceRole())
+
+    def _startWorker(self, onBytes: Callable[[bytes], None], onEnd: Callable[[str], None]) -> WorkerProcess:
+        packageFolder = Path(ibis_agent.__file__).parent.parent
+        program = Settings.python() or defaultPython()
+        self._process = WorkerProcess(program, packageFolder, self.workerArguments, onBytes, onEnd, self._log)
+        return self._process
+
+    def _log(self, line: str) -> None:
+        logging.debug("IBISSlicer worker: %s", line)
+        self.logged.emit(line)
+
+    # The scene changes under us
+
+    def _observeScene(self) -> None:
+        scene = slicer.mrmlScene
+        for event, handler in (
+            (scene.StartCloseEvent, self._onSceneStartClose),
+            (scene.EndImportEvent, self._onSceneImported),
+            (scene.NodeRemovedEvent, self._onNodeRemoved),
+        ):
+            self._tags.append(scene.AddObserver(event, handler))
+
+    def _onSceneStartClose(self, caller, event) -> None:
+        if self.current is not None:
+            self._interrupt()
+            run, self.current = self.current, None
+            self.client.close(run.record.session)
+            run.forget()
+            self.changed.emit()
+
+    def _onSceneImported(self, caller, event) -> None:
+        self.reopen()
+
+    def _onNodeRemoved(self, caller, event) -> None:
+        """Somebody has deleted a node. Without its own nodes a run is over; without its volume it can go on."""
+        run = self.current
+        if run is None or caller.IsClosing():
+            return
+        if not run.isInScene():
+            self._interrupt()
+            self._close(accepted=False)
+        elif run.volumeNode is None and "picture" not in run.record.head:
+            self.stop()
+
+    def _onQuit(self) -> None:
+        self.shutdown()
+        waitForEndingProcesses()

@@ -1,0 +1,98 @@
+"""Writing one segment to files that other programs read, each whole or not at all.
+
+Putting a mask into a segmentation of the scene is Accept.py; the review page comes from ibis_agent.review.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+import slicer
+
+from .Errors import PlainError
+
+SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd")
+
+
+class ExportError(PlainError):
+    """A file that could not be written; the text says why and what to do."""
+
+
+def exportSegment(segmentationNode, segmentId: str, volumeNode, path: str) -> Path:
+    """Write one segment as `.seg.nrrd` (name, colour and terminology included), NIfTI or NRRD.
+
+    NIfTI and NRRD have the grid of the volume. An existing file is replaced when the new one is whole.
+
+    :raises ExportError: for an unknown ending, or when it cannot be written.
+    """
+    target = Path(path)
+    suffix = next((each for each in SUFFIXES if target.name.lower().endswith(each)), None)
+    if suffix is None:
+        raise ExportError(f"{target.name}: end the name in {', '.join(SUFFIXES)}.")
+    make = _temporarySegmentation if suffix == ".seg.nrrd" else _temporaryLabelmap
+    node = make(segmentationNode, segmentId, volumeNode)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".ibis-", dir=target.parent) as folder:
+            written = Path(folder) / f"segment{suffix}"
+            if not slicer.util.saveNode(node, str(written)) or not written.is_file():
+                raise ExportError(f"{target}: Slicer could not write this file.")
+            os.replace(written, target)
+    except OSError as error:
+        raise ExportError(f"{target} cannot be written: {error.strerror}. Choose another folder.") from error
+    finally:
+        storage = node.GetStorageNode()
+        slicer.mrmlScene.RemoveNode(node)
+        if storage is not None and slicer.mrmlScene.IsNodePresent(storage):
+            slicer.mrmlScene.RemoveNode(storage)
+    return target
+
+
+def canExportDicom() -> bool:
+    """Whether this Slicer has what writes DICOM SEG: since 5.12, or with the extension QuantitativeReporting."""
+    return importlib.util.find_spec("DICOMSegmentationPlugin") is not None
+
+
+def exportDicom(segmentationNode, folder: str) -> None:
+    """Write a segmentation as DICOM SEG into a folder.
+
+    :raises ExportError: if this Slicer cannot, or the volume did not come from DICOM.
+    """
+    if not canExportDicom():
+        raise ExportError("This Slicer cannot write DICOM SEG. Install the extension QuantitativeReporting.")
+    import DICOMSegmentationPlugin
+
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    exporter = DICOMSegmentationPlugin.DICOMSegmentationPluginClass()
+    exportables = exporter.examineForExport(hierarchy.GetItemByDataNode(segmentationNode))
+    if not exportables:
+        raise ExportError("DICOM SEG needs a volume that was loaded from DICOM, in the same study.")
+    for exportable in exportables:
+        exportable.directory = folder
+    problem = exporter.export(exportables)
+    if problem:
+        raise ExportError(f"DICOM SEG could not be written: {problem}")
+
+
+def _temporarySegmentation(segmentationNode, segmentId: str, volumeNode):
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "IBIS export")
+    node.SetHideFromEditors(True)
+    node.SetAndObserveTransformNodeID(segmentationNode.GetTransformNodeID())
+    if volumeNode is not None:
+        node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
+    node.GetSegmentation().CopySegmentFromSegmentation(segmentationNode.GetSegmentation(), segmentId)
+    return node
+
+
+def _temporaryLabelmap(segmentationNode, segmentId: str, volumeNode):
+    if volumeNode is None:
+        raise ExportError("The volume of this question is gone; its grid is needed for that kind of file.")
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "IBIS export")
+    node.SetHideFromEditors(True)
+    logic = slicer.modules.segmentations.logic()
+    if not logic.ExportSegmentsToLabelmapNode(segmentationNode, [segmentId], node, volumeNode):
+        slicer.mrmlScene.RemoveNode(node)
+        raise ExportError("The mask could not be put into the volume's grid.")
+    return node

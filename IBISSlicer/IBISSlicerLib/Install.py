@@ -1,0 +1,192 @@
+"""What the worker's Python lacks, getting it, and proving that it works.
+
+Only on the main thread and only when asked: nothing is installed or imported when the module opens. PyTorch comes
+through the PyTorch extension, which knows the graphics card; the proof is an import in the worker's own Python, since
+importing PyTorch into Slicer itself can crash it and locks its files.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import qt
+import slicer
+
+from .Errors import PlainError
+
+TORCH = "torch>=2.6"
+# Without dependencies: it asks for torchvision, which we do not need and which crashes some Slicers. Without build
+# isolation: that would download another PyTorch of several gigabytes just to build a few Python files.
+SAM2 = "sam2>=1.1"
+_SAM2_OPTIONS = ["--no-deps", "--no-build-isolation"]
+_PROOF = "import sys, torch, transformers, safetensors, nibabel, sam2.build_sam; print(sys.version.split()[0], torch.__version__)"
+_OLDEST_PYTHON = "import sys; sys.exit(0 if sys.version_info >= (3, 10) else 3)\n"
+
+
+class InstallError(PlainError):
+    """Why it could not be installed, and what to do."""
+
+
+class RestartNeeded(InstallError):  # noqa: N818 - not a failure
+    """Slicer has to be started again before the rest can be installed."""
+
+
+class Installer:
+    """:param requirementsFile: the requirements besides PyTorch and sam2."""
+
+    def __init__(self, requirementsFile: str) -> None:
+        self._file = Path(requirementsFile)
+        self._process = None
+
+    def missing(self) -> list[str]:
+        """The requirements that Slicer's own Python does not meet; reads metadata only, in milliseconds."""
+        return [each for each in (TORCH, *self._requirements(), SAM2) if not _isInstalled(each)]
+
+    def install(self, log: Callable[[str], None]) -> None:
+        """Install what is missing. Blocks; `log` gets lines to show.
+
+        :raises RestartNeeded: when the PyTorch extension had to be installed first.
+        :raises InstallError: with the reason and what to do.
+        """
+        try:
+            if not _isInstalled(TORCH):
+                log("Installing PyTorch. This takes some minutes.")
+                self._installTorch()
+            others = [each for each in self._requirements() if not _isInstalled(each)]
+            if others:
+                log(f"Installing {', '.join(_name(each) for each in others)}.")
+                _pipInstall(others)
+            if not _isInstalled(SAM2):
+                log("Installing sam2.")
+                with _environment(SAM2_BUILD_CUDA="0"):
+                    _pipInstall([*_SAM2_OPTIONS, SAM2])
+        except subprocess.CalledProcessError as error:
+            detail = str(error.output or "").strip().splitlines()[-1:] or [str(error)]
+            raise InstallError(
+                f"The installation failed: {detail[0]} Check the network (proxy?) and the free disk space, and press "
+                "Install again: what is there already is kept. The Python console has the whole log."
+            ) from error
+        importlib.invalidate_caches()
+
+    def prove(self, python: str, told: Callable[[bool, str], None]) -> None:
+        """Import everything in a process of that Python; `told(works, text)` follows when it has ended."""
+        self.cancelProof()
+        process = qt.QProcess()
+        process.setProcessChannelMode(qt.QProcess.MergedChannels)
+        environment = slicer.app.startupEnvironment()
+        for name in ("PYTHONHOME", "PYTHONPATH"):
+            environment.remove(name)
+        environment.insert("PYTHONIOENCODING", "utf-8")
+        process.setProcessEnvironment(environment)
+        self._process, self._told = process, told
+        process.connect("finished(int,QProcess::ExitStatus)", self._onProofFinished)
+        process.connect("errorOccurred(QProcess::ProcessError)", self._onProofError)
+        process.start(python, ["-c", _OLDEST_PYTHON + _PROOF])
+
+    def cancelProof(self) -> None:
+        if self._process is not None:
+            self._process.disconnect("finished(int,QProcess::ExitStatus)", self._onProofFinished)
+            self._process.disconnect("errorOccurred(QProcess::ProcessError)", self._onProofError)
+            self._process.kill()
+            self._process.waitForFinished(1000)
+            self._process = None
+
+    def _onProofFinished(self, exitCode: int, exitStatus: int) -> None:
+        lines = self._process.readAllStandardOutput().data().decode("utf-8", "replace").strip().splitlines()
+        self._process = None
+        last = lines[-1] if lines else "it said nothing"
+        if exitCode == 0:
+            python, _, torch = last.partition(" ")
+            self._told(True, f"Python {python}, PyTorch {torch}")
+        elif exitCode == 3 and not lines:
+            self._told(False, "That Python is older than 3.10.")
+        else:
+            self._told(False, f"The check failed: {last}")
+
+    def _onProofError(self, error: int) -> None:
+        if self._process is not None and error == qt.QProcess.FailedToStart:
+            self._process = None
+            self._told(False, "That Python could not be started.")
+
+    def _requirements(self) -> list[str]:
+        lines = (line.split(" #")[0].strip() for line in self._file.read_text(encoding="utf-8").splitlines())
+        return [line for line in lines if line and not line.startswith("#")]
+
+    def _installTorch(self) -> None:
+        try:
+            import PyTorchUtils
+        except ModuleNotFoundError:
+            model = slicer.app.extensionsManagerModel()
+            if not model.installExtensionFromServer("PyTorch"):
+                raise InstallError(
+                    "The extension PyTorch could not be installed. Install it in the Extensions Manager, restart "
+                    "Slicer and press Install again."
+                ) from None
+            raise RestartNeeded(
+                "The extension PyTorch was installed. Restart Slicer and press Install again to go on."
+            ) from None
+        floor = TORCH.removeprefix("torch")
+        if PyTorchUtils.PyTorchUtilsLogic().installTorch(torchVersionRequirement=floor) is None:
+            raise InstallError("PyTorch was not installed. Press Install to try again.")
+
+
+def _slicerPackaging():
+    """`slicer.packaging`, which Slicer has since 5.12, or None."""
+    try:
+        return importlib.import_module("slicer.packaging")
+    except ModuleNotFoundError:
+        return None
+
+
+def _isInstalled(requirement: str) -> bool:
+    packaging = _slicerPackaging()
+    if packaging is not None:
+        return bool(packaging.pip_check(requirement))
+    from packaging.requirements import Requirement
+
+    wanted = Requirement(requirement)
+    try:
+        return wanted.specifier.contains(importlib.metadata.version(wanted.name), prereleases=True)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def _pipInstall(arguments: list[str]) -> None:
+    packaging = _slicerPackaging()
+    if packaging is not None:
+        packaging.pip_install(arguments, requester="IBISSlicer")
+    else:
+        slicer.util.pip_install(arguments)
+
+
+def _name(requirement: str) -> str:
+    return requirement.split(">")[0].split("=")[0].split("<")[0]
+
+
+def plainNames(requirements: list[str]) -> str:
+    """Names as people know them, for one line."""
+    known = {"torch": "PyTorch", "sam2": "SAM 2", "transformers": "Transformers"}
+    names = [_name(each) for each in requirements]
+    shown = [known[name] for name in names if name in known]
+    others = len(names) - len(shown)
+    return ", ".join(shown + ([f"{others} small packages"] if others > 1 else ["a small package"] if others else []))
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

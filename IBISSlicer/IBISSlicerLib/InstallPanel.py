@@ -1,0 +1,85 @@
+"""The notice on top of the panel: what is missing, and the ways to get it. Hidden when nothing is."""
+
+from __future__ import annotations
+
+import logging
+
+import slicer
+
+from . import Settings
+from .Errors import PlainError
+from .Install import Installer, RestartNeeded, plainNames
+from .Signal import Signal
+from .WorkerProcess import defaultPython
+
+
+class InstallPanel:
+    """
+    :param ui: the widgets by name.
+    :param installer: the Installer.
+    :param usableChanged: called with whether there is anything to run the agent with.
+    """
+
+    def __init__(self, ui, installer: Installer, usableChanged) -> None:
+        self.ui, self._installer, self._usableChanged = ui, installer, usableChanged
+        self.pythonChanged = Signal()  # another Python runs the worker from now on
+        ui.installButton.connect("clicked()", self.onInstall)
+        ui.installLogEdit.setVisible(False)
+        self.update()
+
+    def cleanup(self) -> None:
+        self._installer.cancelProof()
+
+    def update(self, note: str = "") -> None:
+        """Look what is missing, from metadata only, and say it in one line."""
+        missing = [] if Settings.python() else self._installer.missing()
+        self.ui.noticeFrame.setVisible(bool(missing or note))
+        self.ui.installButton.setVisible(bool(missing))
+        text = f"Not installed yet: {plainNames(missing)}." if missing else ""
+        self.ui.noticeLabel.setText(" ".join(filter(None, (note, text))))
+        self._usableChanged(not missing)
+
+    def onInstall(self) -> None:
+        self.ui.installLogEdit.setVisible(True)
+        self.ui.installLogEdit.setPlainText("")
+        self.ui.installButton.setEnabled(False)
+        try:
+            self._installer.install(self._log)
+        except RestartNeeded as error:
+            self.update(str(error))
+            if slicer.util.confirmOkCancelDisplay(f"{error} Restart now?", "IBISSlicer"):
+                slicer.util.restart()
+        except PlainError as error:
+            logging.exception("IBISSlicer: the installation failed")
+            self.update(str(error))
+        else:
+            self._log("Checking that everything can be imported …")
+            self._installer.prove(defaultPython(), self._onProved)
+        finally:
+            self.ui.installButton.setEnabled(True)
+
+    def usePython(self, path: str) -> None:
+        """Use this Python if it has what is needed; empty goes back to Slicer's own."""
+        if not path:
+            Settings.setPython("")
+            self.update()
+            self.pythonChanged.emit()
+            return
+        self.update("Checking that Python …")
+        self._installer.prove(path, lambda works, text: self._onPythonProved(path, works, text))
+
+    def _onProved(self, works: bool, text: str) -> None:
+        self._log(text)
+        self.update("" if works else f"{text} Press Install to try again.")
+        if works:
+            self.ui.installLogEdit.setVisible(False)
+
+    def _onPythonProved(self, path: str, works: bool, text: str) -> None:
+        if works:
+            Settings.setPython(path)
+        self.update("" if works else f"{path} cannot be used. {text}")
+        self.pythonChanged.emit()
+
+    def _log(self, line: str) -> None:
+        self.ui.installLogEdit.appendPlainText(line)
+        slicer.app.processEvents()

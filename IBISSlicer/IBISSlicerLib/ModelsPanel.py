@@ -1,0 +1,162 @@
+"""The folded section about models: which ones, where they run, what they take, and whether they fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import qt
+
+from . import Settings
+from .Agent import Agent
+from .Texts import gigabytes
+
+_DEVICES = (("Automatic", "auto"), ("Graphics card", "cuda"), ("Processor", "cpu"))
+_PRECISIONS = (
+    ("Automatic", "auto"),
+    ("32 bit", "fp32"),
+    ("16 bit (bf16)", "bf16"),
+    ("16 bit (fp16)", "fp16"),
+    ("4 bit", "int4"),
+)
+_DEMO_TEXT = "Demonstration"
+_DEMO_NOTE = "The demonstration models know phantoms and simple CT only. They are not for patients."
+
+
+class ModelsPanel:
+    """
+    :param ui: the widgets by name.
+    :param agent: the Agent.
+    :param pythonChosen: called with the path of a Python that the person chose, empty for Slicer's own.
+    """
+
+    def __init__(self, ui, agent: Agent, pythonChosen) -> None:
+        self.ui, self.agent, self._pythonChosen = ui, agent, pythonChosen
+        self._fit = ""
+        for text, value in _DEVICES:
+            ui.deviceSelector.addItem(text, value)
+        for text, value in _PRECISIONS:
+            ui.precisionSelector.addItem(text, value)
+        ui.windowSelector.addItem("As the policy learned them, else as shown", "policy")
+        ui.windowSelector.addItem("As the view shows them", "shown")
+        ui.windowSelector.setCurrentIndex(1 if Settings.usesShownWindow() else 0)
+        self.fill()
+        ui.windowSelector.connect("currentIndexChanged(int)", self._onWindow)
+        for selector in (ui.policySelector, ui.segmenterSelector, ui.deviceSelector, ui.precisionSelector):
+            selector.connect("currentIndexChanged(int)", self._onChosen)
+        ui.pythonSelector.connect("currentIndexChanged(int)", self._onPython)
+        ui.policyButton.connect("clicked()", self._onPolicyFolder)
+        ui.segmenterButton.connect("clicked()", self._onSegmenterFile)
+        ui.pythonButton.connect("clicked()", self.choosePython)
+        ui.loadButton.connect("clicked()", lambda: agent.load(wait=False))
+        ui.unloadButton.connect("clicked()", lambda: agent.unload(wait=False))
+        ui.checkButton.connect("clicked()", self.check)
+        agent.working.connect(self.update)
+        self.update()
+
+    def fill(self) -> None:
+        """Show what is chosen."""
+        ui, chosen = self.ui, self.agent.client.settings
+        _offer(ui.policySelector, _DEMO_TEXT, Settings.DEMO, chosen.policy)
+        _offer(ui.segmenterSelector, _DEMO_TEXT, Settings.DEMO, chosen.segmenter)
+        _offer(ui.pythonSelector, "Slicer's own", "", Settings.python())
+        for selector, value in ((ui.deviceSelector, chosen.device), (ui.precisionSelector, chosen.precision)):
+            blocked = selector.blockSignals(True)
+            selector.setCurrentIndex(max(selector.findData(value), 0))
+            selector.blockSignals(blocked)
+
+    def update(self) -> None:
+        ui, client = self.ui, self.agent.client
+        loaded = client.ready is not None
+        ui.loadButton.setEnabled(not self.agent.isWorking and not loaded)
+        ui.unloadButton.setEnabled(loaded)
+        ui.modelsStatusLabel.setText("\n".join(filter(None, (self._loadedText(), self._fit, self._demoText()))))
+
+    def check(self) -> None:
+        """Ask whether the chosen policy fits."""
+        self._fit = "Looking at the policy's files …"
+        self.update()
+        self.agent.checkFit(self._onFit)
+
+    def choosePython(self) -> None:
+        """Let the person choose the Python of an environment."""
+        path = qt.QFileDialog.getOpenFileName(self.ui.pythonButton, "Python of an environment with PyTorch")
+        if path:
+            self._pythonChosen(path)
+
+    def _loadedText(self) -> str:
+        client = self.agent.client
+        if client.ready is None:
+            return "Not loaded; the first step loads the models."
+        memory = client.memory or {}
+        if memory.get("used") is not None:
+            used = f"{gigabytes(memory['used'])} in use, {gigabytes(memory['free'])} free"
+            return f"Loaded on {memory['device']}: {used}."
+        free = memory.get("free")
+        return f"Loaded on the processor{f', {gigabytes(free)} of memory free' if free else ''}."
+
+    def _demoText(self) -> str:
+        chosen = self.agent.client.settings
+        note = ((self.agent.client.ready or {}).get("card") or {}).get("note", "")
+        return _DEMO_NOTE if Settings.DEMO in (chosen.policy, chosen.segmenter) else note
+
+    def _onFit(self, info: dict) -> None:
+        where = "on the graphics card" if info["device"].startswith("cuda") else "in memory"
+        needs = f"{info['name']} needs about {gigabytes(info['needed'])} {where}"
+        if info["free"] is None:
+            self._fit = f"{needs}; how much is free is not known."
+        elif info["loaded"] or info["needed"] <= info["free"]:
+            self._fit = f"{needs}, {gigabytes(info['free'])} are free: it fits."
+        else:
+            smaller = [name for name, fits in info["fits"].items() if fits]
+            names = dict((value, text) for text, value in _PRECISIONS)
+            mend = f"Choose {names[smaller[0]]}." if smaller else "Choose a smaller policy, or another computer."
+            self._fit = f"{needs}, only {gigabytes(info['free'])} are free. {mend}"
+        self.update()
+
+    def _onChosen(self, row: int) -> None:
+        ui = self.ui
+        before = self.agent.client.settings
+        settings = replace(
+            before,
+            policy=ui.policySelector.currentData,
+            segmenter=ui.segmenterSelector.currentData,
+            device=ui.deviceSelector.currentData,
+            precision=ui.precisionSelector.currentData,
+        )
+        self._fit = ""
+        self.agent.setModels(settings)
+        if settings.policy != Settings.DEMO and settings != before:
+            self.check()
+
+    def _onWindow(self, row: int) -> None:
+        Settings.setUsesShownWindow(self.ui.windowSelector.currentData == "shown")
+
+    def _onPython(self, row: int) -> None:
+        self._pythonChosen(self.ui.pythonSelector.currentData)
+
+    def _onPolicyFolder(self) -> None:
+        folder = qt.QFileDialog.getExistingDirectory(self.ui.policyButton, "Folder with a policy's weights")
+        if folder:
+            _offer(self.ui.policySelector, _DEMO_TEXT, Settings.DEMO, folder)
+            self._onChosen(0)
+
+    def _onSegmenterFile(self) -> None:
+        path = qt.QFileDialog.getOpenFileName(
+            self.ui.segmenterButton, "Checkpoint of a segmenter", "", "Checkpoints (*.pt *.pth *.safetensors)"
+        )
+        if path:
+            _offer(self.ui.segmenterSelector, _DEMO_TEXT, Settings.DEMO, path)
+            self._onChosen(0)
+
+
+def _offer(selector, usualText: str, usual: str, chosen: str) -> None:
+    """Offer the usual choice and the person's own, which is shown by its last part."""
+    blocked = selector.blockSignals(True)
+    if selector.findData(usual) < 0:
+        selector.addItem(usualText, usual)
+    if selector.findData(chosen) < 0:
+        selector.addItem(Path(chosen).name or chosen, chosen)
+    selector.setCurrentIndex(selector.findData(chosen))
+    selector.setToolTip(chosen if chosen != usual else usualText)
+    selector.blockSignals(blocked)

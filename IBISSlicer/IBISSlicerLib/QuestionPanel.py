@@ -1,0 +1,266 @@
+"""The section where a person asks: volume, slice, question, and the buttons that make the agent act."""
+
+from __future__ import annotations
+
+import time
+
+import qt
+import slicer
+
+from . import Settings
+from .Agent import Agent
+from .Errors import PlainError, telling
+from .Geometry import ObliqueViewError, alignView, shownWindow, sliceOfView
+
+
+class QuestionPanel:
+    """:param ui: the widgets by name. :param agent: the Agent. `usable`: whether there is anything to run it with."""
+
+    def __init__(self, ui, agent: Agent) -> None:
+        self.ui, self.agent = ui, agent
+        self.usable = True
+        self._begun = 0.0
+        self._note = ""
+        self._tags: list[tuple[object, int]] = []
+        self._clock = qt.QTimer()
+        self._clock.setInterval(500)
+        self._clock.connect("timeout()", self._showStatus)
+        self._questions = qt.QMenu(ui.questionsButton)
+        ui.questionsButton.setMenu(self._questions)
+        ui.scopeSelector.addItem("This slice", "slice")
+        ui.volumeSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onVolumeChanged)
+        ui.viewSelector.connect("currentIndexChanged(int)", self._onViewChanged)
+        ui.alignButton.connect("clicked()", self._onAlign)
+        ui.questionEdit.connect("textChanged()", self.update)
+        ui.stepButton.connect("clicked()", self.onStep)
+        ui.runButton.connect("clicked()", self.onRun)
+        ui.stopButton.connect("clicked()", self.onStop)
+        self._questions.connect("aboutToShow()", self._fillQuestions)
+        agent.changed.connect(self._onRunChanged)
+        agent.working.connect(self._onWorking)
+        agent.failed.connect(self._onFailed)
+        agent.retried.connect(lambda reason: self.say(f"The answer could not be read ({reason}); asking once more …"))
+        self._observeViews()
+
+    def cleanup(self) -> None:
+        self._clock.stop()
+        for node, tag in self._tags:
+            node.RemoveObserver(tag)
+        self._tags.clear()
+
+    def enter(self) -> None:
+        """The panel is shown: offer what the views show now."""
+        self._fillViews()
+        if not self.agent.current:
+            self.preselect()
+        self.update()
+
+    def preselect(self) -> None:
+        """Choose the background of the chosen view, as most people mean it."""
+        sliceNode = self._sliceNode()
+        logic = slicer.app.applicationLogic().GetSliceLogic(sliceNode) if sliceNode else None
+        background = logic.GetBackgroundLayer().GetVolumeNode() if logic else None
+        if background is not None and background.IsA("vtkMRMLScalarVolumeNode"):
+            self.ui.volumeSelector.setCurrentNode(background)
+
+    def say(self, text: str) -> None:
+        """Show a line below the buttons until something else happens."""
+        self._note = text
+        self._showStatus()
+
+    def onStep(self) -> None:
+        self._act(lambda: self.agent.step(wait=False))
+
+    def onRun(self) -> None:
+        self._act(lambda: self.agent.run(wait=False))
+
+    def onStop(self) -> None:
+        self.agent.stop()
+        self.say("Stopped.")
+
+    def setQuestion(self, text: str) -> None:
+        self.ui.questionEdit.setPlainText(text)
+
+    def update(self) -> None:
+        """Offer what can be done now, and say why the rest cannot."""
+        ui, agent = self.ui, self.agent
+        run = agent.current
+        asking = run is None
+        for widget in (ui.volumeSelector, ui.viewSelector, ui.questionsButton, ui.scopeSelector):
+            widget.setEnabled(asking)
+        ui.questionEdit.setReadOnly(not asking)
+        scopes = (agent.client.hello or {}).get("scopes", ("slice",))
+        for widget in (ui.scopeLabel, ui.scopeSelector):
+            widget.setVisible(len(scopes) > 1)
+        obstacle = self._obstacle()
+        for button, text in (
+            (ui.stepButton, "Let the agent think and click once (Ctrl+Shift+Enter)"),
+            (ui.runButton, "Let the agent go on until it is content (Ctrl+Enter)"),
+        ):
+            button.setEnabled(not obstacle and not agent.isWorking)
+            button.setToolTip(obstacle or text)
+        ui.stopButton.setEnabled(agent.isWorking)
+        ui.stopButton.setToolTip("Stop at once, even in the middle of a thought (Esc)")
+        self._showSlice()
+        self._showStatus()
+
+    def _obstacle(self) -> str:
+        """Why the agent cannot act now; empty if it can."""
+        run = self.agent.current
+        if not self.usable:
+            return "Something is missing; see the top of the panel."
+        if run is not None:
+            return "The run has ended. Place a click, go back, or accept the mask." if run.record.status == "ended" else ""
+        if self.ui.volumeSelector.currentNode() is None:
+            return "Load a scan and choose it as volume first."
+        if not self.ui.questionEdit.plainText.strip():
+            return "Type a question first."
+        return ""
+
+    def _act(self, act) -> None:
+        self._note = ""
+        with telling(self.say):
+            if self.agent.current is None:
+                self._ask()
+            act()
+
+    def _ask(self) -> None:
+        volumeNode = self.ui.volumeSelector.currentNode()
+        window = shownWindow(volumeNode) if Settings.usesShownWindow() and volumeNode else None
+        sliceNode = self._sliceNode()
+        self.agent.ask(volumeNode, self.ui.questionEdit.plainText, sliceNode=sliceNode, window=window)
+
+    def _onFailed(self, kind: str, text: str) -> None:
+        self.say(text)
+
+    def _onRunChanged(self) -> None:
+        run = self.agent.current
+        if run is not None:
+            if self.ui.questionEdit.plainText.strip() != run.record.question:
+                self.setQuestion(run.record.question)
+            if run.volumeNode is not None:
+                self.ui.volumeSelector.setCurrentNode(run.volumeNode)
+        self.update()
+
+    def _onWorking(self) -> None:
+        working = self.agent.isWorking
+        if working and not self._clock.isActive():
+            self._begun = time.monotonic()
+            self._note = ""
+            self._clock.start()
+        elif not working and self._clock.isActive():
+            self._clock.stop()
+        self.update()
+
+    def _showStatus(self) -> None:
+        self.ui.statusLabel.setText(self._note or self._status())
+        self.ui.statusLabel.setVisible(bool(self.ui.statusLabel.text))
+
+    def _status(self) -> str:
+        client, run = self.agent.client, self.agent.current
+        if self.agent.isWorking:
+            seconds = f" {time.monotonic() - self._begun:.0f} s"
+            if client.state == "starting":
+                return f"Starting the worker …{seconds}"
+            if client.state == "loading":
+                return f"{client.loading or 'Loading the models …'}{seconds}"
+            return f"The agent is thinking …{seconds}"
+        if run is None:
+            return ""
+        if run.record.status == "paused":
+            return f"{run.record.reason} Place a click, or press Step to ask again."
+        if run.record.rejected:
+            return "The last step was taken back; the agent will be told."
+        if run.record.status == "ended" and run.record.answer is not None:
+            return "The agent is content. Accept the mask, or correct it."
+        return run.record.reason
+
+    # Slice
+
+    def _sliceNode(self):
+        return slicer.mrmlScene.GetNodeByID(self.ui.viewSelector.currentData or "")
+
+    def _observeViews(self) -> None:
+        scene = slicer.mrmlScene
+        for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndImportEvent, scene.EndCloseEvent):
+            self._tags.append((scene, scene.AddObserver(event, self._onSceneChanged)))
+        self._fillViews()
+
+    def _onSceneChanged(self, caller, event) -> None:
+        if caller.IsBatchProcessing():
+            return
+        if self.ui.viewSelector.count != len(_sliceNodes()):
+            self._fillViews()
+        if not self.agent.current and self.ui.volumeSelector.currentNode() is None:
+            self.preselect()
+        self.update()
+
+    def _fillViews(self) -> None:
+        chosen = self.ui.viewSelector.currentData
+        nodes = _sliceNodes()
+        blocked = self.ui.viewSelector.blockSignals(True)
+        self.ui.viewSelector.clear()
+        for node in nodes:
+            self.ui.viewSelector.addItem(f"{node.GetOrientation()} ({node.GetName()})", node.GetID())
+            if not any(known is node for known, _ in self._tags):
+                self._tags.append((node, node.AddObserver("ModifiedEvent", self._onSliceModified)))
+        self.ui.viewSelector.setCurrentIndex(max(self.ui.viewSelector.findData(chosen), 0) if nodes else -1)
+        self.ui.viewSelector.blockSignals(blocked)
+
+    def _onSliceModified(self, caller, event) -> None:
+        row = self.ui.viewSelector.findData(caller.GetID())
+        if row >= 0:
+            self.ui.viewSelector.setItemText(row, f"{caller.GetOrientation()} ({caller.GetName()})")
+        if caller is self._sliceNode():
+            self._showSlice()
+
+    def _onVolumeChanged(self, node) -> None:
+        self.update()
+
+    def _onViewChanged(self, row: int) -> None:
+        self.update()
+
+    def _onAlign(self) -> None:
+        alignView(self._sliceNode(), self.ui.volumeSelector.currentNode())
+        self.update()
+
+    def _showSlice(self) -> None:
+        """Say which slice the view shows, or what is in the way."""
+        run, oblique, text = self.agent.current, False, ""
+        volumeNode, sliceNode = self.ui.volumeSelector.currentNode(), self._sliceNode()
+        if run is not None:
+            text = f"{run.place.index + 1} of {run.place.count}"
+        elif volumeNode is not None and sliceNode is not None and volumeNode.GetImageData() is not None:
+            try:
+                place = sliceOfView(sliceNode, volumeNode)
+                text = f"{place.index + 1} of {place.count}"
+            except ObliqueViewError:
+                text, oblique = "tilted", True
+            except PlainError:
+                text = "outside"
+        self.ui.sliceLabel.setText(text)
+        self.ui.alignButton.setVisible(oblique)
+
+    # Questions asked before
+
+    def _fillQuestions(self) -> None:
+        self._questions.clear()
+        recent = Settings.recentQuestions()
+        for question in recent:
+            self._addQuestion(question)
+        if recent:
+            self._questions.addSeparator()
+        for question in Settings.EXAMPLES:
+            if question not in recent:
+                self._addQuestion(question)
+
+    def _addQuestion(self, question: str) -> None:
+        action = self._questions.addAction(question)
+        action.connect("triggered()", lambda question=question: self.setQuestion(question))
+
+
+def _sliceNodes() -> list:
+    """The slice views of the layout, in its order."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLSliceNode")
+    shown = [node for node in nodes if node.IsMappedInLayout()]
+    return shown or nodes

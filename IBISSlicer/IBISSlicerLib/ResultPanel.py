@@ -1,0 +1,154 @@
+"""The section where a person decides: the answer, where the mask goes, accept, discard, export."""
+
+from __future__ import annotations
+
+import qt
+import slicer
+from ibis_agent.structures import name_for
+
+from .Agent import Agent
+from .Errors import telling
+from .Export import canExportDicom
+from .SceneRun import runsInScene
+
+_NEW_SEGMENT = "New segment"
+
+
+class ResultPanel:
+    """
+    :param ui: the widgets by name.
+    :param agent: the Agent.
+    :param say: shows a line to the person.
+    """
+
+    def __init__(self, ui, agent: Agent, say) -> None:
+        self.ui, self.agent, self._say = ui, agent, say
+        self._tags: list[tuple[object, int]] = []
+        self._menu = qt.QMenu(ui.exportButton)
+        ui.exportButton.setMenu(self._menu)
+        self._menu.connect("aboutToShow()", self._fillMenu)
+        ui.segmentationSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onSegmentationChanged)
+        ui.segmentSelector.connect("currentIndexChanged(int)", self.update)
+        ui.acceptButton.connect("clicked()", self.onAccept)
+        ui.discardButton.connect("clicked()", self.onDiscard)
+        agent.changed.connect(self.update)
+        agent.working.connect(self.update)
+        self._fillSegments()
+
+    def cleanup(self) -> None:
+        self._observe(None)
+
+    def update(self, *_: object) -> None:
+        ui, run = self.ui, self.agent.current
+        record = run.record if run else None
+        steps = self.agent.steps
+        answer = (record.answer or "") if record else ""
+        ui.answerLabel.setText(f"Answer: {answer}" if answer else "")
+        ui.answerLabel.setVisible(bool(answer))
+        ui.nameEdit.setPlaceholderText(name_for(record.question, answer) if record else "")
+        ui.nameEdit.setVisible(not ui.segmentSelector.currentData)
+        shown = run.shown if run else 0
+        earlier = 0 < shown < len(steps)
+        ui.acceptButton.setText(f"Accept step {shown}" if earlier else "Accept")
+        acceptable = shown > 0 and steps[shown - 1]["area_px"] > 0
+        ui.acceptButton.setEnabled(acceptable)
+        ui.acceptButton.setToolTip(
+            "Put the mask that is shown into the segmentation" if acceptable else "There is no mask to accept yet"
+        )
+        ui.discardButton.setEnabled(run is not None)
+
+    def onAccept(self) -> None:
+        ui = self.ui
+        with telling(self._say):
+            target = ui.segmentationSelector.currentNode()
+            segmentId = self.agent.accept(
+                target, ui.segmentSelector.currentData or "", ui.nameEdit.text.strip(), ui.show3DCheckBox.checked
+            )
+            node = self.agent.lastSegmentation
+            ui.nameEdit.setText("")
+            ui.segmentationSelector.setCurrentNode(node)
+            name = node.GetSegmentation().GetSegment(segmentId).GetName()
+            self._say(f"Accepted: {name} in {node.GetName()}.")
+
+    def onDiscard(self) -> None:
+        if len(self.agent.steps) > 1 and not slicer.util.confirmOkCancelDisplay(
+            "Discard this question with its steps and its mask?", "IBISSlicer"
+        ):
+            return
+        with telling(self._say):
+            self.agent.discard()
+            self._say("Discarded.")
+
+    # Where to
+
+    def _onSegmentationChanged(self, node) -> None:
+        self._observe(node)
+        self._fillSegments()
+
+    def _observe(self, segmentationNode) -> None:
+        for node, tag in self._tags:
+            node.RemoveObserver(tag)
+        self._tags.clear()
+        if segmentationNode is not None:
+            segmentation = segmentationNode.GetSegmentation()
+            for event in (segmentation.SegmentAdded, segmentation.SegmentRemoved, segmentation.SegmentModified):
+                tag = segmentation.AddObserver(event, lambda caller, event: self._fillSegments())
+                self._tags.append((segmentation, tag))
+
+    def _fillSegments(self) -> None:
+        selector, node = self.ui.segmentSelector, self.ui.segmentationSelector.currentNode()
+        chosen = selector.currentData
+        blocked = selector.blockSignals(True)
+        selector.clear()
+        selector.addItem(_NEW_SEGMENT, "")
+        if node is not None:
+            segmentation = node.GetSegmentation()
+            for segmentId in segmentation.GetSegmentIDs():
+                selector.addItem(f"Add to {segmentation.GetSegment(segmentId).GetName()}", segmentId)
+        selector.setCurrentIndex(max(selector.findData(chosen), 0) if chosen else 0)
+        selector.blockSignals(blocked)
+        self.update()
+
+    # Files
+
+    def _fillMenu(self) -> None:
+        self._menu.clear()
+        masked = self.agent.hasMask
+        reviewable = bool(self.agent.steps)
+        self._add("Mask as segmentation file (.seg.nrrd) …", masked, lambda: self._export(".seg.nrrd"))
+        self._add("Mask as NIfTI (.nii.gz) …", masked, lambda: self._export(".nii.gz"))
+        self._add("Mask as DICOM SEG …", masked and canExportDicom(), self._exportDicom)
+        self._menu.addSeparator()
+        self._add("Review page of this run (.html) …", reviewable, lambda: self._review(None))
+        accepted = [node for node in runsInScene() if node.GetAttribute("IBISSlicer.Run") == "accepted"]
+        for node in accepted[-5:]:
+            self._add(f"Review page of {node.GetName()} …", True, lambda node=node: self._review(node))
+
+    def _add(self, text: str, possible: bool, act) -> None:
+        action = self._menu.addAction(text)
+        action.setEnabled(possible)
+        action.connect("triggered()", act)
+
+    def _fileName(self, title: str, suffix: str) -> str:
+        return qt.QFileDialog.getSaveFileName(self.ui.exportButton, title, f"mask{suffix}", f"*{suffix}")
+
+    def _export(self, suffix: str) -> None:
+        path = self._fileName("Export the mask", suffix)
+        if path:
+            path = path if path.lower().endswith(suffix) else path + suffix
+            with telling(self._say):
+                self._say(f"Written: {self.agent.export(path)}")
+
+    def _exportDicom(self) -> None:
+        folder = qt.QFileDialog.getExistingDirectory(self.ui.exportButton, "Folder for DICOM SEG")
+        if folder:
+            with telling(self._say):
+                self.agent.exportDicom(folder)
+                self._say(f"Written: DICOM SEG in {folder}")
+
+    def _review(self, textNode) -> None:
+        path = qt.QFileDialog.getSaveFileName(self.ui.exportButton, "Review page", "review.html", "*.html")
+        if path:
+            with telling(self._say):
+                self.agent.writeReview(path, textNode)
+                self._say(f"Written: {path}")
