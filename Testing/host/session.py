@@ -39,6 +39,8 @@ from .slice_view import SliceView
 from .views import VIEWS, LayoutManager, qMRMLSliceWidget
 from .window import MainWindow
 
+WINDOW = (1280, 760)
+
 Ras = tuple[float, float, float]
 
 
@@ -138,7 +140,7 @@ class Host:
         sample_data.install(self.samples)
         self.window = MainWindow(list(widgets.values()))
         self.window._selector._switch = self.select_module
-        self.window.resize(1280, 760)
+        self.window.resize(*WINDOW)
         self.window.show()
         self.modules: list[OpenModule] = []
         self.current: OpenModule | None = None
@@ -334,6 +336,11 @@ class Host:
         """What the slice view shows: (H, W, 3) uint8."""
         return self.views[view].picture()
 
+    def resize(self, width: int, height: int) -> None:
+        """Size of the window in pixels; 1280 × 760 after a reset."""
+        self.window.resize(width, height)
+        self.process_events()
+
     def screenshot(self, path: str | Path) -> None:
         """The whole window as a PNG, with the strip that says what it is."""
         self.process_events()
@@ -373,5 +380,5 @@ class Host:
         for signal in ("startupCompleted()", "aboutToQuit()"):
             self.app.disconnect(signal)
         dialogs.reset()
-        self.process_events()
+        self.resize(*WINDOW)
         pythonqt.handler_errors.clear()

@@ -15,6 +15,9 @@ from .pythonqt import PythonQtObject
 CAPTION = "Simulated Slicer host (not 3D Slicer): real MRML and slice views, stand-in widgets. Looks differ."
 
 
+PANEL_WIDTH = 420
+
+
 class ModuleSelector(PythonQtObject, QtWidgets.QToolBar):
     """`slicer.util.moduleSelector()`."""
 
@@ -69,7 +72,7 @@ class MainWindow(PythonQtObject, QtWidgets.QMainWindow):
         QtWidgets.QMainWindow.setStatusBar(self, self._bar)
         self._selector = ModuleSelector(self)
         self._selector.hide()
-        self._set_panel_width(420)
+        self._set_panel_width(PANEL_WIDTH)
 
     def _set_panel_width(self, width: int) -> None:
         self._panel.setFixedWidth(width)
@@ -79,6 +82,10 @@ class MainWindow(PythonQtObject, QtWidgets.QMainWindow):
         if panel is not None:
             self._panel.setWidget(panel)
             panel.show()
+            # Slicer's panel takes the width that its contents need; with room for the scroll bar.
+            needed = QtWidgets.QWidget.minimumSizeHint(panel).width()
+            bar = self._panel.verticalScrollBar().sizeHint().width()
+            self._set_panel_width(max(PANEL_WIDTH, needed + bar + 4))
 
     def moduleSelector(self) -> Any:
         return self._selector
