@@ -339,12 +339,19 @@ def _parse_yaml(text: bytes, file: Path, mend: str) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """YAML 1.2 floats: 1e-6 is a number there, a text in YAML 1.1. No aliases: they multiply."""
+        """YAML 1.2 floats: 1e-6 is a number there, a text in YAML 1.1. No aliases: they multiply. Not deep."""
+
+        depth = 0
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.events.AliasEvent):
                 raise yaml.YAMLError("aliases are not allowed here")
-            return super().compose_node(parent, index)
+            self.depth += 1
+            if self.depth > _DEEPEST:
+                raise yaml.YAMLError("it is nested too deeply")
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
 
     Loader.add_implicit_resolver(
         "tag:yaml.org,2002:float",

@@ -47,9 +47,9 @@ def place(parity: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="module")
 def tiny() -> dict[str, Any]:
-    """Weights of the packaged tiny network, as MedSAM2's are shaped, without their size on the disk."""
-    model = architecture.build(architecture.named_settings("sam2.1_hiera_t"))
-    return model.state_dict()
+    """Weights in the shapes of the packaged tiny network, which are MedSAM2's; one number each on the disk."""
+    shapes = architecture.build(architecture.named_settings("sam2.1_hiera_t")).state_dict()
+    return {name: torch.zeros(()).expand(each.shape) for name, each in shapes.items()}
 
 
 @pytest.mark.parametrize("name", ["sam2_hiera_t", "sam2.1_hiera_t", "sam2.1_hiera_t512"])
