@@ -1,7 +1,9 @@
-"""The scripted module IBISSlicer: ask a scan a question and watch an agent work on the answer, click by click.
+"""The scripted module IBISSlicer: ask a scan a question and watch an agent work on the answer, click by
+click.
 
-This file only wires: module, panel, logic, self-test. What each part does is in IBISSlicerLib/; the agent itself, which
-knows nothing of Slicer, is the package ibis_agent (folder Logic/ of a checkout, beside this file when installed).
+This file only wires: module, panel, logic, self-test. What each part does is in IBISSlicerLib/; the agent
+itself, which knows nothing of Slicer, is the package ibis_agent (folder Logic/ of a checkout, beside this
+file when installed).
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from pathlib import Path
 
 import qt
 import slicer
-import vtk
 from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
 from slicer.i18n import tr as _
 from slicer.i18n import translate
@@ -40,7 +41,9 @@ def findAgentPackage() -> None:
             if str(folder) not in sys.path:
                 sys.path.insert(0, str(folder))
             return
-    raise ImportError("IBISSlicer: the package ibis_agent is missing beside the module; install the extension again")
+    raise ImportError(
+        "IBISSlicer: the package ibis_agent is missing beside the module; install the extension again"
+    )
 
 
 if isSupported():
@@ -100,13 +103,16 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Called when the module is opened for the first time."""
         ScriptedLoadableModuleWidget.setup(self)
         if not isSupported():
-            self.layout.addWidget(qt.QLabel(_("IBISSlicer needs Slicer 5.10 or newer. Please update Slicer.")))
+            self.layout.addWidget(
+                qt.QLabel(_("IBISSlicer needs Slicer 5.10 or newer. Please update Slicer."))
+            )
             self.layout.addStretch(1)
             return
         from IBISSlicerLib.Install import Installer
         from IBISSlicerLib.InstallPanel import InstallPanel
         from IBISSlicerLib.ModelsPanel import ModelsPanel
         from IBISSlicerLib.QuestionPanel import QuestionPanel
+        from IBISSlicerLib.RecordedRun import examplePath
         from IBISSlicerLib.ResultPanel import ResultPanel
         from IBISSlicerLib.Shortcuts import installShortcuts
         from IBISSlicerLib.StepsPanel import StepsPanel
@@ -121,8 +127,12 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         icons = Path(self.resourcePath("Icons"))
         self.stepsPanel = StepsPanel(self.ui, self.logic, icons, say)
         self.resultPanel = ResultPanel(self.ui, self.logic, say)
+        example = examplePath(Path(self.resourcePath("")))
         self.installPanel = InstallPanel(
-            self.ui, Installer(self.resourcePath("requirements.txt")), self._onUsableChanged
+            self.ui,
+            Installer(self.resourcePath("requirements.txt")),
+            self._onUsableChanged,
+            (lambda: self._openRecorded(example)) if example else None,
         )
         self.modelsPanel = ModelsPanel(self.ui, self.logic, self.installPanel.usePython)
         self.installPanel.pythonChanged.connect(self._onPythonChanged)
@@ -187,6 +197,12 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.questionPanel.usable = usable
         self.questionPanel.update()
 
+    def _openRecorded(self, path: Path) -> None:
+        from IBISSlicerLib.Errors import telling
+
+        with telling(self.questionPanel.say):
+            self.logic.openRecorded(str(path))
+
     def _onPythonChanged(self) -> None:
         self.logic.restartWorker()
         self.modelsPanel.fill()
@@ -204,9 +220,9 @@ class IBISSlicerLogic(ScriptedLoadableModuleLogic, Agent):
 
     A whole session::
 
-        logic = slicer.util.getModuleWidget("IBISSlicer").logic     # or IBISSlicerLogic() for one of one's own
-        volume = slicer.util.loadVolume("ct.nii.gz")
-        red = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceNode()
+        logic = slicer.util.getModuleWidget("IBISSlicer").logic     # or IBISSlicerLogic() for one of one's
+        own volume = slicer.util.loadVolume("ct.nii.gz") red =
+        slicer.app.layoutManager().sliceWidget("Red").mrmlSliceNode()
 
         logic.ask(volume, "Segment the liver.", sliceNode=red)      # or axis=2, index=40
         step = logic.step()                                         # loads the models the first time
@@ -218,9 +234,9 @@ class IBISSlicerLogic(ScriptedLoadableModuleLogic, Agent):
         logic.reject()                                              # "not that": it tries something else
         logic.undo()
 
-        segmentId = logic.accept()                                  # or accept(segmentationNode, name="Liver")
-        logic.export("/tmp/liver.seg.nrrd")
-        logic.shutdown()                                            # only for a logic of one's own
+        segmentId = logic.accept()                                  # or accept(segmentationNode,
+        name="Liver") logic.export("/tmp/liver.seg.nrrd") logic.shutdown()
+        # only for a logic of one's own
 
     Nothing blocks Slicer: the models work in a process of their own. Methods that need them wait unless told
     `wait=False`. See IBISSlicerLib.Agent for all of them.

@@ -24,6 +24,7 @@ from .Accept import accept
 from .Errors import PlainError
 from .Export import exportDicom, exportSegment
 from .Geometry import sliceOfPlane, sliceOfView
+from .RecordedRun import openRecordedRun
 from .SceneRun import SceneRun, openLastRun
 from .Signal import Signal
 from .WorkerProcess import WorkerProcess, defaultPython, waitForEndingProcesses
@@ -38,12 +39,12 @@ class AgentError(PlainError):
 class Agent:
     """One question at a time, in one worker process.
 
-    Signals: `changed()` when the run, its steps or what is shown has changed; `working()` when what the worker does
-    has changed; `textArrived(piece)` while the policy writes, `retried(reason)` when it has to write again;
-    `failed(kind, text)`; `logged(line)`.
+    Signals: `changed()` when the run, its steps or what is shown has changed; `working()` when what the
+    worker does has changed; `textArrived(piece)` while the policy writes, `retried(reason)` when it has to
+    write again; `failed(kind, text)`; `logged(line)`.
 
-    Methods that need the models take `wait`: True (for scripts and the console) returns when it is done and raises
-    AgentError when it failed; False returns at once, and the signals tell.
+    Methods that need the models take `wait`: True (for scripts and the console) returns when it is done and
+    raises AgentError when it failed; False returns at once, and the signals tell.
     """
 
     def __init__(self) -> None:
@@ -105,7 +106,8 @@ class Agent:
         """Begin a run about one slice. Nothing is loaded or computed yet; `step` or `run` does.
 
         :param volumeNode: a vtkMRMLScalarVolumeNode.
-        :param sliceNode: the slice view whose slice is meant (a vtkMRMLSliceNode); else `axis` and `index` are taken.
+        :param sliceNode: the slice view whose slice is meant (a vtkMRMLSliceNode); else `axis` and `index`
+            are taken.
         :param axis: the voxel axis (0 i, 1 j, 2 k) across the slice, and `index` on it; None is the middle.
         :param window: (minimum, maximum) grey values; None leaves it to the policy or the volume's display.
         :raises AgentError: if a question is open already, or this one cannot be asked.
@@ -126,7 +128,9 @@ class Agent:
         return self.current
 
     def step(self, wait: bool = True) -> dict | None:
-        """Let the policy act once. With `wait`: the new step, or None if none came of it (see `current.record`)."""
+        """Let the policy act once. With `wait`: the new step, or None if none came of it (see
+        `current.record`).
+        """
         record = self._run().record
         if record.status == "ended":
             raise AgentError(f"The run has ended: {record.reason} Place a click, or go back, to go on.")
@@ -144,7 +148,9 @@ class Agent:
         return self._run().record.status
 
     def stop(self) -> None:
-        """Stop what is under way, at once for whoever looks; the worker follows, or is ended after five seconds."""
+        """Stop what is under way, at once for whoever looks; the worker follows, or is ended after five
+        seconds.
+        """
         self._goOn = False
         if self.isWorking:
             token = self.client.cancel()
@@ -193,7 +199,8 @@ class Agent:
         """Put the mask that is shown into a segmentation and close the question. Returns the segment's ID.
 
         :param segmentationNode: None makes a new one beside the volume.
-        :param segmentId: the segment to add to; empty makes a new one, named after question and answer, or `name`.
+        :param segmentId: the segment to add to; empty makes a new one, named after question and answer, or
+            `name`.
         """
         run = self._interrupt()
         record = run.record
@@ -244,6 +251,15 @@ class Agent:
                 self.changed.emit()
         return self.current is not None
 
+    def openRecorded(self, path: str) -> None:
+        """Open a run that was recorded elsewhere (trajectory.json) to step through and to go on with."""
+        if self.current is not None:
+            raise AgentError("A question is open already. Accept or discard its mask first.")
+        self.current = openRecordedRun(path)
+        self.client.open(self.current.record.session, self.current.describe)
+        slicer.util.setSliceViewerLayers(background=self.current.volumeNode, fit=True)
+        self.changed.emit()
+
     # Models
 
     def setModels(self, settings) -> None:
@@ -262,7 +278,9 @@ class Agent:
         self._submit(Job("unload"), wait)
 
     def checkFit(self, told: Callable[[dict], None]) -> None:
-        """Ask whether there is room for the chosen policy; `told` gets {"needed", "free", "fits", …} in bytes."""
+        """Ask whether there is room for the chosen policy; `told` gets {"needed", "free", "fits", …} in
+        bytes.
+        """
         chosen = self.client.settings
         fields = {"policy": chosen.policy, "device": chosen.device, "precision": chosen.precision}
         self._submit(Job("info", fields, done=lambda message: told(message["info"])), wait=False)

@@ -1,9 +1,9 @@
-"""The clicks in the slice views: a green ring for a positive click, a red cross for a negative one, each with the
-number of its step, and movable with the mouse.
+"""The clicks in the slice views: a green ring for a positive click, a red cross for a negative one, each with
+the number of its step, and movable with the mouse.
 
-Markups can draw filled discs and upright crosses only, so the shapes are small upright surfaces: what a slice view
-draws of them is where they meet the slice, a ring or a cross. The control points of two point lists are the handles.
-Placing new clicks is in ClickPlacement.py; what a moved mark means is for whoever listens.
+Markups can draw filled discs and upright crosses only, so the shapes are small upright surfaces: what a slice
+view draws of them is where they meet the slice, a ring or a cross. The control points of two point lists are
+the handles. Placing new clicks is in ClickPlacement.py; what a moved mark means is for whoever listens.
 """
 
 from __future__ import annotations
@@ -36,14 +36,16 @@ class Mark:
 class ClickMarks:
     """Shows marks and tells when a person has dragged one.
 
-    moved: Signal(number, ras) after a drag has ended; ras is the new place in the world. The mark stays there until
-    `show` is called again.
+    moved: Signal(number, ras) after a drag has ended; ras is the new place in the world. The mark stays there
+    until `show` is called again.
     """
 
     ROLES = ("positivePoints", "negativePoints")
 
     def __init__(self, points: dict) -> None:
-        """points: for each of ROLES a point list, as `create` makes them or as they come back with a saved scene."""
+        """points: for each of ROLES a point list, as `create` makes them or as they come back with a saved
+        scene.
+        """
         self.nodes = dict(points)
         self.moved = Signal()
         self._marks: tuple[Mark, ...] = ()
@@ -117,7 +119,8 @@ class ClickMarks:
         node = self._points(positive)
         marks = [mark for mark in self._marks if mark.positive == positive]
         with slicer.util.NodeModify(node):
-            # The number of points is fixed otherwise, so that no mark can be deleted or placed behind our back.
+            # The number of points is fixed otherwise, so that no mark can be deleted or placed behind our
+            # back.
             node.SetFixedNumberOfControlPoints(False)
             node.RemoveAllControlPoints()
             for mark in marks:
@@ -141,14 +144,17 @@ class ClickMarks:
         positive = caller is self._points(True)
         marks = [mark for mark in self._marks if mark.positive == positive]
         for index, mark in enumerate(marks):
-            ras = [0.0, 0.0, 0.0]
-            caller.GetNthControlPointPosition(index, ras)
-            was = self._startOf(mark)
-            if np.linalg.norm(np.subtract(ras, was)) > 1e-3:
-                caller.GetNthControlPointPositionWorld(index, ras)
-                # Slicer still works with the point: what follows may take it away.
-                qt.QTimer.singleShot(0, lambda number=mark.number: self.moved.emit(number, tuple(ras)))
+            local = [0.0, 0.0, 0.0]
+            caller.GetNthControlPointPosition(index, local)
+            if np.linalg.norm(np.subtract(local, self._startOf(mark))) > 1e-3:
+                world = [0.0, 0.0, 0.0]
+                caller.GetNthControlPointPositionWorld(index, world)
+                self._tellMoved(mark.number, tuple(world))
                 return
+
+    def _tellMoved(self, number: int, ras: tuple[float, float, float]) -> None:
+        # Slicer still works with the point: what follows may take it away.
+        qt.QTimer.singleShot(0, lambda: self.moved.emit(number, ras))
 
     def _startOf(self, mark: Mark) -> np.ndarray:
         volumeRas, _, _ = self._frame
@@ -188,7 +194,9 @@ def _createShapes(points, positive: bool):
 
 
 def _frameOf(toRas: np.ndarray, axis: int, shape: tuple[int, int, int]):
-    """(voxel → RAS, mm vectors (3, 2) of a mark's radius along the slice's two axes, mm vector of half a slice)."""
+    """(voxel → RAS, mm vectors (3, 2) of a mark's radius along the slice's two axes, mm vector of half a
+    slice).
+    """
     rest = [each for each in range(3) if each != axis]
     spacing = np.linalg.norm(toRas[:3, :3], axis=0)
     directions = toRas[:3, :3] / spacing

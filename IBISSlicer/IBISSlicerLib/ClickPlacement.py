@@ -1,4 +1,6 @@
-"""Placing a click with the mouse in a slice view: Slicer's own place mode, on a point list that only serves for it."""
+"""Placing a click with the mouse in a slice view: Slicer's own place mode, on a point list that only serves
+for it.
+"""
 
 from __future__ import annotations
 

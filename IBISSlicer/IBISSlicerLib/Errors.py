@@ -15,7 +15,9 @@ class PlainError(RuntimeError):
 
 @contextmanager
 def telling(say: Callable[[str], None]) -> Iterator[None]:
-    """Say what goes wrong inside in the panel, instead of a pop-up. Mistakes of ours go on to Slicer's console."""
+    """Say what goes wrong inside in the panel, instead of a pop-up. Mistakes of ours go on to Slicer's
+    console.
+    """
     try:
         yield
     except (PlainError, IbisError) as error:

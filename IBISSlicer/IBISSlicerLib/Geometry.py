@@ -1,7 +1,8 @@
-"""Slice views, volumes and world coordinates in terms of voxels: the border between MRML and ibis_agent.geometry.
+"""Slice views, volumes and world coordinates in terms of voxels: the border between MRML and
+ibis_agent.geometry.
 
-Everything goes through the node's own IJK-to-RAS matrix and transform, never through the file: Slicer turns the K axis
-of left-handed files around when it reads them.
+Everything goes through the node's own IJK-to-RAS matrix and transform, never through the file: Slicer turns
+the K axis of left-handed files around when it reads them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import slicer
 import vtk
 
 from .Errors import PlainError
@@ -37,6 +37,13 @@ class SlicePlace:
 def arrayFromMatrix(matrix: vtk.vtkMatrix4x4) -> np.ndarray:
     """(4, 4) float64."""
     return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
+
+
+def vtkMatrix(array: np.ndarray) -> vtk.vtkMatrix4x4:
+    """A (4, 4) array as VTK has it."""
+    matrix = vtk.vtkMatrix4x4()
+    matrix.DeepCopy(np.asarray(array, dtype=float).ravel().tolist())
+    return matrix
 
 
 def ijkToRas(volumeNode) -> np.ndarray:

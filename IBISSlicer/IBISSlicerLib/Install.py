@@ -1,8 +1,8 @@
 """What the worker's Python lacks, getting it, and proving that it works.
 
-Only on the main thread and only when asked: nothing is installed or imported when the module opens. PyTorch comes
-through the PyTorch extension, which knows the graphics card; the proof is an import in the worker's own Python, since
-importing PyTorch into Slicer itself can crash it and locks its files.
+Only on the main thread and only when asked: nothing is installed or imported when the module opens. PyTorch
+comes through the PyTorch extension, which knows the graphics card; the proof is an import in the worker's own
+Python, since importing PyTorch into Slicer itself can crash it and locks its files.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ import slicer
 from .Errors import PlainError
 
 TORCH = "torch>=2.6"
-# Without dependencies: it asks for torchvision, which we do not need and which crashes some Slicers. Without build
-# isolation: that would download another PyTorch of several gigabytes just to build a few Python files.
+# Without dependencies: it asks for torchvision, which we do not need and which crashes some Slicers. Without
+# build isolation: that would download another PyTorch of several gigabytes just to build a few Python files.
 SAM2 = "sam2>=1.1"
 _SAM2_OPTIONS = ["--no-deps", "--no-build-isolation"]
-_PROOF = "import sys, torch, transformers, safetensors, nibabel, sam2.build_sam; print(sys.version.split()[0], torch.__version__)"
+_PROOF = (
+    "import sys, torch, transformers, safetensors, nibabel, sam2.build_sam\n"
+    "print(sys.version.split()[0], torch.__version__)"
+)
 _OLDEST_PYTHON = "import sys; sys.exit(0 if sys.version_info >= (3, 10) else 3)\n"
 
 
@@ -33,7 +36,7 @@ class InstallError(PlainError):
     """Why it could not be installed, and what to do."""
 
 
-class RestartNeeded(InstallError):  # noqa: N818 - not a failure
+class RestartNeeded(InstallError):
     """Slicer has to be started again before the rest can be installed."""
 
 
@@ -175,7 +178,9 @@ def plainNames(requirements: list[str]) -> str:
     names = [_name(each) for each in requirements]
     shown = [known[name] for name in names if name in known]
     others = len(names) - len(shown)
-    return ", ".join(shown + ([f"{others} small packages"] if others > 1 else ["a small package"] if others else []))
+    return ", ".join(
+        shown + ([f"{others} small packages"] if others > 1 else ["a small package"] if others else [])
+    )
 
 
 @contextmanager

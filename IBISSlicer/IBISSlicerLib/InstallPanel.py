@@ -18,13 +18,17 @@ class InstallPanel:
     :param ui: the widgets by name.
     :param installer: the Installer.
     :param usableChanged: called with whether there is anything to run the agent with.
+    :param openExample: opens the example; None where there is none.
     """
 
-    def __init__(self, ui, installer: Installer, usableChanged) -> None:
+    def __init__(self, ui, installer: Installer, usableChanged, openExample) -> None:
         self.ui, self._installer, self._usableChanged = ui, installer, usableChanged
         self.pythonChanged = Signal()  # another Python runs the worker from now on
         ui.installButton.connect("clicked()", self.onInstall)
         ui.installLogEdit.setVisible(False)
+        ui.exampleButton.setVisible(openExample is not None)
+        if openExample is not None:
+            ui.exampleButton.connect("clicked()", openExample)
         self.update()
 
     def cleanup(self) -> None:

@@ -13,7 +13,7 @@ import vtk
 from ibis_agent.structures import name_for
 from vtk.util.numpy_support import vtk_to_numpy
 
-from .Geometry import ijkToRas
+from .Geometry import ijkToRas, vtkMatrix
 from .Naming import nameSegment
 
 _SEGMENT = "agent"
@@ -23,9 +23,9 @@ _FILL, _OUTLINE, _THICKNESS = 0.35, 1.0, 2
 class MaskDisplay:
     """Shows masks of a picture in the slice that the picture is of.
 
-    The labelmap spans only the slices that were shown so far: a step in one slice of 512 × 512 × 300 voxels writes
-    into a slab one slice thick, in place, and leaves every other slice as it was. (Slicer's own call with
-    MODE_REPLACE and an extent would erase the segment outside the extent.)
+    The labelmap spans only the slices that were shown so far: a step in one slice of 512 × 512 × 300 voxels
+    writes into a slab one slice thick, in place, and leaves every other slice as it was. (Slicer's own call
+    with MODE_REPLACE and an extent would erase the segment outside the extent.)
     """
 
     def __init__(self, node, toRas: np.ndarray) -> None:
@@ -98,7 +98,7 @@ class MaskDisplay:
         larger.SetExtent(wanted)
         larger.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
         larger.GetPointData().GetScalars().Fill(0)
-        larger.SetImageToWorldMatrix(_vtkMatrix(self._toRas))
+        larger.SetImageToWorldMatrix(vtkMatrix(self._toRas))
         previous, previousExtent = self._view, self._extent
         view = _arrayOf(larger)
         if previous is not None and previous.size:
@@ -129,11 +129,3 @@ def _arrayOf(image) -> np.ndarray:
     first, last = image.GetExtent()[::2], image.GetExtent()[1::2]
     shape = [b - a + 1 for a, b in zip(first, last)]
     return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(shape[::-1]).transpose(2, 1, 0)
-
-
-def _vtkMatrix(array: np.ndarray) -> vtk.vtkMatrix4x4:
-    matrix = vtk.vtkMatrix4x4()
-    for row in range(4):
-        for column in range(4):
-            matrix.SetElement(row, column, float(array[row][column]))
-    return matrix

@@ -70,7 +70,9 @@ class ModelsPanel:
         loaded = client.ready is not None
         ui.loadButton.setEnabled(not self.agent.isWorking and not loaded)
         ui.unloadButton.setEnabled(loaded)
-        ui.modelsStatusLabel.setText("\n".join(filter(None, (self._loadedText(), self._fit, self._demoText()))))
+        ui.modelsStatusLabel.setText(
+            "\n".join(filter(None, (self._loadedText(), self._fit, self._demoText())))
+        )
 
     def check(self) -> None:
         """Ask whether the chosen policy fits."""
@@ -109,8 +111,10 @@ class ModelsPanel:
             self._fit = f"{needs}, {gigabytes(info['free'])} are free: it fits."
         else:
             smaller = [name for name, fits in info["fits"].items() if fits]
-            names = dict((value, text) for text, value in _PRECISIONS)
-            mend = f"Choose {names[smaller[0]]}." if smaller else "Choose a smaller policy, or another computer."
+            names = {value: text for text, value in _PRECISIONS}
+            mend = (
+                f"Choose {names[smaller[0]]}." if smaller else "Choose a smaller policy, or another computer."
+            )
             self._fit = f"{needs}, only {gigabytes(info['free'])} are free. {mend}"
         self.update()
 

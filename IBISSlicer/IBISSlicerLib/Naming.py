@@ -1,4 +1,6 @@
-"""What a segment is called: name, colour and terminology after the question or the answer, where they are known."""
+"""What a segment is called: name, colour and terminology after the question or the answer, where they are
+known.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ from ibis_agent.structures import colour_for, name_for, structure_for
 
 
 def nameSegment(segment, question: str, answer: str = "", name: str = "") -> None:
-    """Give a vtkSegment its name, colour and terminology. name: overrides the one that follows from the words."""
+    """Give a vtkSegment its name, colour and terminology. name: overrides the one that follows from the
+    words.
+    """
     segment.SetName(name or name_for(question, answer))
     segment.SetColor(*(part / 255 for part in colour_for(question, answer)))
     structure = structure_for(question, answer)

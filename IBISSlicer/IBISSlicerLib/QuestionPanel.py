@@ -14,7 +14,9 @@ from .Geometry import ObliqueViewError, alignView, shownWindow, sliceOfView
 
 
 class QuestionPanel:
-    """:param ui: the widgets by name. :param agent: the Agent. `usable`: whether there is anything to run it with."""
+    """:param ui: the widgets by name. :param agent: the Agent. `usable`: whether there is anything to run it
+    with.
+    """
 
     def __init__(self, ui, agent: Agent) -> None:
         self.ui, self.agent = ui, agent
@@ -39,7 +41,9 @@ class QuestionPanel:
         agent.changed.connect(self._onRunChanged)
         agent.working.connect(self._onWorking)
         agent.failed.connect(self._onFailed)
-        agent.retried.connect(lambda reason: self.say(f"The answer could not be read ({reason}); asking once more …"))
+        agent.retried.connect(
+            lambda reason: self.say(f"The answer could not be read ({reason}); asking once more …")
+        )
         self._observeViews()
 
     def cleanup(self) -> None:
@@ -110,7 +114,11 @@ class QuestionPanel:
         if not self.usable:
             return "Something is missing; see the top of the panel."
         if run is not None:
-            return "The run has ended. Place a click, go back, or accept the mask." if run.record.status == "ended" else ""
+            return (
+                "The run has ended. Place a click, go back, or accept the mask."
+                if run.record.status == "ended"
+                else ""
+            )
         if self.ui.volumeSelector.currentNode() is None:
             return "Load a scan and choose it as volume first."
         if not self.ui.questionEdit.plainText.strip():
@@ -182,7 +190,12 @@ class QuestionPanel:
 
     def _observeViews(self) -> None:
         scene = slicer.mrmlScene
-        for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndImportEvent, scene.EndCloseEvent):
+        for event in (
+            scene.NodeAddedEvent,
+            scene.NodeRemovedEvent,
+            scene.EndImportEvent,
+            scene.EndCloseEvent,
+        ):
             self._tags.append((scene, scene.AddObserver(event, self._onSceneChanged)))
         self._fillViews()
 

@@ -53,7 +53,9 @@ class ResultPanel:
         acceptable = shown > 0 and steps[shown - 1]["area_px"] > 0
         ui.acceptButton.setEnabled(acceptable)
         ui.acceptButton.setToolTip(
-            "Put the mask that is shown into the segmentation" if acceptable else "There is no mask to accept yet"
+            "Put the mask that is shown into the segmentation"
+            if acceptable
+            else "There is no mask to accept yet"
         )
         ui.discardButton.setEnabled(run is not None)
 
@@ -62,7 +64,10 @@ class ResultPanel:
         with telling(self._say):
             target = ui.segmentationSelector.currentNode()
             segmentId = self.agent.accept(
-                target, ui.segmentSelector.currentData or "", ui.nameEdit.text.strip(), ui.show3DCheckBox.checked
+                target,
+                ui.segmentSelector.currentData or "",
+                ui.nameEdit.text.strip(),
+                ui.show3DCheckBox.checked,
             )
             node = self.agent.lastSegmentation
             ui.nameEdit.setText("")
@@ -91,7 +96,11 @@ class ResultPanel:
         self._tags.clear()
         if segmentationNode is not None:
             segmentation = segmentationNode.GetSegmentation()
-            for event in (segmentation.SegmentAdded, segmentation.SegmentRemoved, segmentation.SegmentModified):
+            for event in (
+                segmentation.SegmentAdded,
+                segmentation.SegmentRemoved,
+                segmentation.SegmentModified,
+            ):
                 tag = segmentation.AddObserver(event, lambda caller, event: self._fillSegments())
                 self._tags.append((segmentation, tag))
 
@@ -120,9 +129,16 @@ class ResultPanel:
         self._add("Mask as DICOM SEG …", masked and canExportDicom(), self._exportDicom)
         self._menu.addSeparator()
         self._add("Review page of this run (.html) …", reviewable, lambda: self._review(None))
+        self._add("Open a recorded run (trajectory.json) …", self.agent.current is None, self._open)
         accepted = [node for node in runsInScene() if node.GetAttribute("IBISSlicer.Run") == "accepted"]
         for node in accepted[-5:]:
             self._add(f"Review page of {node.GetName()} …", True, lambda node=node: self._review(node))
+
+    def _open(self) -> None:
+        path = qt.QFileDialog.getOpenFileName(self.ui.exportButton, "Recorded run", "", "Runs (*.json)")
+        if path:
+            with telling(self._say):
+                self.agent.openRecorded(path)
 
     def _add(self, text: str, possible: bool, act) -> None:
         action = self._menu.addAction(text)

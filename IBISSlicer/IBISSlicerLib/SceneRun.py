@@ -1,8 +1,8 @@
 """One question's run in the scene: its record in a text node, its mask and its marks.
 
-The record (ibis_agent.run_record) decides what counts; this file shows it and keeps it in the scene, so that a saved
-scene comes back with its review. The worker is not known here. The volume may be deleted at any time: what is needed
-of it is kept with the run.
+The record (ibis_agent.run_record) decides what counts; this file shows it and keeps it in the scene, so that
+a saved scene comes back with its review. The worker is not known here. The volume may be deleted at any time:
+what is needed of it is kept with the run.
 """
 
 from __future__ import annotations
@@ -44,10 +44,13 @@ class SceneRun:
         self._toRas = toRas
 
     @classmethod
-    def create(cls, volumeNode, place: SlicePlace, question: str, window: tuple[float, float] | None) -> SceneRun:
+    def create(
+        cls, volumeNode, place: SlicePlace, question: str, window: tuple[float, float] | None
+    ) -> SceneRun:
         """A new run, nothing asked yet.
 
-        :param window: grey values shown as black and white; None leaves it to the policy, and where that has no
+        :param window: grey values shown as black and white; None leaves it to the policy, and where that has
+            no
             preference to what the volume is shown with.
         :raises GeometryError: for a volume that cannot be asked about.
         """
@@ -110,7 +113,8 @@ class SceneRun:
         return self.textNode.GetAttribute(ATTRIBUTE) == "accepted"
 
     def describe(self, folder: Path) -> dict:
-        """What a worker needs to open this run: the fields of its request `ask`. Writes the slice into its folder.
+        """What a worker needs to open this run: the fields of its request `ask`. Writes the slice into its
+        folder.
 
         :raises GeometryError: if nothing has been cut yet and the volume is gone.
         """
@@ -120,7 +124,9 @@ class SceneRun:
             return {**fields, "head": record.head, "known": record.to_json()["known"]}
         volumeNode = self.volumeNode
         if volumeNode is None:
-            raise GeometryError("The volume of this question is no longer in the scene. Ask anew about another one.")
+            raise GeometryError(
+                "The volume of this question is no longer in the scene. Ask anew about another one."
+            )
         voxels = slicer.util.arrayFromVolume(volumeNode)  # (K, J, I)
         axis, index = int(self._image["axis"]), int(self._image["index"])
         where = [slice(None)] * 3

@@ -1,7 +1,7 @@
 """The module's own test, for a real Slicer: a whole session by a person's hands, without the person.
 
-Uses the demonstration models if they are installed, and a scripted worker (real process, no models) if not. Needs no
-downloads: the scan is made here. Tests of single parts are in the checkout's Testing/Python.
+Uses the demonstration models if they are installed, and a scripted worker (real process, no models) if not.
+Needs no downloads: the scan is made here. Tests of single parts are in the checkout's Testing/Python.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class SelfTest:
 
         logic = IBISSlicer.IBISSlicerLogic()
         requirements = Path(IBISSlicer.__file__).parent / "Resources" / "requirements.txt"
-        if os.environ.get("IBIS_TEST_SCRIPTED") or (Installer(str(requirements)).missing() and not Settings.python()):
+        if os.environ.get("IBIS_TEST_SCRIPTED") or (
+            Installer(str(requirements)).missing() and not Settings.python()
+        ):
             script = Path(self.folder) / "script.json"
             script.write_text(json.dumps({"replies": _REPLIES, "radius": 0.5}), encoding="utf-8")
             logic.workerArguments = ["--script", str(script)]

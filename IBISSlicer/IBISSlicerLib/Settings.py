@@ -1,6 +1,7 @@
 """What is remembered between sessions of Slicer: models, device, Python, recent questions.
 
-Kept in the application's settings under "IBISSlicer/". What belongs to a run is kept in the scene (SceneRun.py).
+Kept in the application's settings under "IBISSlicer/". What belongs to a run is kept in the scene
+(SceneRun.py).
 """
 
 from __future__ import annotations

@@ -8,7 +8,9 @@ from typing import Any
 
 
 class Signal:
-    """Calls everything connected to it, in order. A listener that raises is logged and does not stop the others."""
+    """Calls everything connected to it, in order. A listener that raises is logged and does not stop the
+    others.
+    """
 
     def __init__(self) -> None:
         self._listeners: list[Callable[..., None]] = []

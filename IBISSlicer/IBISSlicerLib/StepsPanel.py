@@ -25,7 +25,9 @@ class StepsPanel:
 
     def __init__(self, ui, agent: Agent, icons: Path, say) -> None:
         self.ui, self.agent, self._say = ui, agent, say
-        self._icons = {name: qt.QIcon(str(icons / f"{name}.svg")) for name in ("Include", "Exclude", "Finished")}
+        self._icons = {
+            name: qt.QIcon(str(icons / f"{name}.svg")) for name in ("Include", "Exclude", "Finished")
+        }
         self._placement = ClickPlacement()
         self._heard = ""
         self._filling = False
@@ -79,7 +81,13 @@ class StepsPanel:
         before = None
         for step in self.agent.steps:
             item = qt.QTreeWidgetItem(tree)
-            texts = (str(step["number"]), " ".join(thoughtOf(step).split()), areaOf(step), changeOf(step, before), secondsOf(step))
+            texts = (
+                str(step["number"]),
+                " ".join(thoughtOf(step).split()),
+                areaOf(step),
+                changeOf(step, before),
+                secondsOf(step),
+            )
             for column, text in enumerate(texts):
                 item.setText(column, text)
             for column in (_AREA, _CHANGE, _SECONDS):

@@ -1,6 +1,7 @@
 """The worker as a QProcess: which Python runs it, and how bytes get in and out.
 
-What is said over the pipes is in ibis_agent.protocol; what to do when the process ends in ibis_agent.worker_client.
+What is said over the pipes is in ibis_agent.protocol; what to do when the process ends in
+ibis_agent.worker_client.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from pathlib import Path
 import qt
 import slicer
 
-# Processes that were asked to end and have not ended yet. Dropping the last reference to a QProcess kills what it
-# started, and that is only the PythonSlicer launcher: the worker itself ends because its stdin closes.
+# Processes that were asked to end and have not ended yet. Dropping the last reference to a QProcess kills
+# what it started, and that is only the PythonSlicer launcher: the worker itself ends because its stdin
+# closes.
 _ending: list[WorkerProcess] = []
 
 _SECONDS_AT_EXIT = 2.5
@@ -130,8 +132,10 @@ def defaultPython() -> str:
     return sys.executable
 
 
-def _environment():  # noqa: ANN202 - a qt.QProcessEnvironment, which is known only inside Slicer
-    """The environment from before Slicer changed it: PythonSlicer adds what it needs, another Python must not see it."""
+def _environment():
+    """The environment from before Slicer changed it: PythonSlicer adds what it needs, another Python must not
+    see it.
+    """
     environment = slicer.app.startupEnvironment()
     for name in ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONSAFEPATH"):
         environment.remove(name)

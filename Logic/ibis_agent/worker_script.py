@@ -1,17 +1,16 @@
-"""A worker without models: it plays the replies and the faults of a file, for tests and for showing the
-panel.
+"""A worker without models: it plays the replies and the faults of a file, for tests and for showing a panel.
 
-`python -m ibis_agent.worker --script FILE`. Everything else is the real worker: pipes, episodes, pictures.
-The file:
+`python -m ibis_agent.worker --script FILE`; all else is the real worker: pipes, episodes, pictures. The file:
 
     {"replies": ["<think>…</think>\\n<action>Positive Point (0.3, 0.4)</action>", …],   one for each turn
      "seconds": 0.02,        between two pieces of a reply
      "loading": 0.5,         seconds that loading the models takes
      "radius": 0.15,         how far a click reaches, as a part of the picture's width
+     "segmenter": "demo",    a real segmenter instead (see protocol.py, `load`), and "config" if it needs one
      "faults": [{"request": "step", "nth": 2, "fault": "die"}]}
 
-The segmenter of a script paints what is about as grey as the clicked place and connected with it. It needs no
-torch and is good for nothing else. Faults: "die", "exit", "hang", "garbage", "memory", "error", "flood".
+The script's own segmenter paints what is near the clicked place and about as grey. It needs no torch and is
+good for nothing else. Faults: "die", "exit", "hang", "garbage", "memory", "error", "flood".
 """
 
 from __future__ import annotations
@@ -73,6 +72,10 @@ class ScriptedWorkbench(Workbench):
         return _Replies(self._script["replies"], float(self._script.get("seconds", 0)))
 
     def load_segmenter(self, where: str, config: str, device: str) -> Any:
+        if "segmenter" in self._script:
+            return super().load_segmenter(
+                str(self._script["segmenter"]), str(self._script.get("config", "")), "cpu"
+            )
         return _Painter(float(self._script.get("radius", 0.15)))
 
     def _fail(self, fault: str) -> None:
@@ -139,10 +142,11 @@ class _Painter:
         self._radius = radius
 
     def embed(self, rgb: np.ndarray) -> np.ndarray:
-        """The smoothed grey picture, (H, W) float."""
-        from scipy import ndimage
-
-        return np.asarray(ndimage.uniform_filter(rgb.astype(np.float32).mean(axis=2), 3))
+        """The grey picture, each pixel the mean of itself and its neighbours; (H, W) float."""
+        height, width = rgb.shape[:2]
+        grey = np.pad(rgb.astype(np.float32).mean(axis=2), 1, mode="edge")
+        shifts = [grey[r : r + height, c : c + width] for r in range(3) for c in range(3)]
+        return np.asarray(np.mean(shifts, axis=0))
 
     def predict(
         self, embedding: np.ndarray, clicks: Sequence[Click], previous_logits: np.ndarray | None = None
@@ -158,11 +162,8 @@ class _Painter:
         return _Painted(mask, logits, 0.9, np.array([0.9, 0.5, 0.1], dtype=np.float32))
 
     def _around(self, grey: np.ndarray, click: Click) -> np.ndarray:
-        from scipy import ndimage
-
         height, width = grey.shape
         row, col = min(int(click.y * height), height - 1), min(int(click.x * width), width - 1)
         rows, cols = np.ogrid[:height, :width]
         near = np.hypot(rows - row, cols - col) <= self._radius * width
-        labels, _ = ndimage.label(near & (np.abs(grey - grey[row, col]) < _GREY))
-        return np.asarray(ndimage.binary_fill_holes(labels == labels[row, col]))
+        return np.asarray(near & (np.abs(grey - grey[row, col]) < _GREY))
