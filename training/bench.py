@@ -212,23 +212,25 @@ def measure(
         "repeats": repeats,
     }
     for kind, by_turn in costs.items():
-        seconds = {part: averaged(by_turn, lambda cost, part=part: cost.seconds[part]) for part in PARTS}
-        tokens = averaged(by_turn, lambda cost: cost.tokens)
+        seconds = {
+            part: averaged([[c.seconds[part] for c in rows] for rows in by_turn.values()]) for part in PARTS
+        }
+        tokens = averaged([[cost.tokens for cost in rows] for rows in by_turn.values()])
         result[kind] = {
             "seconds": seconds,
             "step": sum(seconds.values()),
             "embed": float(np.median(embeddings[kind])),
             "tokens": tokens,
-            "passes": averaged(by_turn, lambda cost: cost.passes),
+            "passes": averaged([[cost.passes for cost in rows] for rows in by_turn.values()]),
             "tokens_per_second": tokens / (seconds["policy prefill"] + seconds["policy decode"]),
         }
     result["ratio"] = result["generate"]["step"] / result["ours"]["step"]
     return result
 
 
-def averaged(by_turn: dict[tuple[int, int], list[Cost]], figure: Callable[[Cost], float]) -> float:
+def averaged(by_turn: list[list[float]] | list[list[int]]) -> float:
     """The median over the repeats of each turn, averaged over the turns."""
-    return float(np.mean([np.median([figure(cost) for cost in rows]) for rows in by_turn.values()]))
+    return float(np.mean([np.median(repeats) for repeats in by_turn]))
 
 
 def table(result: dict[str, Any]) -> str:
@@ -258,8 +260,9 @@ def clicks_of(steps: tuple[Step, ...]) -> tuple[tuple[Click, ...], np.ndarray | 
     """All clicks up to the last step and the logits that its prediction started from; none if it is no click."""
     if not isinstance(steps[-1].action, Click):
         return (), None
-    clicks = [step for step in steps if isinstance(step.action, Click)]
-    return tuple(step.action for step in clicks), clicks[-2].logits if len(clicks) > 1 else None
+    before = [step for step in steps[:-1] if isinstance(step.action, Click)]
+    clicks = tuple(step.action for step in steps if isinstance(step.action, Click))
+    return clicks, before[-1].logits if before else None
 
 
 def machine(policy: LocalPolicy) -> str:

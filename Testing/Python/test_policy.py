@@ -16,7 +16,7 @@ from ibis_agent.errors import Cancelled, InputError, ModelError
 from ibis_agent.model_card import ModelCard, save_card
 from ibis_agent.policy import LocalPolicy, ScriptedPolicy, Turn
 from ibis_agent.prompts import DEMO_PROMPTS, build_messages, pictures_of
-from tiny_models import make_tiny_policy
+from tiny_models import make_tiny_policy, teach
 
 CARD = ModelCard(name="tiny", prompts=DEMO_PROMPTS, max_new_tokens=40)
 
@@ -52,29 +52,6 @@ def by_generate(policy, turn, count=40):
     ].tolist()
     stop = next((n for n, each in enumerate(ids) if each in policy.chat.stops), len(ids))
     return ids[:stop]
-
-
-def teach(policy, turn, text):
-    """Bend the output layer until the policy answers this turn with `text` (then stops)."""
-    from transformers import DynamicCache
-
-    request = policy.chat.encode(
-        build_messages(policy.card, turn), pictures_of(policy.card, turn), reply=text
-    )
-    with torch.no_grad():
-        hidden = policy.model.model(
-            input_ids=torch.from_numpy(request.ids)[None],
-            position_ids=torch.from_numpy(request.positions)[:, None],
-            pixel_values=torch.from_numpy(request.pixels),
-            image_grid_thw=torch.from_numpy(request.grid),
-            past_key_values=DynamicCache(),
-        ).last_hidden_state[0]
-        seen, wanted = hidden[np.flatnonzero(request.learn) - 1].double(), request.ids[request.learn]
-        goal = torch.zeros(len(wanted), policy.model.lm_head.out_features, dtype=torch.float64)
-        goal[torch.arange(len(wanted)), wanted] = 1
-        head = torch.nn.Linear(seen.shape[1], goal.shape[1], bias=False)
-        head.weight.copy_((torch.linalg.pinv(seen) @ goal).T)
-        policy.model.lm_head = head.requires_grad_(False)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -203,6 +180,24 @@ def test_a_question_beyond_the_models_context_is_refused(tmp_path):
 def test_long_and_foreign_questions_are_answered(policy, question):
     policy.reply(Turn(picture(), question))
     assert list(policy.last.ids) == by_generate(policy, Turn(picture(), question))
+
+
+def test_the_flat_configuration_of_the_published_weights_gives_the_same_replies(folder, policy, tmp_path):
+    """Checkpoints of 2025 keep the language settings at the top level, under older names."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text("utf-8"))
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    for key in ("layer_types", "model_type", "sliding_window"):
+        text.pop(key)
+    text["rope_theta"] = rope["rope_theta"]
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    text["torch_dtype"] = config.pop("dtype")
+    config["vision_config"]["model_type"] = "qwen2_5_vl"
+    del config["vision_config"]["rope_parameters"]
+    (copy / "config.json").write_text(json.dumps({**config, **text}), "utf-8")
+    turn = Turn(picture(), "Segment the liver")
+    assert LocalPolicy.load(copy, "cpu", "fp32").reply(turn) == policy.reply(turn)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

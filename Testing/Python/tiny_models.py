@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ibis_agent.policy import LocalPolicy, Turn
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -144,3 +147,29 @@ def make_tiny_policy(folder: Path, *, seed: int = 0, dtype: str = "bfloat16", **
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
+
+
+def teach(policy: LocalPolicy, turn: Turn, text: str) -> None:
+    """Bend the output layer until the policy answers this one turn with `text` (then stops)."""
+    import numpy as np
+    import torch
+    from ibis_agent.prompts import build_messages, pictures_of
+    from transformers import DynamicCache
+
+    request = policy.chat.encode(
+        build_messages(policy.card, turn), pictures_of(policy.card, turn), reply=text
+    )
+    with torch.no_grad():
+        hidden = policy.model.model(
+            input_ids=torch.from_numpy(request.ids)[None],
+            position_ids=torch.from_numpy(request.positions)[:, None],
+            pixel_values=torch.from_numpy(request.pixels),
+            image_grid_thw=torch.from_numpy(request.grid),
+            past_key_values=DynamicCache(),
+        ).last_hidden_state[0]
+        seen, wanted = hidden[np.flatnonzero(request.learn) - 1].double(), request.ids[request.learn]
+        goal = torch.zeros(len(wanted), policy.model.lm_head.out_features, dtype=torch.float64)
+        goal[torch.arange(len(wanted)), wanted] = 1
+        head = torch.nn.Linear(seen.shape[1], goal.shape[1], bias=False)
+        head.weight.copy_((torch.linalg.pinv(seen) @ goal).T)
+        policy.model.lm_head = head.requires_grad_(False)
