@@ -84,14 +84,14 @@ def _decide(kind: str, text: str, title: str, details: str, buttons: Any) -> Any
 class _AnsweredBox:
     """exec() of a message box, without showing it."""
 
-    def exec(self) -> Any:
-        buttons = Box.standardButtons(self)  # type: ignore[arg-type]
-        kind = KINDS.get(Box.icon(self), "question")  # type: ignore[arg-type]
+    def exec(self: Any) -> Any:
+        buttons = Box.standardButtons(self)
+        kind = KINDS.get(Box.icon(self), "question")
         return _decide(
             kind,
-            Box.text(self),  # type: ignore[arg-type]
-            Box.windowTitle(self).strip(),  # type: ignore[arg-type]
-            Box.detailedText(self),  # type: ignore[arg-type]
+            Box.text(self),
+            Box.windowTitle(self).strip(),
+            Box.detailedText(self),
             buttons,
         )
 
@@ -105,7 +105,7 @@ def _static(kind: str, default: Any) -> Any:
     return staticmethod(show)
 
 
-class QMessageBox(_AnsweredBox, PythonQtObject, Box, metaclass=_Meta):
+class QMessageBox(_AnsweredBox, PythonQtObject, QtWidgets.QMessageBox, metaclass=_Meta):
     """`qt.QMessageBox`."""
 
     _pq_base = Box
@@ -142,5 +142,5 @@ def install() -> None:
     """Use these classes wherever the facade hands out Qt's."""
     pythonqt._wrapped[Box] = QMessageBox
     pythonqt._wrapped[QtWidgets.QFileDialog] = QFileDialog
-    ctk_widgets.ctkMessageBox.exec = _AnsweredBox.exec  # type: ignore[method-assign]
-    ctk_widgets.ctkMessageBox.exec_ = _AnsweredBox.exec  # type: ignore[attr-defined]
+    ctk_widgets.ctkMessageBox.exec = _AnsweredBox.exec
+    ctk_widgets.ctkMessageBox.exec_ = _AnsweredBox.exec

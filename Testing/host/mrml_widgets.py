@@ -25,7 +25,7 @@ SCENE_EVENTS = (
 )
 
 
-def publish(cls: type) -> type:
+def publish(cls: Any) -> Any:
     """Class decorator: `slicer.<name>`, and usable in .ui files."""
     setattr(slicer, cls.__name__, cls)
     return standin(cls)
@@ -37,7 +37,7 @@ class _HasScene:
     _scene: Any = None
     _observed: Any = None
 
-    def _observe(self, thing: Any, event: Any, callback: Any) -> None:
+    def _observe(self: Any, thing: Any, event: Any, callback: Any) -> None:
         """Observe until the widget is destroyed: VTK must not call into a dead one."""
         if self._observed is None:
             observed: list[tuple[Any, int]] = []

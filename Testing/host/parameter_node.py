@@ -12,6 +12,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import slicer
@@ -81,7 +82,8 @@ class _Member:
     """One typed member: where it is stored, what it accepts, what it starts with."""
 
     def __init__(self, cls: type, name: str, hint: Any) -> None:
-        whole, annotations = hint, ()  # type: ignore[var-annotated]
+        whole = hint
+        annotations: tuple[Any, ...] = ()
         if typing.get_origin(hint) is typing.Annotated:
             hint, *rest = typing.get_args(hint)
             annotations = tuple(rest)
@@ -104,6 +106,11 @@ class _Member:
             validator.validate(value)
         with slicer.util.NodeModify(wrapper.parameterNode):
             self.store.write(wrapper.parameterNode, self.name, value)
+
+
+def _is_plainly(widget: Any, cls: Any) -> bool:
+    """Of this very class: Slicer does not bind subclasses of these."""
+    return type(widget) is wrap(cls)
 
 
 class _Binding:
@@ -144,11 +151,11 @@ class _Binding:
                     widget.addItem(item.value)
             self.signal, self.read = "currentIndexChanged", lambda: list(kind)[widget.currentIndex]
             self.write = lambda value: widget.setCurrentIndex(list(kind).index(value))
-        elif type(widget) is wrap(native.QLineEdit) and kind is str:
+        elif _is_plainly(widget, native.QLineEdit) and kind is str:
             self.signal, self.read, self.write = "textChanged", lambda: widget.text, widget.setText
-        elif type(widget) is wrap(native.QTextEdit) and kind is str:
+        elif _is_plainly(widget, native.QTextEdit) and kind is str:
             self.signal, self.read, self.write = "textChanged", widget.toPlainText, widget.setPlainText
-        elif type(widget) is wrap(native.QLabel) and kind is str:
+        elif _is_plainly(widget, native.QLabel) and kind is str:
             self.signal, self.read, self.write = "", lambda: widget.text, widget.setText
         else:
             raise NotSimulatedError(f"Binding {type(widget).__name__} to a member of type {kind}")
@@ -211,7 +218,7 @@ class _Wrapper:
         bindings = [_Binding(widget, self.allParameters[name]) for name, widget in mapping.items()]
         for binding in bindings:
             binding.write(binding.member.get(self))
-            binding.connect(lambda binding=binding: self._from_widget(binding))  # type: ignore[misc]
+            binding.connect(partial(self._from_widget, binding))
         tag = self.parameterNode.AddObserver("ModifiedEvent", lambda *_: self._to_widgets(bindings))
         key = len(self._bindings)
         self._bindings[key] = (bindings, tag)
@@ -263,7 +270,7 @@ def parameterNodeWrapper(cls: Any = None) -> Any:
         for name, hint in typing.get_type_hints(cls, include_extras=True).items()
     }
     for name, member in members.items():
-        setattr(cls, name, property(member.get, lambda self, value, member=member: member.set(self, value)))
+        setattr(cls, name, property(member.get, member.set))
     cls.allParameters = members
     for name, thing in vars(_Wrapper).items():
         if (callable(thing) or isinstance(thing, classmethod)) and (

@@ -21,7 +21,7 @@ from .refuse import NotSimulatedError
 class TextStore:
     """str, int, float, bool, Path and enums: one text parameter."""
 
-    def __init__(self, kind: type) -> None:
+    def __init__(self, kind: Any) -> None:
         self.kind = kind
 
     def default(self) -> Any:
@@ -55,7 +55,7 @@ class TextStore:
 class NodeStore:
     """A node reference; the empty text parameter of the same name says that it was set."""
 
-    def __init__(self, kind: type) -> None:
+    def __init__(self, kind: Any) -> None:
         self.kind = kind
 
     def default(self) -> None:

@@ -155,13 +155,13 @@ def _check_alive(owner: Any, name: str) -> None:
 class PythonQtObject:
     """Mixed into every QObject class that the facade hands out."""
 
-    def __getattribute__(self, name: str) -> Any:
+    def __getattribute__(self: Any, name: str) -> Any:
         if name[0] != "_":
             if name in property_names(type(self)):
                 _check_alive(self, name)
                 if name in VIRTUAL_PROPERTIES:
                     return _read_virtual(self, name)
-                value = QtCore.QObject.property(self, name)  # type: ignore[arg-type]
+                value = QtCore.QObject.property(self, name)
                 if isinstance(value, list) and all(isinstance(item, str) for item in value):
                     return tuple(value)  # QStringList
                 return value
@@ -173,41 +173,41 @@ class PythonQtObject:
             return Signal(self, name, value)
         return value
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self: Any, name: str) -> Any:
         if name[0] != "_":
             _check_alive(self, name)
             if name == "name":
-                return QtCore.QObject.objectName(self)  # type: ignore[arg-type]
+                return QtCore.QObject.objectName(self)
             if name == "className":
-                return lambda: QtCore.QObject.metaObject(self).className()  # type: ignore[arg-type]
+                return lambda: QtCore.QObject.metaObject(self).className()
             if name == "delete":
                 return lambda: shiboken6.delete(self)
             if name.endswith("_") and hasattr(type(self), name[:-1]):
                 return getattr(self, name[:-1])
-            value = QtCore.QObject.property(self, name)  # type: ignore[arg-type]
+            value = QtCore.QObject.property(self, name)
             if value is not None:
                 return value
-            for child in QtCore.QObject.children(self):  # type: ignore[arg-type]
+            for child in QtCore.QObject.children(self):
                 if QtCore.QObject.objectName(child) == name:
                     return child
         raise AttributeError(f"{type(self).__name__} has no attribute named '{name}'")
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self: Any, name: str, value: Any) -> None:
         if name[0] != "_":
             _check_alive(self, name)
         if name[0] != "_" and name in property_names(type(self)):
             if not QtCore.QObject.setProperty(
                 self,
                 name,
-                list(value) if isinstance(value, tuple) else value,  # type: ignore[arg-type]
+                list(value) if isinstance(value, tuple) else value,
             ):
                 raise AttributeError(
                     f"Property '{name}' of {type(self).__name__} is not writable or does not accept {value!r}"
                 )
         elif name == "name":
-            QtCore.QObject.setObjectName(self, value)  # type: ignore[arg-type]
-        elif name[0] != "_" and QtCore.QObject.property(self, name) is not None:  # type: ignore[arg-type]
-            QtCore.QObject.setProperty(self, name, value)  # type: ignore[arg-type]
+            QtCore.QObject.setObjectName(self, value)
+        elif name[0] != "_" and QtCore.QObject.property(self, name) is not None:
+            QtCore.QObject.setProperty(self, name, value)
         elif type(self).__dict__.get("_pq_direct") and name[0] != "_":
             raise AttributeError(
                 f"'{name}' does not exist on {type(self).__name__}, and creating new attributes on C++ "
@@ -216,7 +216,7 @@ class PythonQtObject:
         else:
             super().__setattr__(name, value)
 
-    def _connect(self, signal: str, *target: Any) -> bool:
+    def _connect(self: Any, signal: str, *target: Any) -> bool:
         name, connect, disconnect = _find_native(self, signal)
         if len(target) == 2:  # receiver, slot
             receiver, slot_name = target
@@ -236,19 +236,22 @@ class PythonQtObject:
         _connections(self).append((name, handler, slot, lambda: disconnect(slot)))
         return True
 
-    def _disconnect(self, signal: str, *target: Any) -> bool:
+    def _disconnect(self: Any, signal: str, *target: Any) -> bool:
         name, _, _ = _find_native(self, signal)
         handler = getattr(target[0], target[1].split("(")[0]) if len(target) == 2 else (target or (None,))[0]
         return _disconnect(self, name, handler)
 
-    def _findChildren(self, kind: Any = QtCore.QObject, *more: Any) -> Any:
-        return QtCore.QObject.findChildren(self, getattr(kind, "_pq_base", kind), *more)  # type: ignore[arg-type]
+    def _findChildren(self: Any, kind: Any = QtCore.QObject, *more: Any) -> Any:
+        return QtCore.QObject.findChildren(self, getattr(kind, "_pq_base", kind), *more)
 
-    def _findChild(self, kind: Any = QtCore.QObject, *more: Any) -> Any:
-        return QtCore.QObject.findChild(self, getattr(kind, "_pq_base", kind), *more)  # type: ignore[arg-type]
+    def _findChild(self: Any, kind: Any = QtCore.QObject, *more: Any) -> Any:
+        return QtCore.QObject.findChild(self, getattr(kind, "_pq_base", kind), *more)
 
 
-class _Meta(type(QtCore.QObject)):  # type: ignore[misc]
+_ShibokenMeta: Any = type(QtCore.QObject)
+
+
+class _Meta(_ShibokenMeta):
     """`isinstance(x, qt.QWidget)` also holds for widgets that Qt made by itself."""
 
     def __instancecheck__(cls, instance: Any) -> bool:
@@ -285,7 +288,7 @@ class _QtModule(types.ModuleType):
         raise AttributeError(f"module 'qt' has no attribute '{name}'")
 
 
-def install() -> types.ModuleType:
+def install() -> Any:
     """Put `qt` and `PythonQt` into sys.modules; returns `qt`."""
     if "qt" in sys.modules:
         return sys.modules["qt"]

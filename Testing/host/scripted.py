@@ -35,7 +35,8 @@ class qSlicerScriptedLoadableModule:
     )  # fmt: skip
 
     def __init__(self, name: str, path: Path) -> None:
-        self.__dict__.update(dict.fromkeys(self.FIELDS), name=name, path=str(path), _representation=None)
+        self.__dict__.update(dict.fromkeys(self.FIELDS), name=name, path=str(path))
+        self._representation: Any = None
         self.hidden = False
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -63,7 +64,8 @@ class qSlicerScriptedLoadableModuleWidget(qSlicerWidget):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self._module_name, self._python, self._entered = name, None, False
+        self._module_name, self._entered = name, False
+        self._python: Any = None
         pythonqt.wrap(QtWidgets.QVBoxLayout)(self)
         self._scene = slicer.mrmlScene
 

@@ -109,7 +109,7 @@ class Host:
         self.started_with = dict(os.environ)
         self.temporary = Path(tempfile.mkdtemp(prefix="slicer-host-"))
         atexit.register(shutil.rmtree, self.temporary, ignore_errors=True)
-        self.qt = pythonqt.install()
+        self.qt: Any = pythonqt.install()
         ctk_widgets.install()
         dialogs.install()
         self.qt.QUiLoader = ui_files.QUiLoader

@@ -16,13 +16,13 @@ from .pythonqt import PythonQtObject, property_names, wrap
 from .refuse import NotSimulatedError
 
 #: Stand-in widgets by class name, as a .ui file names them.
-standins: dict[str, type] = {}
+standins: dict[str, Any] = {}
 
 
-def standin(cls: type) -> type:
+def standin(cls: Any) -> Any:
     """Class decorator: lets .ui files use this stand-in widget."""
     standins[cls.__name__] = cls
-    cls._pq_direct = True  # type: ignore[attr-defined]  # C++ in Slicer: takes no new attributes
+    cls._pq_direct = True  # C++ in Slicer: takes no new attributes
     return cls
 
 
@@ -77,7 +77,7 @@ def _take_connections(root: Any) -> list[tuple[str, str, str, str]]:
         for one in section.findall("connection"):
             found.append(tuple(one.findtext(part, "") for part in ("sender", "signal", "receiver", "slot")))
         root.remove(section)
-    return found  # type: ignore[return-value]
+    return found
 
 
 def _take_enums(root: Any) -> list[tuple[str, str, int]]:
@@ -92,11 +92,8 @@ def _take_enums(root: Any) -> list[tuple[str, str, int]]:
                 number = 0
                 for part in text.split("|"):
                     scope, _, value = part.rpartition("::")
-                    owner = (
-                        cls
-                        if scope.split("::")[0] == cls.__name__
-                        else getattr(QtWidgets, scope.split("::")[0])
-                    )
+                    class_name = scope.split("::")[0]
+                    owner = standins.get(class_name) or getattr(QtWidgets, class_name)
                     one = getattr(owner, value)
                     number |= int(getattr(one, "value", one))
                 found.append((element.get("name", ""), name, number))
