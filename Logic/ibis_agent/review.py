@@ -101,6 +101,8 @@ def _step(step: Mapping[str, Any], shape: tuple[int, int], pixel_area: float) ->
         "number": int(step["number"]),
         "by": "person" if step.get("by") == "person" else "policy",
         "thinking": str(step.get("thinking") or ""),
+        "reply": str(step.get("reply") or ""),
+        "unreadable": str(step.get("unreadable") or ""),
         "kind": "click" if action["kind"] == "click" else "terminate",
         "answer": str(action.get("answer") or ""),
         "runs": _runs(mask),

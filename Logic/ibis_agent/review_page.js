@@ -200,6 +200,9 @@
     $("thinking").classList.toggle("none", !thinking);
     $("step-answer").hidden = !(step && step.answer);
     $("step-answer").textContent = step && step.answer ? step.answer : "";
+    $("raw").hidden = !(step && step.reply);
+    $("reply").textContent = !step ? "" : !step.unreadable ? step.reply
+      : `${step.unreadable}\n\n– this could not be read; asked again, it replied: –\n\n${step.reply}`;
     const figures = $("figures");
     if (!step) {
       figures.replaceChildren(make("div", {}, ...figure("Picture", `${W} × ${H}`, picture.real_mm

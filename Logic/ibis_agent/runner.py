@@ -21,7 +21,7 @@ from .actions import Click, format_click
 from .episode import Episode, SegmenterLike, Step
 from .geometry import PictureGeometry
 from .policy import OnText, Policy
-from .request import Request, check
+from .request import MASK_FORMATS, Request, check
 from .trajectory import Trajectory
 
 TRAJECTORY_NAME, REVIEW_NAME = "trajectory.json", "review.html"
@@ -128,7 +128,7 @@ class Run:
         answer = self.episode.answer or ""
         for path in self.job.masks:
             write_mask(path, self.episode.mask, self.job.picture.geometry, self.job.question, answer)
-            written["mask" if "mask" not in written else f"mask {path.suffix}"] = path
+            written["mask" if len(self.job.masks) == 1 else _kind(path)] = path
         if self.job.request.review:
             record = Trajectory.of(self.episode, self.job.source)
             path = self.job.folder / REVIEW_NAME
@@ -220,6 +220,12 @@ def write_mask(path: Path, mask: np.ndarray, geometry: PictureGeometry, question
         name=structures.name_for(question, answer),
         colour=structures.colour_for(question, answer),
         structure=structures.structure_for(question, answer),
+    )
+
+
+def _kind(path: Path) -> str:
+    return "mask" + next(
+        end for end in sorted(MASK_FORMATS.values(), key=len, reverse=True) if path.name.endswith(end)
     )
 
 

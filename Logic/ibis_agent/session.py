@@ -182,9 +182,9 @@ class Session:
         screen = self.screen
         paint = {"+": screen.good, "-": screen.bad}.get(facts["sign"], screen.mark)
         parts = [paint(f"{facts['sign']} {facts['action']}"), f"area {facts['area_text']}"]
-        details = [f"({facts['change_text']})", facts["seconds_text"]]
+        details = [facts["seconds_text"]]
         if facts["score"] is not None:
-            details.insert(1, f"score {facts['score']:.2f}")
+            details = [f"({facts['change_text']})", f"score {facts['score']:.2f}", *details]
         if facts["by"] == "person":
             details.append("by you")
         screen.line("     " + "  ".join([*parts, screen.dim("  ".join(details))]))

@@ -89,7 +89,7 @@ class Screen:
             min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns) if self.stream.isatty() else _WIDEST
         )
         self._column = 0
-        self._word = ""
+        self._word = self._space = ""
 
     def line(self, text: str = "") -> None:
         """One line, at once."""
@@ -125,8 +125,7 @@ class Screen:
                 if letter == "\n":
                     self._break()
                 elif self._column > _INDENT:
-                    self._write(" ")
-                    self._column += 1
+                    self._space = " "
             else:
                 self._word += letter
                 if len(self._word) > self.width - _INDENT - 1:
@@ -163,18 +162,17 @@ class Screen:
     def _place_word(self) -> None:
         if not self._word:
             return
-        if self._column and self._column + len(self._word) > self.width:
+        if self._column and self._column + len(self._space + self._word) > self.width:
             self._break()
-        if not self._column:
-            self._write(" " * _INDENT)
-            self._column = _INDENT
-        self._write(self._word)
-        self._column += len(self._word)
-        self._word = ""
+        before = self._space if self._column else " " * _INDENT
+        self._write(before + self._word)
+        self._column += len(before + self._word)
+        self._word = self._space = ""
 
     def _break(self) -> None:
         self._write("\n")
         self._column = 0
+        self._space = ""
 
     def _write(self, text: str) -> None:
         self.stream.write(text)

@@ -344,7 +344,7 @@ def test_hostile_text_does_nothing_and_is_shown_as_text(browser: Browser, tmp_pa
     hostile["models"]["policy"]["name"] = HOSTILE
     hostile["picture"]["source"] = HOSTILE
     for step in hostile["steps"]:
-        step["thinking"] = HOSTILE
+        step |= {"thinking": HOSTILE, "reply": HOSTILE, "unreadable": HOSTILE}
     hostile["steps"][-1]["action"]["answer"] = HOSTILE
     browser.requests()
     page = opened(browser, tmp_path, hostile)
@@ -356,6 +356,7 @@ def test_hostile_text_does_nothing_and_is_shown_as_text(browser: Browser, tmp_pa
     assert browser.text("#thinking") == HOSTILE
     assert browser.text("#step-answer") == HOSTILE
     assert browser.text("h1") == HOSTILE
+    assert browser.text("#reply").startswith(HOSTILE) and browser.text("#reply").endswith(HOSTILE)
     assert addresses(browser) == [page.resolve().as_uri()]
 
 
@@ -399,6 +400,17 @@ def test_on_paper_every_step_has_its_figure(browser: Browser, tmp_path: Path) ->
     assert browser.run("return document.querySelectorAll('#sheet figure').length") == 4
     browser.run("dispatchEvent(new Event('afterprint'))")
     assert browser.pdf().startswith(b"%PDF")
+
+
+def test_the_reply_as_it_came_is_there_for_those_who_want_it(browser: Browser, tmp_path: Path) -> None:
+    made = record()
+    made["steps"][0] |= {"reply": "<think>thought 1</think>", "unreadable": "no idea"}
+    opened(browser, tmp_path, made)
+    hidden = "return document.querySelector('#raw').hidden"
+    assert browser.run(hidden) is True
+    browser.press("home", "right")
+    assert browser.run(hidden) is False
+    assert browser.text("#reply").startswith("no idea") and browser.text("#reply").endswith("1</think>")
 
 
 def test_a_run_without_steps_still_opens(browser: Browser, tmp_path: Path) -> None:
