@@ -150,7 +150,7 @@ class Segmenter:
     def embed(self, rgb: np.ndarray) -> Embedding:
         """The embedding of an (H, W, 3) uint8 picture. Raises InputError; ModelError for lack of memory."""
         prepared = self.prepare(rgb)
-        with self._computing():
+        with self.computing():
             levels = self.model.forward_image(prepared[None])["backbone_fpn"]
             image = levels[-1]
             if self.model.directly_add_no_mem_embed:
@@ -180,7 +180,7 @@ class Segmenter:
         points = torch.tensor([_pixel(click, embedding) for click in clicks], dtype=torch.float32)
         points = points / torch.tensor([embedding.width, embedding.height]) * side
         labels = torch.tensor([int(click.positive) for click in clicks], dtype=torch.int32)
-        with self._computing():
+        with self.computing():
             sparse, dense = self.model.sam_prompt_encoder(
                 points=(points[None].to(self.device), labels[None].to(self.device)),
                 boxes=None,
@@ -240,7 +240,7 @@ class Segmenter:
         return torch.from_numpy(np.array(logits, dtype=np.float32))[None, None].to(self.device)
 
     @contextlib.contextmanager
-    def _computing(self) -> Iterator[None]:
+    def computing(self) -> Iterator[None]:
         """Autocast on CUDA; what torch raises becomes a ModelError."""
         kind = _PRECISIONS[self.precision]
         try:
