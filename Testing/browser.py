@@ -133,7 +133,7 @@ class Browser:
         return base64.b64decode(self._call("POST", "/print", {}))
 
     def _wait_until_up(self) -> None:
-        for _ in range(200):
+        for _ in range(1200):
             try:
                 if self._call("GET", "/status", None)["ready"]:
                     return
@@ -147,5 +147,5 @@ class Browser:
             self._base + path, data, {"Content-Type": "application/json"}, method=method
         )
         # No proxy: the driver is on this machine, whatever the environment says about the rest of the world.
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=300) as answer:
             return json.loads(answer.read())["value"]
