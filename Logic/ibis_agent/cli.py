@@ -17,12 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import __version__, inspection, review, runner, terminal
-from .errors import Cancelled, IbisError, ModelError, OutputError
+from . import __version__, files, inspection, published, review, runner, terminal
+from .errors import Cancelled, IbisError, InputError, ModelError, OutputError
 from .geometry import PLANES, Orientation
+from .record import read_json
 from .request import MASK_FORMATS, Request
 from .session import Session, Stopped
 from .trajectory import Trajectory
+from .volume_record import VolumeTrajectory, is_volume_record
 
 OK, BUG, BAD_INPUT, BAD_MODEL, BAD_OUTPUT, PAUSED, DIFFERENT, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
 
@@ -86,11 +88,31 @@ def _fail(options: argparse.Namespace, code: int, text: str) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     screen = terminal.Screen(quiet=options.quiet or options.json)
+    if options.volume:
+        return _run_volume(options, screen)
+    for option, given in (("--range", options.range), ("--roi", options.roi), ("--looks", options.looks)):
+        if given is not None:
+            raise InputError(f"{option} is for whole volumes", mend="Add --volume, or leave it out.")
     run = runner.Run(_request(options))
     session = Session(run, screen, by_hand=options.step, as_json=options.json)
     session.load()
     session.go()
     return PAUSED if run.episode.status == "paused" and not options.step else OK
+
+
+def _run_volume(options: argparse.Namespace, screen: terminal.Screen) -> int:
+    from .volume_job import VolumeJob, VolumeRequest
+    from .volume_session import VolumeSession
+
+    if options.step:
+        raise InputError("--step cannot be used with --volume", mend="Leave one of them out.")
+    slices = None if options.range is None else (options.range[0], options.range[1])
+    roi = None if options.roi is None else tuple(options.roi)
+    session = VolumeSession(
+        VolumeJob(VolumeRequest(_request(options), slices, roi, options.looks)), screen, as_json=options.json
+    )
+    session.load()
+    return PAUSED if session.go() == "paused" else OK
 
 
 def _request(options: argparse.Namespace) -> Request:
@@ -122,12 +144,15 @@ def _request(options: argparse.Namespace) -> Request:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    recorded = Trajectory.load(options.trajectory)
-    geometry = recorded.picture.geometry
     screen = terminal.Screen(quiet=options.quiet)
     asked = Request(
         segmenter=options.segmenter, segmenter_config=options.segmenter_config, device=options.device
     )
+    record = read_json(options.trajectory)
+    if is_volume_record(record):
+        return _replay_volume(options, VolumeTrajectory.from_json(record, options.trajectory), asked, screen)
+    recorded = Trajectory.from_json(record, options.trajectory)
+    geometry = recorded.picture.geometry
     replay = recorded.replay(runner.load_segmenter(asked))
     for note in replay.warnings:
         screen.line(screen.warn(terminal.one_line(note)))
@@ -141,6 +166,24 @@ def _replay(options: argparse.Namespace) -> int:
     return DIFFERENT if differences else OK
 
 
+def _replay_volume(
+    options: argparse.Namespace, recorded: VolumeTrajectory, asked: Request, screen: terminal.Screen
+) -> int:
+    segmenter: Any = runner.load_segmenter(asked)
+    replay = recorded.replay(segmenter)
+    for note in replay.warnings:
+        screen.line(screen.warn(terminal.one_line(note)))
+    differences = {each.number: each for each in replay.differences}
+    for index in sorted(recorded.masks):
+        found = differences.get(index)
+        screen.line(f"slice {index:>4}  " + (screen.bad(str(found)) if found else "the same mask"))
+    if options.mask is not None:
+        geometry = next(iter(recorded.pictures.values())).geometry
+        runner.write_mask(options.mask, replay.volume, geometry, recorded.question, recorded.answer)
+        screen.line(f"     {screen.dim('mask')}  {terminal.one_line(options.mask)}")
+    return DIFFERENT if differences else OK
+
+
 def _review(options: argparse.Namespace) -> int:
     recorded = Trajectory.load(options.trajectory)
     path = options.out or options.trajectory.with_name(runner.REVIEW_NAME)
@@ -150,6 +193,26 @@ def _review(options: argparse.Namespace) -> int:
         import webbrowser
 
         webbrowser.open(path.resolve().as_uri())
+    return OK
+
+
+def _convert(options: argparse.Namespace) -> int:
+    content = read_json(options.trajectory)
+    if isinstance(content, dict) and "schema" in content:
+        recorded = Trajectory.from_json(content, options.trajectory)
+        published.save(options.out, [published.from_trajectory(recorded)])
+        print(options.out)
+        return OK
+    found = published.load(options.trajectory)
+    folder = options.scans or options.trajectory.parent
+    # All of them before the first is written: a scan that is missing leaves nothing half done.
+    made = [published.to_trajectory(each, folder, options.prompt) for each in found]
+    for number, each in enumerate(made, 1):
+        path = options.out if len(made) == 1 else options.out / f"{number:04}.json"
+        if len(made) > 1:
+            files.check_writable_folder(options.out)
+        each.save(path)
+        print(path)
     return OK
 
 
@@ -253,6 +316,26 @@ def _add_run(commands: Any) -> None:
         help=("of the policy (default: auto)"),
     )
 
+    volume = run.add_argument_group("whole volumes")
+    volume.add_argument(
+        "--volume",
+        action="store_true",
+        help="find the object in the whole volume: a key slice, its neighbours, second looks",
+    )
+    volume.add_argument(
+        "--range", type=int, nargs=2, metavar=("A", "B"), help="first and last slice (default: all)"
+    )
+    volume.add_argument(
+        "--roi",
+        type=int,
+        nargs=6,
+        metavar=("I0", "I1", "J0", "J1", "K0", "K1"),
+        help="first and last voxel of each axis of the file that the mask stays in",
+    )
+    volume.add_argument(
+        "--looks", type=int, metavar="N", help="second looks at doubtful slices, 0 for none (default: 4)"
+    )
+
     limits = run.add_argument_group("how far")
     limits.add_argument("--max-turns", type=int, metavar="N", help="stop after so many turns (default: 20)")
     limits.add_argument(
@@ -299,6 +382,24 @@ def _add_others(commands: Any) -> None:
         "--out", type=Path, metavar="FILE", help="the page (default: review.html beside the trajectory)"
     )
     review.add_argument("--open", action="store_true", help="show it in the browser")
+
+    convert = commands.add_parser(
+        "convert",
+        help="turn a trajectory into the published format, or the other way",
+        description="Which way it goes is told by what the file holds.",
+    )
+    convert.set_defaults(do=_convert)
+    convert.add_argument("trajectory", type=Path, metavar="FILE.json")
+    convert.add_argument(
+        "--out", type=Path, metavar="PATH", required=True, help="the file; a folder where there are several"
+    )
+    convert.add_argument(
+        "--scans",
+        type=Path,
+        metavar="DIR",
+        help="where the scans of published ones are (default: beside them)",
+    )
+    convert.add_argument("--prompt", metavar="TEXT", help="the question of published ones, which lack it")
 
     info = commands.add_parser(
         "info", help="what a checkpoint, a trajectory or a scan is, and whether it can be used"

@@ -126,8 +126,9 @@ class Episode:
         policy: Policy | None,
         segmenter: SegmenterLike,
         limits: Limits | None = None,
+        start: Prediction | None = None,
     ) -> None:
-        """policy None: the person clicks alone.
+        """policy None: the person clicks alone. start: a mask that is there before the first step.
 
         Raises InputError for a question that is empty, too long or not text.
         """
@@ -135,6 +136,7 @@ class Episode:
         self.question = check_question(question, *asked)
         self.picture, self.policy, self.segmenter = picture, policy, segmenter
         self.limits = limits or Limits()
+        self._start = start
         self._state = _State()
         self._past: list[_State] = []
         self._future: list[_State] = []
@@ -333,8 +335,8 @@ class Episode:
         return Turn(
             picture=self._seen_before(len(steps)),
             question=self.question,
-            number=len(steps) + 1,
-            has_mask=_has_click(steps),
+            number=len(steps) + (1 if self._start is None else 2),  # the start is as a turn that was done
+            has_mask=self._start is not None or _has_click(steps),
             past=past,
             note=self._state.note,
         )
@@ -375,7 +377,8 @@ class Episode:
         begun = time.perf_counter()
         last = before[-1] if before else None
         mask = self._mask_of(before)
-        logits, score = (last.logits, last.score) if last else (None, None)
+        known = last or self._start
+        logits, score = (known.logits, known.score) if known else (None, None)
         if isinstance(action, Click):
             self.prepare()
             clicks = [step.action for step in before if isinstance(step.action, Click)]
@@ -420,16 +423,19 @@ class Episode:
         return self.steps[:keep]
 
     def _mask_of(self, steps: Sequence[Step]) -> np.ndarray:
-        return steps[-1].mask if steps else _frozen(np.zeros(self.picture.rgb.shape[:2], dtype=bool))
+        if steps:
+            return steps[-1].mask
+        shape = self.picture.rgb.shape[:2]
+        return _frozen(np.zeros(shape, dtype=bool) if self._start is None else self._start.mask)
 
     def _seen_before(self, count: int) -> np.ndarray:
         """The picture as the policy sees it after the first `count` steps."""
         assert self.policy is not None
         steps = self.steps[:count]
-        if not _has_click(steps):
+        if self._start is None and not _has_click(steps):
             return self.picture.rgb
         card = self.policy.card
-        return overlay(self.picture.rgb, steps[-1].mask, card.overlay_colour, card.overlay_alpha)
+        return overlay(self.picture.rgb, self._mask_of(steps), card.overlay_colour, card.overlay_alpha)
 
 
 def _has_click(steps: Sequence[Step]) -> bool:

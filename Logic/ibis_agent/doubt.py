@@ -1,0 +1,110 @@
+"""Where a propagation is doubtful: the slices that deserve a second look, and why.
+
+Measured in millimetres, so that thick and thin slices are judged alike. No models here: masks and scores in,
+reasons out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from .found import Found
+
+# A mask changes its area from slice to slice at most as a ball of its own size does, times this.
+_STEEPER = 1.8
+_LEAST_CHANGE = 0.35  # … and only changes of this share of the larger area count at all
+_PART = 0.1  # of the area, from which on a piece counts as a part of its own
+_LOW_SCORE = 0.6
+_UNSURE = 0.35  # how near the presence must be to 0 or 1
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """One slice to look at again.
+
+    Attributes:
+        index: the slice.
+        reason: in words, for people.
+        weight: how doubtful, from 0.
+    """
+
+    index: int
+    reason: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is measured of one mask: area in mm², centre (row, column) in mm, parts that count."""
+
+    area: float
+    centre: tuple[float, float]
+    parts: int
+
+
+def measure(mask: np.ndarray, row_mm: float, col_mm: float) -> Measure:
+    """Of a (H, W) bool mask with pixels of row_mm × col_mm."""
+    pixels = int(np.count_nonzero(mask))
+    if not pixels:
+        return Measure(0.0, (0.0, 0.0), 0)
+    rows, columns = np.nonzero(mask)
+    labels, count = ndimage.label(mask)
+    sizes = np.bincount(labels.ravel())[1:] if count else np.zeros(0)
+    parts = int(np.count_nonzero(sizes >= _PART * pixels))
+    centre = float(rows.mean()) * row_mm, float(columns.mean()) * col_mm
+    return Measure(pixels * row_mm * col_mm, centre, parts)
+
+
+def doubts(
+    found: Mapping[int, Found], row_mm: float, col_mm: float, gap_mm: float
+) -> list[Doubt]:
+    """The doubtful slices among those found from memory, the most doubtful first; one entry a slice.
+
+    found: by slice. gap_mm: from slice to slice.
+    """
+    known = {n: measure(each.mask, row_mm, col_mm) for n, each in found.items()}
+    shown = [n for n, each in known.items() if each.area]
+    anchors = [n for n, each in found.items() if each.anchor]
+    if not shown or not anchors:
+        return []
+    reasons: dict[int, Doubt] = {}
+
+    def note(index: int, reason: str, weight: float) -> None:
+        if not found[index].anchor and (index not in reasons or weight > reasons[index].weight):
+            reasons[index] = Doubt(index, reason, weight)
+
+    largest = max(each.area for each in known.values())
+    steepest = _STEEPER * 2 * math.pi * math.sqrt(largest / math.pi) * gap_mm
+    for index in sorted(found):
+        each, here = found[index], known[index]
+        unsure = 1 - abs(2 * each.presence - 1)
+        if unsure > _UNSURE and min(shown) - 1 <= index <= max(shown) + 1:
+            note(index, f"unsure whether it is there ({each.presence:.0%})", 0.5 + unsure)
+        if here.area and each.score < _LOW_SCORE:
+            note(index, f"a mask of low score ({each.score:.2f})", 1 - each.score)
+        nearest = min(anchors, key=lambda n: abs(n - index))
+        if nearest == index:
+            continue
+        towards = index + (1 if nearest > index else -1)
+        if towards not in known:
+            continue
+        before = known[towards]
+        if not here.area and min(shown) < index < max(shown):
+            note(index, "a gap: nothing here, but on both sides", 1.0)
+        change = abs(here.area - before.area)
+        if change > steepest and change > _LEAST_CHANGE * max(here.area, before.area):
+            words = f"the area jumps from {before.area:.0f} to {here.area:.0f} mm²"
+            note(index, words, min(2.0, change / steepest - 0.5))
+        if here.area and before.area:
+            moved = math.dist(here.centre, before.centre)
+            radius = math.sqrt(min(here.area, before.area) / math.pi)
+            if moved > max(2 * gap_mm, 0.6 * radius):
+                note(index, f"it moves by {moved:.0f} mm", min(2.0, moved / max(gap_mm, radius)))
+            if here.parts > max(1, before.parts):
+                note(index, f"it splits into {here.parts} parts", 0.6)
+    return sorted(reasons.values(), key=lambda doubt: (-doubt.weight, doubt.index))

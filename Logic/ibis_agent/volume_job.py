@@ -1,0 +1,199 @@
+"""One volume run from files to files: scan → VolumeRun → 3D mask and trajectory.
+
+What can be wrong with what the person gave is found before a model is loaded or a file written. What is shown
+at the terminal is in volume_session; what is done is in volume_run. Torch comes with `load`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import files, mask_files, request, runner, structures
+from .episode import Limits
+from .errors import InputError
+from .model_card import ModelCard
+from .picture import check_window
+from .prompts import check_question
+from .request import MASK_FORMATS, Request
+from .runner import TRAJECTORY_NAME, load_policy, load_segmenter
+from .scan import load_scan
+from .stack import Stack, stack_of
+
+if TYPE_CHECKING:
+    from .segmenter import Segmenter
+    from .volume_run import VolumeRun
+
+_ROOM = 64 * 2**20
+_TURNS = 6
+
+
+@dataclass(frozen=True)
+class VolumeRequest:
+    """What a person asks of a volume run, beside what every run is asked.
+
+    Attributes:
+        base: scan, question, plane, window, models, results.
+        slices: first and last slice; None for all.
+        roi: i0 i1 j0 j1 k0 k1, voxels of the file that masks must stay in; None for everywhere.
+        looks: the most second looks; None for the usual.
+    """
+
+    base: Request
+    slices: tuple[int, int] | None = None
+    roi: tuple[int, ...] | None = None
+    looks: int | None = None
+
+
+class VolumeJob:
+    """A request that passed every check; then its run, and its files.
+
+    Attributes:
+        stack: the slices that are worked on.
+        run: there after `load`.
+    """
+
+    run: VolumeRun
+
+    def __init__(self, asked: VolumeRequest) -> None:
+        """Check everything, and make the folders. Raises IbisError, and leaves nothing behind then."""
+        base = asked.base
+        self.asked = asked
+        for option, given in (("--slice", base.index), ("--resume", base.resume)):
+            if given is not None:
+                mend = "Leave it out, or leave --volume out."
+                raise InputError(f"{option} cannot be used with --volume", value=given, mend=mend)
+        if asked.looks is not None and asked.looks < 0:
+            raise InputError("the second looks cannot be negative", value=asked.looks, mend="0 is for none.")
+        if base.scan is None:
+            raise InputError("there is no scan", mend="Name a volume or a DICOM folder.")
+        self.policy_folder = base.policy if base.policy is not None else request.demo_policy()
+        self.card: ModelCard = request._card(self.policy_folder, base.history)
+        self.limits = Limits(
+            **{
+                "max_turns": base.max_turns or _TURNS,
+                **({} if base.max_repeats is None else {"max_repeats": base.max_repeats}),
+            }
+        )
+        if base.question is None:
+            mend = 'Ask with --prompt, such as --prompt "Segment the liver".'
+            raise InputError("there is no question", mend=mend)
+        self.question = check_question(base.question, self.card.max_question, self.card.script)
+        self.stack: Stack = self._stack(base)
+        name = base.scan.resolve().name
+        self.source = name
+        self.folder = request._folder(base, f"{request._stem(name)}-{self.stack.geometry(self.stack.first).plane}")
+        self.masks = self._mask_files(base)
+        request._check_models(base, self.policy_folder)
+        self._made: list[Path] = []
+        try:
+            for folder in (self.folder, *(path.parent for path in self.masks)):
+                self._made[:0] = runner._missing_folders(folder)
+                files.check_writable_folder(folder, _ROOM)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def description(self) -> list[tuple[str, str]]:
+        """What is going to be done, as (term, words)."""
+        stack, base = self.stack, self.asked.base
+        geometry = stack.geometry(stack.first)
+        where = f"{geometry.plane}, slices {stack.first} to {stack.last} of {len(stack)}"
+        where += f", window {stack.window[0]:g} to {stack.window[1]:g}"
+        if stack.roi is not None:
+            where += ", inside the region of interest"
+        return [
+            ("scan", self.source),
+            ("slices", where),
+            ("question", self.question),
+            ("policy", self.card.name + (f" ({self.card.note})" if self.card.note else "")),
+            ("segmenter", base.segmenter.name if base.segmenter else "demo segmenter"),
+        ]
+
+    def load(self) -> None:
+        """Load the models and open the run. Raises ModelError."""
+        segmenter: Any = load_segmenter(self.asked.base)
+        policy = load_policy(self.policy_folder, self.asked.base)
+        policy.card = dataclasses.replace(policy.card, history=self.card.history)
+        self.begin(policy, segmenter)
+
+    def begin(self, policy: Any, segmenter: Segmenter) -> None:
+        """Open the run with models that are loaded already."""
+        from .volume_run import VolumeLimits, VolumeRun
+
+        limits = VolumeLimits(episode=self.limits)
+        if self.asked.looks is not None:
+            limits = dataclasses.replace(limits, looks=self.asked.looks)
+        self.run = VolumeRun(self.stack, self.question, policy, segmenter, limits)
+
+    def finish(self) -> dict[str, Path]:
+        """Write everything as it stands. Returns the files by what they are. Raises OutputError."""
+        from .volume_record import save_volume, volume_to_json
+
+        written = {"trajectory": self.folder / TRAJECTORY_NAME}
+        save_volume(volume_to_json(self.run, self.source), written["trajectory"])
+        if not self.run.found:
+            return written
+        volume, answer = self.run.volume(), self.run.answer or ""
+        for path in self.masks:
+            mask_files.write_mask(
+                path,
+                volume,
+                self.stack.scan,
+                name=structures.name_for(self.question, answer),
+                colour=structures.colour_for(self.question, answer),
+                structure=structures.structure_for(self.question, answer),
+            )
+            written["mask" if "mask" not in written else f"mask {path.suffix}"] = path
+        return written
+
+    def summary(self, written: dict[str, Path]) -> dict[str, Any]:
+        """The whole run in plain values."""
+        run = self.run
+        return {
+            "question": self.question,
+            "answer": run.answer,
+            "status": run.status,
+            "reason": run.reason,
+            "key_slice": run.key,
+            "actions": len(run.actions),
+            "second_looks": sum("look " in action.words for action in run.actions if action.kind != "look"),
+            "volume_ml": run.volume_ml,
+            "areas_mm2": {str(index): each for index, each in run.areas_mm2().items() if each},
+            "files": {what: str(path) for what, path in written.items()},
+        }
+
+    def abandon(self) -> None:
+        """Remove the folders that were made for this run, if nothing is in them."""
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    def _stack(self, base: Request) -> Stack:
+        assert base.scan is not None
+        window = None if base.window is None else check_window(base.window)
+        scan = load_scan(base.scan, series=base.series)
+        if window is None and scan.kind == "volume" and scan.window is None and scan.modality in ("", "CT"):
+            window = self.card.window
+        return stack_of(
+            scan,
+            base.plane or "axial",
+            window,
+            base.orientation or self.card.orientation,
+            self.asked.slices,
+            self.asked.roi,
+        )
+
+    def _mask_files(self, base: Request) -> tuple[Path, ...]:
+        if base.mask is not None and base.mask_formats:
+            mend = "The end of --mask says the format; leave --mask-format out."
+            raise InputError("the mask's format is said twice", value=base.mask_formats[0], mend=mend)
+        formats = dict.fromkeys(base.mask_formats or ("nii.gz",))
+        paths = [base.mask] if base.mask else [self.folder / f"mask{MASK_FORMATS[each]}" for each in formats]
+        for path in paths:
+            mask_files.check_mask_path(path, "volume")
+        request._spare_the_scan(base, paths)
+        return tuple(paths)

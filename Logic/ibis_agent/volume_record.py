@@ -1,0 +1,256 @@
+"""The record of a volume run: one `trajectory.json` for all of it, schema ibis-volume/1.
+
+The slices that the run met travel inside as pictures, with their masks, so that it can be shown, checked and
+replayed without the scan. Slices that it never met are not recorded. The record of a run on one slice is in
+trajectory, whose steps stand in this one's actions too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import files
+from .actions import Click
+from .geometry import PictureGeometry
+from .masks import area, decode_rle, encode_rle, iou
+from .picture import Picture
+from .record import Fields, read_json
+from .stack import RecordedSlices
+from .trajectory import Difference, picture_from_json, picture_to_json, step_from_json, step_to_json
+
+if TYPE_CHECKING:
+    from .segmenter import Segmenter
+    from .volume_run import VolumeAction, VolumeRun
+
+SCHEMA = "ibis-volume/1"
+_MOST_SLICES = 100_000
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeTrajectory:
+    """A volume run as it was recorded.
+
+    Attributes:
+        head: all of the record but its actions and slices, plain values.
+        pictures: by slice.
+        masks: (H, W) bool by slice, within the region of interest.
+        clips: where masks may lie, by slice; empty for everywhere.
+        actions: what was done, plain values.
+        first, last, count: the range of slices, and how many the whole axis has.
+    """
+
+    head: dict[str, Any]
+    pictures: dict[int, Picture]
+    masks: dict[int, np.ndarray]
+    clips: dict[int, np.ndarray]
+    actions: list[dict[str, Any]]
+    first: int
+    last: int
+    count: int
+
+    @property
+    def question(self) -> str:
+        return str(self.head["question"])
+
+    @property
+    def answer(self) -> str:
+        return str(self.head.get("answer") or "")
+
+    def volume(self) -> np.ndarray:
+        """(I, J, K) uint8 in the scan's own voxel order."""
+        out = np.zeros(next(iter(self.pictures.values())).geometry.shape, dtype=np.uint8)
+        for index, mask in self.masks.items():
+            self.pictures[index].geometry.embed_mask(mask, out)
+        return out
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> VolumeTrajectory:
+        """Read a JSON file. Raises InputError naming the file, the field and its value."""
+        return cls.from_json(read_json(path), path)
+
+    @classmethod
+    def from_json(cls, record: Any, file: str | os.PathLike[str] | None = None) -> VolumeTrajectory:
+        """The reverse of `volume_to_json`. Raises InputError naming the field and its value."""
+        fields = Fields(record, file)
+        if fields.text("schema") != SCHEMA:
+            raise fields.error("schema", f"must be {SCHEMA}")
+        fields.text("question")
+        volume = fields.inside("volume")
+        first, last, count = (volume.whole(key, 0) for key in ("first", "last", "count"))
+        if not 0 <= first <= last < count <= _MOST_SLICES:
+            raise volume.error("last", "is not a slice of this volume")
+        pictures: dict[int, Picture] = {}
+        masks: dict[int, np.ndarray] = {}
+        clips: dict[int, np.ndarray] = {}
+        for each in fields.list_of("slices"):
+            picture = picture_from_json(each.inside("picture"))
+            index = picture.geometry.index
+            if not first <= index <= last or index in pictures:
+                raise each.error("picture", f"is of slice {index}, which is not in the range or is there twice")
+            shape = (picture.geometry.height, picture.geometry.width)
+            pictures[index] = picture
+            masks[index] = _mask_from(each, "mask_rle", shape)
+            if each.value("inside_rle", None) is not None:
+                clips[index] = _mask_from(each, "inside_rle", shape)
+        if not pictures:
+            raise fields.error("slices", "are none", "[]")
+        one = next(iter(pictures.values())).geometry
+        if any((p.geometry.axis, p.geometry.shape) != (one.axis, one.shape) for p in pictures.values()):
+            raise fields.error("slices", "are not of one volume", "[…]")
+        actions = [dict(each.values) for each in fields.list_of("actions")]
+        head = {key: value for key, value in record.items() if key not in ("actions", "slices")}
+        made = cls(head, pictures, masks, clips, actions, first, last, count)
+        made.volume_actions(file)  # checks them
+        return made
+
+    def volume_actions(self, file: str | os.PathLike[str] | None = None) -> list[VolumeAction]:
+        """The actions as VolumeRun knows them. Raises InputError naming the field."""
+        from .volume_run import VolumeAction, Way
+
+        made: list[VolumeAction] = []
+        for number, each in enumerate(self.actions, 1):
+            fields = Fields(each, file, f"actions[{number - 1}]")
+            index = fields.whole("slice", 0)
+            if index not in self.pictures:
+                raise fields.error("slice", "is not among the recorded slices")
+            geometry = self.pictures[index].geometry
+            ways = []
+            for way in fields.list_of("ways"):
+                start, last = way.whole("start", 0), way.whole("last", 0)
+                if start not in self.pictures or last not in self.pictures:
+                    raise way.error("last", "leads out of the recorded slices")
+                ways.append(Way(start, last, way.flag("ended")))
+            kind: Any = fields.choice("kind", ("look", "click", "grow", "review"))
+            by: Any = fields.choice("by", ("policy", "person"))
+            clicks = tuple(_click_from(click) for click in fields.list_of("clicks"))
+            if kind == "click" and not clicks:
+                raise fields.error("clicks", "are none", "[]")
+            steps = tuple(step_from_json(step, geometry) for step in fields.list_of("steps"))
+            seconds = fields.number("seconds") or 0.0
+            made.append(
+                VolumeAction(number, kind, index, by, fields.text("words"), steps, clicks, tuple(ways), seconds)
+            )
+        return made
+
+    def replay(self, segmenter: Segmenter) -> VolumeReplay:
+        """Do all of it again with the segmenter alone, and compare every slice. Raises what it raises."""
+        from .volume_run import VolumeRun
+
+        slices = RecordedSlices(self.pictures, self.count, self.first, self.last, self.clips)
+        run = VolumeRun(slices, self.question, None, segmenter)
+        for action in self.volume_actions():
+            run.repeat(action)
+        differences = []
+        for index in sorted(self.masks):
+            old, new = self.masks[index], run.mask(index)
+            if not np.array_equal(old, new):
+                differences.append(Difference(index, int(np.count_nonzero(old != new)), iou(old, new)))
+        notes = []
+        recorded = (self.head.get("models") or {}).get("segmenter") or {}
+        if recorded.get("sha256") != segmenter.identity.get("sha256"):
+            name, now = recorded.get("name") or "unknown", segmenter.identity.get("name") or "unknown"
+            notes.append(f"another segmenter than the recorded one: {now} instead of {name}")
+        return VolumeReplay(run.volume(), tuple(differences), tuple(notes))
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeReplay:
+    """What a replay gave: (I, J, K) uint8, the slices (`number`) that came out differently, and warnings."""
+
+    volume: np.ndarray
+    differences: tuple[Difference, ...]
+    warnings: tuple[str, ...]
+
+
+def volume_to_json(run: VolumeRun, source: str | os.PathLike[str] = "", created: str = "") -> dict[str, Any]:
+    """The record of a run as it stands; `source` is the scan's path, of which the name is kept."""
+    slices = run.slices
+    met = sorted({*run.found, *(action.index for action in run.actions)})
+    pictures = {index: slices.picture(index) for index in met}
+    areas = run.areas_mm2()
+    name = os.path.basename(os.path.normpath(source)) if os.fspath(source) else ""
+    rows = []
+    for index in met:
+        found, inside, mask = run.found.get(index), slices.inside(index), run.mask(index)
+        row: dict[str, Any] = {
+            "slice": index,
+            "mask_rle": encode_rle(mask),
+            "area_px": area(mask),
+            "area_mm2": areas.get(index, 0.0),
+            "score": None if found is None else found.score,
+            "presence": None if found is None else found.presence,
+            "anchor": found is not None and found.anchor,
+            "picture": picture_to_json(pictures[index], name),
+        }
+        if inside is not None:
+            row["inside_rle"] = encode_rle(inside)
+        rows.append(row)
+    limits = dataclasses.asdict(run.limits)
+    return {
+        "schema": SCHEMA,
+        "created": created or datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "note": "" if run.policy is None else run.policy.card.note,
+        "question": run.question,
+        "models": {
+            "policy": None if run.policy is None else dict(run.policy.identity),
+            "segmenter": dict(run.segmenter.identity),
+        },
+        "limits": limits,
+        "volume": {
+            "source": name,
+            "first": slices.first,
+            "last": slices.last,
+            "count": len(slices),
+            "key": run.key,
+            "gap_mm": run.gap_mm,
+            "ml": run.volume_ml,
+        },
+        "answer": run.answer,
+        "status": run.status,
+        "reason": run.reason,
+        "actions": [_action_to_json(action, pictures[action.index].geometry) for action in run.actions],
+        "slices": rows,
+    }
+
+
+def is_volume_record(record: Any) -> bool:
+    """Whether a JSON value says of itself that it is the record of a volume run."""
+    return isinstance(record, Mapping) and record.get("schema") == SCHEMA
+
+
+def save_volume(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write the JSON file, whole or not at all. Raises OutputError."""
+    files.write_json(path, dict(record))
+
+
+def _action_to_json(action: VolumeAction, geometry: PictureGeometry) -> dict[str, Any]:
+    return {
+        "number": action.number,
+        "kind": action.kind,
+        "slice": action.index,
+        "by": action.by,
+        "words": action.words,
+        "steps": [step_to_json(step, geometry) for step in action.steps],
+        "clicks": [{"x": c.x, "y": c.y, "positive": c.positive} for c in action.clicks],
+        "ways": [dataclasses.asdict(way) for way in action.ways],
+        "seconds": action.seconds,
+    }
+
+
+def _click_from(fields: Fields) -> Click:
+    x, y, positive = fields.number("x"), fields.number("y"), fields.flag("positive")
+    return fields.checked(lambda: Click(x or 0.0, y or 0.0, positive))
+
+
+def _mask_from(fields: Fields, key: str, shape: tuple[int, int]) -> np.ndarray:
+    text = fields.text(key)
+    mask = fields.checked(lambda: decode_rle(text, shape), key)
+    mask.setflags(write=False)
+    return mask
