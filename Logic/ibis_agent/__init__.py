@@ -1,6 +1,7 @@
 """IBIS agent: ask a scan a question and watch the answer being worked out, click by click.
 
-Importing this package is cheap and needs no torch; see `docs` of each module for what lives there.
+Importing it is cheap and needs no torch. The way through: scan → picture → policy and segmenter → episode →
+trajectory; each module's docstring says what lives there.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from numbers import Real
 from typing import Union
 
 from .errors import InputError, ReplyError
@@ -41,7 +42,7 @@ class Click:
     def __post_init__(self) -> None:
         for axis in ("x", "y"):
             value = getattr(self, axis)
-            if not isinstance(value, (int, float)) or not math.isfinite(value) or not 0 <= value <= 1:
+            if not isinstance(value, Real) or not math.isfinite(value) or not 0 <= value <= 1:
                 raise InputError(
                     f"the click's {axis} must be a number from 0 to 1",
                     value=value,

@@ -211,9 +211,11 @@ class PictureGeometry:
             index = int(record["index"])
             affine = check_affine(np.array(record["affine"], dtype=np.float64))
             flips = bool(record["flip_rows"]), bool(record["flip_cols"])
-            plane = str(record["plane"])
+            plane = record["plane"]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError("this is no picture geometry", value=str(error)) from error
+        if plane not in (*_SCREEN, "picture"):
+            raise InputError("this picture geometry has no known plane", value=plane)
         if (
             len(shape) != 3
             or min(shape) < 1

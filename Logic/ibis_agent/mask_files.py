@@ -75,7 +75,7 @@ def write_mask(
         picture_shape = source.voxels.shape[:2] if flat else ()
     as_picture = mask.ndim == 2 and (flat or Path(path).name.lower().endswith(".png"))
     suffix = check_mask_path(path, "picture" if as_picture or flat else "volume")
-    expected = picture_shape if mask.ndim == 2 else tuple(shape)
+    expected = picture_shape if mask.ndim == 2 and picture_shape else tuple(shape)
     if mask.shape != expected or (mask.ndim == 3 and flat):
         raise InputError(
             "the mask has another shape than the scan", file=path, value=f"{mask.shape} for {expected}"

@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -296,6 +297,11 @@ def test_the_written_form_is_the_one_that_policies_are_trained_on() -> None:
     assert format_reply(Reply("a", Terminate("b"))) == (
         "<think>a</think>\n<action>Terminate</action>\n<answer>b</answer>"
     )
+
+
+def test_a_click_takes_the_numbers_of_numpy_too() -> None:
+    assert Click(np.float32(0.5), np.int64(1)) == Click(0.5, 1.0)  # type: ignore[arg-type]
+    assert type(Click(np.float32(0.5), 0).x) is float  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [-0.01, 1.01, float("nan"), float("inf"), "0.5", None])

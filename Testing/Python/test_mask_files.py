@@ -72,7 +72,7 @@ def in_patient(path: Path) -> np.ndarray:
     "name", ["m.nii.gz", "m.nii", "m.nrrd", "m.seg.nrrd", "M.Seg.NRRD", "leber 肝.nii.gz"]
 )
 def test_a_marked_voxel_lies_where_it_lies_in_the_scan(tmp_path: Path, name: str) -> None:
-    for affine in AFFINES:
+    for affine in AFFINES if name in ("m.nii.gz", "m.seg.nrrd") else AFFINES[::5]:
         path = write_mask(tmp_path / name, one_voxel(), scan_with(affine))
         expected = affine[:3, :3] @ VOXEL + affine[:3, 3]
         assert np.allclose(in_patient(path), expected, atol=1e-3)
@@ -90,7 +90,7 @@ def test_a_mask_is_read_back_in_the_scans_own_order(tmp_path: Path, name: str) -
 
 
 def test_both_forms_of_a_nifti_affine_agree(tmp_path: Path) -> None:
-    for affine in AFFINES:
+    for affine in AFFINES[::5]:
         image = nibabel.load(write_mask(tmp_path / "m.nii.gz", one_voxel(), scan_with(affine)))
         assert np.allclose(image.get_qform(), affine, atol=1e-3)
         assert np.allclose(image.get_sform(), affine, atol=1e-3)

@@ -273,6 +273,26 @@ def test_a_geometry_survives_json() -> None:
         PictureGeometry.from_json({})
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.just([1, 2, 3]),
+    lambda inner: st.lists(inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.data())
+def test_no_record_of_a_geometry_raises_anything_but_an_input_error(data: st.DataObject) -> None:
+    record = slice_geometry(SHAPE, affine_of((0, 1, 2), (1, 1, 1))).to_json()
+    for key in data.draw(st.lists(st.sampled_from(sorted(record)), min_size=1, max_size=3)):
+        record[key] = data.draw(JSON)
+    try:
+        geometry = PictureGeometry.from_json(record)
+    except InputError as error:
+        assert str(error)
+    else:
+        assert geometry.height >= 1 and geometry.width >= 1
+
+
 def test_a_point_beside_the_slice_or_outside_the_scan_is_no_click() -> None:
     geometry = slice_geometry(SHAPE, affine_of((0, 1, 2), (1, 1, 1)), "axial", 2)
     r, a, s = geometry.to_patient(0.5, 0.5)
