@@ -21,6 +21,7 @@ from . import __version__, files, inspection, published, review, runner, termina
 from .errors import Cancelled, IbisError, InputError, ModelError, OutputError
 from .geometry import PLANES, Orientation
 from .record import read_json
+from .record import read_json
 from .request import MASK_FORMATS, Request
 from .session import Session, Stopped
 from .trajectory import Trajectory
@@ -216,6 +217,26 @@ def _convert(options: argparse.Namespace) -> int:
     return OK
 
 
+def _convert(options: argparse.Namespace) -> int:
+    content = read_json(options.trajectory)
+    if isinstance(content, dict) and "schema" in content:
+        recorded = Trajectory.from_json(content, options.trajectory)
+        published.save(options.out, [published.from_trajectory(recorded)])
+        print(options.out)
+        return OK
+    found = published.load(options.trajectory)
+    folder = options.scans or options.trajectory.parent
+    # All of them before the first is written: a scan that is missing leaves nothing half done.
+    made = [published.to_trajectory(each, folder, options.prompt) for each in found]
+    for number, each in enumerate(made, 1):
+        path = options.out if len(made) == 1 else options.out / f"{number:04}.json"
+        if len(made) > 1:
+            files.check_writable_folder(options.out)
+        each.save(path)
+        print(path)
+    return OK
+
+
 def _info(options: argparse.Namespace) -> int:
     found = inspection.inspect(options.path, config=options.segmenter_config, load=options.load)
     if options.json:
@@ -382,6 +403,24 @@ def _add_others(commands: Any) -> None:
         "--out", type=Path, metavar="FILE", help="the page (default: review.html beside the trajectory)"
     )
     review.add_argument("--open", action="store_true", help="show it in the browser")
+
+    convert = commands.add_parser(
+        "convert",
+        help="turn a trajectory into the published format, or the other way",
+        description="Which way it goes is told by what the file holds.",
+    )
+    convert.set_defaults(do=_convert)
+    convert.add_argument("trajectory", type=Path, metavar="FILE.json")
+    convert.add_argument(
+        "--out", type=Path, metavar="PATH", required=True, help="the file; a folder where there are several"
+    )
+    convert.add_argument(
+        "--scans",
+        type=Path,
+        metavar="DIR",
+        help="where the scans of published ones are (default: beside them)",
+    )
+    convert.add_argument("--prompt", metavar="TEXT", help="the question of published ones, which lack it")
 
     convert = commands.add_parser(
         "convert",

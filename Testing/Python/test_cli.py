@@ -554,6 +554,29 @@ def test_review_writes_the_page_beside_the_trajectory_or_where_it_is_wanted(
     assert (tmp_path / "page.html").read_bytes() == (tmp_path / "out" / "review.html").read_bytes()
 
 
+def test_convert_goes_to_the_published_format_and_back(
+    use: Any, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use()
+    run(scan, "--out", tmp_path / "out", "--window", -160, 240)
+    theirs, ours = tmp_path / "published.json", tmp_path / "again.json"
+    assert cli.main(["convert", str(tmp_path / "out" / "trajectory.json"), "--out", str(theirs)]) == cli.OK
+    steps = json.loads(theirs.read_text())["trajectory"]
+    assert [step["positive"] for step in steps] == [True, True, False]
+    assert cli.main(["convert", str(theirs), "--out", str(ours), "--scans", str(scan.parent)]) == cli.OK
+    first, again = recorded(tmp_path / "out"), Trajectory.load(ours)
+    assert again.question == first.question and again.answer == first.answer
+    one, other = (each.picture.geometry.embed_mask(each.mask) for each in (first, again))
+    np.testing.assert_array_equal(one, other)
+    (tmp_path / "empty").mkdir()
+    capsys.readouterr()
+    assert (
+        cli.main(["convert", str(theirs), "--out", str(ours), "--scans", str(tmp_path / "empty")])
+        == cli.BAD_INPUT
+    )
+    assert "ct.nii.gz" in capsys.readouterr().err
+
+
 def test_info_tells_of_a_scan_and_of_a_trajectory(
     use: Any, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
