@@ -33,8 +33,17 @@ KEYS = {
 
 def missing() -> str:
     """Why no browser test can run here; empty if one can."""
-    absent = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+    absent = [name for name, found in (("chromium", _chromium()), ("chromedriver", _driver())) if not found]
     return f"not installed: {', '.join(absent)} (Debian: chromium, chromium-driver)" if absent else ""
+
+
+def _chromium() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def _driver() -> str | None:
+    return shutil.which("chromedriver")
 
 
 class Browser:
@@ -47,13 +56,13 @@ class Browser:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self._driver = subprocess.Popen(
-            ["chromedriver", f"--port={port}", "--allowed-ips=127.0.0.1"],
+            [str(_driver()), f"--port={port}", "--allowed-ips=127.0.0.1"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         self._base = f"http://127.0.0.1:{port}"
         options = {
-            "binary": shutil.which("chromium"),
+            "binary": _chromium(),
             "args": [*_FLAGS, f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}", *flags],
         }
         try:
