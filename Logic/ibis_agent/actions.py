@@ -19,7 +19,6 @@ linear in the length of the text.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from numbers import Real
@@ -42,7 +41,8 @@ class Click:
     def __post_init__(self) -> None:
         for axis in ("x", "y"):
             value = getattr(self, axis)
-            if not isinstance(value, Real) or not math.isfinite(value) or not 0 <= value <= 1:
+            is_number = isinstance(value, Real)
+            if not is_number or not 0 <= value <= 1:  # NaN is not, either
                 raise InputError(
                     f"the click's {axis} must be a number from 0 to 1",
                     value=value,

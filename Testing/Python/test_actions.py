@@ -304,7 +304,7 @@ def test_a_click_takes_the_numbers_of_numpy_too() -> None:
     assert type(Click(np.float32(0.5), 0).x) is float  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", [-0.01, 1.01, float("nan"), float("inf"), "0.5", None])
+@pytest.mark.parametrize("value", [-0.01, 1.01, float("nan"), float("inf"), 10**400, "0.5", None, 1j])
 def test_a_click_outside_the_picture_cannot_be_made(value: object) -> None:
     with pytest.raises(InputError, match="0 to 1"):
         Click(value, 0.5)  # type: ignore[arg-type]
