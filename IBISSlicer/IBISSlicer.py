@@ -51,7 +51,12 @@ if isSupported():
     from IBISSlicerLib.Agent import Agent
     from IBISSlicerLib.SelfTest import SelfTest
 else:
-    Agent, SelfTest = object, object
+
+    class Agent:
+        """Nothing to do on an older Slicer."""
+
+    class SelfTest:
+        """Nothing to test on an older Slicer."""
 
 
 class IBISSlicer(ScriptedLoadableModule):

@@ -141,10 +141,19 @@ class Agent:
 
     def run(self, wait: bool = True) -> str:
         """Let the policy act until it ends or a person has to look. Returns the status."""
+        failures: list[str] = []
+
+        def failed(kind: str, text: str) -> None:
+            failures.append(text)
+
         self._goOn = True
         self.step(wait=False)
         if wait:
+            self.failed.connect(failed)
             self._waitUntil(lambda: not self.isWorking)
+            self.failed.disconnect(failed)
+            if failures:
+                raise AgentError(failures[0])
         return self._run().record.status
 
     def stop(self) -> None:

@@ -15,6 +15,7 @@ import qt
 import slicer
 import vtk
 
+from .OwnNodes import addOwnNode
 from .Signal import Signal
 
 POSITIVE_COLOUR = (0.10, 0.95, 0.35)
@@ -64,9 +65,8 @@ class ClickMarks:
         points = {}
         for role, positive in zip(cls.ROLES, (True, False)):
             name = f"IBIS {'positive' if positive else 'negative'} clicks"
-            node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", name)
+            node = addOwnNode("vtkMRMLMarkupsFiducialNode", name)
             node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
-            node.CreateDefaultDisplayNodes()
             _styleHandles(node, POSITIVE_COLOUR if positive else NEGATIVE_COLOUR)
             points[role] = node
         return cls(points)
@@ -179,12 +179,9 @@ def _styleHandles(node, colour: tuple[float, float, float]) -> None:
 def _createShapes(points, positive: bool):
     """The node for the rings or crosses around the points of a list; it moves along with them."""
     name = f"IBIS {'rings' if positive else 'crosses'}"
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLModelNode", name)
-    node.SetSaveWithScene(False)  # drawn again from the steps
-    node.SetHideFromEditors(True)
+    node = addOwnNode("vtkMRMLModelNode", name, saved=False)  # drawn again from the steps
     node.SetSelectable(False)
     node.SetAndObserveTransformNodeID(points.GetTransformNodeID())
-    node.CreateDefaultDisplayNodes()
     display = node.GetDisplayNode()
     display.SetColor(*(POSITIVE_COLOUR if positive else NEGATIVE_COLOUR))
     display.SetVisibility2D(True)

@@ -8,9 +8,8 @@ import qt
 import slicer
 
 from .ClickMarks import NEGATIVE_COLOUR, POSITIVE_COLOUR
+from .OwnNodes import addOwnNode
 from .Signal import Signal
-
-_NAME = "IBIS click"
 
 
 class ClickPlacement:
@@ -65,10 +64,7 @@ class ClickPlacement:
         if self._node is not None and slicer.mrmlScene.IsNodePresent(self._node):
             return
         self.remove()
-        self._node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", _NAME)
-        self._node.SetSaveWithScene(False)
-        self._node.SetHideFromEditors(True)
-        self._node.CreateDefaultDisplayNodes()
+        self._node = addOwnNode("vtkMRMLMarkupsFiducialNode", "IBIS click", saved=False)
         display = self._node.GetDisplayNode()
         display.SetGlyphType(display.Circle2D)
         display.SetGlyphScale(0.9)

@@ -15,6 +15,7 @@ from vtk.util.numpy_support import vtk_to_numpy
 
 from .Geometry import ijkToRas, vtkMatrix
 from .Naming import nameSegment
+from .OwnNodes import addOwnNode
 
 _SEGMENT = "agent"
 _FILL, _OUTLINE, _THICKNESS = 0.35, 1.0, 2
@@ -41,8 +42,7 @@ class MaskDisplay:
     @classmethod
     def create(cls, volumeNode, question: str) -> MaskDisplay:
         """A new node with one empty segment, named after the question, in the place of the volume."""
-        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", f"IBIS: {name_for(question)}")
-        node.CreateDefaultDisplayNodes()
+        node = addOwnNode("vtkMRMLSegmentationNode", f"IBIS: {name_for(question)}")
         node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
         node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
         display = node.GetDisplayNode()

@@ -27,6 +27,10 @@ class QuestionPanel:
         self._clock = qt.QTimer()
         self._clock.setInterval(500)
         self._clock.connect("timeout()", self._showStatus)
+        self._settling = qt.QTimer()  # many nodes may come and go before it is worth a look
+        self._settling.setSingleShot(True)
+        self._settling.setInterval(0)
+        self._settling.connect("timeout()", self._onSettled)
         self._questions = qt.QMenu(ui.questionsButton)
         ui.questionsButton.setMenu(self._questions)
         ui.scopeSelector.addItem("This slice", "slice")
@@ -48,6 +52,7 @@ class QuestionPanel:
 
     def cleanup(self) -> None:
         self._clock.stop()
+        self._settling.stop()
         for node, tag in self._tags:
             node.RemoveObserver(tag)
         self._tags.clear()
@@ -200,8 +205,9 @@ class QuestionPanel:
         self._fillViews()
 
     def _onSceneChanged(self, caller, event) -> None:
-        if caller.IsBatchProcessing():
-            return
+        self._settling.start()
+
+    def _onSettled(self) -> None:
         if self.ui.viewSelector.count != len(_sliceNodes()):
             self._fillViews()
         if not self.agent.current and self.ui.volumeSelector.currentNode() is None:
@@ -268,8 +274,9 @@ class QuestionPanel:
                 self._addQuestion(question)
 
     def _addQuestion(self, question: str) -> None:
-        action = self._questions.addAction(question)
-        action.connect("triggered()", lambda question=question: self.setQuestion(question))
+        action = qt.QAction(question, self._questions)
+        action.connect("triggered()", lambda: self.setQuestion(question))
+        self._questions.addAction(action)
 
 
 def _sliceNodes() -> list:

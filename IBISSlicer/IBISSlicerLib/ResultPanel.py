@@ -123,10 +123,11 @@ class ResultPanel:
     def _fillMenu(self) -> None:
         self._menu.clear()
         masked = self.agent.hasMask
+        kept = masked and self.agent.current is None  # DICOM SEG is made of what was accepted
         reviewable = bool(self.agent.steps)
         self._add("Mask as segmentation file (.seg.nrrd) …", masked, lambda: self._export(".seg.nrrd"))
         self._add("Mask as NIfTI (.nii.gz) …", masked, lambda: self._export(".nii.gz"))
-        self._add("Mask as DICOM SEG …", masked and canExportDicom(), self._exportDicom)
+        self._add("Mask as DICOM SEG …", kept and canExportDicom(), self._exportDicom)
         self._menu.addSeparator()
         self._add("Review page of this run (.html) …", reviewable, lambda: self._review(None))
         self._add("Open a recorded run (trajectory.json) …", self.agent.current is None, self._open)
@@ -141,9 +142,10 @@ class ResultPanel:
                 self.agent.openRecorded(path)
 
     def _add(self, text: str, possible: bool, act) -> None:
-        action = self._menu.addAction(text)
+        action = qt.QAction(text, self._menu)
         action.setEnabled(possible)
         action.connect("triggered()", act)
+        self._menu.addAction(action)
 
     def _fileName(self, title: str, suffix: str) -> str:
         return qt.QFileDialog.getSaveFileName(self.ui.exportButton, title, f"mask{suffix}", f"*{suffix}")

@@ -17,6 +17,7 @@ from ibis_agent.errors import InputError
 from ibis_agent.run_record import RunRecord
 from ibis_agent.structures import name_for
 
+from .Accept import putBeside
 from .ClickMarks import ClickMarks, Mark
 from .Geometry import GeometryError, SlicePlace, ijkToRas, ijkToWorld, shapeOf, shownWindow
 from .MaskDisplay import MaskDisplay
@@ -69,6 +70,7 @@ class SceneRun:
         textNode.SetForceCreateStorageNode(textNode.CreateStorageNodeAlways)
         textNode.SetAttribute(ATTRIBUTE, "open")
         textNode.SetNodeReferenceID("volume", volumeNode.GetID())
+        putBeside(textNode, volumeNode)
         run = cls(record, textNode, image, ijkToRas(volumeNode))
         run._createNodes(volumeNode)
         run.save()

@@ -105,8 +105,7 @@ class SelfTest:
 
     def test_Panel(self) -> None:
         """The panel opens, offers nothing that cannot be done, and shows what the logic does."""
-        slicer.util.selectModule("IBISSlicer")
-        widget = slicer.util.getModuleWidget("IBISSlicer")
+        widget = slicer.util.getModuleWidget("IBISSlicer")  # works without a main window, too
         self.assertFalse(widget.ui.acceptButton.enabled)
         self.assertFalse(widget.ui.stopButton.enabled)
         self.assertIn("Research use only", widget.ui.footerLabel.text)

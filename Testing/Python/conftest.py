@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from host.fixtures import slicer_host  # noqa: F401
 from hypothesis import HealthCheck, settings
+from slicer_fixtures import asked, panel, stepped  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,0 +1,19 @@
+"""The agent's own nodes: shown in the views, but not offered in selectors, where they would pass for a result."""
+
+from __future__ import annotations
+
+import slicer
+
+
+def addOwnNode(className: str, name: str, *, saved: bool = True):
+    """A new node with its display node. saved: whether it goes into saved scenes."""
+    node = slicer.mrmlScene.CreateNodeByClass(className)
+    node.UnRegister(None)  # the scene and Python own it
+    node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
+    # Before it is added: selectors and the subject hierarchy look when a node arrives.
+    node.SetHideFromEditors(True)
+    node.SetSaveWithScene(saved)
+    slicer.mrmlScene.AddNode(node)
+    node.CreateDefaultDisplayNodes()
+    node.GetDisplayNode().SetSaveWithScene(saved)
+    return node

@@ -1,0 +1,105 @@
+"""First contact: nothing is installed yet. One line says what is missing, and there are ways out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import host
+import pytest
+from slicer_panel import MODULE, Panel
+
+
+@pytest.fixture
+def fresh(slicer_host: Any, tmp_path: Path) -> Panel:
+    """The panel as it opens in a Slicer that has nothing."""
+    return Panel(slicer_host, tmp_path, usable=False)
+
+
+def agent_python() -> Path:
+    python = host.agent_python()
+    if python is None:
+        pytest.skip("no Python with the agent's packages (make venv)")
+    return python
+
+
+def test_opening_says_in_one_line_what_is_missing_and_imports_nothing_heavy(fresh: Panel) -> None:
+    assert fresh.ui.noticeLabel.text.startswith("Not installed yet: PyTorch, Transformers")
+    assert "\n" not in fresh.ui.noticeLabel.text
+    for name in ("installButton", "otherPythonButton"):
+        assert getattr(fresh.ui, name).visible
+    assert not fresh.ui.stepButton.enabled
+    assert not {"torch", "transformers", "sam2", "scipy"} & set(sys.modules)
+    assert fresh.host.packages.requests == []  # and nothing was installed by opening
+
+
+def test_install_takes_torch_from_its_extension_then_the_rest_and_proves_it(fresh: Panel) -> None:
+    fresh.host.extensions.add_pytorch()
+    fresh.host.packages.provided_by = agent_python()
+    fresh.host.press(fresh.ui.installButton)
+    kinds = [kind for kind, _ in fresh.host.packages.requests]
+    assert kinds == ["torch", "pip", "pip"]
+    assert fresh.host.packages.requests[0][1] == ["torch>=2.6"]
+    assert any("transformers" in each for each in fresh.host.packages.requests[1][1])
+    assert any("sam2" in each for each in fresh.host.packages.requests[2][1])
+    assert not any("torchvision" in each for _, wanted in fresh.host.packages.requests for each in wanted)
+    assert "SAM2_BUILD_CUDA" not in os.environ
+    fresh.host.wait_until(lambda: not fresh.ui.noticeFrame.visible, 240, "the proof")
+    fresh.ask()
+    assert "Load a scan" in fresh.ui.stepButton.toolTip  # nothing else is in the way
+
+
+def test_what_is_installed_but_does_not_work_is_told(fresh: Panel) -> None:
+    fresh.host.extensions.add_pytorch()
+    fresh.host.packages.provided_by = Path(sys.executable)  # has no torch
+    fresh.host.press(fresh.ui.installButton)
+    fresh.host.wait_until(lambda: "check failed" in fresh.ui.noticeLabel.text, 60)
+    assert "torch" in fresh.ui.noticeLabel.text
+    assert fresh.ui.noticeFrame.visible
+
+
+def test_without_the_pytorch_extension_it_is_installed_and_a_restart_offered(fresh: Panel) -> None:
+    fresh.host.answer("Cancel")
+    fresh.host.press(fresh.ui.installButton)
+    assert fresh.host.extensions.requested == ["PyTorch"]
+    assert "Restart Slicer" in fresh.ui.noticeLabel.text
+    assert fresh.host.packages.requests == []
+
+
+def test_a_failed_installation_says_why_and_can_be_tried_again(fresh: Panel) -> None:
+    fresh.host.extensions.add_pytorch()
+    fresh.host.packages.failure = "ERROR: No space left on device"
+    fresh.host.press(fresh.ui.installButton)
+    assert "No space left on device" in fresh.ui.noticeLabel.text
+    assert fresh.ui.installButton.enabled
+
+
+def test_another_python_is_checked_before_it_is_used(fresh: Panel, tmp_path: Path) -> None:
+    wrong = tmp_path / "python"
+    wrong.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    wrong.chmod(0o755)
+    for path, words in ((wrong, "cannot be used"), (Path(sys.executable), "torch")):
+        fresh.host.answer(str(path))
+        fresh.host.press(fresh.ui.otherPythonButton)
+        fresh.host.wait_until(lambda path=path: str(path) in fresh.ui.noticeLabel.text, 60)
+        assert words in fresh.ui.noticeLabel.text
+    fresh.host.answer(str(agent_python()))
+    fresh.host.press(fresh.ui.otherPythonButton)
+    fresh.host.wait_until(lambda: not fresh.ui.noticeFrame.visible, 240, "the proof")
+    from IBISSlicerLib import Settings
+
+    assert Settings.python() == str(agent_python())
+
+
+def test_an_old_slicer_gets_a_sentence_instead_of_a_panel(
+    slicer_host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(slicer_host.app), "minorVersion", 8)
+    module = slicer_host.open(MODULE)
+    import qt
+
+    texts = [label.text for label in module.panel.findChildren(qt.QLabel)]
+    assert any("needs Slicer 5.10" in text for text in texts)
+    assert not any(name.startswith("IBISSlicerLib") for name in sys.modules)

@@ -1,0 +1,473 @@
+"""A session in Slicer as a radiologist lives it: ask, watch, step, correct, keep, come back tomorrow.
+
+In the simulated host: real scene, slice views and mouse events, a real worker process, and a script for the models.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from slicer_panel import ENDLESS, MODULE, REPLIES, SLICE, THINK_LIVER, Panel
+
+
+def green(pixels: np.ndarray) -> int:
+    return int(((pixels[:, 1] > 180) & (pixels[:, 0] < 120) & (pixels[:, 2] < 160)).sum())
+
+
+def red(pixels: np.ndarray) -> int:
+    return int(((pixels[:, 0] > 180) & (pixels[:, 1] < 110) & (pixels[:, 2] < 110)).sum())
+
+
+# 2. Picks a volume, types a question
+
+
+def test_the_background_of_the_view_is_preselected_and_its_slice_named(panel: Panel, data: Path) -> None:
+    volume = panel.load(data / "ct_abdomen_3mm.nii.gz")
+    assert panel.ui.volumeSelector.currentNode() is volume
+    assert panel.ui.viewSelector.currentText == "Axial (Red)"
+    assert panel.ui.sliceLabel.text == f"{SLICE + 1} of 30"
+    panel.host.scroll("Red", 2)
+    assert panel.ui.sliceLabel.text == f"{SLICE + 3} of 30"
+    panel.ui.viewSelector.setCurrentIndex(1)
+    assert panel.ui.sliceLabel.text.endswith(" of 122")
+
+
+def test_nothing_can_be_pressed_that_cannot_be_done(panel: Panel, data: Path) -> None:
+    assert not panel.ui.stepButton.enabled
+    assert "Load a scan" in panel.ui.stepButton.toolTip
+    panel.load(data / "ct_abdomen_3mm.nii.gz")
+    assert "question" in panel.ui.runButton.toolTip
+    panel.ask()
+    assert panel.ui.stepButton.enabled
+    for name in (
+        "stopButton",
+        "acceptButton",
+        "discardButton",
+        "undoButton",
+        "includeButton",
+        "rejectButton",
+    ):
+        assert not getattr(panel.ui, name).enabled, name
+    assert not panel.ui.scopeSelector.visible  # the worker knows slices only
+
+
+def test_recent_and_example_questions_are_offered(asked: Panel) -> None:
+    panel = asked
+    panel.step()
+    panel.host.press(panel.ui.discardButton)
+    questions = panel.menu(panel.module.widget.questionPanel._questions)
+    assert next(iter(questions)) == "Segment the liver."
+    questions["Segment the spleen."].trigger()
+    assert panel.ui.questionEdit.plainText == "Segment the spleen."
+
+
+def test_an_oblique_view_offers_to_be_aligned(asked: Panel) -> None:
+    panel, node = asked, asked.host.views["Red"].node
+    node.SetSliceToRASByNTP(0.3, 0, 0.95, -1, 0, 0.3, 180, 160, 140, 0)
+    panel.host.process_events()
+    assert panel.ui.sliceLabel.text == "tilted"
+    panel.host.press(panel.ui.stepButton)
+    assert "tilted" in panel.status
+    assert panel.run is None
+    panel.host.press(panel.ui.alignButton)
+    assert panel.ui.sliceLabel.text.endswith("of 30")
+    assert not panel.ui.alignButton.visible
+
+
+# 3. Step, Run, Stop
+
+
+def test_reasoning_streams_in_and_the_step_becomes_a_row(asked: Panel) -> None:
+    panel = asked
+    panel.script(seconds=0.01)
+    panel.host.press(panel.ui.stepButton)
+    panel.host.wait_until(lambda: "The large" in panel.ui.thoughtEdit.plainText, 120)
+    assert THINK_LIVER not in panel.ui.thoughtEdit.plainText  # still in the middle
+    assert "<think>" not in panel.ui.thoughtEdit.plainText
+    panel.rest()
+    ((number, thinking, area, change, seconds),) = panel.rows()
+    assert number == "1"
+    assert thinking == THINK_LIVER
+    assert change == "+" + area
+    step = panel.logic.steps[0]
+    assert area.replace("\u202f", "") == f"{step['area_mm2']:.0f}"
+    assert step["area_mm2"] == pytest.approx(step["area_px"] * 9, rel=0.01)  # 3 mm voxels
+    assert float(seconds) >= 0
+
+
+def test_the_mask_and_a_numbered_ring_or_cross_appear_in_the_view(asked: Panel) -> None:
+    panel = asked
+    panel.run_all()
+    kept = panel.logic.steps[-1]
+    assert panel.shown_mask().sum() == kept["area_px"]
+    assert np.flatnonzero(panel.shown_mask().any(axis=(1, 2))).tolist() == [SLICE]
+    assert green(panel.colours("Red", panel.mark_of(1))) > 15
+    assert red(panel.colours("Red", panel.mark_of(3))) > 10
+    points = panel.run.marks.nodes["negativePoints"]
+    assert points.GetNthControlPointLabel(0) == "3"
+    panel.host.scroll("Red", 2)
+    shifted = np.add(panel.mark_of(1), (0, 0, 6))
+    assert green(panel.colours("Red", shifted)) == 0  # only in its own slice
+
+
+def test_a_click_lands_on_the_voxel_that_the_policy_meant(asked: Panel) -> None:
+    panel = asked
+    panel.step()
+    geometry = panel.run.record.geometry
+    assert geometry.to_voxel(0.22, 0.42)[2] == SLICE
+    r, _, _ = panel.mark_of(1)
+    middle = panel.run.centre()[0]
+    assert r > middle  # left in the picture is the patient's right: radiological, as the view shows it
+    x = panel.host.views["Red"].to_pixel(panel.mark_of(1))[0]
+    assert x < panel.host.views["Red"].window.GetSize()[0] / 2
+
+
+def test_ctrl_enter_runs_until_the_agent_is_content(asked: Panel) -> None:
+    panel = asked
+    panel.host.key(panel.ui.questionEdit, "Ctrl+Return")
+    panel.rest()
+    assert [row[0] for row in panel.rows()] == ["1", "2", "3", "4"]
+    assert panel.run.record.status == "ended"
+    assert panel.ui.answerLabel.text == "Answer: The liver, no lesion."
+    assert not panel.ui.stepButton.enabled
+    assert "accept the mask" in panel.ui.stepButton.toolTip
+
+
+def test_slicer_stays_responsive_and_stop_acts_in_the_middle_of_a_thought(asked: Panel) -> None:
+    panel = asked
+    panel.script(ENDLESS, seconds=0.02)
+    panel.host.press(panel.ui.runButton)
+    panel.thinking()
+    before = panel.ui.sliceLabel.text
+    panel.host.scroll("Green", 1)  # the views can be used meanwhile
+    assert panel.ui.sliceLabel.text == before
+    panel.host.press(panel.ui.stopButton)
+    assert panel.status == "Stopped."
+    assert not panel.logic.isWorking
+    assert panel.ui.stepButton.enabled
+    panel.host.wait_until(lambda: panel.logic.client.state == "idle", 30, "the worker to follow")
+    assert panel.rows() == []
+
+
+def test_stop_in_a_run_keeps_the_steps_made(asked: Panel) -> None:
+    panel = asked
+    panel.script((REPLIES[0], ENDLESS[0]), seconds=0.01)
+    panel.host.press(panel.ui.runButton)
+    panel.host.wait_until(lambda: len(panel.rows()) == 1, 120)
+    panel.thinking()
+    panel.host.key(panel.ui.thoughtEdit, "Escape")
+    assert len(panel.rows()) == 1
+    panel.script()
+    panel.logic.restartWorker()
+    panel.step()
+    assert len(panel.rows()) == 2
+
+
+# 4. Earlier steps, corrections
+
+
+def test_selecting_an_earlier_row_shows_its_mask_and_marks(stepped: Panel) -> None:
+    panel = stepped
+    last = panel.shown_mask()
+    panel.select(1)
+    assert panel.shown_mask().sum() == panel.logic.steps[0]["area_px"] < last.sum()
+    assert panel.ui.thoughtEdit.plainText == THINK_LIVER
+    assert panel.run.marks.nodes["positivePoints"].GetNumberOfControlPoints() == 1
+    panel.select(2)
+    assert np.array_equal(panel.shown_mask(), last)
+
+
+def test_back_to_here_undo_and_redo(stepped: Panel) -> None:
+    panel = stepped
+    both = panel.shown_mask()
+    panel.select(1)
+    one = panel.shown_mask()
+    panel.host.press(panel.ui.backButton)
+    assert len(panel.rows()) == 1
+    panel.host.key(panel.ui.stepsTree, "Ctrl+Z")
+    assert len(panel.rows()) == 2
+    assert np.array_equal(panel.shown_mask(), both)
+    panel.host.key(panel.ui.stepsTree, "Ctrl+Y")
+    assert np.array_equal(panel.shown_mask(), one)
+    panel.step()
+    assert np.array_equal(panel.shown_mask(), both)  # the same step from the same place
+
+
+def test_ctrl_z_while_typing_belongs_to_the_question(asked: Panel) -> None:
+    panel = asked
+    panel.host.key(panel.ui.questionEdit, "Ctrl+Z")
+    assert panel.ui.questionEdit.plainText != "Segment the liver."
+
+
+def test_an_own_click_with_the_mouse_changes_the_mask_at_once_and_the_agent_goes_on(asked: Panel) -> None:
+    panel = asked
+    panel.step()
+    before = panel.shown_mask()
+    where = panel.run.worldOf(0.45, 0.3)
+    panel.host.press(panel.ui.includeButton)
+    panel.host.click("Red", where)
+    panel.rest()
+    assert panel.rows()[1][1] == "Placed by you."
+    assert panel.shown_mask().sum() > before.sum()
+    assert np.allclose(panel.mark_of(2), where, atol=3)
+    panel.host.press(panel.ui.excludeButton)
+    assert not panel.ui.includeButton.checked
+    panel.host.click("Red", panel.mark_of(1))
+    panel.rest()
+    assert [step["action"].get("positive") for step in panel.logic.steps] == [True, True, False]
+    panel.host.press(panel.ui.excludeButton)  # back to the ordinary mouse
+    panel.run_all()
+    assert panel.run.record.status == "ended"
+
+
+def test_a_click_beside_the_slice_does_not_count_and_says_why(asked: Panel) -> None:
+    panel = asked
+    panel.step()
+    place = np.add(panel.mark_of(1), (0, 0, 6))
+    panel.host.press(panel.ui.includeButton)
+    panel.host.show_slice("Red", tuple(place))
+    panel.host.click("Red", tuple(place))
+    assert "does not count" in panel.status
+    assert len(panel.rows()) == 1
+
+
+def test_dragging_a_mark_replaces_the_step_and_drops_the_later_ones(stepped: Panel) -> None:
+    panel = stepped
+    before = panel.shown_mask()
+    target = panel.run.worldOf(0.15, 0.5)
+    panel.host.drag("Red", panel.mark_of(1), target)
+    panel.host.wait_until(lambda: len(panel.rows()) == 1, 60, "the moved click")
+    panel.rest()
+    assert panel.rows()[0][1] == "Placed by you."
+    assert np.allclose(panel.mark_of(1), target, atol=4)
+    assert not np.array_equal(panel.shown_mask(), before)
+    panel.host.press(panel.ui.undoButton)
+    assert np.array_equal(panel.shown_mask(), before)
+
+
+def test_rejecting_takes_the_step_back_and_lets_the_policy_go_on(stepped: Panel) -> None:
+    panel = stepped
+    rejected = panel.logic.steps[1]["uid"]
+    panel.host.press(panel.ui.rejectButton)
+    panel.rest()
+    assert len(panel.rows()) == 2
+    assert panel.logic.steps[1]["uid"] != rejected
+
+
+# 5. Accept, discard, export
+
+
+def other_segments(panel: Panel, volume: Any) -> Any:
+    """A segmentation of the person's with two overlapping segments in the slice of the question and beside it."""
+    import slicer
+
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Mine")
+    node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    for name, rows in (("Tumour", slice(20, 60)), ("Vessel", slice(50, 90))):
+        segment_id = node.GetSegmentation().AddEmptySegment("", name)
+        array = np.zeros(volume.GetImageData().GetDimensions()[::-1], np.uint8)
+        array[SLICE - 2 : SLICE + 3, rows, 10:70] = 1
+        slicer.util.updateSegmentBinaryLabelmapFromArray(array, node, segment_id, volume)
+    panel.host.process_events()
+    return node
+
+
+def segment_arrays(node: Any, volume: Any) -> dict[str, np.ndarray]:
+    import slicer
+
+    segmentation = node.GetSegmentation()
+    return {
+        segmentation.GetSegment(each).GetName(): slicer.util.arrayFromSegmentBinaryLabelmap(
+            node, each, volume
+        )
+        != 0
+        for each in segmentation.GetSegmentIDs()
+    }
+
+
+def test_accept_makes_a_named_segment_in_a_new_segmentation_beside_the_volume(stepped: Panel) -> None:
+    import slicer
+
+    panel, mask, volume = stepped, stepped.shown_mask(), stepped.run.volumeNode
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    study = hierarchy.CreateStudyItem(hierarchy.GetSceneItemID(), "Study")
+    hierarchy.SetItemParent(hierarchy.GetItemByDataNode(volume), study)
+    panel.host.press(panel.ui.acceptButton)
+    (node,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    assert np.array_equal(segment_arrays(node, volume)["Liver"], mask)
+    segment = node.GetSegmentation().GetSegment(node.GetSegmentation().GetSegmentIDs()[0])
+    assert "10200004" in segment.GetTerminology()  # SNOMED CT: liver
+    assert np.allclose(segment.GetColor(), np.array([221, 130, 101]) / 255, atol=0.01)
+    assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) == study
+    assert panel.status.startswith("Accepted: Liver")
+    assert panel.rows() == []
+    assert panel.run is None
+
+
+@pytest.mark.parametrize("target", ["new segment", "existing segment"])
+def test_accept_leaves_all_other_segments_as_they_were(stepped: Panel, target: str) -> None:
+    panel, mask, volume = stepped, stepped.shown_mask(), stepped.run.volumeNode
+    node = other_segments(panel, volume)
+    before = segment_arrays(node, volume)
+    panel.ui.segmentationSelector.setCurrentNode(node)
+    if target == "existing segment":
+        panel.ui.segmentSelector.setCurrentIndex(1)
+        assert panel.ui.segmentSelector.currentText == "Add to Tumour"
+    else:
+        panel.host.type(panel.ui.nameEdit, "Left lobe")
+    panel.host.press(panel.ui.acceptButton)
+    after = segment_arrays(node, volume)
+    assert np.array_equal(after["Vessel"], before["Vessel"])
+    if target == "existing segment":
+        assert np.array_equal(after["Tumour"], before["Tumour"] | mask)
+    else:
+        assert np.array_equal(after["Tumour"], before["Tumour"])
+        assert np.array_equal(after["Left lobe"], mask)
+
+
+def test_accepting_an_earlier_step_keeps_what_is_seen(stepped: Panel) -> None:
+    import slicer
+
+    panel = stepped
+    panel.select(1)
+    assert panel.ui.acceptButton.text == "Accept step 1"
+    area = panel.logic.steps[0]["area_px"]
+    volume = panel.run.volumeNode
+    panel.host.press(panel.ui.acceptButton)
+    (node,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    assert segment_arrays(node, volume)["Liver"].sum() == area
+
+
+def test_discard_leaves_no_trace(asked: Panel) -> None:
+    import slicer
+
+    panel = asked
+    before = {node.GetID() for node in slicer.util.getNodes("*", useLists=True).values() for node in node}
+    panel.step()
+    panel.step()
+    panel.host.answer("Cancel", "Ok")
+    panel.host.press(panel.ui.discardButton)
+    assert panel.run is not None  # the person thought better of it
+    panel.host.press(panel.ui.discardButton)
+    panel.host.process_events()
+    after = {node.GetID() for node in slicer.util.getNodes("*", useLists=True).values() for node in node}
+    left = {slicer.mrmlScene.GetNodeByID(each).GetClassName() for each in after - before}
+    assert left <= {"vtkMRMLScriptedModuleNode", "vtkMRMLSubjectHierarchyNode"}
+
+
+@pytest.mark.parametrize("suffix", [".seg.nrrd", ".nii.gz"])
+def test_export_writes_the_mask_where_it_lies(stepped: Panel, suffix: str, data: Path) -> None:
+    panel, path = stepped, stepped.folder / f"liver{suffix}"
+    panel.logic.export(str(path))
+    if suffix == ".nii.gz":
+        import nibabel
+
+        image, scan = nibabel.load(path), nibabel.load(data / "ct_abdomen_3mm.nii.gz")
+        assert np.allclose(image.affine, scan.affine, atol=1e-3)
+        assert int((np.asanyarray(image.dataobj) != 0).sum()) == panel.logic.steps[-1]["area_px"]
+    else:
+        import SimpleITK
+
+        image = SimpleITK.ReadImage(str(path))
+        assert image.GetMetaData("Segment0_Name") == "Liver"
+        assert "10200004" in image.GetMetaData("Segment0_Tags")
+        assert int((SimpleITK.GetArrayFromImage(image) != 0).sum()) == panel.logic.steps[-1]["area_px"]
+    assert [each.name for each in panel.folder.glob("*") if each.name.startswith(".")] == []
+
+
+def test_the_export_menu_writes_a_review_page(stepped: Panel) -> None:
+    panel, path = stepped, stepped.folder / "review.html"
+    actions = panel.menu(panel.module.widget.resultPanel._menu)
+    assert not actions["Mask as DICOM SEG …"].isEnabled()  # nothing here could write it
+    panel.host.answer(str(path))
+    actions["Review page of this run (.html) …"].trigger()
+    assert THINK_LIVER in path.read_text(encoding="utf-8")
+
+
+# 6. Tomorrow
+
+
+@pytest.mark.parametrize("suffix", [".mrb", "-folder"])
+def test_a_saved_scene_comes_back_with_its_review_and_no_model_is_loaded(stepped: Panel, suffix: str) -> None:
+    panel, path = stepped, stepped.folder / f"scene{suffix}"
+    panel.select(1)
+    rows, mask = panel.rows(), panel.shown_mask()
+    panel.host.save_scene(path)
+    panel.host.close_scene()
+    assert panel.run is None
+    assert panel.rows() == []
+    panel.logic.restartWorker()
+    panel.host.open_scene(path)
+    assert panel.ui.questionEdit.plainText == "Segment the liver."
+    assert panel.rows() == rows
+    assert np.array_equal(panel.shown_mask(), mask)
+    panel.select(2)
+    assert panel.shown_mask().sum() == panel.logic.steps[1]["area_px"]
+    panel.show_slice(panel.run.volumeNode, SLICE)
+    assert green(panel.colours("Red", panel.mark_of(1))) > 15
+    panel.host.press(panel.ui.undoButton) if panel.ui.undoButton.enabled else None
+    assert panel.logic.client.state == "stopped"
+    panel.host.press(panel.ui.redoButton) if panel.ui.redoButton.enabled else None
+    panel.step()
+    assert len(panel.rows()) == 3
+
+
+def test_a_scene_can_be_opened_before_the_module(stepped: Panel) -> None:
+    panel, path = stepped, stepped.folder / "scene.mrb"
+    panel.host.save_scene(path)
+    panel.module.unload()
+    panel.host.open_scene(path)
+    module = panel.host.open(MODULE)
+    assert module.ui.stepsTree.topLevelItemCount == 2
+    assert module.logic.current.record.question == "Segment the liver."
+
+
+def test_a_run_of_the_terminal_can_be_opened_and_gone_on_with(stepped: Panel) -> None:
+    panel, path = stepped, stepped.folder / "trajectory.json"
+    path.write_text(json.dumps(panel.run.record.trajectory()), encoding="utf-8")
+    rows, area = panel.rows(), panel.logic.steps[-1]["area_px"]
+    panel.host.answer("Ok")
+    panel.host.press(panel.ui.discardButton)
+    panel.logic.openRecorded(str(path))
+    panel.host.process_events()
+    assert [row[:4] for row in panel.rows()] == [row[:4] for row in rows]
+    assert panel.shown_mask().sum() == area
+    panel.step()
+    assert panel.shown_mask().sum() == panel.logic.steps[-1]["area_px"]
+
+
+# 7. Models
+
+
+def test_the_models_panel_says_in_plain_words_what_is_loaded(asked: Panel) -> None:
+    panel = asked
+    assert "not for patients" in panel.ui.modelsStatusLabel.text
+    assert "Not loaded" in panel.ui.modelsStatusLabel.text
+    panel.ui.modelsSection.collapsed = False
+    panel.host.press(panel.ui.loadButton)
+    panel.rest()
+    assert "Loaded on the processor" in panel.ui.modelsStatusLabel.text
+    panel.host.press(panel.ui.unloadButton)
+    panel.rest()
+    assert "Not loaded" in panel.ui.modelsStatusLabel.text
+    assert panel.ui.footerLabel.text.startswith("Research use only")
+
+
+def test_choosing_a_policy_says_whether_it_fits_or_what_is_wrong_with_it(
+    asked: Panel, tmp_path: Path
+) -> None:
+    panel = asked
+    panel.ui.modelsSection.collapsed = False
+    panel.host.answer(str(tmp_path))
+    panel.host.press(panel.ui.policyButton)
+    panel.rest()
+    assert panel.ui.policySelector.currentText == tmp_path.name
+    assert "config.json" in panel.status
+    from IBISSlicerLib import Settings
+
+    assert Settings.models().policy == str(tmp_path)
