@@ -181,13 +181,17 @@ class Session:
         self._emit("step", facts)
         screen = self.screen
         paint = {"+": screen.good, "-": screen.bad}.get(facts["sign"], screen.mark)
-        parts = [paint(f"{facts['sign']} {facts['action']}"), f"area {facts['area_text']}"]
+        action, area = f"{facts['sign']} {facts['action']}", f"area {facts['area_text']}"
         details = [facts["seconds_text"]]
         if facts["score"] is not None:
             details = [f"({facts['change_text']})", f"score {facts['score']:.2f}", *details]
         if facts["by"] == "person":
             details.append("by you")
-        screen.line("     " + "  ".join([*parts, screen.dim("  ".join(details))]))
+        rest = "  ".join(details)
+        fits = len(f"     {action}  {area}  {rest}") <= screen.width
+        screen.line(f"     {paint(action)}  {area}" + (f"  {screen.dim(rest)}" if fits else ""))
+        if not fits:
+            screen.line(f"       {screen.dim(rest)}")
 
     def _tell_state(self) -> None:
         steps = len(self.run.episode.steps)

@@ -142,6 +142,7 @@ def test_thoughts_and_clicks_are_printed_with_area_change_and_seconds(
     assert "research use only" in printed and "only a script" in printed
     assert "there it is" in printed and "<think>" not in printed and "<action>" not in printed
     assert f"+ Positive Point (0.2500, 0.5000)  area {masks[0]} mm²" in printed
+    assert all(len(line) <= 100 for line in printed.splitlines() if str(tmp_path) not in line)
     assert f"({masks[1] - masks[0]:+} mm²)" in printed and f"({masks[2] - masks[1]:+} mm²)" in printed
     assert "- Negative Point (0.7000, 0.5000)" in printed and " s (policy" in printed
     assert "The liver is in this slice." in printed
