@@ -128,6 +128,9 @@ class Session:
         self.screen.ask(f"   {self.screen.mark('›')} {self.screen.dim(hint)}")
         try:
             typed = sys.stdin.readline()
+        except KeyboardInterrupt:
+            self.screen.line()  # the cursor stands behind the prompt and ^C
+            raise
         except UnicodeDecodeError as error:
             raise InputError("that is not understood", mend="Type ? for what there is.") from error
         if not sys.stdin.isatty():
