@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ibis_agent.actions import Click
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from training import questions
 
 PATCH = 12  # pixels; a visual token is a cell of two by two patches
 TOKENS = 64  # visual tokens of a picture, at most
@@ -43,6 +46,7 @@ DEMO_CARD: dict[str, Any] = {
     "name": "IBISSlicer demo policy",
     "note": "For demonstration on phantoms and simple CT, not for patients.",
     "orientation": "radiological",
+    "window": [-160, 240],
     "overlay_colour": [34, 139, 34],
     "overlay_alpha": 0.4,
     "history": 0,
@@ -149,7 +153,20 @@ def save_folder(
             "image_std": [0.26862954, 0.26130258, 0.27577711],
         },
     )
-    _write(folder / "ibis_model.json", {**DEMO_CARD, **card})
+    _write(folder / "ibis_model.json", {**DEMO_CARD, "drafts": drafts(), **card})
+
+
+def drafts() -> list[str]:
+    """Replies of every kind, for decoding to guess ahead from; the numbers are filled in anyway."""
+    add, away = Click(0.5, 0.5), Click(0.5, 0.5, False)
+    kinds = (
+        lambda n: questions.first_reply(n, add),
+        lambda n: questions.correction_reply(n, add),
+        lambda n: questions.correction_reply(n, away),
+        questions.done_reply,
+        questions.absent_reply,
+    )
+    return [kind(name) for kind in kinds for name in questions.WORDS]
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

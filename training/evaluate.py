@@ -2,6 +2,8 @@
 
     python -m training.evaluate --phantoms 200 --seed 7 --json figures.json
     python -m training.evaluate --scan ct.nii.gz --labels ct_labels.nii.gz --label-names names.json
+    python -m training.evaluate --phantom-volumes 10 --seed 7 --json figures.json
+    python -m training.evaluate --lesion-volumes lesion_1.npz lesion_2.npz
 
 On phantoms, each picture is asked for `--questions` structures that it shows and one that it does not. A
 structure counts as shown from 0.11 % of the picture on; slivers below that are neither asked for nor counted
@@ -28,6 +30,8 @@ from ibis_agent.errors import IbisError, InputError
 from ibis_agent.masks import dice, iou
 from ibis_agent.picture import Picture, PictureGeometry, apply_window, cut
 from ibis_agent.policy import LocalPolicy
+from ibis_agent.request import demo_policy
+from ibis_agent.request import demo_policy
 from ibis_agent.scan import load_scan
 from ibis_agent.segmenter import Segmenter
 from tqdm import tqdm
@@ -258,6 +262,49 @@ def print_table(result: dict[str, Any]) -> None:
         )
 
 
+def run_volumes(args: argparse.Namespace) -> None:
+    """The command on whole volumes. Raises IbisError."""
+    from ibis_agent.volume_run import VolumeLimits
+
+    from training.volumes import measure_lesions, measure_phantoms
+
+    if args.phantoms is not None or args.scan is not None:
+        raise InputError("slices and volumes are measured one after the other", mend="Give one of them.")
+    if args.phantom_volumes is not None and args.phantom_volumes < 1:
+        raise InputError("--phantom-volumes must be at least 1", value=args.phantom_volumes)
+    check_seed_and_json(args)
+    segmenter = Segmenter.load(args.segmenter, device=args.device)
+    result: dict[str, Any] = {}
+    policy = None
+    if args.phantom_volumes is not None:
+        if not args.oracle_only:
+            policy = LocalPolicy.load(args.policy or demo_policy(), device=args.device)
+        limits = VolumeLimits(episode=Limits(max_turns=args.max_turns))
+        result = measure_phantoms(args.phantom_volumes, args.seed, policy, segmenter, limits)
+    if args.lesion_volumes is not None:
+        result["lesions"] = measure_lesions(args.lesion_volumes, segmenter)
+    result["measured"] = {
+        "volumes": f"{args.phantom_volumes or 0} phantoms, seed {args.seed}",
+        "policy": policy.identity if policy else None,
+        "segmenter": segmenter.identity,
+    }
+    print(json.dumps({k: v for k, v in result.items() if k != "measured"}, indent=1))
+    if args.json is not None:
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def check_seed_and_json(args: argparse.Namespace) -> None:
+    """Raises InputError before slow work."""
+    if not 0 <= args.seed < 10_000:
+        raise InputError(
+            "--seed must be from 0 to 9999", value=args.seed, mend="Larger ones could meet the training's."
+        )
+    if args.json is not None and not args.json.resolve().parent.is_dir():
+        raise InputError(
+            "there is no such folder", file=args.json.resolve().parent, mend="Make it, or choose another."
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -272,6 +319,8 @@ def main() -> None:
     parser.add_argument("--scan", type=Path, help="a labelled CT instead of phantoms")
     parser.add_argument("--labels", type=Path)
     parser.add_argument("--label-names", type=Path, help="JSON: label number → TotalSegmentator's name")
+    parser.add_argument("--phantom-volumes", type=int, help="whole phantom patients (see training.volumes)")
+    parser.add_argument("--lesion-volumes", type=Path, nargs="+", help="MedSAM2-style .npz with imgs and gts")
     parser.add_argument("--policy", type=Path, help="a policy's folder (the demo policy)")
     parser.add_argument("--segmenter", type=Path, help="a checkpoint (the demo segmenter)")
     parser.add_argument("--oracle-only", action="store_true", help="the segmenter alone")
@@ -287,24 +336,20 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     """The command, once its options are read."""
+    if args.phantom_volumes is not None or args.lesion_volumes is not None:
+        run_volumes(args)
+        return
     if (args.phantoms is None) == (args.scan is None):
         raise InputError(
             "nothing to measure on", mend="Give --phantoms N, or --scan with --labels and --label-names."
         )
     if args.phantoms is not None and args.phantoms < 1:
         raise InputError("--phantoms must be at least 1", value=args.phantoms)
-    if args.phantoms is not None and not 0 <= args.seed < 10_000:
-        raise InputError(
-            "--seed must be from 0 to 9999", value=args.seed, mend="Larger ones could meet the training's."
-        )
     if args.scan is not None and (args.labels is None or args.label_names is None):
         raise InputError("--scan needs --labels and --label-names", file=args.scan)
-    if args.json is not None and not args.json.resolve().parent.is_dir():
-        raise InputError(
-            "there is no such folder", file=args.json.resolve().parent, mend="Make it, or choose another."
-        )
+    check_seed_and_json(args)
     segmenter = Segmenter.load(args.segmenter, device=args.device)
-    policy = None if args.oracle_only else LocalPolicy.load(args.policy, device=args.device)
+    policy = None if args.oracle_only else LocalPolicy.load(args.policy or demo_policy(), device=args.device)
     if args.phantoms is not None:
         cases, count, questions = phantom_cases(args.phantoms, args.seed), args.phantoms, args.questions
     else:

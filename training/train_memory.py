@@ -244,7 +244,7 @@ def main() -> None:
         for k, v in {"loss": float(loss.detach()), **figures}.items():
             total, n = sums.get(k, (0.0, 0))
             sums[k] = (total + v, n + 1)
-        if step % 25 == 0:
+        if step % 10 == 0:
             curves.add(
                 step=step, seconds=(time.time() - started) / since, **{k: v / n for k, (v, n) in sums.items()}
             )

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,15 +44,17 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 CELL = 2 * PATCH
 GREEN = np.array(DEMO_CARD["overlay_colour"], np.float32) / 255
 ALPHA = float(DEMO_CARD["overlay_alpha"])
+_POINT = re.compile(r"Point \(([\d.]+), ([\d.]+)\)")
 SMALLEST = 40  # pixels on the SIDE grid: fewer is neither asked for nor called absent
 
 
 @dataclass
 class Asked:
-    """One question about one picture: its prompt and reply, as token ids and loss weights."""
+    """One question about one picture: prompt and reply as token ids and loss weights, and where it clicks."""
 
     ids: list[int]
     weights: list[float]
+    goal: tuple[float, float] | None = None
 
 
 @dataclass
@@ -133,7 +136,9 @@ class Writer:
             if token in self.digits:
                 dotted = i >= 1 and self.tokenizer.id_to_token(said[i - 1]) == "."
                 weights[i] = 8.0 if dotted else 4.0 if run == 2 else 0.3
-        return Asked(before + said, [0.0] * len(before) + [w * weight for w in weights])
+        found = _POINT.search(reply)
+        goal = (float(found[1]), float(found[2])) if found else None
+        return Asked(before + said, [0.0] * len(before) + [w * weight for w in weights], goal)
 
 
 def grid_of(aspect: float, small: bool) -> tuple[int, int]:
@@ -312,7 +317,7 @@ def show(
 
 
 class ExtraHeads(nn.Module):
-    """Training only: structures, click targets and the painted mask at every visual token."""
+    """Training only: structures, click targets and the painted mask at every visual token; the aim in words."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -323,6 +328,12 @@ class ExtraHeads(nn.Module):
             nn.Linear(width, 2),
             nn.Linear(width, 1),
         )
+        self.aim = nn.Linear(width, 2)
+
+    def aim_loss(self, late: Tensor, goals: Tensor) -> Tensor:
+        """`late` (B, L, width): while a reply with a click is written, it is known where the click will be."""
+        known = ~goals[..., 0].isnan()
+        return F.l1_loss(self.aim(late[known]), goals[known]) if known.any() else torch.zeros(())
 
     def loss(
         self,
@@ -375,6 +386,7 @@ def collate(writer: Writer, shown: list[Shown], grid: tuple[int, int]) -> dict[s
     length = max(base + sum(len(a.ids) for a in s.asked) for s in shown)
     ids = torch.zeros(len(shown), length, dtype=torch.long)
     weights = torch.zeros(len(shown), length)
+    goals = torch.full((len(shown), length, 2), torch.nan)
     positions = torch.zeros(3, len(shown), length, dtype=torch.long)
     allowed = torch.zeros(len(shown), length, length, dtype=torch.bool)
     triangle = torch.ones(length, length, dtype=torch.bool).tril()
@@ -391,6 +403,8 @@ def collate(writer: Writer, shown: list[Shown], grid: tuple[int, int]) -> dict[s
             end = at + len(a.ids)
             ids[b, at:end] = torch.tensor(a.ids)
             weights[b, at:end] = torch.tensor(a.weights)
+            if a.goal is not None:
+                goals[b, end - sum(w > 0 for w in a.weights) - 1 : end] = torch.tensor(a.goal)
             positions[:, b, at:end] = after + torch.arange(len(a.ids))
             allowed[b, at:end, :base] = True
             allowed[b, at:end, at:end] = triangle[: end - at, : end - at]
@@ -402,6 +416,7 @@ def collate(writer: Writer, shown: list[Shown], grid: tuple[int, int]) -> dict[s
         "weights": weights,
         "positions": positions,
         "allowed": allowed,
+        "goals": goals,
         "cells": torch.from_numpy(np.stack([s.cells for s in shown])),
         "targets": torch.from_numpy(np.stack([s.targets for s in shown])),
         "covered": torch.from_numpy(np.stack([s.covered for s in shown])),
@@ -424,17 +439,22 @@ def train_step(
     start = len(writer.prefix)
     embedded = language.embed_tokens(batch["ids"])
     embedded = torch.cat([embedded[:, :start], seen, embedded[:, start + rows * columns :]], 1)
-    middle: list[Tensor] = []
-    hook = language.layers[len(language.layers) // 2].register_forward_hook(
-        lambda m, i, o: middle.append(o[0] if isinstance(o, tuple) else o)
-    )
+    heard: list[Tensor] = []
+    half = len(language.layers) // 2
+    hooks = [
+        language.layers[n].register_forward_hook(
+            lambda m, i, o: heard.append(o[0] if isinstance(o, tuple) else o)
+        )
+        for n in (half - 1, half)
+    ]
     mask = torch.zeros(batch["allowed"].shape).masked_fill(~batch["allowed"], torch.finfo(torch.float32).min)[
         :, None
     ]
     hidden = language(
         inputs_embeds=embedded, attention_mask=mask, position_ids=batch["positions"], use_cache=False
     ).last_hidden_state
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     weights = batch["weights"][:, 1:]
     chosen = weights > 0
     logits = model.lm_head(hidden[:, :-1][chosen])
@@ -450,14 +470,15 @@ def train_step(
     if extra:
         more = heads.loss(
             seen,
-            middle[0][:, start : start + rows * columns],
+            heard[0][:, start : start + rows * columns],
             batch["cells"],
             batch["targets"],
             batch["covered"],
             grid,
         )
-        loss = loss + extra * more
-        figures["extra"] = float(more.detach())
+        aim = heads.aim_loss(heard[1], batch["goals"])
+        loss = loss + extra * more + 4 * aim
+        figures["extra"], figures["aim"] = float(more.detach()), float(aim.detach())
     return loss, figures
 
 
