@@ -31,7 +31,6 @@ from ibis_agent.masks import dice, iou
 from ibis_agent.picture import Picture, PictureGeometry, apply_window, cut
 from ibis_agent.policy import LocalPolicy
 from ibis_agent.request import demo_policy
-from ibis_agent.request import demo_policy
 from ibis_agent.scan import load_scan
 from ibis_agent.segmenter import Segmenter
 from tqdm import tqdm
