@@ -352,6 +352,20 @@ def test_what_is_not_imitated_is_refused(slicer_host):
             ask()
 
 
+def test_what_qt_makes_by_itself_has_pythonqts_habits_too(slicer_host):
+    import qt
+
+    heard: list[bool] = []
+    menu = qt.QMenu()
+    menu.addAction("Undo").connect("triggered()", lambda: heard.append(True))
+    action = menu.actions()[0]
+    assert action.text == "Undo"
+    action.trigger()
+    assert heard == [True]
+    with pytest.raises(AttributeError):
+        action.txt = "Redo"
+
+
 def test_a_hidden_or_disabled_button_cannot_be_pressed(slicer_host, module_file):
     module = slicer_host.open(module_file)
     module.ui.runButton.enabled = False

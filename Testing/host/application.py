@@ -13,7 +13,6 @@ import slicer
 from PySide6 import QtCore, QtWidgets
 
 from . import pythonqt
-from .pythonqt import PythonQtObject
 from .refuse import NotSimulatedError, Refusing
 
 Property = QtCore.Property
@@ -30,10 +29,10 @@ class CommandOptions(Refusing):
     runPythonAndExit = False
 
 
-class ExtensionsManagerModel(PythonQtObject, QtCore.QObject):
+class ExtensionsManagerModel(QtCore.QObject):
     """`slicer.app.extensionsManagerModel()`: records what a module asks to be installed."""
 
-    _pq_direct = True
+    cpp_class = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,10 +67,10 @@ class FactoryManager(Refusing):
         return name in self._modules
 
 
-class ModuleManager(PythonQtObject, QtCore.QObject):
+class ModuleManager(QtCore.QObject):
     """`slicer.app.moduleManager()`: knows the scripted modules that were opened."""
 
-    _pq_direct = True
+    cpp_class = True
     moduleLoaded = QtCore.Signal(str)
     moduleAboutToBeUnloaded = QtCore.Signal(str)
     cpp_signals = {
@@ -101,10 +100,10 @@ INHERITED = (
 )  # fmt: skip
 
 
-class Application(PythonQtObject, QtCore.QObject):
+class Application(QtCore.QObject):
     """`slicer.app`. `_exit_code` is set once something asked Slicer to quit."""
 
-    _pq_direct = True
+    cpp_class = True
     startupCompleted = QtCore.Signal()
     aboutToQuit = QtCore.Signal()
     lastWindowClosed = QtCore.Signal()

@@ -11,7 +11,6 @@ from typing import Any
 
 from PySide6 import QtCore, QtGui, QtWidgets
 
-from .pythonqt import PythonQtObject
 from .refuse import NotSimulatedError
 from .ui_files import standin
 
@@ -40,7 +39,7 @@ class _Folding:
 
 
 @standin
-class ctkCollapsibleButton(_Folding, PythonQtObject, QtWidgets.QAbstractButton):
+class ctkCollapsibleButton(_Folding, QtWidgets.QAbstractButton):
     """A section with a heading that folds; `checked` is the same as not `collapsed`."""
 
     contentsCollapsed = QtCore.Signal(bool)
@@ -103,7 +102,7 @@ class ctkCollapsibleButton(_Folding, PythonQtObject, QtWidgets.QAbstractButton):
 
 
 @standin
-class ctkCollapsibleGroupBox(_Folding, PythonQtObject, QtWidgets.QGroupBox):
+class ctkCollapsibleGroupBox(_Folding, QtWidgets.QGroupBox):
     """A group box whose tick folds it."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -123,7 +122,7 @@ class ctkCollapsibleGroupBox(_Folding, PythonQtObject, QtWidgets.QGroupBox):
 
 
 @standin
-class ctkPathLineEdit(PythonQtObject, QtWidgets.QWidget):
+class ctkPathLineEdit(QtWidgets.QWidget):
     """A path with a browse button. Filters and options are kept, not enforced."""
 
     currentPathChanged = QtCore.Signal(str)
@@ -166,7 +165,7 @@ class ctkPathLineEdit(PythonQtObject, QtWidgets.QWidget):
             self.setCurrentPath(path)
 
     def addCurrentPathToHistory(self) -> None:
-        path = self._box.currentText()
+        path = self._box.currentText
         if path and self._box.findText(path) < 0:
             self._box.addItem(path)
 
@@ -178,7 +177,7 @@ class ctkPathLineEdit(PythonQtObject, QtWidgets.QWidget):
 
         return Property(kind, lambda self: self._values.get(name, True), write)
 
-    currentPath = Property(str, lambda self: self._box.currentText(), setCurrentPath)
+    currentPath = Property(str, lambda self: self._box.currentText, setCurrentPath)
     label = _kept("label", str)
     filters = _kept("filters", int)
     options = _kept("options", int)
@@ -200,7 +199,7 @@ class ctkPathLineEdit(PythonQtObject, QtWidgets.QWidget):
 
 
 @standin
-class ctkComboBox(PythonQtObject, QtWidgets.QComboBox):
+class ctkComboBox(QtWidgets.QComboBox):
     """A combo box with a text for "nothing chosen"."""
 
     def setDefaultText(self, text: str) -> None:
@@ -210,7 +209,7 @@ class ctkComboBox(PythonQtObject, QtWidgets.QComboBox):
 
 
 @standin
-class ctkSliderWidget(PythonQtObject, QtWidgets.QWidget):
+class ctkSliderWidget(QtWidgets.QWidget):
     """A slider and a spin box that show one number."""
 
     valueChanged = QtCore.Signal(float)
@@ -227,27 +226,27 @@ class ctkSliderWidget(PythonQtObject, QtWidgets.QWidget):
     def setValue(self, value: float) -> None:
         self._spin.setValue(value)
 
-    value = Property(float, lambda self: self._spin.value(), lambda self, v: self._spin.setValue(v))
-    minimum = Property(float, lambda self: self._spin.minimum(), lambda self, v: self._spin.setMinimum(v))
-    maximum = Property(float, lambda self: self._spin.maximum(), lambda self, v: self._spin.setMaximum(v))
+    value = Property(float, lambda self: self._spin.value, lambda self, v: self._spin.setValue(v))
+    minimum = Property(float, lambda self: self._spin.minimum, lambda self, v: self._spin.setMinimum(v))
+    maximum = Property(float, lambda self: self._spin.maximum, lambda self, v: self._spin.setMaximum(v))
     singleStep = Property(
-        float, lambda self: self._spin.singleStep(), lambda self, v: self._spin.setSingleStep(v)
+        float, lambda self: self._spin.singleStep, lambda self, v: self._spin.setSingleStep(v)
     )
-    decimals = Property(int, lambda self: self._spin.decimals(), lambda self, v: self._spin.setDecimals(v))
-    suffix = Property(str, lambda self: self._spin.suffix(), lambda self, v: self._spin.setSuffix(v))
+    decimals = Property(int, lambda self: self._spin.decimals, lambda self, v: self._spin.setDecimals(v))
+    suffix = Property(str, lambda self: self._spin.suffix, lambda self, v: self._spin.setSuffix(v))
 
 
 @standin
-class ctkFittedTextBrowser(PythonQtObject, QtWidgets.QTextBrowser):
+class ctkFittedTextBrowser(QtWidgets.QTextBrowser):
     """A text browser as high as its text."""
 
 
 @standin
-class ctkSearchBox(PythonQtObject, QtWidgets.QLineEdit):
+class ctkSearchBox(QtWidgets.QLineEdit):
     """A line edit for searching."""
 
 
-class ctkMessageBox(PythonQtObject, QtWidgets.QMessageBox):
+class ctkMessageBox(QtWidgets.QMessageBox):
     """A message box; the host answers it instead of showing it (see `dialogs`)."""
 
     def __init__(self, *arguments: Any) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 from PySide6 import QtWidgets
 
 from . import ctk_widgets, pythonqt
-from .pythonqt import PythonQtObject, _Meta
 
 
 class UnansweredDialogError(RuntimeError):
@@ -105,20 +104,20 @@ def _static(kind: str, default: Any) -> Any:
     return staticmethod(show)
 
 
-class QMessageBox(_AnsweredBox, PythonQtObject, QtWidgets.QMessageBox, metaclass=_Meta):
+class QMessageBox(_AnsweredBox, QtWidgets.QMessageBox):
     """`qt.QMessageBox`."""
 
-    _pq_base = Box
+    cpp_class = True
     information = _static("info", Button.Ok)
     warning = _static("warning", Button.Ok)
     critical = _static("error", Button.Ok)
     question = _static("question", Button.Yes | Button.No)
 
 
-class QFileDialog(PythonQtObject, QtWidgets.QFileDialog, metaclass=_Meta):
+class QFileDialog(QtWidgets.QFileDialog):
     """`qt.QFileDialog`: the static calls only."""
 
-    _pq_base = QtWidgets.QFileDialog
+    cpp_class = True
 
     @staticmethod
     def getExistingDirectory(parent: Any = None, *_: Any) -> str:
@@ -140,7 +139,7 @@ class QFileDialog(PythonQtObject, QtWidgets.QFileDialog, metaclass=_Meta):
 
 def install() -> None:
     """Use these classes wherever the facade hands out Qt's."""
-    pythonqt._wrapped[Box] = QMessageBox
-    pythonqt._wrapped[QtWidgets.QFileDialog] = QFileDialog
+    qt = pythonqt.install()
+    qt.QMessageBox, qt.QFileDialog = QMessageBox, QFileDialog
     ctk_widgets.ctkMessageBox.exec = _AnsweredBox.exec
     ctk_widgets.ctkMessageBox.exec_ = _AnsweredBox.exec

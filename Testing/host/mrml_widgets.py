@@ -11,7 +11,6 @@ from typing import Any
 import slicer
 from PySide6 import QtCore, QtWidgets
 
-from .pythonqt import PythonQtObject
 from .ui_files import standin
 
 Property = QtCore.Property
@@ -68,7 +67,7 @@ class _HasScene:
 
 
 @publish
-class qMRMLWidget(_HasScene, PythonQtObject, QtWidgets.QWidget):
+class qMRMLWidget(_HasScene, QtWidgets.QWidget):
     """A container that hands the scene on through its signal: the .ui file must connect it."""
 
     mrmlSceneChanged = QtCore.Signal(object)
@@ -76,7 +75,7 @@ class qMRMLWidget(_HasScene, PythonQtObject, QtWidgets.QWidget):
 
 
 @publish
-class qSlicerWidget(_HasScene, PythonQtObject, QtWidgets.QWidget):
+class qSlicerWidget(_HasScene, QtWidgets.QWidget):
     """Base of Slicer's own widgets."""
 
     mrmlSceneChanged = QtCore.Signal(object)
@@ -94,7 +93,7 @@ def _flag(name: str, default: Any, kind: Any = bool) -> Any:
 
 
 @publish
-class qMRMLNodeComboBox(_HasScene, PythonQtObject, QtWidgets.QWidget):
+class qMRMLNodeComboBox(_HasScene, QtWidgets.QWidget):
     """Lists the scene's nodes of the given types; the menu to create, rename and delete is not imitated."""
 
     currentNodeChanged = QtCore.Signal(object)

@@ -20,7 +20,6 @@ from PySide6 import QtWidgets
 
 from . import ctk_widgets
 from .parameter_stores import NodeStore, store_for
-from .pythonqt import wrap
 from .refuse import NotSimulatedError
 
 
@@ -110,7 +109,7 @@ class _Member:
 
 def _is_plainly(widget: Any, cls: Any) -> bool:
     """Of this very class: Slicer does not bind subclasses of these."""
-    return type(widget) is wrap(cls)
+    return type(widget) is cls
 
 
 class _Binding:

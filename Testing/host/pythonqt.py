@@ -17,7 +17,7 @@ import inspect
 import sys
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import shiboken6
@@ -31,7 +31,16 @@ MODULES = (QtCore, QtGui, QtWidgets, QtNetwork, QtUiTools)
 handler_errors: list[str] = []
 
 _properties: dict[type, frozenset[str]] = {}
-_wrapped: dict[type, type] = {}
+_native_get = QtCore.QObject.__getattribute__
+
+
+def _native_set(owner: Any, name: str, value: Any) -> None:
+    """An ordinary Python attribute. Python does not let us call the setters of the C types that we replace."""
+    descriptor = inspect.getattr_static(type(owner), name, None)
+    if hasattr(type(descriptor), "__set__"):
+        descriptor.__set__(owner, value)  # type: ignore[union-attr]
+    else:
+        owner.__dict__[name] = value
 
 
 def property_names(cls: Any) -> frozenset[str]:
@@ -93,8 +102,17 @@ class Signal:
     __call__ = emit
 
 
+#: C++ address → (signal, handler, slot, how to disconnect). By address, because Python may forget and remake its
+#: view of an object that Qt owns.
+_kept: dict[int, list[tuple[str, Any, Any, Callable[[], Any]]]] = {}
+
+
 def _connections(owner: Any) -> list[tuple[str, Any, Any, Callable[[], Any]]]:
-    return owner.__dict__.setdefault("_pq_connections", [])
+    address = shiboken6.getCppPointer(owner)[0]
+    if address not in _kept:
+        _kept[address] = []
+        _native_get(owner, "destroyed").connect(lambda *_: _kept.pop(address, None))
+    return _kept[address]
 
 
 def _disconnect(owner: Any, name: str, target: Any) -> bool:
@@ -114,7 +132,7 @@ def _find_native(owner: Any, signature: str) -> tuple[str, Any, Any]:
     for cls in type(owner).__mro__:
         for known, attribute in cls.__dict__.get("cpp_signals", {}).items():
             if known.replace(" ", "") == wanted.replace(" ", ""):
-                native = object.__getattribute__(owner, attribute)
+                native = _native_get(owner, attribute)
                 return attribute, native.connect, native.disconnect
     meta = QtCore.QObject.metaObject(owner)
     if meta.indexOfSignal(wanted) < 0:
@@ -138,7 +156,7 @@ _being_read: set[tuple[int, str]] = set()
 def _read_virtual(owner: Any, name: str) -> Any:
     key = (id(owner), name)
     if key in _being_read:
-        return object.__getattribute__(owner, name)
+        return _native_get(owner, name)
     _being_read.add(key)
     try:
         return QtCore.QObject.property(owner, name)
@@ -152,124 +170,131 @@ def _check_alive(owner: Any, name: str) -> None:
         raise ValueError(f"Trying to access '{name}' of a destroyed {type(owner).__name__} object")
 
 
-class PythonQtObject:
-    """Mixed into every QObject class that the facade hands out."""
+def _get(owner: Any, name: str, native_get: Any = _native_get) -> Any:
+    """QObject.__getattribute__: properties first, then everything that PySide6 has."""
+    if name[0] != "_":
+        if name in property_names(type(owner)):
+            _check_alive(owner, name)
+            if name in VIRTUAL_PROPERTIES:
+                return _read_virtual(owner, name)
+            value = QtCore.QObject.property(owner, name)
+            if isinstance(value, list) and all(isinstance(item, str) for item in value):
+                return tuple(value)  # QStringList
+            return value
+        if name == "connect":
+            return types.MethodType(_connect, owner)
+        if name == "disconnect":
+            return types.MethodType(_disconnect_signature, owner)
+    value = native_get(owner, name)
+    if isinstance(value, QtCore.SignalInstance) and name[0] != "_":
+        return Signal(owner, name, value)
+    return value
 
-    def __getattribute__(self: Any, name: str) -> Any:
-        if name[0] != "_":
-            if name in property_names(type(self)):
-                _check_alive(self, name)
-                if name in VIRTUAL_PROPERTIES:
-                    return _read_virtual(self, name)
-                value = QtCore.QObject.property(self, name)
-                if isinstance(value, list) and all(isinstance(item, str) for item in value):
-                    return tuple(value)  # QStringList
-                return value
-            # Shiboken hides Python overrides of these, so they are routed here.
-            if name in ("connect", "disconnect", "findChild", "findChildren"):
-                return types.MethodType(getattr(PythonQtObject, "_" + name), self)
-        value = super().__getattribute__(name)
-        if isinstance(value, QtCore.SignalInstance) and name[0] != "_":
-            return Signal(self, name, value)
-        return value
 
-    def __getattr__(self: Any, name: str) -> Any:
-        if name[0] != "_":
-            _check_alive(self, name)
-            if name == "name":
-                return QtCore.QObject.objectName(self)
-            if name == "className":
-                return lambda: QtCore.QObject.metaObject(self).className()
-            if name == "delete":
-                return lambda: shiboken6.delete(self)
-            if name.endswith("_") and hasattr(type(self), name[:-1]):
-                return getattr(self, name[:-1])
-            value = QtCore.QObject.property(self, name)
-            if value is not None:
-                return value
-            for child in QtCore.QObject.children(self):
-                if QtCore.QObject.objectName(child) == name:
-                    return child
-        raise AttributeError(f"{type(self).__name__} has no attribute named '{name}'")
+def _get_missing(owner: Any, name: str) -> Any:
+    """QObject.__getattr__: name, className(), exec_, dynamic properties, children."""
+    if name[0] != "_":
+        _check_alive(owner, name)
+        if name == "name":
+            return QtCore.QObject.objectName(owner)
+        if name == "className":
+            return lambda: QtCore.QObject.metaObject(owner).className()
+        if name == "delete":
+            return lambda: shiboken6.delete(owner)
+        if name.endswith("_") and hasattr(type(owner), name[:-1]):
+            return getattr(owner, name[:-1])
+        value = QtCore.QObject.property(owner, name)
+        if value is not None:
+            return value
+        for child in QtCore.QObject.children(owner):
+            if QtCore.QObject.objectName(child) == name:
+                return child
+    raise AttributeError(f"{type(owner).__name__} has no attribute named '{name}'")
 
-    def __setattr__(self: Any, name: str, value: Any) -> None:
-        if name[0] != "_":
-            _check_alive(self, name)
-        if name[0] != "_" and name in property_names(type(self)):
-            if not QtCore.QObject.setProperty(
-                self,
-                name,
-                list(value) if isinstance(value, tuple) else value,
-            ):
-                raise AttributeError(
-                    f"Property '{name}' of {type(self).__name__} is not writable or does not accept {value!r}"
-                )
-        elif name == "name":
-            QtCore.QObject.setObjectName(self, value)
-        elif name[0] != "_" and QtCore.QObject.property(self, name) is not None:
-            QtCore.QObject.setProperty(self, name, value)
-        elif type(self).__dict__.get("_pq_direct") and name[0] != "_":
+
+def _set(owner: Any, name: str, value: Any) -> None:
+    """QObject.__setattr__: properties, or an attribute of a class that was derived in Python."""
+    if name[0] == "_" or isinstance(value, QtCore.SignalInstance):  # PySide6 keeps its signals on the object
+        _native_set(owner, name, value)
+        return
+    _check_alive(owner, name)
+    if name in property_names(type(owner)):
+        plain = list(value) if isinstance(value, tuple) else value
+        if not QtCore.QObject.setProperty(owner, name, plain):
             raise AttributeError(
-                f"'{name}' does not exist on {type(self).__name__}, and creating new attributes on C++ "
-                "objects is not allowed"
+                f"Property '{name}' of {type(owner).__name__} is not writable or does not accept {value!r}"
             )
-        else:
-            super().__setattr__(name, value)
-
-    def _connect(self: Any, signal: str, *target: Any) -> bool:
-        name, connect, disconnect = _find_native(self, signal)
-        if len(target) == 2:  # receiver, slot
-            receiver, slot_name = target
-            handler = getattr(receiver, slot_name.split("(")[0])
-        elif len(target) == 1 and callable(target[0]):
-            handler = target[0]
-        else:
-            raise ValueError(f"connect('{signal}', …) needs a callable, or a receiver and its slot")
-        slot = relay(handler)
-        if signal.endswith("()"):  # the overload without arguments hands none over
-            bare = slot
-
-            def slot(*_: Any) -> None:
-                bare()
-
-        connect(slot)
-        _connections(self).append((name, handler, slot, lambda: disconnect(slot)))
-        return True
-
-    def _disconnect(self: Any, signal: str, *target: Any) -> bool:
-        name, _, _ = _find_native(self, signal)
-        handler = getattr(target[0], target[1].split("(")[0]) if len(target) == 2 else (target or (None,))[0]
-        return _disconnect(self, name, handler)
-
-    def _findChildren(self: Any, kind: Any = QtCore.QObject, *more: Any) -> Any:
-        return QtCore.QObject.findChildren(self, getattr(kind, "_pq_base", kind), *more)
-
-    def _findChild(self: Any, kind: Any = QtCore.QObject, *more: Any) -> Any:
-        return QtCore.QObject.findChild(self, getattr(kind, "_pq_base", kind), *more)
+    elif name == "name":
+        QtCore.QObject.setObjectName(owner, value)
+    elif QtCore.QObject.property(owner, name) is not None:
+        QtCore.QObject.setProperty(owner, name, value)
+    elif _is_cpp_class(type(owner)):
+        raise AttributeError(
+            f"'{name}' does not exist on {type(owner).__name__}, and creating new attributes on C++ objects "
+            "is not allowed"
+        )
+    else:
+        _native_set(owner, name, value)
 
 
-_ShibokenMeta: Any = type(QtCore.QObject)
+def _is_cpp_class(cls: type) -> bool:
+    return cls.__module__.startswith("PySide6") or "cpp_class" in cls.__dict__
 
 
-class _Meta(_ShibokenMeta):
-    """`isinstance(x, qt.QWidget)` also holds for widgets that Qt made by itself."""
-
-    def __instancecheck__(cls, instance: Any) -> bool:
-        base = cls.__dict__.get("_pq_base")
-        return isinstance(instance, base) if base else super().__instancecheck__(instance)
-
-    def __subclasscheck__(cls, subclass: Any) -> bool:
-        base = cls.__dict__.get("_pq_base")
-        return issubclass(subclass, base) if base else super().__subclasscheck__(subclass)
-
-
-def wrap(base: type) -> type:
-    """The facade's class for a PySide6 QObject class (made once)."""
-    cls = _wrapped.get(base)
-    if cls is None:
-        marks = {"_pq_direct": True, "_pq_base": base, "__module__": "qt"}
-        cls = _wrapped[base] = _Meta(base.__name__, (PythonQtObject, base), marks)
+def cpp_class(cls: Any) -> Any:
+    """Class decorator of stand-ins: C++ in Slicer, so instances take no new attributes."""
+    cls.cpp_class = True
     return cls
+
+
+def _connect(owner: Any, signal: Any, *target: Any) -> bool:
+    """connect("signal(args)", callable) or connect("signal(args)", receiver, "slot(args)")."""
+    if isinstance(signal, QtCore.QObject):  # PySide6 itself, from within its C++
+        return bool(QtCore.QObject.connect(signal, *target))
+    name, connect, disconnect = _find_native(owner, signal)
+    if len(target) == 2:
+        receiver, slot_name = target
+        handler = getattr(receiver, slot_name.split("(")[0])
+    elif len(target) == 1 and callable(target[0]):
+        handler = target[0]
+    else:
+        raise ValueError(f"connect('{signal}', …) needs a callable, or a receiver and its slot")
+    slot = relay(handler)
+    if signal.endswith("()"):  # the overload without arguments hands none over
+        bare = slot
+
+        def slot(*_: Any) -> None:
+            bare()
+
+    connect(slot)
+    _connections(owner).append((name, handler, slot, lambda: disconnect(slot)))
+    return True
+
+
+def _disconnect_signature(owner: Any, signal: Any, *target: Any) -> bool:
+    if isinstance(signal, QtCore.QObject):
+        return bool(QtCore.QObject.disconnect(signal, *target))
+    name, _, _ = _find_native(owner, signal)
+    handler = getattr(target[0], target[1].split("(")[0]) if len(target) == 2 else (target or (None,))[0]
+    return _disconnect(owner, name, handler)
+
+
+def _qobject_classes() -> Iterator[Any]:
+    for module in MODULES:
+        for name in dir(module):
+            thing = getattr(module, name)
+            if inspect.isclass(thing) and issubclass(thing, QtCore.QObject):
+                yield thing
+
+
+def _teach(cls: Any) -> None:
+    """Every class of PySide6 has its own __setattr__, and a few have their own __getattribute__."""
+    cls.__setattr__ = _set
+    if cls is QtCore.QObject:
+        cls.__getattribute__, cls.__getattr__ = _get, _get_missing
+    elif "__getattribute__" in cls.__dict__:
+        native = cls.__getattribute__
+        cls.__getattribute__ = lambda owner, name: _get(owner, name, native)
 
 
 class _QtModule(types.ModuleType):
@@ -281,17 +306,21 @@ class _QtModule(types.ModuleType):
         for module in MODULES:
             found = getattr(module, name, None)
             if found is not None:
-                if inspect.isclass(found) and issubclass(found, QtCore.QObject):
-                    found = wrap(found)
                 setattr(self, name, found)
                 return found
         raise AttributeError(f"module 'qt' has no attribute '{name}'")
 
 
 def install() -> Any:
-    """Put `qt` and `PythonQt` into sys.modules; returns `qt`."""
+    """Put `qt` and `PythonQt` into sys.modules, and teach every QObject their habits; returns `qt`.
+
+    From here on this holds for all of PySide6 in the process, the host's own code included. There is no
+    smaller way: what Qt makes by itself (`menu.addAction(…)`, `tree.header()`) must behave like the rest.
+    """
     if "qt" in sys.modules:
         return sys.modules["qt"]
+    for cls in _qobject_classes():
+        _teach(cls)
     qt = _QtModule("qt", __doc__)
     sys.modules["qt"] = qt
     package = types.ModuleType("PythonQt")

@@ -66,7 +66,7 @@ class qSlicerScriptedLoadableModuleWidget(qSlicerWidget):
         super().__init__()
         self._module_name, self._entered = name, False
         self._python: Any = None
-        pythonqt.wrap(QtWidgets.QVBoxLayout)(self)
+        QtWidgets.QVBoxLayout(self)
         self._scene = slicer.mrmlScene
 
     def _build(self) -> None:

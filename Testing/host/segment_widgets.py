@@ -8,7 +8,6 @@ import slicer
 from PySide6 import QtCore, QtWidgets
 
 from .mrml_widgets import publish, qMRMLNodeComboBox, qMRMLWidget
-from .pythonqt import PythonQtObject
 
 Property = QtCore.Property
 
@@ -65,14 +64,14 @@ class qMRMLSegmentSelectorWidget(qMRMLWidget):
             self._segments.addItem(segment.GetName(), segment_id)
         index = self._segments.findData(before)
         self._segments.setCurrentIndex(
-            index if index >= 0 else min(self._segments.count() - 1, int(self._none))
+            index if index >= 0 else min(self._segments.count - 1, int(self._none))
         )
         self._segments.blockSignals(blocked)
         if self._segment() != before:
             self.currentSegmentChanged.emit(self._segment())
 
     def _segment(self) -> str:
-        return self._segments.currentData() or ""
+        return self._segments.currentData or ""
 
     def currentNode(self) -> Any:
         return self._nodes.currentNode()
@@ -121,7 +120,7 @@ def _unwatch(watched: list[tuple[Any, int]]) -> None:
 
 
 @publish
-class qMRMLSegmentationShow3DButton(PythonQtObject, QtWidgets.QPushButton):
+class qMRMLSegmentationShow3DButton(QtWidgets.QPushButton):
     """Makes and removes the closed surfaces of a segmentation. There is no 3D view to show them in."""
 
     def __init__(self, parent: Any = None) -> None:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 from PySide6 import QtCore, QtUiTools, QtWidgets
 
-from .pythonqt import PythonQtObject, property_names, wrap
+from .pythonqt import cpp_class, property_names
 from .refuse import NotSimulatedError
 
 #: Stand-in widgets by class name, as a .ui file names them.
@@ -22,11 +22,10 @@ standins: dict[str, Any] = {}
 def standin(cls: Any) -> Any:
     """Class decorator: lets .ui files use this stand-in widget."""
     standins[cls.__name__] = cls
-    cls._pq_direct = True  # C++ in Slicer: takes no new attributes
-    return cls
+    return cpp_class(cls)
 
 
-class QUiLoader(PythonQtObject, QtUiTools.QUiLoader):
+class QUiLoader(QtUiTools.QUiLoader):
     """Creates the facade's widgets for the classes named in the file."""
 
     def __init__(self, parent: Any = None) -> None:
@@ -37,15 +36,15 @@ class QUiLoader(PythonQtObject, QtUiTools.QUiLoader):
         if class_name in standins:
             widget = standins[class_name](parent)
         elif isinstance(getattr(QtWidgets, class_name, None), type):
-            widget = wrap(getattr(QtWidgets, class_name))(parent)
+            widget = getattr(QtWidgets, class_name)(parent)
         else:
             self._unknown.append(class_name)
-            widget = wrap(QtWidgets.QWidget)(parent)
+            widget = QtWidgets.QWidget(parent)
         QtCore.QObject.setObjectName(widget, name)
         return widget
 
     def createLayout(self, class_name: str, parent: Any = None, name: str = "") -> Any:
-        cls = wrap(getattr(QtWidgets, class_name))
+        cls = getattr(QtWidgets, class_name)
         layout = cls(parent) if isinstance(parent, QtWidgets.QWidget) else cls()
         QtCore.QObject.setObjectName(layout, name)
         return layout

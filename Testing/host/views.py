@@ -12,7 +12,6 @@ import slicer
 import vtk
 from PySide6 import QtCore, QtGui, QtWidgets
 
-from .pythonqt import PythonQtObject
 from .refuse import NotSimulatedError, Refusing
 from .slice_view import SliceView
 
@@ -29,10 +28,10 @@ _PRESS = {
 }
 
 
-class qMRMLSliceView(PythonQtObject, QtWidgets.QWidget):
+class qMRMLSliceView(QtWidgets.QWidget):
     """Paints one slice view and forwards the mouse."""
 
-    _pq_direct = True
+    cpp_class = True
 
     def __init__(self, view: SliceView, parent: Any = None) -> None:
         super().__init__(parent)
@@ -126,10 +125,10 @@ class qMRMLSliceView(PythonQtObject, QtWidgets.QWidget):
         return tuple(inverse.MultiplyPoint((*ras, 1.0))[:3])
 
 
-class qMRMLSliceWidget(PythonQtObject, QtWidgets.QWidget):
+class qMRMLSliceWidget(QtWidgets.QWidget):
     """A slice view under a thin bar with its letter and offset."""
 
-    _pq_direct = True
+    cpp_class = True
 
     def __init__(self, view: SliceView, parent: Any = None) -> None:
         super().__init__(parent)

@@ -10,18 +10,16 @@ from typing import Any
 
 from PySide6 import QtCore, QtWidgets
 
-from .pythonqt import PythonQtObject
-
 CAPTION = "Simulated Slicer host (not 3D Slicer): real MRML and slice views, stand-in widgets. Looks differ."
 
 
 PANEL_WIDTH = 420
 
 
-class ModuleSelector(PythonQtObject, QtWidgets.QToolBar):
+class ModuleSelector(QtWidgets.QToolBar):
     """`slicer.util.moduleSelector()`."""
 
-    _pq_direct = True
+    cpp_class = True
 
     def __init__(self, window: Any) -> None:
         super().__init__(window)
@@ -34,10 +32,10 @@ class ModuleSelector(PythonQtObject, QtWidgets.QToolBar):
     selectedModule = QtCore.Property(str, lambda self: self._selected)
 
 
-class MainWindow(PythonQtObject, QtWidgets.QMainWindow):
+class MainWindow(QtWidgets.QMainWindow):
     """Panel left, views right, caption on top."""
 
-    _pq_direct = True
+    cpp_class = True
 
     def __init__(self, slice_widgets: list[Any]) -> None:
         super().__init__()
@@ -84,7 +82,7 @@ class MainWindow(PythonQtObject, QtWidgets.QMainWindow):
             panel.show()
             # Slicer's panel takes the width that its contents need; with room for the scroll bar.
             needed = QtWidgets.QWidget.minimumSizeHint(panel).width()
-            bar = self._panel.verticalScrollBar().sizeHint().width()
+            bar = self._panel.verticalScrollBar().sizeHint.width()
             self._set_panel_width(max(PANEL_WIDTH, needed + bar + 4))
 
     def moduleSelector(self) -> Any:
