@@ -593,6 +593,9 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=Path("build/phantoms"))
     parser.add_argument("--out", type=Path, default=Path("build/policy"))
+    parser.add_argument(
+        "--start", type=Path, help="a folder made by this command to go on from, not from nothing"
+    )
     parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument(
         "--vision-steps", type=int, default=1200, help="first steps that train the vision tower alone"
@@ -611,11 +614,17 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
 
     tokenizer_file = args.out / "tokenizer.json"
+    if args.start and not tokenizer_file.exists():
+        tokenizer_file.write_bytes((args.start / "tokenizer.json").read_bytes())
     if not tokenizer_file.exists():
         make_tokenizer(q.corpus(np.random.default_rng(args.seed))).save(str(tokenizer_file))
     writer = Writer(Tokenizer.from_file(str(tokenizer_file)))
     config: Qwen2_5_VLConfig = make_config(writer.tokenizer)
     model = Qwen2_5_VLForConditionalGeneration(config)
+    if args.start:
+        model.load_state_dict(
+            Qwen2_5_VLForConditionalGeneration.from_pretrained(args.start).float().state_dict()
+        )
     model.train()
     heads = ExtraHeads(config.text_config.hidden_size)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)

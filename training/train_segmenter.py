@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training.common import Averaged, Curves, learning_rate, save_atomically
@@ -295,8 +296,6 @@ def measure(model: nn.Module, data: Slices, numbers: np.ndarray, clicks: int = 5
 
 def save_model(state: dict[str, Tensor], file: Path) -> None:
     """Weights as half-precision safetensors, with the configuration beside them: what a Segmenter loads."""
-    from safetensors.torch import save_file
-
     half = {k: (v.half() if v.dtype.is_floating_point else v).contiguous() for k, v in state.items()}
     save_file(half, file)
     file.with_suffix(".yaml").write_text(CONFIG.read_text(encoding="utf-8"), encoding="utf-8")
@@ -308,6 +307,9 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=Path("build/phantoms"))
     parser.add_argument("--out", type=Path, default=Path("build/segmenter"))
+    parser.add_argument(
+        "--start", type=Path, help="weights to go on from (.safetensors), in place of random ones"
+    )
     parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument(
         "--dense-steps", type=int, default=700, help="first steps that train the encoder alone"
@@ -327,6 +329,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
 
     model, head = build(), DenseHead(64)
+    if args.start:
+        model.load_state_dict(load_file(args.start))
     parameters = [
         *model.image_encoder.parameters(),
         *model.sam_prompt_encoder.parameters(),
