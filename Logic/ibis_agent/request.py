@@ -196,7 +196,7 @@ def _resumed_picture(request: Request, card: ModelCard, resumed: Trajectory) -> 
 
 
 def _stem(name: str) -> str:
-    for suffix in (".nii.gz", *(Path(name).suffix,)):
+    for suffix in (".nii.gz", Path(name).suffix):
         if suffix and name.lower().endswith(suffix.lower()):
             return name[: -len(suffix)] or "scan"
     return name or "scan"

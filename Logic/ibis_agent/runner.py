@@ -118,9 +118,19 @@ class Run:
         trajectory = Trajectory.of(self.episode, self.job.source)
         self._created = self._created or trajectory.created
         path = self.job.folder / TRAJECTORY_NAME
+        if not self._saved and path.exists():
+            self._remove_stale_results()
         dataclasses.replace(trajectory, created=self._created).save(path)
         self._saved = True
         return path
+
+    def _remove_stale_results(self) -> None:
+        """Mask and page of an earlier run in this folder: beside the new record they would belie it."""
+        names = [REVIEW_NAME, *(f"mask{end}" for end in MASK_FORMATS.values())]
+        scan = self.job.request.scan
+        for path in (self.job.folder / name for name in names):
+            if path.is_file() and not (scan is not None and path.samefile(scan)):
+                path.unlink()
 
     def finish(self) -> dict[str, Path]:
         """Write everything. Returns the files by what they are. Raises OutputError."""

@@ -299,6 +299,19 @@ def test_ctrl_c_in_mid_thought_keeps_the_steps_so_far(
     assert error.count("\n") == 1 and str(out / "trajectory.json") in error and "2 steps" in error
 
 
+def test_a_stopped_run_leaves_no_mask_of_an_earlier_one_beside_its_record(
+    use: Any, scan: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    use()
+    assert run(scan, "--out", out) == cli.OK
+    use(SCRIPT[:1])
+    assert run(scan, "--out", out) == cli.BAD_MODEL
+    assert [path.name for path in out.iterdir()] == ["trajectory.json"] and len(recorded(out).steps) == 1
+    use()
+    assert run(scan, "--out", out) == cli.OK and len(list(out.iterdir())) == 3
+
+
 def test_ctrl_c_while_loading_leaves_nothing(
     use: Any, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
