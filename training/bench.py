@@ -7,7 +7,8 @@ PNG file, the whole prompt is computed again by transformers' `generate`, and th
 token. Both run alternately in one process, with the same weights, precision, pictures and clicks. What is kept
 between turns is let go before every episode, so nothing is gained from repeating.
 
-Every figure is the median over the repeats, averaged over the turns.
+Every figure is the median over the repeats, averaged over the turns. The rows about volumes are explained in
+training.bench_volume.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from ibis_agent.segmenter import Segmenter
 from PIL import Image
 from transformers.generation.streamers import BaseStreamer
 
+from training.bench_volume import measure_volume, table_of
 from training.phantoms import random_slice
 
 QUESTIONS = ("Segment the liver", "Segment the spleen", "Segment the spine")
@@ -301,16 +303,22 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--turns", type=int, default=4, help="longest episode")
+    parser.add_argument("--slices", type=int, default=100, help="of the volume; 0 leaves it out")
     parser.add_argument("--json", type=Path, help="write the figures there")
     chosen = parser.parse_args()
     try:
         policy = LocalPolicy.load(chosen.policy or demo_policy(), chosen.device, chosen.precision)
         segmenter = Segmenter.load(chosen.segmenter, chosen.segmenter_config, chosen.device)
         result = measure(policy, segmenter, chosen.pictures, chosen.repeats, chosen.turns, show_progress)
+        show_progress(f"a volume of {chosen.slices} slices")
+        if chosen.slices:
+            result["volume"] = measure_volume(segmenter, chosen.slices)
     except IbisError as error:
         raise SystemExit(f"error: {error}") from error
     show_progress("")
     print(table(result))
+    if "volume" in result:
+        print("\n" + table_of(result["volume"]))
     if chosen.json:
         write_json(chosen.json, result)
 

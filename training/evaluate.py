@@ -278,10 +278,10 @@ def run_volumes(args: argparse.Namespace) -> None:
     if args.phantom_volumes is not None:
         if not args.oracle_only:
             policy = LocalPolicy.load(args.policy or demo_policy(), device=args.device)
-        limits = VolumeLimits(episode=Limits(max_turns=args.max_turns))
+        limits = VolumeLimits(episode=Limits(max_turns=args.max_turns), follow=args.follow)
         result = measure_phantoms(args.phantom_volumes, args.seed, policy, segmenter, limits)
     if args.lesion_volumes is not None:
-        result["lesions"] = measure_lesions(args.lesion_volumes, segmenter)
+        result["lesions"] = measure_lesions(args.lesion_volumes, segmenter, args.follow)
     result["measured"] = {
         "volumes": f"{args.phantom_volumes or 0} phantoms, seed {args.seed}",
         "policy": policy.identity if policy else None,
@@ -319,6 +319,7 @@ def main() -> None:
     parser.add_argument("--labels", type=Path)
     parser.add_argument("--label-names", type=Path, help="JSON: label number → TotalSegmentator's name")
     parser.add_argument("--phantom-volumes", type=int, help="whole phantom patients (see training.volumes)")
+    parser.add_argument("--follow", choices=("auto", "memory", "carry"), default="auto")
     parser.add_argument("--lesion-volumes", type=Path, nargs="+", help="MedSAM2-style .npz with imgs and gts")
     parser.add_argument("--policy", type=Path, help="a policy's folder (the demo policy)")
     parser.add_argument("--segmenter", type=Path, help="a checkpoint (the demo segmenter)")

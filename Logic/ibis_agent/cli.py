@@ -21,11 +21,11 @@ from . import __version__, files, inspection, published, review, runner, termina
 from .errors import Cancelled, IbisError, InputError, ModelError, OutputError
 from .geometry import PLANES, Orientation
 from .record import read_json
-from .record import read_json
 from .request import MASK_FORMATS, Request
 from .session import Session, Stopped
 from .trajectory import Trajectory
 from .volume_record import VolumeTrajectory, is_volume_record
+from .volume_review import write_volume_review
 
 OK, BUG, BAD_INPUT, BAD_MODEL, BAD_OUTPUT, PAUSED, DIFFERENT, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
 
@@ -91,8 +91,8 @@ def _run(options: argparse.Namespace) -> int:
     screen = terminal.Screen(quiet=options.quiet or options.json)
     if options.volume:
         return _run_volume(options, screen)
-    for option, given in (("--range", options.range), ("--roi", options.roi), ("--looks", options.looks)):
-        if given is not None:
+    for option in ("--range", "--roi", "--looks", "--follow"):
+        if getattr(options, option[2:]) is not None:
             raise InputError(f"{option} is for whole volumes", mend="Add --volume, or leave it out.")
     run = runner.Run(_request(options))
     session = Session(run, screen, by_hand=options.step, as_json=options.json)
@@ -109,9 +109,8 @@ def _run_volume(options: argparse.Namespace, screen: terminal.Screen) -> int:
         raise InputError("--step cannot be used with --volume", mend="Leave one of them out.")
     slices = None if options.range is None else (options.range[0], options.range[1])
     roi = None if options.roi is None else tuple(options.roi)
-    session = VolumeSession(
-        VolumeJob(VolumeRequest(_request(options), slices, roi, options.looks)), screen, as_json=options.json
-    )
+    asked = VolumeRequest(_request(options), slices, roi, options.looks, options.follow or "auto")
+    session = VolumeSession(VolumeJob(asked), screen, as_json=options.json)
     session.load()
     return PAUSED if session.go() == "paused" else OK
 
@@ -186,34 +185,18 @@ def _replay_volume(
 
 
 def _review(options: argparse.Namespace) -> int:
-    recorded = Trajectory.load(options.trajectory)
+    record = read_json(options.trajectory)
     path = options.out or options.trajectory.with_name(runner.REVIEW_NAME)
-    review.write_review(recorded.to_json(), path)
+    if is_volume_record(record):
+        VolumeTrajectory.from_json(record, options.trajectory)
+        write_volume_review(record, path)
+    else:
+        review.write_review(Trajectory.from_json(record, options.trajectory).to_json(), path)
     print(path)
     if options.open:
         import webbrowser
 
         webbrowser.open(path.resolve().as_uri())
-    return OK
-
-
-def _convert(options: argparse.Namespace) -> int:
-    content = read_json(options.trajectory)
-    if isinstance(content, dict) and "schema" in content:
-        recorded = Trajectory.from_json(content, options.trajectory)
-        published.save(options.out, [published.from_trajectory(recorded)])
-        print(options.out)
-        return OK
-    found = published.load(options.trajectory)
-    folder = options.scans or options.trajectory.parent
-    # All of them before the first is written: a scan that is missing leaves nothing half done.
-    made = [published.to_trajectory(each, folder, options.prompt) for each in found]
-    for number, each in enumerate(made, 1):
-        path = options.out if len(made) == 1 else options.out / f"{number:04}.json"
-        if len(made) > 1:
-            files.check_writable_folder(options.out)
-        each.save(path)
-        print(path)
     return OK
 
 
@@ -356,6 +339,12 @@ def _add_run(commands: Any) -> None:
     volume.add_argument(
         "--looks", type=int, metavar="N", help="second looks at doubtful slices, 0 for none (default: 4)"
     )
+    volume.add_argument(
+        "--follow",
+        choices=("auto", "memory", "carry"),
+        help="from slice to slice by the segmenter's memory, or by a click that is carried on (default: auto, "
+        "memory where it was trained)",
+    )
 
     limits = run.add_argument_group("how far")
     limits.add_argument("--max-turns", type=int, metavar="N", help="stop after so many turns (default: 20)")
@@ -403,24 +392,6 @@ def _add_others(commands: Any) -> None:
         "--out", type=Path, metavar="FILE", help="the page (default: review.html beside the trajectory)"
     )
     review.add_argument("--open", action="store_true", help="show it in the browser")
-
-    convert = commands.add_parser(
-        "convert",
-        help="turn a trajectory into the published format, or the other way",
-        description="Which way it goes is told by what the file holds.",
-    )
-    convert.set_defaults(do=_convert)
-    convert.add_argument("trajectory", type=Path, metavar="FILE.json")
-    convert.add_argument(
-        "--out", type=Path, metavar="PATH", required=True, help="the file; a folder where there are several"
-    )
-    convert.add_argument(
-        "--scans",
-        type=Path,
-        metavar="DIR",
-        help="where the scans of published ones are (default: beside them)",
-    )
-    convert.add_argument("--prompt", metavar="TEXT", help="the question of published ones, which lack it")
 
     convert = commands.add_parser(
         "convert",

@@ -60,9 +60,7 @@ def measure(mask: np.ndarray, row_mm: float, col_mm: float) -> Measure:
     return Measure(pixels * row_mm * col_mm, centre, parts)
 
 
-def doubts(
-    found: Mapping[int, Found], row_mm: float, col_mm: float, gap_mm: float
-) -> list[Doubt]:
+def doubts(found: Mapping[int, Found], row_mm: float, col_mm: float, gap_mm: float) -> list[Doubt]:
     """The doubtful slices among those found from memory, the most doubtful first; one entry a slice.
 
     found: by slice. gap_mm: from slice to slice.
@@ -95,7 +93,7 @@ def doubts(
             continue
         before = known[towards]
         if not here.area and min(shown) < index < max(shown):
-            note(index, "a gap: nothing here, but on both sides", 1.0)
+            note(index, "a gap: nothing here, but on both sides", 2.5)
         change = abs(here.area - before.area)
         if change > steepest and change > _LEAST_CHANGE * max(here.area, before.area):
             words = f"the area jumps from {before.area:.0f} to {here.area:.0f} mm²"

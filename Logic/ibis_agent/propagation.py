@@ -4,6 +4,9 @@ Drives the memory parts of the sam2 package's network as its own video predictor
 features that are kept (see features). A slice with clicks or a given mask is an anchor (sam2: a conditioning
 frame); all others are found from memory. Which slices to visit, and when to stop, is decided in volume_run.
 
+Weights whose memory was never trained cannot do that: for them a slice is found by a click at the deepest point of
+the last mask on the way ("carry").
+
 Equality with sam2's video predictor: Testing/Python/test_propagation.py. Differences, on purpose: clicks are
 answered by the published engine's protocol (several masks at every click, the best score wins), and a clicked
 slice shows its object even where the object score says that there is none.
@@ -11,26 +14,32 @@ slice shows its object even where the object score says that there is none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from .actions import Click
 from .errors import InputError, ModelError
 from .features import FeatureCache, SliceFeatures
 from .found import Found
-from .masks import iou
+from .masks import dice, iou
 from .segmenter import Prediction
 
 _ABSENT = -1024.0  # sam2's logit of an object that is not there
 _LOGIT_BOUND = 32.0
 # Two masks in a row that are nearly those of before: what follows would be the same too.
 _SETTLED_IOU, _SETTLED_SLICES = 0.985, 2
+# Carried masks that fit the one beside them less, or of a lower score, are not the object.
+_LEAST_FIT, _LEAST_SCORE = 0.3, 0.25
+
+Way = Literal["auto", "memory", "carry"]
 
 
 @dataclass(frozen=True)
@@ -54,11 +63,17 @@ class Propagation:
     Several objects of one stack share their FeatureCache.
     """
 
-    def __init__(self, features: FeatureCache, count: int, size: tuple[int, int]) -> None:
-        """count: slices along the whole axis; size: (H, W) of a slice."""
+    def __init__(self, features: FeatureCache, count: int, size: tuple[int, int], way: Way = "auto") -> None:
+        """count: slices along the whole axis; size: (H, W) of a slice.
+
+        way: "memory", "carry", or "auto": memory unless it was never trained.
+        """
         self.features, self.count, self.size = features, count, size
         self.segmenter = features.segmenter
         self._model = self.segmenter.model
+        self.way: Way = way
+        if way == "auto":
+            self.way = "memory" if memory_is_trained(self._model) else "carry"
         self._anchors: dict[int, dict[str, Any]] = {}
         self._tracked: dict[int, dict[str, Any]] = {}
         self.found: dict[int, Found] = {}
@@ -102,9 +117,7 @@ class Propagation:
         found = self.found[index]
         return Prediction(found.mask, logits, found.score, np.array([found.score], np.float32))
 
-    def anchor(
-        self, index: int, clicks: Sequence[Click], previous_logits: np.ndarray | None = None
-    ) -> Found:
+    def anchor(self, index: int, clicks: Sequence[Click], previous_logits: np.ndarray | None = None) -> Found:
         """Make a slice an anchor as `predict` answers it: all clicks there, and the logits before the last."""
         return self._settle(index, self._clicked(index, clicks, previous_logits))
 
@@ -198,11 +211,33 @@ class Propagation:
 
     @torch.inference_mode()
     def _track(self, index: int, reverse: bool) -> Found:
+        if self.way == "carry":
+            return self._carry(index, index + (1 if reverse else -1))
         features = self.features.get(index)
         with self.segmenter.computing():
             seen = self._with_memory(index, features, reverse)
             out = self._heads(seen, features, None, None, believed=False)
             self._remember(features, out, from_person=False)
+        self._tracked[index] = out
+        return self._keep(index, out, anchor=False)
+
+    def _carry(self, index: int, beside: int) -> Found:
+        """A slice found by a click where the last mask on the way to it is deepest."""
+        step = beside - index
+        while not self.found[beside].mask.any() and beside + step in self.found:
+            beside += step  # over slices where it was lost; `follow`'s patience says how many those may be
+        features, before = self.features.get(index), self.found[beside].mask
+        click = _deepest(before) if before.any() else Click(0.5, 0.5)
+        with self.segmenter.computing():
+            seen = features.levels[-1] + self._model.no_mem_embed.reshape(1, -1, 1, 1)
+            out = self._heads(seen, features, [click], None, believed=True)
+        # How well the two masks fit stands for the object score, which is a matter of the memory's training.
+        fit = dice(before, self._mask(out["pred_masks"])) if before.any() else 0.0
+        if fit < _LEAST_FIT or float(out["scores"].max()) < _LEAST_SCORE:
+            out["pred_masks"] = torch.full_like(out["pred_masks"], _ABSENT)
+            fit = 0.0
+        odds = math.log(max(fit, 1e-6) / max(1 - fit, 1e-6))
+        out["object_score_logits"] = torch.full_like(out["object_score_logits"], odds)
         self._tracked[index] = out
         return self._keep(index, out, anchor=False)
 
@@ -216,7 +251,7 @@ class Propagation:
         others = {n: out for n, out in self._anchors.items() if n != index}
         with self.segmenter.computing():
             # As in sam2: the first prompt of a stack, and any slice not yet visited, knows of no others.
-            if others and index in self.found:
+            if self.way == "memory" and others and index in self.found:
                 nearest = min(others, key=lambda n: abs(n - index))
                 seen = self._with_memory(index, features, nearest > index, others)
             else:
@@ -230,9 +265,7 @@ class Propagation:
         self._tracked.pop(index, None)
         return self._keep(index, out, anchor=True, mask=mask)
 
-    def _keep(
-        self, index: int, out: dict[str, Any], anchor: bool, mask: np.ndarray | None = None
-    ) -> Found:
+    def _keep(self, index: int, out: dict[str, Any], anchor: bool, mask: np.ndarray | None = None) -> Found:
         scores = out.pop("scores")
         if not np.isfinite(scores).all():
             raise ModelError(
@@ -348,6 +381,21 @@ class Propagation:
         if not hasattr(self, "_memory_positions"):
             self._memory_positions = [each[:1].clone() for each in positions]
         out["maskmem_pos_enc"] = self._memory_positions
+
+
+def memory_is_trained(model: Any) -> bool:
+    """Whether anyone ever trained the memory parts of a SAM2: their layer scales start at one and the same value."""
+    scales = [
+        value for name, value in model.memory_encoder.fuser.named_parameters() if name.endswith("gamma")
+    ]
+    return not scales or any(bool((scale != scale.flatten()[0]).any()) for scale in scales)
+
+
+def _deepest(mask: np.ndarray) -> Click:
+    """A click on the pixel of a mask that is farthest from its outside; beyond the picture is outside."""
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    return Click((column + 0.5) / mask.shape[1], (row + 0.5) / mask.shape[0])
 
 
 def _flat(level: Tensor) -> Tensor:

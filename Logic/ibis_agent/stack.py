@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -81,7 +81,10 @@ class Stack:
             return np.zeros((geometry.height, geometry.width), dtype=bool)
         rows, cols = (
             np.arange(geometry.shape[axis])[:: -1 if flip else 1]
-            for axis, flip in ((geometry.row_axis, geometry.flip_rows), (geometry.col_axis, geometry.flip_cols))
+            for axis, flip in (
+                (geometry.row_axis, geometry.flip_rows),
+                (geometry.col_axis, geometry.flip_cols),
+            )
         )
         within_rows = (rows >= low[geometry.row_axis]) & (rows <= high[geometry.row_axis])
         within_cols = (cols >= low[geometry.col_axis]) & (cols <= high[geometry.col_axis])
@@ -161,7 +164,8 @@ class RecordedSlices:
         return self.pictures[index]
 
     def geometry(self, index: int) -> PictureGeometry:
-        return self.picture(index).geometry
+        known = next(iter(self.pictures.values())).geometry
+        return replace(self.pictures[index].geometry if index in self.pictures else known, index=index)
 
     def inside(self, index: int) -> np.ndarray | None:
         return self.clips.get(index)

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import files, mask_files, request, runner, structures
 from .episode import Limits
@@ -19,7 +19,7 @@ from .model_card import ModelCard
 from .picture import check_window
 from .prompts import check_question
 from .request import MASK_FORMATS, Request
-from .runner import TRAJECTORY_NAME, load_policy, load_segmenter
+from .runner import REVIEW_NAME, TRAJECTORY_NAME, load_policy, load_segmenter
 from .scan import load_scan
 from .stack import Stack, stack_of
 
@@ -40,12 +40,14 @@ class VolumeRequest:
         slices: first and last slice; None for all.
         roi: i0 i1 j0 j1 k0 k1, voxels of the file that masks must stay in; None for everywhere.
         looks: the most second looks; None for the usual.
+        follow: "auto", "memory" or "carry", see volume_run.VolumeLimits.
     """
 
     base: Request
     slices: tuple[int, int] | None = None
     roi: tuple[int, ...] | None = None
     looks: int | None = None
+    follow: Literal["auto", "memory", "carry"] = "auto"
 
 
 class VolumeJob:
@@ -85,7 +87,9 @@ class VolumeJob:
         self.stack: Stack = self._stack(base)
         name = base.scan.resolve().name
         self.source = name
-        self.folder = request._folder(base, f"{request._stem(name)}-{self.stack.geometry(self.stack.first).plane}")
+        self.folder = request._folder(
+            base, f"{request._stem(name)}-{self.stack.geometry(self.stack.first).plane}"
+        )
         self.masks = self._mask_files(base)
         request._check_models(base, self.policy_folder)
         self._made: list[Path] = []
@@ -124,7 +128,7 @@ class VolumeJob:
         """Open the run with models that are loaded already."""
         from .volume_run import VolumeLimits, VolumeRun
 
-        limits = VolumeLimits(episode=self.limits)
+        limits = VolumeLimits(episode=self.limits, follow=self.asked.follow)
         if self.asked.looks is not None:
             limits = dataclasses.replace(limits, looks=self.asked.looks)
         self.run = VolumeRun(self.stack, self.question, policy, segmenter, limits)
@@ -132,9 +136,14 @@ class VolumeJob:
     def finish(self) -> dict[str, Path]:
         """Write everything as it stands. Returns the files by what they are. Raises OutputError."""
         from .volume_record import save_volume, volume_to_json
+        from .volume_review import write_volume_review
 
         written = {"trajectory": self.folder / TRAJECTORY_NAME}
-        save_volume(volume_to_json(self.run, self.source), written["trajectory"])
+        record = volume_to_json(self.run, self.source)
+        save_volume(record, written["trajectory"])
+        if self.asked.base.review:
+            written["review"] = self.folder / REVIEW_NAME
+            write_volume_review(record, written["review"])
         if not self.run.found:
             return written
         volume, answer = self.run.volume(), self.run.answer or ""

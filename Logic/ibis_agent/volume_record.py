@@ -93,7 +93,9 @@ class VolumeTrajectory:
             picture = picture_from_json(each.inside("picture"))
             index = picture.geometry.index
             if not first <= index <= last or index in pictures:
-                raise each.error("picture", f"is of slice {index}, which is not in the range or is there twice")
+                raise each.error(
+                    "picture", f"is of slice {index}, which is not in the range or is there twice"
+                )
             shape = (picture.geometry.height, picture.geometry.width)
             pictures[index] = picture
             masks[index] = _mask_from(each, "mask_rle", shape)
@@ -135,16 +137,19 @@ class VolumeTrajectory:
             steps = tuple(step_from_json(step, geometry) for step in fields.list_of("steps"))
             seconds = fields.number("seconds") or 0.0
             made.append(
-                VolumeAction(number, kind, index, by, fields.text("words"), steps, clicks, tuple(ways), seconds)
+                VolumeAction(
+                    number, kind, index, by, fields.text("words"), steps, clicks, tuple(ways), seconds
+                )
             )
         return made
 
     def replay(self, segmenter: Segmenter) -> VolumeReplay:
         """Do all of it again with the segmenter alone, and compare every slice. Raises what it raises."""
-        from .volume_run import VolumeRun
+        from .volume_run import VolumeLimits, VolumeRun
 
+        follow: Any = Fields(self.head).inside("limits").choice("follow", ("memory", "carry"))
         slices = RecordedSlices(self.pictures, self.count, self.first, self.last, self.clips)
-        run = VolumeRun(slices, self.question, None, segmenter)
+        run = VolumeRun(slices, self.question, None, segmenter, VolumeLimits(follow=follow))
         for action in self.volume_actions():
             run.repeat(action)
         differences = []
@@ -192,7 +197,7 @@ def volume_to_json(run: VolumeRun, source: str | os.PathLike[str] = "", created:
         if inside is not None:
             row["inside_rle"] = encode_rle(inside)
         rows.append(row)
-    limits = dataclasses.asdict(run.limits)
+    limits = {**dataclasses.asdict(run.limits), "follow": run.memory.way}
     return {
         "schema": SCHEMA,
         "created": created or datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

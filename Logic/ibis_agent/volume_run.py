@@ -48,12 +48,14 @@ class VolumeLimits:
         looks: second looks.
         patience_mm: so far beyond its last slice an object is still searched for: gaps are bridged.
         search: how the key slice is looked for.
+        follow: from slice to slice by "memory", by "carry" (see propagation), or "auto".
     """
 
     episode: Limits = field(default_factory=lambda: Limits(max_turns=6))
     looks: int = 4
     patience_mm: float = 20.0
     search: Search = field(default_factory=Search)
+    follow: Literal["auto", "memory", "carry"] = "auto"
 
     def __post_init__(self) -> None:
         if isinstance(self.looks, bool) or not isinstance(self.looks, int) or self.looks < 0:
@@ -161,7 +163,8 @@ class VolumeRun:
         if features is None:
             features = FeatureCache(segmenter, lambda index: slices.picture(index).rgb, memory_limit)
         self.features = features
-        self.memory = Propagation(features, len(slices), (geometry.height, geometry.width))
+        size = geometry.height, geometry.width
+        self.memory = Propagation(features, len(slices), size, self.limits.follow)
         self.row_mm, self.col_mm = geometry.row_mm or 1.0, geometry.col_mm or 1.0
         self.gap_mm = float(np.linalg.norm(geometry.affine[:3, geometry.axis]))
         self._actions: tuple[VolumeAction, ...] = ()
@@ -266,9 +269,7 @@ class VolumeRun:
             self._done("look", index, "policy", seen.words, episode.steps, begun=begun, on_action=on_action)
             return seen
 
-        for _ in search_slices(
-            self.slices.first, self.slices.last, self.gap_mm, look, self.limits.search
-        ):
+        for _ in search_slices(self.slices.first, self.slices.last, self.gap_mm, look, self.limits.search):
             pass
         key = best(looks)
         if key is not None:
@@ -311,7 +312,14 @@ class VolumeRun:
         self._push(self._moment())
         self._anchor(self.key, clicks)
         self._done(
-            "click", self.key, "policy", episode.reason, episode.steps, clicks, begun=begun, on_action=on_action
+            "click",
+            self.key,
+            "policy",
+            episode.reason,
+            episode.steps,
+            clicks,
+            begun=begun,
+            on_action=on_action,
         )
 
     def grow(
@@ -397,7 +405,9 @@ class VolumeRun:
 
     # ---- the person -----------------------------------------------------------------------------------------
 
-    def click(self, index: int, click: Click, replace: int | None = None, on_action: OnAction | None = None) -> Found:
+    def click(
+        self, index: int, click: Click, replace: int | None = None, on_action: OnAction | None = None
+    ) -> Found:
         """A click of the person on any slice; the slice is corrected at once, its neighbours with `spread`.
 
         replace: which of the slice's clicks, from 1, it takes the place of; later ones there are dropped.
@@ -409,7 +419,9 @@ class VolumeRun:
             raise InputError("the slice is not in the range of this run", value=index, mend=mend)
         earlier = self._clicks.get(index, ())
         if replace is not None and not 1 <= replace <= len(earlier):
-            raise InputError("there is no such click on this slice", value=replace, mend=f"It has {len(earlier)}.")
+            raise InputError(
+                "there is no such click on this slice", value=replace, mend=f"It has {len(earlier)}."
+            )
         clicks = (*(earlier if replace is None else earlier[: replace - 1]), click)
         self._push(self._moment())
         found = self._anchor(index, clicks)
@@ -504,7 +516,9 @@ class VolumeRun:
                 break
         reach = sorted({way.last for way in ways} | {start})
         what = "followed" if why == "grow" else "neighbours redone"
-        words = f"{what} from slice {start}: slices {reach[0]} to {reach[-1]}" + (", stopped" if stopped else "")
+        words = f"{what} from slice {start}: slices {reach[0]} to {reach[-1]}" + (
+            ", stopped" if stopped else ""
+        )
         self._done("grow", start, "policy", words, ways=tuple(ways), begun=begun, on_action=on_action)
         if stopped:
             raise Cancelled()
@@ -550,7 +564,9 @@ class VolumeRun:
         on_action: OnAction | None,
     ) -> None:
         seconds = time.perf_counter() - begun
-        action = VolumeAction(len(self._actions) + 1, kind, index, by, words, tuple(steps), clicks, ways, seconds)
+        action = VolumeAction(
+            len(self._actions) + 1, kind, index, by, words, tuple(steps), clicks, ways, seconds
+        )
         self._actions = (*self._actions, action)
         if on_action is not None:
             on_action(action)

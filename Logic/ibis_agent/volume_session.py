@@ -99,7 +99,12 @@ class VolumeSession:
 
     def _on_progress(self, progress: Any, found: Found) -> None:
         if self.as_json:
-            event = {"event": "slice", "slice": progress.index, "done": progress.done, "total": progress.total}
+            event = {
+                "event": "slice",
+                "slice": progress.index,
+                "done": progress.done,
+                "total": progress.total,
+            }
             print(json.dumps({**event, "seconds_left": round(progress.seconds_left, 2)}), flush=True)
             return
         text = f"  slice {progress.index}, {progress.done} of {progress.total} at the most"

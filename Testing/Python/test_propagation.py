@@ -44,7 +44,7 @@ def features_of(segmenter: Segmenter, stack: np.ndarray, **options: Any) -> Feat
 
 def spread_from(features: FeatureCache, key: int = 5) -> Propagation:
     """Clicked at `key` and followed both ways to the ends."""
-    spread = Propagation(features, COUNT, SIZE)
+    spread = Propagation(features, COUNT, SIZE, "memory")
     spread.anchor(key, [Click(0.5, 0.5)])
     for direction, last in ((+1, COUNT - 1), (-1, 0)):
         assert list(spread.follow(key, direction, last))
@@ -53,19 +53,19 @@ def spread_from(features: FeatureCache, key: int = 5) -> Propagation:
 
 def full_logits(spread: Propagation, index: int) -> np.ndarray:
     low = (spread._anchors.get(index) or spread._tracked[index])["pred_masks"]
-    return torch.nn.functional.interpolate(low, spread.size, mode="bilinear", align_corners=False)[0, 0].numpy()
+    return torch.nn.functional.interpolate(low, spread.size, mode="bilinear", align_corners=False)[
+        0, 0
+    ].numpy()
 
 
 @pytest.mark.parametrize("run", [0, 1])
-def test_propagation_is_what_sam2_recorded(
-    run: int, segmenter: Segmenter, parity: Path, data: Path
-) -> None:
+def test_propagation_is_what_sam2_recorded(run: int, segmenter: Segmenter, parity: Path, data: Path) -> None:
     recorded, index = np.load(parity / "propagation.npz"), json.loads((parity / "index.json").read_text())
     facts = index["propagation.npz"]["runs"][run]
     count, height, width = facts["shape"]
     (x, y), key = facts["click"], facts["key_slice"]
     exact = features_of(segmenter, np.load(data / facts["volume"])["imgs"], precision=torch.float32)
-    spread = Unrounded(exact, count, (height, width))
+    spread = Unrounded(exact, count, (height, width), "memory")
     spread.anchor(key, [Click(x / width, y / height)])
     found = [*spread.follow(key, +1, count - 1), *spread.follow(key, -1, 0)]
     assert [each.index for each in found] == [*range(key + 1, count), *range(key - 1, -1, -1)]
@@ -74,6 +74,40 @@ def test_propagation_is_what_sam2_recorded(
         assert np.array_equal(spread.found[n].mask, masks[n])
         difference = np.abs(full_logits(spread, n)[::8, ::8] - recorded[facts["key"] + "_logits"][n])
         assert difference.max() <= 1e-3
+
+
+def test_corrections_and_given_masks_are_what_sam2s_own_predictor_makes_of_them(
+    segmenter: Segmenter, stack: np.ndarray
+) -> None:
+    from training.bench_volume import PreparedSlices, plain_predictor
+
+    theirs = plain_predictor(segmenter)
+    state = theirs.init_state(PreparedSlices(segmenter, stack), *SIZE)
+    mine = Propagation(features_of(segmenter, stack, precision=torch.float32), COUNT, SIZE, "memory")
+
+    def same_from(start: int, slices: range) -> None:
+        seen: dict[int, Any] = {}
+        for reverse in (False, True):
+            for n, _, full in theirs.propagate_in_video(state, start_frame_idx=start, reverse=reverse):
+                seen[n] = full[0, 0].numpy()
+        for direction, last in ((+1, COUNT - 1), (-1, 0)):
+            assert list(mine.follow(start, direction, last))
+        for n in slices:
+            full = seen[n]
+            assert np.abs(full_logits(mine, n) - full).max() <= 1e-3
+            if n != 4:  # ours keeps a given mask to the pixel
+                assert np.array_equal(mine.found[n].mask, full > 0)
+
+    given = np.zeros(SIZE, bool)
+    given[30:60, 40:90] = True
+    theirs.add_new_mask(state, 4, 1, given)
+    mine.anchor_mask(4, given)
+    same_from(4, range(COUNT))
+    theirs.add_new_points_or_box(state, 8, 1, np.array([[70, 50]], np.float32), np.array([1], np.int32))
+    standing = mine.standing(8)
+    assert standing is not None
+    mine.anchor(8, [Click(70 / 128, 50 / 96)], standing.logits)
+    same_from(8, range(5, COUNT))  # ours stops before the other anchor
 
 
 def test_a_slice_is_encoded_once_however_often_it_is_visited(segmenter: Segmenter, stack: np.ndarray) -> None:
@@ -139,7 +173,9 @@ def test_following_stops_before_an_anchor_and_where_nothing_changes(
     assert [each.index for each in spread.follow(9, -1, 0)] == [8, 7, 6]
 
 
-def test_patience_ends_the_way_after_slices_without_the_object(segmenter: Segmenter, stack: np.ndarray) -> None:
+def test_patience_ends_the_way_after_slices_without_the_object(
+    segmenter: Segmenter, stack: np.ndarray
+) -> None:
     spread = Propagation(features_of(segmenter, stack), COUNT, SIZE)
     spread.anchor_mask(0, np.zeros(SIZE, bool))
     found = list(spread.follow(0, +1, COUNT - 1, patience=3))
