@@ -190,6 +190,9 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=4)
     parser.add_argument("--rate", type=float, default=8e-4)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--checkpoint-every", type=int, default=100, help="steps; a killed run goes on from there"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--held", type=int, default=60)
     args = parser.parse_args()
@@ -249,7 +252,7 @@ def main() -> None:
                 step=step, seconds=(time.time() - started) / since, **{k: v / n for k, (v, n) in sums.items()}
             )
             sums, since, started = {}, 0, time.time()
-        if step % 100 == 0 or step == args.steps:
+        if step % args.checkpoint_every == 0 or step == args.steps:
             save_atomically(
                 {
                     "model": model.state_dict(),

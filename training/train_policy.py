@@ -606,6 +606,9 @@ def main() -> None:
         "--later-turns", type=float, default=0.35, help="share of batches with a painted mask"
     )
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--checkpoint-every", type=int, default=250, help="steps; a killed run goes on from there"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--held", type=int, default=60)
     args = parser.parse_args()
@@ -645,7 +648,7 @@ def main() -> None:
         data = load(args.data)
         count = len(data) - args.held
         buckets = Buckets(np.asarray(data.aspect[:count]))
-        for _ in range(250):
+        for _ in range(args.checkpoint_every):
             if step >= args.steps:
                 break
             rng = np.random.default_rng([args.seed, step])
@@ -682,7 +685,7 @@ def main() -> None:
                     **{k: v / times for k, (v, times) in sums.items()},
                 )
                 sums, since, started = {}, 0, time.time()
-            if step % 250 == 0 or step == args.steps:
+            if step % args.checkpoint_every == 0 or step == args.steps:
                 save_atomically(
                     {
                         "model": model.state_dict(),

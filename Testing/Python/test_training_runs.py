@@ -1,0 +1,101 @@
+"""The demo trainings as commands: a killed run that is started again ends as one left alone."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from training import dataset, train_memory, train_policy, train_segmenter
+from training.mistakes import good_mask, half_way_mask, incomplete_mask, spilled_mask, wrong_mask
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory):
+    out = tmp_path_factory.mktemp("phantoms")
+    dataset.make(out, 14, workers=1)
+    return out
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    out = tmp_path_factory.mktemp("clips")
+    dataset.make(out, 2 * dataset.FRAMES, 1, dataset._clip_slice, 0)
+    return out
+
+
+def command(monkeypatch, module, *options):
+    monkeypatch.setattr(sys, "argv", ["train", *map(str, options)])
+    module.main()
+
+
+def killed_at(monkeypatch, module, name, call):
+    """The training step raises at its `call`-th call."""
+    real, calls = getattr(module, name), []
+
+    def step(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, step)
+
+
+@pytest.mark.parametrize(
+    ("module", "step", "options"),
+    [
+        (train_segmenter, "train_step", ("--dense-steps", 1, "--batch", 2, "--objects", 2)),
+        (train_policy, "train_step", ("--vision-steps", 1, "--batch", 2)),
+    ],
+)
+def test_a_run_that_was_killed_ends_as_one_left_alone(monkeypatch, tmp_path, slices, module, step, options):
+    common = ("--data", slices, "--steps", 4, "--checkpoint-every", 2, "--held", 2, "--threads", 1, *options)
+    command(monkeypatch, module, "--out", tmp_path / "whole", *common)
+    with monkeypatch.context() as patch:
+        killed_at(patch, module, step, 4)
+        with pytest.raises(KeyboardInterrupt):
+            command(patch, module, "--out", tmp_path / "killed", *common)
+    command(monkeypatch, module, "--out", tmp_path / "killed", *common)
+    whole, killed = (torch.load(tmp_path / n / "resume.pt", weights_only=True) for n in ("whole", "killed"))
+    assert whole["step"] == killed["step"] == 4
+    for name, weights in whole["averaged"].items():
+        assert torch.allclose(weights.float(), killed["averaged"][name].float(), atol=1e-6), name
+    assert (tmp_path / "whole" / "curves.png").is_file()
+
+
+def test_the_memory_is_trained_and_the_encoder_left_as_it_is(monkeypatch, tmp_path, slices, clips):
+    torch.manual_seed(0)
+    start = tmp_path / "start.pt"
+    torch.save({"averaged": train_segmenter.build().state_dict()}, start)
+    common = ("--data", slices, "--clips", clips, "--steps", 2, "--batch", 2, "--held", 2, "--threads", 1)
+    command(monkeypatch, train_memory, "--start", start, "--out", tmp_path / "memory", *common)
+    before = torch.load(start, weights_only=True)["averaged"]
+    after = torch.load(tmp_path / "memory" / "resume.pt", weights_only=True)["model"]
+    moved = {k for k in before if not torch.equal(before[k], after[k])}
+    assert any(k.startswith("memory_attention") for k in moved)
+    assert any(k.startswith("memory_encoder") for k in moved)
+    assert not any(k.startswith("image_encoder") for k in moved)
+
+
+def test_slices_that_were_made_before_are_not_made_again(monkeypatch, slices):
+    monkeypatch.setattr(dataset, "_one", None)
+    dataset.make(slices, 14, workers=1, one=None)  # nothing is left to do, so nothing is called
+    assert len(dataset.load(slices)) == 14
+
+
+def test_mistakes_are_what_their_names_say():
+    rng = np.random.default_rng(0)
+    truth, other = np.zeros((192, 192), bool), np.zeros((192, 192), bool)
+    truth[60:120, 60:120] = True
+    other[60:120, 124:160] = True
+    for _ in range(20):
+        good = good_mask(truth, rng)
+        assert (good & truth).sum() / (good | truth).sum() > 0.7
+        part = incomplete_mask(truth, rng)
+        assert 0 < part.sum() < truth.sum() and not (part & ~truth).any()
+        assert (spilled_mask(truth, [other], rng) & ~truth).sum() > 100
+        assert not (wrong_mask(truth, [other], rng) & truth).any()
+        assert half_way_mask(truth, [other], rng).shape == truth.shape
