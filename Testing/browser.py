@@ -156,5 +156,7 @@ class Browser:
             self._base + path, data, {"Content-Type": "application/json"}, method=method
         )
         # No proxy: the driver is on this machine, whatever the environment says about the rest of the world.
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=300) as answer:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            request, timeout=300
+        ) as answer:
             return json.loads(answer.read())["value"]
