@@ -11,7 +11,9 @@ every slice, and it knows no end of what a correction changes. Same weights, one
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import io
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -191,9 +193,10 @@ def _ask(
     points = np.array([[min(int(click.x * size[1]), size[1] - 1), min(int(click.y * size[0]), size[0] - 1)]])
     sign = np.array([int(click.positive)], np.int32)
     predictor.add_new_points_or_box(state, index, 1, points.astype(np.float32), sign)
-    for reverse in (False, True):
-        for _ in predictor.propagate_in_video(state, start_frame_idx=index, reverse=reverse):
-            pass
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+        for reverse in (False, True):
+            for _ in predictor.propagate_in_video(state, start_frame_idx=index, reverse=reverse):
+                pass
 
 
 def _wait(segmenter: Segmenter) -> None:

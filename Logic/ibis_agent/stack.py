@@ -22,14 +22,17 @@ _SAMPLED = 16
 
 
 class Slices(Protocol):
-    """What a volume run works on: a Stack, or a recorded run's pictures.
+    """What a volume run works on: a Stack, or a recorded run's pictures."""
 
-    Attributes:
-        first, last: the slices that may be worked on, both included.
-    """
+    @property
+    def first(self) -> int:
+        """The first slice that may be worked on."""
+        ...
 
-    first: int
-    last: int
+    @property
+    def last(self) -> int:
+        """The last one, included."""
+        ...
 
     def __len__(self) -> int:
         """Slices along the whole axis."""
