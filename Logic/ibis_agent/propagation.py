@@ -234,9 +234,9 @@ class Propagation:
         # How well the two masks fit stands for the object score, which is a matter of the memory's training.
         fit = dice(before, self._mask(out["pred_masks"])) if before.any() else 0.0
         if fit < _LEAST_FIT or float(out["scores"].max()) < _LEAST_SCORE:
-            out["pred_masks"] = torch.full_like(out["pred_masks"], _ABSENT)
-            fit = 0.0
-        odds = math.log(max(fit, 1e-6) / max(1 - fit, 1e-6))
+            out["pred_masks"], fit = torch.full_like(out["pred_masks"], _ABSENT), 0.0
+        likely = min(max(1 - (1 - fit) ** 2, 1e-6), 1 - 1e-6)  # an organ that tapers off fits by a half
+        odds = math.log(likely / (1 - likely))
         out["object_score_logits"] = torch.full_like(out["object_score_logits"], odds)
         self._tracked[index] = out
         return self._keep(index, out, anchor=False)
