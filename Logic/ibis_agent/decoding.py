@@ -27,9 +27,11 @@ from .chat import Encoded
 from .errors import Cancelled
 
 _KEPT_PICTURES = 4
-# How many tokens back drafts are compared, and how many are tried at once.
-_WINDOW = 8
-_GUESSED = 8
+# How drafts are compared: the last twelve tokens, the latest of them counting most.
+_WEIGHTS = np.array([1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 4, 8])
+_LEAST = 4
+# How many of their tokens are tried at once.
+_GUESSED = 12
 # Text that ends inside a letter waits for its rest, but no longer than this many tokens.
 _LONGEST_WAIT = 16
 
@@ -202,19 +204,19 @@ class Drafts:
         self._drafts = [list(each) for each in drafts]
         self._places = [(n, end) for n, each in enumerate(self._drafts) for end in range(1, len(each))]
         windows = [_window(self._drafts[n][:end]) for n, end in self._places]
-        self._windows = np.array(windows, dtype=np.int64).reshape(-1, _WINDOW)
+        self._windows = np.array(windows, dtype=np.int64).reshape(-1, len(_WEIGHTS))
 
     def propose(self, ids: Sequence[int], length: int) -> list[int]:
         """Up to `length` tokens that may follow `ids`.
 
-        They are what follows the place in a draft whose last tokens agree with those of `ids` in the most
-        places; single ones may differ, as the digits of coordinates do. Of equal places the first wins.
+        They are what follows the place in a draft whose last tokens are most like those of `ids`; single ones
+        may differ, as the digits of coordinates do. Of equal places the first wins.
         """
         if length < 1 or not self._places:
             return []
-        alike = (self._windows == np.array(_window(ids))).sum(axis=1)
+        alike = (self._windows == np.array(_window(ids))) @ _WEIGHTS
         best = int(alike.argmax())
-        if alike[best] < _WINDOW // 2:
+        if alike[best] < _LEAST:
             return []
         number, end = self._places[best]
         return self._drafts[number][end : end + length]
@@ -222,7 +224,7 @@ class Drafts:
 
 def _window(ids: Sequence[int]) -> list[int]:
     """The last tokens; what would lie before the first counts as equal."""
-    return [-1] * (_WINDOW - len(ids)) + list(ids[-_WINDOW:])
+    return [-1] * (len(_WEIGHTS) - len(ids)) + list(ids[-len(_WEIGHTS) :])
 
 
 @dataclass(frozen=True, eq=False)
