@@ -122,7 +122,22 @@
     return Math.max(width / (box.width || 1), height / (box.height || 1)) / view.zoom;
   };
 
-  const markOf = (step, k, latest) => {
+  // Beside its mark, in the first corner where no other label stands: two clicks on one spot must not read "13".
+  const corners = [[12, -8, "start"], [-12, -8, "end"], [12, 19, "start"], [-12, 19, "end"], [0, -17, "middle"], [0, 29, "middle"]];
+  const placeLabel = (x, y, k, taken) => {
+    const free = corners.find(([dx, dy]) => taken.every(([tx, ty]) => Math.hypot(x + dx * k - tx, y + dy * k - ty) > 17 * k));
+    const [dx, dy, anchor] = free || corners[0];
+    taken.push([x + dx * k, y + dy * k]);
+    return { x: x + dx * k, y: y + dy * k, "text-anchor": anchor };
+  };
+
+  const marksUpTo = (n, k) => {
+    const taken = [];
+    return steps.slice(0, n).filter((step) => step.kind === "click")
+      .map((step) => markOf(step, k, step === steps[n - 1], taken));
+  };
+
+  const markOf = (step, k, latest, taken) => {
     const kind = kindOf(step), r = 9 * k;
     const [col, row] = pixelOf(step);
     const x = (col + 0.5) * ux, y = (row + 0.5) * uy;
@@ -130,7 +145,7 @@
       ? draw("circle", { class: name, cx: x, cy: y, r, "stroke-width": stroke * k })
       : draw("path", { class: name, "stroke-width": stroke * k,
         d: `M${x - r * .8} ${y - r * .8}L${x + r * .8} ${y + r * .8}M${x + r * .8} ${y - r * .8}L${x - r * .8} ${y + r * .8}` }));
-    const label = draw("text", { x: x + 12 * k, y: y - 8 * k, "font-size": 14 * k, "stroke-width": 3 * k });
+    const label = draw("text", { ...placeLabel(x, y, k, taken), "font-size": 14 * k, "stroke-width": 3 * k });
     label.textContent = step.number;
     const title = draw("title");
     title.textContent = `Step ${step.number}: ${nameOf(step).toLowerCase()} ${actor(step)}`;
@@ -146,8 +161,7 @@
     $("zoom-out").disabled = $("zoom-fit").disabled = view.zoom <= 1;
     const k = unitsPerScreenPixel();
     $("hatch").setAttribute("patternTransform", `rotate(45) scale(${k})`);
-    $("marks").replaceChildren(...(!$("show-marks").checked ? [] : steps.slice(0, position)
-      .filter((step) => step.kind === "click").map((step) => markOf(step, k, step === steps[position - 1]))));
+    $("marks").replaceChildren(...($("show-marks").checked ? marksUpTo(position, k) : []));
     if (picture.real_mm) {
       const pixelsPerMm = 1 / (k * shorter);
       const length = [100, 50, 20, 10, 5, 2, 1].find((mm) => mm * pixelsPerMm < stage.clientWidth * 0.3) || 1;
@@ -369,7 +383,7 @@
     const k = Math.max(width / 330, height / 220);
     const image = draw("image", { x: 0, y: 0, width, height, preserveAspectRatio: "none", href: pixels.getAttribute("href") });
     const mask = draw("path", { class: "mask", "fill-rule": "evenodd", d: outlineOf(index + 1) });
-    const marks = steps.slice(0, index + 1).filter((s) => s.kind === "click").map((s) => markOf(s, k, s === step));
+    const marks = marksUpTo(index + 1, k);
     const change = signed(areas[index + 1] - areas[index]);
     return make("figure", {}, draw("svg", { viewBox: `0 0 ${width} ${height}` }, image, mask, ...marks),
       make("figcaption", {}, make("strong", {

@@ -318,6 +318,22 @@ def test_positive_and_negative_clicks_differ_in_shape(browser: Browser, tmp_path
     assert browser.run(count, ".mark") == 0
 
 
+def test_the_numbers_of_clicks_on_one_spot_stand_apart(browser: Browser, tmp_path: Path) -> None:
+    made = record()
+    for step in made["steps"][:3]:
+        step["action"] |= {"x": 0.5, "y": 0.5}
+    opened(browser, tmp_path, made)
+    boxes = browser.run(
+        "return [...document.querySelectorAll('.mark text')].map((t) => t.getBoundingClientRect())"
+        ".map((b) => [b.left, b.right, b.top, b.bottom])"
+    )
+    assert len(boxes) == 3
+    for n, one in enumerate(boxes):
+        for other in boxes[:n]:
+            beside = one[1] <= other[0] or other[1] <= one[0]
+            assert beside or one[3] <= other[2] + 4 or other[3] <= one[2] + 4
+
+
 def test_zoom_keeps_the_marks_size_and_fit_goes_back(browser: Browser, tmp_path: Path) -> None:
     opened(browser, tmp_path)
     size = "return document.querySelector('.mark.plus circle.shape').getBoundingClientRect().width"
