@@ -118,6 +118,17 @@ def test_what_slicer_imports_needs_numpy_alone() -> None:
     assert failing_without(blocked, FOR_SLICER) == {}
 
 
+def test_whatever_the_slicer_module_imports_of_the_agent_needs_no_torch() -> None:
+    modules = {path.stem for path in LOGIC.glob("*.py")}
+    named = set()
+    for path in sources("IBISSlicer"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ibis_agent"):
+                named |= {alias.name for alias in node.names} | {(node.module or "").partition(".")[2]}
+    used = sorted(named & modules)
+    assert used and failing_without(["torch", "transformers", "sam2"], used) == {}
+
+
 def test_our_training_package_wins_over_the_one_that_sam2_installs() -> None:
     import training
 
