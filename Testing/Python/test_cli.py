@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,14 @@ def says(x: float, y: float, positive: bool = True, thinking: str = "there it is
 
 ENDS = format_reply(Reply("it fits", Terminate("The liver is in this slice.")))
 SCRIPT = [says(0.25, 0.5), says(0.5, 0.5, thinking="more of it"), says(0.7, 0.5, False, "too much"), ENDS]
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A shell's background job ignores Ctrl-C, and so would the programs that are started here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
