@@ -209,7 +209,7 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.logic.openRecorded(str(path))
 
     def _onPythonChanged(self) -> None:
-        self.logic.restartWorker()
+        self.logic.worker.client.kill()
         self.modelsPanel.fill()
 
     def _onSceneStartClose(self, caller, event) -> None:
@@ -220,7 +220,7 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._initializeParameterNode()
 
 
-class IBISSlicerLogic(ScriptedLoadableModuleLogic, Agent):
+class IBISSlicerLogic(Agent, ScriptedLoadableModuleLogic):
     """The agent without any widget, for the Python console and for scripts.
 
     A whole session::
@@ -249,7 +249,7 @@ class IBISSlicerLogic(ScriptedLoadableModuleLogic, Agent):
 
     def __init__(self) -> None:
         ScriptedLoadableModuleLogic.__init__(self)
-        Agent.__init__(self)
+        Agent.__init__(self)  # not reached through the other one: it comes first in the order of bases
 
     def getParameterNode(self):
         return IBISSlicerParameterNode(super().getParameterNode())

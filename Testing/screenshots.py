@@ -55,7 +55,7 @@ def take(host: Any, options: argparse.Namespace) -> None:
     panel = Panel(slicer_host, Path(tempfile.mkdtemp()))
     panel.use_python(host.agent_python())
     if options.script:
-        panel.logic.workerArguments = ["--script", str(options.script.resolve())]
+        panel.logic.worker.arguments = ["--script", str(options.script.resolve())]
     volume = slicer_host.load_volume(options.scan)
     low, high = options.window
     volume.GetDisplayNode().AutoWindowLevelOff()
@@ -65,7 +65,7 @@ def take(host: Any, options: argparse.Namespace) -> None:
     )
     panel.ask(options.question)
     slicer_host.screenshot(options.out / "1-asked.png")
-    panel.logic.load()
+    panel.logic.worker.load(wait=True)
     slicer_host.press(panel.ui.stepButton)
     slicer_host.wait_until(lambda: panel.ui.thoughtEdit.plainText and not panel.rows(), 300, "a thought")
     pause(slicer_host, 0.3)

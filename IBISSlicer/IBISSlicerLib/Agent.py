@@ -1,23 +1,19 @@
 """The agent in Slicer without any widget: asks, steps, goes back, takes corrections, accepts.
 
-Brings together the worker (ibis_agent.worker_client), the run in the scene (SceneRun.py) and what comes of it
-(Accept.py). `IBISSlicerLogic` is this class; its docstring shows a whole session.
+Brings together the worker (Worker.py), the run in the scene (SceneRun.py) and what comes of it (Accept.py, Export.py).
+`IBISSlicerLogic` is this class; its docstring shows a whole session.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import ibis_agent
-import qt
 import slicer
 from ibis_agent.errors import IbisError
 from ibis_agent.prompts import check_question
-from ibis_agent.protocol import CANCELLED
 from ibis_agent.review import write_review
-from ibis_agent.worker_client import Job, WorkerClient
+from ibis_agent.worker_client import Job
 
 from . import Settings
 from .Accept import accept
@@ -27,9 +23,8 @@ from .Geometry import sliceOfPlane, sliceOfView
 from .RecordedRun import openRecordedRun
 from .SceneRun import SceneRun, openLastRun
 from .Signal import Signal
-from .WorkerProcess import WorkerProcess, defaultPython, waitForEndingProcesses
-
-_PATIENCE = 5000  # ms that the worker gets to stop before it is ended
+from .Worker import Worker
+from .WorkerProcess import waitForEndingProcesses
 
 
 class AgentError(PlainError):
@@ -39,23 +34,18 @@ class AgentError(PlainError):
 class Agent:
     """One question at a time, in one worker process.
 
-    Signals: `changed()` when the run, its steps or what is shown has changed; `working()` when what the
-    worker does has changed; `textArrived(piece)` while the policy writes, `retried(reason)` when it has to
-    write again; `failed(kind, text)`; `logged(line)`.
+    Signals: `changed()` when the run, its steps or what is shown has changed; `textArrived(piece)` while the policy
+    writes, `retried(reason)` when it has to write again. What the worker does is told by `worker`'s signals.
 
-    Methods that need the models take `wait`: True (for scripts and the console) returns when it is done and
-    raises AgentError when it failed; False returns at once, and the signals tell.
+    Methods that need the models take `wait`: True (for scripts and the console) returns when it is done and raises a
+    PlainError when it failed; False returns at once, and the signals tell.
     """
 
     def __init__(self) -> None:
-        self.changed, self.working = Signal(), Signal()
-        self.textArrived, self.retried = Signal(), Signal()
-        self.failed, self.logged = Signal(), Signal()
+        self.changed, self.textArrived, self.retried = Signal(), Signal(), Signal()
         self.current: SceneRun | None = None
-        self.workerArguments: list[str] = []
-        self.client = WorkerClient(self._startWorker, self.working.emit, self._log)
-        self.client.settings = Settings.models()
-        self._process: WorkerProcess | None = None
+        self.worker = Worker()
+        self.worker.failed.connect(self._onFailed)
         self._goOn = False  # whether the next step follows when one is done
         self._lastSegment: tuple | None = None
         self._tags: list[int] = []
@@ -67,12 +57,7 @@ class Agent:
     @property
     def isWorking(self) -> bool:
         """Whether a step, or what it needs, is under way."""
-        return self.client.waiting
-
-    @property
-    def isRunning(self) -> bool:
-        """Whether steps follow each other by themselves."""
-        return self._goOn and self.isWorking
+        return self.worker.isWorking
 
     @property
     def steps(self) -> list[dict]:
@@ -122,7 +107,7 @@ class Agent:
             self.current = SceneRun.create(volumeNode, place, question, window)
         except IbisError as error:
             raise AgentError(str(error)) from error
-        self.client.open(self.current.record.session, self.current.describe)
+        self.worker.client.open(self.current.record.session, self.current.describe)
         Settings.rememberQuestion(question)
         self.changed.emit()
         return self.current
@@ -146,24 +131,22 @@ class Agent:
         def failed(kind: str, text: str) -> None:
             failures.append(text)
 
-        self._goOn = True
-        self.step(wait=False)
-        if wait:
-            self.failed.connect(failed)
-            self._waitUntil(lambda: not self.isWorking)
-            self.failed.disconnect(failed)
-            if failures:
-                raise AgentError(failures[0])
+        self.worker.failed.connect(failed)
+        try:
+            self.step(wait=False)
+            self._goOn = True
+            if wait:
+                self.worker.waitUntil(lambda: not self.isWorking)
+        finally:
+            self.worker.failed.disconnect(failed)
+        if failures:
+            raise AgentError(failures[0])
         return self._run().record.status
 
     def stop(self) -> None:
-        """Stop what is under way, at once for whoever looks; the worker follows, or is ended after five
-        seconds.
-        """
+        """Stop what is under way, at once for whoever looks; what has been made stays."""
         self._goOn = False
-        if self.isWorking:
-            token = self.client.cancel()
-            qt.QTimer.singleShot(_PATIENCE, lambda: self._endIfStuck(token))
+        self.worker.stop()
 
     def addClick(self, ras, positive: bool = True, wait: bool = True) -> dict | None:
         """Add a click of the person's at a point in the world (RAS mm) on the slice of the question."""
@@ -199,7 +182,9 @@ class Agent:
 
     def show(self, number: int) -> None:
         """Show the mask and the marks as they were after step `number`."""
-        self._run().show(number)
+        run = self._run()
+        run.show(number)
+        run.save()
         self.changed.emit()
 
     # What comes of it
@@ -256,7 +241,7 @@ class Agent:
         if self.current is None:
             self.current = openLastRun()
             if self.current is not None:
-                self.client.open(self.current.record.session, self.current.describe)
+                self.worker.client.open(self.current.record.session, self.current.describe)
                 self.changed.emit()
         return self.current is not None
 
@@ -265,38 +250,9 @@ class Agent:
         if self.current is not None:
             raise AgentError("A question is open already. Accept or discard its mask first.")
         self.current = openRecordedRun(path)
-        self.client.open(self.current.record.session, self.current.describe)
+        self.worker.client.open(self.current.record.session, self.current.describe)
         slicer.util.setSliceViewerLayers(background=self.current.volumeNode, fit=True)
         self.changed.emit()
-
-    # Models
-
-    def setModels(self, settings) -> None:
-        """Use these models (an ibis_agent ModelSettings) from the next step on, and remember them."""
-        Settings.setModels(settings)
-        self.client.settings = settings
-        self.working.emit()
-
-    def load(self, wait: bool = True) -> dict | None:
-        """Load the models now rather than at the first step."""
-        return self._submit(Job("load"), wait)
-
-    def unload(self, wait: bool = True) -> None:
-        """Give the models' memory back. The next step loads them again."""
-        self._interruptIfOpen()
-        self._submit(Job("unload"), wait)
-
-    def checkFit(self, told: Callable[[dict], None]) -> None:
-        """Ask whether there is room for the chosen policy; `told` gets {"needed", "free", "fits", …} in
-        bytes.
-        """
-        chosen = self.client.settings
-        fields = {"policy": chosen.policy, "device": chosen.device, "precision": chosen.precision}
-        self._submit(Job("info", fields, done=lambda message: told(message["info"])), wait=False)
-
-    def restartWorker(self) -> None:
-        """End the worker; the next step starts a fresh one."""
-        self.client.kill()
 
     def shutdown(self) -> None:
         """End the worker and let go of the scene, which stays as it is."""
@@ -305,7 +261,9 @@ class Agent:
             slicer.mrmlScene.RemoveObserver(tag)
         self._tags.clear()
         self._goOn = False
-        self.client.shutdown()
+        for signal in (self.changed, self.textArrived, self.retried):
+            signal.disconnectAll()
+        self.worker.shutdown()
         if self.current is not None:
             self.current.forget()
             self.current = None
@@ -317,13 +275,9 @@ class Agent:
             raise AgentError("There is no open question. Ask one first.")
         return self.current
 
-    def _interruptIfOpen(self) -> None:
-        if self.isWorking:
-            self.stop()
-
     def _interrupt(self) -> SceneRun:
         """The open run, nothing under way any more: what the person does comes first."""
-        self._interruptIfOpen()
+        self.stop()
         return self._run()
 
     def _change(self, change: Callable) -> None:
@@ -372,48 +326,15 @@ class Agent:
 
         job = Job(request, fields, run.record.session, done=done, step=step, opened=opened)
         job.text, job.retry = self.textArrived.emit, self.retried.emit
-        self._submit(job, wait)
+        self.worker.submit(job, wait)
         return made[-1] if made else None
 
-    def _submit(self, job: Job, wait: bool) -> dict | None:
-        outcome: list = []
-        done = job.done
-
-        def succeeded(message: dict) -> None:
-            outcome.append(message)
-            done(message)
-
-        def failed(kind: str, text: str) -> None:
-            self._goOn = False
-            outcome.append(AgentError(text))
-            if kind != CANCELLED:
-                logging.error("IBISSlicer: %s", text)
-                self.failed.emit(kind, text)
-
-        job.done, job.failed = succeeded, failed
-        self.client.submit(job)
-        self.working.emit()
-        if not wait:
-            return None
-        self._waitUntil(lambda: bool(outcome))
-        if isinstance(outcome[0], AgentError):
-            raise outcome[0]
-        return outcome[0]
-
-    def _waitUntil(self, condition: Callable[[], bool]) -> None:
-        """For scripts: Slicer stays responsive while the worker works."""
-        while not condition():
-            if self._process is not None:
-                self._process.waitForBytes(20)
-            slicer.app.processEvents()
-
-    def _endIfStuck(self, token: int) -> None:
-        if self.client.end_if_stuck(token):
-            self._log("The worker did not stop and was ended. The models load again at the next step.")
+    def _onFailed(self, kind: str, text: str) -> None:
+        self._goOn = False
 
     def _close(self, accepted: bool) -> None:
         run, self.current = self._run(), None
-        self.client.close(run.record.session)
+        self.worker.client.close(run.record.session)
         run.close(accepted)
         self.changed.emit()
 
@@ -426,16 +347,6 @@ class Agent:
 
     def _volumeOf(self, segmentationNode):
         return segmentationNode.GetNodeReference(segmentationNode.GetReferenceImageGeometryReferenceRole())
-
-    def _startWorker(self, onBytes: Callable[[bytes], None], onEnd: Callable[[str], None]) -> WorkerProcess:
-        packageFolder = Path(ibis_agent.__file__).parent.parent
-        program = Settings.python() or defaultPython()
-        self._process = WorkerProcess(program, packageFolder, self.workerArguments, onBytes, onEnd, self._log)
-        return self._process
-
-    def _log(self, line: str) -> None:
-        logging.debug("IBISSlicer worker: %s", line)
-        self.logged.emit(line)
 
     # The scene changes under us
 
@@ -452,7 +363,7 @@ class Agent:
         if self.current is not None:
             self._interrupt()
             run, self.current = self.current, None
-            self.client.close(run.record.session)
+            self.worker.client.close(run.record.session)
             run.forget()
             self.changed.emit()
 

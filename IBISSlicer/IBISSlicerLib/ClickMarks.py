@@ -15,7 +15,7 @@ import qt
 import slicer
 import vtk
 
-from .OwnNodes import addOwnNode
+from .OwnNodes import addOwnNode, removeNode
 from .Signal import Signal
 
 POSITIVE_COLOUR = (0.10, 0.95, 0.35)
@@ -100,8 +100,7 @@ class ClickMarks:
         """Take the nodes out of the scene, with everything that hangs on them."""
         self.stopObserving()
         for node in self.nodes.values():
-            if slicer.mrmlScene.IsNodePresent(node):
-                slicer.mrmlScene.RemoveNode(node)
+            removeNode(node)
 
     def stopObserving(self) -> None:
         for node, tag in self._observers:

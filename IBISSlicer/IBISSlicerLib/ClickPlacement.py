@@ -8,7 +8,7 @@ import qt
 import slicer
 
 from .ClickMarks import NEGATIVE_COLOUR, POSITIVE_COLOUR
-from .OwnNodes import addOwnNode
+from .OwnNodes import addOwnNode, removeNode
 from .Signal import Signal
 
 
@@ -56,8 +56,7 @@ class ClickPlacement:
         for node, tag in self._tags:
             node.RemoveObserver(tag)
         self._tags.clear()
-        if self._node is not None and slicer.mrmlScene.IsNodePresent(self._node):
-            slicer.mrmlScene.RemoveNode(self._node)
+        removeNode(self._node)
         self._node = None
 
     def _prepare(self) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import slicer
 
 from .Errors import PlainError
+from .OwnNodes import removeNode
 
 SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd")
 
@@ -43,10 +44,7 @@ def exportSegment(segmentationNode, segmentId: str, volumeNode, path: str) -> Pa
     except OSError as error:
         raise ExportError(f"{target} cannot be written: {error.strerror}. Choose another folder.") from error
     finally:
-        storage = node.GetStorageNode()
-        slicer.mrmlScene.RemoveNode(node)
-        if storage is not None and slicer.mrmlScene.IsNodePresent(storage):
-            slicer.mrmlScene.RemoveNode(storage)
+        removeNode(node)
     return target
 
 
@@ -93,6 +91,6 @@ def _temporaryLabelmap(segmentationNode, segmentId: str, volumeNode):
     node.SetHideFromEditors(True)
     logic = slicer.modules.segmentations.logic()
     if not logic.ExportSegmentsToLabelmapNode(segmentationNode, [segmentId], node, volumeNode):
-        slicer.mrmlScene.RemoveNode(node)
+        removeNode(node)
         raise ExportError("The mask could not be put into the volume's grid.")
     return node

@@ -15,7 +15,7 @@ from vtk.util.numpy_support import vtk_to_numpy
 
 from .Geometry import ijkToRas, vtkMatrix
 from .Naming import nameSegment
-from .OwnNodes import addOwnNode
+from .OwnNodes import addOwnNode, removeNode
 
 _SEGMENT = "agent"
 _FILL, _OUTLINE, _THICKNESS = 0.35, 1.0, 2
@@ -72,8 +72,7 @@ class MaskDisplay:
         self.node.GetDisplayNode().SetVisibility(visible)
 
     def remove(self) -> None:
-        if slicer.mrmlScene.IsNodePresent(self.node):
-            slicer.mrmlScene.RemoveNode(self.node)
+        removeNode(self.node)
 
     def _segment(self):
         return self.node.GetSegmentation().GetSegment(_SEGMENT)

@@ -48,15 +48,15 @@ class ModelsPanel:
         ui.policyButton.connect("clicked()", self._onPolicyFolder)
         ui.segmenterButton.connect("clicked()", self._onSegmenterFile)
         ui.pythonButton.connect("clicked()", self.choosePython)
-        ui.loadButton.connect("clicked()", lambda: agent.load(wait=False))
-        ui.unloadButton.connect("clicked()", lambda: agent.unload(wait=False))
+        ui.loadButton.connect("clicked()", lambda: agent.worker.load(wait=False))
+        ui.unloadButton.connect("clicked()", lambda: agent.worker.unload(wait=False))
         ui.checkButton.connect("clicked()", self.check)
-        agent.working.connect(self.update)
+        agent.worker.changed.connect(self.update)
         self.update()
 
     def fill(self) -> None:
         """Show what is chosen."""
-        ui, chosen = self.ui, self.agent.client.settings
+        ui, chosen = self.ui, self.agent.worker.client.settings
         _offer(ui.policySelector, _DEMO_TEXT, Settings.DEMO, chosen.policy)
         _offer(ui.segmenterSelector, _DEMO_TEXT, Settings.DEMO, chosen.segmenter)
         _offer(ui.pythonSelector, "Slicer's own", "", Settings.python())
@@ -66,7 +66,7 @@ class ModelsPanel:
             selector.blockSignals(blocked)
 
     def update(self) -> None:
-        ui, client = self.ui, self.agent.client
+        ui, client = self.ui, self.agent.worker.client
         loaded = client.ready is not None
         ui.loadButton.setEnabled(not self.agent.isWorking and not loaded)
         ui.unloadButton.setEnabled(loaded)
@@ -78,7 +78,7 @@ class ModelsPanel:
         """Ask whether the chosen policy fits."""
         self._fit = "Looking at the policy's files …"
         self.update()
-        self.agent.checkFit(self._onFit)
+        self.agent.worker.checkFit(self._onFit)
 
     def choosePython(self) -> None:
         """Let the person choose the Python of an environment."""
@@ -87,7 +87,7 @@ class ModelsPanel:
             self._pythonChosen(path)
 
     def _loadedText(self) -> str:
-        client = self.agent.client
+        client = self.agent.worker.client
         if client.ready is None:
             return "Not loaded; the first step loads the models."
         memory = client.memory or {}
@@ -98,8 +98,8 @@ class ModelsPanel:
         return f"Loaded on the processor{f', {gigabytes(free)} of memory free' if free else ''}."
 
     def _demoText(self) -> str:
-        chosen = self.agent.client.settings
-        note = ((self.agent.client.ready or {}).get("card") or {}).get("note", "")
+        chosen = self.agent.worker.client.settings
+        note = ((self.agent.worker.client.ready or {}).get("card") or {}).get("note", "")
         return _DEMO_NOTE if Settings.DEMO in (chosen.policy, chosen.segmenter) else note
 
     def _onFit(self, info: dict) -> None:
@@ -120,7 +120,7 @@ class ModelsPanel:
 
     def _onChosen(self, row: int) -> None:
         ui = self.ui
-        before = self.agent.client.settings
+        before = self.agent.worker.client.settings
         settings = replace(
             before,
             policy=ui.policySelector.currentData,
@@ -129,7 +129,7 @@ class ModelsPanel:
             precision=ui.precisionSelector.currentData,
         )
         self._fit = ""
-        self.agent.setModels(settings)
+        self.agent.worker.use(settings)
         if settings.policy != Settings.DEMO and settings != before:
             self.check()
 

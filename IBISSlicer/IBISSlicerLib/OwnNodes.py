@@ -17,3 +17,17 @@ def addOwnNode(className: str, name: str, *, saved: bool = True):
     node.CreateDefaultDisplayNodes()
     node.GetDisplayNode().SetSaveWithScene(saved)
     return node
+
+
+def removeNode(node) -> None:
+    """Take a node out of the scene together with what only it uses: its display and storage nodes."""
+    scene = slicer.mrmlScene
+    if node is None or not scene.IsNodePresent(node):
+        return
+    parts = [node.GetNthStorageNode(n) for n in range(node.GetNumberOfStorageNodes())]
+    if node.IsA("vtkMRMLDisplayableNode"):
+        parts += [node.GetNthDisplayNode(n) for n in range(node.GetNumberOfDisplayNodes())]
+    scene.RemoveNode(node)
+    for part in parts:
+        if part is not None and scene.IsNodePresent(part):
+            scene.RemoveNode(part)

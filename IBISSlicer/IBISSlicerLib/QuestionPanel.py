@@ -43,8 +43,8 @@ class QuestionPanel:
         ui.stopButton.connect("clicked()", self.onStop)
         self._questions.connect("aboutToShow()", self._fillQuestions)
         agent.changed.connect(self._onRunChanged)
-        agent.working.connect(self._onWorking)
-        agent.failed.connect(self._onFailed)
+        agent.worker.changed.connect(self._onWorking)
+        agent.worker.failed.connect(self._onFailed)
         agent.retried.connect(
             lambda reason: self.say(f"The answer could not be read ({reason}); asking once more …")
         )
@@ -98,7 +98,7 @@ class QuestionPanel:
         for widget in (ui.volumeSelector, ui.viewSelector, ui.questionsButton, ui.scopeSelector):
             widget.setEnabled(asking)
         ui.questionEdit.setReadOnly(not asking)
-        scopes = (agent.client.hello or {}).get("scopes", ("slice",))
+        scopes = (agent.worker.client.hello or {}).get("scopes", ("slice",))
         for widget in (ui.scopeLabel, ui.scopeSelector):
             widget.setVisible(len(scopes) > 1)
         obstacle = self._obstacle()
@@ -170,7 +170,7 @@ class QuestionPanel:
         self.ui.statusLabel.setVisible(bool(self.ui.statusLabel.text))
 
     def _status(self) -> str:
-        client, run = self.agent.client, self.agent.current
+        client, run = self.agent.worker.client, self.agent.current
         if self.agent.isWorking:
             seconds = f" {time.monotonic() - self._begun:.0f} s"
             if client.state == "starting":

@@ -32,7 +32,7 @@ class ResultPanel:
         ui.acceptButton.connect("clicked()", self.onAccept)
         ui.discardButton.connect("clicked()", self.onDiscard)
         agent.changed.connect(self.update)
-        agent.working.connect(self.update)
+        agent.worker.changed.connect(self.update)
         self._fillSegments()
 
     def cleanup(self) -> None:

@@ -21,6 +21,7 @@ from .Accept import putBeside
 from .ClickMarks import ClickMarks, Mark
 from .Geometry import GeometryError, SlicePlace, ijkToRas, ijkToWorld, shapeOf, shownWindow
 from .MaskDisplay import MaskDisplay
+from .OwnNodes import removeNode
 
 ATTRIBUTE = "IBISSlicer.Run"  # of the text node: "open", or "accepted" when the mask went into a segmentation
 _SCHEMA = "ibis-slicer-run/1"
@@ -89,8 +90,8 @@ class SceneRun:
         if segmentation is not None and all(marks.values()):
             run.mask, run.marks = MaskDisplay(segmentation, toRas), ClickMarks(marks)
         else:
-            for node in filter(None, (segmentation, *marks.values())):
-                slicer.mrmlScene.RemoveNode(node)
+            for node in (segmentation, *marks.values()):
+                removeNode(node)
             run._createNodes(run.volumeNode)
         run.show(min(shown, len(record.steps)))
         return run
@@ -198,8 +199,8 @@ class SceneRun:
         if accepted:
             self.textNode.SetAttribute(ATTRIBUTE, "accepted")
             self.save()
-        elif slicer.mrmlScene.IsNodePresent(self.textNode):
-            slicer.mrmlScene.RemoveNode(self.textNode)
+        else:
+            removeNode(self.textNode)
 
     def forget(self) -> None:
         """Let go of the nodes without touching the scene: it is being closed, or somebody else takes over."""

@@ -41,7 +41,7 @@ class SelfTest:
         ):
             script = Path(self.folder) / "script.json"
             script.write_text(json.dumps({"replies": _REPLIES, "radius": 0.5}), encoding="utf-8")
-            logic.workerArguments = ["--script", str(script)]
+            logic.worker.arguments = ["--script", str(script)]
         return logic
 
     def makeVolume(self):

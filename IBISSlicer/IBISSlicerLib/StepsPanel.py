@@ -48,10 +48,10 @@ class StepsPanel:
         self._placement.placed.connect(self._onPlaced)
         self._placement.changed.connect(self._onPlacementChanged)
         agent.changed.connect(self.update)
-        agent.working.connect(self._onWorking)
+        agent.worker.changed.connect(self._onWorking)
         agent.textArrived.connect(self._onText)
         agent.retried.connect(lambda reason: self._hear(""))
-        agent.failed.connect(lambda kind, text: self._showMarks())
+        agent.worker.failed.connect(lambda kind, text: self._showMarks())
 
     def cleanup(self) -> None:
         self._placement.remove()
@@ -151,8 +151,10 @@ class StepsPanel:
         self._offer()
 
     def _onSelected(self) -> None:
+        if self._filling or self.agent.current is None:  # rows are being deleted: do not touch them
+            return
         items = self.ui.stepsTree.selectedItems()
-        if self._filling or not items or self.agent.current is None:
+        if not items:
             return
         number = self.ui.stepsTree.indexOfTopLevelItem(items[0]) + 1
         if number != self.agent.current.shown:

@@ -16,9 +16,7 @@ from pathlib import Path
 import qt
 import slicer
 
-# Processes that were asked to end and have not ended yet. Dropping the last reference to a QProcess kills
-# what it started, and that is only the PythonSlicer launcher: the worker itself ends because its stdin
-# closes.
+# Processes that were asked to end and have not ended yet.
 _ending: list[WorkerProcess] = []
 
 _SECONDS_AT_EXIT = 2.5
@@ -51,7 +49,8 @@ class WorkerProcess:
         self._errorTail = b""
         self._lastError = ""
         self._ended = False
-        self._process = qt.QProcess()
+        # Slicer owns it: what Python owns dies with the module on a reload, even if it is still to end politely.
+        self._process = qt.QProcess(slicer.app)
         self._process.setProcessChannelMode(qt.QProcess.SeparateChannels)
         self._process.setProcessEnvironment(_environment())
         self._process.setWorkingDirectory(str(packageFolder))  # `-m` looks for the package there
@@ -115,6 +114,7 @@ class WorkerProcess:
     def _end(self, reason: str) -> None:
         if self in _ending:
             _ending.remove(self)
+        self._process.deleteLater()
         if not self._ended:
             self._ended = True
             self._onEnd(reason)

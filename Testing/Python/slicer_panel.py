@@ -75,7 +75,7 @@ class Panel:
     def script(self, replies: Sequence[str] = REPLIES, **settings: Any) -> None:
         """Let a scripted worker do the work from now on."""
         path = write_script(self.folder, list(replies), **{"radius": 0.28, **settings})
-        self.logic.workerArguments = ["--script", str(path)]
+        self.logic.worker.arguments = ["--script", str(path)]
 
     def load(self, path: Path) -> Any:
         """Load a CT and show its slice number SLICE in the axial view, in a soft tissue window."""

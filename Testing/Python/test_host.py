@@ -271,6 +271,17 @@ def test_a_point_can_be_dragged(slicer_host, module_file, scan):
     assert np.linalg.norm(moved - target) < 1.0
 
 
+def test_the_same_spot_can_be_clicked_in_the_next_slicer(slicer_host, module_file, scan):
+    for _ in range(2):
+        slicer_host.reset()
+        module = slicer_host.open(module_file)
+        slicer_host.load_volume(scan)
+        slicer_host.show_slice("Red", BALL)
+        slicer_host.press(module.ui.placeButton)
+        slicer_host.click("Red", BALL)
+        assert module.widget.points.GetNumberOfDefinedControlPoints() == 1
+
+
 def test_an_error_the_user_would_see_is_recorded(slicer_host, module_file):
     module = slicer_host.open(module_file)
     slicer_host.press(module.ui.failButton)

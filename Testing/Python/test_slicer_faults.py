@@ -26,14 +26,14 @@ def gone(panel: Panel, pid: int) -> None:
 
 def test_a_worker_that_is_killed_loses_nothing(stepped: Panel) -> None:
     panel = stepped
-    mask, pid = panel.shown_mask(), panel.logic.client.hello["pid"]
+    mask, pid = panel.shown_mask(), panel.logic.worker.client.hello["pid"]
     os.kill(pid, signal.SIGKILL)
-    panel.host.wait_until(lambda: panel.logic.client.state == "stopped", 20)
+    panel.host.wait_until(lambda: panel.logic.worker.client.state == "stopped", 20)
     assert len(panel.rows()) == 2
     assert np.array_equal(panel.shown_mask(), mask)
     panel.step()
     assert len(panel.rows()) == 3
-    assert panel.logic.client.hello["pid"] != pid
+    assert panel.logic.worker.client.hello["pid"] != pid
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_worker_that_hangs_is_ended_and_a_click_still_gets_its_mask(asked: Pan
     panel = asked
     panel.script(faults=[{"request": "step", "nth": 2, "fault": "hang"}])
     panel.step()
-    pid = panel.logic.client.hello["pid"]
+    pid = panel.logic.worker.client.hello["pid"]
     panel.host.press(panel.ui.stepButton)
     end = time.monotonic() + 1
     panel.host.wait_until(lambda: time.monotonic() > end, 5)
@@ -98,7 +98,7 @@ def test_closing_the_scene_in_the_middle_of_a_step(asked: Panel) -> None:
     panel.host.close_scene()
     assert panel.run is None
     assert not panel.logic.isWorking
-    panel.host.wait_until(lambda: panel.logic.client.state == "idle", 30, "the worker to follow")
+    panel.host.wait_until(lambda: panel.logic.worker.client.state == "idle", 30, "the worker to follow")
     assert panel.rows() == []
     assert panel.host.scene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
 
@@ -157,12 +157,12 @@ def test_a_discarded_question_never_reaches_the_next_one(asked: Panel) -> None:
 
 def test_reloading_the_module_ends_its_worker_and_takes_the_run_over(stepped: Panel) -> None:
     panel = stepped
-    pid, rows = panel.logic.client.hello["pid"], panel.rows()
-    arguments = panel.logic.workerArguments
+    pid, rows = panel.logic.worker.client.hello["pid"], panel.rows()
+    arguments = panel.logic.worker.arguments
     panel.module.reload()
     gone(panel, pid)
     assert panel.rows() == rows
-    panel.logic.workerArguments = arguments
+    panel.logic.worker.arguments = arguments
     panel.step()
     assert len(panel.rows()) == 3
 
@@ -175,7 +175,7 @@ def test_quitting_slicer_leaves_no_process_and_no_file_behind(asked: Panel, mome
     if moment == "in mid-thought":
         panel.host.press(panel.ui.runButton)
         panel.thinking()
-    hello = panel.logic.client.hello
+    hello = panel.logic.worker.client.hello
     panel.host.quit()
     gone(panel, hello["pid"])
     assert not Path(hello["folder"]).exists()
@@ -191,9 +191,9 @@ def test_the_worker_behind_the_launcher_is_not_orphaned(asked: Panel) -> None:
     panel.module.widget.questionPanel.usable = True  # the scripted worker needs nothing that is missing
     panel.module.widget.questionPanel.update()
     panel.step()
-    pid = panel.logic.client.hello["pid"]
-    assert pid != panel.logic._process._process.processId()  # the worker is the launcher's child
-    panel.logic.restartWorker()
+    pid = panel.logic.worker.client.hello["pid"]
+    assert pid != panel.logic.worker._process._process.processId()  # the worker is the launcher's child
+    panel.logic.worker.client.kill()
     gone(panel, pid)
 
 

@@ -1,0 +1,127 @@
+"""The worker as the panel and scripts use it: one job after another, waiting without freezing Slicer, stopping.
+
+What jobs there are and what outlives a worker is in ibis_agent.worker_client; the process in WorkerProcess.py; what a
+step means for the run in Agent.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import ibis_agent
+import qt
+import slicer
+from ibis_agent.protocol import CANCELLED
+from ibis_agent.worker_client import Job, ModelSettings, WorkerClient
+
+from . import Settings
+from .Errors import PlainError
+from .Signal import Signal
+from .WorkerProcess import WorkerProcess, defaultPython
+
+_PATIENCE = 5000  # ms that the worker gets to stop before it is ended
+
+
+class JobError(PlainError):
+    """A job that was not done; the text says why."""
+
+
+class Worker:
+    """Owns the client, and through it at most one process.
+
+    Signals: `changed()` when what it does has changed; `failed(kind, text)`; `logged(line)`.
+    """
+
+    def __init__(self) -> None:
+        self.changed, self.failed, self.logged = Signal(), Signal(), Signal()
+        self.arguments: list[str] = []
+        self.client = WorkerClient(self._start, self.changed.emit, self._log)
+        self.client.settings = Settings.models()
+        self._process: WorkerProcess | None = None
+
+    @property
+    def isWorking(self) -> bool:
+        """Whether something that somebody waits for is under way."""
+        return self.client.waiting
+
+    def submit(self, job: Job, wait: bool) -> dict | None:
+        """Do a job. With `wait`: returns its last message when it is done.
+
+        :raises JobError: with `wait`, when it failed or was stopped.
+        """
+        outcome: list = []
+        done = job.done
+
+        def succeeded(message: dict) -> None:
+            outcome.append(message)
+            done(message)
+
+        def failed(kind: str, text: str) -> None:
+            outcome.append(JobError(text))
+            if kind != CANCELLED:
+                logging.error("IBISSlicer: %s", text)
+                self.failed.emit(kind, text)
+
+        job.done, job.failed = succeeded, failed
+        self.client.submit(job)
+        self.changed.emit()
+        if not wait:
+            return None
+        self.waitUntil(lambda: bool(outcome))
+        if isinstance(outcome[0], JobError):
+            raise outcome[0]
+        return outcome[0]
+
+    def waitUntil(self, condition: Callable[[], bool]) -> None:
+        """For scripts: Slicer stays responsive while the worker works."""
+        while not condition():
+            if self._process is not None:
+                self._process.waitForBytes(20)
+            slicer.app.processEvents()
+
+    def stop(self) -> None:
+        """Stop at once for whoever looks; the process follows, or is ended after five seconds."""
+        if self.isWorking:
+            token = self.client.cancel()
+            qt.QTimer.singleShot(_PATIENCE, lambda: self._endIfStuck(token))
+
+    def use(self, settings: ModelSettings) -> None:
+        """Use these models from the next step on, and remember them."""
+        Settings.setModels(settings)
+        self.client.settings = settings
+        self.changed.emit()
+
+    def load(self, wait: bool) -> None:
+        self.submit(Job("load"), wait)
+
+    def unload(self, wait: bool) -> None:
+        self.stop()
+        self.submit(Job("unload"), wait)
+
+    def checkFit(self, told: Callable[[dict], None]) -> None:
+        """Ask whether there is room for the chosen policy; `told` gets {"needed", "free", "fits", …} in bytes."""
+        chosen = self.client.settings
+        fields = {"policy": chosen.policy, "device": chosen.device, "precision": chosen.precision}
+        self.submit(Job("info", fields, done=lambda message: told(message["info"])), wait=False)
+
+    def shutdown(self) -> None:
+        """End the process and stay silent from now on."""
+        for signal in (self.changed, self.failed, self.logged):
+            signal.disconnectAll()
+        self.client.shutdown()
+
+    def _endIfStuck(self, token: int) -> None:
+        if self.client.end_if_stuck(token):
+            self._log("The worker did not stop and was ended. The models load again at the next step.")
+
+    def _start(self, onBytes: Callable[[bytes], None], onEnd: Callable[[str], None]) -> WorkerProcess:
+        program = Settings.python() or defaultPython()
+        packageFolder = Path(ibis_agent.__file__).parent.parent
+        self._process = WorkerProcess(program, packageFolder, self.arguments, onBytes, onEnd, self._log)
+        return self._process
+
+    def _log(self, line: str) -> None:
+        logging.debug("IBISSlicer worker: %s", line)
+        self.logged.emit(line)
