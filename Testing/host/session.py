@@ -294,8 +294,7 @@ class Host:
         """Click in a slice view at a patient position (mm), which must lie on the shown slice."""
         target, point = self._target(view, ras)
         which = {"left": QtCore.Qt.MouseButton.LeftButton, "right": QtCore.Qt.MouseButton.RightButton}[button]
-        QTest.mouseMove(target, point)
-        self.process_events()
+        self._hover(target, point)
         QTest.mouseClick(target, which, QtCore.Qt.KeyboardModifier.NoModifier, point)
         self.process_events()
 
@@ -305,8 +304,7 @@ class Host:
         _, last = self._target(view, end)
         none = QtCore.Qt.KeyboardModifier.NoModifier
         left = QtCore.Qt.MouseButton.LeftButton
-        QTest.mouseMove(target, first)
-        self.process_events()
+        self._hover(target, first)
         QTest.mousePress(target, left, none, first)
         for step in range(1, steps + 1):
             QTest.mouseMove(target, first + (last - first) * (step / steps))
@@ -322,6 +320,12 @@ class Host:
         for _ in range(abs(slices)):
             core.event(name, width // 2, height // 2)
         self.process_events()
+
+    def _hover(self, target: Any, point: Any) -> None:
+        """Come from beside: Qt sends no event where the mouse is already, and Slicer needs one to see it."""
+        for place in (point + QtCore.QPoint(8, 8), point):
+            QTest.mouseMove(target, place)
+            self.process_events()
 
     def _target(self, view: str, ras: Ras) -> tuple[Any, Any]:
         widget = self.app.layoutManager().sliceWidget(view).sliceView()
