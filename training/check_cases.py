@@ -1,0 +1,50 @@
+"""Look through a data set before it is used: which cases will do, and what is wrong with the others, by name.
+
+    python -m training.check_cases SOURCE [--names labels.json] [--json]
+
+Which folders and manifests are understood is described in training/cases.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+
+from ibis_agent.errors import IbisError
+
+from training.case_data import load_case
+from training.cases import read_cases, tally
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, help="a folder, a .csv or a .json manifest")
+    parser.add_argument("--names", type=Path, help="JSON: the names of the masks' values")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    args = parser.parse_args()
+    try:
+        cases, problems = read_cases(args.source, args.names)
+    except IbisError as error:
+        raise SystemExit(f"error: {error}") from error
+    usable = Counter()  # type: ignore[var-annotated]
+    for case in cases:
+        loaded, more = load_case(case)
+        problems += more
+        if loaded is not None:
+            usable.update(["cases", *loaded.structures])
+    if args.json:
+        print(json.dumps({"usable": dict(usable), "problems": tally(problems)}, indent=1))
+        return
+    print(f"{usable.pop('cases', 0)} cases can be used")
+    for name, count in usable.most_common():
+        print(f"  {name}: {count}")
+    for problem in problems:
+        print(f"{problem.kind}: {problem}")
+
+
+if __name__ == "__main__":
+    main()
