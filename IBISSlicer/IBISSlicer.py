@@ -225,23 +225,23 @@ class IBISSlicerLogic(Agent, ScriptedLoadableModuleLogic):
 
     A whole session::
 
-        logic = slicer.util.getModuleWidget("IBISSlicer").logic     # or IBISSlicerLogic() for one of one's
-        own volume = slicer.util.loadVolume("ct.nii.gz") red =
-        slicer.app.layoutManager().sliceWidget("Red").mrmlSliceNode()
+        logic = slicer.util.getModuleWidget("IBISSlicer").logic     # the panel's; or IBISSlicerLogic()
+        volume = slicer.util.loadVolume("ct.nii.gz")
+        red = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceNode()
 
         logic.ask(volume, "Segment the liver.", sliceNode=red)      # or axis=2, index=40
         step = logic.step()                                         # loads the models the first time
         print(step["thinking"], step["action"], step["area_mm2"])
         logic.run()                                                 # until the agent is content
 
+        logic.reject()                                              # "not that": it tries something else
         logic.back(1)                                               # keep the first step only
         logic.addClick((-60, 20, 35), positive=False)               # a correction of one's own, RAS in mm
-        logic.reject()                                              # "not that": it tries something else
         logic.undo()
 
-        segmentId = logic.accept()                                  # or accept(segmentationNode,
-        name="Liver") logic.export("/tmp/liver.seg.nrrd") logic.shutdown()
-        # only for a logic of one's own
+        segmentId = logic.accept()                                  # or accept(segmentationNode, name="Liver")
+        logic.export("/tmp/liver.seg.nrrd")
+        logic.shutdown()                                            # only for a logic of one's own
 
     Nothing blocks Slicer: the models work in a process of their own. Methods that need them wait unless told
     `wait=False`. See IBISSlicerLib.Agent for all of them.
