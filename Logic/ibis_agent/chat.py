@@ -135,7 +135,7 @@ class Chat:
         ids += opening
         learn = [False] * len(ids)
         if reply is not None:
-            body = [*self._text(reply), self._token[END]]
+            body = self.reply_tokens(reply)
             ids += body
             learn += [True] * len(body)
             parts.append(len(ids))
@@ -143,6 +143,10 @@ class Chat:
         types = (array == self._token[PICTURE]).astype(np.int64)
         positions = rotary_positions(types, grid, self._merge)
         return Encoded(array, np.asarray(learn), pixels, grid, types, positions, tuple(parts))
+
+    def reply_tokens(self, reply: str) -> list[int]:
+        """A reply as the assistant writes it: its tokens and the one that ends it."""
+        return [*self._text(reply), self._token[END]]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Tokens → text without control tokens. A letter that is not complete yet ends in U+FFFD."""
