@@ -174,46 +174,58 @@ class Segmenter:
 
         Raises InputError for no clicks or logits of another size, ModelError when the network fails.
         """
-        if not clicks:
+        return self.predict_many([embedding], [clicks], [previous_logits])[0]
+
+    @torch.inference_mode()
+    def predict_many(
+        self,
+        embeddings: Sequence[Embedding],
+        clicks: Sequence[Sequence[Click]],
+        previous_logits: Sequence[np.ndarray | None],
+    ) -> list[Prediction]:
+        """`predict` for several pictures or several states of one, in one pass through the decoder.
+
+        All must have as many clicks as each other, and either all or none previous logits: with padding the
+        network would see other prompts than alone. Raises what `predict` raises.
+        """
+        counts = {len(each) for each in clicks}
+        if counts == {0}:
             raise InputError("the segmenter needs a click", mend="Pass at least one click.")
-        side = self.image_size
-        points = torch.tensor([_pixel(click, embedding) for click in clicks], dtype=torch.float32)
-        points = points / torch.tensor([embedding.width, embedding.height]) * side
-        labels = torch.tensor([int(click.positive) for click in clicks], dtype=torch.int32)
+        if len(counts) != 1 or len({each is None for each in previous_logits}) != 1:
+            raise InputError("predictions made together need equally many clicks and logits")
+        pairs = list(zip(clicks, embeddings, strict=True))
+        points = torch.tensor([[_pixel(click, where) for click in each] for each, where in pairs])
+        sizes = torch.tensor([[[each.width, each.height]] for each in embeddings])
+        points = points.float() / sizes.float() * self.image_size
+        labels = torch.tensor([[int(click.positive) for click in each] for each in clicks], dtype=torch.int32)
         with self.computing():
             sparse, dense = self.model.sam_prompt_encoder(
-                points=(points[None].to(self.device), labels[None].to(self.device)),
+                points=(points.to(self.device), labels.to(self.device)),
                 boxes=None,
-                masks=self._mask_prompt(previous_logits),
+                masks=self._mask_prompts(previous_logits),
             )
             low, scores, _, _ = self.model.sam_mask_decoder(
-                image_embeddings=embedding.image,
+                image_embeddings=torch.cat([each.image for each in embeddings]),
                 image_pe=self.model.sam_prompt_encoder.get_dense_pe(),
                 sparse_prompt_embeddings=sparse,
                 dense_prompt_embeddings=dense,
                 multimask_output=True,
                 repeat_image=False,
-                high_res_features=list(embedding.high_resolution),
+                high_res_features=[
+                    torch.cat(level)
+                    for level in zip(*(each.high_resolution for each in embeddings), strict=True)
+                ],
             )
-            scores = scores[0].float().cpu().numpy()
+            scores = scores.float().cpu().numpy()
             if not np.isfinite(scores).all():
                 raise ModelError(
                     "the segmenter computed something that is not a number",
                     value=f"{self.identity.get('name')} in {self.precision}",
                     mend="Try precision fp32.",
                 )
-            best = int(np.argmax(scores))
-            logits = low[:, best : best + 1].float()
-            # Only the winner is brought to the picture's size; the others are never looked at.
-            full = F.interpolate(
-                logits, (embedding.height, embedding.width), mode="bilinear", align_corners=False
-            )
-            return Prediction(
-                mask=(full[0, 0] > 0).cpu().numpy(),
-                logits=logits[0, 0].clamp(-_LOGIT_BOUND, _LOGIT_BOUND).cpu().numpy(),
-                score=float(scores[best]),
-                scores=scores,
-            )
+            return [
+                _best(low[n : n + 1].float(), scores[n], embedding) for n, embedding in enumerate(embeddings)
+            ]
 
     def describe(self) -> dict[str, Any]:
         """What this is, in plain values: for `ibis-agent info`."""
@@ -227,17 +239,19 @@ class Segmenter:
             "memory_bytes": memory_estimate(found),
         }
 
-    def _mask_prompt(self, logits: np.ndarray | None) -> Tensor | None:
-        if logits is None:
-            return None
+    def _mask_prompts(self, logits: Sequence[np.ndarray | None]) -> Tensor | None:
+        given = [each for each in logits if each is not None]
         side = self.image_size // 4
-        if logits.shape != (side, side):
-            raise InputError(
-                "the logits come from another segmenter",
-                value=f"{logits.shape} instead of {(side, side)}",
-                mend="Pass the logits of this segmenter's own prediction.",
-            )
-        return torch.from_numpy(np.array(logits, dtype=np.float32))[None, None].to(self.device)
+        for each in given:
+            if each.shape != (side, side):
+                raise InputError(
+                    "the logits come from another segmenter",
+                    value=f"{each.shape} instead of {(side, side)}",
+                    mend="Pass the logits of this segmenter's own prediction.",
+                )
+        if not given:
+            return None
+        return torch.from_numpy(np.stack(given).astype(np.float32))[:, None].to(self.device)
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
@@ -291,6 +305,19 @@ def sha256_of(file: str | os.PathLike[str]) -> str:
         while block := stream.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _best(low: Tensor, scores: np.ndarray, embedding: Embedding) -> Prediction:
+    """The winner of (1, 3, h, w) logits. Only it is brought to the picture's size."""
+    best = int(np.argmax(scores))
+    logits = low[:, best : best + 1]
+    full = F.interpolate(logits, (embedding.height, embedding.width), mode="bilinear", align_corners=False)
+    return Prediction(
+        mask=(full[0, 0] > 0).cpu().numpy(),
+        logits=logits[0, 0].clamp(-_LOGIT_BOUND, _LOGIT_BOUND).cpu().numpy(),
+        score=float(scores[best]),
+        scores=scores,
+    )
 
 
 def _pixel(click: Click, embedding: Embedding) -> tuple[int, int]:
