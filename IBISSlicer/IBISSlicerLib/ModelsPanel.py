@@ -20,6 +20,7 @@ _PRECISIONS = (
     ("4 bit", "int4"),
 )
 _DEMO_TEXT = "Demonstration"
+_RESEARCH_ONLY = "Research use only. Not a medical device."
 _DEMO_NOTE = "The demonstration models know phantoms and simple CT only. They are not for patients."
 
 
@@ -70,9 +71,9 @@ class ModelsPanel:
         loaded = client.ready is not None
         ui.loadButton.setEnabled(not self.agent.isWorking and not loaded)
         ui.unloadButton.setEnabled(loaded)
-        ui.modelsStatusLabel.setText(
-            "\n".join(filter(None, (self._loadedText(), self._fit, self._demoText())))
-        )
+        ui.modelsStatusLabel.setText("\n".join(filter(None, (self._loadedText(), self._fit))))
+        # Not in this section, which is folded most of the time.
+        ui.footerLabel.setText(" ".join(filter(None, (_RESEARCH_ONLY, self._noteText()))))
 
     def check(self) -> None:
         """Ask whether the chosen policy fits."""
@@ -97,7 +98,8 @@ class ModelsPanel:
         free = memory.get("free")
         return f"Loaded on the processor{f', {gigabytes(free)} of memory free' if free else ''}."
 
-    def _demoText(self) -> str:
+    def _noteText(self) -> str:
+        """What the chosen policy is for, where somebody has said so."""
         chosen = self.agent.worker.client.settings
         note = ((self.agent.worker.client.ready or {}).get("card") or {}).get("note", "")
         return _DEMO_NOTE if Settings.DEMO in (chosen.policy, chosen.segmenter) else note

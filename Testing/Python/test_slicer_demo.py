@@ -41,7 +41,7 @@ def test_the_demonstration_agent_finds_most_of_the_liver_and_its_answer_is_kept(
     panel.host.press(panel.ui.runButton)
     panel.host.wait_until(lambda: not panel.logic.isWorking, 900, "the agent")
     assert panel.logic.steps, panel.status
-    assert "not for patients" in panel.ui.modelsStatusLabel.text
+    assert "not for patients" in panel.ui.footerLabel.text
     names = json.loads((data / "ct_abdomen_3mm_labels.json").read_text(encoding="utf-8"))
     names = names.get("labels", names)
     liver = next(int(value) for value, name in names.items() if str(name) == "liver")

@@ -447,7 +447,7 @@ def test_a_run_of_the_terminal_can_be_opened_and_gone_on_with(stepped: Panel) ->
 
 def test_the_models_panel_says_in_plain_words_what_is_loaded(asked: Panel) -> None:
     panel = asked
-    assert "not for patients" in panel.ui.modelsStatusLabel.text
+    assert "not for patients" in panel.ui.footerLabel.text
     assert "Not loaded" in panel.ui.modelsStatusLabel.text
     panel.ui.modelsSection.collapsed = False
     panel.host.press(panel.ui.loadButton)
