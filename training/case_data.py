@@ -45,19 +45,21 @@ class LoadedCase:
         return plane != 0 if ANY in values else np.isin(plane, values)
 
 
-def load_case(case: Case, keep_empty: bool = False) -> tuple[LoadedCase | None, list[Problem]]:
+def load_case(
+    case: Case, keep_empty: bool = False, scan: Scan | None = None
+) -> tuple[LoadedCase | None, list[Problem]]:
     """The case's data, or None; and what is wrong with them.
 
     A name that was given for this case alone but does not occur is a problem of kind "label": the case is
     used without it. keep_empty: a mask without any structure is no problem, the case shows what absence
-    looks like.
+    looks like. scan: the picture, where it was read before.
     """
 
     def problem(kind: str, file: Path, text: str, skipped: bool = True) -> Problem:
         return Problem(kind, case.id, str(file), text, skipped)
 
-    read: dict[str, Any] = {}
-    for what, file in (("scan", case.image), ("labels", case.mask)):
+    read: dict[str, Any] = {} if scan is None else {"scan": scan}
+    for what, file in (("scan", case.image), ("labels", case.mask))[len(read) :]:
         try:
             read[what] = load_scan(file) if what == "scan" else read_mask(file, case.reverse)
         except IbisError as error:
@@ -67,6 +69,7 @@ def load_case(case: Case, keep_empty: bool = False) -> tuple[LoadedCase | None, 
         except (OSError, MemoryError) as error:
             return None, [problem("unreadable", file, f"cannot be read: {error}")]
     scan, (labels, affine) = read["scan"], read["labels"]
+    assert scan is not None
     size = scan.voxels.shape[:2] if scan.kind == "picture" else scan.voxels.shape
     if labels.shape != size:
         text = f"the mask has the size {_by(labels.shape)}, the picture {_by(size)}"

@@ -95,7 +95,7 @@ def _case_of(
     try:
         labels, own = names_for(mask, root, names)
     except InputError as error:
-        yield Problem("names", key, str(mask), str(error))
+        yield Problem("names", key, str(mask), f"{error.problem}. {error.mend}")
         return
     yield from checked(Case(key, image, mask, labels, own_labels=own))
 

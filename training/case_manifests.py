@@ -110,3 +110,15 @@ def _labels_of_row(row: dict[str, Any], path: Path, mask: Path) -> dict[int, str
     elif isinstance(labels, str):
         return read_labels(path.parent / labels)
     return read_labels(path, labels)
+
+
+def single_case(image: Path, mask: Path, names: Path | None = None) -> Case:
+    """One picture and its mask, without a manifest; values without names make up "the structure".
+
+    Raises InputError where a file is not there.
+    """
+    for file in (image, mask):
+        if not file.exists():
+            raise InputError("there is no such file", file=file, mend="Check the path.")
+    labels, own = ({ANY: "structure"}, True) if names is None else (read_labels(names), True)
+    return Case(stem(image), image, mask, labels, own_labels=own)

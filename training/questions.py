@@ -82,28 +82,49 @@ def _rounded(click: Click) -> Click:
     return Click(min(0.99, round(click.x, 2)), min(0.99, round(click.y, 2)), click.positive)
 
 
+def first_thought(name: str, click: Click) -> str:
+    return f"The {name} is in the {zone(click.x, click.y)}."
+
+
+def absent_thought(name: str) -> str:
+    return f"I see no {name} here."
+
+
+def correction_thought(name: str, click: Click) -> str:
+    where = zone(click.x, click.y)
+    if click.positive:
+        return f"The mask misses part of the {name} in the {where}."
+    return f"The mask covers tissue that is not {name} in the {where}."
+
+
+def done_thought(name: str) -> str:
+    return f"The mask covers the {name} well."
+
+
+def absent_answer(name: str) -> str:
+    return f"There is no {name} in this picture."
+
+
+def done_answer(name: str) -> str:
+    return f"The {name} is segmented."
+
+
 def first_reply(name: str, click: Click) -> str:
     click = _rounded(click)
-    return format_reply(Reply(f"The {name} is in the {zone(click.x, click.y)}.", click))
+    return format_reply(Reply(first_thought(name, click), click))
 
 
 def absent_reply(name: str) -> str:
-    return format_reply(Reply(f"I see no {name} here.", Terminate(f"There is no {name} in this picture.")))
+    return format_reply(Reply(absent_thought(name), Terminate(absent_answer(name))))
 
 
 def correction_reply(name: str, click: Click) -> str:
     click = _rounded(click)
-    where = zone(click.x, click.y)
-    thinking = (
-        f"The mask misses part of the {name} in the {where}."
-        if click.positive
-        else f"The mask covers tissue that is not {name} in the {where}."
-    )
-    return format_reply(Reply(thinking, click))
+    return format_reply(Reply(correction_thought(name, click), click))
 
 
 def done_reply(name: str) -> str:
-    return format_reply(Reply(f"The mask covers the {name} well.", Terminate(f"The {name} is segmented.")))
+    return format_reply(Reply(done_thought(name), Terminate(done_answer(name))))
 
 
 def corpus(rng: np.random.Generator, count: int = 4000) -> list[str]:
