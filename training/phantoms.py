@@ -609,12 +609,13 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="write a volume (.nii.gz) and its labels")
+    parser.add_argument("--spacing", type=float, nargs=3, default=(2.5, 2.5, 5.0), help="voxel size in mm")
     parser.add_argument("--gallery", type=Path, help="write a picture of many phantoms")
     args = parser.parse_args()
     if args.gallery:
         gallery(args.gallery, args.seed)
     if args.out:
-        write_volume(make_volume(args.seed), args.out)
+        write_volume(make_volume(args.seed, args.spacing), args.out)
 
 
 if __name__ == "__main__":
