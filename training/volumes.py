@@ -20,7 +20,8 @@ from ibis_agent.policy import Policy
 from ibis_agent.scan import Scan, load_scan
 from ibis_agent.segmenter import Segmenter
 from ibis_agent.stack import Stack, stack_of
-from ibis_agent.volume_run import VolumeLimits, VolumeRun
+from ibis_agent.volume_actions import VolumeLimits
+from ibis_agent.volume_run import VolumeRun
 from tqdm import tqdm
 
 from training.clicks import next_click
@@ -78,17 +79,15 @@ def agent_alone(
 ) -> dict[str, float]:
     """3D Dice after growing ("dsc_without_second_looks") and at the end ("dsc"), and how many looks it took."""
     run = VolumeRun(stack, question, policy, segmenter, limits, features)
-    if run.search() is not None:
-        run.work()
-    if run.status != "ready":
-        return {"dsc": 0.0, "dsc_without_second_looks": 0.0, "looks": 0.0}
-    run.grow()
+    while run.stage in ("look", "work", "grow") and run.status == "ready":
+        run.step()
     before = float(dice(run.volume() != 0, truth))
-    looks = run.second_looks()
+    while run.stage == "review" and run.status == "ready":
+        run.step()
     return {
         "dsc": float(dice(run.volume() != 0, truth)),
         "dsc_without_second_looks": before,
-        "looks": float(looks),
+        "looks": float(run.looks),
     }
 
 

@@ -105,14 +105,12 @@ def _run_volume(options: argparse.Namespace, screen: terminal.Screen) -> int:
     from .volume_job import VolumeJob, VolumeRequest
     from .volume_session import VolumeSession
 
-    if options.step:
-        raise InputError("--step cannot be used with --volume", mend="Leave one of them out.")
     slices = None if options.range is None else (options.range[0], options.range[1])
     roi = None if options.roi is None else tuple(options.roi)
     asked = VolumeRequest(_request(options), slices, roi, options.looks, options.follow or "auto")
-    session = VolumeSession(VolumeJob(asked), screen, as_json=options.json)
+    session = VolumeSession(VolumeJob(asked), screen, by_hand=options.step, as_json=options.json)
     session.load()
-    return PAUSED if session.go() == "paused" else OK
+    return PAUSED if session.go() == "paused" and not options.step else OK
 
 
 def _request(options: argparse.Namespace) -> Request:
@@ -361,7 +359,12 @@ def _add_run(commands: Any) -> None:
         help=("how many earlier turns stay in the conversation, 0 for none (default: the policy's card)"),
     )
     limits.add_argument("--step", action="store_true", help="wait for the person after each action")
-    limits.add_argument("--resume", type=Path, metavar="FILE", help="go on from a trajectory.json")
+    limits.add_argument(
+        "--resume",
+        type=Path,
+        metavar="FILE",
+        help="go on from a trajectory.json; with --volume name SCAN too",
+    )
 
     out = run.add_argument_group("what comes out")
     out.add_argument(

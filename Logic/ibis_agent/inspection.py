@@ -17,7 +17,9 @@ import numpy as np
 from . import memory, weights
 from .errors import IbisError, InputError
 from .memory import gigabytes
+from .record import read_json
 from .trajectory import Trajectory
+from .volume_record import VolumeTrajectory, is_volume_record
 
 # Above this a model is loaded only on request: it would take a minute and most of a small machine's memory.
 _QUICK = 2 * 10**9
@@ -118,7 +120,10 @@ def _segmenter(file: Path, config: str | None, load: bool) -> Facts:
 
 
 def _trajectory(path: Path) -> Facts:
-    recorded = Trajectory.load(path)
+    record = read_json(path)
+    if is_volume_record(record):
+        return _without_blanks({"file": str(path), **VolumeTrajectory.from_json(record, path).facts()})
+    recorded = Trajectory.from_json(record, path)
     geometry = recorded.picture.geometry
     people = sum(step.by == "person" for step in recorded.steps)
     return _without_blanks(

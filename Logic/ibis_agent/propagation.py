@@ -8,8 +8,9 @@ Weights whose memory was never trained cannot do that: for them a slice is found
 the last mask on the way ("carry").
 
 Equality with sam2's video predictor: Testing/Python/test_propagation.py. Differences, on purpose: clicks are
-answered by the published engine's protocol (several masks at every click, the best score wins), and a clicked
-slice shows its object even where the object score says that there is none.
+answered by the published engine's protocol (several masks at every click, the best score wins), a clicked
+slice shows its object even where the object score says that there is none, and of many anchors only the nearest
+are attended to.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ _ABSENT = -1024.0  # sam2's logit of an object that is not there
 _LOGIT_BOUND = 32.0
 # Two masks in a row that are nearly those of before: what follows would be the same too.
 _SETTLED_IOU, _SETTLED_SLICES = 0.985, 2
+# So many anchors, the nearest ones, are attended to: a slice costs no more for clicks far away.
+_MOST_ANCHORS = 8
 # Carried masks that fit the one beside them less, or of a lower score, are not the object.
 _LEAST_FIT, _LEAST_SCORE = 0.3, 0.25
 
@@ -296,6 +299,8 @@ class Propagation:
     ) -> Tensor:
         """(1, C, h, w): the slice's coarse features after a look at what is remembered of others."""
         level, position = features.levels[-1], self.features.positions[-1]
+        known = self._anchors if anchors is None else anchors
+        nearest = sorted(known, key=lambda n: (abs(n - index), n))[:_MOST_ANCHORS]
         return self._model._prepare_memory_conditioned_features(
             frame_idx=index,
             is_init_cond_frame=False,
@@ -303,7 +308,7 @@ class Propagation:
             current_vision_pos_embeds=[_flat(position)],
             feat_sizes=[tuple(level.shape[-2:])],
             output_dict={
-                "cond_frame_outputs": self._anchors if anchors is None else anchors,
+                "cond_frame_outputs": {n: known[n] for n in known if n in nearest},
                 "non_cond_frame_outputs": self._tracked,
             },
             num_frames=self.count,

@@ -11,6 +11,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from . import mask_files, weights
 from .episode import Limits
@@ -26,6 +27,13 @@ DEMO_POLICY = Path(__file__).parent / "demo" / "policy"
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?", re.ASCII)
 # What --mask-format may say, and the end of the file that it makes.
 MASK_FORMATS = {"nii.gz": ".nii.gz", "nrrd": ".nrrd", "seg.nrrd": ".seg.nrrd", "png": ".png"}
+
+
+class Asked(Protocol):
+    """A recorded run, as far as its question goes."""
+
+    @property
+    def question(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,7 @@ def _limits(request: Request) -> Limits | None:
     return Limits(**given) if given else None
 
 
-def _question(request: Request, card: ModelCard, resumed: Trajectory | None) -> str:
+def _question(request: Request, card: ModelCard, resumed: Asked | None) -> str:
     if request.question is None and resumed is not None:
         return resumed.question
     if request.question is None:

@@ -10,18 +10,21 @@ import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from . import files, mask_files, request, runner, structures
 from .episode import Limits
 from .errors import InputError
+from .geometry import Orientation
 from .model_card import ModelCard
 from .picture import check_window
-from .prompts import check_question
+from .record import Fields
 from .request import MASK_FORMATS, Request
 from .runner import REVIEW_NAME, TRAJECTORY_NAME, load_policy, load_segmenter
 from .scan import load_scan
 from .stack import Stack, stack_of
+from .volume_actions import Follow, VolumeLimits
+from .volume_record import VolumeTrajectory
 
 if TYPE_CHECKING:
     from .segmenter import Segmenter
@@ -47,7 +50,7 @@ class VolumeRequest:
     slices: tuple[int, int] | None = None
     roi: tuple[int, ...] | None = None
     looks: int | None = None
-    follow: Literal["auto", "memory", "carry"] = "auto"
+    follow: Follow = "auto"
 
 
 class VolumeJob:
@@ -64,10 +67,9 @@ class VolumeJob:
         """Check everything, and make the folders. Raises IbisError, and leaves nothing behind then."""
         base = asked.base
         self.asked = asked
-        for option, given in (("--slice", base.index), ("--resume", base.resume)):
-            if given is not None:
-                mend = "Leave it out, or leave --volume out."
-                raise InputError(f"{option} cannot be used with --volume", value=given, mend=mend)
+        if base.index is not None:
+            mend = "Leave it out, or leave --volume out."
+            raise InputError("--slice cannot be used with --volume", value=base.index, mend=mend)
         if asked.looks is not None and asked.looks < 0:
             raise InputError("the second looks cannot be negative", value=asked.looks, mend="0 is for none.")
         if base.scan is None:
@@ -80,11 +82,9 @@ class VolumeJob:
                 **({} if base.max_repeats is None else {"max_repeats": base.max_repeats}),
             }
         )
-        if base.question is None:
-            mend = 'Ask with --prompt, such as --prompt "Segment the liver".'
-            raise InputError("there is no question", mend=mend)
-        self.question = check_question(base.question, self.card.max_question, self.card.script)
-        self.stack: Stack = self._stack(base)
+        self.resumed = None if base.resume is None else VolumeTrajectory.load(base.resume)
+        self.question = request._question(base, self.card, self.resumed)
+        self.stack: Stack = self._stack(base) if self.resumed is None else self._stack_again(self.resumed)
         name = base.scan.resolve().name
         self.source = name
         self.folder = request._folder(
@@ -126,12 +126,17 @@ class VolumeJob:
 
     def begin(self, policy: Any, segmenter: Segmenter) -> None:
         """Open the run with models that are loaded already."""
-        from .volume_run import VolumeLimits, VolumeRun
+        from .volume_run import VolumeRun
 
-        limits = VolumeLimits(episode=self.limits, follow=self.asked.follow)
+        follow = self.asked.follow
+        if self.resumed is not None and follow == "auto":
+            follow = self.resumed.head["limits"]["follow"]
+        limits = VolumeLimits(episode=self.limits, follow=follow)
         if self.asked.looks is not None:
             limits = dataclasses.replace(limits, looks=self.asked.looks)
         self.run = VolumeRun(self.stack, self.question, policy, segmenter, limits)
+        if self.resumed is not None:
+            self.run.go_to(self.resumed.volume_actions())
 
     def finish(self) -> dict[str, Path]:
         """Write everything as it stands. Returns the files by what they are. Raises OutputError."""
@@ -169,7 +174,7 @@ class VolumeJob:
             "reason": run.reason,
             "key_slice": run.key,
             "actions": len(run.actions),
-            "second_looks": sum("look " in action.words for action in run.actions if action.kind != "look"),
+            "second_looks": run.looks,
             "volume_ml": run.volume_ml,
             "areas_mm2": {str(index): each for index, each in run.areas_mm2().items() if each},
             "files": {what: str(path) for what, path in written.items()},
@@ -195,6 +200,45 @@ class VolumeJob:
             self.asked.slices,
             self.asked.roi,
         )
+
+    def _stack_again(self, recorded: VolumeTrajectory) -> Stack:
+        """The slices that a recorded run was about, cut anew. Raises InputError where they are others now."""
+        base, asked = self.asked.base, self.asked
+        assert base.scan is not None
+        for option, value in (
+            ("--plane", base.plane),
+            ("--window", base.window),
+            ("--orientation", base.orientation),
+            ("--range", asked.slices),
+            ("--roi", asked.roi),
+        ):
+            if value is not None:
+                mend = "Leave it out: it is in the trajectory."
+                raise InputError(
+                    f"{option} cannot be chosen again for a run that is resumed",
+                    file=base.resume,
+                    value=value,
+                    mend=mend,
+                )
+        volume = Fields(recorded.head, base.resume).inside("volume")
+        orientation = volume.choice("orientation", [each.value for each in Orientation])
+        if orientation != self.card.orientation.value:
+            raise InputError(
+                "the run to resume was made with pictures turned another way than this policy expects",
+                file=base.resume,
+                value=f"{orientation}, the policy wants {self.card.orientation.value}",
+                mend="Choose the policy that it was made with, or start a new run.",
+            )
+        stack = stack_of(
+            load_scan(base.scan, series=base.series),
+            "xyz"[volume.whole("axis", 0) % 3],
+            [each.plain_number() for each in volume.list_of("window", 2)],
+            orientation,
+            (recorded.first, recorded.last),
+            volume.value("roi"),
+        )
+        recorded.check_stack(stack, base.resume)
+        return stack
 
     def _mask_files(self, base: Request) -> tuple[Path, ...]:
         if base.mask is not None and base.mask_formats:

@@ -18,16 +18,18 @@ import numpy as np
 
 from . import files
 from .actions import Click
+from .errors import InputError
 from .geometry import PictureGeometry
 from .masks import area, decode_rle, encode_rle, iou
 from .picture import Picture
 from .record import Fields, read_json
-from .stack import RecordedSlices
+from .stack import RecordedSlices, Slices, Stack
 from .trajectory import Difference, picture_from_json, picture_to_json, step_from_json, step_to_json
+from .volume_actions import KINDS, VolumeAction, VolumeLimits, Way
 
 if TYPE_CHECKING:
     from .segmenter import Segmenter
-    from .volume_run import VolumeAction, VolumeRun
+    from .volume_run import VolumeRun
 
 SCHEMA = "ibis-volume/1"
 _MOST_SLICES = 100_000
@@ -69,6 +71,32 @@ class VolumeTrajectory:
         for index, mask in self.masks.items():
             self.pictures[index].geometry.embed_mask(mask, out)
         return out
+
+    def facts(self) -> dict[str, str]:
+        """What the record says of itself, for people; texts by term, empty where it says nothing."""
+        head, volume = self.head, Fields(self.head).inside("volume")
+        one = next(iter(self.pictures.values())).geometry
+        shown = [index for index, mask in sorted(self.masks.items()) if mask.any()]
+        people = sum(each.get("by") == "person" for each in self.actions)
+        where = f"{shown[0]} to {shown[-1]}" if shown else "none"
+        models = head.get("models") or {}
+        return {
+            "question": self.question,
+            "answer": self.answer,
+            "actions": f"{len(self.actions)}, {people} of them by a person",
+            "second looks": str(max((int(each.get("look") or 0) for each in self.actions), default=0)),
+            "status": f"{head.get('status', '')}. {head.get('reason') or ''}".strip(" ."),
+            "scan": volume.text("source", ""),
+            "slices": f"{one.plane}, {self.first} to {self.last} of {self.count}, {len(self.masks)} visited",
+            "key slice": str(volume.value("key", "")),
+            "object": f"in slices {where}, {volume.number('ml') or 0:.2f} mL",
+            "made": str(head.get("created") or ""),
+            **{
+                role: ", ".join(map(str, (models.get(role) or {}).values()))
+                for role in ("policy", "segmenter")
+            },
+            "note": str(head.get("note") or ""),
+        }
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> VolumeTrajectory:
@@ -114,44 +142,42 @@ class VolumeTrajectory:
 
     def volume_actions(self, file: str | os.PathLike[str] | None = None) -> list[VolumeAction]:
         """The actions as VolumeRun knows them. Raises InputError naming the field."""
-        from .volume_run import VolumeAction, Way
-
-        made: list[VolumeAction] = []
+        made = []
         for number, each in enumerate(self.actions, 1):
             fields = Fields(each, file, f"actions[{number - 1}]")
             index = fields.whole("slice", 0)
             if index not in self.pictures:
                 raise fields.error("slice", "is not among the recorded slices")
-            geometry = self.pictures[index].geometry
-            ways = []
-            for way in fields.list_of("ways"):
-                start, last = way.whole("start", 0), way.whole("last", 0)
-                if start not in self.pictures or last not in self.pictures:
-                    raise way.error("last", "leads out of the recorded slices")
-                ways.append(Way(start, last, way.flag("ended")))
-            kind: Any = fields.choice("kind", ("look", "click", "grow", "review"))
-            by: Any = fields.choice("by", ("policy", "person"))
-            clicks = tuple(_click_from(click) for click in fields.list_of("clicks"))
-            if kind == "click" and not clicks:
-                raise fields.error("clicks", "are none", "[]")
-            steps = tuple(step_from_json(step, geometry) for step in fields.list_of("steps"))
-            seconds = fields.number("seconds") or 0.0
-            made.append(
-                VolumeAction(
-                    number, kind, index, by, fields.text("words"), steps, clicks, tuple(ways), seconds
-                )
-            )
+            action = action_from_json(fields, self.pictures[index].geometry, number)
+            for way in action.ways:
+                if way.start not in self.pictures or way.last not in self.pictures:
+                    raise fields.error("ways", "lead out of the recorded slices", "[…]")
+            made.append(action)
         return made
+
+    def check_stack(self, stack: Stack, file: str | os.PathLike[str] | None = None) -> None:
+        """Raises InputError unless the recorded slices are those of the stack, pixel for pixel."""
+        geometry = stack.geometry(stack.first)
+        size = geometry.height, geometry.width
+        for index, picture in self.pictures.items():
+            fits = index < len(stack) and (picture.geometry.height, picture.geometry.width) == size
+            if not fits or not np.array_equal(stack.picture(index).rgb, picture.rgb):
+                mend = "Name the scan that it was made with."
+                raise InputError(
+                    f"the record is of another scan than {stack.scan.name}",
+                    file=file,
+                    value=f"slice {index}",
+                    mend=mend,
+                )
 
     def replay(self, segmenter: Segmenter) -> VolumeReplay:
         """Do all of it again with the segmenter alone, and compare every slice. Raises what it raises."""
-        from .volume_run import VolumeLimits, VolumeRun
+        from .volume_run import VolumeRun
 
         follow: Any = Fields(self.head).inside("limits").choice("follow", ("memory", "carry"))
         slices = RecordedSlices(self.pictures, self.count, self.first, self.last, self.clips)
-        run = VolumeRun(slices, self.question, None, segmenter, VolumeLimits(follow=follow))
-        for action in self.volume_actions():
-            run.repeat(action)
+        run = VolumeRun(slices, self.question, None, segmenter, VolumeLimits(follow=follow), history_limit=0)
+        run.go_to(self.volume_actions())
         differences = []
         for index in sorted(self.masks):
             old, new = self.masks[index], run.mask(index)
@@ -216,12 +242,27 @@ def volume_to_json(run: VolumeRun, source: str | os.PathLike[str] = "", created:
             "key": run.key,
             "gap_mm": run.gap_mm,
             "ml": run.volume_ml,
+            **_how_cut(slices),
         },
         "answer": run.answer,
         "status": run.status,
         "reason": run.reason,
-        "actions": [_action_to_json(action, pictures[action.index].geometry) for action in run.actions],
+        "actions": [action_to_json(action, pictures[action.index].geometry) for action in run.actions],
         "slices": rows,
+    }
+
+
+def _how_cut(slices: Slices) -> dict[str, Any]:
+    """What a stack is made again from, to go on with a record."""
+    if not isinstance(slices, Stack):
+        return {}
+    roi = None if slices.roi is None else [n for pair in zip(*slices.roi, strict=True) for n in pair]
+    axis = slices.geometry(slices.first).axis
+    return {
+        "axis": axis,
+        "orientation": slices.orientation.value,
+        "window": list(slices.window),
+        "roi": roi,
     }
 
 
@@ -235,7 +276,8 @@ def save_volume(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None
     files.write_json(path, dict(record))
 
 
-def _action_to_json(action: VolumeAction, geometry: PictureGeometry) -> dict[str, Any]:
+def action_to_json(action: VolumeAction, geometry: PictureGeometry) -> dict[str, Any]:
+    """One action as it stands in the record. geometry: of a slice of the volume."""
     return {
         "number": action.number,
         "kind": action.kind,
@@ -245,8 +287,37 @@ def _action_to_json(action: VolumeAction, geometry: PictureGeometry) -> dict[str
         "steps": [step_to_json(step, geometry) for step in action.steps],
         "clicks": [{"x": c.x, "y": c.y, "positive": c.positive} for c in action.clicks],
         "ways": [dataclasses.asdict(way) for way in action.ways],
+        "fresh": action.fresh,
+        "look": action.look,
+        "stopped": action.stopped,
         "seconds": action.seconds,
     }
+
+
+def action_from_json(fields: Fields, geometry: PictureGeometry, number: int) -> VolumeAction:
+    """The reverse of `action_to_json`; its steps have no logits. Raises InputError naming the field."""
+    kind: Any = fields.choice("kind", KINDS)
+    by: Any = fields.choice("by", ("policy", "person"))
+    clicks = tuple(_click_from(click) for click in fields.list_of("clicks"))
+    if kind == "click" and not clicks:
+        raise fields.error("clicks", "are none", "[]")
+    return VolumeAction(
+        number=number,
+        kind=kind,
+        index=fields.whole("slice", 0),
+        by=by,
+        words=fields.text("words"),
+        steps=tuple(step_from_json(step, geometry) for step in fields.list_of("steps")),
+        clicks=clicks,
+        ways=tuple(
+            Way(way.whole("start", 0), way.whole("last", 0), way.flag("ended"))
+            for way in fields.list_of("ways")
+        ),
+        fresh=bool(fields.value("fresh", False)),
+        look=int(fields.value("look", 0)),
+        stopped=bool(fields.value("stopped", False)),
+        seconds=fields.number("seconds") or 0.0,
+    )
 
 
 def _click_from(fields: Fields) -> Click:

@@ -20,7 +20,16 @@ if sys.version_info >= (3, 11):
 ROOT = Path(__file__).resolve().parents[2]
 LOGIC = ROOT / "Logic" / "ibis_agent"
 # Everything else must be importable where there is no torch: in Slicer, or before anything is installed.
-NEED_TORCH = {"segmenter", "decoding", "features", "propagation", "volume_run"}
+NEED_TORCH = {
+    "segmenter",
+    "decoding",
+    "features",
+    "propagation",
+    "second_look",
+    "volume_agent",
+    "volume_run",
+    "volume_slice",
+}
 # What 3D Slicer's own process imports; its Python has numpy and little else of ours.
 FOR_SLICER = [
     "actions",

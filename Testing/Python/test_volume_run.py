@@ -20,9 +20,10 @@ torch = pytest.importorskip("torch")
 from ibis_agent.key_slice import Search  # noqa: E402
 from ibis_agent.segmenter import Segmenter  # noqa: E402
 from ibis_agent.stack import Stack, stack_of  # noqa: E402
+from ibis_agent.volume_actions import VolumeLimits, Watch  # noqa: E402
 from ibis_agent.volume_record import VolumeTrajectory, volume_to_json  # noqa: E402
 from ibis_agent.volume_review import volume_review_page  # noqa: E402
-from ibis_agent.volume_run import VolumeLimits, VolumeRun  # noqa: E402
+from ibis_agent.volume_run import VolumeRun  # noqa: E402
 
 SEEN = range(4, 8)
 HERE = Click(0.45, 0.41)
@@ -151,7 +152,9 @@ def test_stopping_keeps_the_slices_that_are_done(stack: Stack, segmenter: Segmen
     grown: list[int] = []
     with pytest.raises(Cancelled):
         run.run(
-            on_progress=lambda progress, found: grown.append(found.index), cancelled=lambda: len(grown) > 1
+            Watch(
+                progress=lambda progress, found: grown.append(found.index), cancelled=lambda: len(grown) > 1
+            )
         )
     assert len(grown) == 2 and set(run.found) == {run.key, *grown}
     assert "stopped" in run.actions[-1].words
@@ -208,7 +211,7 @@ def test_a_record_that_was_changed_is_refused_by_field(done: VolumeRun) -> None:
 def test_the_person_may_work_alone(stack: Stack, segmenter: Segmenter) -> None:
     run = VolumeRun(stack, "Segment the lesion", None, segmenter, FEW)
     with pytest.raises(InputError, match="no policy"):
-        run.search()
+        run.step()
     run.click(5, HERE)
     run.grow()
     assert run.key == 5 and len(run.found) > 1 and area(run.mask(5))
@@ -221,7 +224,7 @@ def test_a_thousand_slices_cost_only_those_that_are_visited(scan: Scan, segmente
     run.click(500, Click(0.4, 0.32))
     seen: list[int] = []
     with pytest.raises(Cancelled):
-        run.grow(on_progress=lambda p, found: seen.append(p.total), cancelled=lambda: len(seen) >= 3)
+        run.grow(Watch(progress=lambda p, found: seen.append(p.total), cancelled=lambda: len(seen) >= 3))
     assert run.features.encoded == len(run.found) == 4 and seen[0] == 800
     assert run.volume().shape == (128, 128, 1000)
 

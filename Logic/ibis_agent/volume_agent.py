@@ -1,0 +1,112 @@
+"""The agent's part in a volume run: what it does next, one action at a time.
+
+Look for the key slice, work on it turn by turn, grow, look again where it is doubtful, end.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from . import second_look, volume_growth
+from .actions import Click
+from .episode import Step
+from .errors import InputError
+from .volume_actions import Stage, VolumeAction, Watch
+from .volume_plan import Looks, clicks_on, look_at, looks_of, stopped_growth, why_nothing, worked_out
+from .volume_slice import episode_on, key_episode
+
+if TYPE_CHECKING:
+    from .volume_run import VolumeRun
+
+_FOLLOWED = "The object was followed to where it ends."
+
+
+def stage_of(run: VolumeRun) -> Stage:
+    """What `act` would do now."""
+    actions, key = run.actions, run.key
+    if actions and actions[-1].kind == "end":
+        return "end"
+    if any(each.kind == "grow" for each in actions):
+        if stopped_growth(actions) is not None:
+            return "grow"
+        return "review" if run.policy and run.looks < run.limits.looks and run.doubts() else "finish"
+    if key is None:
+        if run.policy is None:
+            return "finish"
+        search = _search(run)
+        return "look" if search.wanted is not None else "finish" if search.best is None else "work"
+    if run.policy is None or worked_out(actions):
+        return "grow" if run.found[key].mask.any() else "finish"
+    return "work"
+
+
+def act(run: VolumeRun, watch: Watch) -> VolumeAction | None:
+    """Do what comes next. None: the policy was not understood. Raises as VolumeRun.step."""
+    stage = stage_of(run)
+    if stage == "look":
+        return _look(run, watch)
+    if stage == "work":
+        return _turn(run, watch)
+    if stage == "grow":
+        stopped = stopped_growth(run.actions)
+        if stopped is None:
+            return run.grow(watch)
+        return volume_growth.grow(run, stopped[0], True, watch, stopped[1])
+    if stage == "review":
+        return second_look.look_again(run, run.doubts()[0], watch)
+    if stage == "finish":
+        return _finish(run)
+    raise InputError(f"the run has ended: {run.reason}", mend="Add a click, or go back.")
+
+
+def _search(run: VolumeRun) -> Looks:
+    slices, pixel = run.slices, run.row_mm * run.col_mm
+    return looks_of(run.actions, slices.first, slices.last, run.gap_mm, pixel, run.limits.search)
+
+
+def _look(run: VolumeRun, watch: Watch) -> VolumeAction:
+    index, begun = _search(run).wanted, time.perf_counter()
+    assert index is not None
+    step = episode_on(run, index).step(watch.text, watch.cancelled, watch.retry)
+    steps = () if step is None else (step,)
+    words = look_at(index, steps, run.row_mm * run.col_mm).words
+    return run.done("look", index, "policy", words, begun, watch, steps=steps)
+
+
+def _turn(run: VolumeRun, watch: Watch) -> VolumeAction | None:
+    """One turn of the policy on the key slice. The first one was its look there."""
+    begun, key = time.perf_counter(), run.key
+    if key is None:
+        look = _search(run).best
+        assert look is not None and look.step is not None
+        return _clicked(run, look.index, look.step, "begins where it was seen best", begun, watch)
+    episode = key_episode(run)
+    if episode.status == "ready":
+        step = episode.step(watch.text, watch.cancelled, watch.retry)
+        if step is not None and isinstance(step.action, Click):
+            return _clicked(run, key, step, "", begun, watch)
+        if episode.status == "paused":
+            run.pause(episode.reason)
+            return None
+    last = episode.steps[-1:] if episode.answer is not None else ()
+    return run.done("done", key, "policy", episode.reason, begun, watch, steps=last)
+
+
+def _clicked(run: VolumeRun, index: int, step: Step, words: str, begun: float, watch: Watch) -> VolumeAction:
+    assert isinstance(step.action, Click)
+    clicks = (*clicks_on(run.actions, index), step.action)
+    run.anchor(index, clicks)
+    return run.done("click", index, "policy", words, begun, watch, steps=(step,), clicks=clicks)
+
+
+def _finish(run: VolumeRun) -> VolumeAction:
+    key, begun, words = run.key, time.perf_counter(), _FOLLOWED
+    if key is None:
+        if run.policy is None:
+            raise InputError("there is no policy to act", mend="Click yourself, or load a policy.")
+        words = why_nothing(run.actions)
+        key = run.actions[0].index if run.actions else run.slices.first
+    elif not run.found[key].mask.any():
+        words = f"The policy left no mask on its key slice {key}."
+    return run.done("end", key, "policy", words, begun)

@@ -1,0 +1,121 @@
+"""What comes next in a volume run, and how it stands: told from its actions alone. No models, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .actions import Click, Terminate
+from .key_slice import Look, Search, best, search_slices
+from .masks import area
+from .volume_actions import VolumeAction, Way
+
+
+@dataclass(frozen=True)
+class Looks:
+    """The search for the key slice as far as it has got.
+
+    Attributes:
+        known: what was seen, by slice.
+        wanted: the slice to look at next; None when the search is over.
+    """
+
+    known: dict[int, Look]
+    wanted: int | None
+
+    @property
+    def best(self) -> Look | None:
+        """Where to begin; None where nothing was seen."""
+        return best(self.known)
+
+
+class _Unknown(Exception):  # noqa: N818 - not a failure: the search asks for a slice that nobody has looked at
+    """Carries the slice."""
+
+
+def looks_of(
+    actions: Sequence[VolumeAction], first: int, last: int, gap_mm: float, pixel_mm2: float, search: Search
+) -> Looks:
+    """Which slice the search wants, having seen the looks among `actions`."""
+    made = (each for each in actions if each.kind == "look")
+    known = {each.index: look_at(each.index, each.steps, pixel_mm2) for each in made}
+
+    def look(index: int) -> Look:
+        if index not in known:
+            raise _Unknown(index)
+        return known[index]
+
+    try:
+        for _ in search_slices(first, last, gap_mm, look, search):
+            pass
+    except _Unknown as unknown:
+        return Looks(known, int(unknown.args[0]))
+    return Looks(known, None)
+
+
+def look_at(index: int, steps: Sequence, pixel_mm2: float) -> Look:  # type: ignore[type-arg]
+    """The look that the first of `steps` was; no step: a reply that could not be read."""
+    step = steps[0] if steps else None
+    return Look(index, step, 0.0 if step is None else area(step.mask) * pixel_mm2)
+
+
+def key_of(actions: Sequence[VolumeAction]) -> int | None:
+    """The slice of the first click."""
+    return next((each.index for each in actions if each.kind == "click"), None)
+
+
+def clicks_on(actions: Sequence[VolumeAction], index: int) -> tuple[Click, ...]:
+    """All clicks that a slice stands on after the actions."""
+    made = [each.clicks for each in actions if each.kind == "click" and each.index == index]
+    return made[-1] if made else ()
+
+
+def worked_out(actions: Sequence[VolumeAction]) -> bool:
+    """Whether the policy is done with the key slice, and nobody has clicked there since."""
+    key = key_of(actions)
+    kinds = [each.kind for each in actions if each.index == key and each.kind in ("click", "done")]
+    return bool(kinds) and kinds[-1] == "done"
+
+
+def stopped_growth(actions: Sequence[VolumeAction]) -> tuple[int, tuple[Way, ...]] | None:
+    """(slice, ways so far) of the last growth if somebody stopped it, however often; else None."""
+    grown = [each for each in actions if each.kind == "grow"]
+    if not grown or not grown[-1].stopped:
+        return None
+    start, ways = grown[-1].index, ()
+    for each in reversed(grown):
+        if not each.stopped or each.index != start:
+            break
+        ways = (*each.ways, *ways)
+    return start, ways
+
+
+def reached(start: int, end: int, ways: Sequence[Way]) -> int:
+    """Where ways from `start` towards `end` have got to."""
+    ahead = [way.last for way in ways if (way.last - start) * (end - start) > 0]
+    return max(ahead, key=lambda n: abs(n - start), default=start)
+
+
+def answer_of(actions: Sequence[VolumeAction]) -> str | None:
+    """What the policy answered when it was done with a slice; where it saw nothing, what it said most often."""
+    said = [_answer(each) for each in actions if each.kind == "done"]
+    if said:
+        return said[-1]
+    if actions and actions[-1].kind == "end" and key_of(actions) is None:
+        answers = [each for each in map(_answer, actions) if each is not None]
+        return max(answers, key=answers.count) if answers else None
+    return None
+
+
+def why_nothing(actions: Sequence[VolumeAction]) -> str:
+    """Why there is no key slice, for people."""
+    looks = [each for each in actions if each.kind == "look"]
+    if all(_answer(each) is None for each in looks):
+        return "No slice gave a mask to begin with."
+    where = ", ".join(str(n) for n in sorted(each.index for each in looks))
+    return f"The policy saw it in none of the slices {where}."
+
+
+def _answer(action: VolumeAction) -> str | None:
+    last = action.steps[-1].action if action.steps else None
+    return last.answer if isinstance(last, Terminate) else None
