@@ -104,7 +104,9 @@ def turns_of(
     mask, overlap, after = np.zeros_like(truth), 0.0 if present else 1.0, None
     for number, step in enumerate(run.steps):
         kind = run.slip[1] if run.slip is not None and run.slip[0] == number else None
-        moment = templates.Moment(structure, step.click, number == 0, present, overlap, after)
+        # Who writes the wrong sign thinks of the right one.
+        meant = Click(step.click.x, step.click.y, not step.click.positive) if kind == "sign" else step.click
+        moment = templates.Moment(structure, meant, number == 0, present, overlap, after)
         text = templates.thinking(moment, recipe.style, rng)
         turns.append(turn_row(number + 1, mask, overlap, step.click, text, step.iou, kind))
         mask, overlap, after = step.mask, step.iou, kind

@@ -181,10 +181,13 @@ class Source:
     def _take(self, loaded: LoadedCase) -> None:
         for name, values in loaded.structures.items():
             if self.choice.mask_values:
-                values = tuple(value for value in values if value in self.choice.mask_values or value == ANY)
+                chosen = self.choice.mask_values
+                values = chosen if ANY in values else tuple(value for value in values if value in chosen)
             if not values or (self.choice.structures and name not in self.choice.structures):
                 continue
             inside = loaded.labels != 0 if ANY in values else np.isin(loaded.labels, values)
+            if not inside.any():
+                continue
             number = values[0] if len(values) == 1 and values[0] != ANY else None
             if name in self._regions:  # a second mask of the same structure
                 inside |= self._regions[name].whole()

@@ -105,19 +105,25 @@ def read_trajectories(folder: Path) -> Iterator[Sample]:
 
 
 def make(
-    work: Work, groups: Sequence[Group], problems: Sequence[Problem], workers: int = 1, strict: bool = False
+    work: Work,
+    groups: Sequence[Group],
+    problems: Sequence[Problem],
+    workers: int = 1,
+    strict: bool = False,
+    segmenter: Any = None,
 ) -> dict[str, Any]:
     """Make the trajectories of all groups, or go on making them, and return the report.
 
     Raises InputError for a folder that holds another run's, and with `strict` for the first problem;
-    KeyboardInterrupt leaves everything so that the same call goes on.
+    KeyboardInterrupt leaves everything so that the same call goes on. segmenter: one that is loaded already
+    (other processes load their own).
     """
     if strict:
         refuse(problems)
     out = check_writable_folder(work.out)
     check_writable_folder(out / "parts")
     check_writable_folder(out / "pictures")
-    segmenter = load_segmenter(work)
+    segmenter = segmenter or load_segmenter(work)
     _same_run(work, groups, segmenter.identity)
     begun = time.perf_counter()
     with tqdm(total=0, desc="pictures", unit="picture", mininterval=1, smoothing=0.05) as progress:
