@@ -126,7 +126,7 @@ class Installer:
             import PyTorchUtils
         except ModuleNotFoundError:
             model = slicer.app.extensionsManagerModel()
-            if not model.installExtensionFromServer("PyTorch"):
+            if not model.installExtensionFromServer("PyTorch", False):
                 raise InstallError(
                     "The extension PyTorch could not be installed. Install it in the Extensions Manager, restart "
                     "Slicer and press Install again."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -128,8 +129,8 @@ def waitForEndingProcesses() -> None:
 
 
 def defaultPython() -> str:
-    """PythonSlicer, which has Slicer's own environment. Slicer sets `sys.executable` to it."""
-    return sys.executable
+    """PythonSlicer, which has Slicer's own environment. Slicer puts it on PATH, as `slicer.util` relies on."""
+    return shutil.which("PythonSlicer") or sys.executable
 
 
 def _environment():

@@ -61,6 +61,7 @@ class Job:
     done: Callable[[Message], None] = lambda message: None
     failed: Callable[[str, str], None] = lambda kind, text: None  # kind of protocol.py or DIED; plain words
     step: Callable[[Message], None] = lambda message: None
+    slice: Callable[[Message], None] = lambda message: None
     text: Callable[[str], None] = lambda piece: None
     retry: Callable[[str], None] = lambda reason: None
     opened: Callable[[Message], None] = lambda message: (
@@ -70,11 +71,16 @@ class Job:
 
     @property
     def needs_models(self) -> bool:
-        return self.request in ("load", "ask", "step", "add")
+        return self.request in ("load", "ask", "step", "add", "spread")
 
     @property
     def needs_session(self) -> bool:
-        return self.request in ("ask", "step", "add")
+        return self.request in ("ask", "step", "add", "spread")
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for it. Tidying up goes on behind the scenes, and is not to be stopped."""
+        return self.request != "close"
 
     def fail(self, kind: str, text: str) -> None:
         if not self._over:
@@ -96,6 +102,7 @@ class _Sent:
     job: Job
     settings: ModelSettings
     abandoned: bool = False  # the person does not wait for it any more
+    stopping: bool = False  # it was asked to end early, and is still waited for
 
 
 class WorkerClient:
@@ -138,14 +145,15 @@ class WorkerClient:
             return "starting"
         if self._sent is None:
             return "idle"
-        if self._sent.abandoned:
+        if self._sent.abandoned or self._sent.stopping:
             return "stopping"
         return "loading" if self._sent.request == "load" else "busy"
 
     @property
     def waiting(self) -> bool:
         """Whether a job that somebody still waits for is under way or queued."""
-        return bool(self._queue) or (self._sent is not None and not self._sent.abandoned)
+        under_way = self._sent is not None and not self._sent.abandoned and self._sent.job.is_awaited
+        return under_way or any(job.is_awaited for job in self._queue)
 
     # What a session is, and what to do
 
@@ -173,15 +181,31 @@ class WorkerClient:
 
         Returns a token for `end_if_stuck`.
         """
-        self._give_up_jobs(lambda job: True)
+        self._give_up_jobs(lambda job: job.is_awaited)
         self._changed()
         return self._sent.id if self._sent else 0
 
-    def end_if_stuck(self, token: int) -> bool:
-        """Kill the worker if it still has not stopped what `cancel` gave this token for. True if it was
-        killed.
+    def stop(self) -> int:
+        """Ask what is under way to come to its end, and forget what waits. What is done by then is still told.
+
+        For work that is worth keeping in parts. Returns a token for `end_if_stuck`.
         """
-        if not token or self._sent is None or self._sent.id != token or not self._sent.abandoned:
+        if self._sent is None or self._sent.request not in ("step", "spread"):
+            return self.cancel()
+        sent = self._sent
+        self._give_up_jobs(lambda job: job.is_awaited and job is not sent.job)
+        if not sent.stopping:
+            sent.stopping = True
+            self._write({"request": "cancel", "id": 0, "target": sent.id})
+        self._changed()
+        return sent.id
+
+    def end_if_stuck(self, token: int) -> bool:
+        """Kill the worker if it still has not stopped what `cancel` or `stop` gave this token for. True if it
+        was killed.
+        """
+        sent = self._sent
+        if not token or sent is None or sent.id != token or not (sent.abandoned or sent.stopping):
             return False
         self.kill()
         return True
@@ -299,6 +323,8 @@ class WorkerClient:
             job.retry(str(message["text"]))
         elif event == "step" and not sent.abandoned:
             job.step(message)
+        elif event == "slice" and not sent.abandoned:
+            job.slice(message)
         elif event == "error":
             self._sent, self.loading = None, ""
             if sent.request == "load":
@@ -318,7 +344,7 @@ class WorkerClient:
             if sent.request == job.request:
                 self._drop(job)
                 job.finish(message)
-        if event != "text":
+        if event not in ("text", "slice"):
             self._changed()
 
     def _forget_models(self) -> None:
@@ -358,6 +384,8 @@ class WorkerClient:
         if transport is not None:
             transport.kill(pid if isinstance(pid, int) else None) if kill else transport.finish()
         # The job that a worker died of is not tried again: the next one might die of it as well.
+        if sent is not None and sent.stopping:
+            sent.job.fail(protocol.CANCELLED, "Stopped.")
         for job in (sent.job if sent else None, at_front):
             if job is not None:
                 self._drop(job)
