@@ -1,8 +1,8 @@
 """One policy, many replies at a time: sampled in batches with their log-probabilities, and scored again.
 
-Requests are encoded exactly as inference encodes them (`Chat.encode` of `build_messages`). What costs is done
-once: a picture's features, and a request that several rollouts share, in sampling (its keys and values are
-copied) and in scoring (its replies stand side by side behind it, each seeing the request and itself).
+Requests are encoded exactly as inference encodes them (see samples). What costs is done once: a picture's
+features, and a request that several rollouts share, in sampling (its keys and values are copied) and in
+scoring (its replies stand side by side behind it, each seeing the request and itself).
 What is asked, and what becomes of a reply, is in rollouts; losses are in objective.
 """
 
@@ -22,8 +22,9 @@ from ibis_agent.actions import reply_is_complete
 from ibis_agent.chat import Chat, Encoded
 from ibis_agent.model_card import ModelCard
 from ibis_agent.policy import LocalPolicy, Turn
-from ibis_agent.prompts import build_messages, pictures_of
 from torch import Tensor
+
+from training.samples import build_request
 
 KEPT_PICTURES = 1024
 
@@ -88,7 +89,7 @@ class BatchPolicy:
 
     def request(self, turn: Turn) -> Request:
         """Encode one turn. Raises InputError."""
-        encoded = self.chat.encode(build_messages(self.card, turn), pictures_of(self.card, turn))
+        encoded = build_request(self.chat, self.card, turn)
         pictures, start = [], 0
         for grid in encoded.grid:
             stop = start + int(grid.prod())

@@ -1,0 +1,254 @@
+"""Rollouts: the policy's own episodes, many at a time, the segmenter in the loop.
+
+    roller = Roller(policy, segmenter, Limits(max_turns=5))
+    groups = roller.run(questions, group=8, temperature=1.0, generator=generator)   # 8 rollouts a question
+
+All rollouts take their turns in step: one batch through the policy, one through the segmenter, until the last
+one has ended. A rollout goes as an Episode goes (same requests, same clicks, same masks, same ends), with one
+difference: a reply that cannot be read ends it, because a second chance would hide the fault from the reward.
+Where questions come from is in tasks, what a turn is worth in rewards.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from ibis_agent.actions import Action, Click, Terminate, parse_reply
+from ibis_agent.episode import Limits
+from ibis_agent.errors import InputError, ReplyError
+from ibis_agent.masks import dice, iou
+from ibis_agent.picture import overlay
+from ibis_agent.policy import Turn
+from ibis_agent.segmenter import Embedding, Prediction, Segmenter
+
+from training.rewards import State
+from training.sampling import BatchPolicy, Request, Sample
+
+KEPT_EMBEDDINGS = 256
+ENDED, LIMIT, REPEATED, UNREADABLE = "ended", "limit", "repeated", "unreadable"
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What is asked about a picture, and the truth.
+
+    Attributes:
+        picture: a name that no other picture has.
+        rgb: (H, W, 3) uint8.
+        structure: what is asked for; text: how.
+        truth: (H, W) bool; empty where the structure is not there.
+    """
+
+    picture: str
+    rgb: np.ndarray
+    structure: str
+    text: str
+    truth: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.truth.shape != self.rgb.shape[:2]:
+            raise InputError(
+                "the truth is of another size than the picture",
+                file=self.picture,
+                value=f"{self.truth.shape} and {self.rgb.shape[:2]}",
+            )
+
+    @property
+    def present(self) -> bool:
+        return bool(self.truth.any())
+
+
+@dataclass(frozen=True, eq=False)
+class RolloutTurn:
+    """One turn: what was asked, what was said (tokens and log-probabilities), and the state around it."""
+
+    request: Request
+    said: Sample
+    state: State
+
+
+@dataclass(eq=False)
+class Rollout:
+    """One episode of the policy. `reason` is ENDED, LIMIT, REPEATED or UNREADABLE once it is over."""
+
+    question: Question
+    turns: list[RolloutTurn] = field(default_factory=list)
+    mask: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), bool))
+    logits: np.ndarray | None = None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.mask.size:
+            self.mask = np.zeros(self.question.rgb.shape[:2], bool)
+
+    @property
+    def clicks(self) -> list[Click]:
+        """Those that were done: a repetition too many is not."""
+        done = self.turns[:-1] if self.reason == REPEATED else self.turns
+        return [turn.state.action for turn in done if isinstance(turn.state.action, Click)]
+
+    @property
+    def iou(self) -> float:
+        return iou(self.mask, self.question.truth)
+
+    @property
+    def dice(self) -> float:
+        return dice(self.mask, self.question.truth)
+
+    @property
+    def hit(self) -> bool:
+        """The first click is positive and on the structure."""
+        first = self.turns[0].state.action if self.turns else None
+        truth = self.question.truth
+        if not isinstance(first, Click) or not first.positive:
+            return False
+        height, width = truth.shape
+        return bool(truth[min(int(first.y * height), height - 1), min(int(first.x * width), width - 1)])
+
+    @property
+    def said_absent(self) -> bool:
+        """It ended without a click."""
+        return self.reason == ENDED and not self.clicks
+
+
+class Roller:
+    """Makes rollouts with one policy and one segmenter; keeps the embeddings of the last pictures.
+
+    batch: how many replies are written at a time; what the memory of a GPU allows.
+    """
+
+    def __init__(
+        self, policy: BatchPolicy, segmenter: Segmenter, limits: Limits | None = None, batch: int = 256
+    ) -> None:
+        self.policy, self.segmenter = policy, segmenter
+        self.limits = limits or Limits()
+        self.batch = batch
+        self._embeddings: OrderedDict[str, Embedding] = OrderedDict()
+
+    def run(
+        self,
+        questions: Sequence[Question],
+        group: int = 1,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> list[list[Rollout]]:
+        """`group` rollouts of each question. temperature 0 is greedy."""
+        groups = [[Rollout(question) for _ in range(group)] for question in questions]
+        going = [rollout for each in groups for rollout in each]
+        done: dict[tuple[str, tuple[Click, ...]], Prediction] = {}
+        while going:
+            requests = self._requests(going)
+            samples = self.policy.sample(requests, temperature, generator, self.batch)
+            actions = [_read(sample.text) for sample in samples]
+            repeats = [self._repeats(r, a) for r, a in zip(going, actions, strict=True)]
+            wanted = [
+                (rollout, action)
+                for rollout, action, repeated in zip(going, actions, repeats, strict=True)
+                if isinstance(action, Click) and not repeated
+            ]
+            predictions = iter(self._predict(wanted, done))
+            for n, rollout in enumerate(going):
+                before, action = rollout.mask, actions[n]
+                if isinstance(action, Click) and not repeats[n]:
+                    found = next(predictions)
+                    rollout.mask, rollout.logits = found.mask, found.logits
+                number = len(rollout.turns) + 1
+                state = State.of(
+                    samples[n].text, action, before, rollout.mask, rollout.question.truth, number
+                )
+                rollout.turns.append(RolloutTurn(requests[n], samples[n], state))
+                rollout.reason = self._reason(rollout, action, repeats[n])
+            going = [rollout for rollout in going if not rollout.reason]
+        return groups
+
+    def _requests(self, rollouts: Sequence[Rollout]) -> list[Request]:
+        """What each is asked now; equal states share one request."""
+        known: dict[tuple[str, str, str], Request] = {}
+        found = []
+        for rollout in rollouts:
+            question = rollout.question
+            said = "\0".join(turn.said.text for turn in rollout.turns) if self.policy.card.history else ""
+            state = f"{len(rollout.turns)}{rollout.clicks}{said}"
+            key = (question.picture, question.text, state)
+            if key not in known:
+                known[key] = self.policy.request(self._turn(rollout))
+            found.append(known[key])
+        return found
+
+    def _turn(self, rollout: Rollout) -> Turn:
+        count, history = len(rollout.turns), self.policy.card.history
+        past = tuple(
+            (self._seen(rollout, n), rollout.turns[n].said.text)
+            for n in range(max(0, count - history), count)
+        )
+        return Turn(
+            picture=self._seen(rollout, count),
+            question=rollout.question.text,
+            number=count + 1,
+            has_mask=bool(rollout.clicks),
+            past=past if history else (),
+        )
+
+    def _seen(self, rollout: Rollout, count: int) -> np.ndarray:
+        """The picture as the policy sees it after `count` turns."""
+        states = [turn.state for turn in rollout.turns[:count]]
+        if not any(isinstance(state.action, Click) for state in states):
+            return rollout.question.rgb
+        card = self.policy.card
+        return overlay(rollout.question.rgb, states[-1].after, card.overlay_colour, card.overlay_alpha)
+
+    def _repeats(self, rollout: Rollout, action: Action | None) -> bool:
+        tail = [turn.state.action for turn in rollout.turns[-(self.limits.max_repeats - 1) :]]
+        full = len(tail) == self.limits.max_repeats - 1
+        return isinstance(action, Click) and full and all(each == action for each in tail)
+
+    def _reason(self, rollout: Rollout, action: Action | None, repeated: bool) -> str:
+        if action is None:
+            return UNREADABLE
+        if isinstance(action, Terminate):
+            return ENDED
+        if repeated:
+            return REPEATED
+        return LIMIT if len(rollout.turns) >= self.limits.max_turns else ""
+
+    def _predict(
+        self,
+        wanted: Sequence[tuple[Rollout, Click]],
+        done: dict[tuple[str, tuple[Click, ...]], Prediction],
+    ) -> list[Prediction]:
+        """The masks after one click more each; the same clicks on the same picture are done once."""
+        keys = [(rollout.question.picture, (*rollout.clicks, click)) for rollout, click in wanted]
+        fresh: dict[int, dict[tuple[str, tuple[Click, ...]], Rollout]] = {}
+        for key, (rollout, _) in zip(keys, wanted, strict=True):
+            if key not in done:
+                fresh.setdefault(len(key[1]), {})[key] = rollout
+        for together in fresh.values():  # as many clicks each: see Segmenter.predict_many
+            states = list(together.items())
+            for start in range(0, len(states), self.batch):
+                part = states[start : start + self.batch]
+                found = self.segmenter.predict_many(
+                    [self._embedding(rollout.question) for _, rollout in part],
+                    [clicks for (_, clicks), _ in part],
+                    [rollout.logits for _, rollout in part],
+                )
+                done.update(zip((key for key, _ in part), found, strict=True))
+        return [done[key] for key in keys]
+
+    def _embedding(self, question: Question) -> Embedding:
+        if question.picture not in self._embeddings:
+            self._embeddings[question.picture] = self.segmenter.embed(question.rgb)
+            if len(self._embeddings) > KEPT_EMBEDDINGS:
+                self._embeddings.popitem(last=False)
+        self._embeddings.move_to_end(question.picture)
+        return self._embeddings[question.picture]
+
+
+def _read(text: str) -> Action | None:
+    try:
+        return parse_reply(text).action
+    except ReplyError:
+        return None
