@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.common import Averaged, Curves, learning_rate, save_atomically
-from training.dataset import FRAMES, SIDE, Slices, load
+from training.dataset import FRAMES, Slices, load
 from training.train_segmenter import (
+    CONFIG,
     LEARNED,
     batch_of,
     build,
@@ -34,8 +35,6 @@ from training.train_segmenter import (
     measure,
     save_model,
 )
-
-FEATURES = [(SIDE // 4, SIDE // 4), (SIDE // 8, SIDE // 8), (SIDE // 16, SIDE // 16)]
 
 
 class Heard:
@@ -82,7 +81,7 @@ def track(
         if rng.random() < 0.5:
             order = order[::-1]
         # One look for the whole clip: the same random numbers for each of its slices would need one call.
-        pictures, bits = clip_batch(clips, order, rng)
+        pictures, bits = clip_batch(clips, order, rng, model.image_size)
         masks, key = clip_objects(bits, objects, rng)
         if not len(masks):
             continue
@@ -118,7 +117,7 @@ def track(
                 is_init_cond_frame=first,
                 current_vision_feats=feats,
                 current_vision_pos_embeds=places,
-                feat_sizes=FEATURES,
+                feat_sizes=[(model.image_size // stride,) * 2 for stride in (4, 8, 16)],
                 point_inputs=points,
                 mask_inputs=given,
                 output_dict=outputs,
@@ -145,16 +144,18 @@ def track(
     return total / max(1, frames), figures
 
 
-def clip_batch(clips: Slices, order: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def clip_batch(
+    clips: Slices, order: np.ndarray, rng: np.random.Generator, side: int
+) -> tuple[Tensor, Tensor]:
     """The slices `order` of one clip, all moved and windowed alike."""
     seed = int(rng.integers(2**31))
-    pairs = [batch_of(clips, np.array([n]), np.random.default_rng(seed)) for n in order]
+    pairs = [batch_of(clips, np.array([n]), np.random.default_rng(seed), side) for n in order]
     return torch.cat([p for p, _ in pairs]), torch.cat([b for _, b in pairs])
 
 
 def single_slices(model: nn.Module, data: Slices, numbers: np.ndarray, rng: np.random.Generator) -> Tensor:
     """Clicks on single slices, as in training.train_segmenter, with the encoder as it is."""
-    pictures, bits = batch_of(data, numbers, rng)
+    pictures, bits = batch_of(data, numbers, rng, model.image_size)
     with torch.no_grad():
         raw = model.image_encoder(pictures)["backbone_fpn"]
     decoder = model.sam_mask_decoder
@@ -185,6 +186,7 @@ def main() -> None:
     parser.add_argument("--clips", type=Path, default=Path("build/clips"))
     parser.add_argument("--data", type=Path, default=Path("build/phantoms"))
     parser.add_argument("--out", type=Path, default=Path("build/memory"))
+    parser.add_argument("--config", type=Path, default=CONFIG, help="the architecture, as a SAM2 .yaml")
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--batch", type=int, default=2, help="clips a step")
     parser.add_argument("--objects", type=int, default=4)
@@ -199,7 +201,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    model = build()
+    model = build(args.config)
     model.load_state_dict(torch.load(args.start, weights_only=True)["averaged"])
     score = model.sam_mask_decoder.pred_obj_score_head.layers[-1]
     nn.init.trunc_normal_(score.weight, std=0.02)
@@ -262,11 +264,11 @@ def main() -> None:
                 },
                 checkpoint,
             )
-    probe = build()
+    probe = build(args.config)
     probe.load_state_dict(averaged.state)
     curves.add(step=step, **measure(probe, data, np.arange(singles, len(data))))
     curves.plot(args.out / "curves.png", "demo segmenter, memory")
-    save_model(averaged.state, args.out / "model.safetensors")
+    save_model(averaged.state, args.out / "model.safetensors", args.config)
 
 
 if __name__ == "__main__":

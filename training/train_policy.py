@@ -9,6 +9,7 @@ there. Simplifications, and why:
 - masks of later turns are made from the truth by training.mistakes: good, incomplete, spilled, or elsewhere;
 - heads that name structures and click targets at every visual token exist in training only: without them
   a model of this size takes ten times longer to find out what the digits of a coordinate are about;
+- one attention head is shown where to look: while a reply with a click is written, at the cell clicked on;
 - coordinates have two decimals and their digits weigh more, the first one most;
 - the questions of one picture share its tokens: one sequence, each question sees the picture and itself.
 Resuming is exact: every step's random numbers depend on the seed and the step alone.
@@ -17,6 +18,7 @@ Resuming is exact: every step's random numbers depend on the seed and the step a
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import re
 import time
@@ -329,6 +331,7 @@ class ExtraHeads(nn.Module):
             nn.Linear(width, 1),
         )
         self.aim = nn.Linear(width, 2)
+        self.seen_place, self.mid_offsets = nn.Linear(width, 2), nn.Linear(width, 2 * len(STRUCTURES))
 
     def aim_loss(self, late: Tensor, goals: Tensor) -> Tensor:
         """`late` (B, L, width): while a reply with a click is written, it is known where the click will be."""
@@ -354,19 +357,32 @@ class ExtraHeads(nn.Module):
         b, s = torch.nonzero(known, as_tuple=True)
         offset = self.offsets(seen).view(*seen.shape[:2], len(STRUCTURES), 2)[b, cell[b, s], s]
         total = total + F.l1_loss(offset, targets[b, s, 1:])
+        number = torch.arange(rows * columns)
+        place = torch.stack([number % columns / columns, number // columns / rows], -1)
+        place = place.float().expand(len(seen), -1, -1)
+        total = total + 2 * F.l1_loss(self.seen_place(seen), place)
         if mid is not None:
             coarse = cells.view(*cells.shape[:2], len(NAMES), 4).mean(-1)
             total = total + 2 * bce(self.mid_shares(mid), coarse)
             total = total + 0.5 * F.cross_entropy(self.mid_targets(mid).transpose(1, 2)[known], cell[known])
-            place = torch.stack(
-                [
-                    torch.arange(rows * columns) % columns / columns,
-                    torch.arange(rows * columns) // columns / rows,
-                ],
-                -1,
-            )
-            total = total + 2 * F.l1_loss(self.place(mid), place.float().expand(len(mid), -1, -1))
+            total = total + 2 * F.l1_loss(self.place(mid), place)
+            offset = self.mid_offsets(mid).view(*mid.shape[:2], len(STRUCTURES), 2)[b, cell[b, s], s]
+            total = total + F.l1_loss(offset, targets[b, s, 1:])
         return total
+
+
+def gaze_loss(attention: Tensor, goals: Tensor, first: int, grid: tuple[int, int]) -> Tensor:
+    """How little one attention head looks at the cell that will be clicked on while the reply is written.
+
+    `attention` (B, L, L) of that head, `goals` (B, L, 2) x, y or NaN, `first` the first visual token's place.
+    """
+    rows, columns = grid
+    b, at = torch.nonzero(~goals[..., 0].isnan(), as_tuple=True)
+    if not len(b):
+        return torch.zeros(())
+    x, y = goals[b, at].unbind(-1)
+    column, row = (x * columns).long().clamp(max=columns - 1), (y * rows).long().clamp(max=rows - 1)
+    return -attention[b, at, first + row * columns + column].clamp_min(1e-6).log().mean()
 
 
 def patches_of(pictures: Tensor) -> Tensor:
@@ -441,12 +457,14 @@ def train_step(
     embedded = torch.cat([embedded[:, :start], seen, embedded[:, start + rows * columns :]], 1)
     heard: list[Tensor] = []
     half = len(language.layers) // 2
+    looked: list[Tensor] = []
     hooks = [
         language.layers[n].register_forward_hook(
             lambda m, i, o: heard.append(o[0] if isinstance(o, tuple) else o)
         )
         for n in (half - 1, half)
     ]
+    hooks.append(language.layers[half].self_attn.register_forward_hook(lambda m, i, o: looked.append(o[1])))
     mask = torch.zeros(batch["allowed"].shape).masked_fill(~batch["allowed"], torch.finfo(torch.float32).min)[
         :, None
     ]
@@ -477,9 +495,18 @@ def train_step(
             grid,
         )
         aim = heads.aim_loss(heard[1], batch["goals"])
-        loss = loss + extra * more + 4 * aim
-        figures["extra"], figures["aim"] = float(more.detach()), float(aim.detach())
+        gaze = gaze_loss(looked[0][:, 0], batch["goals"], start, grid)
+        loss = loss + extra * more + 4 * aim + 0.3 * gaze
+        figures |= {k: float(v.detach()) for k, v in (("extra", more), ("aim", aim), ("gaze", gaze))}
     return loss, figures
+
+
+def show_attention(model: Qwen2_5_VLForConditionalGeneration) -> None:
+    """Let the language model's middle layer hand out its attention weights, for `gaze_loss`."""
+    layers = model.model.language_model.layers
+    attention = layers[len(layers) // 2].self_attn
+    attention.config = copy.deepcopy(attention.config)
+    attention.config._attn_implementation = "eager"
 
 
 class Buckets:
@@ -629,6 +656,7 @@ def main() -> None:
             Qwen2_5_VLForConditionalGeneration.from_pretrained(args.start).float().state_dict()
         )
     model.train()
+    show_attention(model)
     heads = ExtraHeads(config.text_config.hidden_size)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
     parameters = [*model.parameters(), *heads.parameters()]
@@ -660,8 +688,6 @@ def main() -> None:
             shown = []
             for n in numbers:
                 grey, bits = augmented(data, int(n), rng)
-                if seeing and later:
-                    bits = bits.copy()
                 shown.append(show(writer, grey, bits, float(data.aspect[n]), grid, later, rng))
             batch = collate(writer, shown, grid)
             batch["language"] = not seeing  # type: ignore[assignment]

@@ -54,7 +54,7 @@ class DenseHead(nn.Module):
         self.fine, self.coarse = nn.Conv2d(width, LEARNED, 1), nn.Conv2d(width, LEARNED, 1)
 
     def loss(self, features: list[Tensor], bits: Tensor) -> Tensor:
-        """`features` are the three FPN levels, `bits` (B, SIDE, SIDE) int."""
+        """`features` are the three FPN levels, `bits` (B, side, side) int."""
         planes = torch.stack([(bits >> b & 1) for b in range(LEARNED)], 1).float()
         total = torch.zeros(())
         for head, f in ((self.fine, features[0]), (self.coarse, features[2])):
@@ -76,27 +76,28 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def batch_of(
-    data: Slices, numbers: np.ndarray, rng: np.random.Generator, augment: bool = True
+    data: Slices, numbers: np.ndarray, rng: np.random.Generator, side: int, augment: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Pictures (B, 3, SIDE, SIDE) normalised and structure bits (B, SIDE, SIDE) int64 of slices `numbers`."""
+    """Pictures (B, 3, side, side) normalised and structure bits (B, side, side) int64 of slices `numbers`."""
     hu = torch.from_numpy(np.asarray(data.hu[numbers], np.float32))[:, None]
     bits = torch.from_numpy(data.bits[numbers].astype(np.float32))[:, None]
     count = len(numbers)
     if augment:
-        zoom = np.where(
-            rng.random(count) < 0.25, rng.uniform(0.35, 0.9, count), rng.uniform(0.9, 1.12, count)
-        )
+        zoom = np.where(rng.random(count) < 0.12, rng.uniform(0.4, 0.9, count), rng.uniform(0.9, 1.12, count))
         turn = rng.normal(0, 0.12, count)
         stretch = np.exp(rng.normal(0, 0.08, count))
         shift = rng.uniform(-1, 1, (count, 2)) * np.maximum(0.04, 0.8 * (1 - zoom))[:, None]
-        flip_x, flip_y = np.where(rng.random(count) < 0.4, -1, 1), np.where(rng.random(count) < 0.06, -1, 1)
+        flip_x, flip_y = np.where(rng.random(count) < 0.25, -1, 1), np.where(rng.random(count) < 0.03, -1, 1)
         theta = np.zeros((count, 2, 3), np.float32)
         theta[:, 0, 0], theta[:, 0, 1] = np.cos(turn) * zoom * stretch * flip_x, -np.sin(turn) * zoom
         theta[:, 1, 0], theta[:, 1, 1] = np.sin(turn) * zoom, np.cos(turn) * zoom / stretch * flip_y
         theta[:, :, 2] = shift
-        grid = F.affine_grid(torch.from_numpy(theta), [count, 1, SIDE, SIDE], align_corners=False)
+        grid = F.affine_grid(torch.from_numpy(theta), [count, 1, side, side], align_corners=False)
         hu = F.grid_sample(hu + 1024, grid, mode="bilinear", align_corners=False) - 1024
         bits = F.grid_sample(bits, grid, mode="nearest", align_corners=False)
+    elif side != SIDE:
+        hu = F.interpolate(hu, size=(side, side), mode="bilinear")
+        bits = F.interpolate(bits, size=(side, side), mode="nearest")
     lower = torch.from_numpy(rng.normal(-150, 30 if augment else 0, count).astype(np.float32))[
         :, None, None, None
     ]
@@ -106,9 +107,9 @@ def batch_of(
     grey = ((hu - lower) / width).clamp(0, 1)
     if augment:
         if rng.random() < 0.3:  # the look of coarse pixels
-            side = int(rng.integers(90, 160))
+            coarse = int(rng.integers(90, 160))
             grey = F.interpolate(
-                F.interpolate(grey, size=(side, side), mode="area"), size=(SIDE, SIDE), mode="bicubic"
+                F.interpolate(grey, size=(coarse, coarse), mode="area"), size=(side, side), mode="bicubic"
             ).clamp(0, 1)
         noise = torch.from_numpy(rng.standard_normal(grey.shape, dtype=np.float32))
         strength = torch.from_numpy(
@@ -230,7 +231,7 @@ def mask_loss(logits: Tensor, scores: Tensor, masks: Tensor) -> tuple[Tensor, Te
 
 
 def train_step(model, head, data, numbers, rng, objects: int, clicks: int) -> tuple[Tensor, dict[str, float]]:
-    pictures, bits = batch_of(data, numbers, rng)
+    pictures, bits = batch_of(data, numbers, rng, model.image_size)
     features, raw = encode(model, pictures)
     dense = head.loss(raw, bits)
     figures = {"dense": float(dense.detach())}
@@ -262,8 +263,8 @@ def measure(model: nn.Module, data: Slices, numbers: np.ndarray, clicks: int = 5
     names: list[int] = []
     for n in numbers:
         rng = np.random.default_rng(int(n))
-        pictures, bits = batch_of(data, np.array([n]), rng, augment=False)
-        wanted = [b for b in range(8) if int((bits >> b & 1).sum()) >= 60]
+        pictures, bits = batch_of(data, np.array([n]), rng, model.image_size, augment=False)
+        wanted = [b for b in range(8) if int((bits >> b & 1).sum()) >= 60 * (model.image_size / SIDE) ** 2]
         if not wanted:
             continue
         masks = torch.stack([(bits[0] >> b & 1).float() for b in wanted])
@@ -274,7 +275,7 @@ def measure(model: nn.Module, data: Slices, numbers: np.ndarray, clicks: int = 5
         for turn in range(clicks):
             logits, scores = decode(model, features, owner, points, labels, prior)
             prior = logits[torch.arange(len(wanted)), scores.argmax(1)][:, None]
-            p = F.interpolate(prior, size=(SIDE, SIDE), mode="bilinear")[:, 0] > 0
+            p = F.interpolate(prior, size=masks.shape[-2:], mode="bilinear")[:, 0] > 0
             t = masks > 0.5
             iou = ((p & t).sum((1, 2)) / (p | t).sum((1, 2))).tolist()
             if turn == 0:
@@ -294,11 +295,11 @@ def measure(model: nn.Module, data: Slices, numbers: np.ndarray, clicks: int = 5
     return out
 
 
-def save_model(state: dict[str, Tensor], file: Path) -> None:
+def save_model(state: dict[str, Tensor], file: Path, config: Path = CONFIG) -> None:
     """Weights as half-precision safetensors, with the configuration beside them: what a Segmenter loads."""
     half = {k: (v.half() if v.dtype.is_floating_point else v).contiguous() for k, v in state.items()}
     save_file(half, file)
-    file.with_suffix(".yaml").write_text(CONFIG.read_text(encoding="utf-8"), encoding="utf-8")
+    file.with_suffix(".yaml").write_text(config.read_text(encoding="utf-8"), encoding="utf-8")
 
 
 def main() -> None:
@@ -310,6 +311,7 @@ def main() -> None:
     parser.add_argument(
         "--start", type=Path, help="weights to go on from (.safetensors), in place of random ones"
     )
+    parser.add_argument("--config", type=Path, default=CONFIG, help="the architecture, as a SAM2 .yaml")
     parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument(
         "--dense-steps", type=int, default=700, help="first steps that train the encoder alone"
@@ -331,7 +333,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
 
-    model, head = build(), DenseHead(64)
+    model, head = build(args.config), DenseHead(64)
     if args.start:
         model.load_state_dict(load_file(args.start))
     parameters = [
@@ -392,12 +394,12 @@ def main() -> None:
                 checkpoint,
             )
         if (step % 1000 == 0 and step > args.dense_steps) or step == args.steps:
-            probe = build()
+            probe = build(args.config)
             probe.load_state_dict(averaged.state)
             curves.add(step=step, **measure(probe, data, np.arange(count, count + args.held)))
             curves.plot(args.out / "curves.png", "demo segmenter")
             started, since = time.time(), 0
-    save_model(averaged.state, args.out / "model.safetensors")
+    save_model(averaged.state, args.out / "model.safetensors", args.config)
 
 
 if __name__ == "__main__":
