@@ -9,10 +9,20 @@ import qt
 from .Agent import Agent
 from .ClickPlacement import ClickPlacement
 from .Errors import telling
-from .Texts import actionOf, areaOf, changeOf, plain, readable, secondsOf, thoughtOf
+from .Texts import (
+    actionOf,
+    areaOf,
+    changeOf,
+    plain,
+    readable,
+    secondsOf,
+    thoughtOf,
+    volumeChangeOf,
+    volumeOf,
+)
 
 _FIRST = "Let the agent make a step first"
-_NUMBER, _THINKING, _AREA, _CHANGE, _SECONDS = range(5)
+_NUMBER, _THINKING, _AREA, _CHANGE, _SECONDS, _SLICE = range(6)
 
 
 class StepsPanel:
@@ -26,14 +36,15 @@ class StepsPanel:
     def __init__(self, ui, agent: Agent, icons: Path, say) -> None:
         self.ui, self.agent, self._say = ui, agent, say
         self._icons = {
-            name: qt.QIcon(str(icons / f"{name}.svg")) for name in ("Include", "Exclude", "Finished")
+            name: qt.QIcon(str(icons / f"{name}.svg")) for name in ("Include", "Exclude", "Finished", "Followed")
         }
         self._placement = ClickPlacement()
         self._heard = ""
+        self._count = 0
         self._filling = False
         header = ui.stepsTree.header()
         header.setStretchLastSection(False)
-        for column in range(5):
+        for column in range(6):
             header.setSectionResizeMode(column, qt.QHeaderView.ResizeToContents)
         header.setSectionResizeMode(_THINKING, qt.QHeaderView.Stretch)
         ui.includeButton.setIcon(self._icons["Include"])
@@ -72,6 +83,8 @@ class StepsPanel:
             run.marks.moved.connect(self._onMoved)
         if run is None:
             self._placement.stop()
+        if len(self.agent.steps) != self._count:  # what was heard is a step now: the next thought begins
+            self._count, self._heard = len(self.agent.steps), ""
         self._showThought()
         self._offer()
 
@@ -79,18 +92,22 @@ class StepsPanel:
         tree, run = self.ui.stepsTree, self.agent.current
         tree.clear()
         before = None
+        volume = run is not None and run.scope == "volume"
+        tree.setColumnHidden(_SLICE, not volume)
+        tree.headerItem().setText(_AREA, "mL" if volume else "mm²")
         for step in self.agent.steps:
             item = qt.QTreeWidgetItem(tree)
             texts = (
                 str(step["number"]),
                 " ".join(thoughtOf(step).split()),
-                areaOf(step),
-                changeOf(step, before),
+                volumeOf(step) if volume else areaOf(step),
+                volumeChangeOf(step, before) if volume else changeOf(step, before),
                 secondsOf(step),
+                str(step["slice"] + 1) if volume else "",
             )
             for column, text in enumerate(texts):
                 item.setText(column, text)
-            for column in (_AREA, _CHANGE, _SECONDS):
+            for column in (_AREA, _CHANGE, _SECONDS, _SLICE):
                 item.setTextAlignment(column, qt.Qt.AlignRight | qt.Qt.AlignVCenter)
             item.setIcon(_NUMBER, self._icons[actionOf(step)])
             item.setToolTip(_NUMBER, actionOf(step))
@@ -103,13 +120,13 @@ class StepsPanel:
         ui, run = self.ui, self.agent.current
         record = run.record if run else None
         count = len(self.agent.steps)
-        cut = record is not None and "picture" in record.head
+        cut = run is not None and run.isOpened
         for button, possible, can, cannot in (
             (ui.includeButton, cut, "Click in the slice on what belongs to it (Ctrl+I)", _FIRST),
             (ui.excludeButton, cut, "Click in the slice on what does not belong to it (Ctrl+E)", _FIRST),
             (
                 ui.rejectButton,
-                bool(count) and self.agent.steps[-1]["by"] == "policy",
+                bool(count) and _isWord(self.agent.steps[-1]),
                 "Take the agent's last step back, tell it so, and let it try again (Ctrl+R)",
                 "The last step is not the agent's",
             ),
@@ -191,3 +208,8 @@ class StepsPanel:
     def _showMarks(self) -> None:
         if self.agent.current is not None:
             self.agent.current.show(self.agent.current.shown)
+
+
+def _isWord(step: dict) -> bool:
+    """Whether a step is something the policy said, so that it can be told that it was wrong."""
+    return step["by"] == "policy" and step["action"]["kind"] in ("click", "terminate")

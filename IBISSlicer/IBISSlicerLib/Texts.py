@@ -6,29 +6,33 @@ import html
 import re
 
 _TAGS = re.compile(r"<\s{0,4}/?\s{0,4}(?:think|action|answer)\s{0,4}>", re.IGNORECASE)
+_ACTION = re.compile(r"<\s{0,4}action\s{0,4}>.*", re.IGNORECASE | re.DOTALL)
 _BEGUN_TAG = re.compile(r"<[^<>]{0,12}$")
 
 
 def readable(reply: str) -> str:
-    """A reply, or the beginning of one, without its tags."""
-    return _BEGUN_TAG.sub("", _TAGS.sub("", reply)).strip()
+    """What a reply, or the beginning of one, says in words: without its tags, and without the click, which is shown."""
+    return _BEGUN_TAG.sub("", _TAGS.sub("", _ACTION.sub("", reply))).strip()
 
 
 def thoughtOf(step: dict) -> str:
     """What a step says: the policy's thinking, or who acted."""
     if step["by"] == "person":
         return "You accepted the mask." if isEnd(step) else "Placed by you."
-    return step["thinking"].strip() or "(no words)"
+    said = (step["thinking"].strip(), step.get("words", ""))
+    return "\n".join(filter(None, said)) or "(no words)"
 
 
 def isEnd(step: dict) -> bool:
-    return step["action"]["kind"] == "terminate"
+    return step["action"]["kind"] in ("terminate", "end")
 
 
 def actionOf(step: dict) -> str:
     """What a step did, in one or two words."""
     if isEnd(step):
         return "Finished"
+    if step["action"]["kind"] != "click":
+        return "Followed"
     return "Include" if step["action"]["positive"] else "Exclude"
 
 
@@ -45,6 +49,30 @@ def changeOf(step: dict, before: dict | None) -> str:
     if abs(change) < 0.5:
         return "="
     return f"{'+' if change > 0 else '−'}{number(abs(change))}"
+
+
+def volumeOf(step: dict) -> str:
+    """The volume of the mask in mL, for a step of a volume's run."""
+    return f"{step['ml']:.1f}"
+
+
+def volumeChangeOf(step: dict, before: dict | None) -> str:
+    """How that has changed since the step before."""
+    change = step["ml"] - (before["ml"] if before else 0.0)
+    if abs(change) < 0.05:
+        return "="
+    return f"{'+' if change > 0 else '−'}{abs(change):.1f}"
+
+
+def millilitres(value: float) -> str:
+    return f"{value:.1f} mL"
+
+
+def timeLeft(seconds: float) -> str:
+    """Roughly, as people say it."""
+    if seconds < 60:
+        return f"about {max(1, round(seconds))} s left"
+    return f"about {round(seconds / 60)} min left"
 
 
 def secondsOf(step: dict) -> str:

@@ -99,6 +99,19 @@ def test_reasoning_streams_in_and_the_step_becomes_a_row(asked: Panel) -> None:
     assert float(seconds) >= 0
 
 
+def test_in_a_run_each_thought_is_shown_alone_and_without_its_click(asked: Panel) -> None:
+    panel = asked
+    panel.script(seconds=0.01)
+    shown: list[tuple[int, str]] = []
+    panel.logic.textArrived.connect(
+        lambda piece: shown.append((len(panel.logic.steps), str(panel.ui.thoughtEdit.plainText)))
+    )
+    panel.run_all()
+    second = [text for steps, text in shown if steps == 1]
+    assert second[-1] == "The left lobe is missing."
+    assert all(second[-1].startswith(text) for text in second)
+
+
 def test_the_mask_and_a_numbered_ring_or_cross_appear_in_the_view(asked: Panel) -> None:
     panel = asked
     panel.run_all()
