@@ -20,6 +20,7 @@ def slicer_host() -> Iterator[Host]:
         pytest.skip(missing_parts())
     host = start()
     host.reset()
+    host.draw_views(always=False)
     yield host
     errors = list(host.errors)
     unanswered = host.unused_answers()

@@ -12,13 +12,15 @@ import os
 import subprocess
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import slicer
 import slicer.util
 from packaging.requirements import Requirement
+
+from .refuse import NotSimulatedError
 
 #: What Slicer 5.12 brings along in its own Python (its SuperBuild/External_python-*.cmake), with versions
 #: near those it ships.
@@ -64,8 +66,14 @@ class Packages:
         self.requests, self.failure, self.provided_by = [], None, None
         self._interpreter.write_text(str(Path(sys.prefix) / "bin" / "python"))
 
-    def _install(self, kind: str, requirements: list[str], log: Callable[[str], None] | None = None) -> None:
-        self.requests.append((kind, requirements))
+    def _install(
+        self,
+        kind: str,
+        requirements: list[str],
+        log: Callable[[str], None] | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
+        self.requests.append((kind, [*options, *requirements]))
         if self.failure is not None:
             if log is not None:
                 log(self.failure)
@@ -87,6 +95,19 @@ class Packages:
             return True
         version = self.installed.get(requirement.name.lower())
         return version is not None and requirement.specifier.contains(version, prereleases=True)
+
+
+#: Options of pip that are understood here; others are refused, since what they do would not be imitated.
+PIP_OPTIONS = ("--no-deps", "--no-build-isolation")
+
+
+def _pip_arguments(value: Any) -> tuple[list[str], list[str]]:
+    """(options, requirements) of what `pip_install` takes: a pip command line, as a text or as a list."""
+    arguments = value.split() if isinstance(value, str) else [str(one) for one in value]
+    options = [one for one in arguments if one.startswith("-")]
+    if set(options) - set(PIP_OPTIONS):
+        raise NotSimulatedError(f"pip install {' '.join(options)}")
+    return options, [str(Requirement(one)) for one in arguments if not one.startswith("-")]
 
 
 def _requirements(value: Any) -> list[Requirement]:
@@ -119,10 +140,12 @@ def make_packaging_module(packages: Packages) -> types.ModuleType:
         logCallback: Callable[[str], None] | None = None,
         completedCallback: Callable[[int], None] | None = None,
     ) -> Any:
-        wanted = [str(one) for one in _requirements(requirements)]
-        extra = [str(one) for one in _requirements(no_deps_requirements or [])]
+        if not isinstance(requirements, (str, list)):
+            raise ValueError("pip_install requirement input must be string or list")
+        options, wanted = _pip_arguments(requirements)
+        extra = _pip_arguments(no_deps_requirements or [])[1]
         try:
-            packages._install("pip", wanted + extra, logCallback)
+            packages._install("pip", wanted + extra, logCallback, options)
         except subprocess.CalledProcessError:
             if blocking:
                 raise
@@ -150,7 +173,7 @@ def make_packaging_module(packages: Packages) -> types.ModuleType:
         question = f"{len(missing)} Python packages need to be installed. Continue?"
         if prompt_install and not slicer.util.confirmOkCancelDisplay(question, requester, detailedText=names):
             raise RuntimeError("User declined package installation")
-        return pip_install(missing, constraints, None, skip_packages, requester=requester)
+        return pip_install([str(one) for one in missing], constraints, None, skip_packages, requester=requester)
 
     for thing in (load_requirements, pip_check, pip_install, pip_ensure):
         setattr(module, thing.__name__, thing)

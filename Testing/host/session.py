@@ -323,6 +323,7 @@ class Host:
 
     def _hover(self, target: Any, point: Any) -> None:
         """Come from beside: Qt sends no event where the mouse is already, and Slicer needs one to see it."""
+        target.forceRender()  # a person aims at what is drawn
         for place in (point + QtCore.QPoint(8, 8), point):
             QTest.mouseMove(target, place)
             self.process_events()
@@ -336,6 +337,11 @@ class Host:
         self.views[view].node.JumpSliceByOffsetting(*ras)
         self.process_events()
 
+    def draw_views(self, always: bool) -> None:
+        """Draw the slice views whenever Slicer would, or (`always` False) only when a test looks or aims."""
+        for name in self.views:
+            self.app.layoutManager().sliceWidget(name).sliceView()._always = always
+
     def picture(self, view: str) -> Any:
         """What the slice view shows: (H, W, 3) uint8."""
         return self.views[view].picture()
@@ -347,6 +353,7 @@ class Host:
 
     def screenshot(self, path: str | Path) -> None:
         """The whole window as a PNG, with the strip that says what it is."""
+        self.draw_views(True)
         self.process_events()
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         if not self.window.grab().save(str(path)):
@@ -371,6 +378,8 @@ class Host:
         self.scene.Clear(0)
         for node in slicer.util.getNodesByClass("vtkMRMLScriptedModuleNode"):
             self.scene.RemoveNode(node)  # singletons outlive closing a scene
+        for name, plane, _ in VIEWS:
+            self.views[name].node.SetOrientation(plane)
         self.mrml.logic.GetInteractionNode().SetCurrentInteractionMode(
             slicer.vtkMRMLInteractionNode.ViewTransform
         )

@@ -37,8 +37,8 @@ class qMRMLSliceView(QtWidgets.QWidget):
         super().__init__(parent)
         self._view = view
         self._paused = 0
-        #: pictures rendered so far
-        self._renders = 0
+        #: whether to draw whenever Slicer would; otherwise only when somebody looks, which saves tests minutes
+        self._always = True
         view.on_request = self.scheduleRender
         QtWidgets.QWidget.setMouseTracking(self, True)
         QtWidgets.QWidget.setMinimumSize(self, 160, 140)
@@ -50,8 +50,9 @@ class qMRMLSliceView(QtWidgets.QWidget):
         self._view.logic.FitSliceToBackground()
 
     def paintEvent(self, event: Any) -> None:
+        if not self._always:
+            return
         picture = self._view.picture()
-        self._renders += 1
         height, width, _ = picture.shape
         image = QtGui.QImage(picture.data, width, height, 3 * width, QtGui.QImage.Format.Format_RGB888)
         painter = QtGui.QPainter(self)
@@ -87,11 +88,14 @@ class qMRMLSliceView(QtWidgets.QWidget):
     # ---- what modules call
 
     def scheduleRender(self) -> None:
-        if not self._paused:
+        if self._always and not self._paused:
             QtWidgets.QWidget.update(self)
 
     def forceRender(self) -> None:
-        QtWidgets.QWidget.repaint(self)
+        if self._always:
+            QtWidgets.QWidget.repaint(self)
+        else:
+            self._view.picture()
 
     def mrmlSliceNode(self) -> Any:
         return self._view.node
