@@ -10,7 +10,8 @@ Requests (to the worker's stdin), each with an integer `id`:
 | load     | policy, segmenter, segmenter_config, device, precision | `ready` |
 | ask      | session, question, scope, limits; image, or head and known to resume | `done` with `head` |
 | step     | session, after (uids of the steps to go on from), rejected | `step`, `done` |
-| add      | session, after, click | `step`, `done` |
+| add      | session, after, click; for a volume slice, replace | `step`, `done` |
+| spread   | session, after, slice: the neighbours of a clicked slice again | `step`, `done` |
 | info     | policy, device, precision: is there room for them? | `done` with `info` |
 | close    | session | `done` |
 | unload   | | `done` |
@@ -20,8 +21,13 @@ Requests (to the worker's stdin), each with an integer `id`:
 `image` is described at workbench.cut_picture; `head` is a trajectory without its steps, `known` its steps by
 uid. Going back, undoing and redoing need no request: `after` says which steps a request builds on.
 
+A question of scope "volume" is about a whole volume or a range: its steps are the actions of a volume run (see
+volume_run_record), it needs the image to be resumed as well, and while it grows there is a `slice` event for every
+slice (slice, known, done, total, seconds_left). A growth that is cancelled ends with `step` and `done`, `stopped`
+true: the slices done count.
+
 Events (from the worker): `hello` (once, with the real process id), `loading`, `ready`, `text` (a piece of the
-reply being written), `retry` (the reply could not be read, the policy is asked once more), `step`, `done`,
+reply being written), `slice`, `retry` (the reply could not be read, the policy is asked once more), `step`, `done`,
 `error` (kind, text, mend), `log`. All but hello and log carry the `id` of their request, and those of a
 session its `session`, so that a late one can be told and dropped.
 """
@@ -35,8 +41,10 @@ from typing import Any
 PROTOCOL = 1
 MAX_LINE = 64 * 1024 * 1024  # a longer line is not ours: stop collecting it
 
-REQUESTS = frozenset({"load", "ask", "step", "add", "info", "close", "unload", "cancel", "shutdown"})
-EVENTS = frozenset({"hello", "loading", "ready", "text", "retry", "step", "done", "error", "log"})
+REQUESTS = frozenset(
+    {"load", "ask", "step", "add", "spread", "info", "close", "unload", "cancel", "shutdown"}
+)
+EVENTS = frozenset({"hello", "loading", "ready", "text", "retry", "slice", "step", "done", "error", "log"})
 
 # What an `error` event can be about. The client acts on the kind and shows the text.
 CANCELLED, MEMORY, INPUT, MODEL, REPLY, INTERNAL = (

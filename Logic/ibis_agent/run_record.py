@@ -46,8 +46,10 @@ class RunRecord:
         session: names the run to the worker; new for every record, kept when it is saved.
         question: what was asked.
         head: the trajectory without its steps and outcome (picture, models, limits), once the worker has
-        answered.
+            answered.
     """
+
+    schema = SCHEMA
 
     def __init__(self, question: str, session: str | None = None):
         self.session = session or uuid.uuid4().hex
@@ -126,7 +128,7 @@ class RunRecord:
         """The worker has cut the picture. A record that has one already keeps it: its steps belong to that
         one.
         """
-        if "picture" not in self.head:
+        if not self.head:
             self.head = dict(head)
         else:
             self.head["models"] = head.get("models", self.head.get("models", {}))
@@ -210,7 +212,7 @@ class RunRecord:
         kept = [self._state, *self._undo, *self._redo]
         used = {uid for state in kept for uid in (*state.steps, state.rejected)}
         return {
-            "schema": SCHEMA,
+            "schema": self.schema,
             "session": self.session,
             "question": self.question,
             "head": self.head,
@@ -224,7 +226,7 @@ class RunRecord:
     def from_json(cls, record: Mapping[str, Any]) -> RunRecord:
         """The reverse of `to_json`. Raises InputError for anything that is no record."""
         try:
-            if record["schema"] != SCHEMA:
+            if record["schema"] != cls.schema:
                 raise ValueError(f"schema {record['schema']}")
             run = cls(str(record["question"]), str(record["session"]))
             run.head = dict(record["head"])
@@ -233,10 +235,13 @@ class RunRecord:
             run._undo = [run._checked(state) for state in record["undo"]]
             run._redo = [run._checked(state) for state in record["redo"]]
             if run._known:
-                PictureGeometry.from_json(run.head["picture"]["geometry"])
+                run._check_head()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError("this is no saved run", value=f"{type(error).__name__}: {error}") from error
         return run
+
+    def _check_head(self) -> None:
+        PictureGeometry.from_json(self.head["picture"]["geometry"])
 
     def _checked(self, state: Mapping[str, Any]) -> _State:
         steps = tuple(str(uid) for uid in state["steps"])

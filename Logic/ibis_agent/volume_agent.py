@@ -56,7 +56,7 @@ def act(run: VolumeRun, watch: Watch) -> VolumeAction | None:
     if stage == "review":
         return second_look.look_again(run, run.doubts()[0], watch)
     if stage == "finish":
-        return _finish(run)
+        return _finish(run, watch)
     raise InputError(f"the run has ended: {run.reason}", mend="Add a click, or go back.")
 
 
@@ -100,7 +100,7 @@ def _clicked(run: VolumeRun, index: int, step: Step, words: str, begun: float, w
     return run.done("click", index, "policy", words, begun, watch, steps=(step,), clicks=clicks)
 
 
-def _finish(run: VolumeRun) -> VolumeAction:
+def _finish(run: VolumeRun, watch: Watch) -> VolumeAction:
     key, begun, words = run.key, time.perf_counter(), _FOLLOWED
     if key is None:
         if run.policy is None:
@@ -109,4 +109,4 @@ def _finish(run: VolumeRun) -> VolumeAction:
         key = run.actions[0].index if run.actions else run.slices.first
     elif not run.found[key].mask.any():
         words = f"The policy left no mask on its key slice {key}."
-    return run.done("end", key, "policy", words, begun)
+    return run.done("end", key, "policy", words, begun, watch)

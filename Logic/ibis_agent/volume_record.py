@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -200,30 +200,13 @@ class VolumeReplay:
     warnings: tuple[str, ...]
 
 
-def volume_to_json(run: VolumeRun, source: str | os.PathLike[str] = "", created: str = "") -> dict[str, Any]:
-    """The record of a run as it stands; `source` is the scan's path, of which the name is kept."""
+def head_of_run(run: VolumeRun, source: str | os.PathLike[str] = "", created: str = "") -> dict[str, Any]:
+    """The record of a run without its outcome, actions and slices, for who keeps those.
+
+    source: the scan's path, of which the name is kept.
+    """
     slices = run.slices
-    met = sorted({*run.found, *(action.index for action in run.actions)})
-    pictures = {index: slices.picture(index) for index in met}
-    areas = run.areas_mm2()
-    name = os.path.basename(os.path.normpath(source)) if os.fspath(source) else ""
-    rows = []
-    for index in met:
-        found, inside, mask = run.found.get(index), slices.inside(index), run.mask(index)
-        row: dict[str, Any] = {
-            "slice": index,
-            "mask_rle": encode_rle(mask),
-            "area_px": area(mask),
-            "area_mm2": areas.get(index, 0.0),
-            "score": None if found is None else found.score,
-            "presence": None if found is None else found.presence,
-            "anchor": found is not None and found.anchor,
-            "picture": picture_to_json(pictures[index], name),
-        }
-        if inside is not None:
-            row["inside_rle"] = encode_rle(inside)
-        rows.append(row)
-    limits = {**dataclasses.asdict(run.limits), "follow": run.memory.way}
+    geometry = slices.geometry(slices.first)
     return {
         "schema": SCHEMA,
         "created": created or datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -233,23 +216,79 @@ def volume_to_json(run: VolumeRun, source: str | os.PathLike[str] = "", created:
             "policy": None if run.policy is None else dict(run.policy.identity),
             "segmenter": dict(run.segmenter.identity),
         },
-        "limits": limits,
+        "limits": {**dataclasses.asdict(run.limits), "follow": run.memory.way},
         "volume": {
-            "source": name,
+            "source": os.path.basename(os.path.normpath(source)) if os.fspath(source) else "",
             "first": slices.first,
             "last": slices.last,
             "count": len(slices),
-            "key": run.key,
             "gap_mm": run.gap_mm,
-            "ml": run.volume_ml,
+            "geometry": geometry.to_json(),
             **_how_cut(slices),
         },
-        "answer": run.answer,
-        "status": run.status,
-        "reason": run.reason,
-        "actions": [action_to_json(action, pictures[action.index].geometry) for action in run.actions],
-        "slices": rows,
     }
+
+
+def slice_to_json(run: VolumeRun, index: int) -> dict[str, Any] | None:
+    """What is known of one slice; None where nothing is."""
+    found, mask = run.found.get(index), run.mask(index)
+    if found is None:
+        return None
+    return {
+        "slice": index,
+        "mask_rle": encode_rle(mask),
+        "area_px": area(mask),
+        "area_mm2": area(mask) * run.row_mm * run.col_mm,
+        "score": found.score,
+        "presence": found.presence,
+        "anchor": found.anchor,
+    }
+
+
+def put_together(
+    head: Mapping[str, Any],
+    outcome: Mapping[str, Any],
+    actions: Sequence[Mapping[str, Any]],
+    slices: Mapping[int, Mapping[str, Any]],
+    picture_of: Callable[[int], Picture],
+    inside: Callable[[int], np.ndarray | None] = lambda index: None,
+) -> dict[str, Any]:
+    """The whole record out of its parts.
+
+    Args:
+        head: see `head_of_run`. outcome: answer, status, reason.
+        actions: see `action_to_json`. slices: see `slice_to_json`.
+        picture_of: the picture of a slice.
+        inside: where masks of a slice may lie, see stack.Slices.
+    """
+    source = str(head["volume"]["source"])
+    rows = []
+    for index in sorted({*slices, *(int(action["slice"]) for action in actions)}):
+        picture = picture_of(index)
+        empty = encode_rle(np.zeros(picture.rgb.shape[:2], dtype=bool))
+        nothing = {"area_px": 0, "area_mm2": 0.0, "score": None, "presence": None, "anchor": False}
+        row = {"slice": index, "mask_rle": empty, **nothing, **slices.get(index, {})}
+        clip = inside(index)
+        if clip is not None:
+            row["inside_rle"] = encode_rle(clip)
+        rows.append({**row, "picture": picture_to_json(picture, source)})
+    key = next((int(action["slice"]) for action in actions if action["kind"] == "click"), None)
+    ml = sum(float(row["area_mm2"]) for row in rows) * float(head["volume"]["gap_mm"]) / 1000
+    volume = {**head["volume"], "key": key, "ml": ml}
+    return {**head, "volume": volume, **outcome, "actions": [dict(each) for each in actions], "slices": rows}
+
+
+def volume_to_json(run: VolumeRun, source: str | os.PathLike[str] = "", created: str = "") -> dict[str, Any]:
+    """The record of a run as it stands."""
+    geometry = run.slices.geometry(run.slices.first)
+    return put_together(
+        head_of_run(run, source, created),
+        {"answer": run.answer, "status": run.status, "reason": run.reason},
+        [action_to_json(action, geometry) for action in run.actions],
+        {index: slice_to_json(run, index) or {} for index in run.found},
+        run.slices.picture,
+        run.slices.inside,
+    )
 
 
 def _how_cut(slices: Slices) -> dict[str, Any]:

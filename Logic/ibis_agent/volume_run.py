@@ -51,6 +51,7 @@ class VolumeRun:
         features: kept for all slices; may serve another run over the same slices.
         limits: where the policy is stopped.
         actions: all that was done and not taken back.
+        rejected: the action that the person took back last, as long as nothing has followed.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class VolumeRun:
         self.actions: tuple[VolumeAction, ...] = ()
         self._bases: dict[int, Prediction | None] = {}
         self._paused = ""
+        self.rejected: VolumeAction | None = None
         self._doubted: tuple[Any, list[Doubt]] = (None, [])
         self._now = Moment((), self.memory.state(), {})  # after the last action
         self._history = History(self._now, history_limit)
@@ -233,6 +235,19 @@ class VolumeRun:
         with self._whole():
             return volume_growth.grow(self, index, True, watch or Watch())
 
+    def reject(self) -> None:
+        """Take the policy's last word back, with what grew from it, and tell it so at its next turn there."""
+        kept = self.actions
+        while kept and kept[-1].kind == "grow" and kept[-1].index == kept[-2].index and kept[-2].look:
+            kept = kept[:-1]
+        if not kept or kept[-1].by != "policy" or not kept[-1].steps:
+            raise InputError("the last action is no word of the policy's", mend="Go back instead.")
+        last = kept[-1]
+        self._past.append(self.actions)
+        self._future.clear()
+        self.go_to(kept[:-1])
+        self.rejected = last
+
     def go_to(self, actions: Sequence[VolumeAction]) -> None:
         """Stand after these actions: some of this run's first ones, or those of a record.
 
@@ -340,13 +355,14 @@ class VolumeRun:
         return bool(self.actions) and self.actions[-1].kind == "end"
 
     def _append(self, action: VolumeAction) -> None:
-        self.actions, self._paused = (*self.actions, action), ""
+        self.actions, self._paused, self.rejected = (*self.actions, action), "", None
         self._now = Moment(self.actions, self.memory.state(), dict(self._bases))
         if action.changes:
             self._history.keep(self._now)
 
     def _put_back(self, moment: Moment) -> None:
-        self.actions, self._bases, self._paused = moment.actions, dict(moment.bases), ""
+        self.actions, self._bases = moment.actions, dict(moment.bases)
+        self._paused, self.rejected = "", None
         self.memory.restore(moment.state)
         self._now = moment
 

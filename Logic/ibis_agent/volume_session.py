@@ -26,7 +26,7 @@ HELP = """\
      57 - x y    your own negative click there u / r       undo / redo the last change of masks
      57 g        find the neighbours of slice 57 again, until they come out as they were
      all         let the agent go on to its end            a / q       accept, or stop here: keep everything
-     d           discard and end               ?           this help
+     x           reject: take back, and tell the agent so  d           discard and end, ? this help
      x to the right and y down from 0 to 1; or pixels, column then row:  57 + 91 48 px"""
 _AGAIN = re.compile(r"(\d{1,9})?\s*g(?:row)?", re.ASCII)
 
@@ -164,7 +164,8 @@ class VolumeSession:
         elif command in (Do("accept"), Do("quit")):
             return True
         elif command == Do("reject"):
-            raise InputError("a volume's actions are taken back, not rejected", mend="Type b, then click.")
+            run.reject()
+            self._tell_state()
         elif run.status == "ended":
             return True
         else:

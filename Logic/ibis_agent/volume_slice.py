@@ -38,7 +38,25 @@ class SliceSegmenter:
 def episode_on(run: VolumeRun, index: int, standing: Prediction | None = None) -> Episode:
     """A fresh episode on a slice; `standing`: the mask that is there."""
     picture, segmenter = run.slices.picture(index), SliceSegmenter(run, index)
-    return Episode(picture, run.question, run.policy, segmenter, run.limits.episode, standing)
+    episode = Episode(picture, run.question, run.policy, segmenter, run.limits.episode, standing)
+    _resume(run, index, episode, [])
+    return episode
+
+
+def _resume(run: VolumeRun, index: int, episode: Episode, steps: Sequence[Step]) -> None:
+    """Let the episode stand after `steps`, and know of the action there that the person took back."""
+    rejected = run.rejected
+    back = rejected is not None and rejected.index == index
+    if rejected is not None and back:
+        steps = [*steps, *rejected.steps[-1:]]
+    ready: list[Step] = []
+    for number, step in enumerate(steps, 1):
+        step = replace(step, number=number)
+        ready.append(episode.relive(ready, step) if step.logits is None else step)
+    if ready:
+        episode.restore(ready)
+    if back:
+        episode.reject()
 
 
 def key_episode(run: VolumeRun) -> Episode:
@@ -51,11 +69,7 @@ def key_episode(run: VolumeRun) -> Episode:
         if action.index == key and action.kind == "click" and not action.look:
             # A click that was moved takes the place of an earlier one, and of all after that.
             steps = [*steps[: len(action.clicks) - 1], *action.steps[-1:]]
-    ready: list[Step] = []
-    for number, step in enumerate(steps, 1):
-        step = replace(step, number=number)
-        ready.append(episode.relive(ready, step) if step.logits is None else step)
-    episode.restore(ready)
+    _resume(run, key, episode, steps)
     return episode
 
 

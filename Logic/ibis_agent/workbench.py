@@ -28,6 +28,7 @@ from .policy import Policy
 from .protocol import Message
 from .scan import Scan
 from .trajectory import head_of, picture_from_json, step_from_json, step_to_json
+from .workbench_volume import KeptFeatures, VolumeQuestion, stack_from
 
 DEMO = "demo"
 _DEMO_FOLDER = Path(__file__).parent / "demo"
@@ -47,16 +48,16 @@ class _Session:
 
 
 class Workbench:
-    """Answers requests one at a time. `do` returns the last event of its request and raises what went wrong.
-    """
+    """Answers requests one at a time. `do` returns the last event of its request and raises what went wrong."""
 
-    scopes: Sequence[str] = ("slice",)  # what `ask` can be asked about
+    scopes: Sequence[str] = ("slice", "volume")  # what `ask` can be asked about
 
     def __init__(self) -> None:
         self._policy: Policy | None = None
         self._segmenter: Any = None
         self._made_of: dict[str, tuple[str, ...]] = {}  # which settings each loaded part came from
-        self._sessions: dict[str, _Session] = {}
+        self._sessions: dict[str, _Session | VolumeQuestion] = {}
+        self._kept = KeptFeatures()
 
     def do(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
         """Raises IbisError for what a person can mend, and whatever else went wrong."""
@@ -65,6 +66,7 @@ class Workbench:
             "ask": self._ask,
             "step": self._step,
             "add": self._add,
+            "spread": self._spread,
             "info": self._info,
             "close": self._close,
             "unload": self._unload,
@@ -96,6 +98,7 @@ class Workbench:
             self._policy = None
         if self._made_of.get("segmenter") != segmenter:
             self._segmenter = None
+            self._kept.forget()
         self.free_memory()
         if self._segmenter is None:
             emit("loading", text=f"Loading the segmenter ({_shown(where['segmenter'])}) …")
@@ -127,6 +130,7 @@ class Workbench:
     def _unload(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
         self._sessions.clear()
         self._policy = self._segmenter = None
+        self._kept.forget()
         self._made_of.clear()
         self.free_memory()
         return {"event": "done"}
@@ -187,6 +191,8 @@ class Workbench:
             raise ModelError("no models are loaded", mend="Load them first.")
         if request.get("scope", "slice") not in self.scopes:
             raise InputError("this worker cannot be asked about that", value=request.get("scope"))
+        if request.get("scope") == "volume":
+            return self._ask_volume(request)
         head, limits = request.get("head"), Limits(**(request.get("limits") or {}))
         card = self._policy.card
         if head:
@@ -203,7 +209,18 @@ class Workbench:
         self._sessions[str(request["session"])] = _Session(episode, recorded=dict(request.get("known") or {}))
         return {"event": "done", "head": head_of(episode, source)}
 
+    def _ask_volume(self, request: Message) -> Message:
+        assert self._policy is not None
+        image = request["image"]
+        stack = stack_from(image, scan_of(image), self._policy.card, request.get("head"))
+        question = VolumeQuestion(request, stack, self._policy, self._segmenter, self._kept)
+        self._sessions[str(request["session"])] = question
+        return {"event": "done", "head": question.head()}
+
     def _step(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
+        volume = self._volume(request)
+        if volume is not None:
+            return volume.step(request, emit, cancelled)
         session = self._at(request)
         if request.get("rejected"):
             self._rewind(session, (*session.now, str(request["rejected"])))
@@ -217,10 +234,19 @@ class Workbench:
         return self._told(session, step, emit)
 
     def _add(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
+        volume = self._volume(request)
+        if volume is not None:
+            return volume.add(request, emit, cancelled)
         session = self._at(request)
         click = request["click"]
         step = session.episode.add(Click(click["x"], click["y"], bool(click["positive"])))
         return self._told(session, step, emit)
+
+    def _spread(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
+        volume = self._volume(request)
+        if volume is None:
+            raise InputError("this is for questions about volumes", value=request.get("session"))
+        return volume.spread(request, emit, cancelled)
 
     def _close(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
         self._sessions.pop(str(request.get("session")), None)
@@ -238,10 +264,15 @@ class Workbench:
             emit("step", step=record, after=list(after), **outcome)
         return {"event": "done", **outcome}
 
+    def _volume(self, request: Message) -> VolumeQuestion | None:
+        """The request's question if it is about a volume."""
+        session = self._sessions.get(str(request.get("session")))
+        return session if isinstance(session, VolumeQuestion) else None
+
     def _at(self, request: Message) -> _Session:
         """The request's session, its episode standing where the request wants to go on."""
         session = self._sessions.get(str(request.get("session")))
-        if session is None:
+        if not isinstance(session, _Session):
             raise InputError("this question is not open", value=request.get("session"), mend="Ask it first.")
         self._rewind(session, tuple(str(uid) for uid in request.get("after", session.now)))
         return session
@@ -276,12 +307,19 @@ def cut_picture(image: Message, orientation: Any, preferred: Sequence[float] | N
     - "window": (minimum, maximum) in grey values that must be used, or None;
     - "shown": the one used where neither a person nor the policy's card (`preferred`) asks for one, or None for
       the 1st and 99th percentile;
+    - "range", for a whole volume: first and last slice, and "roi": six voxel indices, see stack.stack_of;
     - "name" and "modality", for people.
     """
+    window = image.get("window") or preferred or image.get("shown")
+    return cut(scan_of(image), "xyz"[int(image["axis"])], int(image["index"]), window, orientation)
+
+
+def scan_of(image: Message) -> Scan:
+    """The scan behind an `image`, see `cut_picture`. Raises InputError."""
     try:
         voxels = np.load(image["file"], mmap_mode="r", allow_pickle=False)
         shape = tuple(int(n) for n in image["shape"])
-        axis, index = int(image["axis"]), int(image["index"])
+        axis = int(image["axis"])
         affine = np.array(image["affine"], dtype=np.float64)
     except (OSError, ValueError, TypeError) as error:
         raise InputError("the image that came with the question cannot be read", value=str(error)) from error
@@ -289,7 +327,7 @@ def cut_picture(image: Message, orientation: Any, preferred: Sequence[float] | N
     slab = tuple(1 if each == axis else n for each, n in enumerate(shape))
     if voxels.shape not in (shape, slab):
         raise InputError("the image has another shape than was said", value=f"{voxels.shape} for {shape}")
-    scan = Scan(
+    return Scan(
         voxels=np.broadcast_to(voxels, shape),
         affine=affine,
         kind="volume",
@@ -297,7 +335,6 @@ def cut_picture(image: Message, orientation: Any, preferred: Sequence[float] | N
         name=str(image.get("name") or ""),
         modality=str(image.get("modality") or ""),
     )
-    return cut(scan, "xyz"[axis], index, image.get("window") or preferred or image.get("shown"), orientation)
 
 
 def _policy_folder(where: str) -> Path:

@@ -67,6 +67,7 @@ class Job:
     opened: Callable[[Message], None] = lambda message: (
         None
     )  # the answer to `ask`, where one was needed first
+    prepare: Callable[[], Message] = dict  # fields that are settled only when the job's turn comes
     _over: bool = False
 
     @property
@@ -242,9 +243,8 @@ class WorkerClient:
                 job.finish(self.ready or {})
             else:
                 self._queue.popleft()
-                self._send(
-                    job.request, job, {**job.fields, "session": job.session} if job.session else job.fields
-                )
+                session = {"session": job.session} if job.session else {}
+                self._send(job.request, job, {**job.prepare(), **job.fields, **session})
 
     def _start_worker(self, job: Job) -> bool:
         self._generation += 1

@@ -1,0 +1,113 @@
+"""What a run over a volume consists of, kept by the side that must not lose it.
+
+As run_record, whose way back, undo and saving it shares; but a step here is an action of a volume run (schema
+ibis-volume/1) with two more keys: `uid` names it to the worker, and `touched` holds what has become known of
+slices with it, by slice (see volume_record.slice_to_json; null for a slice that is not known any more).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .actions import Click
+from .errors import InputError
+from .geometry import PictureGeometry
+from .masks import decode_rle
+from .picture import Picture
+from .run_record import Json, RunRecord
+from .volume_record import put_together
+
+
+class VolumeRunRecord(RunRecord):
+    """One question's run through a volume. `number` means: after so many actions; None is after all."""
+
+    schema = "ibis-volume-run/1"
+
+    @property
+    def geometry(self) -> PictureGeometry:
+        """Of the first slice that may be worked on. Raises InputError before the worker has opened the run."""
+        if not self.head:
+            raise InputError("this run has no slices yet")
+        return PictureGeometry.from_json(self.head["volume"]["geometry"])
+
+    def geometry_of(self, index: int) -> PictureGeometry:
+        return replace(self.geometry, index=index)
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """The first and the last slice that may be worked on."""
+        volume = self.head["volume"]
+        return int(volume["first"]), int(volume["last"])
+
+    def slices(self, number: int | None = None) -> dict[int, Json]:
+        """What is known of every slice (see volume_record.slice_to_json)."""
+        known: dict[int, Json] = {}
+        for action in self.steps[:number]:
+            for index, each in action["touched"].items():
+                if each is None:
+                    known.pop(int(index), None)
+                else:
+                    known[int(index)] = each
+        return known
+
+    def mask_of(self, index: int, number: int | None = None) -> np.ndarray:
+        """(H, W) bool: the object in a slice."""
+        return self.decode(self.slices(number).get(index))
+
+    def decode(self, known: Mapping[str, Any] | None) -> np.ndarray:
+        """(H, W) bool of an entry of `slices`; empty for None."""
+        shape = self.geometry.height, self.geometry.width
+        return np.zeros(shape, bool) if known is None else decode_rle(str(known["mask_rle"]), shape)
+
+    def areas_mm2(self, number: int | None = None) -> dict[int, float]:
+        """By slice, of all that were visited."""
+        return {index: float(each["area_mm2"]) for index, each in sorted(self.slices(number).items())}
+
+    def volume_ml(self, number: int | None = None) -> float:
+        return sum(self.areas_mm2(number).values()) * float(self.head["volume"]["gap_mm"]) / 1000
+
+    def clicks_on(self, index: int, number: int | None = None) -> list[Click]:
+        """All clicks that a slice stands on."""
+        made = [each for each in self.steps[:number] if each["kind"] == "click" and each["slice"] == index]
+        return [Click(c["x"], c["y"], bool(c["positive"])) for c in made[-1]["clicks"]] if made else []
+
+    def clicked(self, number: int | None = None) -> list[int]:
+        """The slices that were clicked."""
+        return sorted({int(each["slice"]) for each in self.steps[:number] if each["kind"] == "click"})
+
+    def finish(self) -> None:
+        """The person accepts the mask as it is: an end of theirs, unless the run has ended already."""
+        steps = self.steps
+        if not steps or steps[-1]["kind"] == "end":
+            return
+        words = "The person accepted the mask."
+        end = {
+            "uid": uuid.uuid4().hex[:12],
+            "kind": "end",
+            "slice": steps[-1]["slice"],
+            "by": "person",
+            "words": words,
+            **{key: [] for key in ("steps", "clicks", "ways")},
+            "touched": {},
+            "seconds": 0.0,
+        }
+        self.extend(self.after, end, {"status": "ended", "reason": words, "answer": self.answer})
+
+    def trajectory_with(
+        self,
+        picture_of: Callable[[int], Picture],
+        inside: Callable[[int], np.ndarray | None] = lambda index: None,
+    ) -> Json:
+        """The whole record of the run so far (schema ibis-volume/1). picture_of: the picture of a slice."""
+        outcome = {"answer": self.answer, "status": self.status, "reason": self.reason}
+        told = ("uid", "touched")
+        actions = [{key: each[key] for key in each if key not in told} for each in self.steps]
+        return put_together(self.head, outcome, actions, self.slices(), picture_of, inside)
+
+    def _check_head(self) -> None:
+        _ = self.geometry
