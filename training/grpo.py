@@ -44,7 +44,7 @@ from training.hand_over import HISTORY, history_of, named, new_folder, write_pol
 from training.objective import advantages, clipped, divergence, figures
 from training.reply_trainer import Stopping
 from training.rollouts import Roller, Rollout, RolloutTurn
-from training.sampling import BatchPolicy
+from training.sampling import BatchPolicy, Request, Sample
 from training.settings import read_settings, settings_to_json
 from training.sft import STOPPED, trainable_model
 from training.sft_settings import SftSettings
@@ -144,8 +144,17 @@ class Run:
     def _step(self, turns: Sequence[tuple[RolloutTurn, float]], sums: dict[str, float]) -> None:
         """One step of the optimiser: the mean over all tokens of `turns`."""
         settings = self.settings
-        said = [(turn.request, turn.said.ids) for turn, _ in turns]
-        count = sum(len(ids) for _, ids in said)
+        # What was said several times in the same state is computed once.
+        alike: dict[tuple[bytes, tuple[int, ...]], list[tuple[Sample, float]]] = {}
+        said: list[tuple[Request, tuple[int, ...]]] = []
+        for turn, value in turns:
+            assert turn.request is not None
+            key = (turn.request.key, turn.said.ids)
+            if key not in alike:
+                said.append((turn.request, turn.said.ids))
+            alike.setdefault(key, []).append((turn.said, value))
+        several = list(alike.values())
+        count = sum(len(turn.said.ids) for turn, _ in turns)
         self.optimiser.zero_grad(set_to_none=True)
         for batch in self.policy.batches(said, settings.tokens):
             mine = [said[n] for n in batch]
@@ -154,15 +163,15 @@ class Run:
             fixed = self._reference(mine) if settings.kl else None
             total = torch.zeros((), device=self.policy.device)
             for k, n in enumerate(batch):
-                turn, value = turns[n]
-                old = torch.from_numpy(turn.said.logprobs).to(new[k].device)
-                each, held = clipped(new[k], old, value, settings.clip_low, settings.clip_high)
-                if fixed is not None:
-                    apart = divergence(new[k], fixed[k])
-                    each = each + settings.kl * apart
-                    sums["kl"] += float(apart.detach().sum())
-                sums["clipped"] += float(held.sum())
-                total = total + each.sum()
+                for sample, value in several[n]:
+                    old = torch.from_numpy(sample.logprobs).to(new[k].device)
+                    each, held = clipped(new[k], old, value, settings.clip_low, settings.clip_high)
+                    sums["clipped"] += float(held.sum())
+                    if fixed is not None:
+                        apart = divergence(new[k], fixed[k])
+                        each = each + settings.kl * apart
+                        sums["kl"] += float(apart.detach().sum())
+                    total = total + each.sum()
             (total / count).backward()
         gradient = nn.utils.clip_grad_norm_(self.trained.values(), settings.clip)
         if not bool(torch.isfinite(gradient)):
@@ -337,6 +346,7 @@ def _parts(
     """The turns in about equal parts; those of equal requests stay together, which is what makes them cheap."""
     together: dict[bytes, list[tuple[RolloutTurn, float]]] = {}
     for turn, value in turns:
+        assert turn.request is not None
         together.setdefault(turn.request.key, []).append((turn, value))
     groups = list(together.values())
     found: list[list[tuple[RolloutTurn, float]]] = [[] for _ in range(parts)]

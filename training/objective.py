@@ -41,6 +41,22 @@ def outcome_rewards(rollout: Rollout, settings: RewardSettings) -> dict[str, flo
     return {name: rewards.OUTCOME[name](last, steps) for name in settings.outcome}
 
 
+def score(rollout: Rollout, settings: RewardSettings) -> dict[str, float]:
+    """A whole rollout in one number, `score`, and every reward that has a weight.
+
+    A turn's rewards are averaged over the turns: longer is not better by itself.
+    """
+    turns, outcome = turn_rewards(rollout, settings), outcome_rewards(rollout, settings)
+    mean = {name: _mean(one[name] for one in turns) for name in settings.turn}
+    total = settings.turn_credit * _sum(mean, settings.turn)
+    total += settings.outcome_credit * _sum(outcome, settings.outcome)
+    return {
+        "score": total,
+        **{f"turn_{name}": value for name, value in mean.items()},
+        **{f"outcome_{name}": value for name, value in outcome.items()},
+    }
+
+
 def advantages(group: Sequence[Rollout], settings: RewardSettings) -> list[np.ndarray]:
     """For each rollout of one question, (turns,) the advantage of each of its turns."""
     outcomes = normalised([_sum(outcome_rewards(each, settings), settings.outcome) for each in group])

@@ -52,7 +52,7 @@ REWARDS = {
 ARMS = ("sft", "sft_self_correction", *REWARDS)
 MISTAKES = 0.5
 EXPERT_SEED, TASK_SEED, UNSEEN_SEED = 201, 101, 301
-MAX_TURNS = 5
+MAX_TURNS = 4
 
 
 class Reproduction:
@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/reproduction"), help="where the runs lie")
     parser.add_argument("--write", type=Path, default=Path("training"), help="where the figures go")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--updates", type=int, default=40, help="of GRPO")
+    parser.add_argument("--updates", type=int, default=30, help="of GRPO")
     parser.add_argument("--sft-steps", type=int, default=150)
     parser.add_argument("--pictures", type=int, default=150, help="phantoms to learn from")
     parser.add_argument(

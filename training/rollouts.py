@@ -21,6 +21,7 @@ from ibis_agent.actions import Action, Click, Terminate, parse_reply
 from ibis_agent.episode import Limits
 from ibis_agent.errors import InputError, ReplyError
 from ibis_agent.masks import dice, iou
+from ibis_agent.model_card import ModelCard
 from ibis_agent.picture import overlay
 from ibis_agent.policy import Turn
 from ibis_agent.segmenter import Embedding, Prediction, Segmenter
@@ -64,9 +65,9 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class RolloutTurn:
-    """One turn: what was asked, what was said (tokens and log-probabilities), and the state around it."""
+    """One turn: what was asked (None where it was not asked here), what was said, and the state around it."""
 
-    request: Request
+    request: Request | None
     said: Sample
     state: State
 
@@ -114,6 +115,43 @@ class Rollout:
         """It ended without a click."""
         return self.reason == ENDED and not self.clicks
 
+    def repeats(self, action: Action | None, limits: Limits) -> bool:
+        """Whether a click is the same as those just before, once too often; it is then not done."""
+        tail = [turn.state.action for turn in self.turns[1 - limits.max_repeats :]]
+        full = len(tail) == limits.max_repeats - 1
+        return isinstance(action, Click) and full and all(each == action for each in tail)
+
+    def take(
+        self,
+        request: Request | None,
+        said: Sample,
+        action: Action | None,
+        found: Prediction | None,
+        limits: Limits,
+    ) -> None:
+        """Append a turn; `found` is what a click led to, None where none was done."""
+        before = self.mask
+        if found is not None:
+            self.mask, self.logits = found.mask, found.logits
+        state = State.of(said.text, action, before, self.mask, self.question.truth, len(self.turns) + 1)
+        repeated = isinstance(action, Click) and found is None
+        self.turns.append(RolloutTurn(request, said, state))
+        if action is None:
+            self.reason = UNREADABLE
+        elif isinstance(action, Terminate):
+            self.reason = ENDED
+        elif repeated:
+            self.reason = REPEATED
+        elif len(self.turns) >= limits.max_turns:
+            self.reason = LIMIT
+
+    def seen(self, card: ModelCard, count: int | None = None) -> np.ndarray:
+        """(H, W, 3) uint8: the picture as the policy sees it after `count` turns; None: now."""
+        states = [turn.state for turn in self.turns[:count]]
+        if not any(isinstance(state.action, Click) for state in states):
+            return self.question.rgb
+        return overlay(self.question.rgb, states[-1].after, card.overlay_colour, card.overlay_alpha)
+
 
 class Roller:
     """Makes rollouts with one policy and one segmenter; keeps the embeddings of the last pictures.
@@ -143,25 +181,17 @@ class Roller:
         while going:
             requests = self._requests(going)
             samples = self.policy.sample(requests, temperature, generator, self.batch)
-            actions = [_read(sample.text) for sample in samples]
-            repeats = [self._repeats(r, a) for r, a in zip(going, actions, strict=True)]
-            wanted = [
+            actions = [read_action(sample.text) for sample in samples]
+            wanted: list[tuple[Rollout, Click] | None] = [
                 (rollout, action)
-                for rollout, action, repeated in zip(going, actions, repeats, strict=True)
-                if isinstance(action, Click) and not repeated
+                if isinstance(action, Click) and not rollout.repeats(action, self.limits)
+                else None
+                for rollout, action in zip(going, actions, strict=True)
             ]
-            predictions = iter(self._predict(wanted, done))
+            found = iter(self._predict([each for each in wanted if each is not None], done))
             for n, rollout in enumerate(going):
-                before, action = rollout.mask, actions[n]
-                if isinstance(action, Click) and not repeats[n]:
-                    found = next(predictions)
-                    rollout.mask, rollout.logits = found.mask, found.logits
-                number = len(rollout.turns) + 1
-                state = State.of(
-                    samples[n].text, action, before, rollout.mask, rollout.question.truth, number
-                )
-                rollout.turns.append(RolloutTurn(requests[n], samples[n], state))
-                rollout.reason = self._reason(rollout, action, repeats[n])
+                prediction = next(found) if wanted[n] is not None else None
+                rollout.take(requests[n], samples[n], actions[n], prediction, self.limits)
             going = [rollout for rollout in going if not rollout.reason]
         return groups
 
@@ -182,38 +212,16 @@ class Roller:
     def _turn(self, rollout: Rollout) -> Turn:
         count, history = len(rollout.turns), self.policy.card.history
         past = tuple(
-            (self._seen(rollout, n), rollout.turns[n].said.text)
+            (rollout.seen(self.policy.card, n), rollout.turns[n].said.text)
             for n in range(max(0, count - history), count)
         )
         return Turn(
-            picture=self._seen(rollout, count),
+            picture=rollout.seen(self.policy.card),
             question=rollout.question.text,
             number=count + 1,
             has_mask=bool(rollout.clicks),
             past=past if history else (),
         )
-
-    def _seen(self, rollout: Rollout, count: int) -> np.ndarray:
-        """The picture as the policy sees it after `count` turns."""
-        states = [turn.state for turn in rollout.turns[:count]]
-        if not any(isinstance(state.action, Click) for state in states):
-            return rollout.question.rgb
-        card = self.policy.card
-        return overlay(rollout.question.rgb, states[-1].after, card.overlay_colour, card.overlay_alpha)
-
-    def _repeats(self, rollout: Rollout, action: Action | None) -> bool:
-        tail = [turn.state.action for turn in rollout.turns[-(self.limits.max_repeats - 1) :]]
-        full = len(tail) == self.limits.max_repeats - 1
-        return isinstance(action, Click) and full and all(each == action for each in tail)
-
-    def _reason(self, rollout: Rollout, action: Action | None, repeated: bool) -> str:
-        if action is None:
-            return UNREADABLE
-        if isinstance(action, Terminate):
-            return ENDED
-        if repeated:
-            return REPEATED
-        return LIMIT if len(rollout.turns) >= self.limits.max_turns else ""
 
     def _predict(
         self,
@@ -247,7 +255,8 @@ class Roller:
         return self._embeddings[question.picture]
 
 
-def _read(text: str) -> Action | None:
+def read_action(text: str) -> Action | None:
+    """The action in a reply; None where none can be read."""
     try:
         return parse_reply(text).action
     except ReplyError:

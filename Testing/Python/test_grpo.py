@@ -1,0 +1,232 @@
+"""GRPO: advantages, the clipped objective, learning, stopping and going on, and what a run leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("sam2")
+
+from ibis_agent.actions import Click, Reply, Terminate, format_reply  # noqa: E402
+from ibis_agent.errors import InputError  # noqa: E402
+from ibis_agent.request import demo_policy  # noqa: E402
+from ibis_agent.segmenter import Segmenter  # noqa: E402
+from ibis_agent.weights import look_into  # noqa: E402
+
+from training import grpo, reproduce  # noqa: E402
+from training.grpo_settings import GrpoSettings, RewardSettings  # noqa: E402
+from training.merge import merge  # noqa: E402
+from training.objective import advantages, clipped, divergence, figures, normalised  # noqa: E402
+from training.rewards import State  # noqa: E402
+from training.rollouts import ENDED, Question, Rollout, RolloutTurn  # noqa: E402
+from training.sampling import Sample  # noqa: E402
+from training.settings import read_settings  # noqa: E402
+from training.tasks import Tasks, phantom_tasks  # noqa: E402
+
+CONFIGS = Path(grpo.__file__).parent / "configs"
+TRUTH = np.zeros((8, 8), bool)
+TRUTH[2:6, 2:6] = True
+INSIDE, OUTSIDE = Click(0.5, 0.5), Click(0.05, 0.05)
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    return Segmenter.load(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def tasks() -> Tasks:
+    return phantom_tasks(2, seed=8)
+
+
+def _settings(out: Path, *changes: str) -> GrpoSettings:
+    small = [
+        "questions=2",
+        "group=3",
+        "updates=3",
+        "max_turns=2",
+        "save_every=1",
+        "minibatches=1",
+        "epochs=1",
+    ]
+    small += ["evaluate_every=0", "held.phantoms=1", f"model={demo_policy()}", f"out={out}"]
+    return read_settings(CONFIGS / "grpo-demo.yaml", GrpoSettings, [*small, *changes])
+
+
+def _rollout(*turns: tuple[Any, np.ndarray]) -> Rollout:
+    """A rollout with given actions and the masks after them."""
+    rollout = Rollout(Question("p", np.zeros((8, 8, 3), np.uint8), "liver", "Segment the liver", TRUTH))
+    for number, (action, mask) in enumerate(turns, 1):
+        reply = format_reply(Reply("Here.", action))
+        state = State.of(reply, action, rollout.mask, mask, TRUTH, number)
+        said = Sample(reply, (1, 2), np.zeros(2, np.float32))
+        rollout.turns.append(RolloutTurn(None, said, state))  # type: ignore[arg-type]
+        rollout.mask = mask
+    rollout.reason = ENDED
+    return rollout
+
+
+def test_advantages_are_centred_and_of_unit_spread_and_zero_where_all_are_equal() -> None:
+    found = normalised([3.0, 1.0, 1.0, 0.0])
+    assert found.mean() == pytest.approx(0) and found.std() == pytest.approx(1)
+    assert not normalised([0.1 + 0.2, 0.3, 0.3]).any()
+
+
+def test_a_turn_gets_credit_for_itself_and_for_the_outcome() -> None:
+    end = Terminate("Done.")
+    good = _rollout((INSIDE, TRUTH), (end, TRUTH))
+    lucky = _rollout((OUTSIDE, TRUTH), (end, TRUTH))  # a poor click that came to the same
+    failed = _rollout((OUTSIDE, ~TRUTH), (end, ~TRUTH))
+    group = [good, lucky, failed]
+    own = RewardSettings(turn={"placement": 1.0}, outcome={}, outcome_credit=0.0)
+    outcome = RewardSettings(turn={}, outcome={"answer": 1.0}, turn_credit=0.0)
+    first = [each[0] for each in advantages(group, own)]
+    assert first[0] > 0 > first[1] == pytest.approx(first[2])
+    last = [each[1] for each in advantages(group, outcome)]
+    assert last[0] == pytest.approx(last[1]) and last[0] > 0 > last[2]
+    both = RewardSettings(turn={"placement": 1.0}, outcome={"answer": 1.0})
+    for summed, a, b in zip(
+        advantages(group, both), advantages(group, own), advantages(group, outcome), strict=True
+    ):
+        assert np.allclose(summed, a + b)
+
+
+def test_a_turn_that_no_other_rollout_reached_gets_no_credit_of_its_own() -> None:
+    short = _rollout((INSIDE, TRUTH))
+    long = _rollout((OUTSIDE, ~TRUTH), (INSIDE, TRUTH))
+    settings = RewardSettings(turn={"placement": 1.0}, outcome={}, outcome_credit=0.0)
+    assert advantages([short, long], settings)[1][1] == 0
+
+
+def test_the_objective_is_clipped_only_where_that_makes_it_smaller() -> None:
+    old = torch.zeros(4)
+    new = torch.tensor([0.0, 1.0, -1.0, 0.1], requires_grad=True)
+    for advantage, held in ((1.0, [False, True, False, False]), (-1.0, [False, False, True, False])):
+        loss, clip = clipped(new, old, advantage, 0.2, 0.2)
+        assert clip.tolist() == held
+        (gradient,) = torch.autograd.grad(loss.sum(), new)
+        assert [bool(each == 0) for each in gradient] == held
+        assert all(float(each) * advantage <= 0 for each in gradient)  # good tokens become likelier
+
+
+def test_the_divergence_is_zero_at_the_reference_and_positive_beside_it() -> None:
+    new = torch.tensor([-1.0, -2.0, -0.5])
+    assert not divergence(new, new).any()
+    assert (divergence(new, new + torch.tensor([0.5, -0.5, 0.1])) > 0).all()
+
+
+def test_figures_tell_what_is_there_from_what_is_not() -> None:
+    found = figures([[_rollout((INSIDE, TRUTH)), _rollout((OUTSIDE, ~TRUTH))]], RewardSettings())
+    assert (found["hit"], found["clicks"], found["iou"]) == (0.5, 1, 0.5)
+    assert "absent_recall" not in found  # nothing absent was asked for
+    assert found["turn_placement"] == 0 and found["outcome_answer"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("rewards.turn={plaecment: 1}", "no such reward"),
+        ("rewards.outcome={answer: much}", "must be a number"),
+        ("group=1", "at least 2"),
+        ("rewards.turn_credit=0 rewards.outcome_credit=0", "no reward has a weight"),
+        ("held.phantom_seed=101", "held phantoms are among"),
+        ("questoins=3", "Did you mean"),
+        ("model=nowhere", "does not exist"),
+    ],
+)
+def test_settings_are_refused_before_anything_slow(tmp_path: Path, change: str, said: str) -> None:
+    with pytest.raises((InputError, grpo.IbisError), match=said):
+        grpo.Run(_settings(tmp_path, *change.split()))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_shipped_settings_are_whole() -> None:
+    for name in ("grpo-demo.yaml", "grpo-7b-lora.yaml"):
+        grpo.check(read_settings(CONFIGS / name, GrpoSettings), name)
+
+
+def test_what_was_better_than_its_group_becomes_likelier(
+    tmp_path: Path, segmenter: Segmenter, tasks: Tasks
+) -> None:
+    run = grpo.Run(_settings(tmp_path, "rate=5e-5", "group=6"), None, segmenter, tasks)
+    groups = run.rollouts()
+    values = [advantages(group, run.settings.rewards) for group in groups]
+    learned = run.learn(groups)
+    assert learned["turns_learned"] > 0 and np.isfinite(learned["gradient"])
+    told = [
+        (turn, value)
+        for group, mine in zip(groups, values, strict=True)
+        for rollout, each in zip(group, mine, strict=True)
+        for turn, value in zip(rollout.turns, each, strict=True)
+        if value
+    ]
+    with torch.no_grad():
+        scores = run.policy.score([(turn.request, turn.said.ids) for turn, _ in told])
+    rise = [float(new.sum() - turn.said.logprobs.sum()) for (turn, _), new in zip(told, scores, strict=True)]
+    assert np.dot([value for _, value in told], rise) > 0
+
+
+def test_a_run_that_was_killed_ends_as_one_left_alone(
+    tmp_path: Path, segmenter: Segmenter, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = grpo.train(_settings(tmp_path / "whole"), None, segmenter, tasks)
+    learn = grpo.Run.learn
+
+    def killed(run: grpo.Run, groups: Any) -> dict[str, float]:
+        found = learn(run, groups)
+        if run.update == 1:
+            raise KeyboardInterrupt  # after the weights have moved, before anything is saved
+        return found
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(grpo.Run, "learn", killed)
+        grpo.train(_settings(tmp_path / "killed"), None, segmenter, tasks)
+    resumed = grpo.train(_settings(tmp_path / "killed"), None, segmenter, tasks)
+    assert look_into(resumed).sha256 == look_into(whole).sha256 != look_into(demo_policy()).sha256
+    lines = (tmp_path / "killed" / "curves.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["step"] for row in rows if "reward" in row] == [1, 2, 3]
+    assert any("held_iou" in row for row in rows)
+    assert (tmp_path / "killed" / "curves.png").is_file()
+    assert list((tmp_path / "killed" / "tensorboard").iterdir())
+    with pytest.raises(InputError, match="other settings"):
+        grpo.Run(_settings(tmp_path / "killed", "rate=1e-3"), None, segmenter, tasks)
+
+
+def test_lora_with_a_divergence_leaves_an_adapter_that_merges(
+    tmp_path: Path, segmenter: Segmenter, tasks: Tasks
+) -> None:
+    changes = ["tune=lora", "lora.rank=2", "kl=0.1", "updates=1", "epochs=2"]
+    adapter = grpo.train(_settings(tmp_path / "run", *changes), None, segmenter, tasks)
+    row = json.loads((tmp_path / "run" / "curves.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert row["kl"] > 0
+    made = merge(adapter, demo_policy(), tmp_path / "policy")
+    assert made.sha256 != look_into(demo_policy()).sha256
+
+
+def test_the_verdict_of_the_reproduction_follows_from_the_spread() -> None:
+    def runs(ious: list[float], clicks: list[float]) -> list[dict[str, Any]]:
+        return [{"figures": {"iou": i, "clicks": c, "hit": 0.5}} for i, c in zip(ious, clicks, strict=True)]
+
+    base = runs([0.60, 0.61, 0.62], [2.0, 2.1, 2.2])
+    for ours, said in (
+        (runs([0.70, 0.71, 0.72], [2.0, 2.1, 2.2]), "in final IoU"),
+        (runs([0.60, 0.61, 0.62], [1.0, 1.1, 1.2]), "in clicks at equal IoU"),
+        (runs([0.60, 0.61, 0.62], [2.0, 2.1, 2.2]), "does not beat"),
+        (runs([0.50, 0.51, 0.52], [1.0, 1.1, 1.2]), "does not beat"),
+    ):
+        both = {"sft": base, "grpo_all_rewards": ours}
+        arms = reproduce.summary(both)
+        assert arms["sft"] == {
+            "iou_mean": 0.61,
+            "iou_std": 0.01,
+            "clicks_mean": 2.1,
+            "hit_mean": 0.5,
+            "seeds": 3,
+        }
+        assert said in reproduce.verdict(arms, both)

@@ -1,0 +1,134 @@
+"""Questions → parquet files in verl's columns.
+
+    python -m training.verl.rows build/trajectories --model policies/sft --out build/verl --held 0.05
+
+Reads what training.trajectories made (a folder or several) and writes OUT/train.parquet, OUT/test.parquet and
+the pictures. A row is one question: verl rolls out whole episodes from it, so that an expert's clicks, which
+the published rows carry, are not needed; `ground_truth` is the truth itself, as run-length text. All questions
+about one picture fall on the same side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ibis_agent.errors import IbisError, InputError, ModelError
+from ibis_agent.files import atomic_write, check_writable_folder, write_bytes
+from ibis_agent.masks import decode_rle
+from ibis_agent.model_card import ModelCard, load_card
+from ibis_agent.policy import Turn
+from ibis_agent.prompts import build_messages
+from PIL import Image
+
+from training.trajectories import read_trajectories
+from training.turn_data import read_picture
+
+SOURCE, AGENT, ABILITY = "ibis-seg", "ibis_agent", "segmentation"
+
+
+def rows(folder: Path, card: ModelCard, split: str, out: Path, max_turns: int) -> Iterator[dict[str, Any]]:
+    """The rows of one folder of trajectories. Raises InputError for what does not fit together."""
+    for index, sample in enumerate(read_trajectories(folder)):
+        rgb = read_picture(folder / sample["image"])
+        shape = (int(sample["height"]), int(sample["width"]))
+        if rgb.shape[:2] != shape:
+            raise InputError("the picture is of another size", file=folder / sample["image"], value=shape)
+        decode_rle(sample["target_rle"], shape)
+        yield row_of(sample, rgb, card, split, index, out, max_turns)
+
+
+def row_of(
+    sample: Any, rgb: np.ndarray, card: ModelCard, split: str, index: int, out: Path, max_turns: int
+) -> dict[str, Any]:
+    """One row; its picture is also written to OUT/pictures, where the reward function finds it."""
+    picture = _png(rgb)
+    path = out / "pictures" / f"{hashlib.sha256(picture).hexdigest()[:16]}.png"
+    if not path.is_file():
+        write_bytes(path, picture)
+    messages = build_messages(card, Turn(rgb, sample["question"]))
+    return {
+        "data_source": SOURCE,
+        "agent_name": AGENT,
+        "prompt": [
+            {"role": m.role, "content": ("<image>" if m.picture is not None else "") + m.text}
+            for m in messages
+        ],
+        "images": [{"bytes": picture}],
+        "ability": ABILITY,
+        "reward_model": {"style": "rule", "ground_truth": sample["target_rle"]},
+        "extra_info": {
+            "split": split,
+            "index": index,
+            "id": sample["id"],
+            "question": sample["question"],
+            "structure": sample["structure"],
+            "height": int(sample["height"]),
+            "width": int(sample["width"]),
+            "picture": os.path.abspath(path),
+            "max_turns": max_turns,
+        },
+    }
+
+
+def write(
+    folders: Sequence[Path], card: ModelCard, out: Path, held: float = 0.05, max_turns: int = 8
+) -> dict[str, int]:
+    """Write both files; how many rows each has. Raises InputError, OutputError; ModelError without pyarrow."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ModelError("parquet files need pyarrow", mend="pip install pyarrow.") from error
+    check_writable_folder(out / "pictures")
+    made: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+    for folder in folders:
+        for row in rows(folder, card, "train", out, max_turns):
+            name = Path(row["extra_info"]["picture"]).stem
+            split = "test" if int(name[:8], 16) / 2**32 < held else "train"
+            row["extra_info"]["split"], row["extra_info"]["index"] = split, len(made[split])
+            made[split].append(row)
+    if not made["train"]:
+        raise InputError("no question is left to learn from", file=folders[0], mend="Hold out fewer.")
+    for split, listed in made.items():
+        if listed:
+            with atomic_write(out / f"{split}.parquet") as path:
+                pyarrow.parquet.write_table(pyarrow.Table.from_pylist(listed), path)
+    return {split: len(listed) for split, listed in made.items()}
+
+
+def _png(rgb: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(rgb).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.verl.rows",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folders", type=Path, nargs="+", help="that training.trajectories made")
+    parser.add_argument("--model", type=Path, required=True, help="the policy's folder: its prompts")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--held", type=float, default=0.05, help="share of the pictures for test.parquet")
+    parser.add_argument("--max-turns", type=int, default=8)
+    args = parser.parse_args()
+    try:
+        if not 0 <= args.held < 1 or args.max_turns < 1:
+            raise InputError("--held must be from 0 to below 1, and --max-turns at least 1")
+        counts = write(args.folders, load_card(args.model), args.out, args.held, args.max_turns)
+    except IbisError as error:
+        raise SystemExit(f"error: {error}") from error
+    print(", ".join(f"{split}: {count} questions" for split, count in counts.items()))
+
+
+if __name__ == "__main__":
+    main()
