@@ -5,7 +5,8 @@
 Runs real episodes on phantoms, then the very same turns in the published manner: every turn goes through a
 PNG file, the whole prompt is computed again by transformers' `generate`, and the reply is written to its last
 token. Both run alternately in one process, with the same weights, precision, pictures and clicks. What is kept
-between turns is let go before every episode, so nothing is gained from repeating.
+between turns is let go before every episode, so nothing is gained from repeating. On a machine that others use
+at the same time, `--clock cpu` counts the seconds that one core worked for this process, and no others.
 
 Every figure is the median over the repeats, averaged over the turns. The rows about volumes are explained in
 training.bench_volume.
@@ -206,7 +207,7 @@ def measure(
         mend = "Measure a trained policy."
         raise ModelError("the policy gave no readable reply, so there is nothing to time", mend=mend)
     result: dict[str, Any] = {
-        "machine": machine(policy),
+        "machine": machine(policy.device),
         "policy": {**policy.identity, "parameters": sum(p.numel() for p in policy.model.parameters())},
         "segmenter": dict(segmenter.identity),
         "precision": policy.precision,
@@ -267,7 +268,16 @@ def clicks_of(steps: tuple[Step, ...]) -> tuple[tuple[Click, ...], np.ndarray | 
     return clicks, before[-1].logits if before else None
 
 
-def machine(policy: LocalPolicy) -> str:
+def use_processor_time() -> None:
+    """Let every clock, here and in the agent, tick with this process's work only, on one thread.
+
+    On an idle core that is the time on the wall; on a busy one the wall's clock would measure the others.
+    """
+    torch.set_num_threads(1)
+    time.perf_counter = time.process_time
+
+
+def machine(device: str) -> str:
     """Processor or graphics card, threads, and the versions that matter."""
     import transformers
 
@@ -279,8 +289,8 @@ def machine(policy: LocalPolicy) -> str:
                 break
     except OSError:
         pass
-    if policy.device.startswith("cuda"):
-        name = torch.cuda.get_device_name(torch.device(policy.device))
+    if device.startswith("cuda"):
+        name = torch.cuda.get_device_name(torch.device(device))
     return (
         f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}, transformers {transformers.__version__}"
@@ -294,7 +304,9 @@ def synchronize(policy: LocalPolicy) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--policy", type=Path, help="a policy's folder (the demo policy)")
     parser.add_argument("--segmenter", type=Path, help="a segmenter's checkpoint (the demo segmenter)")
     parser.add_argument("--segmenter-config", help="its architecture, where the checkpoint does not tell")
@@ -304,13 +316,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--turns", type=int, default=4, help="longest episode")
     parser.add_argument("--slices", type=int, default=100, help="of the volume; 0 leaves it out")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: see above; on CPUs only"
+    )
     parser.add_argument("--json", type=Path, help="write the figures there")
     chosen = parser.parse_args()
+    if chosen.clock == "cpu":
+        use_processor_time()
     try:
         policy = LocalPolicy.load(chosen.policy or demo_policy(), chosen.device, chosen.precision)
         segmenter = Segmenter.load(chosen.segmenter, chosen.segmenter_config, chosen.device)
         result = measure(policy, segmenter, chosen.pictures, chosen.repeats, chosen.turns, show_progress)
         show_progress(f"a volume of {chosen.slices} slices")
+        result["clock"] = chosen.clock
         if chosen.slices:
             result["volume"] = measure_volume(segmenter, chosen.slices)
     except IbisError as error:

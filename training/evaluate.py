@@ -1,371 +1,271 @@
-"""Measure an agent: the published columns (IoU, DSC, F1), clicks, first-click hits, absence, oracle clicks.
+"""Measure an agent: the published columns (IoU, DSC, F1), clicks, first-click hits, absence, and what the
+segmenter does with one and five oracle clicks and with a box.
 
     python -m training.evaluate --phantoms 200 --seed 7 --json figures.json
+    python -m training.evaluate --data FOLDER_OR_MANIFEST --policy DIR --segmenter FILE --out results
+    python -m training.evaluate --data FOLDER --out results --shard 2/8      # one of eight such processes
+    python -m training.evaluate --data FOLDER --merge results-1 results-2 --out results
     python -m training.evaluate --scan ct.nii.gz --labels ct_labels.nii.gz --label-names names.json
     python -m training.evaluate --phantom-volumes 10 --seed 7 --json figures.json
     python -m training.evaluate --lesion-volumes lesion_1.npz lesion_2.npz
 
-On phantoms, each picture is asked for `--questions` structures that it shows and one that it does not. A
-structure counts as shown from 0.11 % of the picture on; slivers below that are neither asked for nor counted
-as absent. "Oracle" is the segmenter alone under simulated clicks (training.clicks). F1 is that of finding:
-a mask with IoU ≥ 0.5 is a find, any other mask a false one, any other structure a missed one. An answer
-"not there" about a structure that is there scores IoU 0.
+With --out every picture is kept when it is done: started again, the command goes on where it was stopped or
+killed, and ends with the same figures. The folder gets evaluation.json, table.md and page.html (the worst
+answers as pictures) once all pictures are done; with shards, by the one that ends last, or by --merge.
+
+Each phantom is asked for `--questions` structures that it shows and one that it does not; other data for
+everything that a picture shows and one structure that it does not. A structure counts as shown from 0.11 % of
+the picture on; slivers below that are neither asked for nor counted as absent.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import time
-from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from ibis_agent.actions import Click
-from ibis_agent.episode import Episode, Limits
+from ibis_agent.episode import Limits
 from ibis_agent.errors import IbisError, InputError
-from ibis_agent.masks import dice, iou
-from ibis_agent.picture import Picture, PictureGeometry, apply_window, cut
+from ibis_agent.files import check_writable_folder, write_json, write_text
+from ibis_agent.geometry import Orientation
+from ibis_agent.model_card import ModelCard, load_card
+from ibis_agent.picture import check_window
 from ibis_agent.policy import LocalPolicy
 from ibis_agent.request import demo_policy
-from ibis_agent.scan import load_scan
 from ibis_agent.segmenter import Segmenter
 from tqdm import tqdm
 
-from training.clicks import simulate
-from training.phantoms import STRUCTURES, random_slice
-from training.questions import question
+from training.evaluation import table
+from training.evaluation.figures import figures
+from training.evaluation.measure import Measures, Row, measure
+from training.evaluation.page import page
+from training.evaluation.rows import RowStore, Shard, check_same, is_done, merged, read_settings
+from training.evaluation.sources import SMALLEST, Phantoms, Pictures, labelled_data, labelled_scan
+from training.pictures import Choice
 
-WINDOW = (-160.0, 240.0)
-SMALLEST = 0.0011  # share of the picture
-FOUND = 0.5
-# The labels of TotalSegmentator that make up our structures.
-ORGANS = {
-    "liver": ("liver",),
-    "spleen": ("spleen",),
-    "left kidney": ("kidney_left",),
-    "right kidney": ("kidney_right",),
-    "aorta": ("aorta",),
-    "spine": ("vertebrae",),
-    "stomach": ("stomach",),
-}
+INTERRUPTED = 130
 
 
-@dataclass
-class Case:
-    """One picture, the truth of everything it shows, and what is plainly not in it."""
+def options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_argument_group("what to measure on (one of them)")
+    what.add_argument("--phantoms", type=int, metavar="N", help="N phantom pictures")
+    what.add_argument("--data", type=Path, help="a folder or manifest, as training/cases.py describes them")
+    what.add_argument("--scan", type=Path, help="a labelled CT, with --labels and --label-names")
+    what.add_argument("--phantom-volumes", type=int, metavar="N", help="N phantom patients, in 3D")
+    what.add_argument("--lesion-volumes", type=Path, nargs="+", help="MedSAM2-style .npz with imgs and gts")
+    more = parser.add_argument_group("more about it")
+    more.add_argument("--seed", type=int, default=1, help="0 to 9999, where no training seed lies (1)")
+    more.add_argument(
+        "--questions", type=int, help="structures asked for in a picture (phantoms: 2, else all)"
+    )
+    more.add_argument("--labels", type=Path, help="of --scan")
+    more.add_argument("--label-names", type=Path, help="JSON: label number → name (of --scan, or --data)")
+    more.add_argument("--plane", default="axial", help="of the slices of --data (axial)")
+    more.add_argument(
+        "--per-volume",
+        type=int,
+        default=8,
+        help="slices of each volume of --data, 0 for all that show something (8)",
+    )
+    more.add_argument("--window", type=float, nargs=2, metavar=("MIN", "MAX"), help="of --data")
+    more.add_argument("--bad", choices=("skip", "refuse"), default="skip", help="bad data of --data (skip)")
+    more.add_argument("--follow", choices=("auto", "memory", "carry"), default="auto", help="in volumes")
+    agent = parser.add_argument_group("the agent")
+    agent.add_argument("--policy", type=Path, help="a policy's folder (the demo policy)")
+    agent.add_argument("--segmenter", type=Path, help="a checkpoint (the demo segmenter)")
+    agent.add_argument("--segmenter-config", help="its architecture, where the checkpoint does not tell")
+    agent.add_argument("--oracle-only", action="store_true", help="the segmenter alone")
+    agent.add_argument("--max-turns", type=int, default=8)
+    agent.add_argument("--device", default="auto")
+    agent.add_argument("--precision", default="auto", help="of the policy")
+    out = parser.add_argument_group("results")
+    out.add_argument("--json", type=Path, help="write the figures there")
+    out.add_argument("--out", type=Path, help="keep every picture's row there, and the table and the page")
+    out.add_argument("--shard", type=Shard.parse, default=Shard(), metavar="I/N", help="only part I of N")
+    out.add_argument("--merge", type=Path, nargs="+", metavar="DIR", help="put the --out of shards together")
+    out.add_argument("--worst", type=int, default=24, help="answers shown on the page (24)")
+    return parser
 
-    name: str
-    picture: Picture
-    truths: dict[str, np.ndarray]
-    absent: list[str]
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    try:
+        args = options().parse_args(arguments)
+        check(args)
+        if args.phantom_volumes is not None or args.lesion_volumes is not None:
+            from training.evaluation.volume_command import run_volumes
+
+            run_volumes(args)
+            return 0
+        return merge(args) if args.merge else run(args)
+    except IbisError as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        print("\nStopped.")
+        return INTERRUPTED
 
 
-@dataclass
-class Outcome:
-    """What one question came to."""
-
-    case: str
-    structure: str
-    present: bool
-    iou: float
-    dsc: float
-    clicks: int
-    hit: bool
-    said_absent: bool
-    unreadable: bool
-    seconds: float
-
-
-def phantom_cases(count: int, seed: int) -> Iterator[Case]:
-    """`count` pictures of patients never trained on, as Slicer shows them, in a soft-tissue window."""
-    for n in range(count):
-        s = random_slice(seed * 100_000 + n, mirrored=False)
-        grey = apply_window(s.hu, WINDOW)
-        picture = Picture(np.repeat(grey[:, :, None], 3, 2), PictureGeometry.of_picture(*grey.shape), WINDOW)
-        yield case_of(f"phantom {seed}-{n}", picture, {k: s.masks[k] for k in STRUCTURES})
-
-
-def scan_cases(scan_file: Path, label_file: Path, names_file: Path, orientation: Any) -> Iterator[Case]:
-    """Every axial slice of a labelled CT."""
-    scan, labels = load_scan(scan_file), load_scan(label_file)
-    if labels.voxels.shape != scan.voxels.shape:
+def check(args: argparse.Namespace) -> None:
+    """What can be seen without reading any data. Raises InputError."""
+    chosen = [args.phantoms, args.data, args.scan]
+    volumes = args.phantom_volumes is not None or args.lesion_volumes is not None
+    if sum(each is not None for each in chosen) + volumes != 1:
         raise InputError(
-            "labels and scan differ in size",
-            file=label_file,
-            value=labels.voxels.shape,
-            mend=f"They must be {scan.voxels.shape}.",
+            "one thing is measured at a time",
+            mend="Give --phantoms N, --data, --scan with --labels and --label-names, or volumes.",
         )
-    names = json.loads(names_file.read_text(encoding="utf-8"))
-    numbers = {
-        organ: [int(k) for k, v in names.items() if v.startswith(starts)] for organ, starts in ORGANS.items()
-    }
-    axis = int(np.abs(scan.affine[2, :3]).argmax())
-    for index in range(scan.voxels.shape[axis]):
-        picture = cut(scan, "axial", index, WINDOW, orientation)
-        truth = picture.geometry.extract(labels.voxels)
-        yield case_of(f"slice {index}", picture, {o: np.isin(truth, n) for o, n in numbers.items() if n})
-
-
-def case_of(name: str, picture: Picture, masks: dict[str, np.ndarray]) -> Case:
-    """Sort what the picture shows from what it does not."""
-    least = SMALLEST * picture.rgb.shape[0] * picture.rgb.shape[1]
-    truths = {k: m for k, m in masks.items() if m.sum() >= least}
-    return Case(name, picture, truths, [k for k, m in masks.items() if not m.any()])
-
-
-def ask(
-    case: Case, structure: str, wording: str, policy: Any, segmenter: Segmenter, limits: Limits
-) -> Outcome:
-    """The agent alone, from a question to its end."""
-    started = time.perf_counter()
-    episode = Episode(case.picture, wording, policy, segmenter, limits)
-    episode.run()
-    truth = case.truths.get(structure)
-    empty = np.zeros(case.picture.rgb.shape[:2], bool)
-    clicks = [s.action for s in episode.steps if isinstance(s.action, Click)]
-    hit = False
-    if truth is not None and clicks:
-        height, width = truth.shape
-        x, y = clicks[0].x, clicks[0].y
-        hit = clicks[0].positive and bool(
-            truth[min(height - 1, int(y * height)), min(width - 1, int(x * width))]
-        )
-    goal = empty if truth is None else truth
-    found = episode.mask
-    return Outcome(
-        case.name,
-        structure,
-        truth is not None,
-        iou(found, goal) if truth is not None else float(not found.any()),
-        dice(found, goal) if truth is not None else float(not found.any()),
-        len(clicks),
-        hit,
-        episode.answer is not None and not clicks,
-        episode.status == "paused",
-        time.perf_counter() - started,
-    )
-
-
-def oracle(case: Case, segmenter: Segmenter, clicks: int = 5) -> dict[str, list[float]]:
-    """structure → IoU after 1 … `clicks` simulated clicks; a mask without fault is clicked no further."""
-    embedding = segmenter.embed(case.picture.rgb)
-    curves = {}
-    for name, truth in case.truths.items():
-        steps = simulate(segmenter, case.picture.rgb, truth, 1.01, clicks, embedding=embedding)
-        ious = [s.iou for s in steps]
-        curves[name] = ious + [ious[-1]] * (clicks - len(ious))
-    return curves
-
-
-def summary(outcomes: list[Outcome]) -> dict[str, float]:
-    """The figures of the agent."""
-    present = [o for o in outcomes if o.present]
-    absent = [o for o in outcomes if not o.present]
-    finds = sum(o.iou >= FOUND for o in present)
-    false = sum(o.clicks > 0 and o.iou < FOUND for o in outcomes)
-    missed = len(present) - finds
-
-    def mean(values: list[Any]) -> float:
-        return float(np.mean(values)) if values else float("nan")
-
-    figures = {
-        "iou": mean([o.iou for o in present]),
-        "dsc": mean([o.dsc for o in present]),
-        "f1": 2 * finds / max(1, 2 * finds + false + missed),
-        "clicks": mean([o.clicks for o in present]),
-        "first_click_hit": mean([o.hit for o in present]),
-        "absent_recall": mean([o.said_absent for o in absent]),
-        "false_absence": mean([o.said_absent for o in present]),
-        "unreadable": mean([o.unreadable for o in outcomes]),
-        "seconds": mean([o.seconds for o in outcomes]),
-        "questions": len(outcomes),
-    }
-    return {k: v for k, v in figures.items() if not (isinstance(v, float) and np.isnan(v))}
-
-
-def evaluate(
-    cases: Iterator[Case],
-    count: int,
-    policy: Any,
-    segmenter: Segmenter,
-    questions: int | None,
-    seed: int,
-    limits: Limits,
-) -> dict[str, Any]:
-    """All figures over `cases`; `questions` None asks for everything a picture shows."""
-    rng = np.random.default_rng([seed, 11])
-    outcomes: list[Outcome] = []
-    curves: dict[str, list[list[float]]] = defaultdict(list)
-    for case in tqdm(cases, total=count, desc="pictures", mininterval=2):
-        for name, curve in oracle(case, segmenter).items():
-            curves[name].append(curve)
-        if policy is None:
-            continue
-        shown = list(case.truths)
-        if questions is not None:
-            shown = [str(n) for n in rng.permutation(shown)[:questions]] if shown else []
-        wanted = shown + ([str(rng.choice(case.absent))] if case.absent else [])
-        for name in wanted:
-            wording = question(name, rng) if questions is not None else f"Segment the {name}"
-            outcomes.append(ask(case, name, wording, policy, segmenter, limits))
-    every = [c for cs in curves.values() for c in cs]
-    result: dict[str, Any] = {"agent": summary(outcomes) if outcomes else {}}
-    if every:
-        result["oracle"] = {
-            "iou_at_1": float(np.mean([c[0] for c in every])),
-            "iou_at_5": float(np.mean([c[4] for c in every])),
-        }
-    result["per_structure"] = {
-        name: {
-            "pictures": len(curves[name]),
-            "oracle_iou_at_1": float(np.mean([c[0] for c in curves[name]])),
-            "oracle_iou_at_5": float(np.mean([c[4] for c in curves[name]])),
-            **{
-                k: v
-                for k, v in summary([o for o in outcomes if o.structure == name]).items()
-                if k in ("iou", "dsc", "clicks", "first_click_hit", "absent_recall", "false_absence")
-            },
-        }
-        for name in curves
-    }
-    return result
-
-
-def print_table(result: dict[str, Any]) -> None:
-    """The figures as a table for people."""
-    columns = (
-        "iou",
-        "dsc",
-        "first_click_hit",
-        "clicks",
-        "absent_recall",
-        "false_absence",
-        "oracle_iou_at_1",
-        "oracle_iou_at_5",
-    )
-    rows = {
-        "all": {**result["agent"], **{f"oracle_{k}": v for k, v in result.get("oracle", {}).items()}},
-        **result["per_structure"],
-    }
-    print(f"{'':14}" + "".join(f"{c.replace('_', ' '):>17}" for c in columns))
-    for name, row in rows.items():
-        print(f"{name:14}" + "".join(f"{row[c]:17.3f}" if c in row else f"{'–':>17}" for c in columns))
-    if "f1" in result["agent"]:
-        print(
-            f"F1 {result['agent']['f1']:.3f}, unreadable {result['agent']['unreadable']:.3f}, "
-            f"{result['agent']['seconds']:.2f} s a question, {result['agent']['questions']} questions"
-        )
-
-
-def run_volumes(args: argparse.Namespace) -> None:
-    """The command on whole volumes. Raises IbisError."""
-    from ibis_agent.volume_run import VolumeLimits
-
-    from training.volumes import measure_lesions, measure_phantoms
-
-    if args.phantoms is not None or args.scan is not None:
-        raise InputError("slices and volumes are measured one after the other", mend="Give one of them.")
-    if args.phantom_volumes is not None and args.phantom_volumes < 1:
-        raise InputError("--phantom-volumes must be at least 1", value=args.phantom_volumes)
-    check_seed_and_json(args)
-    segmenter = Segmenter.load(args.segmenter, device=args.device)
-    result: dict[str, Any] = {}
-    policy = None
-    if args.phantom_volumes is not None:
-        if not args.oracle_only:
-            policy = LocalPolicy.load(args.policy or demo_policy(), device=args.device)
-        limits = VolumeLimits(episode=Limits(max_turns=args.max_turns), follow=args.follow)
-        result = measure_phantoms(args.phantom_volumes, args.seed, policy, segmenter, limits)
-    if args.lesion_volumes is not None:
-        result["lesions"] = measure_lesions(args.lesion_volumes, segmenter, args.follow)
-    result["measured"] = {
-        "volumes": f"{args.phantom_volumes or 0} phantoms, seed {args.seed}",
-        "policy": policy.identity if policy else None,
-        "segmenter": segmenter.identity,
-    }
-    print(json.dumps({k: v for k, v in result.items() if k != "measured"}, indent=1))
-    if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
-def check_seed_and_json(args: argparse.Namespace) -> None:
-    """Raises InputError before slow work."""
+    for name in ("phantoms", "phantom_volumes", "questions", "max_turns"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1", value=value)
+    for name in ("per_volume", "worst"):
+        if getattr(args, name) < 0:
+            raise InputError(f"--{name.replace('_', '-')} cannot be negative", value=getattr(args, name))
+    if args.scan is not None and (args.labels is None or args.label_names is None):
+        raise InputError("--scan needs --labels and --label-names", file=args.scan)
+    if args.window is not None:
+        check_window(args.window)
     if not 0 <= args.seed < 10_000:
         raise InputError(
             "--seed must be from 0 to 9999", value=args.seed, mend="Larger ones could meet the training's."
         )
+    if (args.shard.count > 1 or args.merge) and args.out is None:
+        raise InputError("shards need a folder to keep their rows in", mend="Give --out.")
     if args.json is not None and not args.json.resolve().parent.is_dir():
         raise InputError(
             "there is no such folder", file=args.json.resolve().parent, mend="Make it, or choose another."
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--phantoms", type=int, help="how many phantom pictures")
-    parser.add_argument(
-        "--seed", type=int, default=1, help="which ones; below 10000, where no training seed lies"
-    )
-    parser.add_argument(
-        "--questions", type=int, default=2, help="structures asked for in each phantom picture"
-    )
-    parser.add_argument("--scan", type=Path, help="a labelled CT instead of phantoms")
-    parser.add_argument("--labels", type=Path)
-    parser.add_argument("--label-names", type=Path, help="JSON: label number → TotalSegmentator's name")
-    parser.add_argument("--phantom-volumes", type=int, help="whole phantom patients (see training.volumes)")
-    parser.add_argument("--follow", choices=("auto", "memory", "carry"), default="auto")
-    parser.add_argument("--lesion-volumes", type=Path, nargs="+", help="MedSAM2-style .npz with imgs and gts")
-    parser.add_argument("--policy", type=Path, help="a policy's folder (the demo policy)")
-    parser.add_argument("--segmenter", type=Path, help="a checkpoint (the demo segmenter)")
-    parser.add_argument("--oracle-only", action="store_true", help="the segmenter alone")
-    parser.add_argument("--max-turns", type=int, default=8)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    args = parser.parse_args()
-    try:
-        run(args)
-    except IbisError as error:
-        raise SystemExit(f"error: {error}") from error
+def run(args: argparse.Namespace) -> int:
+    """Measure what is not measured yet, and write the results once all is. Raises IbisError."""
+    if args.out is not None:
+        check_writable_folder(args.out)
+    pictures = pictures_of(args)
+    segmenter = Segmenter.load(args.segmenter, args.segmenter_config, args.device)
+    policy = None
+    if not args.oracle_only:
+        policy = LocalPolicy.load(args.policy or demo_policy(), args.device, args.precision)
+    how = measures_of(args, pictures)
+    settings = settings_of(pictures, how, policy.identity if policy else None, segmenter.identity)
+    with RowStore(args.out, settings, args.shard) as store:
+        mine = args.shard.indices(len(pictures))
+        todo = [index for index in mine if not is_done(store.rows.get(index))]
+        progress = tqdm(todo, total=len(mine), initial=len(mine) - len(todo), desc="pictures", mininterval=2)
+        try:
+            for index in progress:
+                try:
+                    row = measure(pictures, index, policy, segmenter, how)
+                except InputError as error:
+                    row = {"index": index, "name": pictures.name(index), "problem": str(error)}
+                store.add(row)
+        except KeyboardInterrupt:
+            progress.close()
+            return stopped(args, pictures, settings, store.rows)
+        return finish(args, pictures, settings, store.rows)
 
 
-def run(args: argparse.Namespace) -> None:
-    """The command, once its options are read."""
-    if args.phantom_volumes is not None or args.lesion_volumes is not None:
-        run_volumes(args)
-        return
-    if (args.phantoms is None) == (args.scan is None):
-        raise InputError(
-            "nothing to measure on", mend="Give --phantoms N, or --scan with --labels and --label-names."
-        )
-    if args.phantoms is not None and args.phantoms < 1:
-        raise InputError("--phantoms must be at least 1", value=args.phantoms)
-    if args.scan is not None and (args.labels is None or args.label_names is None):
-        raise InputError("--scan needs --labels and --label-names", file=args.scan)
-    check_seed_and_json(args)
-    segmenter = Segmenter.load(args.segmenter, device=args.device)
-    policy = None if args.oracle_only else LocalPolicy.load(args.policy or demo_policy(), device=args.device)
+def merge(args: argparse.Namespace) -> int:
+    """The results of several folders, together in --out. Raises IbisError."""
+    pictures = pictures_of(args)
+    settings = read_settings(args.merge[0])
+    check_same({**settings, "source": pictures.identity}, settings, args.merge[0])
+    rows = merged(args.merge, len(pictures))
+    with RowStore(args.out, settings, Shard()) as store:
+        for index, row in rows.items():
+            if not is_done(store.rows.get(index)):
+                store.add(row)
+    return finish(args, pictures, settings, rows)
+
+
+def pictures_of(args: argparse.Namespace) -> Pictures:
+    """What is measured on. Raises InputError."""
     if args.phantoms is not None:
-        cases, count, questions = phantom_cases(args.phantoms, args.seed), args.phantoms, args.questions
+        return Phantoms(args.phantoms, args.seed)
+    if args.oracle_only:
+        card = ModelCard(name="none", orientation=Orientation.RADIOLOGICAL)
     else:
-        orientation = policy.card.orientation if policy else "radiological"
-        cases, questions = scan_cases(args.scan, args.labels, args.label_names, orientation), None
-        count = 0
-    result = evaluate(cases, count, policy, segmenter, questions, args.seed, Limits(max_turns=args.max_turns))
-    result["measured"] = {
-        "pictures": f"{args.phantoms} phantoms, seed {args.seed}" if args.phantoms else args.scan.name,
-        "policy": policy.identity if policy else None,
-        "segmenter": segmenter.identity,
+        card = load_card(args.policy or demo_policy())
+    if args.scan is not None:
+        return labelled_scan(args.scan, args.labels, args.label_names, card)
+    window = None if args.window is None else check_window(args.window)
+    choice = Choice(
+        planes=(args.plane,),
+        per_plane=args.per_volume,
+        least_area=SMALLEST,
+        orientation=card.orientation.value,
+        window=window,
+    )
+    return labelled_data(args.data, args.label_names, choice, card, args.bad == "refuse")
+
+
+def measures_of(args: argparse.Namespace, pictures: Pictures) -> Measures:
+    questions = pictures.questions if args.questions is None else args.questions
+    return Measures(questions, args.seed, Limits(max_turns=args.max_turns))
+
+
+def settings_of(
+    pictures: Pictures, how: Measures, policy: dict[str, str] | None, segmenter: dict[str, str]
+) -> dict[str, Any]:
+    """What the rows of one evaluation have in common, in plain values."""
+    return {
+        "source": pictures.identity,
+        "questions": how.questions,
+        "seed": how.seed,
+        "max_turns": how.limits.max_turns,
+        "policy": policy,
+        "segmenter": segmenter,
     }
-    print_table(result)
+
+
+def results(
+    args: argparse.Namespace, pictures: Pictures, settings: dict[str, Any], rows: dict[int, Row]
+) -> dict[str, Any]:
+    """The figures, and what they were measured on and with."""
+    result = figures([row for _, row in sorted(rows.items())])
+    result["bad"] = [{"name": each.case, "problem": each.text} for each in pictures.problems] + result["bad"]
+    if args.phantoms is not None:
+        on = f"{args.phantoms} phantoms, seed {args.seed}"
+    else:
+        on = f"{(args.scan or args.data).name}, {len(pictures)} pictures"
+    result["measured"] = {"pictures": on, **{key: settings[key] for key in ("policy", "segmenter")}}
+    return result
+
+
+def finish(
+    args: argparse.Namespace, pictures: Pictures, settings: dict[str, Any], rows: dict[int, Row]
+) -> int:
+    """Print and write the results, if every picture is done."""
+    result = results(args, pictures, settings, rows)
+    print(table.text(result))
+    if len(rows) < len(pictures):
+        print(f"\n{len(rows)} of {len(pictures)} pictures are done; the other shards are missing.")
+        return 0
     if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, result)
+    if args.out is not None:
+        write_json(args.out / "evaluation.json", result)
+        write_text(args.out / "table.md", table.markdown(result))
+        ordered = [row for _, row in sorted(rows.items())]
+        write_text(args.out / "page.html", page(result, ordered, pictures, args.worst))
+        print(f"\n{args.out / 'page.html'}")
+    return 0
+
+
+def stopped(
+    args: argparse.Namespace, pictures: Pictures, settings: dict[str, Any], rows: dict[int, Row]
+) -> int:
+    """Ctrl-C: say what there is, and how to go on."""
+    if rows:
+        print(table.text(results(args, pictures, settings, rows)))
+    kept = "The same command goes on from there." if args.out else "With --out they would have been kept."
+    print(f"\nStopped after {len(rows)} of {len(pictures)} pictures. {kept}")
+    return INTERRUPTED
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

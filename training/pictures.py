@@ -154,10 +154,15 @@ class Source:
         elif self._scan.kind == "volume":
             self.places = [place for plane in choice.planes for place in self._chosen(plane)]
 
+    @property
+    def scan(self) -> Scan | None:
+        """What was read; None for a phantom, and where nothing could be."""
+        return None if self.group.phantom is not None else self._scan
+
     def show(self, place: tuple[str, int]) -> Shown | Problem:
         """The picture at one of the `places`; a Problem where it cannot be cut."""
         if self.group.phantom is not None:
-            return _phantom(self.group)
+            return _phantom(self.group, self.choice)
         assert self._scan is not None
         plane, index = place
         flat = self._scan.kind == "picture"
@@ -269,15 +274,16 @@ def _wanted(case: Case, choice: Choice) -> bool:
     return named and valued
 
 
-def _phantom(group: Group) -> Shown:
+def _phantom(group: Group, choice: Choice) -> Shown:
     assert group.phantom is not None
-    phantom = random_slice(group.phantom, mirrored=False)
-    grey = apply_window(phantom.hu, PHANTOM_WINDOW)
-    picture = Picture(
-        np.repeat(grey[:, :, None], 3, 2), PictureGeometry.of_picture(*grey.shape), PHANTOM_WINDOW
-    )
-    truths = {name: phantom.masks[name] for name in STRUCTURES}
-    return _sorted_out(group.key, picture, truths, [], 0.0011)
+    # What the published orientation makes of a scan in RAS order is its mirror image.
+    phantom = random_slice(group.phantom, mirrored=choice.orientation == Orientation.UPSTREAM.value)
+    window = choice.window or PHANTOM_WINDOW
+    grey = apply_window(phantom.hu, window)
+    picture = Picture(np.repeat(grey[:, :, None], 3, 2), PictureGeometry.of_picture(*grey.shape), window)
+    names = [name for name in STRUCTURES if not choice.structures or name in choice.structures]
+    truths = {name: phantom.masks[name] for name in names}
+    return _sorted_out(group.key, picture, truths, [], choice.least_area)
 
 
 def _sorted_out(

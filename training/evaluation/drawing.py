@@ -1,0 +1,81 @@
+"""One answer drawn for the page: picture, mask, the truth's outline, numbered clicks, as inline SVG.
+
+Pixels are those of the arrays; the drawing is stretched to millimetres where the picture has them.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from ibis_agent.picture import Picture
+from PIL import Image
+
+_WIDTH = 480.0  # of the drawing's own units; the marks' sizes are made for it
+
+
+def drawing(
+    picture: Picture, mask: np.ndarray, truth: np.ndarray | None, clicks: Sequence[tuple], label: str
+) -> str:
+    """An `<svg>` of the (H, W) picture. `clicks`: (x, y, positive), normalised. `label` must be escaped."""
+    height, width = mask.shape
+    geometry = picture.geometry
+    ratio = (geometry.row_mm or 1.0) / (geometry.col_mm or 1.0)
+    across = _WIDTH / width
+    down = across * ratio
+    size = f'width="{_WIDTH:g}" height="{height * down:.2f}" preserveAspectRatio="none"'
+    parts = [
+        f'<svg viewBox="0 0 {_WIDTH:g} {height * down:.2f}" role="img" aria-label="{label}">',
+        f'<image href="{_data(_picture_png(picture.rgb))}" {size}/>',
+    ]
+    if mask.any():
+        parts.append(f'<image class="mask" href="{_data(_mask_png(mask))}" {size}/>')
+    if truth is not None:
+        path = "".join(f"M{x} {y}{way}{length}" for x, y, way, length in edges(truth))
+        parts.append(f'<path class="truth" transform="scale({across:.4f} {down:.4f})" d="{path}"/>')
+    for number, (x, y, positive) in enumerate(clicks, 1):
+        kind, sign = ("plus", "+") if positive else ("minus", "−")
+        parts.append(
+            f'<g class="{kind}" transform="translate({x * _WIDTH:.1f} {y * height * down:.1f})">'
+            f'<circle r="5"/><text x="8" y="5">{number}{sign}</text></g>'
+        )
+    return "".join([*parts, "</svg>"])
+
+
+def edges(mask: np.ndarray) -> Iterator[tuple[int, int, str, int]]:
+    """The border of an (H, W) bool mask between pixels: (x, y, "h" or "v", length), straight pieces whole."""
+    framed = np.pad(mask.astype(np.int8), 1)
+    for way, changes in (
+        ("h", framed[1:, 1:-1] != framed[:-1, 1:-1]),
+        ("v", framed[1:-1, 1:] != framed[1:-1, :-1]),
+    ):
+        lines = changes if way == "h" else changes.T
+        for n, line in enumerate(lines):
+            turns = np.flatnonzero(np.diff(np.concatenate(([0], line.astype(np.int8), [0]))))
+            for start, stop in turns.reshape(-1, 2).tolist():
+                x, y = (start, n) if way == "h" else (n, start)
+                yield x, y, way, stop - start
+
+
+def _picture_png(rgb: np.ndarray) -> bytes:
+    grey = (rgb[:, :, :1] == rgb).all()
+    return _png(Image.fromarray(np.ascontiguousarray(rgb[:, :, 0]) if grey else rgb))
+
+
+def _mask_png(mask: np.ndarray) -> bytes:
+    """Two colours, the first transparent; how strongly it is painted is said in the page's style."""
+    image = Image.fromarray(mask.astype(np.uint8)).convert("P")
+    image.putpalette([0, 0, 0, 40, 215, 230])
+    return _png(image, transparency=0)
+
+
+def _png(image: Image.Image, **options: int) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG", optimize=True, **options)
+    return stream.getvalue()
+
+
+def _data(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

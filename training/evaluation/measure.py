@@ -1,0 +1,163 @@
+"""Measure one labelled picture: the agent by itself, simulated clicks on the segmenter alone, a box from the truth.
+
+The picture is embedded once for all of them. What comes out are plain rows that can be written down as they
+are; what follows from many of them is in training.evaluation.figures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ibis_agent.actions import Click
+from ibis_agent.episode import Episode, Limits
+from ibis_agent.masks import dice, encode_rle, iou
+from ibis_agent.policy import Policy
+from ibis_agent.segmenter import Embedding, Prediction, Segmenter
+
+from training.clicks import simulate
+from training.evaluation.box import box_of, predict_box
+from training.evaluation.sources import Pictures
+from training.pictures import Shown
+
+CLICKS = 5
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measures:
+    """How a run measures; what a row depends on besides its picture and the models.
+
+    Attributes:
+        questions: structures asked for in each picture, of those that it shows; None asks for all.
+        seed: of the choice of structures and wordings.
+        limits: of an episode.
+    """
+
+    questions: int | None
+    seed: int
+    limits: Limits
+
+
+class OnePicture:
+    """A segmenter that knows the embedding of one picture already, and times its predictions."""
+
+    def __init__(self, segmenter: Segmenter, rgb: np.ndarray) -> None:
+        self.identity = segmenter.identity
+        self._segmenter, self._rgb = segmenter, rgb
+        begun = time.perf_counter()
+        self.embedding = segmenter.embed(rgb)
+        self.embedded = time.perf_counter() - begun
+        self.spent: list[float] = []
+
+    def embed(self, rgb: np.ndarray) -> Embedding:
+        return self.embedding if rgb is self._rgb else self._segmenter.embed(rgb)
+
+    def predict(
+        self, embedding: Embedding, clicks: Sequence[Click], previous_logits: np.ndarray | None = None
+    ) -> Prediction:
+        begun = time.perf_counter()
+        found = self._segmenter.predict(embedding, clicks, previous_logits)
+        self.spent.append(time.perf_counter() - begun)
+        return found
+
+
+def measure(
+    pictures: Pictures,
+    index: int,
+    policy: Policy | None,
+    segmenter: Segmenter,
+    how: Measures,
+) -> Row:
+    """Everything about one labelled picture; the same for the same `index`, whatever was measured before.
+
+    "prompted" has a row for each structure shown, "asked" one for each question; policy None asks none.
+    Raises InputError for data, or a question, that cannot be used, and ModelError.
+    """
+    shown = pictures.show(index)
+    view = OnePicture(segmenter, shown.picture.rgb) if shown.truths or policy is not None else None
+    row: Row = {"index": index, "name": shown.key, "prompted": [], "asked": []}
+    if view is None:
+        return row
+    row["embed_seconds"] = view.embedded
+    for structure, truth in shown.truths.items():
+        row["prompted"].append({"structure": structure, **prompted(segmenter, view, shown, truth)})
+    if policy is not None:
+        for structure, wording in questions(pictures, index, shown, how):
+            row["asked"].append(ask(shown, structure, wording, policy, view, how.limits))
+    return row
+
+
+def questions(pictures: Pictures, index: int, shown: Shown, how: Measures) -> list[tuple[str, str]]:
+    """(structure, wording): some or all of what the picture shows, and one structure that it does not."""
+    rng = np.random.default_rng([how.seed, 11, index])
+    wanted = list(shown.truths)
+    if how.questions is not None and wanted:
+        wanted = [str(each) for each in rng.permutation(wanted)[: how.questions]]
+    if shown.absent:
+        wanted.append(str(rng.choice(shown.absent)))
+    return [(each, pictures.wording(each, rng)) for each in wanted]
+
+
+def prompted(segmenter: Segmenter, view: OnePicture, shown: Shown, truth: np.ndarray) -> Row:
+    """IoU, DSC and seconds after 1 … 5 simulated clicks, and with a box; seconds are of the segmenter alone.
+
+    A mask without fault is clicked no further.
+    """
+    view.spent.clear()
+    steps = simulate(view, shown.picture.rgb, truth, 1.01, CLICKS, embedding=view.embedding)
+    clicks = [
+        {"iou": step.iou, "dsc": dice(step.mask, truth), "seconds": sum(view.spent[: n + 1])}
+        for n, step in enumerate(steps)
+    ]
+    begun = time.perf_counter()
+    mask, _ = predict_box(segmenter, view.embedding, box_of(truth))
+    spent = time.perf_counter() - begun
+    box = {"iou": iou(mask, truth), "dsc": dice(mask, truth), "seconds": spent}
+    return {"clicks": clicks, "box": box}
+
+
+def ask(shown: Shown, structure: str, wording: str, policy: Policy, view: OnePicture, limits: Limits) -> Row:
+    """The agent by itself, from a question to its end. `truths` without the structure: it is not there."""
+    begun = time.perf_counter()
+    episode = Episode(shown.picture, wording, policy, view, limits)
+    episode.run()
+    spent = time.perf_counter() - begun
+    truth = shown.truths.get(structure)
+    clicks = [step.action for step in episode.steps if isinstance(step.action, Click)]
+    found = episode.mask
+    return {
+        "structure": structure,
+        "question": wording,
+        "present": truth is not None,
+        "iou": iou(found, truth) if truth is not None else float(not found.any()),
+        "dsc": dice(found, truth) if truth is not None else float(not found.any()),
+        "clicks": len(clicks),
+        "hit": truth is not None and bool(clicks) and _inside(clicks[0], truth),
+        "said_absent": episode.answer is not None and not clicks,
+        "unreadable": episode.status == "paused",
+        "seconds": spent,
+        "answer": episode.answer or "",
+        "reason": episode.reason,
+        "mask_rle": encode_rle(found),
+        "steps": [_step(step, truth) for step in episode.steps],
+    }
+
+
+def _step(step: Any, truth: np.ndarray | None) -> Row:
+    click = step.action if isinstance(step.action, Click) else None
+    return {
+        "thinking": step.thinking,
+        "click": None if click is None else [click.x, click.y, click.positive],
+        "iou": None if truth is None else iou(step.mask, truth),
+    }
+
+
+def _inside(click: Click, truth: np.ndarray) -> bool:
+    """Whether a first click is a positive one on the structure."""
+    height, width = truth.shape
+    row, column = min(height - 1, int(click.y * height)), min(width - 1, int(click.x * width))
+    return click.positive and bool(truth[row, column])

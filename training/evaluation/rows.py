@@ -1,0 +1,188 @@
+"""The rows of an evaluation as they are kept: one JSON line a picture, so that a killed run can go on.
+
+A folder holds `settings.json` (what was measured, how, with which models) and a `rows-I-of-N.jsonl` for every
+shard that worked on it. All of them count together; a line that a kill cut off is as if it had not been
+written, and a picture that two shards measured counts once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from ibis_agent.errors import InputError
+from ibis_agent.files import check_writable_folder, output_error, write_json
+
+from training.evaluation.measure import Row
+
+SCHEMA = "ibis-evaluation/1"
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `number` of `count`, numbered from 1: every `count`-th picture."""
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Reads "2/8". Raises InputError."""
+        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+        number, count = (int(found[1]), int(found[2])) if found else (0, 0)
+        if not 1 <= number <= count:
+            raise InputError(
+                "--shard says which part of how many", value=text, mend="Such as 1/4, 2/4, 3/4 and 4/4."
+            )
+        return cls(number, count)
+
+    def indices(self, total: int) -> range:
+        return range(self.number - 1, total, self.count)
+
+
+class RowStore:
+    """The rows of one run. Without a folder nothing outlives the process.
+
+    store = RowStore(folder, settings, Shard())
+    store.add(row)          # on the disk when this returns
+    """
+
+    def __init__(self, folder: Path | None, settings: dict[str, Any], shard: Shard) -> None:
+        """Raises InputError where the folder holds an evaluation of something else, OutputError."""
+        self.rows: dict[int, Row] = {}
+        self._stream: TextIO | None = None
+        if folder is None:
+            return
+        check_writable_folder(folder)
+        if (folder / SETTINGS).exists():
+            check_same(settings, read_settings(folder), folder)
+        else:
+            write_json(folder / SETTINGS, {"schema": SCHEMA, **settings})
+        self.rows = read_rows(folder)
+        self._path = folder / f"rows-{shard.number}-of-{shard.count}.jsonl"
+        try:
+            _cut_off_torn_end(self._path)
+            self._stream = self._path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise output_error(error, self._path) from error
+
+    def add(self, row: Row) -> None:
+        """Raises OutputError."""
+        self.rows[row["index"]] = row
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(json.dumps(row, allow_nan=False) + "\n")
+            self._stream.flush()
+        except OSError as error:
+            raise output_error(error, self._path) from error
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def __enter__(self) -> RowStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What a folder's evaluation is of. Raises InputError."""
+    path = folder / SETTINGS
+    mend = "Give a folder that an evaluation was written to with --out."
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError("holds no evaluation", file=folder, value=error.strerror, mend=mend) from error
+    except ValueError as error:
+        raise InputError("is no JSON", file=path, value=str(error), mend=mend) from error
+    if not isinstance(settings, dict) or settings.get("schema") != SCHEMA:
+        raise InputError("is not of an evaluation", file=path, mend=mend)
+    return {name: value for name, value in settings.items() if name != "schema"}
+
+
+def check_same(ours: dict[str, Any], theirs: dict[str, Any], folder: Path) -> None:
+    """Raises InputError naming the first setting in which an evaluation differs from that in `folder`."""
+    # Through JSON, which makes lists of tuples.
+    ours = json.loads(json.dumps(ours))
+    for name in sorted({*ours, *theirs}):
+        if ours.get(name) != theirs.get(name):
+            raise InputError(
+                f"was measured with another {name}",
+                file=folder,
+                value=f"{json.dumps(theirs.get(name))} there, {json.dumps(ours.get(name))} now",
+                mend="Choose another folder, or go on with the same settings.",
+            )
+
+
+def read_rows(folder: Path) -> dict[int, Row]:
+    """Index → row, of every shard in the folder, ordered. Raises InputError for a line that is no row."""
+    found: dict[int, Row] = {}
+    for path in sorted(folder.glob("rows-*-of-*.jsonl")):
+        for row in _lines(path):
+            _take(found, row)
+    return dict(sorted(found.items()))
+
+
+def merged(folders: Sequence[Path], total: int) -> dict[int, Row]:
+    """The rows of several folders, which together must hold each of the `total` pictures.
+
+    Raises InputError, also for folders with different settings.
+    """
+    found: dict[int, Row] = {}
+    settings = read_settings(folders[0])
+    for folder in folders:
+        check_same(settings, read_settings(folder), folder)
+        for row in read_rows(folder).values():
+            _take(found, row)
+    missing = [index for index in range(total) if index not in found]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {total} pictures are not measured yet",
+            value=", ".join(map(str, missing[:5])) + (" …" if len(missing) > 5 else ""),
+            mend="Run the shards that are missing, or start a stopped one again.",
+        )
+    return dict(sorted(found.items()))
+
+
+def is_done(row: Row | None) -> bool:
+    """Whether a picture was measured; one that could not be is tried again."""
+    return row is not None and "problem" not in row
+
+
+def _take(found: dict[int, Row], row: Row) -> None:
+    """The first row of a picture counts, unless it only says that it could not be measured."""
+    if not is_done(found.get(row["index"])):
+        found[row["index"]] = row
+
+
+def _lines(path: Path) -> Iterator[Row]:
+    """The rows of one file; a last line without its end is left out."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise InputError("cannot be read", file=path, value=error.strerror) from error
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row["index"], int):
+                raise TypeError("index")
+        except (ValueError, KeyError, TypeError) as error:
+            mend = "Remove that line; its picture is measured again."
+            raise InputError(f"line {number} is no row", file=path, value=line[:60], mend=mend) from error
+        yield row
+
+
+def _cut_off_torn_end(path: Path) -> None:
+    """Remove what a kill left of a last line, so that the next row begins on a line of its own."""
+    if not path.exists():
+        return
+    with path.open("r+b") as stream:
+        stream.truncate(stream.read().rfind(b"\n") + 1)

@@ -1,0 +1,225 @@
+"""What an agent is measured on: numbered pictures with the truth of everything they show.
+
+The n-th picture comes by itself, whatever was asked for before: so the work can be shared out, and a picture
+can be drawn again for the page. How cases become pictures is in training.pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from ibis_agent.errors import InputError
+from ibis_agent.model_card import ModelCard
+from ibis_agent.record import read_json
+from tqdm import tqdm
+
+from training.cases import Case, Problem, read_cases, refuse
+from training.pictures import PHANTOM_WINDOW, Choice, Group, Shown, Source, groups_of
+from training.questions import question
+
+SMALLEST = 0.0011  # share of the picture: slivers below are neither asked for nor counted as absent
+# The labels of TotalSegmentator that make up our structures.
+ORGANS = {
+    "liver": ("liver",),
+    "spleen": ("spleen",),
+    "left kidney": ("kidney_left",),
+    "right kidney": ("kidney_right",),
+    "aorta": ("aorta",),
+    "spine": ("vertebrae",),
+    "stomach": ("stomach",),
+}
+
+
+class Pictures(Protocol):
+    """Numbered pictures to be measured on.
+
+    Attributes:
+        identity: plain values in which a run that goes on must agree.
+        problems: what of the data cannot be used, known before anything is measured.
+        questions: how many structures of a picture are asked for where nobody says it; None is all.
+    """
+
+    identity: dict[str, Any]
+    problems: list[Problem]
+    questions: int | None
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What picture `index` is called, also where it cannot be read; no two are called alike."""
+        ...
+
+    def show(self, index: int) -> Shown:
+        """Raises InputError for data that cannot be used."""
+        ...
+
+    def wording(self, structure: str, rng: np.random.Generator) -> str:
+        """How a structure is asked for."""
+        ...
+
+
+class Phantoms:
+    """Pictures of patients never trained on, as Slicer shows them, in a soft-tissue window."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._count, self._seed = count, seed
+        self.identity = {"kind": "phantoms", "pictures": count, "seed": seed}
+        self.problems: list[Problem] = []
+        self.questions: int | None = 2
+
+    def __len__(self) -> int:
+        return self._count
+
+    def name(self, index: int) -> str:
+        return f"phantom {self._seed}-{index}"
+
+    def show(self, index: int) -> Shown:
+        source = Source(Group(self.name(index), phantom=self._seed * 100_000 + index), Choice())
+        return _shown(source, source.places[0])
+
+    def wording(self, structure: str, rng: np.random.Generator) -> str:
+        return question(structure, rng)
+
+
+class LabelledData:
+    """Slices and pictures of people's own cases.
+
+    All of it is read once at the start, so that bad data is known before slow work; then one scan at a time.
+    """
+
+    def __init__(
+        self, cases: Sequence[Case], choice: Choice, card: ModelCard, problems: Sequence[Problem] = ()
+    ) -> None:
+        """card: of the policy, for its window. What cannot be used is in `problems` afterwards."""
+        self.problems = list(problems)
+        self.questions: int | None = None
+        self._choice, self._card = choice, card
+        self._groups = groups_of(cases)
+        self._places: list[tuple[int, tuple[str, int]]] = []
+        self._held: tuple[int, Source] | None = None
+        for number, group in enumerate(tqdm(self._groups, desc="reading", mininterval=2, leave=False)):
+            try:
+                source = self._read(number)
+            except InputError as error:
+                file = str(group.cases[0].image)
+                self.problems.append(Problem("unreadable", group.key, file, error.problem))
+                continue
+            self.problems += source.problems
+            self._places += [(number, place) for place in source.places]
+        self.identity = {
+            "kind": "cases",
+            "pictures": len(self._places),
+            "cases": _fingerprint(cases),
+            "planes": list(choice.planes),
+            "slices": choice.slices,
+            "per_plane": choice.per_plane,
+            "window": choice.window or card.window,
+            "orientation": choice.orientation,
+        }
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def name(self, index: int) -> str:
+        number, (plane, place) = self._places[index]
+        key = self._groups[number].key
+        return key if plane == "picture" else f"{key}/{plane}-{place:03d}"
+
+    def show(self, index: int) -> Shown:
+        number, place = self._places[index]
+        return _shown(self._read(number), place)
+
+    def wording(self, structure: str, rng: np.random.Generator) -> str:
+        return f"Segment the {structure}"
+
+    def _read(self, number: int) -> Source:
+        if self._held is None or self._held[0] != number:
+            source = Source(self._groups[number], self._choice)
+            self._use_the_cards_window(source)
+            self._held = (number, source)
+        return self._held[1]
+
+    def _use_the_cards_window(self, source: Source) -> None:
+        """As a run of the agent chooses it: for CT, and what may be CT, where nothing else says a window."""
+        scan = source.scan
+        said = self._choice.window or source.group.cases[0].window
+        if said is None and scan is not None and scan.window is None and scan.modality in ("", "CT"):
+            source.choice = replace(source.choice, window=self._card.window)
+
+
+def labelled_data(
+    source: Path, names: Path | None, choice: Choice, card: ModelCard, strict: bool
+) -> LabelledData:
+    """A folder or manifest as training.cases understands it; strict refuses data with any problem.
+
+    Raises InputError.
+    """
+    cases, problems = read_cases(source, names)
+    found = LabelledData(cases, choice, card, problems)
+    if strict or not len(found):
+        refuse(found.problems)
+    if not len(found):
+        raise InputError("shows nothing large enough to be measured", file=source)
+    return found
+
+
+def labelled_scan(scan: Path, labels: Path, names: Path, card: ModelCard) -> LabelledData:
+    """Every axial slice of one labelled CT, in the window that the demo models know. Raises InputError."""
+    choice = Choice(
+        slices="all", least_area=SMALLEST, orientation=card.orientation.value, window=PHANTOM_WINDOW
+    )
+    found = LabelledData([Case(scan.name, scan, labels, _organs(names))], choice, card)
+    if not len(found):
+        refuse(found.problems)
+    return found
+
+
+def _shown(source: Source, place: tuple[str, int]) -> Shown:
+    shown = source.show(place)
+    if isinstance(shown, Problem):
+        raise InputError(shown.text, file=shown.file)
+    return shown
+
+
+def _organs(names_file: Path) -> dict[int, str]:
+    """Label number → structure, of those that are measured. Raises InputError."""
+    mend = 'It must be an object such as {"5": "liver", "1": "spleen"}.'
+    names = read_json(names_file, mend=mend)
+    if not isinstance(names, dict) or not all(number.isdecimal() for number in names):
+        raise InputError("holds no names of labels", file=names_file, mend=mend)
+    found = {
+        int(number): organ
+        for organ, starts in ORGANS.items()
+        for number, name in names.items()
+        if str(name).startswith(starts)
+    }
+    if not found:
+        mend = f"They are {', '.join(start for starts in ORGANS.values() for start in starts)}."
+        raise InputError("names none of the structures that are measured", file=names_file, mend=mend)
+    return found
+
+
+def _fingerprint(cases: Sequence[Case]) -> str:
+    """SHA-256 of what the cases are made of: names and sizes of files, labels, windows."""
+    told = [
+        [
+            case.id,
+            *_file(case.image),
+            *_file(case.mask),
+            sorted(case.labels.items()),
+            case.window,
+            case.reverse,
+        ]
+        for case in cases
+    ]
+    return hashlib.sha256(json.dumps(told).encode("utf-8")).hexdigest()
+
+
+def _file(path: Path) -> tuple[str, int]:
+    return path.name, path.stat().st_size

@@ -1,0 +1,35 @@
+"""training.evaluate on whole volumes, as its command line asks for it; the measuring is in training.volumes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from ibis_agent.episode import Limits
+from ibis_agent.files import write_json
+from ibis_agent.policy import LocalPolicy
+from ibis_agent.request import demo_policy
+from ibis_agent.segmenter import Segmenter
+from ibis_agent.volume_run import VolumeLimits
+
+from training.volumes import measure_lesions, measure_phantoms
+
+
+def run_volumes(args: argparse.Namespace) -> None:
+    """Measure, print, and write --json. Raises IbisError."""
+    segmenter = Segmenter.load(args.segmenter, args.segmenter_config, args.device)
+    result: dict[str, Any] = {}
+    policy = None
+    if args.phantom_volumes is not None:
+        if not args.oracle_only:
+            policy = LocalPolicy.load(args.policy or demo_policy(), args.device, args.precision)
+        limits = VolumeLimits(episode=Limits(max_turns=args.max_turns), follow=args.follow)
+        result = measure_phantoms(args.phantom_volumes, args.seed, policy, segmenter, limits)
+    if args.lesion_volumes is not None:
+        result["lesions"] = measure_lesions(args.lesion_volumes, segmenter, args.follow)
+    print(json.dumps(result, indent=1))
+    if args.json is not None:
+        pictures = f"{args.phantom_volumes or 0} phantoms, seed {args.seed}"
+        models = {"policy": policy.identity if policy else None, "segmenter": segmenter.identity}
+        write_json(args.json, {**result, "measured": {"volumes": pictures, **models}})
