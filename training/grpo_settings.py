@@ -15,7 +15,7 @@ from training.settings import setting
 from training.sft_settings import LoraSettings
 
 # Keys that do not change what comes out, so that a run may go on with others.
-FREE = ("out", "save_every", "threads", "evaluate_every", "updates")
+FREE = ("out", "save_every", "threads", "evaluate_every")
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,16 @@ class RewardSettings:
     """Weights of the rewards, by their names in training.rewards.
 
     Attributes:
-        turn: rewards of a turn's own action; outcome: of the state in which the episode ended.
+        turn: rewards of a turn's own action; outcome: of the state in which the episode ended. `length`
+            belongs to the outcome: turns are compared with those of the same number, where it is the same.
         turn_credit, outcome_credit: what a turn's advantage takes of either, each normalised in its group.
         optimal_steps: of the length reward.
     """
 
     turn: dict[str, Any] = field(
-        default_factory=lambda: {"format": 1.0, "placement": 1.0, "improvement": 1.0, "length": 1.0}
+        default_factory=lambda: {"format": 1.0, "placement": 1.0, "improvement": 1.0}
     )
-    outcome: dict[str, Any] = field(default_factory=lambda: {"answer": 1.0})
+    outcome: dict[str, Any] = field(default_factory=lambda: {"answer": 1.0, "length": 1.0})
     turn_credit: float = setting(1.0, least=0)
     outcome_credit: float = setting(1.0, least=0)
     optimal_steps: int = setting(rewards.OPTIMAL_STEPS, least=1)
@@ -63,7 +64,7 @@ class GrpoSettings:
         out: a new folder, or that of the same run, which then goes on.
         name: what the new policy is called; empty: after the old one.
         tasks, held: what it learns from, and what it is measured on (held.phantoms pictures).
-        updates: how many; a finished run goes on where this is raised.
+        updates: how many.
         questions, group: of an update, and rollouts of each question.
         max_turns, temperature: of a rollout.
         epochs, minibatches: how often an update's rollouts are learned from, in how many optimiser steps.

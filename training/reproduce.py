@@ -33,6 +33,7 @@ from ibis_agent.weights import look_into
 from training import grpo, sft, trajectories
 from training.expert import Recipe
 from training.grpo_settings import GrpoSettings
+from training.hand_over import HISTORY
 from training.objective import figures
 from training.pictures import Choice, phantom_groups
 from training.questions import NEVER_PRESENT
@@ -84,6 +85,8 @@ class Reproduction:
     def policy(self, arm: str, seed: int) -> Path:
         """The folder of the policy that an arm makes."""
         args, out = self.args, self.out / f"{arm}-{seed}"
+        if (out / "model" / HISTORY).is_file():
+            return out / "model"
         if arm in REWARDS:
             start = self.policy("sft_self_correction", seed)
             changes = [f"tasks.phantoms={args.pictures}", f"tasks.phantom_seed={TASK_SEED}"]
