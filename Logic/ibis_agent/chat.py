@@ -106,7 +106,38 @@ class Chat:
         Raises InputError for a picture that the processor refuses.
         """
         pixels, grid = self._pixels(pictures)
-        counts = grid.prod(axis=1) // self._merge**2
+        ids, parts = self._conversation(messages, grid.prod(axis=1) // self._merge**2)
+        learn = [False] * len(ids)
+        if reply is not None:
+            body = self.reply_tokens(reply)
+            ids += body
+            learn += [True] * len(body)
+            parts.append(len(ids))
+        array = np.asarray(ids, dtype=np.int64)
+        types = (array == self._token[PICTURE]).astype(np.int64)
+        positions = rotary_positions(types, grid, self._merge)
+        return Encoded(array, np.asarray(learn), pixels, grid, types, positions, tuple(parts))
+
+    def length(self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]]) -> int:
+        """How many tokens `encode` would give for pictures of these (height, width), without the pictures."""
+        patches = [self.image_processor.get_number_of_image_patches(*size) for size in sizes]
+        return len(self._conversation(messages, [each // self._merge**2 for each in patches])[0])
+
+    def reply_tokens(self, reply: str) -> list[int]:
+        """A reply as the assistant writes it: its tokens and the one that ends it."""
+        return [*self._text(reply), self._token[END]]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Tokens → text without control tokens. A letter that is not complete yet ends in U+FFFD."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _conversation(
+        self, messages: Sequence[Message], counts: Sequence[int] | np.ndarray
+    ) -> tuple[list[int], list[int]]:
+        """Tokens up to where the assistant begins to write, and where its parts end.
+
+        `counts`: tokens of every picture.
+        """
         ids: list[int] = []
         parts: list[int] = []
         opening = [self._token[START], *self._text("assistant\n")]
@@ -132,25 +163,7 @@ class Chat:
             if message.role != "assistant":
                 # The assistant's opening belongs to the question: it is the same whatever the reply.
                 parts.append(len(ids) + (len(opening) if message.role == "user" else 0))
-        ids += opening
-        learn = [False] * len(ids)
-        if reply is not None:
-            body = self.reply_tokens(reply)
-            ids += body
-            learn += [True] * len(body)
-            parts.append(len(ids))
-        array = np.asarray(ids, dtype=np.int64)
-        types = (array == self._token[PICTURE]).astype(np.int64)
-        positions = rotary_positions(types, grid, self._merge)
-        return Encoded(array, np.asarray(learn), pixels, grid, types, positions, tuple(parts))
-
-    def reply_tokens(self, reply: str) -> list[int]:
-        """A reply as the assistant writes it: its tokens and the one that ends it."""
-        return [*self._text(reply), self._token[END]]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Tokens → text without control tokens. A letter that is not complete yet ends in U+FFFD."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return ids + opening, parts
 
     def _text(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)

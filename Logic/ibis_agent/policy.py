@@ -140,7 +140,7 @@ class LocalPolicy:
 
         chat = Chat.load(folder, card)
         try:
-            model = _load_model(found, device, precision)
+            model = load_model(found, device, precision)
         except ModelError:
             raise
         except (MemoryError, RuntimeError) as error:
@@ -215,7 +215,11 @@ def _precision(found: PolicyFolder, device: str, precision: str, max_new_tokens:
     return "fp32"
 
 
-def _load_model(found: PolicyFolder, device: str, precision: str) -> Any:
+def load_model(found: PolicyFolder, device: str, precision: str) -> Any:
+    """The transformers model of a folder, frozen and in evaluation mode, on "cpu", "cuda" or "cuda:1".
+
+    precision: "fp32", "bf16", "fp16" or "int4". Raises ModelError for weights that do not fit the configuration.
+    """
     torch = _torch()
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -235,7 +239,7 @@ def _load_model(found: PolicyFolder, device: str, precision: str) -> Any:
     # The configuration by its class: a folder's own code is never looked for, whatever its files say.
     config = Qwen2_5_VLConfig.from_dict({k: v for k, v in found.config.items() if k != "auto_map"})
     loaded: Any  # with output_loading_info a pair, which the library's annotation does not say
-    with _no_progress_bar():
+    with no_progress_bar():
         loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             found.folder,
             config=config,
@@ -264,7 +268,7 @@ def _load_model(found: PolicyFolder, device: str, precision: str) -> Any:
 
 
 @contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """transformers' bar on stderr is not for the people who use this."""
     from transformers.utils import logging
 

@@ -194,7 +194,7 @@ def _config(folder: Path) -> dict[str, Any]:
             raise ModelError(
                 "holds only an adapter (LoRA), not a whole model",
                 file=folder,
-                mend="Merge it into its base model first (peft: merge_and_unload, then save_pretrained).",
+                mend="Merge it into its base model first: python -m training.merge ADAPTER --base DIR --out DIR.",
             )
         mend = "Give the folder that holds config.json and the weights."
         raise ModelError("config.json is missing: this is not a policy's folder", file=folder, mend=mend)

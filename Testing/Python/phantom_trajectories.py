@@ -70,10 +70,11 @@ def _record(
     else:
         part, whole = incomplete_mask(truth, rng), good_mask(truth, rng)
         first, second = next_click(None, truth), next_click(part, truth)
-        assert first is not None and second is not None
+        assert first is not None
         add(questions.first_reply(structure, first), empty, part)
         add(questions.correction_reply(structure, Click(0.02, 0.03)), part, part, learn=False)
-        add(questions.correction_reply(structure, second), part, whole)
+        if second is not None:
+            add(questions.correction_reply(structure, second), part, whole)
         add(questions.done_reply(structure), whole, whole)
     return {
         "id": name,

@@ -1,0 +1,104 @@
+"""The export for LLaMA-Factory: the same samples as our own training, in a form that its loader takes whole."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from ibis_agent.chat import Chat
+from ibis_agent.errors import InputError, OutputError
+from ibis_agent.model_card import load_card
+from ibis_agent.prompts import Message
+from ibis_agent.request import demo_policy
+from phantom_trajectories import make_trajectories
+from PIL import Image
+
+from training.llamafactory import check_export, export
+from training.settings import settings_from
+from training.sft_settings import SftSettings
+from training.turn_data import Turns, check_data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_trajectories(tmp_path_factory.mktemp("made") / "data")
+
+
+def settings(data, **given):
+    values = {"model": str(demo_policy()), "data": str(data), "out": "runs/none", "held": 0.5, **given}
+    return settings_from(values, SftSettings)
+
+
+@pytest.fixture(scope="module", params=[0, 2])
+def made(request, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "ibis"
+    export(settings(data, card={"history": request.param}), folder)
+    return folder
+
+
+def test_a_sample_is_token_by_token_that_of_our_own_training(made, data):
+    card = load_card(made / "card")
+    chat = Chat.load(demo_policy(), card)
+    ours = Turns(check_data([data], chat, card, 0.5).places, chat, card)
+    theirs = json.loads((made / "ibis.json").read_text())
+    assert len(theirs) == len(ours) > 8
+    for n in (0, 1, 2, len(ours) - 1):
+        *asked, said = theirs[n]["messages"]
+        # Their marker stands where our picture does: before the text.
+        pictures = [np.asarray(Image.open(made / name).convert("RGB")) for name in theirs[n]["images"]]
+        messages, shown = [], 0
+        for each in asked:
+            marked = each["content"].startswith("<image>")
+            text = each["content"].removeprefix("<image>")
+            messages.append(Message(each["role"], text, shown if marked else None))
+            shown += marked
+        encoded = chat.encode(messages, pictures, said["content"])
+        assert np.array_equal(encoded.ids, ours[n].ids) and np.array_equal(encoded.pixels, ours[n].pixels)
+        assert np.array_equal(encoded.learn, ours[n].learn)
+
+
+def test_the_export_keeps_the_rules_of_the_loader(made):
+    info = json.loads((made / "dataset_info.json").read_text())
+    assert set(info) == {"ibis", "ibis_held"}
+    assert info["ibis"]["columns"] == {"messages": "messages", "images": "images"}
+    assert check_export(made) == sum(len(json.loads((made / f"{name}.json").read_text())) for name in info)
+    recipe = yaml.safe_load((made / "sft.yaml").read_text())
+    assert recipe["template"] == "qwen2_vl" and recipe["mask_history"] is True
+    assert recipe["dataset_dir"] == str(made) and recipe["freeze_vision_tower"] is True
+    assert isinstance(recipe["learning_rate"], float)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda sample: sample["messages"].pop(), "take turns"),
+        (lambda sample: sample["images"].append("pictures/none.png"), "2 pictures"),
+        (lambda sample: sample["messages"][-1].update(content=" "), "empty"),
+    ],
+)
+def test_an_export_that_breaks_a_rule_is_told(data, tmp_path, change, why):
+    export(settings(data, held=0), tmp_path / "ibis")
+    path = tmp_path / "ibis" / "ibis.json"
+    samples = json.loads(path.read_text())
+    change(samples[1])
+    path.write_text(json.dumps(samples))
+    with pytest.raises(InputError, match=why):
+        check_export(tmp_path / "ibis")
+
+
+def test_a_question_with_their_marker_is_refused_and_nothing_is_left(data, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "pictures").symlink_to(data / "pictures")
+    lines = [json.loads(line) for line in (data / "trajectories.jsonl").read_text().splitlines()]
+    lines[0]["question"] = "Segment the <image> liver."
+    (folder / "trajectories.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match="marker"):
+        export(settings(folder, held=0), tmp_path / "ibis")
+    assert not (tmp_path / "ibis").exists()
+    (tmp_path / "ibis").mkdir()
+    (tmp_path / "ibis" / "mine.txt").touch()
+    with pytest.raises(OutputError, match="is there already"):
+        export(settings(data), tmp_path / "ibis")

@@ -1,0 +1,197 @@
+"""YAML settings → a dataclass, checked before any slow work: every error names the file, the key and the mend.
+
+    settings = read_settings("training/configs/sft-demo.yaml", SftSettings, ["steps=20", "lora.rank=4"])
+
+A dataclass's fields say what is allowed: their types (also `Path`, `Literal`, tuples, nested dataclasses),
+and limits in `field(metadata={"least": 1, "most": 9, "above": 0})`. Paths are relative to where the command
+runs, as those on a command line are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+from ibis_agent.errors import InputError
+
+_LARGEST = 2**20
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+
+T = TypeVar("T")
+
+
+def setting(default: Any = dataclasses.MISSING, **limits: float) -> Any:
+    """A field with limits: `least`, `most` (included) or `above` (not included)."""
+    return dataclasses.field(default=default, metadata=limits)
+
+
+def read_settings(path: str | os.PathLike[str], kind: type[T], changes: Sequence[str] = ()) -> T:
+    """The settings in a YAML file, with changes as `key=value` or `part.key=value` from the command line.
+
+    Raises InputError for a file that is no YAML, an unknown, doubled or missing key, a wrong type or limit.
+    """
+    values = _load(Path(path))
+    for change in changes:
+        _apply(values, change)
+    return settings_from(values, kind, os.fspath(path))
+
+
+def settings_from(values: Mapping[str, Any], kind: type[T], file: str | None = None) -> T:
+    """The settings in a mapping, as `read_settings`."""
+    return _dataclass(values, kind, "", file)
+
+
+def settings_to_json(settings: Any) -> dict[str, Any]:
+    """A settings dataclass as JSON values; `settings_from` gives it back."""
+    return json.loads(json.dumps(dataclasses.asdict(settings), default=os.fspath))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise InputError("is too large for settings", file=path, value=path.stat().st_size)
+        values = yaml.load(path.read_text("utf-8-sig"), Loader=_Loader)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=path, mend="Check the path.") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"is not YAML: {text}", file=path, mend="Correct that place.") from error
+    if not isinstance(values, dict):
+        raise InputError("holds no settings", file=path, value=values, mend="Write one `key: value` a line.")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, which YAML would settle in silence."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (list, dict)) or key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _apply(values: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    if not equals or not key.strip():
+        raise InputError("a change needs a key and a value", value=change, mend="Such as steps=200.")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise InputError(
+            "the value of a change is not YAML", value=change, mend="Put it in quotes."
+        ) from error
+    *parents, last = key.strip().split(".")
+    place: Any = values
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise InputError(f"{parent} has no parts", value=change, mend="Leave the dot out.")
+    place[last] = value
+
+
+def _dataclass(values: Any, kind: type[T], prefix: str, file: str | None) -> T:
+    if not isinstance(values, Mapping):
+        raise InputError(
+            f"{prefix[:-1]} must have parts", file=file, value=values, mend="Indent `key: value`."
+        )
+    fields = {each.name: each for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(kind)
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            mend = f'Did you mean "{prefix}{near[0]}"?' if near else f"Known keys: {', '.join(fields)}."
+            raise InputError("unknown key", file=file, value=f"{prefix}{key}", mend=mend)
+    given = {}
+    for name, each in fields.items():
+        if name in values:
+            given[name] = _value(values[name], hints[name], prefix + name, file)
+            _limits(given[name], each.metadata, prefix + name, file)
+        elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
+            raise InputError(
+                f'the key "{prefix}{name}" is missing', file=file, mend=f"Add `{prefix}{name}: …`."
+            )
+    return kind(**given)
+
+
+def _value(value: Any, hint: Any, key: str, file: str | None) -> Any:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _dataclass(value, typing.cast(type, hint), key + ".", file)
+    if origin is Literal:
+        if value not in parts or isinstance(value, bool):
+            near = difflib.get_close_matches(str(value), [str(part) for part in parts], n=1)
+            mend = f"Did you mean {near[0]}?" if near else "Choose one of them."
+            raise InputError(
+                f"{key} must be {' or '.join(map(str, parts))}", file=file, value=value, mend=mend
+            )
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None:
+            if type(None) in parts:
+                return None
+            raise _wrong(value, "given", key, file)
+        return _value(value, next(part for part in parts if part is not type(None)), key, file)
+    if origin is tuple:
+        # One value stands for a list of one.
+        values = value if isinstance(value, list) else [value]
+        if parts[-1] is not Ellipsis and len(values) != len(parts):
+            raise _wrong(value, f"a list of {len(parts)}", key, file)
+        kinds = [parts[0]] * len(values) if parts[-1] is Ellipsis else list(parts)
+        return tuple(
+            _value(one, kind, f"{key}[{n}]", file)
+            for n, (one, kind) in enumerate(zip(values, kinds, strict=True))
+        )
+    if origin is dict or hint is dict:
+        if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+            raise _wrong(value, "`key: value` lines", key, file)
+        return value
+    return _plain(value, hint, key, file)
+
+
+def _plain(value: Any, hint: Any, key: str, file: str | None) -> Any:
+    if hint is Path and isinstance(value, str) and value.strip():
+        return Path(value).expanduser()
+    if hint is float and isinstance(value, str):
+        # YAML takes 1e-5, without a dot, for a text.
+        try:
+            value = float(value)
+        except ValueError:
+            raise _wrong(value, _WORDS[float], key, file) from None
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not hint or (hint is float and not math.isfinite(value)):
+        raise _wrong(value, _WORDS.get(hint, str(hint)), key, file)
+    return value
+
+
+def _limits(value: Any, limits: Mapping[str, float], key: str, file: str | None) -> None:
+    if value is None:
+        return
+    for name, words, broken in (
+        ("least", "at least", lambda limit: value < limit),
+        ("most", "at most", lambda limit: value > limit),
+        ("above", "above", lambda limit: value <= limit),
+    ):
+        if name in limits and broken(limits[name]):
+            raise InputError(
+                f"{key} must be {words} {limits[name]:g}", file=file, value=value, mend="Correct it."
+            )
+
+
+def _wrong(value: Any, expected: str, key: str, file: str | None) -> InputError:
+    return InputError(f"{key} must be {expected}", file=file, value=value, mend="Correct it.")
