@@ -13,6 +13,7 @@ Not a simulator: proportions and grey values are those of a textbook, not of a p
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -563,14 +564,18 @@ def _smooth_min(a: Array, b: Array, k: float) -> Array:
 
 
 def write_volume(volume: PhantomVolume, out: Path) -> None:
-    """The scan as NIfTI, and beside it `*_labels.nii.gz`: 1… in the order of STRUCTURES (lesion on top)."""
+    """The scan as NIfTI, and beside it `*_labels.nii.gz`: 1… in the order of STRUCTURES (lesion on top), with
+    their names in `*_labels.json`."""
     import nibabel as nib
 
     nib.save(nib.Nifti1Image(volume.hu, volume.affine), out)
     labels = np.zeros(volume.hu.shape, np.uint8)
     for number, name in enumerate(STRUCTURES, 1):
         labels[volume.masks[name]] = number
-    nib.save(nib.Nifti1Image(labels, volume.affine), out.with_name(out.name.replace(".nii", "_labels.nii")))
+    beside = out.with_name(out.name.replace(".nii", "_labels.nii"))
+    nib.save(nib.Nifti1Image(labels, volume.affine), beside)
+    present = {n: name for n, name in enumerate(STRUCTURES, 1) if (labels == n).any()}
+    beside.with_name(beside.name.split(".nii")[0] + ".json").write_text(json.dumps(present), encoding="utf-8")
 
 
 def gallery(out: Path, first_seed: int = 1, rows: int = 4, columns: int = 5) -> None:

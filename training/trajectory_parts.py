@@ -50,6 +50,7 @@ class Work:
         trajectories: also write every run as ibis-trajectory/1.
         seed: of everything that is drawn.
         segmenter, config, device: what Segmenter.load takes.
+        root: folder of the source; the published form names files relative to it.
     """
 
     out: Path
@@ -64,6 +65,13 @@ class Work:
     segmenter: Path | None = None
     config: str | None = None
     device: str = "auto"
+    root: Path | None = None
+
+    def called(self, file: Path) -> str:
+        """A file of the source as records name it."""
+        if self.root is not None and file.resolve().is_relative_to(self.root.resolve()):
+            return file.resolve().relative_to(self.root.resolve()).as_posix()
+        return file.name
 
 
 class Bench:
@@ -158,8 +166,8 @@ class Bench:
         try:
             published = from_trajectory(
                 trajectory,
-                shown.file.name if shown.file else Path(file).name,
-                mask.name if mask else "",
+                self.work.called(shown.file) if shown.file else file,
+                self.work.called(mask) if mask else "",
                 value,
                 reverse=shown.reverse,
             )

@@ -26,9 +26,9 @@ from ibis_agent.masks import decode_rle, iou
 from ibis_agent.trajectory import Trajectory
 from PIL import Image
 
-from training import trajectories
+from training import trajectory_options
 from training.expert import Recipe, turns_of, work
-from training.pictures import phantom_groups
+from training.pictures import Choice, Shown, Source, phantom_groups
 from training.trajectories import Sample, make, read_trajectories
 from training.wrong_clicks import KINDS, wrong_click
 
@@ -82,9 +82,9 @@ def data_set(tmp_path: Path) -> Path:
 def made(source: Path | None, out: Path, *options: str, segmenter: Any = None) -> dict[str, Any]:
     """The command, with a segmenter in its hand."""
     given = [*([str(source)] if source else []), "--out", str(out), *options]
-    args = trajectories.arguments().parse_args(given)
-    groups, problems = trajectories.groups_for(args)
-    return make(trajectories.work_of(args), groups, problems, args.workers, args.strict, segmenter)
+    args = trajectory_options.arguments().parse_args(given)
+    groups, problems = trajectory_options.groups_for(args)
+    return make(trajectory_options.work_of(args), groups, problems, args.workers, args.strict, segmenter)
 
 
 def samples(out: Path) -> list[Sample]:
@@ -164,7 +164,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_one_left_alone(data_set: Pat
 
 def test_two_processes_killed_on_the_way_end_as_one_left_alone(tmp_path: Path, parity: Path) -> None:
     """The real segmenter, the real command, the real kill."""
-    options = ["--phantoms", "5", "--seed", "4", "--mistake-share", "0.5", "--max-steps", "3"]
+    options = ["--phantoms", "4", "--seed", "4", "--mistake-share", "0.5", "--max-steps", "2"]
     options += ["--segmenter", str(parity / "segmenter.pt"), "--least-iou", "0", "--device", "cpu"]
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "training.trajectories", *options, "--out", str(killed)]
@@ -443,6 +443,18 @@ def test_impossible_options_are_refused_before_anything_is_written(
     with pytest.raises(InputError):
         made(data_set, tmp_path / "out", *options, segmenter=Discs())
     assert not (tmp_path / "out").exists()
+
+
+def test_phantoms_are_turned_and_chosen_from_like_scans() -> None:
+    group = phantom_groups(1, 7)[0]
+    usual, mirrored = (
+        Source(group, Choice(orientation=name)).show(("picture", 0)) for name in ("radiological", "upstream")
+    )
+    assert isinstance(usual, Shown) and isinstance(mirrored, Shown)
+    assert np.array_equal(usual.truths["liver"], mirrored.truths["liver"][:, ::-1])
+    chosen = Source(group, Choice(structures=("liver", "spine"), window=(0, 100))).show(("picture", 0))
+    assert isinstance(chosen, Shown) and set(chosen.truths) | set(chosen.absent) == {"liver", "spine"}
+    assert chosen.picture.window == (0, 100)
 
 
 def test_phantoms_of_two_seeds_are_different_people() -> None:
