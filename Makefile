@@ -23,7 +23,7 @@ SCAN     ?= $(OUT)/scan.nii.gz
 PROMPT   ?= Segment the liver
 RUN_ARGS ?=
 
-.PHONY: help venv venv-host demo test test-all test-agent test-host lint types check bench clean
+.PHONY: help venv venv-host demo test test-all test-agent test-host lint types check bench screenshots clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo "make venv-host  set up the simulated Slicer's environment, 1.5 GB"
 	@echo "make test    ruff, mypy and the agent's and the training's tests (what .ci/run calls)"
 	@echo "make test-all  those, and the Slicer module's in the simulated Slicer"
+	@echo "make screenshots  draw the README's pictures and the module's example anew, on a phantom"
 	@echo "make bench   seconds a step, split by part, against plain generate"
 	@echo "make clean   remove what building, testing and the demo left ($(VENV) stays)"
 
@@ -82,6 +83,15 @@ test-host: venv venv-host
 
 bench: venv
 	$(BIN)/python -m training.bench $(BENCH_ARGS)
+
+# A patient that no model was trained on, finer than the one of `make demo`.
+SHOT_SEED  ?= 7
+SHOT_SLICE ?= 27
+screenshots: venv venv-host
+	@mkdir -p build/screenshots
+	$(BIN)/python -m training.phantoms --seed $(SHOT_SEED) --spacing 1.5 1.5 3 --out build/screenshots/phantom.nii.gz
+	$(VENV_HOST)/bin/python Testing/screenshots.py --scan build/screenshots/phantom.nii.gz --slice $(SHOT_SLICE) \
+		--example IBISSlicer/Resources/Example/trajectory.json
 
 clean:
 	rm -rf build dist $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis Logic/*.egg-info

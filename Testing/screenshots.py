@@ -1,25 +1,31 @@
-"""Pictures of the module at four moments, for the README: `make screenshots`.
+"""Pictures for the README: the module at four moments, and the review page of that run (`make screenshots`).
 
-    .venv-host/bin/python Testing/screenshots.py [--scan FILE] [--slice N] [--question TEXT] [--out FOLDER]
+    .venv-host/bin/python Testing/screenshots.py --scan FILE [--slice N] [--question TEXT]
+                                                 [--out FOLDER] [--example FILE]
 
 The simulated host draws them: real slice views and the module's real panel, but not 3D Slicer; a strip on top says so.
-The agent is the demonstration policy and segmenter, run by the Python that has them, on a phantom or on a CT.
+The agent is the demonstration policy and segmenter in a real worker process. The pictures in the README show a phantom
+(training.phantoms), never a person's scan. The review page needs Debian's chromium and chromium-driver.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "Testing" / "Python"), str(ROOT / "Logic")]
-SIZE = (1440, 1010)
+WINDOW = (1440, 930)
+PAGE = (1320, 800)
 PANEL_WIDTH = 470
+SOFT_TISSUE = (-160.0, 240.0)  # HU
+_ENOUGH_LETTERS = 30  # of a thought, to show that it is being written
+_PATIENCE = 1800  # seconds for anything the models do: the machine may have other work
 
 
 def main() -> int:
@@ -29,61 +35,98 @@ def main() -> int:
         "--slice", type=int, help="voxel index of the axial slice; the middle one if left out"
     )
     parser.add_argument("--question", default="Segment the liver.")
-    parser.add_argument("--window", type=float, nargs=2, default=(-160, 240), metavar=("MIN", "MAX"))
-    parser.add_argument(
-        "--script", type=Path, help="play a script instead of the models (see worker_script.py)"
-    )
     parser.add_argument("--out", type=Path, default=ROOT / "IBISSlicer" / "Resources" / "Screenshots")
+    parser.add_argument("--example", type=Path, help="also write the run here, as the module's example")
     options = parser.parse_args()
+    import browser
     import host
 
-    if host.missing_parts() or host.agent_python() is None:
-        print(host.missing_parts() or "no Python with the agent's packages (make venv)", file=sys.stderr)
+    obstacle = host.missing_parts() or browser.missing()
+    if obstacle or host.agent_python() is None:
+        print(obstacle or "no Python with the agent's packages (make venv)", file=sys.stderr)
         return 1
     logging.basicConfig(level=logging.WARNING)
     options.out.mkdir(parents=True, exist_ok=True)
-    take(host, options)
+    with tempfile.TemporaryDirectory(prefix="ibis-screenshots-") as folder:
+        page = take_panel(options, Path(folder))
+        take_page(page, options.out / "5-review.png", Path(folder))
     return 0
 
 
-def take(host: Any, options: argparse.Namespace) -> None:
+def take_panel(options: argparse.Namespace, folder: Path) -> Path:
+    """The panel at four moments. Returns the review page of the run, written into `folder`."""
+    import host
     from slicer_panel import Panel
 
     slicer_host = host.start()
-    slicer_host.window.resize(*SIZE)
+    slicer_host.resize(*WINDOW)
+    panel = Panel(slicer_host, folder)
     slicer_host.window._set_panel_width(PANEL_WIDTH)
-    panel = Panel(slicer_host, Path(tempfile.mkdtemp()))
     panel.use_python(host.agent_python())
-    if options.script:
-        panel.logic.worker.arguments = ["--script", str(options.script.resolve())]
-    volume = slicer_host.load_volume(options.scan)
-    low, high = options.window
-    volume.GetDisplayNode().AutoWindowLevelOff()
-    volume.GetDisplayNode().SetWindowLevel(high - low, (high + low) / 2)
-    panel.show_slice(
-        volume, volume.GetImageData().GetDimensions()[2] // 2 if options.slice is None else options.slice
-    )
+    show(panel, options)
     panel.ask(options.question)
     slicer_host.screenshot(options.out / "1-asked.png")
-    panel.logic.worker.load(wait=True)
+
+    # The second thought, so that the first one's mask and mark are in the picture too.
     slicer_host.press(panel.ui.stepButton)
-    slicer_host.wait_until(lambda: panel.ui.thoughtEdit.plainText and not panel.rows(), 300, "a thought")
-    pause(slicer_host, 0.3)
-    slicer_host.screenshot(options.out / "2-thinking.png")
-    panel.rest()
-    panel.run_all()
-    print(f"{len(panel.rows())} steps; {panel.status}")
-    panel.select(min(2, len(panel.rows())))
+    rest(panel)
+    catch_thought(panel, options.out / "2-thinking.png")
+    slicer_host.press(panel.ui.runButton)
+    rest(panel)
+    count = len(panel.rows())
+    print(f"{count} steps. {panel.status} {panel.ui.answerLabel.text}")
+    panel.select(1)
     slicer_host.screenshot(options.out / "3-reviewing.png")
-    panel.select(len(panel.rows()))
+
+    panel.select(count)
+    page = folder / "review.html"
+    panel.logic.writeReview(str(page))
+    if options.example:
+        options.example.parent.mkdir(parents=True, exist_ok=True)
+        options.example.write_text(json.dumps(panel.run.record.trajectory(), indent=1) + "\n", "utf-8")
     slicer_host.press(panel.ui.acceptButton)
     slicer_host.screenshot(options.out / "4-accepted.png")
     slicer_host.quit()
+    return page
 
 
-def pause(slicer_host: Any, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    slicer_host.wait_until(lambda: time.monotonic() > end, seconds + 5)
+def show(panel: Any, options: argparse.Namespace) -> None:
+    """Load the scan and put its slice, in a soft tissue window, into the middle of the three views."""
+    volume = panel.host.load_volume(options.scan)
+    low, high = SOFT_TISSUE
+    volume.GetDisplayNode().AutoWindowLevelOff()
+    volume.GetDisplayNode().SetWindowLevel(high - low, (high + low) / 2)
+    index = volume.GetImageData().GetDimensions()[2] // 2 if options.slice is None else options.slice
+    panel.show_slice(volume, index)
+
+
+def rest(panel: Any) -> None:
+    """Wait until nothing is under way."""
+    panel.host.wait_until(lambda: not panel.logic.isWorking, _PATIENCE, "the agent")
+    panel.host.process_events()
+
+
+def catch_thought(panel: Any, picture: Path) -> None:
+    """Take the picture at the very moment when the next thought is half written."""
+    count = len(panel.rows())
+    taken: list[bool] = []
+
+    def on_text(_: str) -> None:
+        written = len(str(panel.ui.thoughtEdit.plainText))
+        if not taken and len(panel.rows()) == count and written > _ENOUGH_LETTERS:
+            taken.append(panel.host.window.grab().save(str(picture)))
+
+    panel.logic.textArrived.connect(on_text)
+
+
+def take_page(page: Path, picture: Path, profile: Path) -> None:
+    """The review page as a browser shows it, at the second step."""
+    from browser import Browser
+
+    with Browser(profile / "chromium", size=PAGE) as window:
+        window.open(page)
+        window.press("home", "right", "right")
+        window.screenshot(picture)
 
 
 if __name__ == "__main__":

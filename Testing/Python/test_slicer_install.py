@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -103,3 +104,16 @@ def test_an_old_slicer_gets_a_sentence_instead_of_a_panel(
     texts = [label.text for label in module.panel.findChildren(qt.QLabel)]
     assert any("needs Slicer 5.10" in text for text in texts)
     assert not any(name.startswith("IBISSlicerLib") for name in sys.modules)
+
+
+def test_the_example_can_be_stepped_through_with_nothing_installed(fresh: Panel) -> None:
+    recorded = json.loads((MODULE.parent / "Resources" / "Example" / "trajectory.json").read_text("utf-8"))
+    fresh.host.press(fresh.ui.exampleButton)
+    assert len(fresh.rows()) == len(recorded["steps"]) >= 3
+    assert recorded["picture"]["source"] == "phantom"  # nobody's scan
+    for step in recorded["steps"][:2]:
+        fresh.select(step["number"])
+        assert fresh.ui.thoughtEdit.plainText == step["thinking"]
+        assert fresh.shown_mask().sum() == step["area_px"]
+    assert not fresh.ui.stepButton.enabled
+    assert fresh.logic.worker.client.hello is None  # no process was started
