@@ -60,13 +60,19 @@ def exportDicom(segmentationNode, folder: str) -> None:
     """
     if not canExportDicom():
         raise ExportError("This Slicer cannot write DICOM SEG. Install the extension QuantitativeReporting.")
+    volumeNode = segmentationNode.GetNodeReference(segmentationNode.GetReferenceImageGeometryReferenceRole())
+    if volumeNode is None or not volumeNode.GetAttribute("DICOM.instanceUIDs"):
+        raise ExportError(
+            f"DICOM SEG needs the DICOM files of the scan, and that of {segmentationNode.GetName()} was not loaded "
+            "from Slicer's DICOM database. Import them in the module DICOM and load the scan from there."
+        )
     import DICOMSegmentationPlugin
 
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
     exporter = DICOMSegmentationPlugin.DICOMSegmentationPluginClass()
     exportables = exporter.examineForExport(hierarchy.GetItemByDataNode(segmentationNode))
     if not exportables:
-        raise ExportError("DICOM SEG needs a volume that was loaded from DICOM, in the same study.")
+        raise ExportError("DICOM SEG needs the scan that this mask refers to in Slicer's DICOM database.")
     for exportable in exportables:
         exportable.directory = folder
     problem = exporter.export(exportables)

@@ -1,6 +1,4 @@
-"""What a segment is called: name, colour and terminology after the question or the answer, where they are
-known.
-"""
+"""What a segment is called: name, colour and terminology after the question or answer, where they are known."""
 
 from __future__ import annotations
 
@@ -8,8 +6,9 @@ from ibis_agent.structures import colour_for, name_for, structure_for
 
 
 def nameSegment(segment, question: str, answer: str = "", name: str = "") -> None:
-    """Give a vtkSegment its name, colour and terminology. name: overrides the one that follows from the
-    words.
+    """Give a vtkSegment its name, colour, terminology, and a note of how it was made.
+
+    :param name: overrides the one that follows from the words.
     """
     segment.SetName(name or name_for(question, answer))
     segment.SetColor(*(part / 255 for part in colour_for(question, answer)))
@@ -17,3 +16,6 @@ def nameSegment(segment, question: str, answer: str = "", name: str = "") -> Non
     terminology = structure.terminology() if structure else None
     if terminology:
         segment.SetTerminology(terminology)
+    # DICOM SEG records how a segment was made, and calls it manual unless told.
+    segment.SetTag("DICOM.SegmentAlgorithmType", "SEMIAUTOMATIC")
+    segment.SetTag("DICOM.SegmentAlgorithmName", "IBISSlicer")
