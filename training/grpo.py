@@ -32,7 +32,7 @@ from ibis_agent.chat import Chat
 from ibis_agent.episode import Limits
 from ibis_agent.errors import Cancelled, IbisError, InputError
 from ibis_agent.files import check_writable_folder, write_json
-from ibis_agent.model_card import load_card, save_card
+from ibis_agent.model_card import ModelCard, load_card, save_card
 from ibis_agent.record import read_json
 from ibis_agent.segmenter import Segmenter
 from ibis_agent.weights import look_into
@@ -42,6 +42,7 @@ from training.common import Curves, learning_rate, save_atomically
 from training.grpo_settings import GrpoSettings, TaskSettings, check, differences
 from training.hand_over import HISTORY, history_of, named, new_folder, write_policy
 from training.objective import advantages, clipped, divergence, figures
+from training.pictures import Choice
 from training.reply_trainer import Stopping
 from training.rollouts import Roller, Rollout, RolloutTurn
 from training.sampling import BatchPolicy, Request, Sample
@@ -73,8 +74,8 @@ class Run:
         device, precision = _device(settings)
         self.segmenter = segmenter or Segmenter.load(settings.segmenter, device=device)
         self.out = check_writable_folder(settings.out)
-        self.tasks = tasks or tasks_of(settings.tasks)
-        self.held = tasks_of(settings.held)
+        self.tasks = tasks or tasks_of(settings.tasks, self.card)
+        self.held = tasks_of(settings.held, self.card)
         self._same_run()
         self.update = 0
         self._load(device, precision)
@@ -333,10 +334,10 @@ def result_of(settings: GrpoSettings) -> Path:
     return settings.out / ("adapter" if settings.tune == "lora" else "model")
 
 
-def tasks_of(settings: TaskSettings) -> Tasks:
-    """The pictures to ask about. Raises InputError."""
+def tasks_of(settings: TaskSettings, card: ModelCard) -> Tasks:
+    """The pictures to ask about, turned and windowed as the policy's card says. Raises InputError."""
     if settings.cases is not None:
-        return case_tasks(settings.cases)
+        return case_tasks(settings.cases, Choice(orientation=card.orientation.value, window=card.window))
     return phantom_tasks(settings.phantoms, settings.phantom_seed, settings.first)
 
 

@@ -401,6 +401,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     steps = [
         {"thinking": "</p><script>document.title='x'</script>", "click": [0.5, 0.5, True], "iou": 0.4},
         {"thinking": "too much", "click": [0.7, 0.5, False], "iou": 0.5},
+        {"thinking": "again", "click": [0.7, 0.5, False], "iou": 0.5},
         {"thinking": "done", "click": None, "iou": 0.5},
     ]
     answer = asked(iou=iou(mask, square().truths["liver"]), steps=steps, mask_rle=encode_rle(mask))
@@ -440,6 +441,7 @@ def test_the_page_shows_mask_outline_and_clicks_with_nothing_from_elsewhere(
     assert browser.requests() == [] or all(url.startswith(("file:", "data:")) for url in browser.requests())
     count = "return document.querySelectorAll(arguments[0]).length"
     assert browser.run(count, "article") == 2 and browser.run(count, "article svg circle") == 2
+    assert browser.text("article .minus text") == "2,3−"
     assert browser.run("return document.title").startswith("two <b>pictures</b>")
     loaded = "return [...document.querySelectorAll('article image')].every(i => i.getBBox().width > 100)"
     assert browser.run(loaded) is True

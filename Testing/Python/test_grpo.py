@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -14,12 +15,16 @@ pytest.importorskip("sam2")
 
 from ibis_agent.actions import Click, Reply, Terminate, format_reply  # noqa: E402
 from ibis_agent.errors import InputError  # noqa: E402
+from ibis_agent.geometry import Orientation  # noqa: E402
+from ibis_agent.model_card import ModelCard  # noqa: E402
+from ibis_agent.picture import cut  # noqa: E402
 from ibis_agent.request import demo_policy  # noqa: E402
+from ibis_agent.scan import load_scan  # noqa: E402
 from ibis_agent.segmenter import Segmenter  # noqa: E402
 from ibis_agent.weights import look_into  # noqa: E402
 
 from training import grpo, reproduce  # noqa: E402
-from training.grpo_settings import GrpoSettings, RewardSettings  # noqa: E402
+from training.grpo_settings import GrpoSettings, RewardSettings, TaskSettings  # noqa: E402
 from training.merge import merge  # noqa: E402
 from training.objective import advantages, clipped, divergence, figures, normalised  # noqa: E402
 from training.rewards import State  # noqa: E402
@@ -230,3 +235,18 @@ def test_the_verdict_of_the_reproduction_follows_from_the_spread() -> None:
             "seeds": 3,
         }
         assert said in reproduce.verdict(arms, both)
+
+
+def test_cases_are_shown_as_the_policys_card_says(tmp_path: Path) -> None:
+    grey = np.random.default_rng(2).integers(-200, 300, (20, 16, 3)).astype(np.int16)
+    labels = np.zeros(grey.shape, np.uint8)
+    labels[4:12, 4:12, 1] = 1
+    affine = np.diag([2.0, 2.0, 5.0, 1.0])
+    nib.save(nib.Nifti1Image(grey, affine), tmp_path / "a.nii.gz")
+    nib.save(nib.Nifti1Image(labels, affine), tmp_path / "a_labels.nii.gz")
+    (tmp_path / "labels.json").write_text(json.dumps({"1": "liver"}))
+    for orientation in Orientation:
+        card = ModelCard(name="as trained", orientation=orientation, window=(-100.0, 150.0))
+        shown = grpo.tasks_of(TaskSettings(cases=tmp_path), card).shown(0)
+        wanted = cut(load_scan(tmp_path / "a.nii.gz"), "axial", 1, card.window, orientation)
+        assert shown is not None and np.array_equal(shown.picture.rgb, wanted.rgb)

@@ -35,11 +35,14 @@ def drawing(
     if truth is not None:
         path = "".join(f"M{x} {y}{way}{length}" for x, y, way, length in edges(truth))
         parts.append(f'<path class="truth" transform="scale({across:.4f} {down:.4f})" d="{path}"/>')
-    for number, (x, y, positive) in enumerate(clicks, 1):
+    numbers: dict[tuple, list[int]] = {}  # clicks on one spot share a mark
+    for number, click in enumerate(clicks, 1):
+        numbers.setdefault(tuple(click), []).append(number)
+    for (x, y, positive), those in numbers.items():
         kind, sign = ("plus", "+") if positive else ("minus", "−")
         parts.append(
             f'<g class="{kind}" transform="translate({x * _WIDTH:.1f} {y * height * down:.1f})">'
-            f'<circle r="5"/><text x="8" y="5">{number}{sign}</text></g>'
+            f'<circle r="5"/><text x="8" y="5">{",".join(map(str, those))}{sign}</text></g>'
         )
     return "".join([*parts, "</svg>"])
 
