@@ -121,6 +121,7 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         from IBISSlicerLib.ResultPanel import ResultPanel
         from IBISSlicerLib.Shortcuts import installShortcuts
         from IBISSlicerLib.StepsPanel import StepsPanel
+        from IBISSlicerLib.VolumePanel import VolumePanel
 
         uiWidget = slicer.util.loadUI(self.resourcePath("UI/IBISSlicer.ui"))
         self.layout.addWidget(uiWidget)
@@ -131,6 +132,7 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         say = self.questionPanel.say
         icons = Path(self.resourcePath("Icons"))
         self.stepsPanel = StepsPanel(self.ui, self.logic, icons, say)
+        self.volumePanel = VolumePanel(self.ui, self.logic, say)
         self.resultPanel = ResultPanel(self.ui, self.logic, say)
         example = examplePath(Path(self.resourcePath("")))
         self.installPanel = InstallPanel(
@@ -144,7 +146,9 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.otherPythonButton.connect("clicked()", self.modelsPanel.choosePython)
         self.ui.questionEdit.connect("textChanged()", self._onQuestionChanged)
         self._shortcuts = installShortcuts(uiWidget, self.ui)
-        self._panels = [self.questionPanel, self.stepsPanel, self.resultPanel, self.installPanel]
+        self._panels = [
+            self.questionPanel, self.stepsPanel, self.volumePanel, self.resultPanel, self.installPanel,
+        ]  # fmt: skip
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self._onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self._onSceneEndClose)
         self.logic.reopen()

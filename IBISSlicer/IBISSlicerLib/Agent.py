@@ -12,7 +12,6 @@ from pathlib import Path
 import slicer
 from ibis_agent.errors import IbisError
 from ibis_agent.prompts import check_question
-from ibis_agent.review import write_review
 from ibis_agent.worker_client import Job
 
 from . import Settings
@@ -21,8 +20,10 @@ from .Errors import PlainError
 from .Export import exportDicom, exportSegment
 from .Geometry import sliceOfPlane, sliceOfView
 from .RecordedRun import openRecordedRun
-from .SceneRun import SceneRun, openLastRun
+from .SavedRuns import openLastRun, writeSavedReview
+from .SceneRun import SceneRun
 from .Signal import Signal
+from .VolumeSceneRun import VolumeSceneRun
 from .Worker import Worker
 from .WorkerProcess import waitForEndingProcesses
 
@@ -35,14 +36,15 @@ class Agent:
     """One question at a time, in one worker process.
 
     Signals: `changed()` when the run, its steps or what is shown has changed; `textArrived(piece)` while the policy
-    writes, `retried(reason)` when it has to write again. What the worker does is told by `worker`'s signals.
+    writes, `retried(reason)` when it has to write again; `grew(message)` for every slice while a mask grows through
+    a volume (the worker's event `slice`). What the worker does is told by `worker`'s signals.
 
     Methods that need the models take `wait`: True (for scripts and the console) returns when it is done and raises a
     PlainError when it failed; False returns at once, and the signals tell.
     """
 
     def __init__(self) -> None:
-        self.changed, self.textArrived, self.retried = Signal(), Signal(), Signal()
+        self.changed, self.textArrived, self.retried, self.grew = Signal(), Signal(), Signal(), Signal()
         self.current: SceneRun | None = None
         self.worker = Worker()
         self.worker.failed.connect(self._onFailed)
@@ -61,8 +63,8 @@ class Agent:
 
     @property
     def steps(self) -> list[dict]:
-        """The steps so far, as they stand in trajectories."""
-        return self.current.record.steps if self.current else []
+        """The steps so far, as they stand in trajectories; those of a volume in the same form."""
+        return self.current.rows() if self.current else []
 
     @property
     def hasMask(self) -> bool:
@@ -87,14 +89,17 @@ class Agent:
         axis: int = 2,
         index: int | None = None,
         window: tuple[float, float] | None = None,
+        scope: str = "slice",
+        slices: tuple[int, int] | None = None,
     ) -> SceneRun:
-        """Begin a run about one slice. Nothing is loaded or computed yet; `step` or `run` does.
+        """Begin a run about one slice or a volume. Nothing is loaded or computed yet; `step` or `run` does.
 
         :param volumeNode: a vtkMRMLScalarVolumeNode.
         :param sliceNode: the slice view whose slice is meant (a vtkMRMLSliceNode); else `axis` and `index`
             are taken.
         :param axis: the voxel axis (0 i, 1 j, 2 k) across the slice, and `index` on it; None is the middle.
         :param window: (minimum, maximum) grey values; None leaves it to the policy or the volume's display.
+        :param scope: "volume" asks about all slices along the axis, or from the first to the last of `slices`.
         :raises AgentError: if a question is open already, or this one cannot be asked.
         """
         if self.current is not None:
@@ -104,7 +109,11 @@ class Agent:
         try:
             question = check_question(question)
             place = sliceOfView(sliceNode, volumeNode) if sliceNode else sliceOfPlane(volumeNode, axis, index)
-            self.current = SceneRun.create(volumeNode, place, question, window)
+            if scope == "volume":
+                reach = list(slices or (0, place.count - 1))
+                self.current = VolumeSceneRun.create(volumeNode, place, question, window, range=reach)
+            else:
+                self.current = SceneRun.create(volumeNode, place, question, window)
         except IbisError as error:
             raise AgentError(str(error)) from error
         self.worker.client.open(self.current.record.session, self.current.describe)
@@ -119,9 +128,7 @@ class Agent:
         record = self._run().record
         if record.status == "ended":
             raise AgentError(f"The run has ended: {record.reason} Place a click, or go back, to go on.")
-        fields = {"after": record.after}
-        if record.rejected:
-            fields["rejected"] = record.rejected["uid"]
+        fields = {"rejected": record.rejected["uid"]} if record.rejected else {}
         return self._do("step", fields, wait)
 
     def run(self, wait: bool = True) -> str:
@@ -144,26 +151,25 @@ class Agent:
         return self._run().record.status
 
     def stop(self) -> None:
-        """Stop what is under way, at once for whoever looks; what has been made stays."""
+        """Stop what is under way, at once for whoever looks; what has been made stays.
+
+        Growing through a volume ends with the slice in hand, and its slices count.
+        """
         self._goOn = False
-        self.worker.stop()
+        self.worker.stop(gently=self._isVolume)
 
     def addClick(self, ras, positive: bool = True, wait: bool = True) -> dict | None:
-        """Add a click of the person's at a point in the world (RAS mm) on the slice of the question."""
-        run = self._interrupt()
-        x, y = self._pictureOf(ras)
-        click = {"x": x, "y": y, "positive": bool(positive)}
-        return self._do("add", {"after": run.record.after, "click": click}, wait)
+        """Add a click of the person's at a point in the world (RAS mm); for a volume, on any slice."""
+        return self._click(lambda run: run.clickFields(ras, positive), wait)
 
     def moveClick(self, number: int, ras, wait: bool = True) -> dict | None:
-        """Put the click of step `number` elsewhere; later steps go. It is the person's click then."""
-        run = self._interrupt()
-        x, y = self._pictureOf(ras)
-        action = run.record.steps[number - 1]["action"]
-        if action["kind"] != "click":
-            raise AgentError(f"Step {number} is no click.")
-        click = {"x": x, "y": y, "positive": action["positive"]}
-        return self._do("add", {"after": run.record.after[: number - 1], "click": click}, wait)
+        """Put the click of step `number` elsewhere. It is the person's click then; later ones of its slice go."""
+        return self._click(lambda run: run.moveFields(number, ras), wait)
+
+    def spread(self, index: int, wait: bool = True) -> dict | None:
+        """Find the neighbours of a clicked slice of the volume again: what depends on its clicks."""
+        self.stop()
+        return self._do("spread", {"slice": index}, wait)
 
     def back(self, number: int) -> None:
         """Keep the first `number` steps; 0 is before the first."""
@@ -184,6 +190,7 @@ class Agent:
         """Show the mask and the marks as they were after step `number`."""
         run = self._run()
         run.show(number)
+        run.reveal()
         run.save()
         self.changed.emit()
 
@@ -231,10 +238,10 @@ class Agent:
 
     def writeReview(self, path: str, textNode=None) -> None:
         """Write the review page of the open run, or of one that the scene keeps."""
-        record = SceneRun.recordIn(textNode) if textNode else self._run().record
-        if "picture" not in record.head:
-            raise AgentError("There is nothing to review yet.")
-        write_review(record.trajectory(), path)
+        if textNode is not None:
+            writeSavedReview(textNode, path)
+        else:
+            self._run().writeReview(path)
 
     def reopen(self) -> bool:
         """Take up the run that a scene brought along. No model is loaded until it is continued."""
@@ -261,7 +268,7 @@ class Agent:
             slicer.mrmlScene.RemoveObserver(tag)
         self._tags.clear()
         self._goOn = False
-        for signal in (self.changed, self.textArrived, self.retried):
+        for signal in (self.changed, self.textArrived, self.retried, self.grew):
             signal.disconnectAll()
         self.worker.shutdown()
         if self.current is not None:
@@ -275,10 +282,27 @@ class Agent:
             raise AgentError("There is no open question. Ask one first.")
         return self.current
 
+    @property
+    def _isVolume(self) -> bool:
+        return self.current is not None and self.current.scope == "volume"
+
     def _interrupt(self) -> SceneRun:
         """The open run, nothing under way any more: what the person does comes first."""
-        self.stop()
+        self._goOn = False
+        self.worker.stop()
         return self._run()
+
+    def _click(self, fieldsOf: Callable, wait: bool) -> dict | None:
+        """Send a click of the person's, which goes before whatever is under way."""
+        self.stop()
+        run = self._run()
+        if not run.isOpened:
+            raise AgentError("Let the agent make a step first: the picture is not cut yet.")
+        try:
+            fields = fieldsOf(run)
+        except IbisError as error:
+            raise AgentError(f"This click does not count: {error}") from error
+        return self._do("add", fields, wait)
 
     def _change(self, change: Callable) -> None:
         run = self._interrupt()
@@ -286,15 +310,6 @@ class Agent:
         run.showLast()
         run.save()
         self.changed.emit()
-
-    def _pictureOf(self, ras) -> tuple[float, float]:
-        run = self._run()
-        if "picture" not in run.record.head:
-            raise AgentError("Let the agent make a step first: the picture is not cut yet.")
-        try:
-            return run.clickAt(ras)
-        except IbisError as error:
-            raise AgentError(f"This click does not count: {error}") from error
 
     def _do(self, request: str, fields: dict, wait: bool) -> dict | None:
         """A job of the open run. What it tells is dropped once another run is open."""
@@ -307,10 +322,17 @@ class Agent:
 
         def step(message: dict) -> None:
             if self.current is run and run.record.extend(message["after"], message["step"], message):
-                made.append(run.record.steps[-1])
+                made.append(run.rows()[-1])
                 run.showLast()
+                if made[-1].get("kind") not in ("grow", "end"):  # who watches it grow scrolls as they like
+                    run.reveal()
                 run.save()
                 self.changed.emit()
+
+        def grew(message: dict) -> None:
+            if self.current is run:
+                run.showSlice(message["slice"], message["known"])
+                self.grew.emit(message)
 
         def done(message: dict) -> None:
             if self.current is not run:
@@ -324,7 +346,9 @@ class Agent:
             else:
                 self._goOn = False
 
-        job = Job(request, fields, run.record.session, done=done, step=step, opened=opened)
+        job = Job(request, fields, run.record.session, done=done, step=step, opened=opened, slice=grew)
+        # What it builds on is settled when its turn comes: something may be coming to its end just now.
+        job.prepare = lambda: {"after": run.record.after}
         job.text, job.retry = self.textArrived.emit, self.retried.emit
         self.worker.submit(job, wait)
         return made[-1] if made else None
@@ -378,7 +402,7 @@ class Agent:
         if not run.isInScene():
             self._interrupt()
             self._close(accepted=False)
-        elif run.volumeNode is None and "picture" not in run.record.head:
+        elif run.volumeNode is None and not run.isOpened:
             self.stop()
 
     def _onQuit(self) -> None:

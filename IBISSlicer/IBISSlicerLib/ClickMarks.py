@@ -27,11 +27,12 @@ _CORNERS = 24  # of a ring
 
 @dataclass(frozen=True)
 class Mark:
-    """A click to show: the number of its step, its voxel (i, j, k), and its sign."""
+    """A click to show: the number of its step, its voxel (i, j, k), its sign, and which of several of its slice."""
 
     number: int
     ijk: tuple[int, int, int]
     positive: bool
+    which: int = 1
 
 
 class ClickMarks:
@@ -39,6 +40,7 @@ class ClickMarks:
 
     moved: Signal(number, ras) after a drag has ended; ras is the new place in the world. The mark stays there
     until `show` is called again.
+    dragged: the mark that was dragged last.
     """
 
     ROLES = ("positivePoints", "negativePoints")
@@ -49,6 +51,7 @@ class ClickMarks:
         """
         self.nodes = dict(points)
         self.moved = Signal()
+        self.dragged: Mark | None = None
         self._marks: tuple[Mark, ...] = ()
         self._frame: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self._observers: list[tuple[object, int]] = []
@@ -148,6 +151,7 @@ class ClickMarks:
             if np.linalg.norm(np.subtract(local, self._startOf(mark))) > 1e-3:
                 world = [0.0, 0.0, 0.0]
                 caller.GetNthControlPointPositionWorld(index, world)
+                self.dragged = mark
                 self._tellMoved(mark.number, tuple(world))
                 return
 

@@ -68,6 +68,10 @@ class MaskDisplay:
         self._representation().GetPointData().GetScalars().Modified()
         self._representation().Modified()
 
+    def reserve(self, geometry, first: int, last: int) -> None:
+        """Make room for these slices at once, so that a mask that grows is not copied at every slice."""
+        self._span(dataclasses.replace(geometry, index=first), last)
+
     def setVisible(self, visible: bool) -> None:
         self.node.GetDisplayNode().SetVisibility(visible)
 
@@ -80,16 +84,17 @@ class MaskDisplay:
     def _representation(self):
         return self._segment().GetRepresentation(_labelmapName())
 
-    def _span(self, geometry) -> None:
+    def _span(self, geometry, last: int | None = None) -> None:
         """Make the labelmap reach from the first to the last slice that is shown, keeping what it holds."""
         axis, index = geometry.axis, geometry.index
+        last = index if last is None else last
         image = self._representation()
         if self._view is None or image is None or list(image.GetExtent()) != self._extent:
             self._adopt(image)
         wanted = [0, geometry.shape[0] - 1, 0, geometry.shape[1] - 1, 0, geometry.shape[2] - 1]
-        inside = [index, index]
+        inside = [index, last]
         if self._extent:
-            inside = [min(index, self._extent[2 * axis]), max(index, self._extent[2 * axis + 1])]
+            inside = [min(index, self._extent[2 * axis]), max(last, self._extent[2 * axis + 1])]
         wanted[2 * axis : 2 * axis + 2] = inside
         if wanted == self._extent:
             return

@@ -33,7 +33,11 @@ class QuestionPanel:
         self._settling.connect("timeout()", self._onSettled)
         self._questions = qt.QMenu(ui.questionsButton)
         ui.questionsButton.setMenu(self._questions)
-        ui.scopeSelector.addItem("This slice", "slice")
+        ui.scopeSelector.addItem("Current slice", "slice")
+        ui.scopeSelector.addItem("Whole volume", "volume")
+        ui.scopeSelector.connect("currentIndexChanged(int)", self._onScopeChanged)
+        ui.firstSpinBox.connect("valueChanged(int)", self._onFirstChanged)
+        ui.lastSpinBox.connect("valueChanged(int)", self._onLastChanged)
         ui.volumeSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onVolumeChanged)
         ui.viewSelector.connect("currentIndexChanged(int)", self._onViewChanged)
         ui.alignButton.connect("clicked()", self._onAlign)
@@ -95,12 +99,11 @@ class QuestionPanel:
         ui, agent = self.ui, self.agent
         run = agent.current
         asking = run is None
-        for widget in (ui.volumeSelector, ui.viewSelector, ui.questionsButton, ui.scopeSelector):
+        asked = (ui.volumeSelector, ui.viewSelector, ui.questionsButton, ui.scopeSelector)
+        for widget in (*asked, ui.firstSpinBox, ui.lastSpinBox):
             widget.setEnabled(asking)
         ui.questionEdit.setReadOnly(not asking)
-        scopes = (agent.worker.client.hello or {}).get("scopes", ("slice",))
-        for widget in (ui.scopeLabel, ui.scopeSelector):
-            widget.setVisible(len(scopes) > 1)
+        ui.rangeBox.setVisible(ui.scopeSelector.currentData == "volume")
         obstacle = self._obstacle()
         for button, text in (
             (ui.stepButton, "Let the agent think and click once (Ctrl+Shift+Enter)"),
@@ -141,7 +144,11 @@ class QuestionPanel:
         volumeNode = self.ui.volumeSelector.currentNode()
         window = shownWindow(volumeNode) if Settings.usesShownWindow() and volumeNode else None
         sliceNode = self._sliceNode()
-        self.agent.ask(volumeNode, self.ui.questionEdit.plainText, sliceNode=sliceNode, window=window)
+        scope, first, last = self.ui.scopeSelector.currentData, *self._range()
+        self.agent.ask(
+            volumeNode, self.ui.questionEdit.plainText, sliceNode=sliceNode, window=window, scope=scope,
+            slices=(first, last) if scope == "volume" else None,
+        )  # fmt: skip
 
     def _onFailed(self, kind: str, text: str) -> None:
         self.say(text)
@@ -153,6 +160,7 @@ class QuestionPanel:
                 self.setQuestion(run.record.question)
             if run.volumeNode is not None:
                 self.ui.volumeSelector.setCurrentNode(run.volumeNode)
+            self.ui.scopeSelector.setCurrentIndex(self.ui.scopeSelector.findData(run.scope))
         self.update()
 
     def _onWorking(self) -> None:
@@ -187,6 +195,31 @@ class QuestionPanel:
         if run.record.status == "ended" and run.record.answer is not None:
             return "The agent is content. Accept the mask, or correct it."
         return run.record.reason
+
+    # Scope
+
+    def _onScopeChanged(self, row: int) -> None:
+        self.update()
+
+    def _range(self) -> tuple[int, int]:
+        """First and last slice as voxel indices."""
+        return int(self.ui.firstSpinBox.value) - 1, int(self.ui.lastSpinBox.value) - 1
+
+    def _onFirstChanged(self, value: int) -> None:
+        if self.ui.lastSpinBox.value < value:
+            self.ui.lastSpinBox.setValue(value)
+
+    def _onLastChanged(self, value: int) -> None:
+        if self.ui.firstSpinBox.value > value:
+            self.ui.firstSpinBox.setValue(value)
+
+    def _offerRange(self, count: int) -> None:
+        """All slices of another stack; the chosen ones of the same."""
+        if int(self.ui.lastSpinBox.maximum) != count:
+            for box in (self.ui.firstSpinBox, self.ui.lastSpinBox):
+                box.setRange(1, count)
+            self.ui.firstSpinBox.setValue(1)
+            self.ui.lastSpinBox.setValue(count)
 
     # Slice
 
@@ -253,6 +286,7 @@ class QuestionPanel:
             try:
                 place = sliceOfView(sliceNode, volumeNode)
                 text = f"{place.index + 1} of {place.count}"
+                self._offerRange(place.count)
             except ObliqueViewError:
                 text, oblique = "tilted", True
             except PlainError:

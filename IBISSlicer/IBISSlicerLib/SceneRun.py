@@ -8,12 +8,12 @@ what is needed of it is kept with the run.
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
 import slicer
 from ibis_agent.errors import InputError
+from ibis_agent.review import write_review
 from ibis_agent.run_record import RunRecord
 from ibis_agent.structures import name_for
 
@@ -33,7 +33,12 @@ class SceneRun:
     :ivar record: the RunRecord.
     :ivar textNode: the vtkMRMLTextNode that keeps it; references the other nodes.
     :ivar shown: number of the step whose mask is shown, 0 before the first.
+
+    This one is about a slice; VolumeSceneRun.py has the one about a whole volume.
     """
+
+    scope = "slice"
+    recordClass = RunRecord
 
     def __init__(self, record: RunRecord, textNode, image: dict, toRas: np.ndarray) -> None:
         """See `create` and `open`."""
@@ -47,13 +52,14 @@ class SceneRun:
 
     @classmethod
     def create(
-        cls, volumeNode, place: SlicePlace, question: str, window: tuple[float, float] | None
+        cls, volumeNode, place: SlicePlace, question: str, window: tuple[float, float] | None, **more
     ) -> SceneRun:
         """A new run, nothing asked yet.
 
         :param window: grey values shown as black and white; None leaves it to the policy, and where that has
             no
             preference to what the volume is shown with.
+        :param more: what else the worker shall know of the image.
         :raises GeometryError: for a volume that cannot be asked about.
         """
         image = {
@@ -65,8 +71,9 @@ class SceneRun:
             "shown": shownWindow(volumeNode),
             "name": volumeNode.GetName(),
             "modality": volumeNode.GetAttribute("DICOM.Modality") or "",
+            **more,
         }
-        record = RunRecord(question)
+        record = cls.recordClass(question)
         textNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTextNode", f"IBIS: {name_for(question)}")
         textNode.SetForceCreateStorageNode(textNode.CreateStorageNodeAlways)
         textNode.SetAttribute(ATTRIBUTE, "open")
@@ -83,7 +90,7 @@ class SceneRun:
 
         :raises InputError: for a text that is no run.
         """
-        record, image, toRas, shown = _read(textNode)
+        record, image, toRas, shown = cls._read(textNode)
         run = cls(record, textNode, image, toRas)
         segmentation = textNode.GetNodeReference("segmentation")
         marks = {role: textNode.GetNodeReference(role) for role in ClickMarks.ROLES}
@@ -96,10 +103,54 @@ class SceneRun:
         run.show(min(shown, len(record.steps)))
         return run
 
-    @staticmethod
-    def recordIn(textNode) -> RunRecord:
-        """The record that a text node keeps, to look at. Raises InputError for a text that is no run."""
-        return _read(textNode)[0]
+    @classmethod
+    def toLookAt(cls, textNode) -> SceneRun:
+        """The run that a text node keeps, without mask and marks in the scene. Raises InputError."""
+        record, image, toRas, _ = cls._read(textNode)
+        return cls(record, textNode, image, toRas)
+
+    @classmethod
+    def _read(cls, textNode) -> tuple[RunRecord, dict, np.ndarray, int]:
+        """(record, image, voxel → RAS, number of the shown step)."""
+        try:
+            saved = json.loads(textNode.GetText() or "null")
+            if saved["schema"] != _SCHEMA:
+                raise ValueError(f"schema {saved['schema']}")
+            toRas = np.array(saved["toRas"], dtype=float).reshape(4, 4)
+            return cls.recordClass.from_json(saved["run"]), dict(saved["image"]), toRas, int(saved["shown"])
+        except (TypeError, KeyError, ValueError) as error:
+            raise InputError(f"the text {textNode.GetName()} holds no run", value=str(error)) from error
+
+    @property
+    def isOpened(self) -> bool:
+        """Whether the worker has cut what the run is about; before that there is nothing to click on."""
+        return bool(self.record.head)
+
+    def rows(self) -> list[dict]:
+        """The steps as the panels show them."""
+        return self.record.steps
+
+    def clickFields(self, ras, positive: bool) -> dict:
+        """What the request `add` says of the person's click at a point in the world.
+
+        :raises InputError: if it lies beside the slice or outside the picture.
+        """
+        x, y = self.clickAt(ras)
+        return {"click": {"x": x, "y": y, "positive": bool(positive)}, "after": self.record.after}
+
+    def moveFields(self, number: int, ras) -> dict:
+        """What the request `add` says of the click of step `number` put elsewhere. Raises InputError."""
+        action = self.record.steps[number - 1]["action"]
+        if action["kind"] != "click":
+            raise InputError(f"step {number} is no click")
+        fields = self.clickFields(ras, action["positive"])
+        return {**fields, "after": self.record.after[: number - 1]}
+
+    def writeReview(self, path: str) -> None:
+        """Write the review page. Raises InputError before there is anything to review, OutputError."""
+        if not self.isOpened:
+            raise InputError("there is nothing to review yet")
+        write_review(self.record.trajectory(), path)
 
     @property
     def volumeNode(self):
@@ -123,7 +174,7 @@ class SceneRun:
         """
         record = self.record
         fields: dict = {"question": record.question, "scope": "slice"}
-        if "picture" in record.head:
+        if self.isOpened:
             return {**fields, "head": record.head, "known": record.to_json()["known"]}
         volumeNode = self.volumeNode
         if volumeNode is None:
@@ -141,7 +192,7 @@ class SceneRun:
     def show(self, number: int) -> None:
         """Show the mask and the marks as they were after step `number` (0: nothing yet)."""
         self.shown = number
-        if "picture" not in self.record.head:
+        if not self.isOpened:
             return
         geometry = self.record.geometry
         with slicer.util.RenderBlocker():
@@ -154,6 +205,9 @@ class SceneRun:
 
     def showLast(self) -> None:
         self.show(len(self.record.steps))
+
+    def reveal(self) -> None:
+        """Scroll the views to what is shown. There is nothing to do where all happens in one slice."""
 
     def clickAt(self, ras) -> tuple[float, float]:
         """Normalised picture coordinates of a point in the world.
@@ -221,30 +275,7 @@ class SceneRun:
             self.textNode.SetNodeReferenceID(role, self.marks.nodes[role].GetID())
 
 
-def _read(textNode) -> tuple[RunRecord, dict, np.ndarray, int]:
-    """(record, image, voxel → RAS, number of the shown step)."""
-    try:
-        saved = json.loads(textNode.GetText() or "null")
-        if saved["schema"] != _SCHEMA:
-            raise ValueError(f"schema {saved['schema']}")
-        toRas = np.array(saved["toRas"], dtype=float).reshape(4, 4)
-        return RunRecord.from_json(saved["run"]), dict(saved["image"]), toRas, int(saved["shown"])
-    except (TypeError, KeyError, ValueError) as error:
-        raise InputError(f"the text {textNode.GetName()} holds no run", value=str(error)) from error
-
-
 def runsInScene() -> list:
     """The text nodes that keep runs, oldest first."""
     nodes = slicer.util.getNodesByClass("vtkMRMLTextNode")
     return [node for node in nodes if node.GetAttribute(ATTRIBUTE)]
-
-
-def openLastRun() -> SceneRun | None:
-    """The run that was going on when the scene was saved, if there is one."""
-    for node in reversed(runsInScene()):
-        if node.GetAttribute(ATTRIBUTE) == "open":
-            try:
-                return SceneRun.open(node)
-            except InputError:
-                logging.exception("IBISSlicer: a saved run could not be opened")
-    return None

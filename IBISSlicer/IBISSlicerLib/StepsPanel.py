@@ -36,7 +36,8 @@ class StepsPanel:
     def __init__(self, ui, agent: Agent, icons: Path, say) -> None:
         self.ui, self.agent, self._say = ui, agent, say
         self._icons = {
-            name: qt.QIcon(str(icons / f"{name}.svg")) for name in ("Include", "Exclude", "Finished", "Followed")
+            name: qt.QIcon(str(icons / f"{name}.svg"))
+            for name in ("Include", "Exclude", "Finished", "Followed")
         }
         self._placement = ClickPlacement()
         self._heard = ""

@@ -81,10 +81,13 @@ class Worker:
                 self._process.waitForBytes(20)
             slicer.app.processEvents()
 
-    def stop(self) -> None:
-        """Stop at once for whoever looks; the process follows, or is ended after five seconds."""
+    def stop(self, gently: bool = False) -> None:
+        """Stop at once for whoever looks; the process follows, or is ended after five seconds.
+
+        :param gently: wait for what is under way to come to its end, and hear of what is done by then.
+        """
         if self.isWorking:
-            token = self.client.cancel()
+            token = self.client.stop() if gently else self.client.cancel()
             qt.QTimer.singleShot(_PATIENCE, lambda: self._endIfStuck(token))
 
     def use(self, settings: ModelSettings) -> None:

@@ -1,0 +1,36 @@
+"""Runs that a scene keeps in its text nodes: told apart by their scope, and opened."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from ibis_agent.errors import InputError
+
+from .SceneRun import ATTRIBUTE, SceneRun, runsInScene
+from .VolumeSceneRun import VolumeSceneRun
+
+
+def classOf(textNode) -> type[SceneRun]:
+    """The kind of run that a text node keeps."""
+    try:
+        schema = json.loads(textNode.GetText() or "null")["run"]["schema"]
+    except (TypeError, KeyError, ValueError):
+        return SceneRun
+    return VolumeSceneRun if schema == VolumeSceneRun.recordClass.schema else SceneRun
+
+
+def openLastRun() -> SceneRun | None:
+    """The run that was going on when the scene was saved, if there is one."""
+    for node in reversed(runsInScene()):
+        if node.GetAttribute(ATTRIBUTE) == "open":
+            try:
+                return classOf(node).open(node)
+            except InputError:
+                logging.exception("IBISSlicer: a saved run could not be opened")
+    return None
+
+
+def writeSavedReview(textNode, path: str) -> None:
+    """Write the review page of a run that the scene keeps. Raises InputError, OutputError."""
+    classOf(textNode).toLookAt(textNode).writeReview(path)

@@ -1,0 +1,118 @@
+"""What a question about a whole volume adds to the panel: its range, how far it has grown, areas, and neighbours."""
+
+from __future__ import annotations
+
+import qt
+
+from .Agent import Agent
+from .Errors import telling
+from .Texts import millilitres, timeLeft
+
+_HEIGHT = 56  # of the plot, in pixels
+_MOST_BARS = 320
+_BAR, _CLICKED, _HERE = "#4c9fd8", "#19c766", "#e8a33d"
+
+
+class VolumePanel:
+    """
+    :param ui: the widgets by name.
+    :param agent: the Agent.
+    :param say: shows a line to the person.
+    """
+
+    def __init__(self, ui, agent: Agent, say) -> None:
+        self.ui, self.agent, self._say = ui, agent, say
+        self._areas: dict[int, float] = {}
+        ui.plotLabel.setMinimumHeight(_HEIGHT)
+        ui.spreadButton.connect("clicked()", self.onSpread)
+        agent.changed.connect(self.update)
+        agent.grew.connect(self._onGrew)
+        agent.worker.changed.connect(self._onWorking)
+        self.update()
+
+    def cleanup(self) -> None:
+        self._areas.clear()
+
+    def update(self) -> None:
+        """Show the areas as they were after the shown step."""
+        run = self._run()
+        self.ui.volumeBox.setVisible(run is not None)
+        self._areas = run.record.areas_mm2(run.shown) if run is not None else {}
+        self._onWorking()
+        self._draw()
+
+    def onSpread(self) -> None:
+        run = self._run()
+        if run is not None:
+            with telling(self._say):
+                self.agent.spread(run.shownSlice, wait=False)
+
+    def _run(self):
+        """The open run if it is about a volume, and the worker has told of it."""
+        run = self.agent.current
+        return run if run is not None and run.scope == "volume" and run.isOpened else None
+
+    def _onWorking(self) -> None:
+        run = self._run()
+        if not self.agent.isWorking or run is None:
+            self.ui.progressBar.setVisible(False)
+        clicked = run is not None and run.shownSlice in run.record.clicked(run.shown)
+        self.ui.spreadButton.setEnabled(clicked)
+        self.ui.spreadButton.setToolTip(
+            f"Find the neighbours of slice {run.shownSlice + 1} again, from what was clicked there"
+            if clicked
+            else "Select a step that clicked, or place a click in a slice, first"
+        )
+
+    def _onGrew(self, message: dict) -> None:
+        bar, done, total = self.ui.progressBar, int(message["done"]), int(message["total"])
+        bar.setVisible(True)
+        bar.setRange(0, max(1, total))
+        bar.setValue(done)
+        index, left = int(message["slice"]), float(message["seconds_left"])
+        bar.setFormat(f"slice {index + 1}: {done} of {total} at the most, {timeLeft(left)}")
+        self._areas[index] = float(message["known"]["area_mm2"])
+        self._draw()
+
+    def _draw(self) -> None:
+        run = self._run()
+        if run is None:
+            return
+        areas = self._areas
+        gap = float(run.record.head["volume"]["gap_mm"])
+        shown = sorted(index for index, area in areas.items() if area)
+        where = f" in slices {shown[0] + 1} to {shown[-1] + 1}" if shown else ""
+        self.ui.millilitreLabel.setText(f"{millilitres(sum(areas.values()) * gap / 1000)}{where}")
+        first, last = run.record.range
+        clicked = set(run.record.clicked(run.shown))
+        self.ui.plotLabel.setPixmap(_plot(areas, first, last, clicked, run.shownSlice))
+        largest = max(areas.values(), default=0.0)
+        self.ui.plotLabel.setToolTip(
+            f"Area of the mask in slices {first + 1} to {last + 1}, up to {largest:.0f} mm². "
+            "Green: clicked there. Orange: the slice of the selected step."
+        )
+
+
+def _plot(areas: dict[int, float], first: int, last: int, clicked: set[int], here: int):
+    """A bar for every slice, or for every few where they are many."""
+    count = last - first + 1
+    apart = max(1, -(-count // _MOST_BARS))
+    bars = -(-count // apart)
+    wide = max(1, _MOST_BARS // bars)
+    pixmap = qt.QPixmap(bars * wide, _HEIGHT)
+    pixmap.fill(qt.QColor("#20262c"))
+    largest = max(areas.values(), default=0.0) or 1.0
+    painter = qt.QPainter(pixmap)
+    for bar in range(bars):
+        slices = range(first + bar * apart, min(first + (bar + 1) * apart, last + 1))
+        area = max(areas.get(index, 0.0) for index in slices)
+        high = round((_HEIGHT - 6) * area / largest)
+        green = any(index in clicked for index in slices)
+        if high:
+            painter.fillRect(
+                bar * wide, _HEIGHT - high, max(1, wide - 1), high, qt.QColor(_CLICKED if green else _BAR)
+            )
+        if here in slices:
+            painter.fillRect(bar * wide, 0, max(2, wide - 1), 3, qt.QColor(_HERE))
+    painter.end()
+    return pixmap
