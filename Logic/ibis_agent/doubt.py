@@ -105,4 +105,6 @@ def doubts(found: Mapping[int, Found], row_mm: float, col_mm: float, gap_mm: flo
                 note(index, f"it moves by {moved:.0f} mm", min(2.0, moved / max(gap_mm, radius)))
             if here.parts > max(1, before.parts):
                 note(index, f"it splits into {here.parts} parts", 0.6)
-    return sorted(reasons.values(), key=lambda doubt: (-doubt.weight, doubt.index))
+    # Of equal ones the nearest to an anchor: what is mended there mends what lies behind it.
+    far = {n: min(abs(n - anchor) for anchor in anchors) for n in reasons}
+    return sorted(reasons.values(), key=lambda doubt: (-doubt.weight, far[doubt.index], doubt.index))

@@ -1,7 +1,7 @@
 """Second looks: a doubtful slice is shown to the policy again, and its correction is judged before it counts.
 
 A correction counts when its mask is better than the one before it: by the segmenter's own score, and by how well it
-fits the slice beside it on the way to the nearest anchor, which is the side that the object came from.
+fits the slice beside it, on the side that the object came from.
 """
 
 from __future__ import annotations
@@ -57,5 +57,8 @@ def _worth(run: VolumeRun, index: int, mask: np.ndarray, score: float | None) ->
         return 0.0
     anchors = [anchor for anchor in run.memory.anchors if anchor != index]
     nearest = min(anchors, key=lambda anchor: abs(anchor - index))
-    beside = run.mask(index + (1 if nearest > index else -1))
-    return (dice(mask, beside) + (score or 0.0)) / 2
+    towards = 1 if nearest > index else -1
+    # Where the object was lost on the way, the slice beyond tells more than the empty one before.
+    beside = next((run.mask(n) for n in (index + towards, index - towards) if run.mask(n).any()), None)
+    fit = 0.0 if beside is None else dice(mask, beside)
+    return (fit + (score or 0.0)) / 2
