@@ -1,7 +1,8 @@
-"""What one step costs in Slicer's own process, on a volume of 512 × 512 × 300 voxels: `make bench-slicer`.
+"""What opening the module and one step cost in Slicer's own process: part of `make bench`.
 
-From the step's arrival to the request for a new picture: mask decoded, segment and marks updated, run saved to its
-text node, panel filled. Rendering comes on top (here in software, without a graphics card, so slower than elsewhere).
+The volume has 512 × 512 × 300 voxels. A step counts from its arrival to the request for a new picture: mask decoded,
+segment and marks updated, run saved to its text node, panel filled. Rendering comes on top (here in software, without a
+graphics card, so slower than elsewhere).
 Runs in the simulated host: real MRML and real slice views, stand-in widgets.
 
     .venv-host/bin/python Testing/bench_slicer.py [--steps 20] [--json FILE]
@@ -23,7 +24,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "Testing" / "Python"), str(ROOT / "Logic")]
 SHAPE = (512, 512, 300)
-LIMIT_MS = 50
+LIMITS = {"opening the module, ms": 1000, "step, median ms": 50}
 
 
 def main() -> int:
@@ -41,7 +42,7 @@ def main() -> int:
         print(f"{name:>34}: {value:8.1f}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    return 0 if figures["step, median ms"] < LIMIT_MS else 2
+    return 0 if all(figures[name] < limit for name, limit in LIMITS.items()) else 2
 
 
 def measure(slicer_host: object, count: int) -> dict[str, float]:
@@ -53,7 +54,9 @@ def measure(slicer_host: object, count: int) -> dict[str, float]:
     from ibis_agent.trajectory import Trajectory, step_to_json
     from slicer_panel import Panel
 
+    begun = time.perf_counter()
     panel = Panel(slicer_host, Path(tempfile.mkdtemp()))
+    opening = (time.perf_counter() - begun) * 1000
     volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Bench")
     slicer.util.updateVolumeFromArray(volume, np.zeros(SHAPE[::-1], np.int16))
     volume.CreateDefaultDisplayNodes()
@@ -85,6 +88,7 @@ def measure(slicer_host: object, count: int) -> dict[str, float]:
         renders.append((time.perf_counter() - arrived) * 1000)
     steps, renders = steps[1:], renders[1:]  # the first one allocates
     return {
+        "opening the module, ms": opening,
         "step, median ms": statistics.median(steps),
         "step, slowest ms": max(steps),
         "rendering three views, median ms": statistics.median(renders),

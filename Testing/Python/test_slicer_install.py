@@ -44,7 +44,7 @@ def test_install_takes_torch_from_its_extension_then_the_rest_and_proves_it(fres
     assert kinds == ["torch", "pip", "pip"]
     assert fresh.host.packages.requests[0][1] == ["torch>=2.6"]
     assert any("transformers" in each for each in fresh.host.packages.requests[1][1])
-    assert any("sam2" in each for each in fresh.host.packages.requests[2][1])
+    assert fresh.host.packages.requests[2][1] == ["--no-deps", "--no-build-isolation", "sam2>=1.1"]
     assert not any("torchvision" in each for _, wanted in fresh.host.packages.requests for each in wanted)
     assert "SAM2_BUILD_CUDA" not in os.environ
     fresh.host.wait_until(lambda: not fresh.ui.noticeFrame.visible, 240, "the proof")
@@ -52,11 +52,21 @@ def test_install_takes_torch_from_its_extension_then_the_rest_and_proves_it(fres
     assert "Load a scan" in fresh.ui.stepButton.toolTip  # nothing else is in the way
 
 
-def test_what_is_installed_but_does_not_work_is_told(fresh: Panel) -> None:
+def test_slicer_5_10_installs_with_its_own_call_and_what_does_not_work_then_is_told(
+    fresh: Panel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import slicer
+
+    asked: list[list[str]] = []
+    monkeypatch.setitem(sys.modules, "slicer.packaging", None)  # came with 5.12
+    monkeypatch.setattr(slicer.util, "pip_install", lambda requirements: asked.append(requirements))
     fresh.host.extensions.add_pytorch()
-    fresh.host.packages.provided_by = Path(sys.executable)  # has no torch
     fresh.host.press(fresh.ui.installButton)
-    fresh.host.wait_until(lambda: "check failed" in fresh.ui.noticeLabel.text, 60)
+    assert fresh.host.packages.requests == [("torch", ["torch>=2.6"])]
+    others, sam2 = asked
+    assert "transformers>=5.10,<6" in others
+    assert sam2 == ["--no-deps", "--no-build-isolation", "sam2>=1.1"]
+    fresh.host.wait_until(lambda: "check failed" in fresh.ui.noticeLabel.text, 60)  # no torch has come of it
     assert "torch" in fresh.ui.noticeLabel.text
     assert fresh.ui.noticeFrame.visible
 
@@ -86,12 +96,15 @@ def test_another_python_is_checked_before_it_is_used(fresh: Panel, tmp_path: Pat
         fresh.host.press(fresh.ui.otherPythonButton)
         fresh.host.wait_until(lambda path=path: str(path) in fresh.ui.noticeLabel.text, 60)
         assert words in fresh.ui.noticeLabel.text
-    fresh.host.answer(str(agent_python()))
+    right = tmp_path / "right python"
+    right.write_text("#!/bin/sh\necho 3.12.4 2.9.1\n", encoding="utf-8")  # says what the proof prints
+    right.chmod(0o755)
+    fresh.host.answer(str(right))
     fresh.host.press(fresh.ui.otherPythonButton)
-    fresh.host.wait_until(lambda: not fresh.ui.noticeFrame.visible, 240, "the proof")
+    fresh.host.wait_until(lambda: not fresh.ui.noticeFrame.visible, 60, "the proof")
     from IBISSlicerLib import Settings
 
-    assert Settings.python() == str(agent_python())
+    assert Settings.python() == str(right)
 
 
 def test_an_old_slicer_gets_a_sentence_instead_of_a_panel(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +51,7 @@ def test_nothing_can_be_pressed_that_cannot_be_done(panel: Panel, data: Path) ->
         "rejectButton",
     ):
         assert not getattr(panel.ui, name).enabled, name
-    assert not panel.ui.scopeSelector.visible  # the worker knows slices only
+    assert panel.ui.scopeSelector.currentText == "Current slice" and not panel.ui.rangeBox.visible
 
 
 def test_recent_and_example_questions_are_offered(asked: Panel) -> None:
@@ -271,135 +270,7 @@ def test_rejecting_takes_the_step_back_and_lets_the_policy_go_on(stepped: Panel)
     assert panel.logic.steps[1]["uid"] != rejected
 
 
-# 5. Accept, discard, export
-
-
-def other_segments(panel: Panel, volume: Any) -> Any:
-    """A segmentation of the person's with two overlapping segments in the slice of the question and beside it."""
-    import slicer
-
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Mine")
-    node.CreateDefaultDisplayNodes()
-    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
-    for name, rows in (("Tumour", slice(20, 60)), ("Vessel", slice(50, 90))):
-        segment_id = node.GetSegmentation().AddEmptySegment("", name)
-        array = np.zeros(volume.GetImageData().GetDimensions()[::-1], np.uint8)
-        array[SLICE - 2 : SLICE + 3, rows, 10:70] = 1
-        slicer.util.updateSegmentBinaryLabelmapFromArray(array, node, segment_id, volume)
-    panel.host.process_events()
-    return node
-
-
-def segment_arrays(node: Any, volume: Any) -> dict[str, np.ndarray]:
-    import slicer
-
-    segmentation = node.GetSegmentation()
-    return {
-        segmentation.GetSegment(each).GetName(): slicer.util.arrayFromSegmentBinaryLabelmap(
-            node, each, volume
-        )
-        != 0
-        for each in segmentation.GetSegmentIDs()
-    }
-
-
-def test_accept_makes_a_named_segment_in_a_new_segmentation_beside_the_volume(stepped: Panel) -> None:
-    import slicer
-
-    panel, mask, volume = stepped, stepped.shown_mask(), stepped.run.volumeNode
-    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
-    study = hierarchy.CreateStudyItem(hierarchy.GetSceneItemID(), "Study")
-    hierarchy.SetItemParent(hierarchy.GetItemByDataNode(volume), study)
-    panel.host.press(panel.ui.acceptButton)
-    (node,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
-    assert np.array_equal(segment_arrays(node, volume)["Liver"], mask)
-    segment = node.GetSegmentation().GetSegment(node.GetSegmentation().GetSegmentIDs()[0])
-    assert "10200004" in segment.GetTerminology()  # SNOMED CT: liver
-    assert np.allclose(segment.GetColor(), np.array([221, 130, 101]) / 255, atol=0.01)
-    assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) == study
-    assert panel.status.startswith("Accepted: Liver")
-    assert panel.rows() == []
-    assert panel.run is None
-
-
-@pytest.mark.parametrize("target", ["new segment", "existing segment"])
-def test_accept_leaves_all_other_segments_as_they_were(stepped: Panel, target: str) -> None:
-    panel, mask, volume = stepped, stepped.shown_mask(), stepped.run.volumeNode
-    node = other_segments(panel, volume)
-    before = segment_arrays(node, volume)
-    panel.ui.segmentationSelector.setCurrentNode(node)
-    if target == "existing segment":
-        panel.ui.segmentSelector.setCurrentIndex(1)
-        assert panel.ui.segmentSelector.currentText == "Add to Tumour"
-    else:
-        panel.host.type(panel.ui.nameEdit, "Left lobe")
-    panel.host.press(panel.ui.acceptButton)
-    after = segment_arrays(node, volume)
-    assert np.array_equal(after["Vessel"], before["Vessel"])
-    if target == "existing segment":
-        assert np.array_equal(after["Tumour"], before["Tumour"] | mask)
-    else:
-        assert np.array_equal(after["Tumour"], before["Tumour"])
-        assert np.array_equal(after["Left lobe"], mask)
-
-
-def test_accepting_an_earlier_step_keeps_what_is_seen(stepped: Panel) -> None:
-    import slicer
-
-    panel = stepped
-    panel.select(1)
-    assert panel.ui.acceptButton.text == "Accept step 1"
-    area = panel.logic.steps[0]["area_px"]
-    volume = panel.run.volumeNode
-    panel.host.press(panel.ui.acceptButton)
-    (node,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
-    assert segment_arrays(node, volume)["Liver"].sum() == area
-
-
-def test_discard_leaves_no_trace(asked: Panel) -> None:
-    import slicer
-
-    panel = asked
-    before = {node.GetID() for node in slicer.util.getNodes("*", useLists=True).values() for node in node}
-    panel.step()
-    panel.step()
-    panel.host.answer("Cancel", "Ok")
-    panel.host.press(panel.ui.discardButton)
-    assert panel.run is not None  # the person thought better of it
-    panel.host.press(panel.ui.discardButton)
-    panel.host.process_events()
-    after = {node.GetID() for node in slicer.util.getNodes("*", useLists=True).values() for node in node}
-    left = {slicer.mrmlScene.GetNodeByID(each).GetClassName() for each in after - before}
-    assert left <= {"vtkMRMLScriptedModuleNode", "vtkMRMLSubjectHierarchyNode"}
-
-
-@pytest.mark.parametrize("suffix", [".seg.nrrd", ".nii.gz"])
-def test_export_writes_the_mask_where_it_lies(stepped: Panel, suffix: str, data: Path) -> None:
-    panel, path = stepped, stepped.folder / f"liver{suffix}"
-    panel.logic.export(str(path))
-    if suffix == ".nii.gz":
-        import nibabel
-
-        image, scan = nibabel.load(path), nibabel.load(data / "ct_abdomen_3mm.nii.gz")
-        assert np.allclose(image.affine, scan.affine, atol=1e-3)
-        assert int((np.asanyarray(image.dataobj) != 0).sum()) == panel.logic.steps[-1]["area_px"]
-    else:
-        import SimpleITK
-
-        image = SimpleITK.ReadImage(str(path))
-        assert image.GetMetaData("Segment0_Name") == "Liver"
-        assert "10200004" in image.GetMetaData("Segment0_Tags")
-        assert int((SimpleITK.GetArrayFromImage(image) != 0).sum()) == panel.logic.steps[-1]["area_px"]
-    assert [each.name for each in panel.folder.glob("*") if each.name.startswith(".")] == []
-
-
-def test_the_export_menu_writes_a_review_page(stepped: Panel) -> None:
-    panel, path = stepped, stepped.folder / "review.html"
-    actions = panel.menu(panel.module.widget.resultPanel._menu)
-    assert not actions["Mask as DICOM SEG …"].isEnabled()  # nothing here could write it
-    panel.host.answer(str(path))
-    actions["Review page of this run (.html) …"].trigger()
-    assert THINK_LIVER in path.read_text(encoding="utf-8")
+# 5. Accept, discard, export: test_slicer_keep.py
 
 
 # 6. Tomorrow

@@ -55,7 +55,9 @@ class Packages:
         self._interpreter = self._folder / "interpreter"
         self.launcher = self._folder / "PythonSlicer"
         self.launcher.write_text(
-            '#!/bin/sh\n"$(cat "$(dirname "$0")/interpreter")" "$@" <&0 &\nwait $!\n', encoding="utf-8"
+            # A shell takes stdin away from what it runs in the background, unless it is handed over.
+            '#!/bin/sh\nexec 3<&0\n"$(cat "$(dirname "$0")/interpreter")" "$@" <&3 3<&- &\nexec 3<&-\nwait $!\n',
+            encoding="utf-8",
         )
         self.launcher.chmod(0o755)
         self.reset()
@@ -173,7 +175,9 @@ def make_packaging_module(packages: Packages) -> types.ModuleType:
         question = f"{len(missing)} Python packages need to be installed. Continue?"
         if prompt_install and not slicer.util.confirmOkCancelDisplay(question, requester, detailedText=names):
             raise RuntimeError("User declined package installation")
-        return pip_install([str(one) for one in missing], constraints, None, skip_packages, requester=requester)
+        return pip_install(
+            [str(one) for one in missing], constraints, None, skip_packages, requester=requester
+        )
 
     for thing in (load_requirements, pip_check, pip_install, pip_ensure):
         setattr(module, thing.__name__, thing)

@@ -1,0 +1,192 @@
+"""The end of a session: accepted into a segmentation, shown in 3D, exported, or discarded without a trace."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from slicer_panel import SLICE, THINK_LIVER, Panel
+
+
+def other_segments(panel: Panel, volume: Any) -> Any:
+    """A segmentation of the person's with two overlapping segments in the slice of the question and beside it."""
+    import slicer
+
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Mine")
+    node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    for name, rows in (("Tumour", slice(20, 60)), ("Vessel", slice(50, 90))):
+        segment_id = node.GetSegmentation().AddEmptySegment("", name)
+        array = np.zeros(volume.GetImageData().GetDimensions()[::-1], np.uint8)
+        array[SLICE - 2 : SLICE + 3, rows, 10:70] = 1
+        slicer.util.updateSegmentBinaryLabelmapFromArray(array, node, segment_id, volume)
+    panel.host.process_events()
+    return node
+
+
+def segment_arrays(node: Any, volume: Any) -> dict[str, np.ndarray]:
+    import slicer
+
+    segmentation = node.GetSegmentation()
+    return {
+        segmentation.GetSegment(each).GetName(): slicer.util.arrayFromSegmentBinaryLabelmap(
+            node, each, volume
+        )
+        != 0
+        for each in segmentation.GetSegmentIDs()
+    }
+
+
+def test_accept_makes_a_named_segment_in_a_new_segmentation_beside_the_volume(stepped: Panel) -> None:
+    import slicer
+
+    panel, mask, volume = stepped, stepped.shown_mask(), stepped.run.volumeNode
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    study = hierarchy.CreateStudyItem(hierarchy.GetSceneItemID(), "Study")
+    hierarchy.SetItemParent(hierarchy.GetItemByDataNode(volume), study)
+    panel.host.press(panel.ui.acceptButton)
+    (node,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    assert np.array_equal(segment_arrays(node, volume)["Liver"], mask)
+    segment = node.GetSegmentation().GetSegment(node.GetSegmentation().GetSegmentIDs()[0])
+    assert "10200004" in segment.GetTerminology()  # SNOMED CT: liver
+    assert np.allclose(segment.GetColor(), np.array([221, 130, 101]) / 255, atol=0.01)
+    assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) == study
+    assert panel.status.startswith("Accepted: Liver")
+    assert panel.rows() == []
+    assert panel.run is None
+
+
+@pytest.mark.parametrize("target", ["new segment", "existing segment"])
+def test_accept_leaves_all_other_segments_as_they_were(stepped: Panel, target: str) -> None:
+    panel, mask, volume = stepped, stepped.shown_mask(), stepped.run.volumeNode
+    node = other_segments(panel, volume)
+    before = segment_arrays(node, volume)
+    panel.ui.segmentationSelector.setCurrentNode(node)
+    if target == "existing segment":
+        panel.ui.segmentSelector.setCurrentIndex(1)
+        assert panel.ui.segmentSelector.currentText == "Add to Tumour"
+    else:
+        panel.host.type(panel.ui.nameEdit, "Left lobe")
+    panel.host.press(panel.ui.acceptButton)
+    after = segment_arrays(node, volume)
+    assert np.array_equal(after["Vessel"], before["Vessel"])
+    if target == "existing segment":
+        assert np.array_equal(after["Tumour"], before["Tumour"] | mask)
+    else:
+        assert np.array_equal(after["Tumour"], before["Tumour"])
+        assert np.array_equal(after["Left lobe"], mask)
+
+
+def test_accepting_an_earlier_step_keeps_what_is_seen(stepped: Panel) -> None:
+    import slicer
+
+    panel = stepped
+    panel.select(1)
+    assert panel.ui.acceptButton.text == "Accept step 1"
+    area = panel.logic.steps[0]["area_px"]
+    volume = panel.run.volumeNode
+    panel.host.press(panel.ui.acceptButton)
+    (node,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    assert segment_arrays(node, volume)["Liver"].sum() == area
+
+
+def test_discard_leaves_no_trace(asked: Panel) -> None:
+    import slicer
+
+    panel = asked
+    before = {node.GetID() for node in slicer.util.getNodes("*", useLists=True).values() for node in node}
+    panel.step()
+    panel.step()
+    panel.host.answer("Cancel", "Ok")
+    panel.host.press(panel.ui.discardButton)
+    assert panel.run is not None  # the person thought better of it
+    panel.host.press(panel.ui.discardButton)
+    panel.host.process_events()
+    after = {node.GetID() for node in slicer.util.getNodes("*", useLists=True).values() for node in node}
+    left = {slicer.mrmlScene.GetNodeByID(each).GetClassName() for each in after - before}
+    assert left <= {"vtkMRMLScriptedModuleNode", "vtkMRMLSubjectHierarchyNode"}
+
+
+@pytest.mark.parametrize("suffix", [".seg.nrrd", ".nii.gz"])
+def test_export_writes_the_mask_where_it_lies(stepped: Panel, suffix: str, data: Path) -> None:
+    panel, path = stepped, stepped.folder / f"liver{suffix}"
+    panel.logic.export(str(path))
+    if suffix == ".nii.gz":
+        import nibabel
+
+        image, scan = nibabel.load(path), nibabel.load(data / "ct_abdomen_3mm.nii.gz")
+        assert np.allclose(image.affine, scan.affine, atol=1e-3)
+        assert int((np.asanyarray(image.dataobj) != 0).sum()) == panel.logic.steps[-1]["area_px"]
+    else:
+        import SimpleITK
+
+        image = SimpleITK.ReadImage(str(path))
+        assert image.GetMetaData("Segment0_Name") == "Liver"
+        assert "10200004" in image.GetMetaData("Segment0_Tags")
+        assert int((SimpleITK.GetArrayFromImage(image) != 0).sum()) == panel.logic.steps[-1]["area_px"]
+    assert [each.name for each in panel.folder.glob("*") if each.name.startswith(".")] == []
+
+
+def test_the_export_menu_writes_a_review_page(stepped: Panel) -> None:
+    panel, path = stepped, stepped.folder / "review.html"
+    actions = panel.menu(panel.module.widget.resultPanel._menu)
+    assert not actions["Mask as DICOM SEG …"].isEnabled()  # nothing here could write it
+    panel.host.answer(str(path))
+    actions["Review page of this run (.html) …"].trigger()
+    assert THINK_LIVER in path.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def dicom_seg(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A stand-in for `DICOMSegmentationPlugin`, as in Slicer 5.12: keeps what it was given to export."""
+    exported: list[Any] = []
+
+    class DICOMSegmentationPluginClass:
+        def examineForExport(self, item: int) -> list[Any]:  # noqa: N802
+            return [types.SimpleNamespace(subjectHierarchyItemID=item, directory="")]
+
+        def export(self, exportables: list[Any]) -> str:
+            exported.extend(exportables)
+            return "" if Path(exportables[0].directory).is_dir() else "no such folder"
+
+    plugin = types.ModuleType("DICOMSegmentationPlugin")
+    plugin.DICOMSegmentationPluginClass = DICOMSegmentationPluginClass  # type: ignore[attr-defined]
+    plugin.__spec__ = types.SimpleNamespace(name="DICOMSegmentationPlugin")  # type: ignore[assignment]
+    monkeypatch.setitem(sys.modules, "DICOMSegmentationPlugin", plugin)
+    return exported
+
+
+def test_accepting_in_3d_and_writing_dicom_seg_which_says_how_the_mask_was_made(
+    stepped: Panel, dicom_seg: list[Any]
+) -> None:
+    import slicer
+    import vtk
+
+    panel, volume = stepped, stepped.run.volumeNode
+    panel.ui.show3DCheckBox.checked = True
+    panel.host.press(panel.ui.acceptButton)
+    (node,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    segment = node.GetSegmentation().GetNthSegment(0)
+    assert segment.GetRepresentation("Closed surface").GetNumberOfPoints() > 0
+    assert node.GetDisplayNode().GetVisibility3D()
+    made_by = vtk.reference("")
+    assert segment.GetTag("DICOM.SegmentAlgorithmType", made_by) and str(made_by) == "SEMIAUTOMATIC"
+    assert segment.GetTag("DICOM.SegmentAlgorithmName", made_by) and str(made_by) == "IBISSlicer"
+
+    panel.host.answer(str(panel.folder))
+    panel.menu(panel.module.widget.resultPanel._menu)["Mask as DICOM SEG …"].trigger()
+    assert "not loaded from Slicer's DICOM database" in panel.status
+    assert dicom_seg == []
+    volume.SetAttribute("DICOM.instanceUIDs", "1.2.3 1.2.4")
+    panel.host.answer(str(panel.folder))
+    panel.menu(panel.module.widget.resultPanel._menu)["Mask as DICOM SEG …"].trigger()
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    assert [hierarchy.GetItemDataNode(each.subjectHierarchyItemID) for each in dicom_seg] == [node]
+    assert panel.status.startswith("Written: DICOM SEG")
+    panel.host.answer(str(panel.folder / "nowhere"))
+    panel.menu(panel.module.widget.resultPanel._menu)["Mask as DICOM SEG …"].trigger()
+    assert "could not be written: no such folder" in panel.status

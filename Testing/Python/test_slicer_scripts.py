@@ -1,0 +1,41 @@
+"""The module without its panel: used from a script, and by the test that it brings along for a real Slicer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from slicer_panel import SLICE, Panel
+
+
+def test_the_modules_own_test_passes(panel: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IBIS_TEST_SCRIPTED", "1")
+    panel.module.source.IBISSlicerTest().runTest()
+
+
+def test_a_script_can_hold_a_whole_session_and_the_panel_follows(panel: Panel, data: Path) -> None:
+    import slicer
+    from IBISSlicerLib.Errors import PlainError
+
+    panel.script()
+    logic, volume = panel.logic, panel.load(data / "ct_abdomen_3mm.nii.gz")
+    with pytest.raises(PlainError, match="Ask one first"):
+        logic.step()
+    with pytest.raises(PlainError, match="slices 0 to 29"):
+        logic.ask(volume, "Segment the liver.", axis=2, index=400)
+    logic.ask(volume, "Segment the liver.", axis=2, index=SLICE)
+    assert logic.step()["number"] == 1
+    assert logic.run() == "ended"
+    assert [row[0] for row in panel.rows()] == ["1", "2", "3", "4"]
+    logic.back(2)
+    corrected = logic.addClick(panel.mark_of(1), positive=False)
+    assert (corrected["number"], corrected["by"]) == (3, "person")
+    assert logic.step()["action"]["kind"] == "terminate"
+    assert logic.reject()["by"] == "policy"  # that step goes, and the policy acts again
+    assert len(logic.steps) == 4
+    path = logic.export(str(panel.folder / "liver.nii.gz"))
+    segment_id = logic.accept(name="Mine")
+    (node,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    assert node.GetSegmentation().GetSegment(segment_id).GetName() == "Mine"
+    assert path.is_file()
+    assert panel.rows() == []
