@@ -44,6 +44,12 @@ _COPIED = (
 )
 
 
+def check_free(path: Path) -> None:
+    """Raises OutputError where `path` is there already and not an empty folder."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise OutputError("is there already", file=path, mend="Choose another folder, or remove it.")
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside `path`; it becomes `path` when the block ends well.
@@ -51,8 +57,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises OutputError where `path` is there already and not empty.
     """
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise OutputError("is there already", file=path, mend="Choose another folder, or remove it.")
+    check_free(path)
     check_writable_folder(path.parent)
     temporary = path.with_name(f".{secrets.token_hex(6)}-{path.name[-40:]}")
     try:

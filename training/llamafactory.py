@@ -28,7 +28,7 @@ from ibis_agent.model_card import ModelCard, load_card, save_card
 from ibis_agent.prompts import build_messages, pictures_of
 from ibis_agent.weights import look_into
 
-from training.hand_over import new_folder
+from training.hand_over import check_free, new_folder
 from training.samples import turn_of
 from training.settings import read_settings
 from training.sft_settings import SftSettings, changed_card
@@ -51,6 +51,7 @@ def export(settings: SftSettings, out: Path, file: str | None = None) -> dict[st
 
     Raises IbisError; `out` appears when it is whole, or not at all.
     """
+    check_free(out)
     found = look_into(settings.model)
     card = changed_card(load_card(settings.model), settings.card, file)
     chat = Chat.load(settings.model, card)

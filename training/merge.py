@@ -20,7 +20,7 @@ from ibis_agent.model_card import CARD_NAME, load_card
 from ibis_agent.policy import load_model
 from ibis_agent.weights import PolicyFolder, look_into, read_header, read_json
 
-from training.hand_over import history_of, named, new_folder, read_history, write_policy
+from training.hand_over import check_free, history_of, named, read_history, write_policy
 
 _ADAPTER, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -48,8 +48,7 @@ def merge(adapter: Path, base: Path, out: Path, name: str = "", any_base: bool =
                 mend=f"Give the folder of {history['base'].get('name')} ({str(trained_on)[:12]}), "
                 "or --any-base if you know that it is the same model.",
             )
-    with new_folder(out):
-        pass  # refuse a name that is taken before the slow work
+    check_free(out)
     if (adapter / CARD_NAME).is_file():
         card = load_card(adapter)
         card = named(card, name or card.name, card.origin)
