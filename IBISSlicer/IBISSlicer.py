@@ -151,6 +151,7 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ]  # fmt: skip
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self._onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self._onSceneEndClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self._onSceneImported)
         self.logic.reopen()
         self._initializeParameterNode()
         self.stepsPanel.update()
@@ -219,6 +220,9 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _onSceneStartClose(self, caller, event) -> None:
         self._setParameterNode(None)
 
+    def _onSceneImported(self, caller, event) -> None:
+        self.logic.reopen()
+
     def _onSceneEndClose(self, caller, event) -> None:
         if self.parent.isEntered:
             self._initializeParameterNode()
@@ -229,23 +233,24 @@ class IBISSlicerLogic(Agent, ScriptedLoadableModuleLogic):
 
     A whole session::
 
-        logic = slicer.util.getModuleWidget("IBISSlicer").logic     # the panel's; or IBISSlicerLogic()
+        logic = slicer.util.getModuleWidget("IBISSlicer").logic  # or IBISSlicerLogic() for one of one's own
         volume = slicer.util.loadVolume("ct.nii.gz")
         red = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceNode()
 
-        logic.ask(volume, "Segment the liver.", sliceNode=red)      # or axis=2, index=40
-        step = logic.step()                                         # loads the models the first time
+        logic.ask(volume, "Segment the liver.", sliceNode=red)  # or axis=2, index=40
+        step = logic.step()  # loads the models the first time
         print(step["thinking"], step["action"], step["area_mm2"])
-        logic.run()                                                 # until the agent is content
+        logic.run()  # until the agent is content
 
-        logic.reject()                                              # "not that": it tries something else
-        logic.back(1)                                               # keep the first step only
-        logic.addClick((-60, 20, 35), positive=False)               # a correction of one's own, RAS in mm
+        logic.back(1)  # keep the first step only
+        logic.addClick((-60, 20, 35), positive=False)  # a correction of one's own, RAS in mm
+        logic.step()
+        logic.reject()  # "not that": it tries something else
         logic.undo()
 
-        segmentId = logic.accept()                                  # or accept(segmentationNode, name="Liver")
+        segmentId = logic.accept()  # or accept(segmentationNode, name="Liver")
         logic.export("/tmp/liver.seg.nrrd")
-        logic.shutdown()                                            # only for a logic of one's own
+        logic.shutdown()  # only for a logic of one's own
 
     Nothing blocks Slicer: the models work in a process of their own. Methods that need them wait unless told
     `wait=False`. See IBISSlicerLib.Agent for all of them.

@@ -22,6 +22,7 @@ from .Geometry import sliceOfPlane, sliceOfView
 from .RecordedRun import openRecordedRun
 from .SavedRuns import openLastRun, writeSavedReview
 from .SceneRun import SceneRun
+from .SceneWatch import SceneWatch
 from .Signal import Signal
 from .VolumeSceneRun import VolumeSceneRun
 from .Worker import Worker
@@ -50,8 +51,7 @@ class Agent:
         self.worker.failed.connect(self._onFailed)
         self._goOn = False  # whether the next step follows when one is done
         self._lastSegment: tuple | None = None
-        self._tags: list[int] = []
-        self._observeScene()
+        self._watch = SceneWatch(self._onSceneClosing, self._onNodeRemoved)
         slicer.app.connect("aboutToQuit()", self._onQuit)
 
     # What is
@@ -244,7 +244,10 @@ class Agent:
             self._run().writeReview(path)
 
     def reopen(self) -> bool:
-        """Take up the run that a scene brought along. No model is loaded until it is continued."""
+        """Take up the run that a scene brought along. No model is loaded until it is continued.
+
+        The panel does this whenever a scene was loaded; scripts with a logic of their own call it.
+        """
         if self.current is None:
             self.current = openLastRun()
             if self.current is not None:
@@ -264,9 +267,7 @@ class Agent:
     def shutdown(self) -> None:
         """End the worker and let go of the scene, which stays as it is."""
         slicer.app.disconnect("aboutToQuit()", self._onQuit)
-        for tag in self._tags:
-            slicer.mrmlScene.RemoveObserver(tag)
-        self._tags.clear()
+        self._watch.stop()
         self._goOn = False
         for signal in (self.changed, self.textArrived, self.retried, self.grew):
             signal.disconnectAll()
@@ -374,16 +375,7 @@ class Agent:
 
     # The scene changes under us
 
-    def _observeScene(self) -> None:
-        scene = slicer.mrmlScene
-        for event, handler in (
-            (scene.StartCloseEvent, self._onSceneStartClose),
-            (scene.EndImportEvent, self._onSceneImported),
-            (scene.NodeRemovedEvent, self._onNodeRemoved),
-        ):
-            self._tags.append(scene.AddObserver(event, handler))
-
-    def _onSceneStartClose(self, caller, event) -> None:
+    def _onSceneClosing(self) -> None:
         if self.current is not None:
             self._interrupt()
             run, self.current = self.current, None
@@ -391,13 +383,10 @@ class Agent:
             run.forget()
             self.changed.emit()
 
-    def _onSceneImported(self, caller, event) -> None:
-        self.reopen()
-
-    def _onNodeRemoved(self, caller, event) -> None:
+    def _onNodeRemoved(self) -> None:
         """Somebody has deleted a node. Without its own nodes a run is over; without its volume it can go on."""
         run = self.current
-        if run is None or caller.IsClosing():
+        if run is None:
             return
         if not run.isInScene():
             self._interrupt()
