@@ -6,6 +6,7 @@
      "seconds": 0.02,        between two pieces of a reply
      "loading": 0.5,         seconds that loading the models takes
      "radius": 0.15,         how far a click reaches, as a part of the picture's width
+     "memory": {…}, "fit": {…}   what to tell of the memory, and of what a policy needs (see Workbench.memory, info)
      "segmenter": "demo",    a real segmenter instead (see protocol.py, `load`), and "config" if it needs one
      "faults": [{"request": "step", "nth": 2, "fault": "die"}]}
 
@@ -77,6 +78,14 @@ class ScriptedWorkbench(Workbench):
                 str(self._script["segmenter"]), str(self._script.get("config", "")), "cpu"
             )
         return _Painter(float(self._script.get("radius", 0.15)))
+
+    def memory(self) -> Message:
+        return dict(self._script.get("memory") or super().memory())
+
+    def _info(self, request: Message, emit: Emit, cancelled: IsStopped) -> Message:
+        if "fit" in self._script:
+            return {"event": "done", "info": dict(self._script["fit"])}
+        return super()._info(request, emit, cancelled)
 
     def _fail(self, fault: str) -> None:
         if fault == "die":

@@ -356,3 +356,26 @@ def test_choosing_a_policy_says_whether_it_fits_or_what_is_wrong_with_it(
     from IBISSlicerLib import Settings
 
     assert Settings.models().policy == str(tmp_path)
+
+
+def test_a_graphics_card_that_is_too_small_is_told_with_a_way_out_and_its_memory_is_shown(
+    asked: Panel,
+) -> None:
+    panel, giga = asked, 10**9
+    panel.script(
+        memory={"device": "NVIDIA RTX", "total": 12 * giga, "free": 3 * giga, "used": 9 * giga},
+        fit={
+            "name": "IBISAgent", "device": "cuda", "precision": "bf16", "needed": 18 * giga, "free": 12 * giga,
+            "loaded": False, "fits": {"fp32": False, "bf16": False, "fp16": False, "int4": True},
+        },
+    )  # fmt: skip
+    panel.ui.modelsSection.collapsed = False
+    panel.host.press(panel.ui.checkButton)
+    panel.rest()
+    assert (
+        "needs about 18.0 GB on the graphics card, only 12.0 GB are free" in panel.ui.modelsStatusLabel.text
+    )
+    assert "Choose 4 bit." in panel.ui.modelsStatusLabel.text
+    panel.host.press(panel.ui.loadButton)
+    panel.rest()
+    assert "Loaded on NVIDIA RTX: 9.0 GB in use, 3.0 GB free." in panel.ui.modelsStatusLabel.text
