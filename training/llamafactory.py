@@ -3,9 +3,10 @@
     python -m training.llamafactory training/configs/sft-7b-lora.yaml --out build/llamafactory
     llamafactory-cli train build/llamafactory/sft.yaml          # in its own environment, see training/README.md
 
-OUT gets `ibis.json` (one turn a sample, in its "sharegpt" form), `dataset_info.json`, `pictures/` with the masks
-painted over them as the policy will see them, `sft.yaml`, and `card/` with the model card of the policy that comes
-of it. Its loader drops a sample that breaks its rules with a mere warning; here they are checked (`check_export`).
+OUT gets `ibis.json` (one turn a sample, in its "sharegpt" form), `dataset_info.json`, `sft.yaml`, `card/` with
+the model card of the policy that comes of it, and `pictures/` as the policy sees them: masks painted over, in the
+size that its image processor gives them, for the package would scale them in another way. Its loader drops a sample
+that breaks its rules with a mere warning; here they are checked (`check_export`).
 """
 
 from __future__ import annotations
@@ -71,11 +72,11 @@ def export(settings: SftSettings, out: Path, file: str | None = None) -> dict[st
                 temporary.open("w", encoding="utf-8") as lines,
             ):
                 for number, place in enumerate(places):
-                    sample = sample_of(card, place, folder, written)
+                    sample = sample_of(chat, card, place, folder, written)
                     lines.write(("[\n" if not number else ",\n") + json.dumps(sample, ensure_ascii=False))
                 lines.write("\n]\n")
         write_json(folder / "dataset_info.json", {name: _entry(name) for name in sets})
-        write_text(folder / "sft.yaml", _recipe(settings, card, Path(out), longest, list(sets)))
+        write_text(folder / "sft.yaml", _recipe(settings, chat, Path(out), longest, list(sets)))
         (folder / "card").mkdir()
         save_card(card, folder / "card")
         check_export(folder)
@@ -83,7 +84,7 @@ def export(settings: SftSettings, out: Path, file: str | None = None) -> dict[st
     return counts
 
 
-def sample_of(card: ModelCard, place: Place, folder: Path, written: set[str]) -> dict[str, Any]:
+def sample_of(chat: Chat, card: ModelCard, place: Place, folder: Path, written: set[str]) -> dict[str, Any]:
     """One turn as messages and pictures; pictures that are not in `written` yet are put into the folder.
 
     Raises InputError for a text with the marker in it, which would be taken for a further picture.
@@ -104,7 +105,7 @@ def sample_of(card: ModelCard, place: Place, folder: Path, written: set[str]) ->
     for picture in pictures_of(card, turn):
         name = f"pictures/{hashlib.sha256(np.ascontiguousarray(picture)).hexdigest()[:24]}.png"
         if name not in written:
-            write_png(folder / name, picture)
+            write_png(folder / name, chat.as_seen(picture))
             written.add(name)
         names.append(name)
     return {"messages": messages, "images": names}
@@ -151,12 +152,12 @@ def _entry(name: str) -> dict[str, Any]:
     }
 
 
-def _recipe(settings: SftSettings, card: ModelCard, out: Path, longest: int, sets: list[str]) -> str:
+def _recipe(settings: SftSettings, chat: Chat, out: Path, longest: int, sets: list[str]) -> str:
     """The package's own YAML for the same training."""
     values: dict[str, Any] = {
         "model_name_or_path": os.fspath(settings.model),
-        "image_max_pixels": card.max_pixels or 262144,
-        "image_min_pixels": card.min_pixels or 56 * 56,
+        "image_max_pixels": int(chat.image_processor.size["longest_edge"]),
+        "image_min_pixels": int(chat.image_processor.size["shortest_edge"]),
         "stage": "sft",
         "do_train": True,
         "finetuning_type": settings.tune,

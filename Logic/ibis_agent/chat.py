@@ -123,6 +123,20 @@ class Chat:
         patches = [self.image_processor.get_number_of_image_patches(*size) for size in sizes]
         return len(self._conversation(messages, [each // self._merge**2 for each in patches])[0])
 
+    def as_seen(self, picture: np.ndarray) -> np.ndarray:
+        """(h, w, 3) uint8: an (H, W, 3) uint8 picture in the size in which the policy sees it."""
+        from transformers.image_utils import SizeDict
+
+        processor = self.image_processor
+        size = processor.size if isinstance(processor.size, SizeDict) else SizeDict(**processor.size)
+        seen = processor.resize(
+            np.ascontiguousarray(picture.transpose(2, 0, 1)),
+            size=size,
+            resample=processor.resample,
+            factor=processor.patch_size * processor.merge_size,
+        )
+        return np.ascontiguousarray(np.asarray(seen, dtype=np.uint8).transpose(1, 2, 0))
+
     def reply_tokens(self, reply: str) -> list[int]:
         """A reply as the assistant writes it: its tokens and the one that ends it."""
         return [*self._text(reply), self._token[END]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,11 +10,11 @@ import pytest
 import yaml
 from ibis_agent.chat import Chat
 from ibis_agent.errors import InputError, OutputError
-from ibis_agent.model_card import load_card
-from ibis_agent.prompts import Message
-from ibis_agent.request import demo_policy
+from ibis_agent.model_card import load_card, save_card
+from ibis_agent.prompts import DEMO_PROMPTS, Message
 from phantom_trajectories import make_trajectories
 from PIL import Image
+from tiny_models import make_tiny_policy
 
 from training.llamafactory import check_export, export
 from training.settings import settings_from
@@ -26,21 +27,28 @@ def data(tmp_path_factory):
     return make_trajectories(tmp_path_factory.mktemp("made") / "data")
 
 
-def settings(data, **given):
-    values = {"model": str(demo_policy()), "data": str(data), "out": "runs/none", "held": 0.5, **given}
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = make_tiny_policy(tmp_path_factory.mktemp("tiny") / "policy")
+    save_card(dataclasses.replace(load_card(folder), prompts=DEMO_PROMPTS, max_pixels=5000), folder)
+    return folder
+
+
+def settings(data, tiny, **given):
+    values = {"model": str(tiny), "data": str(data), "out": "runs/none", "held": 0.5, **given}
     return settings_from(values, SftSettings)
 
 
 @pytest.fixture(scope="module", params=[0, 2])
-def made(request, data, tmp_path_factory):
+def made(request, data, tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "ibis"
-    export(settings(data, card={"history": request.param}), folder)
+    export(settings(data, tiny, card={"history": request.param}), folder)
     return folder
 
 
-def test_a_sample_is_token_by_token_that_of_our_own_training(made, data):
+def test_a_sample_is_token_by_token_that_of_our_own_training(made, data, tiny):
     card = load_card(made / "card")
-    chat = Chat.load(demo_policy(), card)
+    chat = Chat.load(tiny, card)
     ours = Turns(check_data([data], chat, card, 0.5).places, chat, card)
     theirs = json.loads((made / "ibis.json").read_text())
     assert len(theirs) == len(ours) > 8
@@ -68,6 +76,11 @@ def test_the_export_keeps_the_rules_of_the_loader(made):
     assert recipe["template"] == "qwen2_vl" and recipe["mask_history"] is True
     assert recipe["dataset_dir"] == str(made) and recipe["freeze_vision_tower"] is True
     assert isinstance(recipe["learning_rate"], float)
+    assert recipe["image_max_pixels"] == 5000
+    for path in (made / "pictures").iterdir():
+        width, height = Image.open(path).size
+        # Whole cells within the limits: neither that package nor the processor scales them again.
+        assert width % 28 == height % 28 == 0 and width * height <= 5000
 
 
 @pytest.mark.parametrize(
@@ -78,8 +91,8 @@ def test_the_export_keeps_the_rules_of_the_loader(made):
         (lambda sample: sample["messages"][-1].update(content=" "), "empty"),
     ],
 )
-def test_an_export_that_breaks_a_rule_is_told(data, tmp_path, change, why):
-    export(settings(data, held=0), tmp_path / "ibis")
+def test_an_export_that_breaks_a_rule_is_told(data, tiny, tmp_path, change, why):
+    export(settings(data, tiny, held=0), tmp_path / "ibis")
     path = tmp_path / "ibis" / "ibis.json"
     samples = json.loads(path.read_text())
     change(samples[1])
@@ -88,7 +101,7 @@ def test_an_export_that_breaks_a_rule_is_told(data, tmp_path, change, why):
         check_export(tmp_path / "ibis")
 
 
-def test_a_question_with_their_marker_is_refused_and_nothing_is_left(data, tmp_path):
+def test_a_question_with_their_marker_is_refused_and_nothing_is_left(data, tiny, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "pictures").symlink_to(data / "pictures")
@@ -96,9 +109,9 @@ def test_a_question_with_their_marker_is_refused_and_nothing_is_left(data, tmp_p
     lines[0]["question"] = "Segment the <image> liver."
     (folder / "trajectories.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(InputError, match="marker"):
-        export(settings(folder, held=0), tmp_path / "ibis")
+        export(settings(folder, tiny, held=0), tmp_path / "ibis")
     assert not (tmp_path / "ibis").exists()
     (tmp_path / "ibis").mkdir()
     (tmp_path / "ibis" / "mine.txt").touch()
     with pytest.raises(OutputError, match="is there already"):
-        export(settings(data), tmp_path / "ibis")
+        export(settings(data, tiny), tmp_path / "ibis")
