@@ -124,6 +124,7 @@ class Run:
         for group in groups:
             for rollout, values in zip(group, advantages(group, settings.rewards), strict=True):
                 turns += zip(rollout.turns, values.tolist(), strict=True)
+        chances = np.concatenate([turn.said.logprobs for turn, _ in turns])
         if not settings.kl:
             turns = [(turn, value) for turn, value in turns if value]
         self._set_rate()
@@ -133,11 +134,10 @@ class Run:
             for part in _parts(turns, settings.minibatches, rng):
                 self._step(part, sums)
         tokens, steps = max(sums.pop("tokens"), 1.0), max(sums.pop("steps"), 1.0)
-        entropy = -np.concatenate([turn.said.logprobs for turn, _ in turns]).mean() if turns else 0.0
         return {
             "clipped": sums["clipped"] / tokens,
             "gradient": sums["gradient"] / steps,
-            "entropy": float(entropy),
+            "entropy": -float(chances.mean()),
             "turns_learned": float(len(turns)),
             **({"kl": sums["kl"] / tokens} if settings.kl else {}),
         }

@@ -190,9 +190,9 @@ def plot(folder: Path, out: Path, runs: dict[str, list[dict[str, Any]]], seeds: 
                 points = [(row["step"], row[name]) for row in rows if name in row]
                 axis.plot(*zip(*points, strict=True), color=colour, lw=1, label=arm)
                 axis.set_title(name)
-    axes.flat[0].legend(
-        *zip(*{k: h for h, k in zip(*_handles(axes.flat[0]), strict=True)}.items(), strict=True)
-    )
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    named = dict(zip(labels, handles, strict=True))  # one entry an arm
+    axes.flat[0].legend(list(named.values()), list(named))
     figure.supxlabel("update (rollouts that it learned from)")
     figure.tight_layout()
     figure.savefig(folder / "reproduction-curves.png", dpi=110)
@@ -265,11 +265,6 @@ def main() -> None:
         raise SystemExit(sft.STOPPED) from None
     except IbisError as error:
         raise SystemExit(f"error: {error}") from error
-
-
-def _handles(axis: Any) -> tuple[list[Any], list[str]]:
-    handles, labels = axis.get_legend_handles_labels()
-    return handles, labels
 
 
 if __name__ == "__main__":

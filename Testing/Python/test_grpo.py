@@ -135,8 +135,8 @@ def test_figures_tell_what_is_there_from_what_is_not() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("rewards.turn={plaecment: 1}", "no such reward"),
-        ("rewards.outcome={answer: much}", "must be a number"),
+        ("rewards.turn.plaecment=1", "no such reward"),
+        ("rewards.outcome.answer=much", "must be a number"),
         ("group=1", "at least 2"),
         ("rewards.turn_credit=0 rewards.outcome_credit=0", "no reward has a weight"),
         ("held.phantom_seed=101", "held phantoms are among"),
