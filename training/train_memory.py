@@ -12,7 +12,6 @@ truth in half of the clips. Resuming is exact.
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.common import Averaged, Curves, learning_rate, save_atomically
+from training import loop
 from training.dataset import FRAMES, Slices, load
 from training.train_segmenter import (
     CONFIG,
@@ -182,25 +181,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    loop.add_options(parser, Path("build/memory"), steps=900, rate=8e-4, every=100)
     parser.add_argument("--start", type=Path, default=Path("build/segmenter/resume.pt"))
-    parser.add_argument("--clips", type=Path, default=Path("build/clips"))
-    parser.add_argument("--data", type=Path, default=Path("build/phantoms"))
-    parser.add_argument("--out", type=Path, default=Path("build/memory"))
     parser.add_argument("--config", type=Path, default=CONFIG, help="the architecture, as a SAM2 .yaml")
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--clips", type=Path, default=Path("build/clips"))
     parser.add_argument("--batch", type=int, default=2, help="clips a step")
     parser.add_argument("--objects", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=8e-4)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument(
-        "--checkpoint-every", type=int, default=100, help="steps; a killed run goes on from there"
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--held", type=int, default=60)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
+    loop.prepare(args)
     model = build(args.config)
     model.load_state_dict(torch.load(args.start, weights_only=True)["averaged"])
     score = model.sam_mask_decoder.pred_obj_score_head.layers[-1]
@@ -216,59 +204,28 @@ def main() -> None:
     optimiser = torch.optim.AdamW(
         [{"params": fresh, "scale": 1.0}, {"params": known, "scale": 0.25}], lr=args.rate, weight_decay=0.02
     )
-    averaged = Averaged(model, 0.995)
     heard = Heard(model)
-    checkpoint, step = args.out / "resume.pt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        averaged.state, step = state["averaged"], state["step"]
-        print(f"resumed at step {step}", flush=True)
     clips, data = load(args.clips), load(args.data)
     count, singles = len(clips) // FRAMES, len(data) - args.held
-    curves = Curves(args.out, step)
-    model.train()
-    model.image_encoder.eval()
-    started, since, sums = time.time(), 0, {}
-    while step < args.steps:
+
+    def learn(step: int) -> tuple[Tensor, loop.Figures]:
         rng = np.random.default_rng([args.seed, step, 3])
         torch.manual_seed(args.seed * 100_003 + step)  # the attention's dropout
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.rate, 50) * group["scale"]
-        loss, figures = track(
-            model, heard, clips, rng.choice(count, args.batch, replace=False), args.objects, rng
-        )
+        chosen = rng.choice(count, args.batch, replace=False)
+        loss, figures = track(model, heard, clips, chosen, args.objects, rng)
         loss = loss + single_slices(model, data, np.sort(rng.choice(singles, 3, replace=False)), rng)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
-        optimiser.step()
-        step, since = step + 1, since + 1
-        averaged.update(model, step)
-        for k, v in {"loss": float(loss.detach()), **figures}.items():
-            total, n = sums.get(k, (0.0, 0))
-            sums[k] = (total + v, n + 1)
-        if step % 10 == 0:
-            curves.add(
-                step=step, seconds=(time.time() - started) / since, **{k: v / n for k, (v, n) in sums.items()}
-            )
-            sums, since, started = {}, 0, time.time()
-        if step % args.checkpoint_every == 0 or step == args.steps:
-            save_atomically(
-                {
-                    "model": model.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "averaged": averaged.state,
-                    "step": step,
-                },
-                checkpoint,
-            )
-    probe = build(args.config)
-    probe.load_state_dict(averaged.state)
-    curves.add(step=step, **measure(probe, data, np.arange(singles, len(data))))
-    curves.plot(args.out / "curves.png", "demo segmenter, memory")
-    save_model(averaged.state, args.out / "model.safetensors", args.config)
+        return loss, {"loss": float(loss.detach()), **figures}
+
+    def judge(weights: dict[str, Tensor]) -> loop.Figures:
+        probe = build(args.config)
+        probe.load_state_dict(weights)
+        return measure(probe, data, np.arange(singles, len(data)))
+
+    training = loop.Training(args, model, optimiser, decay=0.995, warmup=50)
+    model.train()
+    model.image_encoder.eval()
+    weights = training.run(learn, judge, "demo segmenter, memory", report_every=10, measure_every=args.steps)
+    save_model(weights, args.out / "model.safetensors", args.config)
 
 
 if __name__ == "__main__":

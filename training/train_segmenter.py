@@ -17,7 +17,6 @@ Resuming is exact: every step's random numbers depend on the seed and the step a
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training.common import Averaged, Curves, learning_rate, save_atomically
+from training import loop
 from training.dataset import NAMES, SIDE, Slices, load
 
 CONFIG = Path(__file__).parent.parent / "Logic/ibis_agent/demo/segmenter/model.yaml"
@@ -306,13 +305,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=Path("build/phantoms"))
-    parser.add_argument("--out", type=Path, default=Path("build/segmenter"))
+    loop.add_options(parser, Path("build/segmenter"), steps=7000, rate=1.2e-3)
     parser.add_argument(
         "--start", type=Path, help="weights to go on from (.safetensors), in place of random ones"
     )
     parser.add_argument("--config", type=Path, default=CONFIG, help="the architecture, as a SAM2 .yaml")
-    parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument(
         "--dense-steps", type=int, default=700, help="first steps that train the encoder alone"
     )
@@ -321,85 +318,39 @@ def main() -> None:
     parser.add_argument(
         "--clicks", type=int, default=3, help="at most so many in a row; one click is practised most"
     )
-    parser.add_argument("--rate", type=float, default=1.2e-3)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument(
-        "--checkpoint-every", type=int, default=250, help="steps; a killed run goes on from there"
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--held", type=int, default=60)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
-
+    loop.prepare(args)
     model, head = build(args.config), DenseHead(64)
     if args.start:
         model.load_state_dict(load_file(args.start))
-    parameters = [
+    frozen = {id(p) for p in model.sam_mask_decoder.pred_obj_score_head.parameters()}
+    learned = [
         *model.image_encoder.parameters(),
         *model.sam_prompt_encoder.parameters(),
         *model.sam_mask_decoder.parameters(),
         model.no_mem_embed,
         *head.parameters(),
     ]
-    frozen = {id(p) for p in model.sam_mask_decoder.pred_obj_score_head.parameters()}
-    parameters = [p for p in parameters if id(p) not in frozen]
-    optimiser = torch.optim.AdamW(parameters, lr=args.rate, weight_decay=0.05, betas=(0.9, 0.98))
-    averaged = Averaged(model)
-    checkpoint, step = args.out / "resume.pt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        head.load_state_dict(state["head"])
-        optimiser.load_state_dict(state["optimiser"])
-        averaged.state, step = state["averaged"], state["step"]
-        print(f"resumed at step {step}", flush=True)
-    curves = Curves(args.out, step)
-    model.train()
-    started, sums, since = time.time(), {}, 0
-    while step < args.steps:
-        data = load(args.data)
-        count = len(data) - args.held
+    learned = [p for p in learned if id(p) not in frozen]
+    optimiser = torch.optim.AdamW(learned, lr=args.rate, weight_decay=0.05, betas=(0.9, 0.98))
+    data = load(args.data)
+    count = len(data) - args.held
+
+    def learn(step: int) -> tuple[Tensor, loop.Figures]:
         rng = np.random.default_rng([args.seed, step])
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.rate)
         numbers = np.sort(rng.choice(count, args.batch, replace=False))
         clicks = 0 if step < args.dense_steps else int(rng.choice([1, 1, 2, args.clicks]))
-        loss, figures = train_step(model, head, data, numbers, rng, args.objects, clicks)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        step += 1
-        averaged.update(model, step)
-        for k, v in figures.items():
-            total, n = sums.get(k, (0.0, 0))
-            sums[k] = (total + v, n + 1)
-        since += 1
-        if step % 50 == 0:
-            curves.add(
-                step=step, seconds=(time.time() - started) / since, **{k: v / n for k, (v, n) in sums.items()}
-            )
-            sums, since, started = {}, 0, time.time()
-        if step % args.checkpoint_every == 0 or step == args.steps:
-            save_atomically(
-                {
-                    "model": model.state_dict(),
-                    "head": head.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "averaged": averaged.state,
-                    "step": step,
-                },
-                checkpoint,
-            )
-        if (step % 1000 == 0 and step > args.dense_steps) or step == args.steps:
-            probe = build(args.config)
-            probe.load_state_dict(averaged.state)
-            curves.add(step=step, **measure(probe, data, np.arange(count, count + args.held)))
-            curves.plot(args.out / "curves.png", "demo segmenter")
-            started, since = time.time(), 0
-    save_model(averaged.state, args.out / "model.safetensors", args.config)
+        return train_step(model, head, data, numbers, rng, args.objects, clicks)
+
+    def judge(weights: dict[str, Tensor]) -> loop.Figures:
+        probe = build(args.config)
+        probe.load_state_dict(weights)
+        return measure(probe, data, np.arange(count, len(data)))
+
+    training = loop.Training(args, model, optimiser, head)
+    model.train()
+    weights = training.run(learn, judge, "demo segmenter", measure_after=args.dense_steps)
+    save_model(weights, args.out / "model.safetensors", args.config)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from tokenizers import Tokenizer
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from training import questions
+from training.dataset import SIDE
 from training.demo_policy import PATCH, make_config, make_tokenizer, save_folder
-from training.train_policy import (
+from training.policy_turns import (
     MEAN,
-    SIDE,
     STD,
     Writer,
     collate,
@@ -82,7 +82,7 @@ def test_training_lays_out_patches_as_the_processor_does(folder):
 
 
 def test_questions_that_share_a_picture_are_read_as_if_each_stood_alone(folder, writer):
-    from training.train_policy import Asked, Shown
+    from training.policy_turns import Asked, Shown
 
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).float().eval()
     rows, columns = grid = grid_of(1.1, True)
