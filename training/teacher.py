@@ -112,7 +112,12 @@ class Teacher:
 
         Raises Unanswered where it stays silent, ModelError where it refuses.
         """
-        body = {"model": self.model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0.4}
+        body: Any = {
+            "model": self.model,
+            "messages": list(messages),
+            "max_tokens": max_tokens,
+            "temperature": 0.4,
+        }
         reason = ""
         for number in range(self._tries):
             if number:

@@ -217,13 +217,14 @@ def do_all(work: Work, groups: Sequence[Group], workers: int, segmenter: Any, pr
     segmenter: the one to use where there is but one worker. progress: a tqdm bar, in pictures.
     """
     todo = [(number, group) for number, group in enumerate(groups) if not _done(work.out, number)]
+    progress.total = len(todo)  # one picture for each group, until it is read
     if workers <= 1:
         bench = Bench(work, segmenter)
         for number, group in todo:
             before = 0
             for done, of in bench.pictures(number, group, (0, 1)):
-                if done == 0 and before == 0:
-                    progress.total = (progress.total or 0) + of
+                if done == 0:
+                    progress.total += of - 1
                 progress.update(done - before)
                 before = done
         return
@@ -266,7 +267,7 @@ def _share(number: int, group: Group, share: tuple[int, int]) -> None:
     bench, news, stop = _place
     before = -1
     for done, of in bench.pictures(number, group, share):
-        news.put((max(0, done - max(before, 0)), of if before < 0 else 0))
+        news.put((max(0, done - max(before, 0)), of - (share[0] == 0) if before < 0 else 0))
         before = done
         if stop.is_set():
             return
@@ -278,7 +279,7 @@ def _tell(news: Any, progress: Any) -> None:
             done, more = news.get_nowait()
         except queue.Empty:
             return
-        progress.total = (progress.total or 0) + more
+        progress.total += more
         progress.update(done)
 
 

@@ -384,6 +384,33 @@ def test_coordinates_have_the_decimals_asked_for_and_stay_inside() -> None:
     assert found is not None and int(found.steps[0].click.x * 500) == 202
 
 
+def test_masks_of_one_scan_in_files_of_their_own_are_asked_about_together(
+    data_set: Path, tmp_path: Path
+) -> None:
+    labels = np.asarray(nib.load(data_set / "scan_labels.nii.gz").dataobj)
+    affine = nib.load(data_set / "scan_labels.nii.gz").affine
+    for patient in ("s1", "s2"):
+        masks = tmp_path / "many" / patient / "segmentations"
+        masks.mkdir(parents=True)
+        (masks.parent / "ct.nii.gz").write_bytes((data_set / "scan.nii.gz").read_bytes())
+        for value, name in ((1, "liver"), (2, "kidney_left")):
+            nib.save(nib.Nifti1Image((labels == value).astype(np.uint8), affine), masks / f"{name}.nii.gz")
+    segmenter = Discs()
+    options = ("--slices", "3", "--absent-share", "0", "--mistake-share", "1", "--mistake-kinds", "neighbour")
+    report = made(tmp_path / "many", tmp_path / "out", *options, segmenter=segmenter)
+    assert [sample["id"] for sample in samples(tmp_path / "out")] == [
+        f"{patient}/axial-003/{name}" for patient in ("s1", "s2") for name in ("left kidney", "liver")
+    ]
+    assert segmenter.embedded == 2 and report["mistakes"] == {"neighbour": 4}
+    written = json.loads((tmp_path / "out" / "published.json").read_text())
+    assert [(each["file"], each["mask_file"]) for each in written][1] == (
+        "s1/ct.nii.gz",
+        "s1/segmentations/liver.nii.gz",
+    )
+    back = published.to_trajectory(published.load(tmp_path / "out" / "published.json")[1], tmp_path / "many")
+    assert back.picture.rgb.shape == (50, 60, 3)
+
+
 def test_bad_data_is_named_in_the_report_and_the_rest_is_used(data_set: Path, tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), data_set / "other_labels.nii.gz")
     (data_set / "other.nii.gz").write_bytes(b"nothing")
