@@ -12,6 +12,7 @@ import importlib.metadata
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,14 @@ _COPIED = (
     "chat_template.jinja",
     "generation_config.json",
 )
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without the libraries' progress bars and what they tell each other about their next version."""
+    with no_progress_bar(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def check_free(path: Path) -> None:
@@ -126,7 +135,7 @@ def write_policy(
         for name, values in state.items()
     }
     with new_folder(out) as folder:
-        with no_progress_bar():
+        with quietly():
             model.save_pretrained(folder, state_dict=whole)
         config = read_json(folder / "config.json")
         # transformers writes the precision of the training, for the parts too.

@@ -20,7 +20,7 @@ from ibis_agent.model_card import CARD_NAME, load_card
 from ibis_agent.policy import load_model
 from ibis_agent.weights import PolicyFolder, look_into, read_header, read_json
 
-from training.hand_over import check_free, history_of, named, read_history, write_policy
+from training.hand_over import check_free, history_of, named, quietly, read_history, write_policy
 
 _ADAPTER, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -87,8 +87,11 @@ def _merged(adapter: Path, base: PolicyFolder) -> Any:
         print(f"merging in bf16: fp32 would need {gigabytes(needed)} of memory", file=sys.stderr)
     model = load_model(base, "cpu", precision)
     try:
-        adapted = PeftModel.from_pretrained(model, str(adapter), torch_device="cpu", local_files_only=True)
-        return adapted.merge_and_unload(safe_merge=True)
+        with quietly():
+            adapted = PeftModel.from_pretrained(
+                model, str(adapter), torch_device="cpu", local_files_only=True
+            )
+            return adapted.merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ModelError(
             f"does not fit its base: {str(error).strip().splitlines()[0][:300]}",

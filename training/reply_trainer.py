@@ -145,16 +145,19 @@ class Plotted(TrainerCallback):
             self._begun, self._step = now, state.global_step
         for name, value in row.items():
             self._board.add_scalar(name, value, state.global_step)
+        self._board.flush()
         self._curves.add(step=state.global_step, **row)
 
     def on_save(self, *_: Any, **__: Any) -> None:
-        self._board.flush()
         if time.perf_counter() - self._plotted > _PLOT_EVERY:
             self._plot()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        self._board.flush()
         self._plot()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            self._plot()
 
     def _plot(self) -> None:
         self._curves.plot(self._folder / "curves.png", self._title)

@@ -19,7 +19,6 @@ import dataclasses
 import os
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,12 @@ from ibis_agent.errors import Cancelled, IbisError, InputError, ModelError
 from ibis_agent.files import check_writable_folder, write_json
 from ibis_agent.memory import free_bytes, gigabytes
 from ibis_agent.model_card import ModelCard, load_card, save_card
-from ibis_agent.policy import load_model, no_progress_bar
+from ibis_agent.policy import load_model
 from ibis_agent.record import read_json
 from ibis_agent.weights import PolicyFolder, look_into
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
-from training.hand_over import HISTORY, history_of, named, new_folder, write_policy
+from training.hand_over import HISTORY, history_of, named, new_folder, quietly, write_policy
 from training.reply_trainer import Batches, Marked, Plotted, ReplyTrainer, Stopping, last_checkpoint
 from training.settings import read_settings, settings_to_json
 from training.sft_settings import SftSettings, changed_card, differences
@@ -86,8 +85,7 @@ def fine_tune(settings: SftSettings, file: str | None = None) -> Path:
         callbacks=[Marked(), stopping, *([Plotted(out, card.name, step)] if first else [])],
     )
     trainer.remove_callback(PrinterCallback)  # Plotted prints
-    with stopping.listening(), warnings.catch_warnings(), no_progress_bar():
-        warnings.simplefilter("ignore", FutureWarning)  # the libraries' business among themselves
+    with stopping.listening(), quietly():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stopping.asked and trainer.state.global_step < trainer.state.max_steps:
         raise Cancelled(f"stopped at step {trainer.state.global_step}; the same command goes on from there")
@@ -114,17 +112,17 @@ def trainable_model(settings: SftSettings, found: PolicyFolder, device: str, pre
     else:
         from peft import LoraConfig, get_peft_model
 
-        # Adapters of a model in bf16 are made in fp32 (autocast_adapter_dtype).
-        model = get_peft_model(
-            model,
-            LoraConfig(
-                r=settings.lora.rank,
-                lora_alpha=settings.lora.alpha,  # type: ignore[arg-type]
-                lora_dropout=settings.lora.dropout,
-                target_modules=f"({_LANGUAGE}|{_VISION})" if settings.vision else _LANGUAGE,
-                task_type="CAUSAL_LM",
-            ),
+        targets = f"({_LANGUAGE}|{_VISION})" if settings.vision else _LANGUAGE
+        lora = LoraConfig(
+            r=settings.lora.rank,
+            lora_alpha=settings.lora.alpha,  # type: ignore[arg-type]
+            lora_dropout=settings.lora.dropout,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
         )
+        # Adapters of a model in bf16 are made in fp32 (autocast_adapter_dtype).
+        with quietly():
+            model = get_peft_model(model, lora)
     return model.train()
 
 
