@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
-import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,28 +141,36 @@ def test_the_export_menu_writes_a_review_page(stepped: Panel) -> None:
     assert THINK_LIVER in path.read_text(encoding="utf-8")
 
 
+PLUGIN = """
+from pathlib import Path
+from types import SimpleNamespace
+
+exported = []
+
+
+class DICOMSegmentationPluginClass:
+    def examineForExport(self, item):
+        return [SimpleNamespace(subjectHierarchyItemID=item, directory="")]
+
+    def export(self, exportables):
+        exported.extend(exportables)
+        return "" if Path(exportables[0].directory).is_dir() else "no such folder"
+"""
+
+
 @pytest.fixture
-def dicom_seg(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A stand-in for `DICOMSegmentationPlugin`, as in Slicer 5.12: keeps what it was given to export."""
-    exported: list[Any] = []
-
-    class DICOMSegmentationPluginClass:
-        def examineForExport(self, item: int) -> list[Any]:  # noqa: N802
-            return [types.SimpleNamespace(subjectHierarchyItemID=item, directory="")]
-
-        def export(self, exportables: list[Any]) -> str:
-            exported.extend(exportables)
-            return "" if Path(exportables[0].directory).is_dir() else "no such folder"
-
-    plugin = types.ModuleType("DICOMSegmentationPlugin")
-    plugin.DICOMSegmentationPluginClass = DICOMSegmentationPluginClass  # type: ignore[attr-defined]
-    plugin.__spec__ = types.SimpleNamespace(name="DICOMSegmentationPlugin")  # type: ignore[assignment]
-    monkeypatch.setitem(sys.modules, "DICOMSegmentationPlugin", plugin)
-    return exported
+def dicom_seg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A stand-in for Slicer 5.12's `DICOMSegmentationPlugin`, which keeps what it was given in `exported`."""
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    (folder / "DICOMSegmentationPlugin.py").write_text(PLUGIN, encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    yield importlib.import_module("DICOMSegmentationPlugin")
+    del sys.modules["DICOMSegmentationPlugin"]
 
 
 def test_accepting_in_3d_and_writing_dicom_seg_which_says_how_the_mask_was_made(
-    stepped: Panel, dicom_seg: list[Any]
+    stepped: Panel, dicom_seg: Any
 ) -> None:
     import slicer
     import vtk
@@ -180,12 +189,12 @@ def test_accepting_in_3d_and_writing_dicom_seg_which_says_how_the_mask_was_made(
     panel.host.answer(str(panel.folder))
     panel.menu(panel.module.widget.resultPanel._menu)["Mask as DICOM SEG …"].trigger()
     assert "not loaded from Slicer's DICOM database" in panel.status
-    assert dicom_seg == []
+    assert dicom_seg.exported == []
     volume.SetAttribute("DICOM.instanceUIDs", "1.2.3 1.2.4")
     panel.host.answer(str(panel.folder))
     panel.menu(panel.module.widget.resultPanel._menu)["Mask as DICOM SEG …"].trigger()
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
-    assert [hierarchy.GetItemDataNode(each.subjectHierarchyItemID) for each in dicom_seg] == [node]
+    assert [hierarchy.GetItemDataNode(each.subjectHierarchyItemID) for each in dicom_seg.exported] == [node]
     assert panel.status.startswith("Written: DICOM SEG")
     panel.host.answer(str(panel.folder / "nowhere"))
     panel.menu(panel.module.widget.resultPanel._menu)["Mask as DICOM SEG …"].trigger()

@@ -215,6 +215,11 @@ class Application(QtCore.QObject):
     def quit(self) -> None:
         self.exit(0)
 
+    def _wait_for_processes(self) -> None:
+        """Let processes that were asked to end do so: Qt complains of those that outlive it."""
+        for process in self.findChildren(QtCore.QProcess):
+            process.waitForFinished(5000)
+
     def restart(self) -> None:
         self._restarts += 1
 

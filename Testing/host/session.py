@@ -131,6 +131,7 @@ class Host:
         settings = Path(QtCore.QSettings().fileName())
         self.app = application.Application(self.mrml, io, layout, self.temporary, settings, self.started_with)
         application.publish(self.app)
+        atexit.register(self.app._wait_for_processes)
         scripted.install()
         parameter_node.install()
         self.packages = packages.Packages(self.temporary)
