@@ -21,6 +21,7 @@ _LEAST_CHANGE = 0.35  # … and only changes of this share of the larger area co
 _PART = 0.1  # of the area, from which on a piece counts as a part of its own
 _LOW_SCORE = 0.6
 _UNSURE = 0.35  # how near the presence must be to 0 or 1
+_LEAST_WEIGHT = 0.3  # less is not worth a look
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def doubts(found: Mapping[int, Found], row_mm: float, col_mm: float, gap_mm: flo
     reasons: dict[int, Doubt] = {}
 
     def note(index: int, reason: str, weight: float) -> None:
-        if not found[index].anchor and (index not in reasons or weight > reasons[index].weight):
+        known_better = index in reasons and reasons[index].weight >= weight
+        if not found[index].anchor and weight >= _LEAST_WEIGHT and not known_better:
             reasons[index] = Doubt(index, reason, weight)
 
     largest = max(each.area for each in known.values())
@@ -82,7 +84,9 @@ def doubts(found: Mapping[int, Found], row_mm: float, col_mm: float, gap_mm: flo
         each, here = found[index], known[index]
         unsure = 1 - abs(2 * each.presence - 1)
         if unsure > _UNSURE and min(shown) - 1 <= index <= max(shown) + 1:
-            note(index, f"unsure whether it is there ({each.presence:.0%})", 0.5 + unsure)
+            # An organ's tips are always unsure, and little hangs on them.
+            weight = (0.5 + unsure) * here.area / largest
+            note(index, f"unsure whether it is there ({each.presence:.0%})", weight)
         if here.area and each.score < _LOW_SCORE:
             note(index, f"a mask of low score ({each.score:.2f})", 1 - each.score)
         nearest = min(anchors, key=lambda n: abs(n - index))

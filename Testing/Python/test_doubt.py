@@ -68,6 +68,22 @@ def test_low_scores_and_unsure_slices_are_noticed_but_never_anchors() -> None:
     assert set(reasons(found)) == {20, 11}
 
 
+def test_the_tips_of_an_organ_are_not_worth_a_look_for_being_unsure() -> None:
+    assert reasons(stack(ball(), 15, presence={6: 0.7, 24: 0.7, 12: 0.7})) == {
+        12: "unsure whether it is there (70%)"
+    }
+
+
+def test_of_two_gaps_the_one_next_to_the_anchor_comes_first() -> None:
+    gaps = ball(30)
+    gaps[17] = gaps[18] = gaps[19] = EMPTY
+    found = doubts(stack(gaps, 15), 1.0, 1.0, 3.0)
+    assert [each.index for each in found if "gap" in each.reason] == [17, 18, 19]
+    below = ball(30)
+    below[11] = below[12] = EMPTY
+    assert doubts(stack(below, 15), 1.0, 1.0, 3.0)[0].index == 12
+
+
 def look(index: int, radius: float, score: float = 0.9) -> Look:
     if not radius:
         return Look(index, Step(1, Terminate("no"), "policy", EMPTY, None, None))

@@ -11,7 +11,7 @@ from ibis_agent.files import write_json
 from ibis_agent.policy import LocalPolicy
 from ibis_agent.request import demo_policy
 from ibis_agent.segmenter import Segmenter
-from ibis_agent.volume_run import VolumeLimits
+from ibis_agent.volume_actions import VolumeLimits
 
 from training.volumes import measure_lesions, measure_phantoms
 
