@@ -101,7 +101,7 @@ def trainable_model(settings: SftSettings, found: PolicyFolder, device: str, pre
     Whatever the weights are stored in: an update of a millionth is lost in bf16, which keeps three digits.
     """
     whole = "bf16" if settings.tune == "lora" and precision == "bf16" else "fp32"
-    model = load_model(found, "cpu" if "fsdp" in settings.trainer else device, whole)
+    model = load_model(found, "cpu" if settings.trainer.get("fsdp") else device, whole)
     if hasattr(model, "hf_device_map"):
         del model.hf_device_map  # would tell the Trainer that the model is spread over devices
     if settings.checkpointing:
@@ -199,7 +199,7 @@ def _check_memory(settings: SftSettings, found: PolicyFolder, device: str, preci
         needed = count * (2 if precision == "bf16" else 4)
     else:
         needed = count * (4 + 4 + (2 if settings.optimiser == "adamw_8bit" else 8))
-    if "fsdp" in settings.trainer:
+    if settings.trainer.get("fsdp"):
         needed //= max(1, int(os.environ.get("WORLD_SIZE", 1)))
     free = free_bytes(device)
     if free is not None and needed > free:

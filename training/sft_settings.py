@@ -50,7 +50,7 @@ class SftSettings:
         evaluate_every, save_every, log_every: steps; evaluate_every 0 measures at the end only.
         keep: checkpoints; at least two, so that a kill while one is written leaves the other.
         bad_data: "skip" lists what cannot be used in data.json and goes on, "refuse" stops at the first.
-        trainer: further arguments of transformers' TrainingArguments, such as {fsdp: full_shard}.
+        trainer: further arguments of transformers' TrainingArguments, such as {fsdp: true}.
     """
 
     model: Path
