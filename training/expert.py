@@ -19,6 +19,7 @@ from training.clicks import ClickStep, next_click, simulate
 from training.wrong_clicks import KINDS, wrong_click
 
 _AROUND = 3  # pixels around an earlier click where none is made again
+_TRIES, _HARM = 3, 0.05  # places tried for a slip; IoU that it must cost, or it was none
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,21 @@ def work(
     at = int(rng.integers(len(run.steps)))
     for kind in kinds:
         when = max(at, 1) if kind == "repeat" else at
-        tried = _clicked(segmenter, embedding, rgb, truth, others, recipe, rng, (when, kind))
-        slipped = None if tried.slip is None else _finished(tried, recipe)
-        if slipped is not None:
-            return slipped
+        for _ in range(_TRIES if kind == "beside" else 1):  # the one that often does no harm
+            tried = _clicked(segmenter, embedding, rgb, truth, others, recipe, rng, (when, kind))
+            slipped = _finished(tried, recipe) if _hurts(tried, run) else None
+            if slipped is not None:
+                return slipped
     return run
+
+
+def _hurts(tried: Run, clean: Run) -> bool:
+    """Whether the slip left a worse mask than the right click would have. A repetition wastes a click."""
+    if tried.slip is None:
+        return False
+    at, kind = tried.slip
+    right = clean.steps[min(at, len(clean.steps) - 1)]
+    return kind == "repeat" or tried.steps[at].iou < right.iou - _HARM
 
 
 def turns_of(

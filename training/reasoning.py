@@ -40,7 +40,7 @@ from ibis_agent.trajectory import Trajectory
 from tqdm import tqdm
 
 from training import templates
-from training.reasoning_checks import VERSION, checked, messages_for, tokens_of
+from training.reasoning_checks import VERSION, checked, messages_for, slip_before, tokens_of
 from training.teacher import KEY_VARIABLE, Teacher, Unanswered
 from training.trajectories import NAME, read_trajectories
 from training.trajectory_parts import STOPPED, drawn_for, slug
@@ -181,7 +181,7 @@ def tasks_of(folder: Path, model: str) -> Iterator[Task]:
             if turn["learn"]:
                 parts = [VERSION, model, _digest(folder / sample["image"]), sample["question"]]
                 parts += [turn["mask_before_rle"], turn["kind"], turn["x"], turn["y"], turn["positive"]]
-                parts += [bool(sample["target_rle"]), turn["number"] == 1]
+                parts += [bool(sample["target_rle"]), turn["number"] == 1, slip_before(sample, turn)]
                 key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
                 yield Task(key, dict(sample), dict(turn))
 

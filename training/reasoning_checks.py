@@ -37,6 +37,12 @@ _STEPS = {
     "terminate": "It ends: the green area is good enough.",
     "absent": "It ends without a point: what is asked for is not in the picture.",
 }
+_SLIPS = {
+    "beside": "The point before this one missed the structure",
+    "neighbour": "The point before this one went to another structure",
+    "sign": "The point before this one had the wrong sign",
+    "repeat": "The point before this one only repeated an earlier one",
+}
 _TOLD = re.compile(
     r"ground[- ]truth|gold standard|reference (?:mask|segmentation|standard|outline)|annotat|"
     r"\b(?:true|correct|target|expert|given|provided) (?:mask|outline|segmentation|step|action|label)|"
@@ -78,6 +84,12 @@ def step_of(sample: Mapping[str, Any], turn: Mapping[str, Any]) -> str:
     return "terminate" if sample["target_rle"] else "absent"
 
 
+def slip_before(sample: Mapping[str, Any], turn: Mapping[str, Any]) -> str | None:
+    """The kind of the deliberate mistake that this turn recovers from, or None."""
+    before = next((each for each in sample["turns"] if each["number"] == turn["number"] - 1), None)
+    return None if before is None else before["mistake"]
+
+
 def messages_for(
     sample: Mapping[str, Any], turn: Mapping[str, Any], seen: np.ndarray
 ) -> list[dict[str, Any]]:
@@ -87,6 +99,9 @@ def messages_for(
     """
     step = step_of(sample, turn)
     state = "Nothing is segmented yet." if turn["number"] == 1 else "The mask so far is green."
+    slip = slip_before(sample, turn)
+    if slip is not None:
+        state += f" {_SLIPS[slip]}; say how one sees that it was a mistake, and that this step mends it."
     text = f'The question is: "{sample["question"]}"\n{state} {_STEPS[step]}'
     picture = picture_url(seen, (turn["x"], turn["y"]) if turn["kind"] == "click" else None)
     return [

@@ -187,6 +187,8 @@ def test_the_teacher_sees_the_mask_and_a_ring_and_is_told_no_coordinate(folder: 
     for body in school.bodies:
         texts = json.dumps([body["messages"][0]["content"], body["messages"][1]["content"][1]])
         assert not any(number in texts for number in ("0.5", "0.3", "0.8")) and "IoU" not in texts
+    told = [body["messages"][1]["content"][1]["text"] for body in school.bodies]
+    assert ["missed the structure" in text for text in told] == [True, False, False, False], "the recovery"
     urls = [body["messages"][1]["content"][0]["image_url"]["url"] for body in school.bodies]
     pictures = [np.array(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))) for url in urls]
     assert {each.shape for each in pictures} == {(768, 768, 3)}
