@@ -41,6 +41,7 @@ from PIL import Image
 from transformers.generation.streamers import BaseStreamer
 
 from training.bench_volume import measure_volume, table_of
+from training.clock import use_processor_time
 from training.phantoms import random_slice
 
 QUESTIONS = ("Segment the liver", "Segment the spleen", "Segment the spine")
@@ -266,15 +267,6 @@ def clicks_of(steps: tuple[Step, ...]) -> tuple[tuple[Click, ...], np.ndarray | 
     before = [step for step in steps[:-1] if isinstance(step.action, Click)]
     clicks = tuple(step.action for step in steps if isinstance(step.action, Click))
     return clicks, before[-1].logits if before else None
-
-
-def use_processor_time() -> None:
-    """Let every clock, here and in the agent, tick with this process's work only, on one thread.
-
-    On an idle core that is the time on the wall; on a busy one the wall's clock would measure the others.
-    """
-    torch.set_num_threads(1)
-    time.perf_counter = time.process_time
 
 
 def machine(device: str) -> str:

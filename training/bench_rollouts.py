@@ -22,7 +22,8 @@ from ibis_agent.errors import IbisError
 from ibis_agent.files import write_json
 from ibis_agent.request import demo_policy
 
-from training.bench import machine, use_processor_time
+from training.bench import machine
+from training.clock import use_processor_time
 from training.grpo import Run
 from training.grpo_settings import GrpoSettings, TaskSettings
 from training.rollouts import Roller, Rollout

@@ -1,6 +1,6 @@
 """What a volume costs: first propagation, again after a correction, and sam2's own predictor the plain way.
 
-    python -m training.bench_volume [--json F] [--segmenter FILE] [--slices 100]
+    python -m training.bench_volume [--json F] [--segmenter FILE] [--slices 100] [--clock cpu]
 
 One click in the middle of a phantom's liver, followed both ways to the ends of the stack; then a corrective
 click a fifth of the stack further on, and what depends on it. The same clicks and slices go through the
@@ -33,6 +33,7 @@ from ibis_agent.segmenter import Segmenter
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from training.clicks import next_click
+from training.clock import use_processor_time
 from training.phantoms import make_volume
 
 WINDOW = (-160.0, 240.0)
@@ -213,8 +214,11 @@ def main() -> None:
     parser.add_argument("--segmenter-config", help="its architecture, where the checkpoint does not tell")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--slices", type=int, default=100)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="see training.clock")
     parser.add_argument("--json", type=Path, help="write the figures there")
     chosen = parser.parse_args()
+    if chosen.clock == "cpu":
+        use_processor_time()
     try:
         segmenter = Segmenter.load(chosen.segmenter, chosen.segmenter_config, chosen.device)
         result = measure_volume(segmenter, chosen.slices)

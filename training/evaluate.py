@@ -40,8 +40,15 @@ from training.evaluation import table
 from training.evaluation.figures import figures
 from training.evaluation.measure import Measures, Row, measure
 from training.evaluation.page import page
-from training.evaluation.rows import RowStore, Shard, check_same, is_done, merged, read_settings
-from training.evaluation.sources import SMALLEST, Phantoms, Pictures, labelled_data, labelled_scan
+from training.evaluation.rows import RowStore, Shard, check_same, is_done, merged, read_rows, read_settings
+from training.evaluation.sources import (
+    MOST_PHANTOMS,
+    SMALLEST,
+    Phantoms,
+    Pictures,
+    labelled_data,
+    labelled_scan,
+)
 from training.pictures import Choice
 
 INTERRUPTED = 130
@@ -122,6 +129,8 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1", value=value)
+    if args.phantoms is not None and args.phantoms > MOST_PHANTOMS:
+        raise InputError(f"a seed has {MOST_PHANTOMS} phantoms at most", value=args.phantoms)
     for name in ("per_volume", "worst"):
         if getattr(args, name) < 0:
             raise InputError(f"--{name.replace('_', '-')} cannot be negative", value=getattr(args, name))
@@ -135,10 +144,13 @@ def check(args: argparse.Namespace) -> None:
         )
     if (args.shard.count > 1 or args.merge) and args.out is None:
         raise InputError("shards need a folder to keep their rows in", mend="Give --out.")
-    if args.json is not None and not args.json.resolve().parent.is_dir():
-        raise InputError(
-            "there is no such folder", file=args.json.resolve().parent, mend="Make it, or choose another."
-        )
+    if args.json is not None:
+        folder = args.json.resolve().parent
+        if not folder.is_dir():
+            raise InputError("there is no such folder", file=folder, mend="Make it, or choose another.")
+        if args.json.is_dir():
+            raise InputError("is a folder, not a file", file=args.json, mend="Choose another file name.")
+        check_writable_folder(folder)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -240,6 +252,8 @@ def finish(
     args: argparse.Namespace, pictures: Pictures, settings: dict[str, Any], rows: dict[int, Row]
 ) -> int:
     """Print and write the results, if every picture is done."""
+    if args.out is not None:
+        rows = read_rows(args.out)  # what other shards did meanwhile is in there
     result = results(args, pictures, settings, rows)
     print(table.text(result))
     if len(rows) < len(pictures):

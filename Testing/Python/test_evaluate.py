@@ -266,6 +266,18 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "1 of 3" in capsys.readouterr().out
 
 
+def test_the_shard_that_ends_last_writes_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(_pictures: Any, index: int, *_: Any) -> dict[str, Any]:
+        if index == 0:  # meanwhile the other shard does its picture, and ends
+            other = [*PHANTOMS, "--out", str(tmp_path), "--shard", "2/2"]
+            assert evaluate.main(other) == 0 and not (tmp_path / "table.md").exists()
+        return {"index": index, "name": str(index), "prompted": [prompted("liver", [0.7], 0.8)], "asked": []}
+
+    monkeypatch.setattr(evaluate, "measure", measured)
+    assert evaluate.main([*PHANTOMS, "--out", str(tmp_path), "--shard", "1/2"]) == 0
+    assert list(read_rows(tmp_path)) == [0, 1, 2] and (tmp_path / "table.md").exists()
+
+
 def test_a_folder_is_not_gone_on_with_for_something_else(left_alone: Path) -> None:
     with pytest.raises(SystemExit, match="was measured with another seed"):
         evaluate.main(["--phantoms", "3", "--seed", "8", "--oracle-only", "--out", str(left_alone)])
@@ -291,6 +303,8 @@ def test_shards_share_every_picture_once() -> None:
         (["--phantoms", "2", "--shard", "0/4"], "--shard says which part"),
         (["--phantoms", "2", "--shard", "5/4", "--out", "x"], "--shard says which part"),
         (["--phantoms", "2", "--shard", "1/4"], "Give --out"),
+        (["--phantoms", "100001"], "a seed has 100000 phantoms at most"),
+        (["--phantoms", "2", "--json", "."], "is a folder, not a file"),
         (["--phantoms", "2", "--json", "no/such/folder/f.json"], "there is no such folder"),
         (["--scan", "ct.nii.gz"], "--scan needs --labels"),
         (["--data", "no-such-folder", "--oracle-only"], "there is no such file or folder"),

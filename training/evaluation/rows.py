@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from ibis_agent.errors import InputError
 from ibis_agent.files import check_writable_folder, output_error, write_json
@@ -55,7 +55,7 @@ class RowStore:
     def __init__(self, folder: Path | None, settings: dict[str, Any], shard: Shard) -> None:
         """Raises InputError where the folder holds an evaluation of something else, OutputError."""
         self.rows: dict[int, Row] = {}
-        self._stream: TextIO | None = None
+        self._stream: BinaryIO | None = None
         if folder is None:
             return
         check_writable_folder(folder)
@@ -67,7 +67,8 @@ class RowStore:
         self._path = folder / f"rows-{shard.number}-of-{shard.count}.jsonl"
         try:
             _cut_off_torn_end(self._path)
-            self._stream = self._path.open("a", encoding="utf-8")
+            # Unbuffered: a row is one write, so that two processes cannot mix their lines.
+            self._stream = self._path.open("ab", buffering=0)
         except OSError as error:
             raise output_error(error, self._path) from error
 
@@ -77,8 +78,7 @@ class RowStore:
         if self._stream is None:
             return
         try:
-            self._stream.write(json.dumps(row, allow_nan=False) + "\n")
-            self._stream.flush()
+            self._stream.write(json.dumps(row, allow_nan=False).encode("ascii") + b"\n")
         except OSError as error:
             raise output_error(error, self._path) from error
 

@@ -24,6 +24,7 @@ from training.pictures import PHANTOM_WINDOW, Choice, Group, Shown, Source, grou
 from training.questions import question
 
 SMALLEST = 0.0011  # share of the picture: slivers below are neither asked for nor counted as absent
+MOST_PHANTOMS = 100_000  # of one seed; the next one's begin behind them
 # The labels of TotalSegmentator that make up our structures.
 ORGANS = {
     "liver": ("liver",),
@@ -80,7 +81,7 @@ class Phantoms:
         return f"phantom {self._seed}-{index}"
 
     def show(self, index: int) -> Shown:
-        source = Source(Group(self.name(index), phantom=self._seed * 100_000 + index), Choice())
+        source = Source(Group(self.name(index), phantom=self._seed * MOST_PHANTOMS + index), Choice())
         return _shown(source, source.places[0])
 
     def wording(self, structure: str, rng: np.random.Generator) -> str:
