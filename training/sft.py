@@ -73,7 +73,7 @@ def fine_tune(settings: SftSettings, file: str | None = None) -> Path:
     set_seed(settings.seed)
     model = trainable_model(settings, found, device, precision)
     checkpoint, step = last_checkpoint(out / "checkpoints", clear=first)
-    if checkpoint:
+    if checkpoint and first:
         print(f"going on from step {step}", flush=True)
     stopping = Stopping()
     trainer = ReplyTrainer(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +84,29 @@ def test_the_export_keeps_the_rules_of_the_loader(made):
         width, height = Image.open(path).size
         # Whole cells within the limits: neither that package nor the processor scales them again.
         assert width % 28 == height % 28 == 0 and width * height <= 5000
+
+
+@pytest.mark.skipif(
+    "LLAMAFACTORY_PYTHON" not in os.environ,
+    reason="LLAMAFACTORY_PYTHON names no Python with llamafactory, which needs an environment of its own",
+)
+def test_the_packages_own_loader_takes_every_sample_as_ours(made, data, tiny, tmp_path):
+    loader = Path(__file__).with_name("llamafactory_loader.py")
+    command = [os.environ["LLAMAFACTORY_PYTHON"], loader, made, tiny, tmp_path / "theirs.npz"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    theirs = np.load(tmp_path / "theirs.npz")
+    card = load_card(made / "card")
+    chat = Chat.load(tiny, card)
+    ours = Turns(check_data([data], chat, card, 0.5).places, chat, card)
+    assert int(theirs["count"]) == len(ours)
+    for n in range(len(ours)):
+        length = len(ours[n].ids)
+        assert np.array_equal(theirs[f"ids{n}"][:length], ours[n].ids)
+        assert np.array_equal(theirs[f"labels{n}"][:length] != -100, ours[n].learn)
+        assert np.allclose(theirs[f"pixels{n}"], ours[n].pixels, atol=1e-5)
+        # That package puts a line break behind the end of a reply.
+        assert chat.decode(theirs[f"ids{n}"][length:].tolist()) == "\n"
 
 
 @pytest.mark.parametrize(
