@@ -51,6 +51,7 @@ def row_of(
     picture = _png(rgb)
     path = out / "pictures" / f"{hashlib.sha256(picture).hexdigest()[:16]}.png"
     if not path.is_file():
+        check_writable_folder(path.parent)
         write_bytes(path, picture)
     messages = build_messages(card, Turn(rgb, sample["question"]))
     return {
@@ -86,7 +87,7 @@ def write(
         import pyarrow.parquet
     except ImportError as error:
         raise ModelError("parquet files need pyarrow", mend="pip install pyarrow.") from error
-    check_writable_folder(out / "pictures")
+    check_writable_folder(out)
     made: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
     for folder in folders:
         for row in rows(folder, card, "train", out, max_turns):
