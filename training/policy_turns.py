@@ -353,18 +353,20 @@ def collate(writer: Writer, shown: list[Shown], grid: tuple[int, int]) -> dict[s
 
 
 class Buckets:
-    """Slices by the grid that their shape gets, so that a batch has one grid."""
+    """Slices by the grid that their shape gets, so that a batch has one grid; `weight` (N,) draws some oftener."""
 
-    def __init__(self, aspect: np.ndarray):
+    def __init__(self, aspect: np.ndarray, weight: np.ndarray | None = None):
+        weight = np.ones(len(aspect)) if weight is None else weight
         both = [np.array([grid_of(float(a), small) for a in aspect]) for small in (True, False)]
         grids = np.concatenate(both)
         owner = np.tile(np.arange(len(aspect)), 2)
         self.names = sorted({(int(r), int(c)) for r, c in grids})
         self.slices = [owner[(grids == g).all(1)] for g in self.names]
-        sizes = np.array([len(s) for s in self.slices], float)
+        sizes = np.array([weight[s].sum() for s in self.slices])
         self.odds = sizes / sizes.sum()
+        self.each = [weight[s] / weight[s].sum() for s in self.slices]
 
     def draw(self, size: int, rng: np.random.Generator) -> tuple[tuple[int, int], np.ndarray]:
         """A grid, and the numbers of `size` slices that get it."""
         n = int(rng.choice(len(self.names), p=self.odds))
-        return self.names[n], rng.choice(self.slices[n], size)
+        return self.names[n], rng.choice(self.slices[n], size, p=self.each[n])

@@ -241,7 +241,8 @@ def main() -> None:
     )
     data = load(args.data)
     count = len(data) - args.held
-    buckets = Buckets(np.asarray(data.aspect[:count]))
+    lesions = np.array([data.mask(n, "lesion").sum() >= SMALLEST for n in range(count)])
+    buckets = Buckets(np.asarray(data.aspect[:count]), np.where(lesions, 4.0, 1.0))
 
     def learn(step: int) -> tuple[Tensor, loop.Figures]:
         rng = np.random.default_rng([args.seed, step])
