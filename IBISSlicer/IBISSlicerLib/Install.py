@@ -26,10 +26,11 @@ TORCH = "torch>=2.6"
 SAM2 = "sam2>=1.1"
 _SAM2_OPTIONS = ["--no-deps", "--no-build-isolation"]
 _PROOF = (
-    "import sys, torch, transformers, safetensors, nibabel, sam2.build_sam\n"
+    "import sys\n"
+    "sys.version_info >= (3, 10) or sys.exit(3)\n"
+    "import torch, transformers, safetensors, nibabel, sam2.build_sam\n"
     "print(sys.version.split()[0], torch.__version__)"
 )
-_OLDEST_PYTHON = "import sys; sys.exit(0 if sys.version_info >= (3, 10) else 3)\n"
 
 
 class InstallError(PlainError):
@@ -90,7 +91,7 @@ class Installer:
         self._process, self._told = process, told
         process.connect("finished(int,QProcess::ExitStatus)", self._onProofFinished)
         process.connect("errorOccurred(QProcess::ProcessError)", self._onProofError)
-        process.start(python, ["-c", _OLDEST_PYTHON + _PROOF])
+        process.start(python, ["-c", _PROOF])
 
     def cancelProof(self) -> None:
         if self._process is not None:
