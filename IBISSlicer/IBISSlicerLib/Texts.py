@@ -7,12 +7,18 @@ import re
 
 _TAGS = re.compile(r"<\s{0,4}/?\s{0,4}(?:think|action|answer)\s{0,4}>", re.IGNORECASE)
 _ACTION = re.compile(r"<\s{0,4}action\s{0,4}>.*", re.IGNORECASE | re.DOTALL)
+_SLICES = re.compile(r"slices? \d+(?: to \d+)?")
 _BEGUN_TAG = re.compile(r"<[^<>]{0,12}$")
 
 
 def readable(reply: str) -> str:
     """What a reply, or the beginning of one, says in words: without its tags, and without the click, which is shown."""
     return _BEGUN_TAG.sub("", _TAGS.sub("", _ACTION.sub("", reply))).strip()
+
+
+def countedFromOne(words: str) -> str:
+    """The agent's words with slices counted as Slicer's views count them; the agent counts voxels, from 0."""
+    return _SLICES.sub(lambda found: re.sub(r"\d+", lambda n: str(int(n[0]) + 1), found[0]), words)
 
 
 def thoughtOf(step: dict) -> str:

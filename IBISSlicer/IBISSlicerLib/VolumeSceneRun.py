@@ -22,6 +22,7 @@ from .ClickMarks import Mark
 from .Errors import PlainError
 from .Geometry import GeometryError, showSlice, sliceOfView
 from .SceneRun import SceneRun
+from .Texts import countedFromOne
 
 
 class VolumeSceneRun(SceneRun):
@@ -113,7 +114,7 @@ class VolumeSceneRun(SceneRun):
                     "by": step["by"],
                     "kind": step["kind"],
                     "slice": int(step["slice"]),
-                    "words": step["words"],
+                    "words": countedFromOne(step["words"]),
                     "thinking": "\n\n".join(thoughts),
                     "action": step["steps"][-1]["action"] if step["steps"] else {"kind": step["kind"]},
                     "area_px": sum(int(each["area_px"]) for each in present),

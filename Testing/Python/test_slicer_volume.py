@@ -101,6 +101,8 @@ def test_the_mask_grows_while_the_person_watches_and_goes_where_other_segments_s
     assert f"slices {held[0]} to {held[-1]}" in panel.ui.millilitreLabel.text
     assert panel.ui.plotLabel.visible and not panel.ui.plotLabel.pixmap.isNull()
     assert panel.ui.stepsTree.headerItem().text(2) == "mL"
+    grew = panel.ui.stepsTree.topLevelItem(kinds(panel).index("grow"))
+    assert f"followed from slice {grew.text(5)}:" in grew.text(1)  # words and columns count alike
 
     whole = panel.shown_mask()
     panel.ui.segmentationSelector.setCurrentNode(mine)
