@@ -22,6 +22,7 @@ from .Signal import Signal
 from .WorkerProcess import WorkerProcess, defaultPython
 
 _PATIENCE = 5000  # ms that the worker gets to stop before it is ended
+_GENTLE_PATIENCE = 30000  # … where it ends with the slice in hand, which a large segmenter on a CPU takes long for
 
 
 class JobError(PlainError):
@@ -82,13 +83,14 @@ class Worker:
             slicer.app.processEvents()
 
     def stop(self, gently: bool = False) -> None:
-        """Stop at once for whoever looks; the process follows, or is ended after five seconds.
+        """Stop at once for whoever looks; the process follows, or is ended after some seconds.
 
         :param gently: wait for what is under way to come to its end, and hear of what is done by then.
         """
         if self.isWorking:
             token = self.client.stop() if gently else self.client.cancel()
-            qt.QTimer.singleShot(_PATIENCE, lambda: self._endIfStuck(token))
+            patience = _GENTLE_PATIENCE if gently else _PATIENCE
+            qt.QTimer.singleShot(patience, lambda: self._endIfStuck(token))
 
     def use(self, settings: ModelSettings) -> None:
         """Use these models from the next step on, and remember them."""

@@ -52,12 +52,12 @@ class Look:
     def words(self) -> str:
         """What was seen, for people."""
         if self.step is None:
-            return f"slice {self.index}: the reply could not be read"
+            return "the reply could not be read"
         if self.seen:
-            return f"slice {self.index}: seen, {self.area_mm2:.0f} mm², score {self.step.score or 0:.2f}"
+            return f"seen, {self.area_mm2:.0f} mm², score {self.step.score or 0:.2f}"
         if isinstance(self.step.action, Terminate):
-            return f"slice {self.index}: not seen"
-        return f"slice {self.index}: a click that made no mask"
+            return "not seen"
+        return "a click that made no mask"
 
 
 @dataclass(frozen=True)

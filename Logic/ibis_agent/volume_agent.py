@@ -85,7 +85,7 @@ def _turn(run: VolumeRun, watch: Watch) -> VolumeAction | None:
     if episode.status == "ready":
         step = episode.step(watch.text, watch.cancelled, watch.retry)
         if step is not None and isinstance(step.action, Click):
-            return _clicked(run, key, step, "", begun, watch)
+            return _clicked(run, key, step, "clicked", begun, watch)
         if episode.status == "paused":
             run.pause(episode.reason)
             return None

@@ -224,8 +224,9 @@ class VolumeSession:
             event = {"event": "action", "number": action.number, "kind": action.kind, "slice": action.index}
             event |= {"by": action.by, "words": action.words, "clicks": len(action.clicks)}
             print(json.dumps({**event, "seconds": action.seconds}), flush=True)
-        words = action.words or f"clicked, {self.job.run.areas_mm2()[action.index]:.0f} mm²"
-        words = words if action.kind == "look" else f"slice {action.index}: {words}"
+        words = f"slice {action.index}: {action.words}"
+        if action.kind == "click":
+            words = f"{words}, {self.job.run.areas_mm2()[action.index]:.0f} mm²"
         self.screen.line(f"{action.number:>3}  {self.screen.mark(action.kind):<6}  {one_line(words)}")
 
     def _on_progress(self, progress: Progress, found: Found) -> None:

@@ -211,7 +211,7 @@ class Workbench:
 
     def _ask_volume(self, request: Message) -> Message:
         assert self._policy is not None
-        image = request["image"]
+        image = request.get("image") or {}
         stack = stack_from(image, scan_of(image), self._policy.card, request.get("head"))
         question = VolumeQuestion(request, stack, self._policy, self._segmenter, self._kept)
         self._sessions[str(request["session"])] = question
@@ -321,7 +321,7 @@ def scan_of(image: Message) -> Scan:
         shape = tuple(int(n) for n in image["shape"])
         axis = int(image["axis"])
         affine = np.array(image["affine"], dtype=np.float64)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError("the image that came with the question cannot be read", value=str(error)) from error
     voxels = voxels.transpose()
     slab = tuple(1 if each == axis else n for each, n in enumerate(shape))

@@ -47,6 +47,8 @@ class ScriptedWorkbench(Workbench):
     def __init__(self, script: Mapping[str, Any], channel: BinaryIO):
         super().__init__()
         self._script, self._channel = script, channel
+        if "segmenter" not in script:
+            self.scopes = ("slice",)  # what it paints cannot be followed from slice to slice
         self._counts: Counter[str] = Counter()
 
     @classmethod
