@@ -58,19 +58,18 @@ def _two_folders(
     root: Path, images: Path, masks: Path, names: dict[int, str] | None
 ) -> Iterator[Case | Problem]:
     found: dict[str, list[Path]] = {}
+    inside: dict[str, list[tuple[Path, str]]] = {}  # masks/STRUCTURE/NAME, by NAME
     for path in _scans_in(masks):
-        bare = _without_ending(path) or stem(path)
-        found.setdefault((path.parent.relative_to(masks) / bare).as_posix(), []).append(path)
+        key = (path.parent.relative_to(masks) / (_without_ending(path) or stem(path))).as_posix()
+        found.setdefault(key, []).append(path)
+        structure, slash, rest = key.partition("/")
+        if slash:
+            inside.setdefault(rest, []).append((path, structure))
     used: set[Path] = set()
     for image in _scans_in(images):
         key = re.sub(r"_0000$", "", (image.parent.relative_to(images) / stem(image)).as_posix())
         own = found.get(key, [])
-        split = [  # masks/STRUCTURE/NAME
-            (path, path.relative_to(masks).parts[0])
-            for other, paths in found.items()
-            for path in paths
-            if other != key and other.split("/", 1)[-1] == key and "/" in other
-        ]
+        split = [each for each in inside.get(key, []) if each[0] not in own]
         for path in own[:1]:
             used.add(path)
             yield from _case_of(root, key, image, path, names)

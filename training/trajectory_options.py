@@ -30,7 +30,7 @@ def arguments(description: str = "") -> argparse.ArgumentParser:
     add("--out", type=Path, required=True)
     add("--phantoms", type=int, help="so many phantom pictures instead of a source")
     add("--seed", type=int, default=0)
-    add("--workers", type=int, default=1)
+    add("--workers", type=int, default=1, help="processes, each with one core and a segmenter of its own")
     add("--names", type=Path, help="JSON: the names of the masks' values")
     add("--strict", action="store_true", help="refuse bad data instead of skipping it")
     add("--image", type=Path, help="a single scan or picture, with --mask (and --names) instead of a source")
