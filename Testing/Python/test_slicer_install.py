@@ -32,7 +32,7 @@ def test_opening_says_in_one_line_what_is_missing_and_imports_nothing_heavy(fres
     for name in ("installButton", "otherPythonButton"):
         assert getattr(fresh.ui, name).visible
     assert not fresh.ui.stepButton.enabled
-    assert not {"torch", "transformers", "sam2", "scipy"} & set(sys.modules)
+    assert not {"torch", "transformers", "sam2"} & set(sys.modules)
     assert fresh.host.packages.requests == []  # and nothing was installed by opening
 
 

@@ -124,6 +124,7 @@ def test_the_mask_and_a_numbered_ring_or_cross_appear_in_the_view(asked: Panel) 
     assert [panel.ui.stepsTree.topLevelItem(row).toolTip(0) for row in (0, 2, 3)] == [
         "Include", "Exclude", "Finished",
     ]  # fmt: skip
+    panel.select(1)
     around = panel.colours("Red", panel.mark_of(1))
     assert (np.ptp(around, axis=1) > 15).mean() > 0.5  # the mask's colour lies on the grey of the CT
     panel.host.scroll("Red", 2)
