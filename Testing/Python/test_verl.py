@@ -189,8 +189,16 @@ def test_the_files_name_what_is_there() -> None:
 @pytest.fixture(scope="module")
 def config() -> Any:
     hydra = pytest.importorskip("hydra")
-    with hydra.initialize_config_dir(str(FOLDER), version_base=None):
-        return hydra.compose("grpo", overrides=[f"actor_rollout_ref.model.path={demo_policy()}"])
+    from hydra.core.global_hydra import GlobalHydra
+
+    # sam2 has set hydra up for itself when it was imported, and there is one for all.
+    theirs = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(FOLDER), version_base=None):
+            return hydra.compose("grpo", overrides=[f"actor_rollout_ref.model.path={demo_policy()}"])
+    finally:
+        GlobalHydra.instance().hydra = theirs
 
 
 @verl
