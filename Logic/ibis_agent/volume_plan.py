@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .actions import Click, Terminate
+from .episode import Step
 from .key_slice import Look, Search, best, search_slices
 from .masks import area
 from .volume_actions import VolumeAction, Way
@@ -53,7 +54,7 @@ def looks_of(
     return Looks(known, None)
 
 
-def look_at(index: int, steps: Sequence, pixel_mm2: float) -> Look:  # type: ignore[type-arg]
+def look_at(index: int, steps: Sequence[Step], pixel_mm2: float) -> Look:
     """The look that the first of `steps` was; no step: a reply that could not be read."""
     step = steps[0] if steps else None
     return Look(index, step, 0.0 if step is None else area(step.mask) * pixel_mm2)
@@ -82,7 +83,8 @@ def stopped_growth(actions: Sequence[VolumeAction]) -> tuple[int, tuple[Way, ...
     grown = [each for each in actions if each.kind == "grow"]
     if not grown or not grown[-1].stopped:
         return None
-    start, ways = grown[-1].index, ()
+    start = grown[-1].index
+    ways: tuple[Way, ...] = ()
     for each in reversed(grown):
         if not each.stopped or each.index != start:
             break

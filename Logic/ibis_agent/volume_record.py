@@ -88,7 +88,7 @@ class VolumeTrajectory:
             "status": f"{head.get('status', '')}. {head.get('reason') or ''}".strip(" ."),
             "scan": volume.text("source", ""),
             "slices": f"{one.plane}, {self.first} to {self.last} of {self.count}, {len(self.masks)} visited",
-            "key slice": str(volume.value("key", "")),
+            "key slice": "" if volume.value("key", None) is None else str(volume.value("key")),
             "object": f"in slices {where}, {volume.number('ml') or 0:.2f} mL",
             "made": str(head.get("created") or ""),
             **{
@@ -262,12 +262,12 @@ def put_together(
         inside: where masks of a slice may lie, see stack.Slices.
     """
     source = str(head["volume"]["source"])
-    rows = []
+    rows: list[dict[str, Any]] = []
     for index in sorted({*slices, *(int(action["slice"]) for action in actions)}):
         picture = picture_of(index)
         empty = encode_rle(np.zeros(picture.rgb.shape[:2], dtype=bool))
         nothing = {"area_px": 0, "area_mm2": 0.0, "score": None, "presence": None, "anchor": False}
-        row = {"slice": index, "mask_rle": empty, **nothing, **slices.get(index, {})}
+        row: dict[str, Any] = {"slice": index, "mask_rle": empty, **nothing, **slices.get(index, {})}
         clip = inside(index)
         if clip is not None:
             row["inside_rle"] = encode_rle(clip)

@@ -152,14 +152,16 @@ class VolumeSession:
         command = terminal.read_command(typed, *run.memory.size)
         if isinstance(command, (Add, Replace)):
             index = command.number if isinstance(command, Replace) else last
-            self._do(lambda: run.click(index, command.click, watch=watch))
+            click = command.click
+            self._do(lambda: run.click(index, click, watch=watch))
         elif isinstance(command, Back):
             run.go_to(run.actions[: max(0, len(run.actions) - command.steps)])
             self._tell_state()
         elif command == Do("discard"):
             raise _Discarded
         elif command in (Do("undo"), Do("redo")):
-            run.undo() if command == Do("undo") else run.redo()
+            change = run.undo if command == Do("undo") else run.redo
+            change()
             self._tell_state()
         elif command in (Do("accept"), Do("quit")):
             return True

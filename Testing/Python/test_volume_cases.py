@@ -5,6 +5,7 @@ The network is replaced by an exact one that finds bright things that touch, so 
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ from ibis_agent.volume_actions import VolumeLimits, Watch  # noqa: E402
 from ibis_agent.volume_record import VolumeTrajectory, volume_to_json  # noqa: E402
 from ibis_agent.volume_run import VolumeRun  # noqa: E402
 from ibis_agent.volume_session import VolumeSession  # noqa: E402
+from ibis_agent.workbench_volume import KeptFeatures  # noqa: E402
 
 SIDE = 32
 MIDDLE = Click(0.5, 0.5)
@@ -307,6 +309,15 @@ def test_what_fails_in_the_middle_leaves_no_trace() -> None:
     assert list(run.found) == [5] and len(run.actions) == 1
     run.grow()
     assert shown(run) == list(range(12))
+
+
+def test_a_second_question_about_the_same_slices_finds_their_features_kept() -> None:
+    kept, run = KeptFeatures(), run_over(two_things())
+    features = kept.of(run.slices, SEGMENTER)
+    assert kept.of(run_over(two_things()).slices, SEGMENTER) is features
+    assert kept.of(run_over(two_things()[::-1]).slices, SEGMENTER) is not features
+    other = dataclasses.replace(run.slices, window=(0.0, 100.0))  # type: ignore[type-var]
+    assert kept.of(run.slices, SEGMENTER) is not kept.of(other, SEGMENTER)
 
 
 # At the terminal
