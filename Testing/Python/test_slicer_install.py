@@ -47,7 +47,7 @@ def test_install_takes_torch_from_its_extension_then_the_rest_and_proves_it(fres
     assert fresh.host.packages.requests[2][1] == ["--no-deps", "--no-build-isolation", "sam2>=1.1"]
     assert not any("torchvision" in each for _, wanted in fresh.host.packages.requests for each in wanted)
     assert "SAM2_BUILD_CUDA" not in os.environ
-    fresh.host.wait_until(lambda: not fresh.ui.noticeFrame.visible, 240, "the proof")
+    fresh.host.wait_until(lambda: not fresh.ui.noticeFrame.visible, 900, "the proof")
     fresh.ask()
     assert "Load a scan" in fresh.ui.stepButton.toolTip  # nothing else is in the way
 
