@@ -23,17 +23,18 @@ SCAN     ?= $(OUT)/scan.nii.gz
 PROMPT   ?= Segment the liver
 RUN_ARGS ?=
 
-.PHONY: help venv venv-host demo test test-all test-agent test-host lint types check bench screenshots clean
+.PHONY: help venv venv-host demo test test-agent test-host lint types check bench screenshots clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make venv    set up $(VENV) (quick when it is up to date)"
 	@echo "make demo    ask the demo agent about the sample scan; results in $(OUT)/"
 	@echo "make venv-host  set up the simulated Slicer's environment, 1.5 GB"
-	@echo "make test    ruff, mypy and the agent's and the training's tests (what .ci/run calls)"
-	@echo "make test-all  those, and the Slicer module's in the simulated Slicer"
+	@echo "make test    ruff, mypy, the agent's and the training's tests, and the Slicer module's (what .ci/run calls)"
+	@echo "make test-agent  the agent's and the training's tests alone"
+	@echo "make test-host  the Slicer module's alone, in the simulated Slicer"
 	@echo "make screenshots  draw the README's pictures and the module's example anew, on a phantom"
-	@echo "make bench   seconds a step, split by part, against plain generate"
+	@echo "make bench   seconds a step, split by part, against plain generate; what a step costs in Slicer's process"
 	@echo "make clean   remove what building, testing and the demo left ($(VENV) stays)"
 
 venv: $(STAMP)
@@ -70,10 +71,7 @@ types: venv
 # The tests that need the simulated Slicer run in its own environment, which has no torch, as Slicer's has none.
 HOST_TESTS = $(wildcard Testing/Python/test_host*.py Testing/Python/test_slicer*.py)
 
-# The Slicer module is still being built; its tests join `test` when all of them hold.
-test: lint types test-agent
-
-test-all: test test-host
+test: lint types test-agent test-host
 
 test-agent: venv
 	$(BIN)/python -m pytest $(addprefix --ignore=,$(HOST_TESTS)) $(PYTEST_ARGS)
@@ -81,8 +79,9 @@ test-agent: venv
 test-host: venv venv-host
 	$(VENV_HOST)/bin/python -m pytest $(HOST_TESTS) $(PYTEST_ARGS)
 
-bench: venv
+bench: venv venv-host
 	$(BIN)/python -m training.bench $(BENCH_ARGS)
+	$(VENV_HOST)/bin/python Testing/bench_slicer.py
 
 # A patient that no model was trained on, finer than the one of `make demo`.
 SHOT_SEED  ?= 7
