@@ -86,11 +86,12 @@ bench: venv venv-host
 # A patient that no model was trained on, finer than the one of `make demo`.
 SHOT_SEED  ?= 7
 SHOT_SLICE ?= 27
+SHOT_RANGE ?= 24 46
 screenshots: venv venv-host
 	@mkdir -p build/screenshots
 	$(BIN)/python -m training.phantoms --seed $(SHOT_SEED) --spacing 1.5 1.5 3 --out build/screenshots/phantom.nii.gz
 	$(VENV_HOST)/bin/python Testing/screenshots.py --scan build/screenshots/phantom.nii.gz --slice $(SHOT_SLICE) \
-		--example IBISSlicer/Resources/Example/trajectory.json
+		--range $(SHOT_RANGE) --example IBISSlicer/Resources/Example/trajectory.json
 
 clean:
 	rm -rf build dist $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis Logic/*.egg-info

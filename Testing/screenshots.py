@@ -1,7 +1,7 @@
-"""Pictures for the README: the module at four moments, and the review page of that run (`make screenshots`).
+"""Pictures for the README: the module at work, and the review page of a run (`make screenshots`).
 
-    .venv-host/bin/python Testing/screenshots.py --scan FILE [--slice N] [--question TEXT]
-                                                 [--out FOLDER] [--example FILE]
+    .venv-host/bin/python Testing/screenshots.py --scan FILE [--slice N] [--range FIRST LAST]
+                                                 [--question TEXT] [--out FOLDER] [--example FILE]
 
 The simulated host draws them: real slice views and the module's real panel, but not 3D Slicer; a strip on top says so.
 The agent is the demonstration policy and segmenter in a real worker process. The pictures in the README show a phantom
@@ -20,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "Testing" / "Python"), str(ROOT / "Logic")]
-WINDOW = (1440, 930)
+WINDOW = (1440, 940)
 PAGE = (1320, 800)
 PANEL_WIDTH = 470
 SOFT_TISSUE = (-160.0, 240.0)  # HU
@@ -33,6 +33,12 @@ def main() -> int:
     parser.add_argument("--scan", type=Path, required=True, help="NIfTI, NRRD …")
     parser.add_argument(
         "--slice", type=int, help="voxel index of the axial slice; the middle one if left out"
+    )
+    parser.add_argument(
+        "--range",
+        type=int,
+        nargs=2,
+        help="first and last slice of the whole-volume picture, as the panel counts",
     )
     parser.add_argument("--question", default="Segment the liver.")
     parser.add_argument("--out", type=Path, default=ROOT / "IBISSlicer" / "Resources" / "Screenshots")
@@ -48,13 +54,17 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING)
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="ibis-screenshots-") as folder:
-        page = take_panel(options, Path(folder))
+        panel = open_panel(Path(folder))
+        page = take_slice(panel, options, Path(folder))
         take_page(page, options.out / "5-review.png", Path(folder))
+        take_volume(panel, options)
+        panel.host.quit()
+    shrink(options.out)
     return 0
 
 
-def take_panel(options: argparse.Namespace, folder: Path) -> Path:
-    """The panel at four moments. Returns the review page of the run, written into `folder`."""
+def open_panel(folder: Path) -> Any:
+    """The module in a window of the size of the pictures, with the Python that has the models."""
     import host
     from slicer_panel import Panel
 
@@ -63,6 +73,12 @@ def take_panel(options: argparse.Namespace, folder: Path) -> Path:
     panel = Panel(slicer_host, folder)
     slicer_host.window._set_panel_width(PANEL_WIDTH)
     panel.use_python(host.agent_python())
+    return panel
+
+
+def take_slice(panel: Any, options: argparse.Namespace, folder: Path) -> Path:
+    """A question about a slice at four moments. Returns the review page of the run, written into `folder`."""
+    slicer_host = panel.host
     show(panel, options)
     panel.ask(options.question)
     slicer_host.screenshot(options.out / "1-asked.png")
@@ -74,7 +90,7 @@ def take_panel(options: argparse.Namespace, folder: Path) -> Path:
     slicer_host.press(panel.ui.runButton)
     rest(panel)
     count = len(panel.rows())
-    print(f"{count} steps. {panel.status} {panel.ui.answerLabel.text}")
+    print(f"{count} steps. {panel.status} {panel.ui.answerLabel.text}", flush=True)
     panel.select(1)
     slicer_host.screenshot(options.out / "3-reviewing.png")
 
@@ -86,8 +102,24 @@ def take_panel(options: argparse.Namespace, folder: Path) -> Path:
         options.example.write_text(json.dumps(panel.run.record.trajectory(), indent=1) + "\n", "utf-8")
     slicer_host.press(panel.ui.acceptButton)
     slicer_host.screenshot(options.out / "4-accepted.png")
-    slicer_host.quit()
     return page
+
+
+def take_volume(panel: Any, options: argparse.Namespace) -> None:
+    """The same question about the whole volume, when the mask has been followed through it."""
+    panel.host.close_scene()
+    show(panel, options)
+    panel.ui.questionEdit.setPlainText("")
+    panel.ask(options.question)
+    panel.ui.scopeSelector.setCurrentIndex(panel.ui.scopeSelector.findData("volume"))
+    if options.range:
+        panel.ui.firstSpinBox.setValue(options.range[0])
+        panel.ui.lastSpinBox.setValue(options.range[1])
+    panel.host.press(panel.ui.runButton)
+    rest(panel)
+    print(f"{len(panel.rows())} steps. {panel.status} {panel.ui.millilitreLabel.text}", flush=True)
+    panel.select(1 + [step["kind"] for step in panel.logic.steps].index("grow"))
+    panel.host.screenshot(options.out / "6-volume.png")
 
 
 def show(panel: Any, options: argparse.Namespace) -> None:
@@ -127,6 +159,15 @@ def take_page(page: Path, picture: Path, profile: Path) -> None:
         window.open(page)
         window.press("home", "right", "right")
         window.screenshot(picture)
+
+
+def shrink(folder: Path) -> None:
+    """256 colours a picture: nobody sees it, and the repository stays small."""
+    from PIL import Image
+
+    for path in sorted(folder.glob("*.png")):
+        picture = Image.open(path).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
+        picture.save(path, optimize=True)
 
 
 if __name__ == "__main__":
