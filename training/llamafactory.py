@@ -106,7 +106,7 @@ def sample_of(chat: Chat, card: ModelCard, place: Place, folder: Path, written: 
     messages.append({"role": "assistant", "content": record["turns"][place.turn]["reply"]})
     names = []
     for picture in pictures_of(card, turn):
-        name = f"pictures/{hashlib.sha256(np.ascontiguousarray(picture)).hexdigest()[:24]}.png"
+        name = f"pictures/{hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()[:24]}.png"
         if name not in written:
             write_png(folder / name, chat.as_seen(picture))
             written.add(name)

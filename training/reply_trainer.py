@@ -96,6 +96,7 @@ class ReplyTrainer(Trainer):
         logits = outputs.logits.float()
         said = labels != IGNORED
         each = F.cross_entropy(logits[said], labels[said], reduction="none") * self._weights[said]
+        assert self.model is not None
         right = self._right[self.model.training]
         right[0] += int((logits[said].argmax(-1) == labels[said]).sum())
         right[1] += int(said.sum())
@@ -176,15 +177,15 @@ class Stopping(TrainerCallback):
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """While the block runs, signals are requests. Only in the main thread of a program."""
-        before: dict[int, Any] = {}
+        before: dict[signal.Signals, Any] = {}
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
                 with contextlib.suppress(ValueError):  # not the main thread
                     before[number] = signal.signal(number, self._hear)
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for heard, handler in before.items():
+                signal.signal(heard, handler)
 
     def _hear(self, *_: Any) -> None:
         if self.asked:

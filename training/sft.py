@@ -213,7 +213,7 @@ def _check_memory(settings: SftSettings, found: PolicyFolder, device: str, preci
 
 def _same_run(settings: SftSettings, found: PolicyFolder, data: Checked, out: Path, first: bool) -> None:
     """Refuse a folder that other settings, data or weights began."""
-    now = {"settings": settings_to_json(settings), "model": found.sha256, "data": data.sha256}
+    now: dict[str, Any] = {"settings": settings_to_json(settings), "model": found.sha256, "data": data.sha256}
     path = out / "settings.json"
     if path.is_file():
         before = read_json(path)
