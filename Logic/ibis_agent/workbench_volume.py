@@ -141,7 +141,8 @@ def stack_from(image: Message, scan: Any, card: ModelCard, head: Message | None)
                 "this run was made with a policy that sees pictures turned another way",
                 mend="Choose the policy that it was made with under Models, or ask the question anew.",
             )
-        window, slices, roi = volume["window"], (volume["first"], volume["last"]), volume["roi"]
+        window, roi = volume["window"], volume["roi"]
+        slices: Any = (volume["first"], volume["last"])
     else:
         window, slices, roi = image.get("window") or card.window, image.get("range"), image.get("roi")
         window = window or image.get("shown")
@@ -160,7 +161,7 @@ class KeptFeatures:
         from .features import FeatureCache
 
         voxels = np.ascontiguousarray(stack.scan.voxels.transpose())
-        digest = hashlib.blake2b(memoryview(voxels).cast("B"), digest_size=16).hexdigest()
+        digest = hashlib.blake2b(voxels.data.cast("B"), digest_size=16).hexdigest()
         geometry = stack.geometry(stack.first)
         same = (id(segmenter), digest, geometry.axis, stack.orientation, stack.window, voxels.shape)
         if self._of != same:
