@@ -53,7 +53,7 @@ def _settings(out: Path, *changes: str) -> GrpoSettings:
     small = [
         "questions=2",
         "group=3",
-        "updates=3",
+        "updates=2",
         "max_turns=2",
         "save_every=1",
         "minibatches=1",

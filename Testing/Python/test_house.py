@@ -172,11 +172,14 @@ def test_every_package_that_is_imported_is_declared(folder: str, extras: list[st
     # omegaconf is hydra-core's own; naming it twice would let the two drift apart.
     declared.add("omegaconf")
     owners = importlib.metadata.packages_distributions()
+    # The cluster's part runs in verl's own environment, see training/verl/__init__.py.
+    of_the_cluster = {"verl", "pyarrow"}
     undeclared = set()
     for path in sources(folder):
+        given = declared | of_the_cluster if "verl" in path.relative_to(ROOT).parts else declared
         for name in {name.partition(".")[0] for name in imports(path)} - set(sys.stdlib_module_names):
             owned_by = {_normal(owner) for owner in owners.get(name, [name])}
-            if name not in ("ibis_agent", "training") and not owned_by & declared:
+            if name not in ("ibis_agent", "training") and not owned_by & given:
                 undeclared.add(f"{path.relative_to(ROOT)}: {name}")
     assert undeclared == set()
 
