@@ -216,11 +216,13 @@ def test_the_configuration_composes_with_verls(config: Any) -> None:
 def test_verl_reads_the_parquet_files(tmp_path: Path, row: dict[str, Any], config: Any) -> None:
     import pyarrow
     import pyarrow.parquet
+    from omegaconf import OmegaConf
     from verl.utils.dataset.rl_dataset import RLHFDataset
 
     path = tmp_path / "train.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
     settings = config.data.copy()
+    OmegaConf.set_struct(settings, False)
     settings.cache_dir = str(tmp_path / "cache")
     dataset = RLHFDataset(str(path), None, settings, processor=object())
     read = dataset[0]
