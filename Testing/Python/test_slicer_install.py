@@ -122,7 +122,7 @@ def test_an_old_slicer_gets_a_sentence_instead_of_a_panel(
 def test_the_example_can_be_stepped_through_with_nothing_installed(fresh: Panel) -> None:
     recorded = json.loads((MODULE.parent / "Resources" / "Example" / "trajectory.json").read_text("utf-8"))
     fresh.host.press(fresh.ui.exampleButton)
-    assert len(fresh.rows()) == len(recorded["steps"]) >= 3
+    assert len(fresh.rows()) == len(recorded["steps"]) >= 2
     assert recorded["picture"]["source"] == "phantom"  # nobody's scan
     for step in recorded["steps"][:2]:
         fresh.select(step["number"])
