@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from ibis_agent.actions import Click
 from ibis_agent.episode import Episode, Limits, Step
-from ibis_agent.errors import IbisError, ModelError
+from ibis_agent.errors import ModelError
 from ibis_agent.files import write_json
 from ibis_agent.picture import Picture, PictureGeometry, apply_window
 from ibis_agent.policy import LocalPolicy, Turn
@@ -42,6 +42,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from training.bench_volume import measure_volume, table_of
 from training.clock import use_processor_time
+from training.commands import ending
 from training.phantoms import random_slice
 
 QUESTIONS = ("Segment the liver", "Segment the spleen", "Segment the spine")
@@ -315,7 +316,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.clock == "cpu":
         use_processor_time()
-    try:
+    with ending():
         policy = LocalPolicy.load(chosen.policy or demo_policy(), chosen.device, chosen.precision)
         segmenter = Segmenter.load(chosen.segmenter, chosen.segmenter_config, chosen.device)
         result = measure(policy, segmenter, chosen.pictures, chosen.repeats, chosen.turns, show_progress)
@@ -323,8 +324,6 @@ def main() -> None:
         result["clock"] = chosen.clock
         if chosen.slices:
             result["volume"] = measure_volume(segmenter, chosen.slices)
-    except IbisError as error:
-        raise SystemExit(f"error: {error}") from error
     show_progress("")
     print(table(result))
     if "volume" in result:

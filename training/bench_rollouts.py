@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from ibis_agent.errors import IbisError
 from ibis_agent.files import write_json
 from ibis_agent.request import demo_policy
 
 from training.bench import machine
 from training.clock import use_processor_time
+from training.commands import ending
 from training.grpo import Run
 from training.grpo_settings import GrpoSettings, TaskSettings
 from training.rollouts import Roller, Rollout
@@ -124,22 +124,19 @@ def main() -> None:
     args = parser.parse_args()
     if args.clock == "cpu":
         use_processor_time()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            settings = GrpoSettings(
-                model=args.policy or demo_policy(),
-                segmenter=args.segmenter,
-                out=Path(folder),
-                tasks=TaskSettings(phantoms=2 * args.questions),
-                held=TaskSettings(phantoms=1, phantom_seed=102),
-                questions=args.questions,
-                group=args.group,
-                tune=args.tune,
-                device=args.device,
-            )
-            result = measure_rollouts(settings, args.single)
-    except IbisError as error:
-        raise SystemExit(f"error: {error}") from error
+    with ending(), tempfile.TemporaryDirectory() as folder:
+        settings = GrpoSettings(
+            model=args.policy or demo_policy(),
+            segmenter=args.segmenter,
+            out=Path(folder),
+            tasks=TaskSettings(phantoms=2 * args.questions),
+            held=TaskSettings(phantoms=1, phantom_seed=102),
+            questions=args.questions,
+            group=args.group,
+            tune=args.tune,
+            device=args.device,
+        )
+        result = measure_rollouts(settings, args.single)
     print(table_of(result))
     if args.json is not None:
         write_json(args.json, result)

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 from ibis_agent.actions import Click
-from ibis_agent.errors import IbisError
 from ibis_agent.features import FeatureCache
 from ibis_agent.files import write_json
 from ibis_agent.picture import apply_window
@@ -34,6 +33,7 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from training.clicks import next_click
 from training.clock import use_processor_time
+from training.commands import ending
 from training.phantoms import make_volume
 
 WINDOW = (-160.0, 240.0)
@@ -219,11 +219,9 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.clock == "cpu":
         use_processor_time()
-    try:
+    with ending():
         segmenter = Segmenter.load(chosen.segmenter, chosen.segmenter_config, chosen.device)
         result = measure_volume(segmenter, chosen.slices)
-    except IbisError as error:
-        raise SystemExit(f"error: {error}") from error
     print(table_of(result))
     if chosen.json:
         write_json(chosen.json, result)

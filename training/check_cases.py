@@ -12,10 +12,9 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from ibis_agent.errors import IbisError
-
 from training.case_data import load_case
 from training.cases import read_cases, tally
+from training.commands import ending
 
 
 def main() -> None:
@@ -26,10 +25,8 @@ def main() -> None:
     parser.add_argument("--names", type=Path, help="JSON: the names of the masks' values")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     args = parser.parse_args()
-    try:
+    with ending():
         cases, problems = read_cases(args.source, args.names)
-    except IbisError as error:
-        raise SystemExit(f"error: {error}") from error
     usable = Counter()  # type: ignore[var-annotated]
     for case in cases:
         loaded, more = load_case(case)

@@ -18,9 +18,7 @@ a kill, goes on with the same command and ends as one left alone: every update's
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +28,7 @@ import numpy as np
 import torch
 from ibis_agent.chat import Chat
 from ibis_agent.episode import Limits
-from ibis_agent.errors import Cancelled, IbisError, InputError
+from ibis_agent.errors import Cancelled, InputError
 from ibis_agent.files import check_writable_folder, write_json
 from ibis_agent.model_card import ModelCard, load_card, save_card
 from ibis_agent.record import read_json
@@ -38,6 +36,7 @@ from ibis_agent.segmenter import Segmenter
 from ibis_agent.weights import look_into
 from torch import Tensor, nn
 
+from training.commands import ending, settings_parser
 from training.common import Curves, learning_rate, save_atomically
 from training.grpo_settings import GrpoSettings, TaskSettings, check, differences
 from training.hand_over import HISTORY, history_of, named, new_folder, write_policy
@@ -47,7 +46,7 @@ from training.reply_trainer import Stopping
 from training.rollouts import Roller, Rollout, RolloutTurn
 from training.sampling import BatchPolicy, Request, Sample
 from training.settings import read_settings, settings_to_json
-from training.sft import STOPPED, trainable_model
+from training.sft import trainable_model
 from training.sft_settings import SftSettings
 from training.tasks import Tasks, case_tasks, phantom_tasks
 
@@ -369,21 +368,10 @@ def _device(settings: GrpoSettings) -> tuple[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.grpo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("config", type=Path, help="YAML, such as training/configs/grpo-demo.yaml")
-    parser.add_argument("changes", nargs="*", help="key=value, such as updates=50 lora.rank=16")
+    parser = settings_parser("grpo", __doc__, "grpo-demo.yaml", "updates=50 lora.rank=16")
     args = parser.parse_args()
-    try:
+    with ending():
         print(train(read_settings(args.config, GrpoSettings, args.changes), str(args.config)))
-    except Cancelled as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(STOPPED) from None
-    except IbisError as error:
-        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":

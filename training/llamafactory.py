@@ -14,7 +14,6 @@ the end of a reply, which it learns too (Testing/Python/test_llamafactory.py, wh
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -26,12 +25,13 @@ from typing import Any
 import numpy as np
 import yaml
 from ibis_agent.chat import Chat
-from ibis_agent.errors import IbisError, InputError
+from ibis_agent.errors import InputError
 from ibis_agent.files import atomic_write, write_json, write_text
 from ibis_agent.model_card import ModelCard, load_card, save_card
 from ibis_agent.prompts import build_messages, pictures_of
 from ibis_agent.weights import look_into
 
+from training.commands import ending, settings_parser
 from training.hand_over import check_free, new_folder
 from training.samples import turn_of
 from training.settings import read_settings
@@ -209,19 +209,11 @@ def _recipe(settings: SftSettings, chat: Chat, out: Path, longest: int, sets: li
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.llamafactory",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("config", type=Path, help="settings of training.sft")
-    parser.add_argument("changes", nargs="*", help="key=value, as for training.sft")
+    parser = settings_parser("llamafactory", __doc__, "sft-7b-lora.yaml", "epochs=2")
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
     args = parser.parse_args()
-    try:
+    with ending():
         made = export(read_settings(args.config, SftSettings, args.changes), args.out, str(args.config))
-    except IbisError as error:
-        raise SystemExit(f"error: {error}") from error
     print(f"{args.out}: {made['samples']} samples, {made['held']} held out, {made['pictures']} pictures")
 
 

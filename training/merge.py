@@ -14,12 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ibis_agent.errors import IbisError, InputError, ModelError
+from ibis_agent.errors import InputError, ModelError
 from ibis_agent.memory import free_bytes, gigabytes
 from ibis_agent.model_card import CARD_NAME, load_card
 from ibis_agent.policy import load_model
 from ibis_agent.weights import PolicyFolder, look_into, read_header, read_json
 
+from training.commands import ending
 from training.hand_over import check_free, history_of, named, quietly, read_history, write_policy
 
 _ADAPTER, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -112,10 +113,8 @@ def main() -> None:
     parser.add_argument("--name", default="", help="what the policy is called in the module")
     parser.add_argument("--any-base", action="store_true", help="do not compare the base's weights")
     args = parser.parse_args()
-    try:
+    with ending():
         made = merge(args.adapter, args.base, args.out, args.name, args.any_base)
-    except IbisError as error:
-        raise SystemExit(f"error: {error}") from error
     print(f"{made.folder}: {load_card(made.folder).name}, sha256 {made.sha256[:12]}")
 
 

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 from ibis_agent.actions import Action, Click, Reply, Terminate, format_reply
-from ibis_agent.errors import IbisError, InputError, ModelError
+from ibis_agent.errors import InputError, ModelError
 from ibis_agent.files import atomic_write, write_json
 from ibis_agent.masks import decode_rle
 from ibis_agent.picture import overlay
@@ -40,10 +40,11 @@ from ibis_agent.trajectory import Trajectory
 from tqdm import tqdm
 
 from training import templates
+from training.commands import ending
 from training.reasoning_checks import VERSION, checked, messages_for, slip_before, tokens_of
 from training.teacher import KEY_VARIABLE, Teacher, Unanswered
 from training.trajectories import NAME, read_trajectories
-from training.trajectory_parts import STOPPED, drawn_for, slug
+from training.trajectory_parts import drawn_for, slug
 
 CACHE, REPORT = "reasoning_cache.jsonl", "reasoning.json"
 _SILENT = 8  # turns in a row without an answer: then nobody is there
@@ -356,7 +357,7 @@ def main() -> None:
     add("--attempts", type=int, default=3, help="for one turn, where answers cannot be used")
     add("--strict", action="store_true", help="refuse to end with turns that have no usable answer")
     args = parser.parse_args()
-    try:
+    with ending("stopped; the same command goes on from here and pays for nothing twice"):
         if args.templates == bool(args.teacher):
             raise InputError("where shall the thinking come from?", mend="Give --templates or --teacher URL.")
         if args.templates:
@@ -379,11 +380,6 @@ def main() -> None:
         if not agreed(teacher, expected, args.per_minute, args.yes):
             raise SystemExit("nothing was sent")
         report = from_teacher(args.folder, teacher, args.parallel, args.attempts, not args.strict)
-    except IbisError as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here and pays for nothing twice", file=sys.stderr)
-        raise SystemExit(STOPPED) from None
     print(
         f"{report['turns']} turns: {report['from_cache']} known before, {report['asked']} asked in "
         f"{report['requests']} requests, {report['without_answer']['count']} keep what they had; "

@@ -15,7 +15,6 @@ is not done again. Only the starting policy, the sizes and the seeds decide the 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from ibis_agent.episode import Limits
-from ibis_agent.errors import Cancelled, IbisError, InputError
+from ibis_agent.errors import InputError
 from ibis_agent.files import check_writable_folder, write_json
 from ibis_agent.record import read_json
 from ibis_agent.request import demo_policy
@@ -31,6 +30,7 @@ from ibis_agent.segmenter import Segmenter
 from ibis_agent.weights import look_into
 
 from training import grpo, sft, trajectories
+from training.commands import ending
 from training.expert import Recipe
 from training.grpo_settings import GrpoSettings
 from training.hand_over import HISTORY
@@ -257,14 +257,9 @@ def main() -> None:
     parser.add_argument("--grpo", nargs="*", default=[], help="key=value for GRPO")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    try:
+    with ending():
         args.model = args.model or demo_policy()
         print(run(args))
-    except Cancelled as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(sft.STOPPED) from None
-    except IbisError as error:
-        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":

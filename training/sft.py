@@ -14,7 +14,6 @@ A run that was stopped, by Ctrl-C or a kill, goes on with the same command and e
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import sys
@@ -24,7 +23,7 @@ from typing import Any
 
 import torch
 from ibis_agent.chat import Chat
-from ibis_agent.errors import Cancelled, IbisError, InputError, ModelError
+from ibis_agent.errors import Cancelled, InputError, ModelError
 from ibis_agent.files import check_writable_folder, write_json
 from ibis_agent.memory import free_bytes, gigabytes
 from ibis_agent.model_card import ModelCard, load_card, save_card
@@ -33,13 +32,13 @@ from ibis_agent.record import read_json
 from ibis_agent.weights import PolicyFolder, look_into
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
+from training.commands import ending, settings_parser
 from training.hand_over import HISTORY, history_of, named, new_folder, quietly, write_policy
 from training.reply_trainer import Batches, Marked, Plotted, ReplyTrainer, Stopping, last_checkpoint
 from training.settings import read_settings, settings_to_json
 from training.sft_settings import SftSettings, changed_card, differences
 from training.turn_data import Checked, Turns, check_data
 
-STOPPED = 130
 _LANGUAGE = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 _VISION = r"model\.visual\.(blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate|up|down)_proj)|merger\.mlp\.[02])"
 
@@ -286,21 +285,10 @@ def _finish(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.sft",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("config", type=Path, help="YAML, such as training/configs/sft-demo.yaml")
-    parser.add_argument("changes", nargs="*", help="key=value, such as steps=200 lora.rank=16")
+    parser = settings_parser("sft", __doc__, "sft-demo.yaml", "steps=200 lora.rank=16")
     args = parser.parse_args()
-    try:
+    with ending():
         fine_tune(read_settings(args.config, SftSettings, args.changes), str(args.config))
-    except Cancelled as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(STOPPED) from None
-    except IbisError as error:
-        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":

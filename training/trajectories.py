@@ -26,15 +26,16 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import numpy as np
-from ibis_agent.errors import IbisError, InputError
+from ibis_agent.errors import InputError
 from ibis_agent.files import atomic_write, check_writable_folder, write_json
 from ibis_agent.record import read_json
 from tqdm import tqdm
 
 from training.cases import Problem, refuse, tally
+from training.commands import ending
 from training.pictures import Group
 from training.trajectory_options import arguments, groups_for, work_of
-from training.trajectory_parts import STOPPED, Work, do_all, load_segmenter, read_parts
+from training.trajectory_parts import Work, do_all, load_segmenter, read_parts
 
 NAME = "trajectories.jsonl"
 
@@ -224,15 +225,10 @@ def _count(sample: Any, counts: Any, mistakes: Any, clicks: Any, ious: Any) -> N
 
 def main() -> None:
     args = arguments(__doc__).parse_args()
-    try:
+    with ending("stopped; the same command goes on from here"):
         work = work_of(args)
         groups, problems = groups_for(args)
         report = make(work, groups, problems, args.workers, args.strict)
-    except IbisError as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(STOPPED) from None
     for problem in report["problems"]["each"]:
         print(f"{problem['kind']}: {problem['case']}: {problem['text']}", file=sys.stderr)
     print(

@@ -33,8 +33,6 @@ from training import expert, questions
 from training.cases import Problem
 from training.pictures import Choice, Group, Shown, Source
 
-STOPPED = 130
-
 
 @dataclass(frozen=True)
 class Work:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ibis_agent.errors import IbisError, InputError, ModelError
+from ibis_agent.errors import InputError, ModelError
 from ibis_agent.files import atomic_write, check_writable_folder, write_bytes
 from ibis_agent.masks import decode_rle
 from ibis_agent.model_card import ModelCard, load_card
@@ -27,6 +27,7 @@ from ibis_agent.policy import Turn
 from ibis_agent.prompts import build_messages
 from PIL import Image
 
+from training.commands import ending
 from training.trajectories import read_trajectories
 from training.turn_data import read_picture
 
@@ -122,12 +123,10 @@ def main() -> None:
     parser.add_argument("--held", type=float, default=0.05, help="share of the pictures for test.parquet")
     parser.add_argument("--max-turns", type=int, default=8)
     args = parser.parse_args()
-    try:
+    with ending():
         if not 0 <= args.held < 1 or args.max_turns < 1:
             raise InputError("--held must be from 0 to below 1, and --max-turns at least 1")
         counts = write(args.folders, load_card(args.model), args.out, args.held, args.max_turns)
-    except IbisError as error:
-        raise SystemExit(f"error: {error}") from error
     print(", ".join(f"{split}: {count} questions" for split, count in counts.items()))
 
 
