@@ -105,7 +105,15 @@ class Reproduction:
         share = MISTAKES if arm == "sft_self_correction" else 0.0
         folder = self.out / ("trajectories-corrected" if share else "trajectories")
         if not (folder / trajectories.NAME).is_file():
-            recipe = Recipe(mistake_share=share, decimals=2, style="plain", max_steps=MAX_TURNS)
+            # As published: what never got good enough stays, with all its clicks and without an end.
+            recipe = Recipe(
+                mistake_share=share,
+                decimals=2,
+                style="plain",
+                max_steps=MAX_TURNS,
+                unfinished="keep",
+                patience=0,
+            )
             work = Work(folder, Choice(), recipe, absent=NEVER_PRESENT, seed=EXPERT_SEED, device="cpu")
             groups = phantom_groups(self.args.pictures, EXPERT_SEED)
             trajectories.make(work, groups, [], segmenter=self.segmenter)

@@ -153,6 +153,22 @@ def first_clicks(masks: Tensor, rng: np.random.Generator) -> Tensor:
     return torch.stack(points)
 
 
+def corners(masks: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """(N, S, S) → a box around each, drawn by a hand that is not quite steady, as SAM2's two corner points.
+
+    Points (N, 2, 2) x, y pixels and their labels (N, 2), 2 for the first corner and 3 for the last.
+    """
+    boxes = []
+    for m in masks:
+        y, x = torch.nonzero(m > 0.5, as_tuple=True)
+        boxes.append([[int(x.min()), int(y.min())], [int(x.max()) + 1, int(y.max()) + 1]])
+    box = torch.tensor(boxes, dtype=torch.float32)
+    size = (box[:, 1] - box[:, 0])[:, None]
+    shake = torch.from_numpy(rng.normal(0, 0.04, box.shape).astype(np.float32))
+    labels = torch.tensor([2, 3], dtype=torch.int).expand(len(masks), 2)
+    return (box + shake * size).clamp(0, masks.shape[-1]), labels
+
+
 def corrective_clicks(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Where the thresholded low-resolution mask is most wrong → points (N, 2) pixels, labels (N,) 1 or 0."""
     predicted = F.interpolate(logits, size=masks.shape[-2:], mode="bilinear")[:, 0] > 0
@@ -226,10 +242,13 @@ def mask_loss(logits: Tensor, scores: Tensor, masks: Tensor) -> tuple[Tensor, Te
         p, t = fine > 0, wide > 0.5
         iou = (p & t).sum((-2, -1)) / (p | t).sum((-2, -1)).clamp_min(1)
     best = each.min(1).values
-    return (best + 0.2 * each.mean(1)).mean() + 2 * F.mse_loss(scores, iou), iou
+    return (best + 0.2 * each.mean(1)).mean() + 4 * F.mse_loss(scores, iou), iou
 
 
-def train_step(model, head, data, numbers, rng, objects: int, clicks: int) -> tuple[Tensor, dict[str, float]]:
+def train_step(
+    model, head, data, numbers, rng, objects: int, clicks: int, boxes: float = 0.0
+) -> tuple[Tensor, dict[str, float]]:
+    """One batch: `clicks` turns on `objects` structures a picture; `boxes` is how often a box comes first."""
     pictures, bits = batch_of(data, numbers, rng, model.image_size)
     features, raw = encode(model, pictures)
     dense = head.loss(raw, bits)
@@ -237,7 +256,10 @@ def train_step(model, head, data, numbers, rng, objects: int, clicks: int) -> tu
     if clicks == 0:
         return dense, figures
     masks, owner, _ = choose_objects(bits, objects, rng)
-    points, labels = first_clicks(masks, rng)[:, None], torch.ones(len(masks), 1, dtype=torch.int)
+    if rng.random() < boxes:
+        points, labels = corners(masks, rng)
+    else:
+        points, labels = first_clicks(masks, rng)[:, None], torch.ones(len(masks), 1, dtype=torch.int)
     prior, total = None, dense * 0.5
     for turn in range(clicks):
         logits, scores = decode(model, features, owner, points, labels, prior)
@@ -315,12 +337,11 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--objects", type=int, default=4)
-    parser.add_argument(
-        "--clicks", type=int, default=3, help="at most so many in a row; one click is practised most"
-    )
+    parser.add_argument("--clicks", type=int, default=5, help="at most so many in a row; few are practised most")
+    parser.add_argument("--boxes", type=float, default=0.12, help="how often a box comes first, not a click")
     args = parser.parse_args()
     loop.prepare(args)
-    model, head = build(args.config), DenseHead(64)
+    model, head = build(args.config), DenseHead(OmegaConf.load(args.config).model.image_encoder.neck.d_model)
     if args.start:
         model.load_state_dict(load_file(args.start))
     frozen = {id(p) for p in model.sam_mask_decoder.pred_obj_score_head.parameters()}
@@ -339,8 +360,8 @@ def main() -> None:
     def learn(step: int) -> tuple[Tensor, loop.Figures]:
         rng = np.random.default_rng([args.seed, step])
         numbers = np.sort(rng.choice(count, args.batch, replace=False))
-        clicks = 0 if step < args.dense_steps else int(rng.choice([1, 1, 2, args.clicks]))
-        return train_step(model, head, data, numbers, rng, args.objects, clicks)
+        clicks = 0 if step < args.dense_steps else int(rng.choice([1, 1, 2, 3, args.clicks]))
+        return train_step(model, head, data, numbers, rng, args.objects, clicks, args.boxes)
 
     def judge(weights: dict[str, Tensor]) -> loop.Figures:
         probe = build(args.config)

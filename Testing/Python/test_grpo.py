@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("sam2")
 
 from ibis_agent.actions import Click, Reply, Terminate, format_reply  # noqa: E402
-from ibis_agent.errors import InputError  # noqa: E402
+from ibis_agent.errors import IbisError, InputError  # noqa: E402
 from ibis_agent.geometry import Orientation  # noqa: E402
 from ibis_agent.model_card import ModelCard  # noqa: E402
 from ibis_agent.picture import cut  # noqa: E402
@@ -145,7 +145,7 @@ def test_figures_tell_what_is_there_from_what_is_not() -> None:
     ],
 )
 def test_settings_are_refused_before_anything_slow(tmp_path: Path, change: str, said: str) -> None:
-    with pytest.raises((InputError, grpo.IbisError), match=said):
+    with pytest.raises((InputError, IbisError), match=said):
         grpo.Run(_settings(tmp_path, *change.split()))
     assert not list(tmp_path.iterdir())
 
