@@ -337,7 +337,9 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--objects", type=int, default=4)
-    parser.add_argument("--clicks", type=int, default=5, help="at most so many in a row; few are practised most")
+    parser.add_argument(
+        "--clicks", type=int, default=5, help="at most so many in a row; few are practised most"
+    )
     parser.add_argument("--boxes", type=float, default=0.12, help="how often a box comes first, not a click")
     args = parser.parse_args()
     loop.prepare(args)
