@@ -29,13 +29,13 @@ RUN_ARGS ?=
 help:
 	@echo "make venv    set up $(VENV) (quick when it is up to date)"
 	@echo "make demo    ask the demo agent about the sample scan; results in $(OUT)/"
-	@echo "make venv-host  set up the simulated Slicer's environment, 1.5 GB"
+	@echo "make venv-host  set up the simulated Slicer's environment, 1.7 GB"
 	@echo "make test    ruff, mypy, the agent's and the training's tests, and the Slicer module's (what .ci/run calls)"
 	@echo "make test-agent  the agent's and the training's tests alone"
 	@echo "make test-host  the Slicer module's alone, in the simulated Slicer"
 	@echo "make screenshots  draw the README's pictures and the module's example anew, on a phantom"
 	@echo "make bench   seconds a step, split by part, against plain generate; what a step costs in Slicer's process"
-	@echo "make clean   remove what building, testing and the demo left ($(VENV) stays)"
+	@echo "make clean   remove what building, testing and the demo left ($(VENV), and data sets and runs that were made, stay)"
 
 venv: $(STAMP)
 	@:
@@ -93,6 +93,7 @@ screenshots: venv venv-host
 	$(VENV_HOST)/bin/python Testing/screenshots.py --scan build/screenshots/phantom.nii.gz --slice $(SHOT_SLICE) \
 		--range $(SHOT_RANGE) --example IBISSlicer/Resources/Example/trajectory.json
 
+# Not all of build/: training's data sets lie there, hours of work and a teacher's fees.
 clean:
-	rm -rf build dist $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis Logic/*.egg-info
+	rm -rf build/screenshots build/lib build/bdist.* dist $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis Logic/*.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(VENV_HOST)/*' -prune -exec rm -rf {} +
