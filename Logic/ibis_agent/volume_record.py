@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -263,7 +263,7 @@ def put_together(
     """
     source = str(head["volume"]["source"])
     rows: list[dict[str, Any]] = []
-    for index in sorted({*slices, *(int(action["slice"]) for action in actions)}):
+    for index in sorted({*slices, *_visited(actions)}):
         picture = picture_of(index)
         empty = encode_rle(np.zeros(picture.rgb.shape[:2], dtype=bool))
         nothing = {"area_px": 0, "area_mm2": 0.0, "score": None, "presence": None, "anchor": False}
@@ -276,6 +276,14 @@ def put_together(
     ml = sum(float(row["area_mm2"]) for row in rows) * float(head["volume"]["gap_mm"]) / 1000
     volume = {**head["volume"], "key": key, "ml": ml}
     return {**head, "volume": volume, **outcome, "actions": [dict(each) for each in actions], "slices": rows}
+
+
+def _visited(actions: Sequence[Mapping[str, Any]]) -> Iterator[int]:
+    """Every slice that an action was on or went through, also those that a later one made unknown again."""
+    for action in actions:
+        yield int(action["slice"])
+        for way in action["ways"]:
+            yield from range(min(way["start"], way["last"]), max(way["start"], way["last"]) + 1)
 
 
 def volume_to_json(run: VolumeRun, source: str | os.PathLike[str] = "", created: str = "") -> dict[str, Any]:

@@ -178,6 +178,21 @@ def test_the_record_is_replayed_to_the_same_masks(
     assert "folder" not in path.read_text()
 
 
+def test_a_record_holds_slices_that_were_gone_through_and_are_unknown_again(
+    stack: Stack, segmenter: Segmenter
+) -> None:
+    limits = dataclasses.replace(FEW, follow="carry", patience_mm=5.0)
+    run = VolumeRun(stack, "Segment the lesion", None, segmenter, limits)
+    run.click(3, HERE)
+    run.grow()
+    far = run.actions[-1].ways[0].last
+    run.click(4, dataclasses.replace(HERE, positive=False))
+    run.spread(4)
+    assert far not in run.found, "the correction was to end the object before it"
+    recorded = VolumeTrajectory.from_json(json.loads(json.dumps(volume_to_json(run, "lesion.nii.gz"))))
+    assert recorded.replay(segmenter).differences == () and not recorded.masks[far].any()
+
+
 def test_weights_without_a_trained_memory_are_carried_from_slice_to_slice(
     stack: Stack, segmenter: Segmenter
 ) -> None:
