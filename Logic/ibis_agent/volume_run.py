@@ -242,20 +242,30 @@ class VolumeRun:
             kept = kept[:-1]
         if not kept or kept[-1].by != "policy" or not kept[-1].steps:
             raise InputError("the last action is no word of the policy's", mend="Go back instead.")
-        last = kept[-1]
-        self._past.append(self.actions)
-        self._future.clear()
-        self.go_to(kept[:-1])
-        self.rejected = last
+        self._leave_for(kept[:-1])
+        self.rejected = kept[-1]
+
+    def back(self, keep: int) -> None:
+        """Keep the first `keep` actions. Can be undone. Raises InputError where there are fewer."""
+        if not 0 <= keep <= len(self.actions):
+            mend = f"There are {len(self.actions)} actions."
+            raise InputError("there is no such action", value=keep, mend=mend)
+        self._leave_for(self.actions[:keep])
 
     def go_to(self, actions: Sequence[VolumeAction]) -> None:
         """Stand after these actions: some of this run's first ones, or those of a record.
 
-        What was kept is taken from there, all else is done again without asking the policy.
+        What was kept is taken from there, all else is done again without asking the policy. Where that fails or
+        is stopped, the run stands where it stood. Undo and redo do not know of it.
         """
-        self._put_back(self._history.nearest(actions))
-        for action in actions[len(self.actions) :]:
-            self.repeat(action)
+        here = self._now
+        try:
+            self._put_back(self._history.nearest(actions))
+            for action in actions[len(self.actions) :]:
+                self.repeat(action)
+        except BaseException:
+            self._put_back(here)
+            raise
 
     def repeat(self, action: VolumeAction) -> None:
         """Do a recorded action again, without asking anybody: its clicks, and its ways slice by slice."""
@@ -280,18 +290,22 @@ class VolumeRun:
         return bool(self._future)
 
     def undo(self) -> None:
-        """Take the last change of masks back. Raises InputError where there is none."""
+        """Take the last change of masks back, or the last way back. Raises InputError where there is none."""
         if not self._past:
             raise InputError("there is nothing to undo")
-        self._future.append(self.actions)
-        self.go_to(self._past.pop())
+        left = self.actions
+        self.go_to(self._past[-1])
+        self._past.pop()
+        self._future.append(left)
 
     def redo(self) -> None:
         """Do again what `undo` took back. Raises InputError where there is nothing."""
         if not self._future:
             raise InputError("there is nothing to redo")
-        self._past.append(self.actions)
-        self.go_to(self._future.pop())
+        left = self.actions
+        self.go_to(self._future[-1])
+        self._future.pop()
+        self._past.append(left)
 
     # ---- for volume_agent and its like ------------------------------------------------------------------------
 
@@ -339,8 +353,7 @@ class VolumeRun:
             **more,
         )
         if action.changes:
-            self._past = [*self._past, self.actions][-_MOST_UNDOS:]
-            self._future.clear()
+            self._remember(self.actions)
         self._append(action)
         if watch is not None:
             watch.action(action)
@@ -353,6 +366,16 @@ class VolumeRun:
     @property
     def _ended(self) -> bool:
         return bool(self.actions) and self.actions[-1].kind == "end"
+
+    def _leave_for(self, actions: tuple[VolumeAction, ...]) -> None:
+        left = self.actions
+        self.go_to(actions)
+        self._remember(left)
+
+    def _remember(self, actions: tuple[VolumeAction, ...]) -> None:
+        """For undo."""
+        self._past = [*self._past, actions][-_MOST_UNDOS:]
+        self._future.clear()
 
     def _append(self, action: VolumeAction) -> None:
         self.actions, self._paused, self.rejected = (*self.actions, action), "", None

@@ -155,7 +155,7 @@ class VolumeSession:
             click = command.click
             self._do(lambda: run.click(index, click, watch=watch))
         elif isinstance(command, Back):
-            run.go_to(run.actions[: max(0, len(run.actions) - command.steps)])
+            run.back(max(0, len(run.actions) - command.steps))
             self._tell_state()
         elif command == Do("discard"):
             raise _Discarded

@@ -127,6 +127,34 @@ def test_undo_and_redo_go_over_corrections(done: VolumeRun) -> None:
         done.redo()
 
 
+def test_going_back_is_undone_whole(done: VolumeRun) -> None:
+    actions, whole = done.actions, masks(done)
+    done.back(len(actions) - 3)
+    fewer = masks(done)
+    done.undo()
+    assert done.actions == actions and np.array_equal(masks(done), whole)
+    done.redo()
+    assert done.actions == actions[:-3] and np.array_equal(masks(done), fewer)
+
+
+def test_going_back_that_fails_leaves_the_run_where_it_was(
+    done: VolumeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actions, whole = done.actions, masks(done)
+    worked = [action.kind for action in actions].index("done") + 1
+    with monkeypatch.context() as broken:
+        broken.setattr(done, "repeat", _runs_out_of_memory)
+        with pytest.raises(MemoryError):
+            done.back(worked)
+    assert done.actions == actions and np.array_equal(masks(done), whole)
+    done.back(worked)
+    assert done.actions == actions[:worked] and not np.array_equal(masks(done), whole)
+
+
+def _runs_out_of_memory(*_: object) -> None:
+    raise MemoryError
+
+
 def test_a_click_that_is_moved_is_as_if_it_had_been_made_there(done: VolumeRun) -> None:
     done.click(9, Click(0.5, 0.5))
     straight = done.mask(9)
