@@ -11,7 +11,7 @@ the step to the worker. How trajectories are read and written as files is in tra
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -155,13 +155,15 @@ class RunRecord:
                 "there is no such step", value=number, mend=f"There are {len(self._state.steps)}."
             )
         if number < len(self._state.steps):
-            self._go(_State(self._state.steps[:number]))
+            kept = self._state.steps[:number]
+            self._go(_State(kept, **self._left_by(kept)))
 
     def reject(self) -> None:
         """Take the last step back, and let the policy know of it at the next one. Can be undone."""
         if not self._state.steps:
             raise InputError("there is no step to reject")
-        self._go(_State(self._state.steps[:-1], rejected=self._state.steps[-1]))
+        *kept, last = self._state.steps
+        self._go(_State(tuple(kept), **self._left_by(kept), rejected=last))
 
     def finish(self) -> None:
         """The person accepts the mask as it is: an end of theirs, unless the run has ended already."""
@@ -188,6 +190,14 @@ class RunRecord:
         if self._redo:
             self._undo.append(self._state)
             self._state = self._redo.pop()
+
+    def _left_by(self, uids: Sequence[str]) -> Json:
+        """How a run stands after these steps: ended, where a click had followed an end and was taken back."""
+        last = self._known[uids[-1]] if uids else {}
+        if not uids or last["action"]["kind"] != "terminate":
+            return _outcome({})
+        who = "The person accepted the mask." if last["by"] == "person" else "The policy ended."
+        return {"status": "ended", "reason": who, "answer": last["action"]["answer"]}
 
     def _go(self, state: _State) -> None:
         self._undo = [*self._undo, self._state][-_MOST_UNDOS:]

@@ -8,7 +8,7 @@ slices with it, by slice (see volume_record.slice_to_json; null for a slice that
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -80,6 +80,13 @@ class VolumeRunRecord(RunRecord):
         """The slices that were clicked."""
         return sorted({int(each["slice"]) for each in self.steps[:number] if each["kind"] == "click"})
 
+    def reject(self) -> None:
+        """As RunRecord.reject, of a word of the policy's. Raises InputError where the last action is none."""
+        last = self.steps[-1] if self.steps else None
+        if last is None or last["by"] != "policy" or not last["steps"]:
+            raise InputError("the last action is no word of the policy's", mend="Go back instead.")
+        super().reject()
+
     def finish(self) -> None:
         """The person accepts the mask as it is: an end of theirs, unless the run has ended already."""
         steps = self.steps
@@ -108,6 +115,16 @@ class VolumeRunRecord(RunRecord):
         told = ("uid", "touched")
         actions = [{key: each[key] for key in each if key not in told} for each in self.steps]
         return put_together(self.head, outcome, actions, self.slices(), picture_of, inside)
+
+    def _left_by(self, uids: Sequence[str]) -> Json:
+        kept = [self._known[uid] for uid in uids]
+        ended = bool(kept) and kept[-1]["kind"] == "end"
+        said = [each["steps"][-1]["action"] for each in kept if each["kind"] == "done" and each["steps"]]
+        return {
+            "status": "ended" if ended else "ready",
+            "reason": kept[-1]["words"] if ended else "",
+            "answer": said[-1].get("answer") if said else None,
+        }
 
     def _check_head(self) -> None:
         _ = self.geometry

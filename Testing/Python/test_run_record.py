@@ -16,6 +16,7 @@ from ibis_agent.geometry import PictureGeometry
 from ibis_agent.picture import Picture
 from ibis_agent.run_record import RunRecord
 from ibis_agent.trajectory import Trajectory, picture_to_json, step_to_json
+from ibis_agent.volume_run_record import VolumeRunRecord
 
 GEOMETRY = PictureGeometry.of_picture(6, 8)
 READY = {"status": "ready", "reason": "", "answer": None}
@@ -97,6 +98,29 @@ def test_the_end_is_known_and_undone_with_its_step(run: RunRecord) -> None:
     assert (run.status, run.answer) == ("ended", "Liver")
     run.undo()
     assert (run.status, run.answer) == ("ready", None)
+
+
+def test_going_back_to_an_end_that_a_click_had_followed_is_that_end_again(run: RunRecord) -> None:
+    ended = {"status": "ended", "reason": "The policy ended.", "answer": "Liver"}
+    run.extend(run.after, step("end", 4, 3, "Liver"), ended)
+    run.extend(run.after, step("more", 5, 4), READY)
+    run.back(4)
+    assert (run.status, run.reason, run.answer) == ("ended", "The policy ended.", "Liver")
+    assert Trajectory.from_json(run.trajectory()).answer == "Liver"
+
+
+def test_going_back_in_a_volume_keeps_what_was_answered_before() -> None:
+    run, end = VolumeRunRecord("Segment it"), {"kind": "terminate", "answer": "Liver"}
+    for uid, kind, steps in (("a", "click", [{}]), ("b", "done", [{"action": end}]), ("c", "grow", [])):
+        made = {"uid": uid, "kind": kind, "by": "policy", "words": f"{kind}.", "steps": steps}
+        run.extend(run.after, made, {"status": "ready", "answer": "Liver" if uid != "a" else None})
+    with pytest.raises(InputError, match="no word of the policy's"):
+        run.reject()
+    assert len(run.steps) == 3
+    run.back(2)
+    assert (run.status, run.answer) == ("ready", "Liver")
+    run.reject()
+    assert run.answer is None and run.rejected is not None and run.rejected["uid"] == "b"
 
 
 def test_a_pause_without_a_step_changes_only_how_the_run_stands(run: RunRecord) -> None:
