@@ -1,0 +1,155 @@
+"""Volumes of bright things, and an exact network that follows them: what is tested is the run, not a network.
+
+`bright_network` puts it in the place of the propagation for a module's tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from ibis_agent.actions import Click, Reply, Terminate, format_reply
+from ibis_agent.found import Found
+from ibis_agent.geometry import Orientation
+from ibis_agent.model_card import ModelCard
+from ibis_agent.policy import ScriptedPolicy, Turn
+from ibis_agent.scan import Scan
+from ibis_agent.stack import stack_of
+from scipy import ndimage
+
+torch = pytest.importorskip("torch")
+
+from ibis_agent import volume_run  # noqa: E402
+from ibis_agent.propagation import Propagation  # noqa: E402
+from ibis_agent.volume_actions import VolumeLimits  # noqa: E402
+from ibis_agent.volume_run import VolumeRun  # noqa: E402
+
+SIDE = 32
+MIDDLE = Click(0.5, 0.5)
+END = format_reply(Reply("It fits.", Terminate("There it is.")))
+NOWHERE = format_reply(Reply("Nothing.", Terminate("It is not there.")))
+
+
+SEGMENTER: Any = SimpleNamespace(identity={"name": "bright", "sha256": "b"}, model=None, device="cpu")
+
+
+class Bright(Propagation):
+    """Finds the bright things that touch what was found in the slice before, but in the slices it is blind to."""
+
+    visits: list[int]
+    blind: frozenset[int] = frozenset()
+
+    def _clicked(self, index: int, clicks: Sequence[Click], previous_logits: Any) -> dict[str, Any]:
+        parts, mask = self._parts(index), np.zeros(self.size, bool)
+        for click in clicks:
+            column, row = (int(n) for n in self.place(click))
+            one = parts == parts[row, column] if parts[row, column] else np.zeros(self.size, bool)
+            mask = mask | one if click.positive else mask & ~one
+        return self._out(mask)
+
+    def _settle(self, index: int, out: dict[str, Any], mask: np.ndarray | None = None) -> Found:
+        self._anchors[index] = out
+        self._tracked.pop(index, None)
+        return self._keep(index, out, anchor=True)
+
+    def _track(self, index: int, reverse: bool) -> Found:
+        self.__dict__.setdefault("visits", []).append(index)
+        step = 1 if reverse else -1
+        beside = index + step
+        while not self.found[beside].mask.any() and beside + step in self.found:
+            beside += step
+        parts = self._parts(index)
+        touched = np.unique(parts[ndimage.binary_dilation(self.found[beside].mask, iterations=2)])
+        seen = np.isin(parts, touched[touched > 0]) & (index not in self.blind)
+        self._tracked[index] = out = self._out(seen)
+        return self._keep(index, out, anchor=False)
+
+    def _parts(self, index: int) -> np.ndarray:
+        return ndimage.label(self.features.get(index))[0]
+
+    def _out(self, mask: np.ndarray) -> dict[str, Any]:
+        logits = torch.from_numpy(np.where(mask, 8.0, -8.0).astype(np.float32))[None, None]
+        presence = torch.full((1, 1), 6.0 if mask.any() else -6.0)
+        scores = np.array([0.9 if mask.any() else 0.0])
+        return {"pred_masks": logits, "object_score_logits": presence, "scores": scores}
+
+
+class Pictures:
+    """Stands where a FeatureCache would: (H, W) bool of what is bright."""
+
+    def __init__(self, rgb_of: Callable[[int], np.ndarray]) -> None:
+        self.segmenter, self._rgb_of = SEGMENTER, rgb_of
+
+    def get(self, index: int) -> np.ndarray:
+        return np.asarray(self._rgb_of(index)[..., 0] > 128)
+
+
+class Clicker(ScriptedPolicy):
+    """Clicks the middle of whatever is bright and not yet marked in a picture."""
+
+    def __init__(self) -> None:
+        card = ModelCard(name="clicker", orientation=Orientation.RADIOLOGICAL, overlay_alpha=0.9)
+        super().__init__([], card)
+
+    def reply(self, turn: Turn, on_text: Any = None, cancelled: Any = None) -> str:
+        self.turns.append(turn)
+        if on_text is not None:
+            on_text("<think>Let me see")
+        bright = (turn.picture > 128).all(axis=2)
+        if not bright.any():
+            return END if turn.has_mask else NOWHERE
+        depth = ndimage.distance_transform_edt(bright)
+        row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+        click = Click((column + 0.5) / SIDE, (row + 0.5) / SIDE)
+        return format_reply(Reply(f"Something bright at {row}.", click))
+
+
+@pytest.fixture(autouse=True)
+def bright_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(volume_run, "Propagation", Bright)
+    monkeypatch.setattr(volume_run, "FeatureCache", lambda segmenter, rgb_of, limit: Pictures(rgb_of))
+
+
+def run_over(
+    slices: Sequence[np.ndarray],
+    gap_mm: float = 3.0,
+    *,
+    policy: Any = None,
+    limits: Any = None,
+    **options: Any,
+) -> VolumeRun:
+    """A run over (SIDE, SIDE) bool slices, as bright as their True is."""
+    voxels = np.stack([np.where(each, 200, 10) for each in slices]).astype(np.int16).transpose()
+    affine = np.diag([-1.0, -1.0, gap_mm, 1.0])
+    scan = Scan(voxels, affine, "volume", Path("made.nii.gz"), "made", "CT")
+    stack = stack_of(scan, window=(0, 255))
+    limits = limits or VolumeLimits(follow="memory", patience_mm=12.0)
+    return VolumeRun(stack, "Segment it", policy, SEGMENTER, limits, **options)
+
+
+def disc(radius: float = 6, row: float = 16, column: float = 16) -> np.ndarray:
+    rows, columns = np.ogrid[:SIDE, :SIDE]
+    return np.asarray((rows - row) ** 2 + (columns - column) ** 2 < radius**2)
+
+
+NOTHING = np.zeros((SIDE, SIDE), bool)
+
+
+def grown(slices: Sequence[np.ndarray], key: int, gap_mm: float = 3.0) -> VolumeRun:
+    run = run_over(slices, gap_mm)
+    rows, columns = np.nonzero(slices[key])
+    run.click(key, Click((columns[0] + 0.5) / SIDE, (rows[0] + 0.5) / SIDE))
+    run.grow()
+    return run
+
+
+def shown(run: VolumeRun) -> list[int]:
+    return [index for index, area in run.areas_mm2().items() if area]
+
+
+def two_things() -> list[np.ndarray]:
+    return [disc(5) | disc(3, 5, 5) if 4 <= n <= 15 else NOTHING for n in range(24)]

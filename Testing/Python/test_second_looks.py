@@ -1,0 +1,105 @@
+"""Second looks: what was missed is found, a correction that fits no better is left out, and they are limited.
+
+The network is an exact one that finds bright things that touch (bright_volumes).
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from bright_volumes import (
+    NOTHING,
+    SEGMENTER,
+    SIDE,
+    Bright,
+    Clicker,
+    bright_network,  # noqa: F401
+    disc,
+    run_over,
+    shown,
+)
+from ibis_agent.actions import Click, Reply, Terminate, format_reply
+from ibis_agent.policy import ScriptedPolicy
+from ibis_agent.volume_actions import VolumeLimits
+from ibis_agent.volume_record import VolumeTrajectory, volume_to_json
+from ibis_agent.volume_run import VolumeRun
+
+EVEN = [disc()] * 20
+# One slice shows more than its neighbours, and beside it a thing that is not the object.
+ONE_ODD = [disc(9, 16, 10) | disc(3, 27, 27) if n == 10 else disc(5, 16, 10) for n in range(20)]
+
+
+def reviewed(slices: list[np.ndarray], policy: ScriptedPolicy, looks: int) -> VolumeRun:
+    """The person begins in slice 4, the policy does the rest."""
+    limits = VolumeLimits(follow="memory", patience_mm=12.0, looks=looks)
+    run = run_over(slices, 1.0, policy=policy, limits=limits)
+    row, column = np.argwhere(slices[4]).mean(axis=0)
+    run.click(4, Click((column + 0.5) / SIDE, (row + 0.5) / SIDE))
+    run.grow()
+    run.run()
+    assert run.status == "ended"
+    return run
+
+
+@pytest.fixture
+def blind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices 10 and 11 show the object, but it is not found there from its neighbours."""
+    monkeypatch.setattr(Bright, "blind", frozenset({10, 11}))
+
+
+def test_what_was_missed_on_the_way_is_found_in_second_looks(blind: None) -> None:
+    assert shown(reviewed(EVEN, Clicker(), looks=0)) == [n for n in range(20) if n not in (10, 11)]
+    run = reviewed(EVEN, Clicker(), looks=4)
+    assert shown(run) == list(range(20)) and all(np.array_equal(run.mask(n), disc()) for n in range(20))
+    first, second = [each for each in run.actions if each.look]
+    assert [(each.kind, each.index, each.by) for each in (first, second)] == [
+        ("click", 10, "policy"),
+        ("click", 11, "policy"),
+    ]
+    assert first.words == "look 1 of 4: a gap: nothing here, but on both sides; corrected"
+    assert run.memory.anchors == [4, 10, 11], "a correction is an anchor, as the first click is"
+    record = json.loads(json.dumps(volume_to_json(run, "made.nii.gz")))
+    assert VolumeTrajectory.from_json(record).replay(SEGMENTER).differences == ()
+
+
+def test_only_what_depends_on_a_second_look_is_found_again_and_all_of_it_can_be_taken_back(
+    blind: None,
+) -> None:
+    run = reviewed(EVEN, Clicker(), looks=1)
+    assert [each.kind for each in run.actions] == ["click", "grow", "click", "grow", "end"]
+    redone = run.actions[3]
+    assert redone.index == 10
+    assert set(redone.touched) <= {8, 9, 11, 12}, "where two neighbours come out as they were, the way ends"
+    while len(run.actions) > 2:
+        run.undo()
+    assert shown(run) == [n for n in range(20) if n not in (10, 11)]
+
+
+def test_a_correction_that_fits_no_better_is_told_and_changes_nothing() -> None:
+    run = reviewed(ONE_ODD, Clicker(), looks=1)
+    (look,) = [each for each in run.actions if each.look]
+    assert (look.kind, look.index) == ("review", 10)
+    assert look.words.endswith("the correction fitted no better")
+    assert look.steps, "what the policy tried is kept for people to see"
+    assert np.array_equal(run.mask(10), disc(9, 16, 10)) and run.memory.anchors == [4]
+
+
+def test_a_policy_that_is_content_leaves_the_slice_as_it_was() -> None:
+    content = format_reply(Reply("It fits.", Terminate("There it is.")))
+    run = reviewed(ONE_ODD, ScriptedPolicy([content]), looks=1)
+    (look,) = [each for each in run.actions if each.look]
+    assert look.kind == "review" and look.words.endswith("left as it was")
+
+
+def test_there_are_no_more_looks_than_allowed_and_none_twice_at_one_slice() -> None:
+    content = format_reply(Reply("It fits.", Terminate("There it is.")))
+    # Gaps without end: every other slice is empty.
+    slices = [disc() if n % 2 == 0 else NOTHING for n in range(20)]
+    run = reviewed(slices, ScriptedPolicy([content] * 9), looks=3)
+    looked = [each for each in run.actions if each.look]
+    assert [each.look for each in looked] == [1, 2, 3] and run.looks == 3
+    assert [each.words.split(":")[0] for each in looked] == [f"look {n} of 3" for n in (1, 2, 3)]
+    assert len({each.index for each in looked}) == 3
+    assert run.doubts(), "more was doubtful"
