@@ -5,7 +5,7 @@ features that are kept (see features). A slice with clicks or a given mask is an
 frame); all others are found from memory. Which slices to visit, and when to stop, is decided in volume_run.
 
 Weights whose memory was never trained cannot do that: for them a slice is found by a click at the deepest point of
-the last mask on the way ("carry").
+the last mask on the way, that mask's logits being the ones before the click ("carry").
 
 Equality with sam2's video predictor: Testing/Python/test_propagation.py. Differences, on purpose: clicks are
 answered by the published engine's protocol (several masks at every click, the best score wins), a clicked
@@ -225,15 +225,18 @@ class Propagation:
         return self._keep(index, out, anchor=False)
 
     def _carry(self, index: int, beside: int) -> Found:
-        """A slice found by a click where the last mask on the way to it is deepest."""
+        """A slice found by the last mask on the way to it, and a click where that is deepest."""
         step = beside - index
         while not self.found[beside].mask.any() and beside + step in self.found:
             beside += step  # over slices where it was lost; `follow`'s patience says how many those may be
         features, before = self.features.get(index), self.found[beside].mask
-        click = _deepest(before) if before.any() else Click(0.5, 0.5)
+        click, carried = Click(0.5, 0.5), None
+        if before.any():
+            last = self._anchors.get(beside) or self._tracked[beside]
+            click, carried = _deepest(before), last["pred_masks"].clamp(-_LOGIT_BOUND, _LOGIT_BOUND)
         with self.segmenter.computing():
             seen = features.levels[-1] + self._model.no_mem_embed.reshape(1, -1, 1, 1)
-            out = self._heads(seen, features, [click], None, believed=True)
+            out = self._heads(seen, features, [click], carried, believed=True)
         # How well the two masks fit stands for the object score, which is a matter of the memory's training.
         fit = dice(before, self._mask(out["pred_masks"])) if before.any() else 0.0
         if fit < _LEAST_FIT or float(out["scores"].max()) < _LEAST_SCORE:
@@ -320,7 +323,7 @@ class Propagation:
         seen: Tensor,
         features: SliceFeatures,
         clicks: Sequence[Click] | None,
-        previous_logits: np.ndarray | None,
+        previous_logits: np.ndarray | Tensor | None,
         believed: bool,
     ) -> dict[str, Any]:
         """sam2's prompt encoder and mask decoder, and the object pointer of the mask with the best score.
@@ -337,8 +340,8 @@ class Propagation:
             points = points / torch.tensor([width, height]) * side
             points = points[None].to(device)
             labels = torch.tensor([[int(c.positive) for c in clicks]], dtype=torch.int32, device=device)
-        prior = None
-        if previous_logits is not None:
+        prior = previous_logits
+        if isinstance(previous_logits, np.ndarray):
             prior = torch.from_numpy(np.array(previous_logits, dtype=np.float32))[None, None].to(device)
         sparse, dense = model.sam_prompt_encoder(points=(points, labels), boxes=None, masks=prior)
         several = clicks is not None or model._use_multimask(False, None)
