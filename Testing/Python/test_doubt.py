@@ -109,7 +109,9 @@ def test_a_mistake_on_one_slice_is_outvoted_by_an_object_that_goes_on() -> None:
 
 def test_nothing_seen_means_looking_once_more_in_between() -> None:
     seen = list(search_slices(0, 99, 1.0, lambda n: look(n, 6 if 20 <= n <= 24 else 0), Search(most=5)))
-    assert best({each.index: each for each in seen}) is not None or len(seen) == 9
+    assert not any(each.seen for each in seen[:5]) and {each.index for each in seen[5:9]} == {20, 40, 60, 80}
+    key = best({each.index: each for each in seen})
+    assert key is not None and 20 <= key.index <= 24
     assert best({n: look(n, 0) for n in range(5)}) is None
 
 

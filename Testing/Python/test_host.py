@@ -119,8 +119,15 @@ class SampleLogic(ScriptedLoadableModuleLogic):
 
 
 class SampleTest(ScriptedLoadableModuleTest):
+    ran = []
+
     def test_scene(self):
         self.assertIsNotNone(slicer.mrmlScene)
+        self.ran.append("scene")
+
+    def test_sum(self):
+        self.ran.append("sum")
+        self.assertEqual(len(self.ran), 2)
 """
 
 UI = """<?xml version="1.0" encoding="UTF-8"?>
@@ -328,8 +335,11 @@ def test_quitting_tells_the_module_first_and_then_unloads_it(slicer_host, module
 def test_the_self_test_of_a_module_runs(slicer_host, module_file):
     import slicer
 
-    slicer_host.open(module_file)
+    test = slicer_host.open(module_file).source.SampleTest
     slicer.selfTests["Sample"]()
+    assert test.ran == ["scene", "sum"]
+    with pytest.raises(AssertionError):
+        slicer.selfTests["Sample"]()  # there is more than two now: what fails in a test is told
 
 
 def test_a_screenshot_shows_the_panel_the_views_and_what_it_is(slicer_host, module_file, scan, tmp_path):

@@ -116,13 +116,16 @@ def test_deleting_the_volume_in_the_middle_of_a_step(asked: Panel) -> None:
     assert panel.run.shown == 1
 
 
-def test_deleting_the_volume_before_the_first_step_says_so(asked: Panel) -> None:
+def test_deleting_the_volume_before_the_first_step_stops_it_and_a_further_one_says_why(asked: Panel) -> None:
     panel = asked
     panel.script(loading=0.5)
     panel.host.press(panel.ui.stepButton)
     panel.host.scene.RemoveNode(panel.run.volumeNode)
     panel.rest()
     assert panel.rows() == []
+    panel.host.press(panel.ui.stepButton)
+    panel.rest()
+    assert panel.rows() == [] and "no longer in the scene" in panel.status
 
 
 def test_deleting_the_agents_mask_ends_the_question(stepped: Panel) -> None:
@@ -188,8 +191,7 @@ def test_the_worker_behind_the_launcher_is_not_orphaned(asked: Panel) -> None:
     from IBISSlicerLib.WorkerProcess import defaultPython
 
     assert defaultPython() == launcher
-    panel.module.widget.questionPanel.usable = True  # the scripted worker needs nothing that is missing
-    panel.module.widget.questionPanel.update()
+    panel.logic.usable = True  # the scripted worker needs nothing that is missing
     panel.step()
     pid = panel.logic.worker.client.hello["pid"]
     assert pid != panel.logic.worker._process._process.processId()  # the worker is the launcher's child

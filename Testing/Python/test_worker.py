@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -193,11 +192,11 @@ def test_cancel_stops_a_reply_in_the_middle_and_keeps_the_session(
     number = worker.send("step", session="a", after=[])
     assert worker.next()["event"] == "text"
     worker.send("cancel", target=number)
-    begun = time.monotonic()
+    pieces = 0
     while (event := worker.next())["event"] == "text":
-        pass
+        pieces += 1
     assert (event["event"], event["kind"]) == ("error", "cancelled")
-    assert time.monotonic() - begun < 10  # the whole reply would take 20 s
+    assert pieces < 250  # the whole reply has twice as many
     click = {"x": 0.3, "y": 0.4, "positive": True}
     assert worker.do("add", session="a", after=[], click=click)[-1]["event"] == "done"
 
