@@ -194,7 +194,7 @@ def patience(action: Action | None, iou_after: float, worth: float = ANSWER_LEVE
 TURN: Mapping[str, Callable[[State, int], float]] = {
     "format": lambda state, optimal: house_format(state.reply),
     "published_format": lambda state, optimal: published_format(state.reply),
-    "answer": lambda state, optimal: answer(state.iou_after),
+    "answer": lambda state, optimal: _answer(state),
     "placement": lambda state, optimal: placement(state.action, state.before, state.truth),
     "improvement": lambda state, optimal: improvement(state.action, state.iou_before, state.iou_after),
     "length": lambda state, optimal: length(state.number, optimal),
@@ -202,11 +202,16 @@ TURN: Mapping[str, Callable[[State, int], float]] = {
     "patience": lambda state, optimal: patience(state.action, state.iou_after),
 }
 OUTCOME: Mapping[str, Callable[[State, int], float]] = {
-    "answer": lambda state, optimal: answer(state.iou_after),
+    "answer": lambda state, optimal: _answer(state),
     "iou": lambda state, optimal: state.iou_after,
     "length": lambda state, optimal: length(state.number, optimal),
     "ended": lambda state, optimal: float(isinstance(state.action, Terminate)),
 }
+
+
+def _answer(state: State) -> float:
+    """As published: a reply without an action answers nothing, also where the mask happens to be right."""
+    return 0.0 if state.action is None else answer(state.iou_after)
 
 
 def _plain(reply: str) -> str:

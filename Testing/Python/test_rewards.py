@@ -134,6 +134,13 @@ def test_an_end_at_once_is_right_where_the_structure_is_absent() -> None:
     assert rewards.TURN["placement"](clicked, 5) == -1
 
 
+def test_a_reply_that_cannot_be_read_answers_nothing_even_where_the_mask_is_right() -> None:
+    for mask in (EMPTY, TRUTH):
+        state = State.of("No idea.", None, mask, mask, mask, 1)
+        assert state.iou_after == 1
+        assert rewards.OUTCOME["answer"](state, 5) == rewards.TURN["answer"](state, 5) == 0
+
+
 def test_masks_of_different_sizes_are_refused() -> None:
     with pytest.raises(InputError, match="one size"):
         State.of("", None, EMPTY, EMPTY, np.zeros((5, 10), bool), 1)
