@@ -211,8 +211,9 @@ def pictures_of(args: argparse.Namespace) -> Pictures:
         least_area=SMALLEST,
         orientation=card.orientation.value,
         window=window,
+        card_window=card.window,
     )
-    return labelled_data(args.data, args.label_names, choice, card, args.bad == "refuse")
+    return labelled_data(args.data, args.label_names, choice, args.bad == "refuse")
 
 
 def measures_of(args: argparse.Namespace, pictures: Pictures) -> Measures:

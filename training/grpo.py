@@ -31,19 +31,19 @@ from ibis_agent.episode import Limits
 from ibis_agent.errors import Cancelled, InputError
 from ibis_agent.files import check_writable_folder, write_json
 from ibis_agent.model_card import ModelCard, load_card, save_card
-from ibis_agent.record import read_json
 from ibis_agent.segmenter import Segmenter
 from ibis_agent.weights import look_into
 from torch import Tensor, nn
 
 from training.commands import ending, settings_parser
 from training.common import Curves, learning_rate, save_atomically
-from training.grpo_settings import GrpoSettings, TaskSettings, check, differences
+from training.grpo_settings import FREE, GrpoSettings, TaskSettings, check
 from training.hand_over import HISTORY, history_of, named, new_folder, write_policy
 from training.objective import advantages, clipped, divergence, figures
 from training.pictures import Choice
 from training.reply_trainer import Stopping
 from training.rollouts import Roller, Rollout, RolloutTurn
+from training.same_run import SETTINGS, same_run
 from training.sampling import BatchPolicy, Request, Sample
 from training.settings import read_settings, settings_to_json
 from training.sft import trainable_model
@@ -75,7 +75,13 @@ class Run:
         self.out = check_writable_folder(settings.out)
         self.tasks = tasks or tasks_of(settings.tasks, self.card)
         self.held = tasks_of(settings.held, self.card)
-        self._same_run()
+        facts = {
+            "model": self.found.sha256,
+            "segmenter": self.segmenter.identity["sha256"],
+            "tasks": self.tasks.identity,
+            "held": self.held.identity,
+        }
+        _same_run(settings, facts)
         self.update = 0
         self._load(device, precision)
 
@@ -205,10 +211,17 @@ class Run:
 
     def measure(self) -> dict[str, float]:
         """Greedy figures on the held questions."""
-        questions = self.held.every(2, self.settings.seed)
+        questions, most = self.held.every(2, self.settings.seed), self.settings.replies
+        groups: list[list[Rollout]] = []
         with self._computing():
-            groups = self.roller.run(questions, 1, 0.0)
+            for start in range(0, len(questions), most):  # what all would be asked may not fit the memory
+                groups += self.roller.run(questions[start : start + most], 1, 0.0)
         return {f"held_{k}": v for k, v in figures(groups).items()}
+
+    def measured_before(self, curves: Curves) -> dict[str, float]:
+        """What was measured after the last of the updates done, where the run was stopped behind it."""
+        rows = [row for row in curves.rows if row["step"] == self.update]
+        return {k: v for row in rows for k, v in row.items() if k.startswith("held_")}
 
     def save(self) -> None:
         """The checkpoint: what is trained, the optimiser's state, and the updates done."""
@@ -251,27 +264,6 @@ class Run:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
 
-    def _same_run(self) -> None:
-        now = {
-            "settings": settings_to_json(self.settings),
-            "model": self.found.sha256,
-            "segmenter": self.segmenter.identity["sha256"],
-        }
-        path = self.out / "settings.json"
-        if not path.is_file():
-            write_json(path, now)
-            return
-        before = read_json(path)
-        changed = differences(now["settings"], before.get("settings") or {})
-        changed += [k for k in ("model", "segmenter") if now[k] != before.get(k) and k not in changed]
-        if changed:
-            raise InputError(
-                "the folder holds a run with other settings",
-                file=self.out,
-                value=", ".join(changed),
-                mend="Choose another `out`, or remove it.",
-            )
-
 
 def train(
     settings: GrpoSettings,
@@ -286,8 +278,10 @@ def train(
     """
     from torch.utils.tensorboard import SummaryWriter
 
+    check(settings, file)
     result = result_of(settings)
     if (result / HISTORY).is_file():
+        _same_run(settings, {}, write=False)
         print(f"{result} is finished already", flush=True)
         return result
     begun = time.perf_counter()
@@ -302,7 +296,7 @@ def train(
         for name, value in row.items():
             board.add_scalar(name, value, run.update)
 
-    stopping, measured = Stopping(), {}
+    stopping, measured = Stopping(), run.measured_before(curves)
     try:
         with stopping.listening():
             while run.update < settings.updates:
@@ -333,10 +327,17 @@ def result_of(settings: GrpoSettings) -> Path:
     return settings.out / ("adapter" if settings.tune == "lora" else "model")
 
 
+def _same_run(settings: GrpoSettings, facts: dict[str, Any], write: bool = True) -> None:
+    same_run(settings.out / SETTINGS, settings_to_json(settings), facts, FREE, GrpoSettings, write)
+
+
 def tasks_of(settings: TaskSettings, card: ModelCard) -> Tasks:
     """The pictures to ask about, turned and windowed as the policy's card says. Raises InputError."""
     if settings.cases is not None:
-        return case_tasks(settings.cases, Choice(orientation=card.orientation.value, window=card.window))
+        choice = Choice(
+            per_plane=settings.per_volume, orientation=card.orientation.value, card_window=card.window
+        )
+        return case_tasks(settings.cases, choice)
     return phantom_tasks(settings.phantoms, settings.phantom_seed, settings.first)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ class TaskSettings:
     Attributes:
         phantoms: so many phantom pictures of the seed `phantom_seed`, from its number `first` on.
         cases: a folder or manifest of cases (training/cases.py) instead of phantoms.
+        per_volume: slices of each volume among the cases, evenly spread; 0: all that show something.
         absent: share of the questions about what a picture does not show.
     """
 
@@ -32,6 +32,7 @@ class TaskSettings:
     phantom_seed: int = setting(101, least=0, most=99_999)
     first: int = setting(0, least=0)
     cases: Path | None = None
+    per_volume: int = setting(8, least=0)
     absent: float = setting(0.125, least=0, most=0.9)
 
 
@@ -140,9 +141,3 @@ def check(settings: GrpoSettings, file: str | None = None) -> None:
                 value=f"seed {settings.held.phantom_seed}",
                 mend="Give held.phantom_seed another number.",
             )
-
-
-def differences(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """The keys in which two runs' settings differ so that their results would."""
-    known = [each.name for each in dataclasses.fields(GrpoSettings) if each.name not in FREE]
-    return [key for key in known if now.get(key) != before.get(key)]

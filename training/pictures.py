@@ -43,6 +43,8 @@ class Choice:
         least_area: share of the picture that a structure must cover to be asked for.
         orientation: how slices are turned.
         window: grey values shown as black and white; None for the case's own, or as the agent chooses.
+        card_window: the policy's own, which the agent takes for CT, and what may be CT, where nothing else
+            says one.
         reverse_mask: the masks of pictures show the structure in black.
     """
 
@@ -56,6 +58,7 @@ class Choice:
     orientation: str = Orientation.RADIOLOGICAL.value
     window: tuple[float, float] | None = None
     reverse_mask: bool = False
+    card_window: tuple[float, float] | None = None
 
 
 @dataclass(eq=False)
@@ -154,11 +157,6 @@ class Source:
         elif self._scan.kind == "volume":
             self.places = [place for plane in choice.planes for place in self._chosen(plane)]
 
-    @property
-    def scan(self) -> Scan | None:
-        """What was read; None for a phantom, and where nothing could be."""
-        return None if self.group.phantom is not None else self._scan
-
     def show(self, place: tuple[str, int]) -> Shown | Problem:
         """The picture at one of the `places`; a Problem where it cannot be cut."""
         if self.group.phantom is not None:
@@ -172,7 +170,7 @@ class Source:
             if flat:
                 picture = cut(self._scan)
             else:
-                window = self.choice.window or case.window
+                window = self.choice.window or case.window or self._cards_window(self._scan)
                 picture = cut(self._scan, plane, index, window, self.choice.orientation)
         except IbisError as error:
             text = str(InputError(error.problem, value=error.value))
@@ -182,6 +180,10 @@ class Source:
         shown.file, shown.reverse = case.image, case.reverse or self.choice.reverse_mask
         shown.masks = {each: region.origin for each, region in self._regions.items()}
         return shown
+
+    def _cards_window(self, scan: Scan) -> tuple[float, float] | None:
+        may_be_ct = scan.window is None and scan.modality in ("", "CT")
+        return self.choice.card_window if may_be_ct else None
 
     def _take(self, loaded: LoadedCase) -> None:
         for name, values in loaded.structures.items():
@@ -278,7 +280,7 @@ def _phantom(group: Group, choice: Choice) -> Shown:
     assert group.phantom is not None
     # What the published orientation makes of a scan in RAS order is its mirror image.
     phantom = random_slice(group.phantom, mirrored=choice.orientation == Orientation.UPSTREAM.value)
-    window = choice.window or PHANTOM_WINDOW
+    window = choice.window or choice.card_window or PHANTOM_WINDOW
     grey = apply_window(phantom.hu, window)
     picture = Picture(np.repeat(grey[:, :, None], 3, 2), PictureGeometry.of_picture(*grey.shape), window)
     names = [name for name in STRUCTURES if not choice.structures or name in choice.structures]

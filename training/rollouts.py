@@ -65,7 +65,7 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class RolloutTurn:
-    """One turn: what was asked (None where it was not asked here), what was said, and the state around it."""
+    """One turn: what was asked (None where it is not learned from), what was said, and the state around it."""
 
     request: Request | None
     said: Sample
@@ -191,7 +191,9 @@ class Roller:
             found = iter(self._predict([each for each in wanted if each is not None], done))
             for n, rollout in enumerate(going):
                 prediction = next(found) if wanted[n] is not None else None
-                rollout.take(requests[n], samples[n], actions[n], prediction, self.limits)
+                # What was asked is large, and of greedy replies nothing is learned.
+                request = requests[n] if temperature else None
+                rollout.take(request, samples[n], actions[n], prediction, self.limits)
             going = [rollout for rollout in going if not rollout.reason]
         return groups
 

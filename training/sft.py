@@ -28,15 +28,15 @@ from ibis_agent.files import check_writable_folder, write_json
 from ibis_agent.memory import free_bytes, gigabytes
 from ibis_agent.model_card import ModelCard, load_card, save_card
 from ibis_agent.policy import load_model
-from ibis_agent.record import read_json
 from ibis_agent.weights import PolicyFolder, look_into
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from training.commands import ending, settings_parser
 from training.hand_over import HISTORY, history_of, named, new_folder, quietly, write_policy
 from training.reply_trainer import Batches, Marked, Plotted, ReplyTrainer, Stopping, last_checkpoint
+from training.same_run import SETTINGS, same_run
 from training.settings import read_settings, settings_to_json
-from training.sft_settings import SftSettings, changed_card, differences
+from training.sft_settings import FREE, SftSettings, changed_card
 from training.turn_data import Checked, Turns, check_data
 
 _LANGUAGE = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
@@ -61,7 +61,8 @@ def fine_tune(settings: SftSettings, file: str | None = None) -> Path:
     first = arguments.process_index == 0
     data = check_data(settings.data, chat, card, settings.held, longest, settings.bad_data == "skip")
     _check_memory(settings, found, device, precision)
-    _same_run(settings, found, data, out, first)
+    facts = {"model": found.sha256, "data": data.sha256}
+    same_run(out / SETTINGS, settings_to_json(settings), facts, FREE, SftSettings, write=first)
     result = out / ("adapter" if settings.tune == "lora" else "model")
     if (result / HISTORY).is_file():
         print(f"{result} is finished already", flush=True)
@@ -208,25 +209,6 @@ def _check_memory(settings: SftSettings, found: PolicyFolder, device: str, preci
             value=f"{gigabytes(free)} free",
             mend="Set tune: lora, or spread it over several devices (see training/README.md).",
         )
-
-
-def _same_run(settings: SftSettings, found: PolicyFolder, data: Checked, out: Path, first: bool) -> None:
-    """Refuse a folder that other settings, data or weights began."""
-    now: dict[str, Any] = {"settings": settings_to_json(settings), "model": found.sha256, "data": data.sha256}
-    path = out / "settings.json"
-    if path.is_file():
-        before = read_json(path)
-        changed = differences(now["settings"], before.get("settings") or {})
-        changed += [key for key in ("model", "data") if now[key] != before.get(key) and key not in changed]
-        if changed:
-            raise InputError(
-                "the folder holds a run with other settings or data",
-                file=out,
-                value=", ".join(changed),
-                mend="Choose another `out`, or remove it.",
-            )
-    elif first:
-        write_json(path, now)
 
 
 def _tell(settings: SftSettings, data: Checked, out: Path) -> None:

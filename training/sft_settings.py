@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,9 +100,3 @@ def changed_card(card: ModelCard, changes: dict[str, Any], file: str | None = No
         return card_from_json({**values, **changes})
     except ModelError as error:
         raise InputError(f"card: {error.problem}", file=file, value=error.value, mend=error.mend) from error
-
-
-def differences(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """The keys in which two runs' settings differ so that their results would."""
-    known = [each.name for each in dataclasses.fields(SftSettings) if each.name not in FREE]
-    return [key for key in known if now.get(key) != before.get(key)]

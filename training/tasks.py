@@ -4,20 +4,25 @@
     tasks.draw(8, np.random.default_rng([seed, update]))      # eight questions, seven about what is there
     tasks.every(per_picture=2, seed=1)                        # a fixed list, for measuring
 
-Pictures are made when they are first needed and kept. Rollouts over them are in rollouts.
+Phantoms are made when they are first needed. Of cases, the chosen slices are cut once, at the start, one scan
+at a time, and kept in little memory. Rollouts over them are in rollouts.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from ibis_agent.errors import InputError
+from tqdm import tqdm
 
 from training.cases import Problem, read_cases
-from training.pictures import Choice, Shown, Source, groups_of, phantom_groups
+from training.pictures import Choice, Group, Shown, Source, groups_of, phantom_groups
 from training.questions import question
 from training.rollouts import Question
 
@@ -25,16 +30,19 @@ PHANTOM = Choice()
 
 
 class Tasks:
-    """Pictures that questions are asked about, as (source, place) pairs."""
+    """Pictures that questions are asked about, each given by a function.
 
-    def __init__(self, places: Sequence[tuple[Source, tuple[str, int]]]) -> None:
-        if not places:
+    `identity`: of the pictures and their truth where no settings decide them, else empty.
+    """
+
+    def __init__(self, pictures: Sequence[Callable[[], Shown]], identity: str = "") -> None:
+        if not pictures:
             raise InputError("there is no picture to ask about", mend="Give more phantoms or cases.")
-        self._places = list(places)
-        self._shown: dict[int, Shown] = {}
+        self._pictures = list(pictures)
+        self.identity = identity
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._pictures)
 
     def draw(self, count: int, rng: np.random.Generator, absent: float = 0.125) -> list[Question]:
         """`count` questions; the share `absent` of them about structures that the picture does not show."""
@@ -42,7 +50,7 @@ class Tasks:
         misses = 0
         while len(found) < count:
             shown = self.shown(int(rng.integers(len(self))))
-            asked = _ask(shown, rng, there=bool(rng.random() >= absent)) if shown is not None else None
+            asked = _ask(shown, rng, there=bool(rng.random() >= absent))
             if asked is not None:
                 found.append(asked)
             else:
@@ -57,37 +65,79 @@ class Tasks:
         for number in range(len(self)):
             rng = np.random.default_rng([seed, number])
             shown = self.shown(number)
-            if shown is None:
-                continue
             there = [str(name) for name in rng.permutation(list(shown.truths))[:per_picture]]
             missing = [str(name) for name in rng.permutation(shown.absent)[:absent]]
             found += [_about(shown, name, rng) for name in (*there, *missing)]
         return found
 
-    def shown(self, number: int) -> Shown | None:
-        """Picture `number`; None where it cannot be cut."""
-        if number not in self._shown:
-            source, place = self._places[number]
-            shown = source.show(place)
-            if isinstance(shown, Problem):
-                return None
-            self._shown[number] = shown
-        return self._shown[number]
+    def shown(self, number: int) -> Shown:
+        """Picture `number`."""
+        return self._pictures[number]()
 
 
 def phantom_tasks(count: int, seed: int, first: int = 0) -> Tasks:
     """Phantoms `first` … `first + count − 1` of a seed; no other seed has any of them."""
     groups = phantom_groups(first + count, seed)[first:]
-    return Tasks([(Source(group, PHANTOM), ("picture", 0)) for group in groups])
+    return Tasks([functools.cache(functools.partial(_phantom, group)) for group in groups])
 
 
 def case_tasks(manifest: Path, choice: Choice | None = None) -> Tasks:
-    """The pictures of a manifest or a folder of cases. Raises InputError where none can be used."""
+    """The pictures of a manifest or a folder of cases. What cannot be used is told on the way.
+
+    Raises InputError where nothing can be.
+    """
     cases, problems = read_cases(manifest)
+    kept: list[_Kept] = []
+    for group in tqdm(groups_of(cases), desc="reading", mininterval=2, leave=False):
+        source = Source(group, choice or Choice())
+        problems += source.problems
+        for place in source.places:
+            shown = source.show(place)
+            if isinstance(shown, Problem):
+                problems.append(shown)
+            else:
+                kept.append(_Kept(shown))
     for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
-    sources = [Source(group, choice or Choice()) for group in groups_of(cases)]
-    return Tasks([(source, place) for source in sources for place in source.places])
+        print(f"{problem.kind}: {problem}", file=sys.stderr)
+    digest = hashlib.sha256()
+    for each in kept:
+        each.tell(digest.update)
+    return Tasks([each.whole for each in kept], digest.hexdigest())
+
+
+class _Kept:
+    """A picture in little memory: a grey one with one channel, masks as bits."""
+
+    def __init__(self, shown: Shown) -> None:
+        rgb = shown.picture.rgb
+        grey = bool((rgb == rgb[:, :, :1]).all())
+        self._pixels = np.ascontiguousarray(rgb[:, :, :1] if grey else rgb)
+        self._bits = {name: np.packbits(truth) for name, truth in shown.truths.items()}
+        picture = replace(shown.picture, rgb=self._pixels)
+        self._bare = replace(shown, picture=picture, truths={}, traces={})
+
+    def whole(self) -> Shown:
+        """The picture as it was, without traces."""
+        height, width, channels = self._pixels.shape
+        rgb = np.repeat(self._pixels, 3, axis=2) if channels == 1 else self._pixels
+        truths = {
+            name: np.unpackbits(bits, count=height * width).reshape(height, width).astype(bool)
+            for name, bits in self._bits.items()
+        }
+        return replace(self._bare, picture=replace(self._bare.picture, rgb=rgb), truths=truths)
+
+    def tell(self, hear: Callable[[bytes], object]) -> None:
+        """All that a question could be made of."""
+        hear(f"{self._bare.key} {self._pixels.shape} {list(self._bits)} {self._bare.absent}".encode())
+        hear(self._pixels.tobytes())
+        for bits in self._bits.values():
+            hear(bits.tobytes())
+
+
+def _phantom(group: Group) -> Shown:
+    shown = Source(group, PHANTOM).show(("picture", 0))
+    assert isinstance(shown, Shown)
+    return shown
 
 
 def _ask(shown: Shown, rng: np.random.Generator, there: bool) -> Question | None:

@@ -28,12 +28,12 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 from ibis_agent.errors import InputError
 from ibis_agent.files import atomic_write, check_writable_folder, write_json
-from ibis_agent.record import read_json
 from tqdm import tqdm
 
 from training.cases import Problem, refuse, tally
 from training.commands import ending
 from training.pictures import Group
+from training.same_run import same_run
 from training.trajectory_options import arguments, groups_for, work_of
 from training.trajectory_parts import Work, do_all, load_segmenter, read_parts
 
@@ -140,23 +140,8 @@ def _same_run(work: Work, groups: Sequence[Group], identity: dict[str, str]) -> 
     cases = [[case.id, sorted(case.labels.items())] for group in groups for case in group.cases]
     cases += [[group.key, []] for group in groups if group.phantom is not None]
     listed = hashlib.sha256(json.dumps(cases).encode()).hexdigest()
-    now = json.loads(json.dumps({"options": options, "segmenter": identity, "cases": listed}))
-    path = work.out / "options.json"
-    if not path.exists():
-        write_json(path, now)
-    elif (before := read_json(path)) != now:
-        changed = [
-            key
-            for key in {**now["options"], **before.get("options", {})}
-            if now["options"].get(key) != before.get("options", {}).get(key)
-        ]
-        changed += [key for key in ("segmenter", "cases") if now[key] != before.get(key)]
-        raise InputError(
-            "the folder holds trajectories that were made with other options",
-            file=work.out,
-            value=", ".join(changed),
-            mend="Choose another folder, or remove it.",
-        )
+    facts = {"segmenter": identity, "cases": listed}
+    same_run(work.out / "options.json", json.loads(json.dumps(options)), facts)
 
 
 def _merge(

@@ -53,7 +53,7 @@ def arguments(description: str = "") -> argparse.ArgumentParser:
     which("--per-picture", type=int, default=0, help="structures of a picture, at random; default: all")
     which("--least-area", type=float, default=0.001, help="share of the picture that a structure covers")
     which("--reverse-mask", action="store_true", help="masks of pictures show the structure in black")
-    which("--window-min", type=float)
+    which("--window-min", type=float, help="for all scans; default: their own, or as the agent chooses")
     which("--window-max", type=float)
     which("--orientation", choices=[each.value for each in Orientation])
     which("--card", type=Path, help="a policy's folder: its orientation and window")
@@ -83,11 +83,11 @@ def arguments(description: str = "") -> argparse.ArgumentParser:
 def work_of(args: argparse.Namespace) -> Work:
     """The options, checked. Raises InputError."""
     _check(args)
-    window = None
+    window = card_window = None
     orientation = Orientation.RADIOLOGICAL.value
     if args.card is not None:
         card = load_card(args.card)
-        orientation, window = card.orientation.value, card.window
+        orientation, card_window = card.orientation.value, card.window
     if (args.window_min is None) != (args.window_max is None):
         raise InputError("a window has two ends", mend="Give --window-min and --window-max.")
     if args.window_min is not None:
@@ -106,6 +106,7 @@ def work_of(args: argparse.Namespace) -> Work:
             orientation=args.orientation or orientation,
             window=window,
             reverse_mask=args.reverse_mask,
+            card_window=card_window,
         ),
         recipe=Recipe(
             iou_threshold=args.iou_threshold,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ibis_agent.weights import look_into  # noqa: E402
 
 from training import grpo, reproduce  # noqa: E402
 from training.grpo_settings import GrpoSettings, RewardSettings, TaskSettings  # noqa: E402
+from training.hand_over import HISTORY  # noqa: E402
 from training.merge import merge  # noqa: E402
 from training.objective import advantages, clipped, divergence, figures, normalised  # noqa: E402
 from training.rewards import State  # noqa: E402
@@ -199,8 +201,15 @@ def test_a_run_that_was_killed_ends_as_one_left_alone(
     assert any("held_iou" in row for row in rows)
     assert (tmp_path / "killed" / "curves.png").is_file()
     assert list((tmp_path / "killed" / "tensorboard").iterdir())
-    with pytest.raises(InputError, match="other settings"):
-        grpo.Run(_settings(tmp_path / "killed", "rate=1e-3"), None, segmenter, tasks)
+    with pytest.raises(InputError, match=r"other settings.*rate"):
+        grpo.train(_settings(tmp_path / "killed", "rate=1e-3"), None, segmenter, tasks)
+    shutil.rmtree(resumed)  # killed once more, between the last update and the end
+    again = grpo.train(_settings(tmp_path / "killed"), None, segmenter, tasks)
+    assert _figures_of(again) == _figures_of(whole) != {}
+
+
+def _figures_of(policy: Path) -> dict[str, float]:
+    return json.loads((policy / HISTORY).read_text(encoding="utf-8"))["figures"]
 
 
 def test_lora_with_a_divergence_leaves_an_adapter_that_merges(
@@ -249,4 +258,9 @@ def test_cases_are_shown_as_the_policys_card_says(tmp_path: Path) -> None:
         card = ModelCard(name="as trained", orientation=orientation, window=(-100.0, 150.0))
         shown = grpo.tasks_of(TaskSettings(cases=tmp_path), card).shown(0)
         wanted = cut(load_scan(tmp_path / "a.nii.gz"), "axial", 1, card.window, orientation)
-        assert shown is not None and np.array_equal(shown.picture.rgb, wanted.rgb)
+        assert np.array_equal(shown.picture.rgb, wanted.rgb)
+    # What a case says for itself goes before the card, as it does where the agent is measured.
+    row = {"image": "a.nii.gz", "mask": "a_labels.nii.gz", "window": [0, 50]}
+    (tmp_path / "own.json").write_text(json.dumps({"labels": {"1": "liver"}, "cases": [row]}))
+    shown = grpo.tasks_of(TaskSettings(cases=tmp_path / "own.json"), card).shown(0)
+    assert shown.picture.window == (0, 50)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +18,7 @@ from ibis_agent.model_card import ModelCard
 from ibis_agent.record import read_json
 from tqdm import tqdm
 
-from training.cases import Case, Problem, read_cases, refuse
+from training.cases import Case, Problem, checked, read_cases, refuse
 from training.pictures import PHANTOM_WINDOW, Choice, Group, Shown, Source, groups_of
 from training.questions import question
 
@@ -94,13 +93,11 @@ class LabelledData:
     All of it is read once at the start, so that bad data is known before slow work; then one scan at a time.
     """
 
-    def __init__(
-        self, cases: Sequence[Case], choice: Choice, card: ModelCard, problems: Sequence[Problem] = ()
-    ) -> None:
-        """card: of the policy, for its window. What cannot be used is in `problems` afterwards."""
+    def __init__(self, cases: Sequence[Case], choice: Choice, problems: Sequence[Problem] = ()) -> None:
+        """What cannot be used is in `problems` afterwards."""
         self.problems = list(problems)
         self.questions: int | None = None
-        self._choice, self._card = choice, card
+        self._choice = choice
         self._groups = groups_of(cases)
         self._places: list[tuple[int, tuple[str, int]]] = []
         self._held: tuple[int, Source] | None = None
@@ -120,7 +117,7 @@ class LabelledData:
             "planes": list(choice.planes),
             "slices": choice.slices,
             "per_plane": choice.per_plane,
-            "window": choice.window or card.window,
+            "window": choice.window or choice.card_window,
             "orientation": choice.orientation,
         }
 
@@ -141,28 +138,18 @@ class LabelledData:
 
     def _read(self, number: int) -> Source:
         if self._held is None or self._held[0] != number:
-            source = Source(self._groups[number], self._choice)
-            self._use_the_cards_window(source)
-            self._held = (number, source)
+            self._held = None  # before the next scan takes its memory
+            self._held = (number, Source(self._groups[number], self._choice))
         return self._held[1]
 
-    def _use_the_cards_window(self, source: Source) -> None:
-        """As a run of the agent chooses it: for CT, and what may be CT, where nothing else says a window."""
-        scan = source.scan
-        said = self._choice.window or source.group.cases[0].window
-        if said is None and scan is not None and scan.window is None and scan.modality in ("", "CT"):
-            source.choice = replace(source.choice, window=self._card.window)
 
-
-def labelled_data(
-    source: Path, names: Path | None, choice: Choice, card: ModelCard, strict: bool
-) -> LabelledData:
+def labelled_data(source: Path, names: Path | None, choice: Choice, strict: bool) -> LabelledData:
     """A folder or manifest as training.cases understands it; strict refuses data with any problem.
 
     Raises InputError.
     """
     cases, problems = read_cases(source, names)
-    found = LabelledData(cases, choice, card, problems)
+    found = LabelledData(cases, choice, problems)
     if strict or not len(found):
         refuse(found.problems)
     if not len(found):
@@ -175,7 +162,11 @@ def labelled_scan(scan: Path, labels: Path, names: Path, card: ModelCard) -> Lab
     choice = Choice(
         slices="all", least_area=SMALLEST, orientation=card.orientation.value, window=PHANTOM_WINDOW
     )
-    found = LabelledData([Case(scan.name, scan, labels, _organs(names))], choice, card)
+    case = Case(scan.name, scan, labels, _organs(names))
+    for problem in checked(case):
+        if isinstance(problem, Problem):
+            raise InputError(problem.text, file=problem.file, mend="Check the path.")
+    found = LabelledData([case], choice)
     if not len(found):
         refuse(found.problems)
     return found
