@@ -1,8 +1,9 @@
 """Where to begin in a volume: looks at slices spread over the stack, then closer and closer ones.
 
-A look is the first step of an episode on that slice. What a look was worth is judged by the segmenter's score
-and the size of the mask that the click made, supported by the looks beside it: an object goes through
-neighbouring slices, a mistake seldom does. The search itself knows no models; looks come from the caller.
+A look is the first step of an episode on that slice. What a look was worth is judged by the segmenter's score of
+the mask that the click made, supported by the looks beside it: an object goes through neighbouring slices, a
+mistake seldom does. The mask's size decides between equals alone: a mistake for a small organ is often a large one.
+The search itself knows no models; looks come from the caller.
 """
 
 from __future__ import annotations
@@ -43,10 +44,8 @@ class Look:
 
     @property
     def worth(self) -> float:
-        """How good a beginning: the mask's score times its equivalent radius in mm; 0 if nothing is seen."""
-        if not self.seen or self.step is None:
-            return 0.0
-        return max(0.0, self.step.score or 0.0) * math.sqrt(self.area_mm2 / math.pi)
+        """How good a beginning: the mask's score, 0 to 1; 0 if nothing is seen."""
+        return max(0.0, self.step.score or 0.0) if self.seen and self.step is not None else 0.0
 
     @property
     def words(self) -> str:
@@ -119,7 +118,10 @@ def search_slices(
 
 
 def best(looks: Mapping[int, Look]) -> Look | None:
-    """The look to begin at: the worthiest, its neighbours among the looks counted in; None if nothing is seen."""
+    """The look to begin at: the worthiest, its neighbours among the looks counted in, of equals the largest.
+
+    None if nothing is seen.
+    """
     places = sorted(looks)
     support = {}
     for n, index in enumerate(places):
@@ -128,4 +130,4 @@ def best(looks: Mapping[int, Look]) -> Look | None:
     seen = [index for index in places if looks[index].seen]
     if not seen:
         return None
-    return looks[max(seen, key=lambda index: (support[index], looks[index].worth, -index))]
+    return looks[max(seen, key=lambda index: (round(support[index], 2), looks[index].area_mm2, -index))]
