@@ -16,6 +16,7 @@ import re
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
 from ibis_agent.episode import Step
-from ibis_agent.errors import InputError
+from ibis_agent.errors import InputError, ModelError
 from ibis_agent.files import write_bytes, write_text
 from ibis_agent.masks import encode_rle
 from ibis_agent.published import from_trajectory
@@ -243,9 +244,15 @@ def do_all(work: Work, groups: Sequence[Group], workers: int, segmenter: Any, pr
                 _tell(news, progress)
                 for each in done:
                     each.result()
-        except BaseException:
+        except BaseException as error:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise ModelError(
+                    "a process was ended from outside, perhaps because the memory was full",
+                    value=f"{workers} workers",
+                    mend="Start again with fewer --workers; what is done is kept.",
+                ) from error
             raise
         _tell(news, progress)
 
@@ -337,5 +344,5 @@ def drawn_for(seed: int, *names: str) -> np.random.Generator:
 
 
 def slug(text: str) -> str:
-    """A file name of a key."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:80] or "picture"
+    """A file name of a key; of a long one its end, where slices of one scan differ."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[-80:].strip("-.") or "picture"

@@ -186,6 +186,14 @@ def test_two_processes_killed_on_the_way_end_as_one_left_alone(tmp_path: Path, p
     assert contents(killed) == contents(tmp_path / "alone")
 
 
+def test_slices_of_a_scan_with_a_long_name_have_pictures_of_their_own(data_set: Path, tmp_path: Path) -> None:
+    for file in list(data_set.glob("scan*")):
+        file.rename(data_set / file.name.replace("scan", "1.2.840." + "9" * 90))
+    made(data_set, tmp_path / "out", "--per-plane", "3", segmenter=Discs())
+    pictures = {sample["image"] for sample in samples(tmp_path / "out")}
+    assert len(pictures) == 3 and all((tmp_path / "out" / each).is_file() for each in pictures)
+
+
 def test_a_folder_with_other_options_is_not_mixed_with_these(data_set: Path, tmp_path: Path) -> None:
     made(data_set, tmp_path / "out", "--per-plane", "1", segmenter=Discs())
     with pytest.raises(InputError, match=r"other settings or data.*recipe"):
