@@ -84,6 +84,13 @@ class ReplyTrainer(Trainer):
         self._weights: Tensor | None = None
         self._right = {True: [0, 0], False: [0, 0]}
 
+    def get_batch_samples(self, *given: Any, **named: Any) -> Any:
+        """None once all steps are done: the Trainer, going on from its last checkpoint, would do one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return [], None
+        return super().get_batch_samples(*given, **named)
+
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         inputs = dict(inputs)
         keep, wanted = where_said(inputs["labels"])

@@ -89,7 +89,8 @@ def fine_tune(settings: SftSettings, file: str | None = None) -> Path:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stopping.asked and trainer.state.global_step < trainer.state.max_steps:
         raise Cancelled(f"stopped at step {trainer.state.global_step}; the same command goes on from there")
-    if data.held:
+    now = trainer.state.global_step
+    if data.held and not any("eval_loss" in row and row["step"] == now for row in trainer.state.log_history):
         trainer.evaluate()
     _finish(settings, found, card, trainer, data, result, time.perf_counter() - begun)
     return result

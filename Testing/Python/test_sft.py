@@ -122,6 +122,20 @@ def test_a_run_that_was_killed_ends_as_one_left_alone(monkeypatch, whole, data, 
     assert all(torch.equal(values, again[name]) for name, values in left.items())
 
 
+def test_a_run_that_was_killed_after_its_last_step_does_no_further_one(
+    monkeypatch, whole, data, tiny, tmp_path
+):
+    given = settings(data, tmp_path, tiny)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sft, "_finish", lambda *_: signal.raise_signal(signal.SIGINT))
+        sft.fine_tune(given)
+    sft.fine_tune(given)
+    assert rows_without_time(tmp_path) == rows_without_time(whole)
+    assert json.loads((tmp_path / "model" / "training.json").read_text())["steps"] == 3
+    left, again = (load_file(out / "model" / "model.safetensors") for out in (whole, tmp_path))
+    assert all(torch.equal(values, again[name]) for name, values in left.items())
+
+
 def test_a_lora_run_that_was_asked_to_stop_ends_as_one_left_alone(monkeypatch, data, tiny, tmp_path):
     given = [
         settings(data, tmp_path / name, tiny, tune="lora", steps=2, lora={"dropout": 0.3}) for name in "ab"
