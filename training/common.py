@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -50,9 +51,13 @@ class Curves:
         self.path = folder / "curves.jsonl"
         self.rows: list[dict[str, float]] = []
         if resumed_at and self.path.exists():
-            rows = [json.loads(line) for line in self.path.read_text().splitlines()]
-            self.rows = [r for r in rows if r["step"] <= resumed_at]
-        self.path.write_text("".join(json.dumps(r) + "\n" for r in self.rows))
+            for line in self.path.read_text().splitlines():
+                with contextlib.suppress(ValueError):  # a line that was cut off when the machine went down
+                    self.rows.append(json.loads(line))
+            self.rows = [r for r in self.rows if r["step"] <= resumed_at]
+        partial = self.path.with_suffix(".part")
+        partial.write_text("".join(json.dumps(r) + "\n" for r in self.rows))
+        os.replace(partial, self.path)
 
     def add(self, **row: float) -> None:
         self.rows.append(row)

@@ -88,7 +88,7 @@ def divergence(new: Tensor, reference: Tensor) -> Tensor:
 
 
 def figures(groups: Sequence[Sequence[Rollout]], settings: RewardSettings | None = None) -> dict[str, float]:
-    """Means over rollouts, for curves and tables; with `settings` also of every weighted reward.
+    """Means over rollouts, for curves and tables; with `settings` also of every weighted reward and the `score`.
 
     `iou`, `dice`, `clicks`, `hit` are over the questions whose structure is there, `absent_recall` over the
     others, `false_absence` the share of the first that ended without a click.
@@ -112,8 +112,7 @@ def figures(groups: Sequence[Sequence[Rollout]], settings: RewardSettings | None
         outcomes = [outcome_rewards(each, settings) for each in every]
         found |= {f"turn_{name}": _mean(one[name] for one in turns) for name in settings.turn}
         found |= {f"outcome_{name}": _mean(one[name] for one in outcomes) for name in settings.outcome}
-        found["reward"] = _mean(_sum(one, settings.turn) for one in turns) * bool(settings.turn_credit)
-        found["reward"] += _mean(_sum(one, settings.outcome) for one in outcomes)
+        found["reward"] = _mean(score(each, settings)["score"] for each in every)
     return {name: value for name, value in found.items() if not np.isnan(value)}
 
 

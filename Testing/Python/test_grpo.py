@@ -132,6 +132,8 @@ def test_figures_tell_what_is_there_from_what_is_not() -> None:
     assert (found["hit"], found["clicks"], found["iou"]) == (0.5, 1, 0.5)
     assert "absent_recall" not in found  # nothing absent was asked for
     assert found["turn_placement"] == 0 and found["outcome_answer"] == 1.5
+    weighted = RewardSettings(turn={"placement": 1.0}, outcome={"answer": 2.0}, outcome_credit=0.0)
+    assert figures([[_rollout((INSIDE, TRUTH))]], weighted)["reward"] == 1  # what has no credit is not in it
 
 
 @pytest.mark.parametrize(
