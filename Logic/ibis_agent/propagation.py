@@ -178,19 +178,24 @@ class Propagation:
             patience: end after so many slices in a row without the object; None goes on to `last`.
             settle: what is visited was known before: end where it comes out as it was.
 
-        Ends before another anchor. Every slice that came out stays known, also when the caller stops early.
+        Ends before another anchor. What that one's half of the way holds is kept where this one finds nothing. Every
+        slice that came out stays known, also when the caller stops early.
         """
         if start not in self.found:
             raise InputError("nothing is known of this slice to start from", value=start)
         if direction not in (-1, 1) or not 0 <= last < self.count:
             raise InputError("there is no such way through the stack", value=f"{start} {direction} {last}")
-        missed, same = 0, 0
+        missed, same, border = 0, 0, self._border(start, direction)
         for index in range(start + direction, last + direction, direction):
             if index in self._anchors:
                 # What a click on the other side says still reaches this one: through the memory of all anchors.
                 return
-            before = self.found.get(index)
+            before, tracked = self.found.get(index), self._tracked.get(index)
             found = self._track(index, direction < 0)
+            lost = before is not None and before.mask.any() and not found.mask.any()
+            if lost and tracked is not None and index * direction >= border:
+                self.found[index], self._tracked[index] = before, tracked  # type: ignore[assignment]
+                return
             yield found
             missed = 0 if found.mask.any() else missed + 1
             if patience is not None and missed >= patience:
@@ -203,12 +208,24 @@ class Propagation:
                     return
 
     def forget_beyond(self, index: int, direction: int, last: int) -> None:
-        """The object has ended: what an earlier pass found further on, up to the next anchor, is gone."""
+        """The object has ended: what an earlier pass found further on is gone, up to another anchor's half."""
+        border = self._border(index, direction)
         for beyond in range(index + direction, last + direction, direction):
-            if beyond in self._anchors:
+            if beyond * direction >= border:
                 return
             self._tracked.pop(beyond, None)
             self.found.pop(beyond, None)
+
+    def _border(self, start: int, direction: int) -> float:
+        """From which slice on, times the direction, a way through `start` is nearer to the anchor that it leads to
+        than to the one that it comes from; infinite where it leads to none.
+        """
+        ahead = [n for n in self._anchors if (n - start) * direction > 0]
+        behind = [n for n in self._anchors if (n - start) * direction <= 0]
+        if not ahead or not behind:
+            return math.inf
+        nearest = min(ahead, key=lambda n: abs(n - start)), min(behind, key=lambda n: abs(n - start))
+        return sum(nearest) / 2 * direction
 
     # ---- the network ----------------------------------------------------------------------------------------
 

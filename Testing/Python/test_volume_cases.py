@@ -217,3 +217,22 @@ def test_a_second_question_about_the_same_slices_finds_their_features_kept() -> 
     assert kept.of(run_over(two_things()[::-1]).slices, SEGMENTER) is not features
     other = dataclasses.replace(run.slices, window=(0.0, 100.0))  # type: ignore[type-var]
     assert kept.of(run.slices, SEGMENTER) is not kept.of(other, SEGMENTER)
+
+
+def test_redoing_the_neighbours_of_another_piece_leaves_what_was_found_of_the_first() -> None:
+    far = grown([disc() if n <= 9 or 20 <= n <= 28 else NOTHING for n in range(30)], 4)
+    assert shown(far) == list(range(10))
+    far.click(24, MIDDLE)
+    far.spread(24)
+    assert shown(far) == [*range(10), *range(20, 29)]
+    far.undo()
+    far.redo()
+    assert shown(far) == [*range(10), *range(20, 29)]
+    # Nearer than the patience, and not touching: each piece keeps the slices on its side of the middle.
+    near = grown([disc(6, column=8 if n <= 9 else 24) for n in range(20)], 4, gap_mm=1.0)
+    near.click(10, Click(24.5 / SIDE, 0.5))
+    near.spread(10)
+    assert shown(near) == [*range(8), *range(10, 20)]
+    for run in (far, near):
+        record = json.loads(json.dumps(volume_to_json(run, "made.nii.gz")))
+        assert VolumeTrajectory.from_json(record).replay(SEGMENTER).differences == ()
