@@ -64,3 +64,7 @@ def test_there_is_room_for_the_demonstration_models(real: Panel) -> None:
     panel.ui.modelsSection.collapsed = False
     panel.host.press(panel.ui.checkButton)
     panel.host.wait_until(lambda: "it fits" in panel.ui.modelsStatusLabel.text, 300, "the answer")
+
+
+def test_the_modules_own_test_passes_with_the_demonstration_models(real: Panel) -> None:
+    real.module.source.IBISSlicerTest().runTest()
