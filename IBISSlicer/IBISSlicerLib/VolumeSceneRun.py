@@ -55,7 +55,7 @@ class VolumeSceneRun(SceneRun):
         image = {**self._image, "file": str(path)}
         fields = {"question": record.question, "scope": "volume", "image": image}
         if self.isOpened:
-            fields.update(head=record.head, known=record.to_json()["known"])
+            fields.update(head=record.head, known=record.known())
         return fields
 
     def show(self, number: int) -> None:

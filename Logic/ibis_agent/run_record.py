@@ -179,7 +179,9 @@ class RunRecord:
             "action": {"kind": "terminate", "answer": ""},
             "seconds": {},
         }
-        self.extend(self.after, end, {"status": "ended", "reason": "The person accepted the mask.", "answer": ""})
+        self.extend(
+            self.after, end, {"status": "ended", "reason": "The person accepted the mask.", "answer": ""}
+        )
 
     def undo(self) -> None:
         if self._undo:
@@ -217,16 +219,20 @@ class RunRecord:
             "steps": self.steps,
         }
 
-    def to_json(self) -> Json:
-        """Everything, the way back included."""
+    def known(self) -> Json:
+        """All steps that can still come to count, by uid, as a worker needs them to go on with the run."""
         kept = [self._state, *self._undo, *self._redo]
         used = {uid for state in kept for uid in (*state.steps, state.rejected)}
+        return {uid: step for uid, step in self._known.items() if uid in used}
+
+    def to_json(self) -> Json:
+        """Everything, the way back included."""
         return {
             "schema": self.schema,
             "session": self.session,
             "question": self.question,
             "head": self.head,
-            "known": {uid: step for uid, step in self._known.items() if uid in used},
+            "known": RunRecord.known(self),
             "state": _state_to_json(self._state),
             "undo": [_state_to_json(state) for state in self._undo],
             "redo": [_state_to_json(state) for state in self._redo],

@@ -76,6 +76,12 @@ class VolumeRunRecord(RunRecord):
         made = [each for each in self.steps[:number] if each["kind"] == "click" and each["slice"] == index]
         return [Click(c["x"], c["y"], bool(c["positive"])) for c in made[-1]["clicks"]] if made else []
 
+    def known(self) -> Json:
+        """As RunRecord.known, without the masks of slices, which a worker makes again."""
+        return {
+            uid: {key: each[key] for key in each if key != "touched"} for uid, each in super().known().items()
+        }
+
     def clicked(self, number: int | None = None) -> list[int]:
         """The slices that were clicked."""
         return sorted({int(each["slice"]) for each in self.steps[:number] if each["kind"] == "click"})

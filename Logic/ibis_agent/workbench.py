@@ -51,6 +51,7 @@ class Workbench:
     """Answers requests one at a time. `do` returns the last event of its request and raises what went wrong."""
 
     scopes: Sequence[str] = ("slice", "volume")  # what `ask` can be asked about
+    folder: Path | None = None  # private to the worker: images that come there are removed when they were read
 
     def __init__(self) -> None:
         self._policy: Policy | None = None
@@ -58,6 +59,7 @@ class Workbench:
         self._made_of: dict[str, tuple[str, ...]] = {}  # which settings each loaded part came from
         self._sessions: dict[str, _Session | VolumeQuestion] = {}
         self._kept = KeptFeatures()
+        self._images: set[Path] = set()  # read, and to be removed
 
     def do(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
         """Raises IbisError for what a person can mend, and whatever else went wrong."""
@@ -204,6 +206,7 @@ class Workbench:
                 )
         else:
             picture = cut_picture(request["image"], card.orientation, card.window)
+            self._has_read(request["image"])
             source = str(request["image"].get("name") or "")
         episode = Episode(picture, str(request["question"]), self._policy, self._segmenter, limits)
         self._sessions[str(request["session"])] = _Session(episode, recorded=dict(request.get("known") or {}))
@@ -213,6 +216,7 @@ class Workbench:
         assert self._policy is not None
         image = request.get("image") or {}
         stack = stack_from(image, scan_of(image), self._policy.card, request.get("head"))
+        self._has_read(image)
         question = VolumeQuestion(request, stack, self._policy, self._segmenter, self._kept)
         self._sessions[str(request["session"])] = question
         return {"event": "done", "head": question.head()}
@@ -250,7 +254,23 @@ class Workbench:
 
     def _close(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
         self._sessions.pop(str(request.get("session")), None)
+        self._remove_images()
         return {"event": "done"}
+
+    def _has_read(self, image: Message) -> None:
+        file = Path(str(image["file"]))
+        if file.parent == self.folder:
+            self._images.add(file)
+        self._remove_images()
+
+    def _remove_images(self) -> None:
+        """A worker may live for weeks, and a volume takes hundreds of megabytes. A mapped one is not lost by this;
+        Windows refuses it until the question is closed.
+        """
+        for file in tuple(self._images):
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+                self._images.discard(file)
 
     def _told(self, session: _Session, step: Step | None, emit: Emit) -> Message:
         """Send the new step, if there is one, and say how the run stands."""

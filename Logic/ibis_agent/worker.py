@@ -45,6 +45,7 @@ class Worker:
         self._cancelled: set[int] = set()
         self._ending = threading.Event()
         self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))  # mode 0700
+        workbench.folder = self.folder
 
     def run(self) -> None:
         """Serve until stdin closes or `shutdown` comes."""

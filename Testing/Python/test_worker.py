@@ -118,6 +118,7 @@ def test_saying_hello_does_not_import_torch() -> None:
 def test_a_question_is_answered_step_by_step(talk: Callable[..., Conversation], tmp_path: Path) -> None:
     worker = talk()
     head = worker.open(tmp_path)["head"]
+    assert (tmp_path / "slice.npy").is_file()  # what was not handed over for good is not the worker's to remove
     assert head["picture"]["geometry"]["index"] == 2
     assert (head["picture"]["height"], head["picture"]["width"]) == (48, 40)
     *told, step, done = worker.do("step", session="a", after=[])
@@ -342,6 +343,7 @@ def test_a_step_brings_about_all_that_it_needs(client: Callable[..., Any]) -> No
     worker.submit(told.job("step", "a", after=[]))
     starter.pump_until(lambda: "done" in told.names())
     assert told.names() == ["opened", "step", "done"]
+    assert list(Path(worker.hello["folder"]).iterdir()) == []  # no image stays behind
     assert worker.state == "idle"
     assert worker.ready["card"]["name"] == "scripted"
 

@@ -60,7 +60,7 @@ class Question:
         limits = {"looks": 0, "follow": "carry", "patience_mm": 10.0}
         asked = {"question": self.record.question, "scope": "volume", "image": image, "limits": limits}
         if self.record.head:
-            asked |= {"head": self.record.head, "known": self.record.to_json()["known"]}
+            asked |= {"head": self.record.head, "known": self.record.known()}
         return asked
 
     def submit(self, request: str = "step", **fields: Any) -> None:
@@ -99,6 +99,7 @@ def question(tmp_path: Path, voxels: np.ndarray, parity: Path) -> Iterator[Quest
 def test_a_volume_is_answered_slice_by_slice_corrected_and_recorded(question: Question) -> None:
     q, record = question, question.record
     q.run_until("grow")
+    assert list(Path(q.client.hello["folder"]).iterdir()) == []  # type: ignore[index] # a volume is large
     kinds = [step["kind"] for step in record.steps]
     assert kinds[0] == "look" and kinds[-3:] == ["click", "done", "grow"]
     assert record.answer == "There it is." and record.range == (1, 10)
@@ -165,6 +166,7 @@ def test_a_volume_run_outlives_its_worker(question: Question) -> None:
     q, record = question, question.record
     q.run_until("grow")
     before, masks = record.after, record.slices()
+    assert not any("touched" in step for step in record.known().values())  # it finds the masks again
     q.client.kill()
     far = min(record.slices())
     assert q.do("add", slice=far, click={"x": 0.4, "y": 0.5, "positive": True})[0] == "done"
