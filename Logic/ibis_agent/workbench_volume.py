@@ -162,9 +162,11 @@ class KeptFeatures:
 
         voxels = np.ascontiguousarray(stack.scan.voxels.transpose())
         digest = hashlib.blake2b(voxels.data.cast("B"), digest_size=16).hexdigest()
-        geometry = stack.geometry(stack.first)
-        same = (id(segmenter), digest, geometry.axis, stack.orientation, stack.window, voxels.shape)
-        if self._of != same:
+        cut = stack.geometry(stack.first)
+        # Not the orientation by name: which way it turns a slice hangs on the affine, which a transform changes.
+        turned = (cut.axis, cut.row_axis, cut.col_axis, cut.flip_rows, cut.flip_cols)
+        same = (digest, voxels.dtype.str, voxels.shape, turned, stack.window)
+        if self._features is None or self._features.segmenter is not segmenter or self._of != same:
             self._of, self._features = same, FeatureCache(segmenter, lambda index: stack.picture(index).rgb)
         return self._features
 

@@ -24,6 +24,7 @@ from ibis_agent.volume_actions import VolumeLimits, Watch  # noqa: E402
 from ibis_agent.volume_record import VolumeTrajectory, volume_to_json  # noqa: E402
 from ibis_agent.volume_review import volume_review_page  # noqa: E402
 from ibis_agent.volume_run import VolumeRun  # noqa: E402
+from ibis_agent.workbench_volume import KeptFeatures  # noqa: E402
 
 SEEN = range(4, 8)
 HERE = Click(0.45, 0.41)
@@ -173,6 +174,16 @@ def test_a_correction_encodes_nothing_again(done: VolumeRun) -> None:
     done.click(done.key + 1, Click(0.45, 0.5))  # type: ignore[operator]
     done.spread(done.key + 1)  # type: ignore[operator]
     assert done.features.encoded - encoded == len(done.found) - known
+
+
+def test_features_are_kept_for_the_same_pictures_only(scan: Scan, stack: Stack, segmenter: Segmenter) -> None:
+    kept = KeptFeatures()
+    features = kept.of(stack, segmenter)
+    assert kept.of(stack_of(scan, window=(0, 255), slices=(3, 8)), segmenter) is features
+    affine = np.diag([-1.0, 1.0, 1.0, 1.0]) @ scan.affine  # as a transform does: the same voxels, seen mirrored
+    mirrored = stack_of(dataclasses.replace(scan, affine=affine), window=(0, 255))
+    assert not np.array_equal(mirrored.picture(5).rgb, stack.picture(5).rgb)
+    assert kept.of(mirrored, segmenter) is not features
 
 
 def test_stopping_keeps_the_slices_that_are_done(stack: Stack, segmenter: Segmenter) -> None:
