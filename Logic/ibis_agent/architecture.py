@@ -58,6 +58,8 @@ _TARGETS = frozenset(
         "sam.transformer.RoPEAttention",
     )
 )
+# In an isolated build it would fetch another torch, of gigabytes, only to build a few Python files.
+_GET_SAM2 = "Install it: pip install --no-deps --no-build-isolation sam2."
 _BASE = "sam2.modeling.sam2_base.SAM2Base"
 # Settings of sam2's video predictors, which may stand in the same file; the network does not know them.
 _PREDICTOR_TARGETS = frozenset({"sam2.sam2_video_predictor.SAM2VideoPredictor"})
@@ -137,7 +139,7 @@ def build(settings: Mapping[str, Any], name: str = "the configuration") -> Any:
         raise ModelError(
             "the sam2 package cannot be imported",
             value=str(error),
-            mend="Install it: pip install --no-deps sam2.",
+            mend=_GET_SAM2,
         ) from error
     except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, LookupError) as error:
         # The constructors of sam2 say what they miss in many ways.
@@ -163,7 +165,7 @@ def named_settings(name: str) -> dict[str, Any]:
         )
     package = importlib.util.find_spec("sam2")
     if package is None or package.origin is None:
-        raise ModelError("the sam2 package is not installed", mend="Install it: pip install --no-deps sam2.")
+        raise ModelError("the sam2 package is not installed", mend=_GET_SAM2)
     settings = read_settings(
         Path(package.origin).parent / _PACKAGED["sam2.1_hiera_t" if plain == MEDSAM2 else plain]
     )

@@ -304,6 +304,6 @@ def _torch() -> Any:
     except ImportError as error:
         raise ModelError(
             "torch is not installed",
-            mend="Install the package with its models: pip install 'ibis-agent[models]'.",
+            mend="Install the models' software: make venv in the checkout, or Install in Slicer's panel.",
         ) from error
     return torch
