@@ -49,12 +49,23 @@ class Agent:
         self.current: SceneRun | None = None
         self.worker = Worker()
         self.worker.failed.connect(self._onFailed)
+        self._usable = True
         self._goOn = False  # whether the next step follows when one is done
         self._lastSegment: tuple | None = None
         self._watch = SceneWatch(self._onSceneClosing, self._onNodeRemoved)
         slicer.app.connect("aboutToQuit()", self._onQuit)
 
     # What is
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is anything to run the agent with, as far as the panel knows; scripts may try anyway."""
+        return self._usable
+
+    @usable.setter
+    def usable(self, usable: bool) -> None:
+        self._usable = usable
+        self.changed.emit()
 
     @property
     def isWorking(self) -> bool:
@@ -71,7 +82,9 @@ class Agent:
         """Whether there is a mask to export: the open run's, or the one accepted last."""
         if self.current is not None:
             return bool(self.steps)
-        return self._lastSegment is not None and slicer.mrmlScene.IsNodePresent(self._lastSegment[0])
+        if self._lastSegment is None or not slicer.mrmlScene.IsNodePresent(self._lastSegment[0]):
+            return False
+        return self._lastSegment[0].GetSegmentation().GetSegment(self._lastSegment[1]) is not None
 
     @property
     def lastSegmentation(self):
@@ -155,8 +168,7 @@ class Agent:
 
         Growing through a volume ends with the slice in hand, and its slices count.
         """
-        self._goOn = False
-        self.worker.stop(gently=self._isVolume)
+        self._halt()
 
     def addClick(self, ras, positive: bool = True, wait: bool = True) -> dict | None:
         """Add a click of the person's at a point in the world (RAS mm); for a volume, on any slice."""
@@ -168,7 +180,7 @@ class Agent:
 
     def spread(self, index: int, wait: bool = True) -> dict | None:
         """Find the neighbours of a clicked slice of the volume again: what depends on its clicks."""
-        self.stop()
+        self._halt(butClicks=True)
         return self._do("spread", {"slice": index}, wait)
 
     def back(self, number: int) -> None:
@@ -205,6 +217,7 @@ class Agent:
         """
         run = self._interrupt()
         record = run.record
+        run.show(run.shown)  # as recorded, whatever was still growing
         segmentationNode, segmentId = accept(
             run.mask.node,
             run.mask.segmentId,
@@ -287,6 +300,10 @@ class Agent:
     def _isVolume(self) -> bool:
         return self.current is not None and self.current.scope == "volume"
 
+    def _halt(self, butClicks: bool = False) -> None:
+        self._goOn = False
+        self.worker.stop(gently=self._isVolume, butClicks=butClicks)
+
     def _interrupt(self) -> SceneRun:
         """The open run, nothing under way any more: what the person does comes first."""
         self._goOn = False
@@ -294,8 +311,8 @@ class Agent:
         return self._run()
 
     def _click(self, fieldsOf: Callable, wait: bool) -> dict | None:
-        """Send a click of the person's, which goes before whatever is under way."""
-        self.stop()
+        """Send a click of the person's, which goes before whatever is under way, but after earlier clicks."""
+        self._halt(butClicks=True)
         run = self._run()
         if not run.isOpened:
             raise AgentError("Let the agent make a step first: the picture is not cut yet.")
@@ -325,7 +342,7 @@ class Agent:
             if self.current is run and run.record.extend(message["after"], message["step"], message):
                 made.append(run.rows()[-1])
                 run.showLast()
-                if made[-1].get("kind") not in ("grow", "end"):  # who watches it grow scrolls as they like
+                if made[-1].get("kind") != "grow":  # who watches it grow scrolls as they like
                     run.reveal()
                 run.save()
                 self.changed.emit()
@@ -347,7 +364,20 @@ class Agent:
             else:
                 self._goOn = False
 
-        job = Job(request, fields, run.record.session, done=done, step=step, opened=opened, slice=grew)
+        def failed(kind: str, text: str) -> None:
+            if self.current is run and run.isInScene():  # what had grown, or was dragged, goes back
+                run.show(run.shown)
+
+        job = Job(
+            request,
+            fields,
+            run.record.session,
+            done=done,
+            failed=failed,
+            step=step,
+            opened=opened,
+            slice=grew,
+        )
         # What it builds on is settled when its turn comes: something may be coming to its end just now.
         job.prepare = lambda: {"after": run.record.after}
         job.text, job.retry = self.textArrived.emit, self.retried.emit

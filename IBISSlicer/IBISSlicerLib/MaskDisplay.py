@@ -72,8 +72,12 @@ class MaskDisplay:
         """Make room for these slices at once, so that a mask that grows is not copied at every slice."""
         self._span(dataclasses.replace(geometry, index=first), last)
 
-    def setVisible(self, visible: bool) -> None:
-        self.node.GetDisplayNode().SetVisibility(visible)
+    def clear(self) -> None:
+        """Forget all that is shown, in every slice."""
+        self._adopt(self._representation())
+        if self._view is not None:
+            self._view[...] = 0
+            self._representation().GetPointData().GetScalars().Modified()
 
     def remove(self) -> None:
         removeNode(self.node)

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import slicer
+from ibis_agent.errors import InputError
 from ibis_agent.geometry import PictureGeometry
+from ibis_agent.record import read_json
 from ibis_agent.trajectory import Trajectory, picture_to_json
+from ibis_agent.volume_record import is_volume_record
 
 from .Geometry import SlicePlace, vtkMatrix
 from .SceneRun import SceneRun
@@ -24,7 +27,13 @@ def openRecordedRun(path: str) -> SceneRun:
 
     :raises InputError: naming the file and what is wrong with it.
     """
-    run = Trajectory.load(path)
+    record = read_json(path)
+    if is_volume_record(record):
+        mend = "Open the review.html beside it in a browser."
+        raise InputError(
+            "is the record of a whole volume; only those of a slice can be opened here", file=path, mend=mend
+        )
+    run = Trajectory.from_json(record, path)
     geometry = _alone(run.picture.geometry)
     volumeNode = _createVolume(run, geometry, Path(path).stem)
     place = SlicePlace(geometry.axis, 0, 1)
@@ -63,7 +72,7 @@ def _createVolume(run: Trajectory, geometry: PictureGeometry, name: str):
     geometry.extract(values)[...] = low + grey * (high - low) / 255
     volumeNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", run.source or name)
     volumeNode.SetIJKToRASMatrix(vtkMatrix(geometry.affine))
-    slicer.util.updateVolumeFromArray(volumeNode, np.ascontiguousarray(values.transpose()).astype(np.int16))
+    slicer.util.updateVolumeFromArray(volumeNode, np.ascontiguousarray(values.transpose()))
     volumeNode.CreateDefaultDisplayNodes()
     display = volumeNode.GetDisplayNode()
     display.AutoWindowLevelOff()

@@ -50,13 +50,11 @@ class ResultPanel:
         shown = run.shown if run else 0
         earlier = 0 < shown < len(steps)
         ui.acceptButton.setText(f"Accept step {shown}" if earlier else "Accept")
-        acceptable = shown > 0 and steps[shown - 1]["area_px"] > 0
-        ui.acceptButton.setEnabled(acceptable)
-        ui.acceptButton.setToolTip(
-            "Put the mask that is shown into the segmentation"
-            if acceptable
-            else "There is no mask to accept yet"
-        )
+        obstacle = "" if shown > 0 and steps[shown - 1]["area_px"] > 0 else "There is no mask to accept yet"
+        if run is not None and run.scope == "volume" and self.agent.isWorking:
+            obstacle = "The mask is still changing: stop the agent first, or wait"
+        ui.acceptButton.setEnabled(not obstacle)
+        ui.acceptButton.setToolTip(obstacle or "Put the mask that is shown into the segmentation")
         ui.discardButton.setEnabled(run is not None)
 
     def onAccept(self) -> None:

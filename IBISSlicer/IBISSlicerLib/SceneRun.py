@@ -96,6 +96,7 @@ class SceneRun:
         marks = {role: textNode.GetNodeReference(role) for role in ClickMarks.ROLES}
         if segmentation is not None and all(marks.values()):
             run.mask, run.marks = MaskDisplay(segmentation, toRas), ClickMarks(marks)
+            run.mask.clear()  # a scene that was saved while a mask grew holds slices that no step knows of
         else:
             for node in (segmentation, *marks.values()):
                 removeNode(node)
@@ -136,7 +137,7 @@ class SceneRun:
         :raises InputError: if it lies beside the slice or outside the picture.
         """
         x, y = self.clickAt(ras)
-        return {"click": {"x": x, "y": y, "positive": bool(positive)}, "after": self.record.after}
+        return {"click": {"x": x, "y": y, "positive": bool(positive)}}
 
     def moveFields(self, number: int, ras) -> dict:
         """What the request `add` says of the click of step `number` put elsewhere. Raises InputError."""
@@ -175,7 +176,7 @@ class SceneRun:
         record = self.record
         fields: dict = {"question": record.question, "scope": "slice"}
         if self.isOpened:
-            return {**fields, "head": record.head, "known": record.to_json()["known"]}
+            return {**fields, "head": record.head, "known": record.known()}
         volumeNode = self.volumeNode
         if volumeNode is None:
             raise GeometryError(

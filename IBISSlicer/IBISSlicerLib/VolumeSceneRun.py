@@ -133,7 +133,7 @@ class VolumeSceneRun(SceneRun):
     def moveFields(self, number: int, ras) -> dict:
         mark = self.marks.dragged
         for step, index, which, click in self._clicks(self.shown):
-            if step == number and (mark is None or mark.which == which):
+            if step == number and (mark is None or mark.number != number or mark.which == which):
                 x, y = self.record.geometry_of(index).from_patient(*self._patientOf(ras))
                 moved = {"x": x, "y": y, "positive": click.positive}
                 return {"slice": index, "click": moved, "replace": which}

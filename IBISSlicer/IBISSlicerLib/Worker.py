@@ -22,7 +22,9 @@ from .Signal import Signal
 from .WorkerProcess import WorkerProcess, defaultPython
 
 _PATIENCE = 5000  # ms that the worker gets to stop before it is ended
-_GENTLE_PATIENCE = 30000  # … where it ends with the slice in hand, which a large segmenter on a CPU takes long for
+_GENTLE_PATIENCE = (
+    30000  # … where it ends with the slice in hand, which a large segmenter on a CPU takes long for
+)
 
 
 class JobError(PlainError):
@@ -41,6 +43,7 @@ class Worker:
         self.client = WorkerClient(self._start, self.changed.emit, self._log)
         self.client.settings = Settings.models()
         self._process: WorkerProcess | None = None
+        self._over = False
 
     @property
     def isWorking(self) -> bool:
@@ -53,7 +56,7 @@ class Worker:
         :raises JobError: with `wait`, when it failed or was stopped.
         """
         outcome: list = []
-        done = job.done
+        done, undone = job.done, job.failed
 
         def succeeded(message: dict) -> None:
             outcome.append(message)
@@ -61,6 +64,7 @@ class Worker:
 
         def failed(kind: str, text: str) -> None:
             outcome.append(JobError(text))
+            undone(kind, text)
             if kind != CANCELLED:
                 logging.error("IBISSlicer: %s", text)
                 self.failed.emit(kind, text)
@@ -71,24 +75,30 @@ class Worker:
         if not wait:
             return None
         self.waitUntil(lambda: bool(outcome))
+        if not outcome:
+            raise JobError("The worker was shut down.")
         if isinstance(outcome[0], JobError):
             raise outcome[0]
         return outcome[0]
 
     def waitUntil(self, condition: Callable[[], bool]) -> None:
-        """For scripts: Slicer stays responsive while the worker works."""
-        while not condition():
+        """For scripts: Slicer stays responsive while the worker works. Ends with the worker, too: else a script
+        that waits would keep Slicer from quitting.
+        """
+        while not condition() and not self._over:
             if self._process is not None:
                 self._process.waitForBytes(20)
             slicer.app.processEvents()
 
-    def stop(self, gently: bool = False) -> None:
+    def stop(self, gently: bool = False, butClicks: bool = False) -> None:
         """Stop at once for whoever looks; the process follows, or is ended after some seconds.
 
         :param gently: wait for what is under way to come to its end, and hear of what is done by then.
+        :param butClicks: let the person's clicks go on.
         """
         if self.isWorking:
-            token = self.client.stop() if gently else self.client.cancel()
+            stop = self.client.stop if gently else self.client.cancel
+            token = stop(but_clicks=butClicks)
             patience = _GENTLE_PATIENCE if gently else _PATIENCE
             qt.QTimer.singleShot(patience, lambda: self._endIfStuck(token))
 
@@ -113,6 +123,7 @@ class Worker:
 
     def shutdown(self) -> None:
         """End the process and stay silent from now on."""
+        self._over = True
         for signal in (self.changed, self.failed, self.logged):
             signal.disconnectAll()
         self.client.shutdown()

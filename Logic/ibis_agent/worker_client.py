@@ -79,6 +79,11 @@ class Job:
         return self.request in ("ask", "step", "add", "spread")
 
     @property
+    def is_click(self) -> bool:
+        """Whether it is a click of the person's, which another click of theirs must not take away."""
+        return self.request == "add"
+
+    @property
     def is_awaited(self) -> bool:
         """Whether somebody waits for it. Tidying up goes on behind the scenes, and is not to be stopped."""
         return self.request != "close"
@@ -177,24 +182,26 @@ class WorkerClient:
         self._queue.append(job)
         self._pump()
 
-    def cancel(self) -> int:
+    def cancel(self, *, but_clicks: bool = False) -> int:
         """Stop what is under way and forget what waits; their jobs fail as cancelled before this returns.
 
-        Returns a token for `end_if_stuck`.
+        but_clicks: the person's clicks go on. Returns a token for `end_if_stuck`.
         """
-        self._give_up_jobs(lambda job: job.is_awaited)
+        self._give_up_jobs(lambda job: job.is_awaited and not (but_clicks and job.is_click))
         self._changed()
         return self._sent.id if self._sent else 0
 
-    def stop(self) -> int:
+    def stop(self, *, but_clicks: bool = False) -> int:
         """Ask what is under way to come to its end, and forget what waits. What is done by then is still told.
 
-        For work that is worth keeping in parts. Returns a token for `end_if_stuck`.
+        For work that is worth keeping in parts. As `cancel` otherwise.
         """
         if self._sent is None or self._sent.request not in ("step", "spread"):
-            return self.cancel()
+            return self.cancel(but_clicks=but_clicks)
         sent = self._sent
-        self._give_up_jobs(lambda job: job.is_awaited and job is not sent.job)
+        self._give_up_jobs(
+            lambda job: job.is_awaited and job is not sent.job and not (but_clicks and job.is_click)
+        )
         if not sent.stopping:
             sent.stopping = True
             self._write({"request": "cancel", "id": 0, "target": sent.id})
@@ -348,8 +355,7 @@ class WorkerClient:
             self._changed()
 
     def _forget_models(self) -> None:
-        """What was loaded is gone, and the sessions with it: they are asked for again when they are needed.
-        """
+        """What was loaded is gone, and the sessions with it: they are asked for again when they are needed."""
         self.ready, self._loaded = None, None
         self._opened.clear()
 

@@ -93,6 +93,9 @@ def test_accepting_an_earlier_step_keeps_what_is_seen(stepped: Panel) -> None:
     panel.host.press(panel.ui.acceptButton)
     (node,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
     assert segment_arrays(node, volume)["Liver"].sum() == area
+    assert panel.logic.hasMask
+    node.GetSegmentation().RemoveSegment(node.GetSegmentation().GetNthSegmentID(0))
+    assert not panel.logic.hasMask  # there is nothing to export any more
 
 
 def test_discard_leaves_no_trace(asked: Panel) -> None:

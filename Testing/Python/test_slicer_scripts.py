@@ -5,12 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from slicer_panel import SLICE, Panel
+from slicer_panel import ENDLESS, SLICE, Panel
 
 
 def test_the_modules_own_test_passes(panel: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IBIS_TEST_SCRIPTED", "1")
     panel.module.source.IBISSlicerTest().runTest()
+
+
+def test_a_script_that_waits_does_not_keep_slicer_from_quitting(panel: Panel, data: Path) -> None:
+    import qt
+    from IBISSlicerLib.Errors import PlainError
+
+    panel.script(ENDLESS, seconds=0.02)
+    panel.logic.ask(panel.load(data / "ct_abdomen_3mm.nii.gz"), "Segment the liver.", axis=2, index=SLICE)
+    qt.QTimer.singleShot(0, panel.host.quit)
+    with pytest.raises(PlainError, match="shut down"):
+        panel.logic.step()
 
 
 def test_a_script_can_hold_a_whole_session_and_the_panel_follows(panel: Panel, data: Path) -> None:

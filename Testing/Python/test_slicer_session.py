@@ -242,6 +242,21 @@ def test_an_own_click_with_the_mouse_changes_the_mask_at_once_and_the_agent_goes
     assert panel.run.record.status == "ended"
 
 
+def test_clicks_in_quick_succession_all_count(asked: Panel) -> None:
+    panel = asked
+    panel.script((REPLIES[0], *ENDLESS), seconds=0.02)
+    panel.step()
+    places = [panel.run.worldOf(x, y) for x, y in ((0.45, 0.3), (0.2, 0.6), (0.3, 0.3))]
+    panel.host.press(panel.ui.runButton)
+    panel.thinking()
+    for place in places:  # the first of them ends the thought, and none of them another
+        panel.logic.addClick(place, wait=False)
+    panel.rest()
+    assert [step["by"] for step in panel.logic.steps] == ["policy", *["person"] * 3]
+    for number, place in enumerate(places, 2):
+        assert np.allclose(panel.mark_of(number), place, atol=3)
+
+
 def test_a_click_beside_the_slice_does_not_count_and_says_why(asked: Panel) -> None:
     panel = asked
     panel.step()
@@ -330,6 +345,23 @@ def test_a_run_of_the_terminal_can_be_opened_and_gone_on_with(stepped: Panel) ->
     assert panel.shown_mask().sum() == area
     panel.step()
     assert panel.shown_mask().sum() == panel.logic.steps[-1]["area_px"]
+
+
+def test_a_recorded_slice_keeps_its_greys_whatever_their_range(stepped: Panel) -> None:
+    import slicer
+    from ibis_agent.errors import InputError
+
+    panel, path = stepped, stepped.folder / "trajectory.json"
+    record = panel.run.record.trajectory()
+    record["picture"]["window"] = [0.0, 1.5]  # of a PET, or of an MR that was normalised
+    path.write_text(json.dumps(record), encoding="utf-8")
+    panel.logic.discard()
+    panel.logic.openRecorded(str(path))
+    assert len(np.unique(slicer.util.arrayFromVolume(panel.run.volumeNode))) > 50
+    panel.logic.discard()
+    path.write_text(json.dumps({"schema": "ibis-volume/1"}), encoding="utf-8")
+    with pytest.raises(InputError, match="whole volume"):
+        panel.logic.openRecorded(str(path))
 
 
 # 7. Models

@@ -94,6 +94,7 @@ def test_the_mask_grows_while_the_person_watches_and_goes_where_other_segments_s
     assert seen[0][1].startswith(f"slice {seen[0][0]}: 1 of ") and " s left" in seen[0][1]
     assert seen[0][2] < seen[len(seen) // 2][2]  # it grew before the person's eyes
     assert not panel.ui.progressBar.visible
+    assert axial_slice(panel) == int(panel.ui.stepsTree.currentItem().text(5))
     held = slices_with_mask(panel)
     assert len(held) > 2 and held[0] >= FIRST and held[-1] <= LAST
     spacing = float(np.prod(volume.GetSpacing()))
@@ -168,6 +169,36 @@ def reopened(panel: Panel, path: Path) -> int:
     panel.host.open_scene(path)
     assert panel.logic.worker.client.state == "stopped"
     return len(panel.logic.steps)
+
+
+def test_what_is_still_growing_is_neither_accepted_nor_saved_as_done(grown: Panel, tmp_path: Path) -> None:
+    import slicer
+
+    panel, scene, bars = grown, tmp_path / "meanwhile.mrb", []
+    step_until(panel, "done")
+    clicked = panel.shown_mask()
+    seen: list[int] = []
+
+    def meanwhile(message: dict[str, Any]) -> None:
+        seen.append(len(slices_with_mask(panel)))
+        if len(seen) == 2:
+            assert not panel.ui.acceptButton.enabled and "stop the agent" in panel.ui.acceptButton.toolTip
+            panel.host.save_scene(scene)
+        if len(seen) == 3:
+            panel.logic.accept()  # a script may
+
+    panel.logic.changed.connect(lambda: bars.append(panel.ui.progressBar.visible))
+    panel.logic.grew.connect(meanwhile)
+    panel.host.press(panel.ui.runButton)
+    panel.rest()
+    assert max(seen) > 1 and panel.run is None and not any(bars)
+    (segment,) = panel.logic.lastSegmentation.GetSegmentation().GetSegmentIDs()
+    volume = panel.ui.volumeSelector.currentNode()
+    accepted = slicer.util.arrayFromSegmentBinaryLabelmap(panel.logic.lastSegmentation, segment, volume)
+    assert np.array_equal(accepted != 0, clicked)
+    panel.host.close_scene()
+    panel.host.open_scene(scene)
+    assert kinds(panel)[-1] == "done" and np.array_equal(panel.shown_mask(), clicked)
 
 
 def test_stop_keeps_the_slices_that_are_there_and_run_goes_on(grown: Panel) -> None:
