@@ -204,8 +204,7 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._parameterNode.question = self.ui.questionEdit.plainText
 
     def _onUsableChanged(self, usable: bool) -> None:
-        self.questionPanel.usable = usable
-        self.questionPanel.update()
+        self.logic.usable = usable
 
     def _openRecorded(self, path: Path) -> None:
         from IBISSlicerLib.Errors import telling

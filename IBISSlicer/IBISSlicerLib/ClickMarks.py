@@ -95,10 +95,6 @@ class ClickMarks:
         for positive in (True, False):
             self._points(positive).SetLocked(not movable)
 
-    def setVisible(self, visible: bool) -> None:
-        for node in self.nodes.values():
-            node.GetDisplayNode().SetVisibility(visible)
-
     def remove(self) -> None:
         """Take the nodes out of the scene, with everything that hangs on them."""
         self.stopObserving()

@@ -53,6 +53,7 @@ class ModelsPanel:
         ui.unloadButton.connect("clicked()", lambda: agent.worker.unload(wait=False))
         ui.checkButton.connect("clicked()", self.check)
         agent.worker.changed.connect(self.update)
+        agent.changed.connect(self.update)
         self.update()
 
     def fill(self) -> None:
@@ -69,7 +70,7 @@ class ModelsPanel:
     def update(self) -> None:
         ui, client = self.ui, self.agent.worker.client
         loaded = client.ready is not None
-        ui.loadButton.setEnabled(not self.agent.isWorking and not loaded)
+        ui.loadButton.setEnabled(self.agent.usable and not self.agent.isWorking and not loaded)
         ui.unloadButton.setEnabled(loaded)
         ui.modelsStatusLabel.setText("\n".join(filter(None, (self._loadedText(), self._fit))))
         # Not in this section, which is folded most of the time.

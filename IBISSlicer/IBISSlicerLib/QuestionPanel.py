@@ -11,16 +11,14 @@ from . import Settings
 from .Agent import Agent
 from .Errors import PlainError, telling
 from .Geometry import ObliqueViewError, alignView, shownWindow, sliceOfView
+from .Texts import MISSING
 
 
 class QuestionPanel:
-    """:param ui: the widgets by name. :param agent: the Agent. `usable`: whether there is anything to run it
-    with.
-    """
+    """:param ui: the widgets by name. :param agent: the Agent."""
 
     def __init__(self, ui, agent: Agent) -> None:
         self.ui, self.agent = ui, agent
-        self.usable = True
         self._begun = 0.0
         self._note = ""
         self._tags: list[tuple[object, int]] = []
@@ -119,8 +117,8 @@ class QuestionPanel:
     def _obstacle(self) -> str:
         """Why the agent cannot act now; empty if it can."""
         run = self.agent.current
-        if not self.usable:
-            return "Something is missing; see the top of the panel."
+        if not self.agent.usable:
+            return MISSING
         if run is not None:
             return (
                 "The run has ended. Place a click, go back, or accept the mask."

@@ -10,6 +10,7 @@ from .Agent import Agent
 from .ClickPlacement import ClickPlacement
 from .Errors import telling
 from .Texts import (
+    MISSING,
     actionOf,
     areaOf,
     changeOf,
@@ -63,7 +64,6 @@ class StepsPanel:
         agent.worker.changed.connect(self._onWorking)
         agent.textArrived.connect(self._onText)
         agent.retried.connect(lambda reason: self._hear(""))
-        agent.worker.failed.connect(lambda kind, text: self._showMarks())
 
     def cleanup(self) -> None:
         self._placement.remove()
@@ -121,15 +121,19 @@ class StepsPanel:
         ui, run = self.ui, self.agent.current
         record = run.record if run else None
         count = len(self.agent.steps)
-        cut = run is not None and run.isOpened
+        usable = self.agent.usable
+        cut = usable and run is not None and run.isOpened
+        first = _FIRST if usable else MISSING
+        if run is not None and run.marks is not None:
+            run.marks.setMovable(usable)
         for button, possible, can, cannot in (
-            (ui.includeButton, cut, "Click in the slice on what belongs to it (Ctrl+I)", _FIRST),
-            (ui.excludeButton, cut, "Click in the slice on what does not belong to it (Ctrl+E)", _FIRST),
+            (ui.includeButton, cut, "Click in the slice on what belongs to it (Ctrl+I)", first),
+            (ui.excludeButton, cut, "Click in the slice on what does not belong to it (Ctrl+E)", first),
             (
                 ui.rejectButton,
-                bool(count) and _isWord(self.agent.steps[-1]),
+                usable and bool(count) and _isWord(self.agent.steps[-1]),
                 "Take the agent's last step back, tell it so, and let it try again (Ctrl+R)",
-                "The last step is not the agent's",
+                "The last step is not the agent's" if usable else MISSING,
             ),
             (
                 ui.backButton,

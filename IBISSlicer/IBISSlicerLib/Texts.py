@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 
+MISSING = "Something is missing; see the top of the panel."
 _TAGS = re.compile(r"<\s{0,4}/?\s{0,4}(?:think|action|answer)\s{0,4}>", re.IGNORECASE)
 _ACTION = re.compile(r"<\s{0,4}action\s{0,4}>.*", re.IGNORECASE | re.DOTALL)
 _SLICES = re.compile(r"slices? \d+(?: to \d+)?")

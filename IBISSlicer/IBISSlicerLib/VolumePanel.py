@@ -34,8 +34,11 @@ class VolumePanel:
         self._areas.clear()
 
     def update(self) -> None:
-        """Show the areas as they were after the shown step."""
+        """Show the areas as they were after the shown step. What grew has become a step: it is told anew from
+        there.
+        """
         run = self._run()
+        self.ui.progressBar.setVisible(False)
         self.ui.volumeBox.setVisible(run is not None)
         self._areas = run.record.areas_mm2(run.shown) if run is not None else {}
         self._onWorking()
@@ -57,7 +60,7 @@ class VolumePanel:
         if not self.agent.isWorking or run is None:
             self.ui.progressBar.setVisible(False)
         clicked = run is not None and run.shownSlice in run.record.clicked(run.shown)
-        self.ui.spreadButton.setEnabled(clicked)
+        self.ui.spreadButton.setEnabled(clicked and self.agent.usable)
         self.ui.spreadButton.setToolTip(
             f"Find the neighbours of slice {run.shownSlice + 1} again, from what was clicked there"
             if clicked

@@ -128,5 +128,10 @@ def test_the_example_can_be_stepped_through_with_nothing_installed(fresh: Panel)
         fresh.select(step["number"])
         assert fresh.ui.thoughtEdit.plainText == step["thinking"]
         assert fresh.shown_mask().sum() == step["area_px"]
-    assert not fresh.ui.stepButton.enabled
+    last = recorded["steps"][-1]["number"]
+    fresh.select(last)
+    for name in ("stepButton", "includeButton", "excludeButton", "rejectButton", "loadButton"):
+        assert not getattr(fresh.ui, name).enabled, name
+    assert "missing" in fresh.ui.includeButton.toolTip
+    assert all(fresh.run.marks.nodes[role].GetLocked() for role in fresh.run.marks.ROLES)
     assert fresh.logic.worker.client.hello is None  # no process was started
