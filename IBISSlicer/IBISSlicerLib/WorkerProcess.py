@@ -87,6 +87,8 @@ class WorkerProcess:
 
     def _stopListening(self) -> None:
         self._onBytes, self._onEnd = _ignore, _ignore
+        self._process.disconnect("readyReadStandardOutput()", self._onStandardOutput)
+        self._process.disconnect("readyReadStandardError()", self._onStandardError)
 
     def _onStandardOutput(self) -> None:
         self._onBytes(self._process.readAllStandardOutput().data())
@@ -100,8 +102,9 @@ class WorkerProcess:
                 self._onLog(text)
 
     def _onFinished(self, exitCode: int, exitStatus: int) -> None:
-        self._onStandardOutput()
-        self._onStandardError()
+        if self._onEnd is not _ignore:
+            self._onStandardOutput()
+            self._onStandardError()
         if exitStatus == qt.QProcess.CrashExit:
             reason = "it crashed or was killed"
         else:
@@ -126,6 +129,7 @@ def waitForEndingProcesses() -> None:
     for process in tuple(_ending):
         if not process._process.waitForFinished(int(_SECONDS_AT_EXIT * 1000)):
             process._process.kill()
+            process._process.waitForFinished(1000)  # Qt complains of processes that outlive it
 
 
 def defaultPython() -> str:
