@@ -368,7 +368,7 @@ def _add_run(commands: Any) -> None:
 
     out = run.add_argument_group("what comes out")
     out.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for the results (default: ibis-out/SCAN-SLICE)"
+        "--out", type=Path, metavar="DIR", help="folder for the results (default: ibis-out/SCAN-PLANE-SLICE)"
     )
     _add_mask_format(out)
     out.add_argument(
