@@ -119,18 +119,10 @@ class Run:
         self._created = self._created or trajectory.created
         path = self.job.folder / TRAJECTORY_NAME
         if not self._saved and path.exists():
-            self._remove_stale_results()
+            remove_stale_results(self.job.folder, self.job.request.scan)
         dataclasses.replace(trajectory, created=self._created).save(path)
         self._saved = True
         return path
-
-    def _remove_stale_results(self) -> None:
-        """Mask and page of an earlier run in this folder: beside the new record they would belie it."""
-        names = [REVIEW_NAME, *(f"mask{end}" for end in MASK_FORMATS.values())]
-        scan = self.job.request.scan
-        for path in (self.job.folder / name for name in names):
-            if path.is_file() and not (scan is not None and path.samefile(scan)):
-                path.unlink()
 
     def finish(self) -> dict[str, Path]:
         """Write everything. Returns the files by what they are. Raises OutputError."""
@@ -205,6 +197,14 @@ class Run:
         number, unit = (pixels, "px") if each is None else (pixels * each, "mm²")
         digits = ".1f" if abs(number) < 10 and number != int(number) else ".0f"
         return f"{number:{'+' if sign else ''}{digits}} {unit}"
+
+
+def remove_stale_results(folder: Path, scan: Path | None) -> None:
+    """Mask and page of an earlier run in this folder: beside the new record they would belie it."""
+    names = [REVIEW_NAME, *(f"mask{end}" for end in MASK_FORMATS.values())]
+    for path in (folder / name for name in names):
+        if path.is_file() and not (scan is not None and path.samefile(scan)):
+            path.unlink()
 
 
 def load_policy(folder: Path, request: Request) -> Policy:

@@ -145,12 +145,11 @@ class VolumeJob:
 
         written = {"trajectory": self.folder / TRAJECTORY_NAME}
         record = volume_to_json(self.run, self.source)
+        runner.remove_stale_results(self.folder, self.asked.base.scan)
         save_volume(record, written["trajectory"])
         if self.asked.base.review:
             written["review"] = self.folder / REVIEW_NAME
             write_volume_review(record, written["review"])
-        if not self.run.found:
-            return written
         volume, answer = self.run.volume(), self.run.answer or ""
         for path in self.masks:
             mask_files.write_mask(

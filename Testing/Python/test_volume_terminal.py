@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from bright_volumes import SEGMENTER, Clicker, bright_network, disc, two_things  # noqa: F401
 from ibis_agent import cli, runner, volume_job
+from ibis_agent.actions import Reply, Terminate, format_reply
 from ibis_agent.inspection import inspect
 from ibis_agent.masks import encode_rle
+from ibis_agent.policy import ScriptedPolicy
 from ibis_agent.session import Stopped
 from ibis_agent.terminal import Screen
 from ibis_agent.volume_actions import Watch
@@ -66,6 +68,19 @@ def test_step_by_step_at_the_terminal_the_person_corrects_any_slice_and_undoes(
     facts = inspect(out / "trajectory.json")["Trajectory"]
     assert facts["object"].startswith("in slices 4 to 15, ") and facts["object"].endswith(" mL")
     assert (out / "review.html").is_file() and (out / "mask.nii.gz").is_file()
+
+
+def test_what_is_nowhere_leaves_no_mask_of_an_earlier_question(
+    terminal: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    terminal("--prompt", "Segment it", "--out", str(out), "--mask-format", "nii.gz", "--mask-format", "nrrd")
+    assert np.asanyarray(nibabel.load(out / "mask.nii.gz").dataobj).any() and (out / "mask.nrrd").is_file()
+    never = ScriptedPolicy([format_reply(Reply("Nothing.", Terminate("It is not there.")))] * 40)
+    monkeypatch.setattr(volume_job, "load_policy", lambda folder, asked: never)
+    said = terminal("--prompt", "Segment the other one", "--out", str(out))
+    assert "It is not there." in said and not (out / "mask.nrrd").exists()
+    assert not np.asanyarray(nibabel.load(out / "mask.nii.gz").dataobj).any()
 
 
 def test_a_run_that_was_left_is_resumed_with_its_scan(
