@@ -52,7 +52,7 @@ def _standing_worth(run: VolumeRun, index: int) -> float:
 
 
 def _worth(run: VolumeRun, index: int, mask: np.ndarray, score: float | None) -> float:
-    """How good a mask of a slice seems, 0 to 1."""
+    """How good a mask of a slice seems, 0 to 1; one that touches nothing beside it is worth nothing."""
     if not mask.any():
         return 0.0
     anchors = [anchor for anchor in run.memory.anchors if anchor != index]
@@ -61,4 +61,4 @@ def _worth(run: VolumeRun, index: int, mask: np.ndarray, score: float | None) ->
     # Where the object was lost on the way, the slice beyond tells more than the empty one before.
     beside = next((run.mask(n) for n in (index + towards, index - towards) if run.mask(n).any()), None)
     fit = 0.0 if beside is None else dice(mask, beside)
-    return (fit + (score or 0.0)) / 2
+    return (fit + (score or 0.0)) / 2 if fit else 0.0

@@ -86,6 +86,15 @@ def test_a_correction_that_fits_no_better_is_told_and_changes_nothing() -> None:
     assert np.array_equal(run.mask(10), disc(9, 16, 10)) and run.memory.anchors == [4]
 
 
+def test_a_gap_is_not_filled_with_a_thing_elsewhere(blind: None) -> None:
+    slices = [disc() | disc(3, 4, 4) if n in (10, 11) else disc() for n in range(20)]
+    elsewhere = format_reply(Reply("There.", Click(4.5 / SIDE, 4.5 / SIDE)))
+    content = format_reply(Reply("It fits.", Terminate("There it is.")))
+    run = reviewed(slices, ScriptedPolicy([elsewhere, content] * 4), looks=2)
+    assert [each.kind for each in run.actions if each.look] == ["review", "review"]
+    assert shown(run) == [n for n in range(20) if n not in (10, 11)]
+
+
 def test_a_policy_that_is_content_leaves_the_slice_as_it_was() -> None:
     content = format_reply(Reply("It fits.", Terminate("There it is.")))
     run = reviewed(ONE_ODD, ScriptedPolicy([content]), looks=1)
