@@ -118,13 +118,13 @@ def check_data(
                 found.refused.append(f"{where}: {why}")
                 continue
             seen.add(record["id"])
-            group = groups.setdefault(_group(folder, record), [])
+            group = groups.setdefault(scan_of(folder, record), [])
             for number, turn in enumerate(record["turns"]):
                 if turn.get("learn", True):
                     group.append(Place(folder, offset, number))
                 else:
                     found.mistakes += 1
-    aside = _held_out(list(groups), held)
+    aside = held_out(list(groups), held)
     for name, places in groups.items():
         (found.held if name in aside else found.places).extend(places)
     found.questions, found.pictures, found.sha256 = len(seen), len(pictures), digest.hexdigest()
@@ -254,12 +254,12 @@ def _picture_size(path: Path) -> tuple[int, int]:
         raise InputError(f"the picture cannot be read: {error}", file=path) from error
 
 
-def _group(folder: Path, record: Mapping[str, Any]) -> str:
+def scan_of(folder: Path, record: Mapping[str, Any]) -> str:
     """What a question shares with others: the scan that its picture is from, by the number in its name."""
     return f"{folder.name}/{Path(record['image']).stem.partition('-')[0]}"
 
 
-def _held_out(groups: Sequence[str], share: float) -> set[str]:
+def held_out(groups: Sequence[str], share: float) -> set[str]:
     """Which groups are measured on: chosen by their names alone, at least one, never all."""
     count = min(max(round(share * len(groups)), 1), len(groups) - 1) if share else 0
     return set(sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest())[:count])

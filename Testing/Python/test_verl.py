@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import importlib.util
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ibis_agent.errors import InputError  # noqa: E402
 from ibis_agent.masks import encode_rle  # noqa: E402
 from ibis_agent.model_card import load_card  # noqa: E402
 from ibis_agent.request import demo_policy  # noqa: E402
+from phantom_trajectories import make_trajectories  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from training.grpo_settings import RewardSettings  # noqa: E402
@@ -183,6 +185,35 @@ def test_the_files_name_what_is_there() -> None:
     subprocess.run(["bash", "-n", str(FOLDER / "launch.sh")], check=True)
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_the_launch_tells_all_nodes_which_segmenter_was_given(tmp_path: Path, given: bool) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    checkpoint = tmp_path / "a b.pt"
+    checkpoint.touch()
+    found = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "MODEL": "m", "DATA": "d", "GPUS": "1"}
+    found["SEGMENTER"] = os.path.relpath(checkpoint, FOLDER.parents[1]) if given else ""
+    ran = subprocess.run([FOLDER / "launch.sh", "x=1"], env=found, check=True, capture_output=True, text=True)
+    told = [line for line in ran.stdout.splitlines() if reward.SEGMENTER in line]
+    name = f"+ray_kwargs.ray_init.runtime_env.env_vars.{reward.SEGMENTER}"
+    assert told == ([f"{name}='{checkpoint.resolve()}'"] if given else [])
+    assert ran.stdout.splitlines()[-1] == "x=1"
+
+
+def test_the_files_share_no_scan_and_each_has_one(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    folder, out = make_trajectories(tmp_path / "made", pictures=3), tmp_path / "out"
+    counts = rows.write([folder], load_card(demo_policy()), out, held=0.05)
+    read = {split: parquet.read_table(out / f"{split}.parquet").to_pylist() for split in counts}
+    assert {split: len(listed) for split, listed in read.items()} == counts and min(counts.values()) > 0
+    train, test = ({row["extra_info"]["picture"] for row in read[split]} for split in ("train", "test"))
+    assert len(train) == 2 and len(test) == 1 and not train & test
+    (tmp_path / "one").mkdir()
+    with pytest.raises(InputError, match="two scans"):
+        rows.write([make_trajectories(tmp_path / "one" / "made", pictures=1)], load_card(demo_policy()), out)
+
+
 # ---- with verl ------------------------------------------------------------------------------------------
 
 
@@ -196,7 +227,10 @@ def config() -> Any:
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(FOLDER), version_base=None):
-            return hydra.compose("grpo", overrides=[f"actor_rollout_ref.model.path={demo_policy()}"])
+            # As launch.sh gives them.
+            changes = [f"actor_rollout_ref.model.path={demo_policy()}"]
+            changes += ["+ray_kwargs.ray_init.runtime_env.env_vars.IBIS_SEGMENTER='/models/a b.pt'"]
+            return hydra.compose("grpo", overrides=changes)
     finally:
         GlobalHydra.instance().hydra = theirs
 
@@ -208,6 +242,7 @@ def test_the_configuration_composes_with_verls(config: Any) -> None:
     assert config.algorithm.adv_estimator == "grpo" and config.actor_rollout_ref.rollout.n == 4
     assert config.actor_rollout_ref.rollout.agent.default_agent_loop == rows.AGENT
     assert config.reward.custom_reward_function.name == "compute_score"
+    assert config.ray_kwargs.ray_init.runtime_env.env_vars[reward.SEGMENTER] == "/models/a b.pt"
     rollout = omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
     assert rollout.response_length == config.data.max_response_length
 
@@ -276,6 +311,24 @@ def test_the_agent_loop_runs_on_recorded_replies(
     assert output.reward_score > 0 and output.num_turns == 4
     with pytest.raises(InputError, match="tool_config_path"):
         IbisAgentLoop(DictConfigWrap(config), Server(), tools=ToolListWrap([]))
+
+
+@verl
+@pytest.mark.parametrize(("before", "after"), [(None, "own.pt"), ("", "own.pt"), ("given.pt", "given.pt")])
+def test_the_tools_segmenter_counts_unless_another_is_given(
+    before: str | None, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from verl.tools.schemas import OpenAIFunctionToolSchema
+
+    from training.verl.tool import SegmentTool
+
+    (tool,) = yaml.safe_load((FOLDER / "tool.yaml").read_text(encoding="utf-8"))["tools"]
+    monkeypatch.setenv(reward.SEGMENTER, before or "")
+    if before is None:
+        monkeypatch.delenv(reward.SEGMENTER)
+    schema = OpenAIFunctionToolSchema.model_validate(tool["tool_schema"])
+    SegmentTool({**tool["config"], "segmenter": "own.pt"}, schema)
+    assert os.environ[reward.SEGMENTER] == after
 
 
 @verl

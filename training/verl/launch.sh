@@ -9,11 +9,16 @@
 #   NODES=4 NODE_RANK=0 HEAD=10.0.0.1 MODEL=… DATA=… training/verl/launch.sh
 #   NODES=4 NODE_RANK=1 HEAD=10.0.0.1 training/verl/launch.sh                        # and 2, 3
 #
-# SEGMENTER is a checkpoint (empty: the demo segmenter). What follows changes verl's configuration.
+# SEGMENTER is a checkpoint (empty: the one that tool.yaml names, or the demo segmenter); the head tells it to all
+# nodes. What follows changes verl's configuration.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 NODES=${NODES:-1} NODE_RANK=${NODE_RANK:-0} PORT=${PORT:-6379} OUT=${OUT:-runs/verl}
-export PYTHONPATH="$PWD/Logic:$PWD${PYTHONPATH:+:$PYTHONPATH}" IBIS_SEGMENTER="${SEGMENTER:-}"
+export PYTHONPATH="$PWD/Logic:$PWD${PYTHONPATH:+:$PYTHONPATH}"
+if [ -n "${SEGMENTER:-}" ]; then
+    SEGMENTER=$(realpath -e "$SEGMENTER")
+    set -- "+ray_kwargs.ray_init.runtime_env.env_vars.IBIS_SEGMENTER='$SEGMENTER'" "$@"
+fi
 
 if [ "$NODES" -gt 1 ]; then
     : "${HEAD:?HEAD is the address of the node with NODE_RANK 0}"

@@ -5,7 +5,7 @@
 Reads what training.trajectories made (a folder or several) and writes OUT/train.parquet, OUT/test.parquet and
 the pictures. A row is one question: verl rolls out whole episodes from it, so that an expert's clicks, which
 the published rows carry, are not needed; `ground_truth` is the truth itself, as run-length text. All questions
-about one picture fall on the same side.
+about the pictures of one scan fall on the same side.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +29,19 @@ from PIL import Image
 
 from training.commands import ending
 from training.trajectories import read_trajectories
-from training.turn_data import read_picture
+from training.turn_data import held_out, read_picture, scan_of
 
 SOURCE, AGENT, ABILITY = "ibis-seg", "ibis_agent", "segmentation"
 
 
-def rows(folder: Path, card: ModelCard, split: str, out: Path, max_turns: int) -> Iterator[dict[str, Any]]:
-    """The rows of one folder of trajectories. Raises InputError for what does not fit together."""
-    for index, sample in enumerate(read_trajectories(folder)):
-        rgb = read_picture(folder / sample["image"])
-        shape = (int(sample["height"]), int(sample["width"]))
-        if rgb.shape[:2] != shape:
-            raise InputError("the picture is of another size", file=folder / sample["image"], value=shape)
-        decode_rle(sample["target_rle"], shape)
-        yield row_of(sample, rgb, card, split, index, out, max_turns)
+def checked_picture(folder: Path, sample: Any) -> np.ndarray:
+    """(H, W, 3) uint8: a sample's picture. Raises InputError where it, its size and its truth do not fit."""
+    rgb = read_picture(folder / sample["image"])
+    shape = (int(sample["height"]), int(sample["width"]))
+    if rgb.shape[:2] != shape:
+        raise InputError("the picture is of another size", file=folder / sample["image"], value=shape)
+    decode_rle(sample["target_rle"], shape)
+    return rgb
 
 
 def row_of(
@@ -89,15 +88,18 @@ def write(
     except ImportError as error:
         raise ModelError("parquet files need pyarrow", mend="pip install pyarrow.") from error
     check_writable_folder(out)
+    scans = {scan_of(folder, sample): None for folder in folders for sample in read_trajectories(folder)}
+    aside = held_out(list(scans), held)
     made: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
     for folder in folders:
-        for row in rows(folder, card, "train", out, max_turns):
-            name = Path(row["extra_info"]["picture"]).stem
-            split = "test" if int(name[:8], 16) / 2**32 < held else "train"
-            row["extra_info"]["split"], row["extra_info"]["index"] = split, len(made[split])
-            made[split].append(row)
-    if not made["train"]:
-        raise InputError("no question is left to learn from", file=folders[0], mend="Hold out fewer.")
+        for sample in read_trajectories(folder):
+            split = "test" if scan_of(folder, sample) in aside else "train"
+            rgb = checked_picture(folder, sample)
+            made[split].append(row_of(sample, rgb, card, split, len(made[split]), out, max_turns))
+    for split, listed in made.items():
+        if not listed and (split == "train" or held):
+            mend = "It takes two scans at least." if held else None
+            raise InputError(f"no question is left for {split}.parquet", file=folders[0], mend=mend)
     for split, listed in made.items():
         if listed:
             with atomic_write(out / f"{split}.parquet") as path:
@@ -120,7 +122,7 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="that training.trajectories made")
     parser.add_argument("--model", type=Path, required=True, help="the policy's folder: its prompts")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--held", type=float, default=0.05, help="share of the pictures for test.parquet")
+    parser.add_argument("--held", type=float, default=0.05, help="share of the scans for test.parquet")
     parser.add_argument("--max-turns", type=int, default=8)
     args = parser.parse_args()
     with ending():

@@ -30,8 +30,8 @@ class SegmentTool(BaseTool):
     def __init__(self, config: dict[str, Any], tool_schema: OpenAIFunctionToolSchema) -> None:
         super().__init__(config, tool_schema)
         for key, variable in (("segmenter", SEGMENTER), ("device", DEVICE)):
-            if config.get(key):
-                os.environ.setdefault(variable, str(config[key]))
+            if config.get(key) and not os.environ.get(variable):
+                os.environ[variable] = str(config[key])
         self.rewards = RewardSettings(**(config.get("rewards") or {}))
         self._players: dict[str, Player] = {}
 
