@@ -42,7 +42,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from training.bench_volume import measure_volume, table_of
 from training.clock import use_processor_time
-from training.commands import ending
+from training.commands import check_output, ending
 from training.phantoms import random_slice
 
 QUESTIONS = ("Segment the liver", "Segment the spleen", "Segment the spine")
@@ -317,6 +317,7 @@ def main() -> None:
     if chosen.clock == "cpu":
         use_processor_time()
     with ending():
+        check_output(chosen.json)
         policy = LocalPolicy.load(chosen.policy or demo_policy(), chosen.device, chosen.precision)
         segmenter = Segmenter.load(chosen.segmenter, chosen.segmenter_config, chosen.device)
         result = measure(policy, segmenter, chosen.pictures, chosen.repeats, chosen.turns, show_progress)

@@ -23,7 +23,7 @@ from ibis_agent.request import demo_policy
 
 from training.bench import machine
 from training.clock import use_processor_time
-from training.commands import ending
+from training.commands import check_output, ending
 from training.grpo import Run
 from training.grpo_settings import GrpoSettings, TaskSettings
 from training.rollouts import Roller, Rollout
@@ -125,6 +125,7 @@ def main() -> None:
     if args.clock == "cpu":
         use_processor_time()
     with ending(), tempfile.TemporaryDirectory() as folder:
+        check_output(args.json)
         settings = GrpoSettings(
             model=args.policy or demo_policy(),
             segmenter=args.segmenter,

@@ -33,7 +33,7 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from training.clicks import next_click
 from training.clock import use_processor_time
-from training.commands import ending
+from training.commands import check_output, ending
 from training.phantoms import make_volume
 
 WINDOW = (-160.0, 240.0)
@@ -220,6 +220,7 @@ def main() -> None:
     if chosen.clock == "cpu":
         use_processor_time()
     with ending():
+        check_output(chosen.json)
         segmenter = Segmenter.load(chosen.segmenter, chosen.segmenter_config, chosen.device)
         result = measure_volume(segmenter, chosen.slices)
     print(table_of(result))

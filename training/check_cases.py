@@ -25,14 +25,14 @@ def main() -> None:
     parser.add_argument("--names", type=Path, help="JSON: the names of the masks' values")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     args = parser.parse_args()
+    usable: Counter[str] = Counter()
     with ending():
         cases, problems = read_cases(args.source, args.names)
-    usable = Counter()  # type: ignore[var-annotated]
-    for case in cases:
-        loaded, more = load_case(case)
-        problems += more
-        if loaded is not None:
-            usable.update(["cases", *loaded.structures])
+        for case in cases:
+            loaded, more = load_case(case)
+            problems += more
+            if loaded is not None:
+                usable.update(["cases", *loaded.structures])
     if args.json:
         print(json.dumps({"usable": dict(usable), "problems": tally(problems)}, indent=1))
         return

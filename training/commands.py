@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ibis_agent.errors import Cancelled, IbisError
+from ibis_agent.errors import Cancelled, IbisError, InputError
+from ibis_agent.files import check_writable_folder
 
 STOPPED = 130  # the exit status of a command that was stopped and can go on
 
@@ -30,6 +31,18 @@ def ending(stopped: str = "stopped") -> Iterator[None]:
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         raise SystemExit(STOPPED) from None
+
+
+def check_output(file: Path | None) -> None:
+    """Refuse a file that could not be written, before the slow work. Raises InputError, OutputError."""
+    if file is None:
+        return
+    folder = file.resolve().parent
+    if not folder.is_dir():
+        raise InputError("there is no such folder", file=folder, mend="Make it, or choose another.")
+    if file.is_dir():
+        raise InputError("is a folder, not a file", file=file, mend="Choose another file name.")
+    check_writable_folder(folder)
 
 
 def settings_parser(name: str, about: str | None, example: str, changes: str) -> argparse.ArgumentParser:

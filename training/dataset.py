@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from ibis_agent.errors import InputError
+from ibis_agent.files import check_writable_folder
 from PIL import Image
 from tqdm import tqdm
 
+from training.commands import ending
 from training.phantoms import EXTRAS, STRUCTURES, Z_RANGE, Anatomy, PhantomSlice, random_slice
 
 SIDE = 192
@@ -79,7 +82,9 @@ def make(
     out: Path, count: int, workers: int = 2, one: Callable[..., tuple] = _one, first: int = TRAINING_SEEDS
 ) -> None:
     """Fill `out` with `count` slices, one(first), one(first + 1), …"""
-    out.mkdir(parents=True, exist_ok=True)
+    if count < 1 or workers < 1:
+        raise InputError("slices and workers must be at least 1", value=(count, workers))
+    check_writable_folder(out)
     done_file = out / "done.npy"
     fresh = not done_file.exists() or len(np.load(done_file)) != count
 
@@ -106,7 +111,9 @@ def make(
 
 
 def load(folder: Path) -> Slices:
-    """The slices made so far under `folder`."""
+    """The slices made so far under `folder`. Raises InputError where there are none."""
+    if not (folder / "done.npy").is_file():
+        raise InputError("holds no slices", file=folder, mend="Make them: python -m training.dataset --help.")
     done = np.load(folder / "done.npy")
     count = len(done) if done.all() else int(np.argmin(done))
     fields = [
@@ -124,10 +131,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/phantoms"))
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
-    if args.clips:
-        make(args.out, args.clips * FRAMES, args.workers, _clip_slice, 0)
-    else:
-        make(args.out, args.count, args.workers)
+    with ending("stopped; the same command goes on from here"):
+        if args.clips is not None:
+            make(args.out, args.clips * FRAMES, args.workers, _clip_slice, 0)
+        else:
+            make(args.out, args.count, args.workers)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ibis_agent.episode import Limits
-from ibis_agent.errors import IbisError, InputError
+from ibis_agent.errors import InputError
 from ibis_agent.files import check_writable_folder, write_json, write_text
 from ibis_agent.geometry import Orientation
 from ibis_agent.model_card import ModelCard, load_card
@@ -36,6 +36,7 @@ from ibis_agent.request import demo_policy
 from ibis_agent.segmenter import Segmenter
 from tqdm import tqdm
 
+from training.commands import STOPPED, check_output, ending
 from training.evaluation import table
 from training.evaluation.figures import figures
 from training.evaluation.measure import Measures, Row, measure
@@ -50,8 +51,6 @@ from training.evaluation.sources import (
     labelled_scan,
 )
 from training.pictures import Choice
-
-INTERRUPTED = 130
 
 
 def options() -> argparse.ArgumentParser:
@@ -100,7 +99,7 @@ def options() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    try:
+    with ending("\nStopped."):
         args = options().parse_args(arguments)
         check(args)
         if args.phantom_volumes is not None or args.lesion_volumes is not None:
@@ -109,11 +108,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_volumes(args)
             return 0
         return merge(args) if args.merge else run(args)
-    except IbisError as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        print("\nStopped.")
-        return INTERRUPTED
 
 
 def check(args: argparse.Namespace) -> None:
@@ -129,6 +123,10 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1", value=value)
+    if volumes and (args.out is not None or args.merge or args.shard.count > 1):
+        raise InputError(
+            "of volumes no rows are kept", mend="Give --json instead of --out, --shard or --merge."
+        )
     if args.phantoms is not None and args.phantoms > MOST_PHANTOMS:
         raise InputError(f"a seed has {MOST_PHANTOMS} phantoms at most", value=args.phantoms)
     for name in ("per_volume", "worst"):
@@ -144,13 +142,7 @@ def check(args: argparse.Namespace) -> None:
         )
     if (args.shard.count > 1 or args.merge) and args.out is None:
         raise InputError("shards need a folder to keep their rows in", mend="Give --out.")
-    if args.json is not None:
-        folder = args.json.resolve().parent
-        if not folder.is_dir():
-            raise InputError("there is no such folder", file=folder, mend="Make it, or choose another.")
-        if args.json.is_dir():
-            raise InputError("is a folder, not a file", file=args.json, mend="Choose another file name.")
-        check_writable_folder(folder)
+    check_output(args.json)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -279,7 +271,7 @@ def stopped(
         print(table.text(results(args, pictures, settings, rows)))
     kept = "The same command goes on from there." if args.out else "With --out they would have been kept."
     print(f"\nStopped after {len(rows)} of {len(pictures)} pictures. {kept}")
-    return INTERRUPTED
+    return STOPPED
 
 
 if __name__ == "__main__":

@@ -101,7 +101,8 @@ def from_teacher(
     todo = list({task.key: task for task in tasks if task.key not in known}.values())
     refused: Counter[str] = Counter()
     failed: dict[str, str] = {}
-    stop = threading.Event()
+    stop = teacher.stopped
+    stop.clear()
     with (
         (folder / CACHE).open("a", encoding="utf-8") as cache,
         ThreadPoolExecutor(parallel) as pool,
@@ -290,7 +291,10 @@ def agreed(teacher: Teacher, expected: dict[str, Any], per_minute: float, yes: b
         return True
     if not sys.stdin.isatty():
         raise InputError("nobody is here to agree", mend="Add --yes if it is meant so.")
-    return input("Go on? Type yes: ").strip().lower() == "yes"
+    try:
+        return input("Go on? Type yes: ").strip().lower() == "yes"
+    except EOFError:
+        return False
 
 
 def _thought(

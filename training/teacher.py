@@ -88,7 +88,7 @@ class Teacher:
         per_minute: float = 60,
         timeout: float = 120,
         tries: int = 6,
-        sleep: Callable[[float], object] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -103,8 +103,9 @@ class Teacher:
             raise InputError(
                 "the key would travel unencrypted", value=url, mend="Use https, or a teacher on this machine."
             )
-        self.pace, self.spent = Pace(per_minute, sleep), Spent()
-        self._timeout, self._tries, self._sleep = timeout, tries, sleep
+        self.stopped = threading.Event()  # once set nothing is waited for, and nothing asked again
+        self._timeout, self._tries, self._sleep = timeout, tries, sleep or self.stopped.wait
+        self.pace, self.spent = Pace(per_minute, self._sleep), Spent()
         self._thread = threading.local()
 
     def ask(self, messages: Sequence[Mapping[str, Any]], max_tokens: int = 400) -> str:
@@ -123,6 +124,8 @@ class Teacher:
             if number:
                 self.spent.add(retries=1)
             self.pace.wait()
+            if self.stopped.is_set():
+                raise Unanswered("stopped")
             pause = min(_LONGEST_WAIT, 2.0**number) * random.uniform(0.75, 1.25)
             try:
                 with self._session().post(

@@ -17,9 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from ibis_agent.errors import InputError
 from torch import Tensor, nn
 
 from training import loop
+from training.commands import ending
 from training.dataset import FRAMES, Slices, load
 from training.train_segmenter import (
     CONFIG,
@@ -188,6 +190,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2, help="clips a step")
     parser.add_argument("--objects", type=int, default=4)
     args = parser.parse_args()
+    with ending("stopped; the same command goes on from the last checkpoint"):
+        train(args)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train, or go on training, and write the model. Raises InputError for what is not there."""
+    if not args.start.is_file():
+        mend = "Make it: python -m training.train_segmenter."
+        raise InputError("there is no such checkpoint", file=args.start, mend=mend)
+    clips, data = load(args.clips), load(args.data)
     loop.prepare(args)
     model = build(args.config)
     model.load_state_dict(torch.load(args.start, weights_only=True)["averaged"])
@@ -205,7 +217,6 @@ def main() -> None:
         [{"params": fresh, "scale": 1.0}, {"params": known, "scale": 0.25}], lr=args.rate, weight_decay=0.02
     )
     heard = Heard(model)
-    clips, data = load(args.clips), load(args.data)
     count, singles = len(clips) // FRAMES, len(data) - args.held
 
     def learn(step: int) -> tuple[Tensor, loop.Figures]:

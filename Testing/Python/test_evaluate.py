@@ -309,6 +309,7 @@ def test_shards_share_every_picture_once() -> None:
         (["--scan", "ct.nii.gz"], "--scan needs --labels"),
         (["--data", "no-such-folder", "--oracle-only"], "there is no such file or folder"),
         (["--data", ".", "--window", "5", "5"], "no width"),
+        (["--phantom-volumes", "1", "--out", "x"], "of volumes no rows are kept"),
     ],
 )
 def test_a_command_that_cannot_be_done_says_why_before_any_model_loads(
@@ -375,6 +376,13 @@ def test_a_labelled_scan_is_measured_slice_by_slice(data: Path) -> None:
     assert len(pictures) == 30
     shown = pictures.show(14)
     assert {"liver", "aorta", "spine"} <= set(shown.truths) and shown.picture.window == (-160.0, 240.0)
+
+
+def test_a_labelled_scan_that_is_not_there_is_named(data: Path, tmp_path: Path) -> None:
+    names = str(data / "ct_abdomen_3mm_labels.json")
+    files = ["--scan", str(tmp_path / "gone.nii.gz"), "--labels", "gone.nii.gz", "--label-names", names]
+    with pytest.raises(SystemExit, match="there is no file gone"):
+        evaluate.main(["--oracle-only", *files])
 
 
 # ---- the page ----------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from PIL import Image
 from training import reasoning
 from training.expert import turn_row
 from training.reasoning_checks import checked, messages_for
-from training.teacher import Pace, Teacher, _retry_after
+from training.teacher import Pace, Teacher, Unanswered, _retry_after
 from training.trajectories import NAME, read_trajectories
 from training.trajectory_parts import write_png
 
@@ -233,6 +233,19 @@ def test_a_server_that_never_answers_is_given_up_in_time_and_what_came_before_is
     assert thoughts(folder)[3:] == ["Old words."] * 2
     with pytest.raises(InputError, match="2 turns have no usable answer"):
         reasoning.from_teacher(folder, teacher(school, tries=1), parallel=1, keep_failed=False)
+
+
+def test_a_stopped_run_waits_for_nothing_and_asks_for_nothing_again(school: School) -> None:
+    asking = Teacher(school.url, "teacher", per_minute=0)
+
+    def behave(number: int, body: Any) -> Any:
+        asking.stopped.set()
+        return (503, {"Retry-After": "60"}, b"")
+
+    school.behave = behave
+    with pytest.raises(Unanswered, match="stopped"):
+        asking.ask([{"role": "user", "content": "Why?"}])
+    assert len(school.bodies) == 1
 
 
 def test_a_timeout_counts_as_no_answer(folder: Path, school: School) -> None:
