@@ -64,6 +64,8 @@ def export(settings: SftSettings, out: Path, file: str | None = None) -> dict[st
     data = check_data(settings.data, chat, card, settings.held, longest, settings.bad_data == "skip")
     for each in data.refused:
         print(f"left out: {each}", file=sys.stderr)
+    if settings.digits != 1:
+        print("LLaMA-Factory weighs all tokens alike: `digits` is left out", file=sys.stderr)
     counts = {"samples": 0, "pictures": 0, "held": 0}
     with new_folder(out) as folder:
         (folder / "pictures").mkdir()
@@ -177,12 +179,14 @@ def _recipe(settings: SftSettings, chat: Chat, out: Path, longest: int, sets: li
         "preprocessing_num_workers": max(1, settings.workers),
         "output_dir": os.fspath(out / "adapter" if settings.tune == "lora" else out / "model"),
         "per_device_train_batch_size": settings.batch,
+        "per_device_eval_batch_size": settings.batch,
         "gradient_accumulation_steps": settings.accumulate,
         "learning_rate": settings.rate,
         "lr_scheduler_type": "constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
         "warmup_ratio": settings.warmup,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.clip,
+        "optim": "adamw_torch" if settings.optimiser == "adamw" else "adamw_bnb_8bit",
         "bf16": settings.precision != "fp32",
         "seed": settings.seed,
         "logging_steps": settings.log_every,

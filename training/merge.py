@@ -40,13 +40,14 @@ def merge(adapter: Path, base: Path, out: Path, name: str = "", any_base: bool =
     base_name = load_card(base).name
     history = read_history(adapter)
     if history and not any_base:
-        trained_on = (history.get("base") or {}).get("sha256")
+        trained = history.get("base") or {}
+        trained_on = trained.get("sha256")
         if trained_on != found.sha256:
             raise InputError(
                 "the adapter was trained on other weights",
                 file=base,
                 value=found.sha256[:12],
-                mend=f"Give the folder of {history['base'].get('name')} ({str(trained_on)[:12]}), "
+                mend=f"Give the folder of {trained.get('name')} ({str(trained_on)[:12]}), "
                 "or --any-base if you know that it is the same model.",
             )
     check_free(out)
