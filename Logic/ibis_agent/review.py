@@ -43,14 +43,19 @@ def review_page(record: Mapping[str, Any]) -> str:
             value=f"{type(error).__name__}: {error}",
             mend="Pass a trajectory.json that `ibis-agent run` wrote.",
         ) from error
-    style, script = (_resource(name) for name in ("review_page.css", "review_page.js"))
+    return fill_page("review_page.html", view, ["review_page.css"], "review_page.js")
+
+
+def fill_page(template: str, view: Mapping[str, Any], styles: Sequence[str], script_name: str) -> str:
+    """A page out of its template, styles and script (files of this package) and what it shows, "question" included."""
+    style, script = "".join(map(_resource, styles)), _resource(script_name)
     # Only these two inline texts may act; nothing may be fetched from anywhere, not even from the disk.
     policy = (
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
     return _fill(
-        _resource("review_page.html"),
+        _resource(template),
         policy=html.escape(policy, quote=False),
         title=html.escape(f"{view['question'][:80]} – IBIS review"),
         style=style,

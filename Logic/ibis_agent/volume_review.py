@@ -6,7 +6,6 @@ nothing is fetched.
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -18,21 +17,8 @@ from .volume_record import VolumeTrajectory
 def volume_review_page(record: Mapping[str, Any]) -> str:
     """The whole page for the record of a volume run. Raises InputError where the record is not one."""
     recorded = VolumeTrajectory.from_json(dict(record))
-    view = _view(record, recorded)
-    style = review._resource("review_page.css") + review._resource("volume_page.css")
-    script = review._resource("volume_page.js")
-    policy = (
-        f"default-src 'none'; script-src '{review._digest(script)}'; style-src '{review._digest(style)}'; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
-    return review._fill(
-        review._resource("volume_page.html"),
-        policy=html.escape(policy, quote=False),
-        title=html.escape(f"{view['question'][:80]} – IBIS review"),
-        style=style,
-        data=review._script_safe(view),
-        script=script,
-    )
+    styles = ["review_page.css", "volume_page.css"]
+    return review.fill_page("volume_page.html", _view(record, recorded), styles, "volume_page.js")
 
 
 def write_volume_review(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
