@@ -72,7 +72,6 @@ class VolumeAction:
         clicks: all clicks that the slice stands on after it.
         ways: the slices visited.
         touched: the slices that are known otherwise than before, or not any more.
-        fresh: the clicks do not go on from the mask that was there before them.
         look: which second look it belongs to, from 1; 0 for none.
         stopped: the ways are not at their ends, somebody stopped them.
         seconds: it took.
@@ -87,7 +86,6 @@ class VolumeAction:
     clicks: tuple[Click, ...] = ()
     ways: tuple[Way, ...] = ()
     touched: tuple[int, ...] = ()
-    fresh: bool = False
     look: int = 0
     stopped: bool = False
     seconds: float = 0.0

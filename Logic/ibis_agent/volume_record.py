@@ -334,7 +334,6 @@ def action_to_json(action: VolumeAction, geometry: PictureGeometry) -> dict[str,
         "steps": [step_to_json(step, geometry) for step in action.steps],
         "clicks": [{"x": c.x, "y": c.y, "positive": c.positive} for c in action.clicks],
         "ways": [dataclasses.asdict(way) for way in action.ways],
-        "fresh": action.fresh,
         "look": action.look,
         "stopped": action.stopped,
         "seconds": action.seconds,
@@ -360,7 +359,6 @@ def action_from_json(fields: Fields, geometry: PictureGeometry, number: int) -> 
             Way(way.whole("start", 0), way.whole("last", 0), way.flag("ended"))
             for way in fields.list_of("ways")
         ),
-        fresh=bool(fields.value("fresh", False)),
         look=int(fields.value("look", 0)),
         stopped=bool(fields.value("stopped", False)),
         seconds=fields.number("seconds") or 0.0,

@@ -270,7 +270,7 @@ class VolumeRun:
     def repeat(self, action: VolumeAction) -> None:
         """Do a recorded action again, without asking anybody: its clicks, and its ways slice by slice."""
         if action.kind == "click":
-            self.anchor(action.index, action.clicks, action.fresh)
+            self.anchor(action.index, action.clicks)
         for way in action.ways:
             direction = 1 if way.last > way.start else -1
             if way.last != way.start:
@@ -316,12 +316,9 @@ class VolumeRun:
         standing = self.memory.standing(index)
         return standing if standing is not None and standing.mask.any() else None
 
-    def anchor(self, index: int, clicks: tuple[Click, ...], fresh: bool = False) -> Found:
-        """Make a slice an anchor by these clicks, made one after the other as in an episode.
-
-        fresh: not going on from the mask that is there.
-        """
-        base = None if fresh else self.base(index)
+    def anchor(self, index: int, clicks: tuple[Click, ...]) -> Found:
+        """Make a slice an anchor by these clicks, made one after the other as in an episode."""
+        base = self.base(index)
         logits = None if base is None else base.logits
         for count in range(1, len(clicks)):
             logits = self.memory.predict(index, clicks[:count], logits).logits
