@@ -64,6 +64,7 @@ demo: venv
 
 lint: venv
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: venv
 	$(BIN)/mypy

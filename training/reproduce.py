@@ -92,7 +92,7 @@ class Reproduction:
             changes = [f"tasks.phantoms={args.pictures}", f"tasks.phantom_seed={TASK_SEED}"]
             changes += ["evaluate_every=0", "held.phantoms=1", f"max_turns={MAX_TURNS}"]
             changes += [f"model={start}", f"out={out}", f"seed={seed}", f"threads={args.threads}"]
-            changes += [f"updates={args.updates}", *REWARDS[arm], *args.grpo]
+            changes += [f"updates={args.updates}", "rate=5e-5", *REWARDS[arm], *args.grpo]
             settings = read_settings(CONFIGS / "grpo-demo.yaml", GrpoSettings, changes)
             return grpo.train(settings, None, self.segmenter, self.tasks)
         changes = [f"model={args.model}", f"data={self.expert(arm)}", f"out={out}", f"seed={seed}"]
@@ -255,11 +255,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/reproduction"), help="where the runs lie")
     parser.add_argument("--write", type=Path, default=Path("training"), help="where the figures go")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--updates", type=int, default=30, help="of GRPO")
+    parser.add_argument("--updates", type=int, default=14, help="of GRPO")
     parser.add_argument("--sft-steps", type=int, default=150)
-    parser.add_argument("--pictures", type=int, default=150, help="phantoms to learn from")
+    parser.add_argument("--pictures", type=int, default=100, help="phantoms to learn from")
     parser.add_argument(
-        "--asked", type=int, default=50, help="unseen phantoms, two present structures of each"
+        "--asked", type=int, default=40, help="unseen phantoms, two present structures of each"
     )
     parser.add_argument("--sft", nargs="*", default=[], help="key=value for the fine-tuning")
     parser.add_argument("--grpo", nargs="*", default=[], help="key=value for GRPO")

@@ -51,7 +51,8 @@ class Workbench:
     """Answers requests one at a time. `do` returns the last event of its request and raises what went wrong."""
 
     scopes: Sequence[str] = ("slice", "volume")  # what `ask` can be asked about
-    folder: Path | None = None  # private to the worker: images that come there are removed when they were read
+    # Private to the worker: images that come there are removed when they were read.
+    folder: Path | None = None
 
     def __init__(self) -> None:
         self._policy: Policy | None = None

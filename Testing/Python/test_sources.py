@@ -74,7 +74,9 @@ def test_only_what_slicer_has_is_imported_at_file_scope(path: Path) -> None:
 def test_slicers_process_never_gets_torch_through_the_agents_package() -> None:
     used = set()
     for path in SOURCES:
-        used |= set(re.findall(r"^\s*(?:from|import) (ibis_agent[\w.]*)", path.read_text("utf-8"), re.MULTILINE))
+        used |= set(
+            re.findall(r"^\s*(?:from|import) (ibis_agent[\w.]*)", path.read_text("utf-8"), re.MULTILINE)
+        )
     code = f"import {', '.join(sorted(used))}, sys; print([n for n in ('torch', 'transformers') if n in sys.modules])"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "Logic", capture_output=True, text=True)
     assert told.stdout.strip() == "[]", told.stderr
@@ -94,7 +96,9 @@ def test_every_widget_that_the_code_names_is_in_the_ui_file() -> None:
 
 def test_every_mrml_widget_of_the_ui_file_gets_the_scene() -> None:
     ui = ElementTree.parse(MODULE / "Resources" / "UI" / "IBISSlicer.ui")
-    needy = {w.get("name") for w in ui.iter("widget") if str(w.get("class")).startswith("qMRML")} - {"IBISSlicer"}
+    needy = {w.get("name") for w in ui.iter("widget") if str(w.get("class")).startswith("qMRML")} - {
+        "IBISSlicer"
+    }
     connected = {
         connection.findtext("receiver")
         for connection in ui.iter("connection")
@@ -105,7 +109,9 @@ def test_every_mrml_widget_of_the_ui_file_gets_the_scene() -> None:
 
 def test_shortcuts_are_told_in_tool_tips() -> None:
     texts = "".join(path.read_text(encoding="utf-8") for path in SOURCES)
-    keys = re.findall(r'\("((?:Ctrl|Escape)[^"]*)", "', (MODULE / "IBISSlicerLib" / "Shortcuts.py").read_text("utf-8"))
+    keys = re.findall(
+        r'\("((?:Ctrl|Escape)[^"]*)", "', (MODULE / "IBISSlicerLib" / "Shortcuts.py").read_text("utf-8")
+    )
     assert keys
     for key in {key.replace("Return", "Enter").replace("Escape", "Esc") for key in keys} - {"Ctrl+Shift+Z"}:
         assert f"({key})" in texts, key

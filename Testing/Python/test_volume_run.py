@@ -180,7 +180,9 @@ def test_features_are_kept_for_the_same_pictures_only(scan: Scan, stack: Stack, 
     kept = KeptFeatures()
     features = kept.of(stack, segmenter)
     assert kept.of(stack_of(scan, window=(0, 255), slices=(3, 8)), segmenter) is features
-    affine = np.diag([-1.0, 1.0, 1.0, 1.0]) @ scan.affine  # as a transform does: the same voxels, seen mirrored
+    affine = (
+        np.diag([-1.0, 1.0, 1.0, 1.0]) @ scan.affine
+    )  # as a transform does: the same voxels, seen mirrored
     mirrored = stack_of(dataclasses.replace(scan, affine=affine), window=(0, 255))
     assert not np.array_equal(mirrored.picture(5).rgb, stack.picture(5).rgb)
     assert kept.of(mirrored, segmenter) is not features

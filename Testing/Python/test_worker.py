@@ -118,7 +118,9 @@ def test_saying_hello_does_not_import_torch() -> None:
 def test_a_question_is_answered_step_by_step(talk: Callable[..., Conversation], tmp_path: Path) -> None:
     worker = talk()
     head = worker.open(tmp_path)["head"]
-    assert (tmp_path / "slice.npy").is_file()  # what was not handed over for good is not the worker's to remove
+    assert (
+        tmp_path / "slice.npy"
+    ).is_file()  # what was not handed over for good is not the worker's to remove
     assert head["picture"]["geometry"]["index"] == 2
     assert (head["picture"]["height"], head["picture"]["width"]) == (48, 40)
     *told, step, done = worker.do("step", session="a", after=[])
