@@ -1,6 +1,6 @@
 """The paper's claim at demo size, by one command: what self-correction data and reinforcement learning add.
 
-    python -m training.reproduce                       # four arms, three seeds; about an hour on one core
+    python -m training.reproduce                       # four arms, three seeds; about 40 minutes on one core
     python -m training.reproduce --updates 2 --sft-steps 5 --seeds 1 --pictures 4 --asked 4 --write build/try
 
 All arms start from one policy (--model): `sft` and `sft_self_correction` by supervised fine-tuning on an
