@@ -264,7 +264,9 @@ def show(
             click = Click(*points[name])
             prompt, reply = first.format(question=q.question(name, rng)), q.first_reply(name, click)
             asked.append(writer.ask(*with_note(prompt, reply, name, masks[name], click, aspect, rng)))
-        wanted = [str(n) for n in rng.permutation(absent)][:2] if absent else []
+        # …and so is what is often taken for a neighbour when it is not there.
+        feared = [n for n in ("spleen", "stomach") if n in absent and rng.random() < 0.8]
+        wanted = (feared + [str(n) for n in rng.permutation(absent) if n not in feared])[:3]
         if rng.random() < 0.25:
             wanted.append(str(rng.choice(q.NEVER_PRESENT)))
         for name in wanted:

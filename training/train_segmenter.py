@@ -3,8 +3,8 @@
     python -m training.dataset --out build/phantoms
     python -m training.train_segmenter --data build/phantoms --out build/segmenter
 
-A SAM2 of 2.6 M parameters learns as SAM does: a click, a mask, a corrective click where the mask is most
-wrong, and so on; every click sees the mask of before. Simplifications, and why:
+A SAM2 of 4.0 M parameters learns as SAM does: a click or a box, a mask, a corrective click where the mask is
+most wrong, and so on; every click sees the mask of before. Simplifications, and why:
 - a dense head names every structure at every point of the feature maps while training, and is thrown away:
   from scratch, clicks alone teach the encoder too slowly;
 - the object score stays "present" (its head is trained with the memory, training.train_memory): an untrained
@@ -202,10 +202,12 @@ def decode(
     points: Tensor,
     labels: Tensor,
     prior: Tensor | None,
+    several: bool = True,
 ):
     """One prompt turn on N objects → three low-resolution logits (N, 3, S/4, S/4) and their scores (N, 3).
 
-    `points` (N, P, 2) are pixels at the model's input size, `labels` (N, P) 1 or 0.
+    `points` (N, P, 2) are pixels at the model's input size, `labels` (N, P) 1 or 0, or 2 and 3 for the corners of
+    a box. Not `several`: SAM's other head, which draws one mask of a prompt that leaves little in doubt.
     """
     sparse, dense = model.sam_prompt_encoder(points=(points, labels), boxes=None, masks=prior)
     out = model.sam_mask_decoder(
@@ -213,7 +215,7 @@ def decode(
         image_pe=model.sam_prompt_encoder.get_dense_pe(),
         sparse_prompt_embeddings=sparse,
         dense_prompt_embeddings=dense,
-        multimask_output=True,
+        multimask_output=several,
         repeat_image=False,
         high_res_features=[features[0][owner], features[1][owner]],
     )
@@ -256,18 +258,20 @@ def train_step(
     if clicks == 0:
         return dense, figures
     masks, owner, _ = choose_objects(bits, objects, rng)
-    if rng.random() < boxes:
+    boxed = rng.random() < boxes
+    if boxed:
         points, labels = corners(masks, rng)
     else:
         points, labels = first_clicks(masks, rng)[:, None], torch.ones(len(masks), 1, dtype=torch.int)
     prior, total = None, dense * 0.5
     for turn in range(clicks):
-        logits, scores = decode(model, features, owner, points, labels, prior)
+        several = turn > 0 or not boxed
+        logits, scores = decode(model, features, owner, points, labels, prior, several)
         loss, iou = mask_loss(logits, scores, masks)
         total = total + loss / clicks
         chosen = logits[torch.arange(len(logits)), scores.argmax(1)][:, None].detach()
         if turn in (0, clicks - 1):
-            figures[f"iou_{turn + 1}"] = float(iou[torch.arange(len(iou)), scores.argmax(1)].mean())
+            figures[f"iou_{turn + 1}" if several else "iou_box"] = float(iou[torch.arange(len(iou)), scores.argmax(1)].mean())
         if turn < clicks - 1:
             point, label = corrective_clicks(chosen, masks)
             points, labels = torch.cat([points, point[:, None]], 1), torch.cat([labels, label[:, None]], 1)

@@ -59,10 +59,10 @@ def _flat(groups: list[Any]) -> list[Any]:
     return [rollout for group in groups for rollout in group]
 
 
-def _episode(policy: Any, segmenter: Segmenter, question: Question) -> Episode:
+def _episode(policy: Any, segmenter: Segmenter, question: Question, limits: Limits = LIMITS) -> Episode:
     height, width = question.truth.shape
     picture = Picture(question.rgb, PictureGeometry.of_picture(height, width), None)
-    episode = Episode(picture, question.text, policy, segmenter, LIMITS)
+    episode = Episode(picture, question.text, policy, segmenter, limits)
     episode.run()
     return episode
 
@@ -74,10 +74,13 @@ def test_greedy_rollouts_are_the_episodes_that_the_agent_has_alone(
     alone = LocalPolicy.load(demo_policy(), "cpu", "fp32")
     alone.card = dataclasses.replace(alone.card, history=history)
     together = BatchPolicy(policy.model, policy.chat, alone.card)
-    found = _flat(Roller(together, segmenter, LIMITS).run(questions, 1, 0.0))
+    # The demo policy was never taught with a history: on its third turn it stammers, and which of two words that
+    # are as likely it says is a matter of the order of sums.
+    limits = dataclasses.replace(LIMITS, max_turns=2) if history else LIMITS
+    found = _flat(Roller(together, segmenter, limits).run(questions, 1, 0.0))
     assert len({len(rollout.turns) for rollout in found}) > 1  # some end before others
     for rollout in found:
-        episode = _episode(alone, segmenter, rollout.question)
+        episode = _episode(alone, segmenter, rollout.question, limits)
         said = [turn.said.text for turn in rollout.turns]
         expected = [step.reply for step in episode.steps]
         assert said == expected + ([episode.unused_reply] if len(said) > len(expected) else [])
