@@ -1,4 +1,4 @@
-"""Train the demo segmenter on phantom slices, from nothing: clicks in, masks out.
+"""Train the demo segmenter on phantom slices, from nothing: clicks or a box in, masks out.
 
     python -m training.dataset --out build/phantoms
     python -m training.train_segmenter --data build/phantoms --out build/segmenter
@@ -271,7 +271,8 @@ def train_step(
         total = total + loss / clicks
         chosen = logits[torch.arange(len(logits)), scores.argmax(1)][:, None].detach()
         if turn in (0, clicks - 1):
-            figures[f"iou_{turn + 1}" if several else "iou_box"] = float(iou[torch.arange(len(iou)), scores.argmax(1)].mean())
+            name = f"iou_{turn + 1}" if several else "iou_box"
+            figures[name] = float(iou[torch.arange(len(iou)), scores.argmax(1)].mean())
         if turn < clicks - 1:
             point, label = corrective_clicks(chosen, masks)
             points, labels = torch.cat([points, point[:, None]], 1), torch.cat([labels, label[:, None]], 1)
