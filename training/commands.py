@@ -18,8 +18,8 @@ STOPPED = 130  # the exit status of a command that was stopped and can go on
 def ending(stopped: str = "stopped") -> Iterator[None]:
     """What goes wrong within is the end of the command.
 
-    An IbisError is said in a line, with status 1; Cancelled in its own words, and Ctrl-C in those of `stopped`,
-    with status STOPPED.
+    An IbisError is said in a line, with status 1, and so is a graphics card without room; Cancelled in its own
+    words, and Ctrl-C in those of `stopped`, with status STOPPED.
     """
     try:
         yield
@@ -28,6 +28,12 @@ def ending(stopped: str = "stopped") -> Iterator[None]:
         raise SystemExit(STOPPED) from None
     except IbisError as error:
         raise SystemExit(f"error: {error}") from error
+    except RuntimeError as error:
+        # By its name: torch is not imported for commands that do without it.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        mend = "Take a smaller batch or group, LoRA in place of full, or a smaller policy."
+        raise SystemExit(f"error: the graphics card has no room left. {mend}") from error
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         raise SystemExit(STOPPED) from None

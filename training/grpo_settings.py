@@ -130,6 +130,12 @@ def check(settings: GrpoSettings, file: str | None = None) -> None:
     outcome = given.outcome_credit * sum(abs(w) for w in given.outcome.values())
     if not turn and not outcome:
         raise InputError("no reward has a weight", file=file, mend="Give at least one under rewards.")
+    if settings.lora.dropout:
+        raise InputError(
+            "lora.dropout must be 0: what is learnt from must be what was sampled",
+            file=file,
+            value=settings.lora.dropout,
+        )
     same = settings.tasks.cases is None and settings.held.cases is None
     if same and settings.tasks.phantom_seed == settings.held.phantom_seed:
         mine = range(settings.tasks.first, settings.tasks.first + settings.tasks.phantoms)

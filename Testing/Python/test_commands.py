@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ibis_agent.errors import Cancelled, InputError
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("sam2")
 
 from PIL import Image
@@ -35,6 +35,13 @@ def test_a_command_ends_with_a_line_and_its_status(
     with pytest.raises(SystemExit) as ended, ending("gone"):
         raise error
     assert ended.value.code == status and capsys.readouterr().err.strip() == said
+
+
+def test_a_graphics_card_without_room_is_said_and_other_faults_are_not_hidden() -> None:
+    with pytest.raises(SystemExit, match="no room left. Take a smaller batch"), ending():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="sizes"), ending():
+        raise RuntimeError("sizes do not match")
 
 
 def test_ctrl_c_while_cases_are_read_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
