@@ -15,10 +15,10 @@ from ibis_agent.errors import Cancelled, InputError
 torch = pytest.importorskip("torch")
 pytest.importorskip("sam2")
 
-from PIL import Image
+from PIL import Image  # noqa: E402
 
-from training import bench, bench_rollouts, bench_volume, check_cases, dataset, train_memory
-from training.commands import STOPPED, ending
+from training import bench, bench_rollouts, bench_volume, check_cases, dataset, train_memory  # noqa: E402
+from training.commands import STOPPED, ending  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_command_ends_with_a_line_and_its_status(
 
 
 def test_a_graphics_card_without_room_is_said_and_other_faults_are_not_hidden() -> None:
-    with pytest.raises(SystemExit, match="no room left. Take a smaller batch"), ending():
+    with pytest.raises(SystemExit, match="no room left"), ending():
         raise torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(RuntimeError, match="sizes"), ending():
         raise RuntimeError("sizes do not match")
