@@ -188,7 +188,9 @@ class Agent:
         self._change(lambda record: record.back(number))
 
     def undo(self) -> None:
-        self._change(lambda record: record.undo())
+        """Undo the last change; where clicks of the person's are not answered yet, those alone."""
+        clicking = self.worker.isClicking
+        self._change(lambda record: None if clicking else record.undo())
 
     def redo(self) -> None:
         self._change(lambda record: record.redo())

@@ -50,6 +50,11 @@ class Worker:
         """Whether something that somebody waits for is under way."""
         return self.client.waiting
 
+    @property
+    def isClicking(self) -> bool:
+        """Whether a click of the person's has not been answered yet."""
+        return self.client.clicking
+
     def submit(self, job: Job, wait: bool) -> dict | None:
         """Do a job. With `wait`: returns its last message when it is done.
 

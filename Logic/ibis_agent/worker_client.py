@@ -161,6 +161,12 @@ class WorkerClient:
         under_way = self._sent is not None and not self._sent.abandoned and self._sent.job.is_awaited
         return under_way or any(job.is_awaited for job in self._queue)
 
+    @property
+    def clicking(self) -> bool:
+        """Whether a click of the person's is under way or queued."""
+        under_way = self._sent is not None and not self._sent.abandoned and self._sent.job.is_click
+        return under_way or any(job.is_click for job in self._queue)
+
     # What a session is, and what to do
 
     def open(self, session: str, describe: Callable[[Path], Message]) -> None:

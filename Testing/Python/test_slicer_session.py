@@ -257,6 +257,19 @@ def test_clicks_in_quick_succession_all_count(asked: Panel) -> None:
         assert np.allclose(panel.mark_of(number), place, atol=3)
 
 
+def test_undo_while_a_click_is_not_answered_takes_that_click_back_alone(asked: Panel) -> None:
+    panel = asked
+    panel.step()
+    panel.logic.addClick(panel.run.worldOf(0.45, 0.3), wait=False)
+    assert panel.logic.worker.isClicking
+    panel.logic.undo()
+    panel.rest()
+    assert not panel.logic.worker.isClicking
+    assert [step["by"] for step in panel.logic.steps] == ["policy"]
+    panel.logic.undo()
+    assert not panel.logic.steps
+
+
 def test_a_click_beside_the_slice_does_not_count_and_says_why(asked: Panel) -> None:
     panel = asked
     panel.step()
