@@ -1,7 +1,7 @@
 """The command line as a person uses it: a run and its files, the person's word between steps, Ctrl-C, replay.
 
-The policy plays a script and the segmenter is a small exact one, so that what is tested is the command; the
-real models have their own tests, and the last tests here run them.
+The policy plays a script and the segmenter is a small exact one, so that what is tested is the command. With the
+real models, as another process: test_cli_demo.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -671,71 +669,3 @@ def test_a_full_disk_in_mid_run_keeps_the_last_whole_trajectory(
     assert run(scan, "--out", tmp_path / "out") == cli.BAD_OUTPUT
     assert len(recorded(tmp_path / "out").steps) == 2
     assert "no space left" in capsys.readouterr().err
-
-
-# ---- the real models, as another process -----------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def demo_models() -> None:
-    """Skip where the demo models are not in this checkout."""
-    from ibis_agent.segmenter import DEMO
-
-    if not (request.DEMO_POLICY / "model.safetensors").is_file() or not DEMO.is_file():
-        pytest.skip("the demo models are not in this checkout")
-
-
-def command(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "ibis_agent", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "Logic"), "PYTHONUNBUFFERED": "1"},
-        **options,
-    )
-
-
-@pytest.fixture(scope="module")
-def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("phantom") / "scan.nii.gz"
-    subprocess.run(
-        [sys.executable, "-m", "training.phantoms", "--seed", "7", "--out", path], cwd=ROOT, check=True
-    )
-    return path
-
-
-def test_the_demo_run_ends_with_a_mask_that_replays_bit_for_bit(
-    demo_models: None, phantom: Path, tmp_path: Path
-) -> None:
-    ran = command("run", phantom, "--prompt", "Segment the liver", "--out", tmp_path / "out")
-    out, error = ran.communicate(timeout=900)
-    assert ran.returncode == cli.OK, error
-    assert "Point (0." in out and "not for patients" in out
-    kept = recorded(tmp_path / "out")
-    assert kept.steps and kept.mask.any()
-    again = command("replay", tmp_path / "out" / "trajectory.json")
-    out, error = again.communicate(timeout=900)
-    assert again.returncode == cli.OK, out + error
-
-
-def test_ctrl_c_in_a_real_run_keeps_its_steps(demo_models: None, phantom: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    ran = command(
-        "run", phantom, "--prompt", "Segment the liver", "--out", out, "--step", stdin=subprocess.PIPE
-    )
-    for _ in range(3000):
-        if (out / "trajectory.json").exists() or ran.poll() is not None:
-            break
-        time.sleep(0.1)
-    ran.send_signal(signal.SIGINT)
-    _, error = ran.communicate(timeout=300)
-    assert ran.returncode == cli.INTERRUPTED and "Traceback" not in error
-    assert "1 step is kept" in error and len(recorded(out).steps) == 1
-
-
-def test_info_says_that_the_demo_models_load(demo_models: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["info", "--json"]) == cli.OK
-    told = json.loads(capsys.readouterr().out)
-    assert all(facts["loads"].startswith("yes") for facts in told.values()) and len(told) == 2
-    assert "not for patients" in told["Demo policy"]["note"]
