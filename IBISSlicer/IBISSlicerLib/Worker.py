@@ -22,9 +22,8 @@ from .Signal import Signal
 from .WorkerProcess import WorkerProcess, defaultPython
 
 _PATIENCE = 5000  # ms that the worker gets to stop before it is ended
-_GENTLE_PATIENCE = (
-    30000  # … where it ends with the slice in hand, which a large segmenter on a CPU takes long for
-)
+# … where it ends with the slice in hand, which a large segmenter on a CPU takes long for.
+_GENTLE_PATIENCE = 30000
 
 
 class JobError(PlainError):
