@@ -9,8 +9,7 @@ most wrong, and so on; every click sees the mask of before. Simplifications, and
   from scratch, clicks alone teach the encoder too slowly;
 - the object score stays "present" (its head is trained with the memory, training.train_memory): an untrained
   score silences the masks and with them the gradient;
-- a corrective click lies where the error map survives repeated blurring, a cheap stand-in for the deepest
-  point.
+- clicks are found at half the picture's size; what lies near a corrective click counts more in the loss.
 Resuming is exact: every step's random numbers depend on the seed and the step alone.
 """
 
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
+from scipy import ndimage
 from torch import Tensor, nn
 
 from training import loop
@@ -96,7 +96,7 @@ def batch_of(
         bits = F.grid_sample(bits, grid, mode="nearest", align_corners=False)
     elif side != SIDE:
         hu = F.interpolate(hu, size=(side, side), mode="bilinear")
-        bits = F.interpolate(bits, size=(side, side), mode="nearest")
+        bits = F.interpolate(bits, size=(side, side), mode="nearest-exact")
     lower = torch.from_numpy(rng.normal(-150, 30 if augment else 0, count).astype(np.float32))[
         :, None, None, None
     ]
@@ -179,20 +179,20 @@ def corrective_clicks(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _deepest(regions: Tensor) -> Tensor:
-    """(N, S, S) 0 or 1 → (N, 2) x, y pixels near the middle of the thickest part, found at half the size."""
-    half = F.avg_pool2d(regions[:, None], 2)
-    soft = half
-    for _ in range(4):
-        soft = F.avg_pool2d(soft, 3, 1, 1)
-        soft = soft * half
-    flat = soft.flatten(1).argmax(1)
-    side = half.shape[-1]
-    coarse = torch.stack([flat % side, flat // side], 1) * 2
-    # The half-size cell may be covered in part: take a pixel of it that is inside.
-    rows = torch.arange(len(regions))[:, None]
-    dx, dy = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1])
-    pick = regions[rows, coarse[:, 1:] + dy, coarse[:, :1] + dx].argmax(1)
-    return (coarse + torch.stack([dx[pick], dy[pick]], 1)).float()
+    """(N, S, S) 0 or 1 → (N, 2) x, y pixels: the deepest point of each, found at half the size."""
+    half = F.avg_pool2d(regions[:, None], 2)[:, 0].numpy()
+    points = []
+    for covered, region in zip(half, regions, strict=True):
+        inside = covered >= min(0.5, covered.max())
+        ys, xs = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+        y0, x0 = ys[0], xs[0]
+        part = np.pad(inside[y0 : ys[-1] + 1, x0 : xs[-1] + 1], 1)
+        r, c = np.unravel_index(ndimage.distance_transform_edt(part).argmax(), part.shape)
+        y, x = 2 * int(y0 + r - 1), 2 * int(x0 + c - 1)
+        # The half-size cell may be covered in part: take a pixel of it that is inside.
+        dy, dx = divmod(int(region[y : y + 2, x : x + 2].argmax()), 2)
+        points.append([x + dx, y + dy])
+    return torch.tensor(points, dtype=torch.float32)
 
 
 def decode(
@@ -231,20 +231,40 @@ def encode(model: nn.Module, pictures: Tensor) -> tuple[list[Tensor], list[Tenso
     return [decoder.conv_s0(raw[0]), decoder.conv_s1(raw[1]), top], raw
 
 
-def mask_loss(logits: Tensor, scores: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """The best of three masks carries the loss (the others a little); scores learn the true IoU."""
-    target = F.avg_pool2d(masks[:, None], 2)
-    fine = F.interpolate(logits, scale_factor=2, mode="bilinear")
-    wide = target.expand_as(fine)
-    # Cross entropy counts within the structure's neighbourhood scale, so that small ones are not drowned.
-    bce = F.binary_cross_entropy_with_logits(fine, wide, reduction="none").mean((-2, -1))
-    scale = (wide.mean((-2, -1)) * 6 + 0.04).clamp(max=1.0)
-    each = bce / scale + dice_loss(fine, wide)
+def mask_loss(
+    logits: Tensor, scores: Tensor, masks: Tensor, near: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The best of three masks carries the loss (the others a little); scores learn the true IoU.
+
+    `near` (N, 1, S/2, S/2) weighs pixels: what a corrective click is about.
+    """
+    half, quarter = F.avg_pool2d(masks[:, None], 2), F.avg_pool2d(masks[:, None], 4)
+    each = _mask_loss(logits, quarter.expand_as(logits))
     with torch.no_grad():
-        p, t = fine > 0, wide > 0.5
+        p, t = F.interpolate(logits, scale_factor=2, mode="bilinear") > 0, half > 0.5
         iou = (p & t).sum((-2, -1)) / (p | t).sum((-2, -1)).clamp_min(1)
-    best = each.min(1).values
-    return (best + 0.2 * each.mean(1)).mean() + 4 * F.mse_loss(scores, iou), iou
+    best = logits[torch.arange(len(logits)), each.argmin(1)][:, None]
+    fine = _mask_loss(F.interpolate(best, scale_factor=2, mode="bilinear"), half, near)
+    return fine.mean() + 0.2 * each.mean() + 4 * F.mse_loss(scores, iou), iou
+
+
+def _mask_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """(N, M, s, s) against soft masks → (N, M) cross entropy and Dice.
+
+    Cross entropy counts within the structure's neighbourhood scale, so that small ones are not drowned.
+    """
+    bce = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").mean((-2, -1))
+    return bce / (target.mean((-2, -1)) * 6 + 0.04).clamp(max=1.0) + dice_loss(logits, target)
+
+
+def nearness(points: Tensor, side: int, reach: float = 14.0) -> Tensor:
+    """(N, 2) x, y pixels → (N, 1, side / 2, side / 2) weights: 7 at the click, 1 away from it.
+
+    Without it a correction of a large structure hardly counts: its pixels are few among many that are right.
+    """
+    at = torch.arange(side // 2) * 2.0 + 1
+    x, y = ((at - points[:, :1]) / reach) ** 2, ((at - points[:, 1:]) / reach) ** 2
+    return 1 + 6 * torch.exp(-0.5 * (y[:, None, :, None] + x[:, None, None, :]))
 
 
 def train_step(
@@ -263,11 +283,11 @@ def train_step(
         points, labels = corners(masks, rng)
     else:
         points, labels = first_clicks(masks, rng)[:, None], torch.ones(len(masks), 1, dtype=torch.int)
-    prior, total = None, dense * 0.5
+    prior, near, total = None, None, dense * 0.5
     for turn in range(clicks):
         several = turn > 0 or not boxed
         logits, scores = decode(model, features, owner, points, labels, prior, several)
-        loss, iou = mask_loss(logits, scores, masks)
+        loss, iou = mask_loss(logits, scores, masks, near)
         total = total + loss / clicks
         chosen = logits[torch.arange(len(logits)), scores.argmax(1)][:, None].detach()
         if turn in (0, clicks - 1):
@@ -276,7 +296,7 @@ def train_step(
         if turn < clicks - 1:
             point, label = corrective_clicks(chosen, masks)
             points, labels = torch.cat([points, point[:, None]], 1), torch.cat([labels, label[:, None]], 1)
-            prior = chosen.clamp(-32, 32)
+            prior, near = chosen.clamp(-32, 32), nearness(point, masks.shape[-1])
     return total, figures
 
 
@@ -367,7 +387,7 @@ def main() -> None:
     def learn(step: int) -> tuple[Tensor, loop.Figures]:
         rng = np.random.default_rng([args.seed, step])
         numbers = np.sort(rng.choice(count, args.batch, replace=False))
-        clicks = 0 if step < args.dense_steps else int(rng.choice([1, 1, 2, 3, args.clicks]))
+        clicks = 0 if step < args.dense_steps else int(rng.choice([1, 2, 3, 3, args.clicks]))
         return train_step(model, head, data, numbers, rng, args.objects, clicks, args.boxes)
 
     def judge(weights: dict[str, Tensor]) -> loop.Figures:

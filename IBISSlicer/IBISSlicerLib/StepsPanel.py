@@ -131,7 +131,7 @@ class StepsPanel:
             (ui.excludeButton, cut, "Click in the slice on what does not belong to it (Ctrl+E)", first),
             (
                 ui.rejectButton,
-                usable and bool(count) and _isWord(self.agent.steps[-1]),
+                usable and bool(record) and record.can_reject(),
                 "Take the agent's last step back, tell it so, and let it try again (Ctrl+R)",
                 "The last step is not the agent's" if usable else MISSING,
             ),
@@ -213,8 +213,3 @@ class StepsPanel:
     def _showMarks(self) -> None:
         if self.agent.current is not None:
             self.agent.current.show(self.agent.current.shown)
-
-
-def _isWord(step: dict) -> bool:
-    """Whether a step is something the policy said, so that it can be told that it was wrong."""
-    return step["by"] == "policy" and step["action"]["kind"] in ("click", "terminate")

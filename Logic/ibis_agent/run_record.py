@@ -103,6 +103,15 @@ class RunRecord:
     def can_redo(self) -> bool:
         return bool(self._redo)
 
+    def can_reject(self) -> bool:
+        """Whether the last step is something the policy said, so that it can be told that it was wrong."""
+        steps = self.steps
+        return (
+            bool(steps)
+            and steps[-1]["by"] == "policy"
+            and steps[-1]["action"]["kind"] in ("click", "terminate")
+        )
+
     def mask(self, number: int | None = None) -> np.ndarray:
         """(H, W) bool mask after step `number` (0: before the first; None: the last)."""
         steps = self.steps
@@ -162,8 +171,7 @@ class RunRecord:
         """Take the last step back, and let the policy know of it at the next one. Can be undone."""
         if not self._state.steps:
             raise InputError("there is no step to reject")
-        *kept, last = self._state.steps
-        self._go(_State(tuple(kept), **self._left_by(kept), rejected=last))
+        self._reject(len(self._state.steps))
 
     def finish(self) -> None:
         """The person accepts the mask as it is: an end of theirs, unless the run has ended already."""
@@ -192,6 +200,11 @@ class RunRecord:
         if self._redo:
             self._undo.append(self._state)
             self._state = self._redo.pop()
+
+    def _reject(self, number: int) -> None:
+        """Go back to before step `number`, which the policy is told of."""
+        kept = self._state.steps[: number - 1]
+        self._go(_State(kept, **self._left_by(kept), rejected=self._state.steps[number - 1]))
 
     def _left_by(self, uids: Sequence[str]) -> Json:
         """How a run stands after these steps: ended, where a click had followed an end and was taken back."""

@@ -169,7 +169,7 @@ class Trajectory:
 
     def replay(self, segmenter: SegmenterLike) -> Replay:
         """Make all clicks again with the segmenter alone and compare. Raises what the segmenter raises."""
-        notes = _other_weights("segmenter", self.segmenter, segmenter.identity)
+        notes = other_weights("segmenter", self.segmenter, segmenter.identity)
         embedding = segmenter.embed(self.picture.rgb) if any(_clicks(self.steps)) else None
         redone: list[Step] = []
         for step in self.steps:
@@ -203,7 +203,7 @@ class Trajectory:
         replay = self.replay(segmenter)
         notes = list(replay.warnings)
         if policy is not None and self.policy is not None:
-            notes += _other_weights("policy", self.policy, policy.identity)
+            notes += other_weights("policy", self.policy, policy.identity)
         notes += [f"step {each.number}: {each}" for each in replay.differences]
         for note in notes:
             warnings.warn(note, UserWarning, stacklevel=2)
@@ -270,7 +270,8 @@ def _clicks(steps: list[Step] | tuple[Step, ...]) -> list[Click]:
     return [step.action for step in steps if isinstance(step.action, Click)]
 
 
-def _other_weights(role: str, recorded: Mapping[str, str], present: Mapping[str, str]) -> list[str]:
+def other_weights(role: str, recorded: Mapping[str, str], present: Mapping[str, str]) -> list[str]:
+    """What people should know where the identity recorded for a "policy" or "segmenter" is not the present one."""
     if recorded.get("sha256") == present.get("sha256"):
         return []
     was, now = (

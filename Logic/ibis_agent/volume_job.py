@@ -59,6 +59,7 @@ class VolumeJob:
     Attributes:
         stack: the slices that are worked on.
         run: there after `load`.
+        notes: what a person should know, such as that other weights are used than in the resumed run.
     """
 
     run: VolumeRun
@@ -66,7 +67,7 @@ class VolumeJob:
     def __init__(self, asked: VolumeRequest) -> None:
         """Check everything, and make the folders. Raises IbisError, and leaves nothing behind then."""
         base = asked.base
-        self.asked = asked
+        self.asked, self.notes = asked, list[str]()
         if base.index is not None:
             mend = "Leave it out, or leave --volume out."
             raise InputError("--slice cannot be used with --volume", value=base.index, mend=mend)
@@ -137,6 +138,10 @@ class VolumeJob:
         self.run = VolumeRun(self.stack, self.question, policy, segmenter, limits)
         if self.resumed is not None:
             self.run.go_to(self.resumed.volume_actions())
+            self.notes += self.resumed.other_models(policy, segmenter)
+            others = [str(each.number) for each in self.resumed.differences(self.run)]
+            if others:
+                self.notes.append(f"made anew, these slices are not as recorded: {', '.join(others)}")
 
     def finish(self) -> dict[str, Path]:
         """Write everything as it stands. Returns the files by what they are. Raises OutputError."""

@@ -92,6 +92,14 @@ def stopped_growth(actions: Sequence[VolumeAction]) -> tuple[int, tuple[Way, ...
     return start, ways
 
 
+def before_growth(actions: Sequence[VolumeAction]) -> tuple[VolumeAction, ...]:
+    """The actions without the growth that they end with, however often it was stopped and went on."""
+    kept = tuple(actions)
+    while kept and kept[-1].kind == "grow" and kept[-1].index == actions[-1].index:
+        kept = kept[:-1]
+    return kept
+
+
 def reached(start: int, end: int, ways: Sequence[Way]) -> int:
     """Where ways from `start` towards `end` have got to."""
     ahead = [way.last for way in ways if (way.last - start) * (end - start) > 0]

@@ -24,10 +24,18 @@ from .masks import area, decode_rle, encode_rle, iou
 from .picture import Picture
 from .record import Fields, read_json
 from .stack import RecordedSlices, Slices, Stack
-from .trajectory import Difference, picture_from_json, picture_to_json, step_from_json, step_to_json
+from .trajectory import (
+    Difference,
+    other_weights,
+    picture_from_json,
+    picture_to_json,
+    step_from_json,
+    step_to_json,
+)
 from .volume_actions import KINDS, VolumeAction, VolumeLimits, Way
 
 if TYPE_CHECKING:
+    from .policy import Policy
     from .segmenter import Segmenter
     from .volume_run import VolumeRun
 
@@ -178,17 +186,25 @@ class VolumeTrajectory:
         slices = RecordedSlices(self.pictures, self.count, self.first, self.last, self.clips)
         run = VolumeRun(slices, self.question, None, segmenter, VolumeLimits(follow=follow), history_limit=0)
         run.go_to(self.volume_actions())
-        differences = []
-        for index in sorted(self.masks):
-            old, new = self.masks[index], run.mask(index)
-            if not np.array_equal(old, new):
-                differences.append(Difference(index, int(np.count_nonzero(old != new)), iou(old, new)))
-        notes = []
-        recorded = (self.head.get("models") or {}).get("segmenter") or {}
-        if recorded.get("sha256") != segmenter.identity.get("sha256"):
-            name, now = recorded.get("name") or "unknown", segmenter.identity.get("name") or "unknown"
-            notes.append(f"another segmenter than the recorded one: {now} instead of {name}")
+        differences, notes = self.differences(run), self.other_models(None, segmenter)
         return VolumeReplay(run.volume(), tuple(differences), tuple(notes))
+
+    def differences(self, run: VolumeRun) -> list[Difference]:
+        """The slices (`number`) that a run shows otherwise than this record."""
+        found = []
+        for index, old in sorted(self.masks.items()):
+            new = run.mask(index)
+            if not np.array_equal(old, new):
+                found.append(Difference(index, int(np.count_nonzero(old != new)), iou(old, new)))
+        return found
+
+    def other_models(self, policy: Policy | None, segmenter: Segmenter) -> list[str]:
+        """What people should know where the models are not those that this was made with."""
+        recorded: Mapping[str, Any] = self.head.get("models") or {}
+        notes = other_weights("segmenter", recorded.get("segmenter") or {}, segmenter.identity)
+        if policy is not None and recorded.get("policy"):
+            notes += other_weights("policy", recorded["policy"], policy.identity)
+        return notes
 
 
 @dataclass(frozen=True, eq=False)

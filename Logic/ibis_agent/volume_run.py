@@ -37,7 +37,7 @@ from .stack import Slices
 from .volume_actions import Kind, Stage, VolumeAction, VolumeLimits, Watch
 from .volume_history import LIMIT as HISTORY_LIMIT
 from .volume_history import History, Moment
-from .volume_plan import answer_of, clicks_on, key_of
+from .volume_plan import answer_of, before_growth, clicks_on, key_of
 
 _MOST_UNDOS = 200
 
@@ -237,10 +237,9 @@ class VolumeRun:
 
     def reject(self) -> None:
         """Take the policy's last word back, with what grew from it, and tell it so at its next turn there."""
-        kept = self.actions
-        while kept and kept[-1].kind == "grow" and kept[-1].index == kept[-2].index and kept[-2].look:
-            kept = kept[:-1]
-        if not kept or kept[-1].by != "policy" or not kept[-1].steps:
+        kept = before_growth(self.actions)
+        grown = len(kept) < len(self.actions)
+        if not kept or kept[-1].by != "policy" or not kept[-1].steps or (grown and not kept[-1].look):
             raise InputError("the last action is no word of the policy's", mend="Go back instead.")
         self._leave_for(kept[:-1])
         self.rejected = kept[-1]

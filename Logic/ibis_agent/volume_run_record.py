@@ -87,11 +87,31 @@ class VolumeRunRecord(RunRecord):
         return sorted({int(each["slice"]) for each in self.steps[:number] if each["kind"] == "click"})
 
     def reject(self) -> None:
-        """As RunRecord.reject, of a word of the policy's. Raises InputError where the last action is none."""
-        last = self.steps[-1] if self.steps else None
-        if last is None or last["by"] != "policy" or not last["steps"]:
+        """As RunRecord.reject, of a word of the policy's, with what grew from it.
+
+        Raises InputError where the last action is none.
+        """
+        number = self._last_word()
+        if number is None:
             raise InputError("the last action is no word of the policy's", mend="Go back instead.")
-        super().reject()
+        self._reject(number)
+
+    def can_reject(self) -> bool:
+        return self._last_word() is not None
+
+    def _last_word(self) -> int | None:
+        """The number of the action that `reject` takes back: the last one, or the look that growth followed."""
+        steps = self.steps
+        number = len(steps)
+        while (
+            number
+            and steps[number - 1]["kind"] == "grow"
+            and steps[number - 1]["slice"] == steps[-1]["slice"]
+        ):
+            number -= 1
+        word = steps[number - 1] if number else {}
+        of_policy = word.get("by") == "policy" and bool(word.get("steps"))
+        return number if of_policy and (number == len(steps) or word.get("look")) else None
 
     def finish(self) -> None:
         """The person accepts the mask as it is: an end of theirs, unless the run has ended already."""

@@ -60,6 +60,8 @@ class VolumeSession:
         except BaseException:
             self.job.abandon()
             raise
+        for note in self.job.notes:
+            screen.line(f"  {screen.warn('note')}       {one_line(note)}")
         screen.line()
 
     def go(self) -> str:

@@ -112,7 +112,7 @@ def test_going_back_to_an_end_that_a_click_had_followed_is_that_end_again(run: R
 def test_going_back_in_a_volume_keeps_what_was_answered_before() -> None:
     run, end = VolumeRunRecord("Segment it"), {"kind": "terminate", "answer": "Liver"}
     for uid, kind, steps in (("a", "click", [{}]), ("b", "done", [{"action": end}]), ("c", "grow", [])):
-        made = {"uid": uid, "kind": kind, "by": "policy", "words": f"{kind}.", "steps": steps}
+        made = {"uid": uid, "kind": kind, "slice": 4, "by": "policy", "words": f"{kind}.", "steps": steps}
         run.extend(run.after, made, {"status": "ready", "answer": "Liver" if uid != "a" else None})
     with pytest.raises(InputError, match="no word of the policy's"):
         run.reject()
@@ -121,6 +121,23 @@ def test_going_back_in_a_volume_keeps_what_was_answered_before() -> None:
     assert (run.status, run.answer) == ("ready", "Liver")
     run.reject()
     assert run.answer is None and run.rejected is not None and run.rejected["uid"] == "b"
+
+
+def test_a_second_look_is_rejected_with_what_grew_from_it_however_often_that_was_stopped() -> None:
+    run, look = VolumeRunRecord("Segment it"), [{"action": {"kind": "click"}}]
+    for uid, kind, index, steps, number in (
+        ("a", "click", 3, look, 0),
+        ("b", "grow", 3, [], 0),
+        ("c", "click", 7, look, 1),
+        ("d", "grow", 7, [], 0),
+        ("e", "grow", 7, [], 0),
+    ):
+        made = {"uid": uid, "kind": kind, "slice": index, "by": "policy", "words": "", "steps": steps}
+        run.extend(run.after, {**made, "look": number}, READY)
+        assert run.can_reject() is (uid != "b")
+    run.reject()
+    assert [each["uid"] for each in run.steps] == ["a", "b"]
+    assert run.rejected is not None and run.rejected["uid"] == "c"
 
 
 def test_a_pause_without_a_step_changes_only_how_the_run_stands(run: RunRecord) -> None:

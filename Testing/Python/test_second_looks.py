@@ -21,8 +21,9 @@ from bright_volumes import (
     shown,
 )
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
+from ibis_agent.errors import Cancelled, InputError
 from ibis_agent.policy import ScriptedPolicy
-from ibis_agent.volume_actions import VolumeLimits
+from ibis_agent.volume_actions import VolumeLimits, Watch
 from ibis_agent.volume_record import VolumeTrajectory, volume_to_json
 from ibis_agent.volume_run import VolumeRun
 
@@ -75,6 +76,20 @@ def test_only_what_depends_on_a_second_look_is_found_again_and_all_of_it_can_be_
     while len(run.actions) > 2:
         run.undo()
     assert shown(run) == [n for n in range(20) if n not in (10, 11)]
+
+
+def test_a_second_look_is_rejected_with_what_grew_from_it_even_where_that_was_stopped(blind: None) -> None:
+    run, done = reviewed(EVEN, Clicker(), looks=1), []
+    run.back(2)
+    with pytest.raises(Cancelled):
+        run.step(Watch(progress=lambda p, found: done.append(p.index), cancelled=lambda: bool(done)))
+    run.step()
+    assert [each.kind for each in run.actions] == ["click", "grow", "click", "grow", "grow"]
+    look = run.actions[2]
+    run.reject()
+    assert run.rejected is look and shown(run) == [n for n in range(20) if n not in (10, 11)]
+    with pytest.raises(InputError, match="no word of the policy's"):
+        run.reject()
 
 
 def test_a_correction_that_fits_no_better_is_told_and_changes_nothing() -> None:

@@ -100,6 +100,24 @@ def test_a_run_that_was_left_is_resumed_with_its_scan(
     terminal("--resume", str(second / "trajectory.json"), code=2)  # it has ended
 
 
+def test_resuming_with_other_models_than_recorded_is_told(
+    terminal: Callable[..., str], tmp_path: Path
+) -> None:
+    path = tmp_path / "first" / "trajectory.json"
+    terminal("--prompt", "Segment it", "--step", "--out", str(path.parent), typed="all\nb\nq\n")
+    assert "note" not in terminal("--resume", str(path), "--out", str(tmp_path / "same"))
+    record = json.loads(path.read_text())
+    for role in ("policy", "segmenter"):
+        record["models"][role] = {"name": f"an older {role}", "sha256": "0" * 64}
+    other = next(each for each in record["slices"] if each["picture"]["geometry"]["index"] == 6)
+    other["mask_rle"] = encode_rle(disc(3))
+    path.write_text(json.dumps(record))
+    said = terminal("--resume", str(path), "--out", str(tmp_path / "other"))
+    for role in ("policy", "segmenter"):
+        assert f"another {role} than the recorded one" in said and f"an older {role}" in said
+    assert "these slices are not as recorded: 6\n" in said
+
+
 def test_ctrl_c_keeps_what_was_done_and_says_how_to_go_on(
     terminal: Callable[..., str], tmp_path: Path, scan_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
