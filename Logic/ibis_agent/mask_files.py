@@ -29,12 +29,14 @@ _GREEN = (34, 139, 34)
 def check_mask_path(path: str | os.PathLike[str], kind: str = "volume") -> str:
     """The suffix of a mask file, if a mask of a scan of that kind ("volume" or "picture") can be written so.
 
-    Raises InputError, which names the suffixes that are possible.
+    Raises InputError, which names the suffixes that are possible, and OutputError where a folder has the name.
     """
     name = Path(path).name.lower()
     possible = PICTURE_SUFFIXES if kind == "picture" else VOLUME_SUFFIXES
     for suffix in possible:
         if name.endswith(suffix) and name != suffix:
+            if os.path.isdir(path):  # unlike Path.is_dir it takes names that no file can have
+                raise OutputError("is a folder, not a file", file=path, mend="Choose another file name.")
             return suffix
     if kind != "picture" and name.endswith(PICTURE_SUFFIXES):
         problem = "a PNG cannot hold where the mask lies in the scan"

@@ -55,6 +55,7 @@ def cut(
     index: int | None = None,
     window: Sequence[float] | None = None,
     orientation: Orientation | str = Orientation.RADIOLOGICAL,
+    preferred: Sequence[float] | None = None,
 ) -> Picture:
     """Cut one slice of a scan and make it a picture.
 
@@ -62,8 +63,10 @@ def cut(
         plane: "axial", "sagittal", "coronal", or the raw axis "x", "y", "z" of the file.
         index: voxel index along the axis that the slice is across; None takes the middle.
         window: (minimum, maximum) in the scan's grey values. None takes the window that the file asks for if
-            it has one (`scan.window`), or the slice's 1st and 99th percentile.
+            it has one (`scan.window`), then `preferred`, or the slice's 1st and 99th percentile.
         orientation: how the slice is turned.
+        preferred: a window that nobody asked for, such as a policy's; unlike `window` it does not mean that a
+            slice in which it shows nothing is to be seen so.
 
     A photograph is cut to itself; index 0 and the plane "axial" or "picture" are its only ones, and it has no
     window.
@@ -85,17 +88,20 @@ def cut(
         )
     values = geometry.extract(scan.voxels)
     _check_finite(values, scan, geometry)
-    chosen = scan.window if window is None else check_window(window)
-    if chosen is None:
-        chosen = percentile_window(values)
-    if chosen is None:
-        raise InputError(
-            f"slice {geometry.index} ({geometry.plane}) is constant, there is nothing to see",
-            file=scan.path,
-            value=f"{values.flat[0]:g} everywhere",
-            mend="Choose another slice, or give a window if it is meant so.",
-        )
-    grey = apply_window(values, chosen)
+    if window is not None:
+        chosen = check_window(window)
+        grey = apply_window(values, chosen)
+    else:
+        chosen = _window_of(values, scan, geometry, preferred)
+        grey = apply_window(values, chosen)
+        if (grey == grey[0, 0]).all():
+            raise InputError(
+                f"slice {geometry.index} ({geometry.plane}) is one grey in the window "
+                f"{chosen[0]:g} to {chosen[1]:g}, there is nothing to see",
+                file=scan.path,
+                value=f"values from {values.min():g} to {values.max():g}",
+                mend="Give a window that fits its values, or choose another slice.",
+            )
     return Picture(np.repeat(grey[:, :, None], 3, axis=2), geometry, chosen)
 
 
@@ -106,7 +112,7 @@ def check_window(window: Sequence[float]) -> tuple[float, float]:
         low, high = (float(value) for value in window)
     except (TypeError, ValueError) as error:
         raise InputError("a window is two numbers", value=window, mend=mend) from error
-    if not (np.isfinite(low) and np.isfinite(high)):
+    if not np.isfinite(high - low):
         raise InputError("a window needs finite numbers", value=f"{low:g} {high:g}", mend=mend)
     if low >= high:
         problem = "the window has no width" if low == high else "the window is reversed"
@@ -168,6 +174,23 @@ def _cut_photograph(scan: Scan, plane: str, index: int | None, window: Sequence[
         )
     height, width = scan.voxels.shape[:2]
     return Picture(np.ascontiguousarray(scan.voxels), PictureGeometry.of_picture(height, width), None)
+
+
+def _window_of(
+    values: np.ndarray, scan: Scan, geometry: PictureGeometry, preferred: Sequence[float] | None
+) -> tuple[float, float]:
+    """The window of a slice that nobody gave one for. Raises InputError for a constant slice."""
+    found = percentile_window(values)
+    if found is None:
+        raise InputError(
+            f"slice {geometry.index} ({geometry.plane}) is constant, there is nothing to see",
+            file=scan.path,
+            value=f"{values.flat[0]:g} everywhere",
+            mend="Choose another slice, or give a window if it is meant so.",
+        )
+    if scan.window is not None:
+        return scan.window
+    return found if preferred is None else check_window(preferred)
 
 
 def _check_finite(values: np.ndarray, scan: Scan, geometry: PictureGeometry) -> None:

@@ -165,10 +165,9 @@ def _picture(request: Request, card: ModelCard, resumed: Trajectory | None) -> t
         raise InputError("there is no scan", mend="Name a picture, a volume or a DICOM folder.")
     window = None if request.window is None else check_window(request.window)
     scan = load_scan(request.scan, series=request.series)
-    if window is None and scan.kind == "volume" and scan.window is None and scan.modality in ("", "CT"):
-        window = card.window
+    preferred = card.window if scan.modality in ("", "CT") else None
     orientation = request.orientation or card.orientation
-    picture = cut(scan, request.plane or "axial", request.index, window, orientation)
+    picture = cut(scan, request.plane or "axial", request.index, window, orientation, preferred)
     name = request.scan.resolve().name
     geometry = picture.geometry
     stem = _stem(name) + ("" if geometry.plane == "picture" else f"-{geometry.plane}-{geometry.index}")

@@ -15,7 +15,7 @@ import numpy as np
 
 from .errors import InputError
 from .geometry import Orientation, PictureGeometry, slice_geometry
-from .picture import Picture, check_window, cut, percentile_window
+from .picture import Picture, apply_window, check_window, cut, percentile_window
 from .scan import Scan
 
 _SAMPLED = 16
@@ -132,9 +132,20 @@ def stack_of(
             mend = "Choose a range that meets the region of interest."
             raise InputError("the region of interest has none of the slices", file=scan.path, mend=mend)
     chosen = scan.window if window is None else check_window(window)
+    lowest, highest = _range_of_values(scan, geometry.axis, first, last)
     if chosen is None:
         chosen = _common_window(scan, geometry.axis, first, last)
-    return Stack(scan, plane, turned, chosen, first, last, box)
+    black, white = apply_window(np.array([lowest, highest]), chosen)
+    if black == white:
+        raise InputError(
+            f"the volume is one grey in the window {chosen[0]:g} to {chosen[1]:g}, there is nothing to see",
+            file=scan.path,
+            value=f"values from {lowest:g} to {highest:g}",
+            mend="Give a window that fits its values, or choose another range of slices.",
+        )
+    stack = Stack(scan, plane, turned, chosen, first, last, box)
+    stack.picture(first)  # slices too thin for a picture are refused now, not when a run comes to them
+    return stack
 
 
 def sha256_of_picture(rgb: np.ndarray) -> str:
@@ -192,12 +203,30 @@ def _checked_roi(
     return (low[0], low[1], low[2]), (high[0], high[1], high[2])
 
 
+def _range_of_values(scan: Scan, axis: int, first: int, last: int) -> tuple[float, float]:
+    """The lowest and the highest grey value of the slices. Raises InputError for NaN and infinite ones.
+
+    Found now, since a run that meets them in its midst would end there.
+    """
+    lowest, highest = np.inf, -np.inf
+    for index in range(first, last + 1):
+        values = scan.voxels[(slice(None),) * axis + (index,)]
+        low, high = float(values.min()), float(values.max())
+        if not np.isfinite(high - low):
+            raise InputError(
+                f"slice {index} holds voxels that are not numbers (NaN or infinite)",
+                file=scan.path,
+                mend="Replace them (by the value of air, for example), or choose slices without them.",
+            )
+        lowest, highest = min(lowest, low), max(highest, high)
+    return lowest, highest
+
+
 def _common_window(scan: Scan, axis: int, first: int, last: int) -> tuple[float, float]:
     """The published percentiles, over slices spread from `first` to `last`."""
     chosen = np.unique(np.linspace(first, last, _SAMPLED).round().astype(int))
     values = np.take(scan.voxels, chosen, axis=axis)
-    finite = values[np.isfinite(values)] if np.issubdtype(values.dtype, np.inexact) else values
-    window = percentile_window(finite) if finite.size else None
+    window = percentile_window(values)
     if window is None:
         raise InputError(
             "the volume is constant, there is nothing to see",

@@ -331,8 +331,8 @@ def cut_picture(image: Message, orientation: Any, preferred: Sequence[float] | N
     - "range", for a whole volume: first and last slice, and "roi": six voxel indices, see stack.stack_of;
     - "name" and "modality", for people.
     """
-    window = image.get("window") or preferred or image.get("shown")
-    return cut(scan_of(image), "xyz"[int(image["axis"])], int(image["index"]), window, orientation)
+    scan, window, preferred = scan_of(image), image.get("window") or None, preferred or image.get("shown")
+    return cut(scan, "xyz"[int(image["axis"])], int(image["index"]), window, orientation, preferred)
 
 
 def scan_of(image: Message) -> Scan:

@@ -22,7 +22,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicom_files import write_series
-from ibis_agent import architecture, cli, files, policy, request, runner
+from ibis_agent import architecture, cli, files, policy, request, runner, volume_job
 from ibis_agent.model_card import ModelCard, load_card, save_card
 from PIL import Image
 from safetensors.numpy import save_file
@@ -43,7 +43,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     save_file({"model.embed_tokens.weight": np.zeros((64, 8), np.float32)}, tiny / "model.safetensors")
     (tiny / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     (tiny / "tokenizer.json").write_text("{}")
-    save_card(ModelCard(name="tiny", script="LATIN"), tiny)
+    save_card(ModelCard(name="tiny", script="LATIN", window=(-160, 240)), tiny)
     settings = architecture.read_settings(ROOT / "Logic/ibis_agent/demo/segmenter/model.yaml")
     torch.save({"model": architecture.build(settings).state_dict()}, folder / "segmenter.pt")
     shutil.copy(ROOT / "Logic/ibis_agent/demo/segmenter/model.yaml", folder / "segmenter.yaml")
@@ -62,7 +62,13 @@ def refused(
     def loads(*_: object, **__: object) -> None:
         pytest.fail("a model was loaded although the input is bad")
 
-    for module, name in ((runner, "load_policy"), (runner, "load_segmenter"), (architecture, "load")):
+    for module, name in (
+        (runner, "load_policy"),
+        (runner, "load_segmenter"),
+        (volume_job, "load_policy"),
+        (volume_job, "load_segmenter"),
+        (architecture, "load"),
+    ):
         monkeypatch.setattr(module, name, loads)
     monkeypatch.setattr(policy.LocalPolicy, "load", loads)
 
@@ -242,6 +248,35 @@ def test_an_affine_that_cannot_be(refused: Any, tmp_path: Path, affine: str) -> 
     header[280:328] = rows.tobytes()
     path.write_bytes(bytes(header))
     refused(path, words=("ct.nii", "affine" if affine != "sheared" else "sheared"))
+
+
+@pytest.mark.parametrize(
+    "bad, words",
+    [
+        ("not a number", ("slice 4", "NaN", "without them")),
+        ("constant", ("one grey", "-160 to 240", "values from 0 to 0")),
+        ("far from the window", ("one grey", "-160 to 240", "values from 0 to 0.9")),
+        ("thin", ("thin", "another plane")),
+    ],
+)
+def test_a_whole_volume_that_cannot_be_seen(
+    refused: Any, tmp_path: Path, bad: str, words: tuple[str, ...]
+) -> None:
+    values = np.random.default_rng(0).integers(-900, 900, SHAPE).astype(np.float32)
+    if bad == "not a number":
+        values[3, 2, 4] = np.nan
+    elif bad == "constant":
+        values[:] = 0
+    elif bad == "far from the window":
+        values = abs(values) / 1000
+    else:
+        values = values[:1]
+    refused(volume(tmp_path, values), "--volume", words=("ct.nii.gz", *words))
+
+
+def test_a_slice_in_which_the_policy_s_window_shows_nothing(refused: Any, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random(SHAPE, np.float32)
+    refused(volume(tmp_path, values), words=("ct.nii.gz", "one grey", "-160 to 240", "Give a window"))
 
 
 # ---- slice, plane, window --------------------------------------------------------------------------------
@@ -472,6 +507,10 @@ def test_a_mask_of_a_kind_that_cannot_be_written(refused: Any, tmp_path: Path) -
     scan = volume(tmp_path)
     for name in ("mask.stl", "mask", "mask.png"):
         refused(scan, "--mask", tmp_path / name, words=(name, ".nii.gz"))
+    (tmp_path / "folder.nii.gz").mkdir()
+    refused(
+        scan, "--mask", tmp_path / "folder.nii.gz", code=cli.BAD_OUTPUT, words=("folder.nii.gz", "a folder")
+    )
     photograph = tmp_path / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 9, 3), np.uint8)).save(photograph)
     refused(photograph, "--mask-format", "nii.gz", words=("picture", ".png"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -338,6 +339,25 @@ def test_a_constant_slice_needs_a_window() -> None:
     assert cut(scan, window=(-160, 240)).rgb.max() == 0
 
 
+def test_a_window_that_nobody_asked_for_hides_no_empty_slice() -> None:
+    """A policy's window would show a constant slice, or one with values far off, as one grey: not by itself."""
+    affine = affine_of((0, 1, 2), (1, 1, 1))
+    constant = scan_of(np.zeros(SHAPE, np.int16), affine)
+    with pytest.raises(InputError, match=r"constant.*0 everywhere"):
+        cut(constant, preferred=(-160, 240))
+    with pytest.raises(InputError, match=r"constant.*0 everywhere"):
+        cut(dataclasses.replace(constant, window=(0.0, 255.0)))
+    fractions = scan_of((ramp() / ramp().max()).astype(np.float32), affine)
+    with pytest.raises(
+        InputError, match=r"one grey in the window -160 to 240.*values from 0\.\d+ to"
+    ) as caught:
+        cut(fractions, preferred=(-160, 240))
+    assert caught.value.mend
+    assert cut(fractions, window=(-160, 240)).rgb.max() == 102
+    assert cut(scan_of(ramp(), affine), preferred=(0, 300)).window == (0, 300)
+    assert cut(scan_of(ramp(), affine), window=(0, 200), preferred=(0, 300)).window == (0, 200)
+
+
 def test_a_slice_with_one_bright_voxel_is_not_constant() -> None:
     voxels = np.zeros((40, 40, 2), np.int16)
     voxels[3, 4, 1] = 7
@@ -352,6 +372,7 @@ def test_a_slice_with_one_bright_voxel_is_not_constant() -> None:
         ((40, 40), "no width"),
         ((240, -160), "reversed"),
         ((0, float("inf")), "finite"),
+        ((-1e308, 1e308), "finite"),
         ((float("nan"), 1), "finite"),
         ((1,), "two numbers"),
         ((1, 2, 3), "two numbers"),
