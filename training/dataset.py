@@ -1,7 +1,7 @@
 """The phantom slices that the demo models learn from, made once and kept on disk.
 
     python -m training.dataset --count 7000 --out build/phantoms
-    python -m training.dataset --clips 400 --out build/clips   # neighbouring slices, for the memory
+    python -m training.dataset --clips 400 --out build/clips   # neighbouring slices
 
 Each slice lies stretched on a square grid (both models look at pictures through a resize anyway), as HU and
 as one bit per structure; its true width and height stay with it. A run that was stopped goes on where it was.

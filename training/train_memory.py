@@ -23,19 +23,8 @@ from torch import Tensor, nn
 from training import loop
 from training.commands import ending
 from training.dataset import FRAMES, Slices, load
-from training.train_segmenter import (
-    CONFIG,
-    LEARNED,
-    batch_of,
-    build,
-    choose_objects,
-    corrective_clicks,
-    decode,
-    first_clicks,
-    mask_loss,
-    measure,
-    save_model,
-)
+from training.segmenter_prompts import LEARNED, batch_of, choose_objects, corrective_clicks, first_clicks
+from training.train_segmenter import CONFIG, build, decode, mask_loss, measure, save_model
 
 
 class Heard:

@@ -1,7 +1,8 @@
 """Train the demo segmenter on phantom slices, from nothing: clicks or a box in, masks out.
 
     python -m training.dataset --out build/phantoms
-    python -m training.train_segmenter --data build/phantoms --out build/segmenter
+    python -m training.dataset --clips 400 --out build/clips
+    python -m training.train_segmenter --data build/phantoms --clips build/clips --out build/segmenter
 
 A SAM2 of 4.0 M parameters learns as SAM does: a click or a box, a mask, a corrective click where the mask is
 most wrong, and so on; every click sees the mask of before. Simplifications, and why:
@@ -9,7 +10,8 @@ most wrong, and so on; every click sees the mask of before. Simplifications, and
   from scratch, clicks alone teach the encoder too slowly;
 - the object score stays "present" (its head is trained with the memory, training.train_memory): an untrained
   score silences the masks and with them the gradient;
-- clicks are found at half the picture's size; what lies near a corrective click counts more in the loss.
+- what lies near a corrective click counts more in the loss;
+- in a part of the steps the first prompt brings the mask of a neighbouring slice, as in runs over volumes.
 Resuming is exact: every step's random numbers depend on the seed and the step alone.
 """
 
@@ -24,16 +26,22 @@ import torch.nn.functional as F
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
-from scipy import ndimage
 from torch import Tensor, nn
 
 from training import loop
-from training.dataset import NAMES, SIDE, Slices, load
+from training.dataset import FRAMES, NAMES, SIDE, Slices, load
+from training.segmenter_prompts import (
+    LEARNED,
+    batch_of,
+    choose_objects,
+    corners,
+    corrective_clicks,
+    deepest,
+    first_clicks,
+    nearness,
+)
 
 CONFIG = Path(__file__).parent.parent / "Logic/ibis_agent/demo/segmenter/model.yaml"
-PIXEL_MEAN = torch.tensor([0.485, 0.456, 0.406])[None, :, None, None]
-PIXEL_STD = torch.tensor([0.229, 0.224, 0.225])[None, :, None, None]
-LEARNED = len(NAMES)
 
 
 def build(config: Path = CONFIG) -> nn.Module:
@@ -72,127 +80,6 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     p = logits.sigmoid()
     inter = (p * target).sum((-2, -1))
     return 1 - (2 * inter + 1) / (p.sum((-2, -1)) + target.sum((-2, -1)) + 1)
-
-
-def batch_of(
-    data: Slices, numbers: np.ndarray, rng: np.random.Generator, side: int, augment: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Pictures (B, 3, side, side) normalised and structure bits (B, side, side) int64 of slices `numbers`."""
-    hu = torch.from_numpy(np.asarray(data.hu[numbers], np.float32))[:, None]
-    bits = torch.from_numpy(data.bits[numbers].astype(np.float32))[:, None]
-    count = len(numbers)
-    if augment:
-        zoom = np.where(rng.random(count) < 0.12, rng.uniform(0.4, 0.9, count), rng.uniform(0.9, 1.12, count))
-        turn = rng.normal(0, 0.12, count)
-        stretch = np.exp(rng.normal(0, 0.08, count))
-        shift = rng.uniform(-1, 1, (count, 2)) * np.maximum(0.04, 0.8 * (1 - zoom))[:, None]
-        flip_x, flip_y = np.where(rng.random(count) < 0.25, -1, 1), np.where(rng.random(count) < 0.03, -1, 1)
-        theta = np.zeros((count, 2, 3), np.float32)
-        theta[:, 0, 0], theta[:, 0, 1] = np.cos(turn) * zoom * stretch * flip_x, -np.sin(turn) * zoom
-        theta[:, 1, 0], theta[:, 1, 1] = np.sin(turn) * zoom, np.cos(turn) * zoom / stretch * flip_y
-        theta[:, :, 2] = shift
-        grid = F.affine_grid(torch.from_numpy(theta), [count, 1, side, side], align_corners=False)
-        hu = F.grid_sample(hu + 1024, grid, mode="bilinear", align_corners=False) - 1024
-        bits = F.grid_sample(bits, grid, mode="nearest", align_corners=False)
-    elif side != SIDE:
-        hu = F.interpolate(hu, size=(side, side), mode="bilinear")
-        bits = F.interpolate(bits, size=(side, side), mode="nearest-exact")
-    lower = torch.from_numpy(rng.normal(-150, 30 if augment else 0, count).astype(np.float32))[
-        :, None, None, None
-    ]
-    width = torch.from_numpy(
-        np.exp(rng.normal(np.log(400), 0.22 if augment else 0, count)).astype(np.float32)
-    )[:, None, None, None]
-    grey = ((hu - lower) / width).clamp(0, 1)
-    if augment:
-        if rng.random() < 0.3:  # the look of coarse pixels
-            coarse = int(rng.integers(90, 160))
-            grey = F.interpolate(
-                F.interpolate(grey, size=(coarse, coarse), mode="area"), size=(side, side), mode="bicubic"
-            ).clamp(0, 1)
-        noise = torch.from_numpy(rng.standard_normal(grey.shape, dtype=np.float32))
-        strength = torch.from_numpy(
-            np.where(rng.random(count) < 0.5, 0.0, rng.uniform(0, 0.05, count)).astype(np.float32)
-        )
-        gamma = torch.from_numpy(np.exp(rng.normal(0, 0.12, count)).astype(np.float32))[:, None, None, None]
-        grey = (grey.clamp_min(1e-4) ** gamma + noise * strength[:, None, None, None]).clamp(0, 1)
-    return (grey.repeat(1, 3, 1, 1) - PIXEL_MEAN) / PIXEL_STD, bits[:, 0].round().long()
-
-
-def choose_objects(bits: Tensor, each: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """`each` structures a picture, rarer and smaller ones more often.
-
-    Returns masks (N, S, S), which picture (N,), which of NAMES (N,).
-    """
-    masks, owner, names = [], [], []
-    for b in range(len(bits)):
-        areas = np.array([int((bits[b] >> n & 1).sum()) for n in range(LEARNED)])
-        weight = np.where(areas >= 24, 1.0, 0.0)
-        weight[len(NAMES) - 7 :] *= 0.3
-        weight[NAMES.index("lesion")] *= 3
-        weight *= np.where(areas < 700, 1.6, 1.0)
-        if weight.sum() == 0:
-            continue
-        for n in rng.choice(LEARNED, each, p=weight / weight.sum()):
-            masks.append((bits[b] >> int(n) & 1).float())
-            owner.append(b)
-            names.append(int(n))
-    return torch.stack(masks), torch.tensor(owner), torch.tensor(names)
-
-
-def first_clicks(masks: Tensor, rng: np.random.Generator) -> Tensor:
-    """(N, S, S) → (N, 2) x, y pixels: half of them deep inside, half anywhere inside."""
-    points = []
-    deep = _deepest(masks)
-    for n, m in enumerate(masks):
-        if rng.random() < 0.5:
-            points.append(deep[n])
-        else:
-            inside = torch.nonzero(m > 0.5)
-            points.append(inside[int(rng.integers(len(inside)))].flip(0).float())
-    return torch.stack(points)
-
-
-def corners(masks: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """(N, S, S) → a box around each, drawn by a hand that is not quite steady, as SAM2's two corner points.
-
-    Points (N, 2, 2) x, y pixels and their labels (N, 2), 2 for the first corner and 3 for the last.
-    """
-    boxes = []
-    for m in masks:
-        y, x = torch.nonzero(m > 0.5, as_tuple=True)
-        boxes.append([[int(x.min()), int(y.min())], [int(x.max()) + 1, int(y.max()) + 1]])
-    box = torch.tensor(boxes, dtype=torch.float32)
-    size = (box[:, 1] - box[:, 0])[:, None]
-    shake = torch.from_numpy(rng.normal(0, 0.04, box.shape).astype(np.float32))
-    labels = torch.tensor([2, 3], dtype=torch.int).expand(len(masks), 2)
-    return (box + shake * size).clamp(0, masks.shape[-1]), labels
-
-
-def corrective_clicks(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the thresholded low-resolution mask is most wrong → points (N, 2) pixels, labels (N,) 1 or 0."""
-    predicted = F.interpolate(logits, size=masks.shape[-2:], mode="bilinear")[:, 0] > 0
-    truth = masks > 0.5
-    points = _deepest((predicted ^ truth).float())
-    x, y = points.long().T
-    return points, truth[torch.arange(len(masks)), y, x].int()
-
-
-def _deepest(regions: Tensor) -> Tensor:
-    """(N, S, S) 0 or 1 → (N, 2) x, y pixels: the deepest point of each, found at half the size."""
-    half = F.avg_pool2d(regions[:, None], 2)[:, 0].numpy()
-    points = []
-    for covered, region in zip(half, regions, strict=True):
-        inside = covered >= min(0.5, covered.max())
-        ys, xs = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-        y0, x0 = ys[0], xs[0]
-        part = np.pad(inside[y0 : ys[-1] + 1, x0 : xs[-1] + 1], 1)
-        r, c = np.unravel_index(ndimage.distance_transform_edt(part).argmax(), part.shape)
-        y, x = 2 * int(y0 + r - 1), 2 * int(x0 + c - 1)
-        # The half-size cell may be covered in part: take a pixel of it that is inside.
-        dy, dx = divmod(int(region[y : y + 2, x : x + 2].argmax()), 2)
-        points.append([x + dx, y + dy])
-    return torch.tensor(points, dtype=torch.float32)
 
 
 def decode(
@@ -257,47 +144,91 @@ def _mask_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> 
     return bce / (target.mean((-2, -1)) * 6 + 0.04).clamp(max=1.0) + dice_loss(logits, target)
 
 
-def nearness(points: Tensor, side: int, reach: float = 14.0) -> Tensor:
-    """(N, 2) x, y pixels → (N, 1, side / 2, side / 2) weights: 7 at the click, 1 away from it.
-
-    Without it a correction of a large structure hardly counts: its pixels are few among many that are right.
-    """
-    at = torch.arange(side // 2) * 2.0 + 1
-    x, y = ((at - points[:, :1]) / reach) ** 2, ((at - points[:, 1:]) / reach) ** 2
-    return 1 + 6 * torch.exp(-0.5 * (y[:, None, :, None] + x[:, None, None, :]))
-
-
 def train_step(
     model, head, data, numbers, rng, objects: int, clicks: int, boxes: float = 0.0
 ) -> tuple[Tensor, dict[str, float]]:
     """One batch: `clicks` turns on `objects` structures a picture; `boxes` is how often a box comes first."""
-    pictures, bits = batch_of(data, numbers, rng, model.image_size)
+    pictures, bits = batch_of(data, numbers, rng, model.image_size, masses=0.25)
     features, raw = encode(model, pictures)
     dense = head.loss(raw, bits)
-    figures = {"dense": float(dense.detach())}
     if clicks == 0:
-        return dense, figures
+        return dense, {"dense": float(dense.detach())}
     masks, owner, _ = choose_objects(bits, objects, rng)
     boxed = rng.random() < boxes
     if boxed:
         points, labels = corners(masks, rng)
     else:
         points, labels = first_clicks(masks, rng)[:, None], torch.ones(len(masks), 1, dtype=torch.int)
-    prior, near, total = None, None, dense * 0.5
+    loss, ious = turns(model, features, owner, masks, points, labels, None, clicks, several=not boxed)
+    figures = {"dense": float(dense.detach()), "iou_box" if boxed else "iou_1": ious[0]}
+    if clicks > 1:
+        figures[f"iou_{clicks}"] = ious[-1]
+    return dense * 0.5 + loss, figures
+
+
+def carried_step(
+    model, head, clips: Slices, numbers: np.ndarray, rng: np.random.Generator, objects: int, clicks: int
+) -> tuple[Tensor, dict[str, float]]:
+    """As `train_step`, on slices whose neighbour's mask is known: how a volume is gone through, and corrected.
+
+    `numbers` are slices of clips. The first prompt has the logits of the neighbour's mask, found by a click, and
+    half of the time a click where that mask is deepest, else one where it does not fit the slice.
+    """
+    frames = numbers % FRAMES
+    steps = np.where(frames == 0, 1, np.where(frames == FRAMES - 1, -1, rng.choice([-1, 1], len(numbers))))
+    seed = rng.integers(2**31)
+    # The same random numbers for both: a slice and its neighbour are moved and windowed alike.
+    beside, beside_bits = batch_of(clips, numbers + steps, np.random.default_rng(seed), model.image_size)
+    pictures, bits = batch_of(clips, numbers, np.random.default_rng(seed), model.image_size)
+    masks, owner, names = choose_objects(bits, objects, rng)
+    with torch.no_grad():
+        before = (beside_bits[owner] >> names[:, None, None] & 1).float()
+        there = before.flatten(1).sum(1) >= 24
+        masks, owner, before = masks[there], owner[there], before[there]
+        seen, _ = encode(model, beside)
+        one = torch.ones(len(masks), 1, dtype=torch.int)
+        logits, scores = decode(model, seen, owner, deepest(before)[:, None], one, None)
+        prior = logits[torch.arange(len(logits)), scores.argmax(1)][:, None].clamp(-32, 32)
+    found = (F.interpolate(prior, size=masks.shape[-2:], mode="bilinear")[:, 0] > 0).float()
+    point, label = corrective_clicks(prior, masks)
+    deep = deepest(torch.where(found.flatten(1).any(1)[:, None, None], found, before))
+    inside = masks[torch.arange(len(masks)), deep[:, 1].long(), deep[:, 0].long()] > 0.5
+    follow = inside & torch.from_numpy(rng.random(len(masks)) < 0.5)
+    point, label = torch.where(follow[:, None], deep, point), torch.where(follow, 1, label).int()
+    features, raw = encode(model, pictures)
+    dense = head.loss(raw, bits)
+    loss, ious = turns(model, features, owner, masks, point[:, None], label[:, None], prior, clicks)
+    return dense * 0.5 + loss, {"dense": float(dense.detach()), "iou_carried": ious[0]}
+
+
+def turns(
+    model: nn.Module,
+    features: list[Tensor],
+    owner: Tensor,
+    masks: Tensor,
+    points: Tensor,
+    labels: Tensor,
+    prior: Tensor | None,
+    clicks: int,
+    several: bool = True,
+) -> tuple[Tensor, list[float]]:
+    """`clicks` prompts in a row, the first as given, each later one a click more where the mask is most wrong.
+
+    Returns the mean loss and the mean IoU of each turn. Not `several`: the first prompt is a box (see decode).
+    """
+    near, total, ious = None, torch.zeros(()), []
     for turn in range(clicks):
-        several = turn > 0 or not boxed
-        logits, scores = decode(model, features, owner, points, labels, prior, several)
+        logits, scores = decode(model, features, owner, points, labels, prior, several or turn > 0)
         loss, iou = mask_loss(logits, scores, masks, near)
         total = total + loss / clicks
-        chosen = logits[torch.arange(len(logits)), scores.argmax(1)][:, None].detach()
-        if turn in (0, clicks - 1):
-            name = f"iou_{turn + 1}" if several else "iou_box"
-            figures[name] = float(iou[torch.arange(len(iou)), scores.argmax(1)].mean())
+        best = scores.argmax(1)
+        ious.append(float(iou[torch.arange(len(iou)), best].mean()))
         if turn < clicks - 1:
-            point, label = corrective_clicks(chosen, masks)
+            prior = logits[torch.arange(len(logits)), best][:, None].detach().clamp(-32, 32)
+            point, label = corrective_clicks(prior, masks)
             points, labels = torch.cat([points, point[:, None]], 1), torch.cat([labels, label[:, None]], 1)
-            prior, near = chosen.clamp(-32, 32), nearness(point, masks.shape[-1])
-    return total, figures
+            near = nearness(point, masks.shape[-1])
+    return total, ious
 
 
 @torch.inference_mode()
@@ -316,7 +247,7 @@ def measure(model: nn.Module, data: Slices, numbers: np.ndarray, clicks: int = 5
         masks = torch.stack([(bits[0] >> b & 1).float() for b in wanted])
         features, _ = encode(model, pictures)
         owner = torch.zeros(len(wanted), dtype=torch.long)
-        points = _deepest(masks)
+        points = deepest(masks)
         points, labels, prior = points[:, None], torch.ones(len(wanted), 1, dtype=torch.int), None
         for turn in range(clicks):
             logits, scores = decode(model, features, owner, points, labels, prior)
@@ -362,10 +293,12 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--objects", type=int, default=4)
-    parser.add_argument(
-        "--clicks", type=int, default=5, help="at most so many in a row; few are practised most"
-    )
+    parser.add_argument("--clicks", type=int, default=5, help="at most so many in a row")
     parser.add_argument("--boxes", type=float, default=0.12, help="how often a box comes first, not a click")
+    parser.add_argument("--clips", type=Path, default=Path("build/clips"), help="neighbouring slices")
+    parser.add_argument(
+        "--carried", type=float, default=0.25, help="how often a neighbour's mask comes first; 0: no clips"
+    )
     args = parser.parse_args()
     loop.prepare(args)
     model, head = build(args.config), DenseHead(OmegaConf.load(args.config).model.image_encoder.neck.d_model)
@@ -382,12 +315,16 @@ def main() -> None:
     learned = [p for p in learned if id(p) not in frozen]
     optimiser = torch.optim.AdamW(learned, lr=args.rate, weight_decay=0.05, betas=(0.9, 0.98))
     data = load(args.data)
+    clips = load(args.clips) if args.carried else None
     count = len(data) - args.held
 
     def learn(step: int) -> tuple[Tensor, loop.Figures]:
         rng = np.random.default_rng([args.seed, step])
-        numbers = np.sort(rng.choice(count, args.batch, replace=False))
         clicks = 0 if step < args.dense_steps else int(rng.choice([1, 2, 3, 3, args.clicks]))
+        if clips is not None and clicks and rng.random() < args.carried:
+            numbers = np.sort(rng.choice(len(clips), args.batch, replace=False))
+            return carried_step(model, head, clips, numbers, rng, args.objects, min(clicks, 2))
+        numbers = np.sort(rng.choice(count, args.batch, replace=False))
         return train_step(model, head, data, numbers, rng, args.objects, clicks, args.boxes)
 
     def judge(weights: dict[str, Tensor]) -> loop.Figures:

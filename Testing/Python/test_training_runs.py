@@ -47,11 +47,16 @@ def killed_at(monkeypatch, module, name, call):
 @pytest.mark.parametrize(
     ("module", "step", "options"),
     [
-        (train_segmenter, "train_step", ("--dense-steps", 1, "--batch", 2, "--objects", 2)),
+        (train_segmenter, "train_step", ("--dense-steps", 1, "--batch", 2, "--objects", 2, "--carried", 0)),
+        (train_segmenter, "carried_step", ("--dense-steps", 0, "--batch", 2, "--objects", 2, "--carried", 1)),
         (train_policy, "train_step", ("--vision-steps", 1, "--batch", 2)),
     ],
 )
-def test_a_run_that_was_killed_ends_as_one_left_alone(monkeypatch, tmp_path, slices, module, step, options):
+def test_a_run_that_was_killed_ends_as_one_left_alone(
+    monkeypatch, tmp_path, slices, clips, module, step, options
+):
+    if module is train_segmenter:
+        options = ("--clips", clips, *options)
     common = ("--data", slices, "--steps", 4, "--checkpoint-every", 2, "--held", 2, "--threads", 1, *options)
     command(monkeypatch, module, "--out", tmp_path / "whole", *common)
     with monkeypatch.context() as patch:
