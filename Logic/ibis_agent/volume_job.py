@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from .volume_run import VolumeRun
 
 _ROOM = 64 * 2**20
-_TURNS = 6
 
 
 @dataclass(frozen=True)
@@ -77,13 +76,8 @@ class VolumeJob:
             raise InputError("there is no scan", mend="Name a volume or a DICOM folder.")
         self.policy_folder = base.policy if base.policy is not None else request.demo_policy()
         self.card: ModelCard = request._card(self.policy_folder, base.history)
-        self.limits = Limits(
-            **{
-                "max_turns": base.max_turns or _TURNS,
-                **({} if base.max_repeats is None else {"max_repeats": base.max_repeats}),
-            }
-        )
         self.resumed = None if base.resume is None else VolumeTrajectory.load(base.resume)
+        self.limits = self._limits()
         self.question = request._question(base, self.card, self.resumed)
         self.stack: Stack = self._stack(base) if self.resumed is None else self._stack_again(self.resumed)
         name = base.scan.resolve().name
@@ -129,13 +123,7 @@ class VolumeJob:
         """Open the run with models that are loaded already."""
         from .volume_run import VolumeRun
 
-        follow = self.asked.follow
-        if self.resumed is not None and follow == "auto":
-            follow = self.resumed.head["limits"]["follow"]
-        limits = VolumeLimits(episode=self.limits, follow=follow)
-        if self.asked.looks is not None:
-            limits = dataclasses.replace(limits, looks=self.asked.looks)
-        self.run = VolumeRun(self.stack, self.question, policy, segmenter, limits)
+        self.run = VolumeRun(self.stack, self.question, policy, segmenter, self.limits)
         if self.resumed is not None:
             self.run.go_to(self.resumed.volume_actions())
             self.notes += self.resumed.other_models(policy, segmenter)
@@ -189,6 +177,22 @@ class VolumeJob:
         for folder in self._made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+    def _limits(self) -> VolumeLimits:
+        """Those asked for; where nothing was said, the resumed run's own, or the usual."""
+        asked, base, limits = self.asked, self.asked.base, VolumeLimits()
+        if self.resumed is not None:
+            own = Fields(self.resumed.head, base.resume).inside("limits")
+            turns, repeats = (own.inside("episode").whole(key, 1) for key in ("max_turns", "max_repeats"))
+            follow: Any = own.choice("follow", ("memory", "carry"))
+            limits = VolumeLimits(Limits(turns, repeats), own.whole("looks", 0), follow=follow)
+        turns = limits.episode.max_turns if base.max_turns is None else base.max_turns
+        repeats = limits.episode.max_repeats if base.max_repeats is None else base.max_repeats
+        return VolumeLimits(
+            Limits(turns, repeats),
+            limits.looks if asked.looks is None else asked.looks,
+            follow=limits.follow if asked.follow == "auto" else asked.follow,
+        )
 
     def _stack(self, base: Request) -> Stack:
         assert base.scan is not None

@@ -87,12 +87,14 @@ def test_a_run_that_was_left_is_resumed_with_its_scan(
     terminal: Callable[..., str], tmp_path: Path, scan_file: Path
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    terminal("--prompt", "Segment it", "--step", "--out", str(first), typed="\n\n\nq\n")
+    own = ["--looks", "1", "--max-turns", "4"]
+    terminal("--prompt", "Segment it", *own, "--step", "--out", str(first), typed="\n\n\nq\n")
     left = VolumeTrajectory.load(first / "trajectory.json")
     assert left.head["status"] == "ready" and len(left.actions) == 4
     terminal("--resume", str(first / "trajectory.json"), "--out", str(second))
     ended = VolumeTrajectory.load(second / "trajectory.json")
     assert ended.head["status"] == "ended" and ended.actions[:4] == left.actions
+    assert ended.head["limits"] == left.head["limits"] and left.head["limits"]["looks"] == 1
     whole = tmp_path / "whole"
     terminal("--prompt", "Segment it", "--out", str(whole))
     assert np.array_equal(VolumeTrajectory.load(whole / "trajectory.json").volume(), ended.volume())
