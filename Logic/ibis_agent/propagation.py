@@ -185,7 +185,7 @@ class Propagation:
             raise InputError("nothing is known of this slice to start from", value=start)
         if direction not in (-1, 1) or not 0 <= last < self.count:
             raise InputError("there is no such way through the stack", value=f"{start} {direction} {last}")
-        missed, same, border = 0, 0, self._border(start, direction)
+        missed, same, border = self.missed(start, direction), 0, self._border(start, direction)
         for index in range(start + direction, last + direction, direction):
             if index in self._anchors:
                 # What a click on the other side says still reaches this one: through the memory of all anchors.
@@ -206,6 +206,13 @@ class Propagation:
                 same = same + 1 if both_empty or iou(before.mask, found.mask) >= _SETTLED_IOU else 0
                 if same >= _SETTLED_SLICES:
                     return
+
+    def missed(self, start: int, direction: int) -> int:
+        """How many slices in a row are without the object where a way has got to `start`; 0 at an anchor."""
+        count = 0
+        while start in self._tracked and not self.found[start].mask.any():
+            count, start = count + 1, start - direction
+        return count
 
     def forget_beyond(self, index: int, direction: int, last: int) -> None:
         """The object has ended: what an earlier pass found further on is gone, up to another anchor's half."""

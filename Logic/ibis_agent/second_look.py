@@ -42,7 +42,7 @@ def look_again(run: VolumeRun, doubt: Doubt, watch: Watch) -> VolumeAction:
             "click", index, "policy", f"{words}; corrected", begun, watch, steps=episode.steps, clicks=clicks,
             look=number,
         )  # fmt: skip
-        return volume_growth.grow(run, index, True, watch)
+        return volume_growth.grow(run, index, True, watch, what="neighbours redone")
     return run.done("review", index, "policy", words, begun, watch, steps=episode.steps, look=number)
 
 

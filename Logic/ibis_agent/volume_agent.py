@@ -12,8 +12,8 @@ from . import second_look, volume_growth
 from .actions import Click
 from .episode import Step
 from .errors import InputError
-from .volume_actions import Stage, VolumeAction, Watch
-from .volume_plan import Looks, clicks_on, look_at, looks_of, stopped_growth, why_nothing, worked_out
+from .volume_actions import Stage, VolumeAction, Watch, Way
+from .volume_plan import Looks, clicks_on, grown, look_at, looks_of, unfinished, why_nothing, worked_out
 from .volume_slice import episode_on, key_episode
 
 if TYPE_CHECKING:
@@ -27,17 +27,19 @@ def stage_of(run: VolumeRun) -> Stage:
     actions, key = run.actions, run.key
     if actions and actions[-1].kind == "end":
         return "end"
-    if any(each.kind == "grow" for each in actions):
-        if stopped_growth(actions) is not None:
+    if grown(actions):
+        if _to_grow(run):
             return "grow"
         return "review" if run.policy and run.looks < run.limits.looks and run.doubts() else "finish"
     if key is None:
         if run.policy is None:
             return "finish"
+        if run.rejected is not None:
+            return "look"  # again where it was wrong: what it saw there must not be begun with
         search = _search(run)
         return "look" if search.wanted is not None else "finish" if search.best is None else "work"
     if run.policy is None or worked_out(actions):
-        return "grow" if run.found[key].mask.any() else "finish"
+        return "grow" if _to_grow(run) else "finish"
     return "work"
 
 
@@ -49,15 +51,19 @@ def act(run: VolumeRun, watch: Watch) -> VolumeAction | None:
     if stage == "work":
         return _turn(run, watch)
     if stage == "grow":
-        stopped = stopped_growth(run.actions)
-        if stopped is None:
-            return run.grow(watch)
-        return volume_growth.grow(run, stopped[0], True, watch, stopped[1])
+        start, ways = next(iter(_to_grow(run).items()))
+        return volume_growth.grow(run, start, grown(run.actions), watch, ways)
     if stage == "review":
         return second_look.look_again(run, run.doubts()[0], watch)
     if stage == "finish":
         return _finish(run, watch)
     raise InputError(f"the run has ended: {run.reason}", mend="Add a click, or go back.")
+
+
+def _to_grow(run: VolumeRun) -> dict[int, tuple[Way, ...]]:
+    """See volume_plan.unfinished; from a slice without a mask there is nothing to follow."""
+    waiting = unfinished(run.actions).items()
+    return {start: ways for start, ways in waiting if ways or run.found[start].mask.any()}
 
 
 def _search(run: VolumeRun) -> Looks:
@@ -66,7 +72,8 @@ def _search(run: VolumeRun) -> Looks:
 
 
 def _look(run: VolumeRun, watch: Watch) -> VolumeAction:
-    index, begun = _search(run).wanted, time.perf_counter()
+    begun = time.perf_counter()
+    index = _search(run).wanted if run.rejected is None else run.rejected.index
     assert index is not None
     step = episode_on(run, index).step(watch.text, watch.cancelled, watch.retry)
     steps = () if step is None else (step,)

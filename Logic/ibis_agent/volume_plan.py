@@ -78,18 +78,32 @@ def worked_out(actions: Sequence[VolumeAction]) -> bool:
     return bool(kinds) and kinds[-1] == "done"
 
 
-def stopped_growth(actions: Sequence[VolumeAction]) -> tuple[int, tuple[Way, ...]] | None:
-    """(slice, ways so far) of the last growth if somebody stopped it, however often; else None."""
-    grown = [each for each in actions if each.kind == "grow"]
-    if not grown or not grown[-1].stopped:
-        return None
-    start = grown[-1].index
-    ways: tuple[Way, ...] = ()
-    for each in reversed(grown):
-        if not each.stopped or each.index != start:
-            break
-        ways = (*each.ways, *ways)
-    return start, ways
+def grown(actions: Sequence[VolumeAction]) -> bool:
+    """Whether anything has grown."""
+    return any(each.kind == "grow" for each in actions)
+
+
+def unfinished(actions: Sequence[VolumeAction]) -> dict[int, tuple[Way, ...]]:
+    """The slices that the object has yet to be followed from, with the ways so far; what is next comes first.
+
+    A growth that was stopped goes on, whatever was corrected meanwhile; the one stopped last before others. Then
+    come the slices that were clicked ahead of a growth: it ends at them.
+    """
+    stopped: dict[int, tuple[Way, ...]] = {}
+    ahead: dict[int, tuple[Way, ...]] = {}
+    visited: set[int] = set()
+    for each in actions:
+        if each.kind == "click" and (stopped or not visited) and each.index not in visited:
+            ahead[each.index] = ()
+        elif each.kind == "grow":
+            so_far = stopped.pop(each.index, ())
+            ahead.pop(each.index, None)
+            if each.stopped:
+                stopped = {each.index: (*so_far, *each.ways), **stopped}
+            visited.add(each.index)
+            for way in each.ways:
+                visited.update(range(min(way.start, way.last), max(way.start, way.last) + 1))
+    return {**stopped, **ahead}
 
 
 def before_growth(actions: Sequence[VolumeAction]) -> tuple[VolumeAction, ...]:
@@ -122,7 +136,7 @@ def why_nothing(actions: Sequence[VolumeAction]) -> str:
     looks = [each for each in actions if each.kind == "look"]
     if all(_answer(each) is None for each in looks):
         return "No slice gave a mask to begin with."
-    where = ", ".join(str(n) for n in sorted(each.index for each in looks))
+    where = ", ".join(str(n) for n in sorted({each.index for each in looks}))
     return f"The policy saw it in none of the slices {where}."
 
 

@@ -279,7 +279,8 @@ def put_together(
     """
     source = str(head["volume"]["source"])
     rows: list[dict[str, Any]] = []
-    for index in sorted({*slices, *_visited(actions)}):
+    # Before the first action there is a slice all the same: how the volume is cut stands in its picture.
+    for index in sorted({*slices, *_visited(actions)} or {int(head["volume"]["first"])}):
         picture = picture_of(index)
         empty = encode_rle(np.zeros(picture.rgb.shape[:2], dtype=bool))
         nothing = {"area_px": 0, "area_mm2": 0.0, "score": None, "presence": None, "anchor": False}

@@ -37,9 +37,10 @@ from .stack import Slices
 from .volume_actions import Kind, Stage, VolumeAction, VolumeLimits, Watch
 from .volume_history import LIMIT as HISTORY_LIMIT
 from .volume_history import History, Moment
-from .volume_plan import answer_of, before_growth, clicks_on, key_of
+from .volume_plan import answer_of, before_growth, clicks_on, key_of, unfinished
 
 _MOST_UNDOS = 200
+_Place = tuple[tuple[VolumeAction, ...], VolumeAction | None]  # `actions` and `rejected`
 
 
 class VolumeRun:
@@ -89,8 +90,8 @@ class VolumeRun:
         self._doubted: tuple[Any, list[Doubt]] = (None, [])
         self._now = Moment((), self.memory.state(), {})  # after the last action
         self._history = History(self._now, history_limit)
-        self._past: list[tuple[VolumeAction, ...]] = []
-        self._future: list[tuple[VolumeAction, ...]] = []
+        self._past: list[_Place] = []
+        self._future: list[_Place] = []
 
     # ---- what there is --------------------------------------------------------------------------------------
 
@@ -232,8 +233,10 @@ class VolumeRun:
         """Redo what depends on an anchor: its neighbours, until they come out as they were or another anchor."""
         if not clicks_on(self.actions, index):
             raise InputError("the slice has no click to go out from", value=index, mend="Click there first.")
+        # What a growth from here that was stopped has yet to do is done with it.
+        settle = not unfinished(self.actions).get(index)
         with self._whole():
-            return volume_growth.grow(self, index, True, watch or Watch())
+            return volume_growth.grow(self, index, settle, watch or Watch(), what="neighbours redone")
 
     def reject(self) -> None:
         """Take the policy's last word back, with what grew from it, and tell it so at its next turn there."""
@@ -292,19 +295,15 @@ class VolumeRun:
         """Take the last change of masks back, or the last way back. Raises InputError where there is none."""
         if not self._past:
             raise InputError("there is nothing to undo")
-        left = self.actions
-        self.go_to(self._past[-1])
+        self._future.append(self._swap(self._past[-1]))
         self._past.pop()
-        self._future.append(left)
 
     def redo(self) -> None:
         """Do again what `undo` took back. Raises InputError where there is nothing."""
         if not self._future:
             raise InputError("there is nothing to redo")
-        left = self.actions
-        self.go_to(self._future[-1])
+        self._past.append(self._swap(self._future[-1]))
         self._future.pop()
-        self._past.append(left)
 
     # ---- for volume_agent and its like ------------------------------------------------------------------------
 
@@ -349,7 +348,7 @@ class VolumeRun:
             **more,
         )
         if action.changes:
-            self._remember(self.actions)
+            self._remember((self.actions, self.rejected))
         self._append(action)
         if watch is not None:
             watch.action(action)
@@ -364,13 +363,18 @@ class VolumeRun:
         return bool(self.actions) and self.actions[-1].kind == "end"
 
     def _leave_for(self, actions: tuple[VolumeAction, ...]) -> None:
-        left = self.actions
-        self.go_to(actions)
-        self._remember(left)
+        self._remember(self._swap((actions, None)))
 
-    def _remember(self, actions: tuple[VolumeAction, ...]) -> None:
+    def _swap(self, place: _Place) -> _Place:
+        """Stand there; where it stood."""
+        left = self.actions, self.rejected
+        self.go_to(place[0])
+        self.rejected = place[1]
+        return left
+
+    def _remember(self, place: _Place) -> None:
         """For undo."""
-        self._past = [*self._past, actions][-_MOST_UNDOS:]
+        self._past = [*self._past, place][-_MOST_UNDOS:]
         self._future.clear()
 
     def _append(self, action: VolumeAction) -> None:
@@ -391,5 +395,7 @@ class VolumeRun:
         try:
             yield
         except BaseException:
+            rejected = self.rejected
             self._put_back(self._now)
+            self.rejected = rejected  # the policy has yet to be told
             raise

@@ -119,7 +119,7 @@ class VolumeQuestion:
 
     def _go_to(self, uids: Sequence[Any]) -> None:
         wanted = tuple(str(uid) for uid in uids)
-        if wanted == self._now:
+        if wanted == self._now and self.run.rejected is None:
             return
         geometry = self.run.slices.geometry(self.run.slices.first)
         for number, uid in enumerate(wanted, 1):
