@@ -26,6 +26,7 @@ from .cli_options import (
     INTERRUPTED,
     OK,
     PAUSED,
+    UNREAD,
     parser,
     with_negative_numbers,
 )
@@ -41,6 +42,10 @@ from .volume_review import write_volume_review
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code; SystemExit only for --help and a wrong command."""
+    # A service may start us without streams. Opened at once, lest a file of ours take the place of one.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it stays open as long as we run
     for stream in (sys.stdout, sys.stderr):
         # A terminal of another encoding shows a question mark; it does not end the run.
         with contextlib.suppress(AttributeError, ValueError):
@@ -59,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read our output is gone. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+        return UNREAD
     except IbisError as error:
         code = {ModelError: BAD_MODEL, OutputError: BAD_OUTPUT}
         return _fail(options, next((code[k] for k in code if isinstance(error, k)), BAD_INPUT), str(error))

@@ -12,7 +12,8 @@ from . import __version__, terminal
 from .geometry import PLANES, Orientation
 from .request import MASK_FORMATS
 
-OK, BUG, BAD_INPUT, BAD_MODEL, BAD_OUTPUT, PAUSED, DIFFERENT, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
+OK, BUG, BAD_INPUT, BAD_MODEL, BAD_OUTPUT, PAUSED, DIFFERENT = range(7)
+INTERRUPTED, UNREAD = 130, 141
 
 _EXIT_CODES = """\
 exit codes:
@@ -24,6 +25,7 @@ exit codes:
   5    the agent paused: its reply could not be read twice; what it did so far is kept
   6    replay: the masks differ from the recorded ones
   130  stopped by Ctrl-C; the steps so far are kept
+  141  stopped, since nobody reads what is printed any more; the steps so far are kept
 
 Research use only. Not a medical device."""
 

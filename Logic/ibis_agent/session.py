@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -36,21 +37,21 @@ class Session:
     def load(self) -> None:
         """Say what is going to be done, and load the models. Whatever stops it leaves nothing behind."""
         screen = self.screen
-        screen.line(screen.bold("IBIS agent") + screen.dim("  research use only, not for patients"))
-        for term, value in self.run.description():
-            screen.line(f"  {screen.dim(f'{term:<10}')} {one_line(value)}")
         try:
+            screen.line(screen.bold("IBIS agent") + screen.dim("  research use only, not for patients"))
+            for term, value in self.run.description():
+                screen.line(f"  {screen.dim(f'{term:<10}')} {one_line(value)}")
             with screen.passing("  loading the models …"):
                 self.run.load()
+            for note in self.run.notes:
+                screen.line(f"  {screen.warn('note')}       {one_line(note)}")
+            screen.line()
         except KeyboardInterrupt:
             self.run.abandon()
             raise Stopped("stopped while the models were loading; nothing was written") from None
         except BaseException:
             self.run.abandon()
             raise
-        for note in self.run.notes:
-            screen.line(f"  {screen.warn('note')}       {one_line(note)}")
-        screen.line()
 
     def go(self) -> None:
         """Step until the run ends, or as the person says; then write the results.
@@ -76,7 +77,8 @@ class Session:
 
     def _keep(self) -> str:
         """Make sure that the steps so far are on the disk, and say where."""
-        self.screen.end_flow()
+        with contextlib.suppress(OSError):  # nobody may be reading any more; the steps are kept all the same
+            self.screen.end_flow()
         steps = len(self.run.episode.steps)
         with _deaf():
             if not steps:
@@ -84,7 +86,7 @@ class Session:
                 return "stopped before the first step; nothing was written"
             path = self.run.save()
         kept = "1 step is kept" if steps == 1 else f"{steps} steps are kept"
-        return f"stopped; {kept} in {path}. Go on with: ibis-agent run --resume {path}"
+        return f"stopped; {kept} in {path}. Go on with: ibis-agent run --resume {shlex.quote(str(path))}"
 
     def _alone(self) -> None:
         episode = self.run.episode

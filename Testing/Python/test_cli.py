@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -297,12 +298,13 @@ def test_ctrl_c_in_mid_thought_keeps_the_steps_so_far(
         return ScriptedPolicy.reply(policy, turn, on_text, cancelled)
 
     monkeypatch.setattr(policy, "reply", interrupted)
-    out = tmp_path / "out"
+    out = tmp_path / "my results"
     assert run(scan, "--out", out) == cli.INTERRUPTED
     assert [path.name for path in out.iterdir()] == ["trajectory.json"]
     assert len(recorded(out).steps) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and str(out / "trajectory.json") in error and "2 steps" in error
+    assert error.count("\n") == 1 and "2 steps" in error
+    assert shlex.split(error)[-2:] == ["--resume", str(out / "trajectory.json")], "as it can be typed"
 
 
 def test_a_stopped_run_leaves_no_mask_of_an_earlier_one_beside_its_record(
@@ -355,6 +357,41 @@ def test_a_model_that_fails_midway_keeps_the_steps_so_far(
     assert run(scan, "--out", tmp_path / "out") == cli.BAD_MODEL
     assert len(recorded(tmp_path / "out").steps) == 2
     assert "no reply left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("read, kept", [("", 0), ("there", 0), ("more", 1)])
+def test_a_reader_that_goes_away_ends_the_run_and_keeps_its_steps(
+    use: Any, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: str, kept: int
+) -> None:
+    use()
+
+    class Pipe(io.StringIO):
+        def write(self, text: str) -> int:
+            if read in self.getvalue():
+                raise BrokenPipeError
+            return super().write(text)
+
+        def fileno(self) -> int:
+            return handle
+
+    handle = os.open(tmp_path / "unread", os.O_CREAT | os.O_WRONLY)
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    assert run(scan, "--out", tmp_path / "out") == cli.UNREAD
+    os.close(handle)
+    assert (tmp_path / "out").exists() == bool(kept)
+    assert not kept or len(recorded(tmp_path / "out").steps) == kept
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])
+def test_a_run_without_streams_ends_like_any_other(
+    use: Any, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: str
+) -> None:
+    use()
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    monkeypatch.setattr(sys, stream, None)
+    assert run(scan, "--out", tmp_path / "out", "--step") == cli.OK
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert run(tmp_path / "none.nii.gz") == cli.BAD_INPUT
 
 
 def test_models_that_do_not_load_leave_no_folder_behind(
