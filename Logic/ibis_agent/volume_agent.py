@@ -63,7 +63,7 @@ def act(run: VolumeRun, watch: Watch) -> VolumeAction | None:
 def _to_grow(run: VolumeRun) -> dict[int, tuple[Way, ...]]:
     """See volume_plan.unfinished; from a slice without a mask there is nothing to follow."""
     waiting = unfinished(run.actions).items()
-    return {start: ways for start, ways in waiting if ways or run.found[start].mask.any()}
+    return {start: ways for start, ways in waiting if ways or run.mask(start).any()}
 
 
 def _search(run: VolumeRun) -> Looks:
@@ -114,6 +114,6 @@ def _finish(run: VolumeRun, watch: Watch) -> VolumeAction:
             raise InputError("there is no policy to act", mend="Click yourself, or load a policy.")
         words = why_nothing(run.actions)
         key = run.actions[0].index if run.actions else run.slices.first
-    elif not run.found[key].mask.any():
+    elif not run.mask(key).any():
         words = f"The policy left no mask on its key slice {key}."
     return run.done("end", key, "policy", words, begun, watch)

@@ -38,6 +38,8 @@ class SliceSegmenter:
 def episode_on(run: VolumeRun, index: int, standing: Prediction | None = None) -> Episode:
     """A fresh episode on a slice; `standing`: the mask that is there."""
     picture, segmenter = run.slices.picture(index), SliceSegmenter(run, index)
+    if standing is not None:
+        standing = replace(standing, mask=run.within(index, standing.mask))
     episode = Episode(picture, run.question, run.policy, segmenter, run.limits.episode, standing)
     _resume(run, index, episode, [])
     return episode

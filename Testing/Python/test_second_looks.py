@@ -5,6 +5,7 @@ The network is an exact one that finds bright things that touch (bright_volumes)
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -127,3 +128,17 @@ def test_there_are_no_more_looks_than_allowed_and_none_twice_at_one_slice() -> N
     assert [each.words.split(":")[0] for each in looked] == [f"look {n} of 3" for n in (1, 2, 3)]
     assert len({each.index for each in looked}) == 3
     assert run.doubts(), "more was doubtful"
+
+
+def test_the_policy_is_shown_the_mask_as_it_counts_within_the_region_of_interest() -> None:
+    stack = dataclasses.replace(run_over(ONE_ODD, 1.0).slices, roi=((0, 0, 0), (SIDE - 1, 15, 19)))  # type: ignore[type-var]
+    policy, limits = Clicker(), VolumeLimits(follow="memory", patience_mm=12.0, looks=1)
+    run = VolumeRun(stack, "Segment it", policy, SEGMENTER, limits)
+    run.click(4, Click(10.5 / SIDE, 14.5 / SIDE))
+    run.grow()
+    run.step()
+    (look,) = [each for each in run.actions if each.look]
+    inside, seen = stack.inside(10), policy.turns[0].picture
+    assert look.index == 10 and inside is not None and 0 < run.mask(10).sum() < run.found[10].mask.sum()
+    painted = (seen != stack.picture(10).rgb).any(axis=2)
+    assert np.array_equal(painted, run.mask(10)) and not (painted & ~inside).any()
