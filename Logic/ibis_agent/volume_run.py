@@ -254,22 +254,22 @@ class VolumeRun:
             raise InputError("there is no such action", value=keep, mend=mend)
         self._leave_for(self.actions[:keep])
 
-    def go_to(self, actions: Sequence[VolumeAction]) -> None:
+    def go_to(self, actions: Sequence[VolumeAction], watch: Watch | None = None) -> None:
         """Stand after these actions: some of this run's first ones, or those of a record.
 
         What was kept is taken from there, all else is done again without asking the policy. Where that fails or
-        is stopped, the run stands where it stood. Undo and redo do not know of it.
+        is stopped (Cancelled), the run stands where it stood. Undo and redo do not know of it.
         """
-        here = self._now
+        here, watch = self._now, watch or Watch()
         try:
             self._put_back(self._history.nearest(actions))
             for action in actions[len(self.actions) :]:
-                self.repeat(action)
+                self.repeat(action, watch)
         except BaseException:
             self._put_back(here)
             raise
 
-    def repeat(self, action: VolumeAction) -> None:
+    def repeat(self, action: VolumeAction, watch: Watch) -> None:
         """Do a recorded action again, without asking anybody: its clicks, and its ways slice by slice."""
         if action.kind == "click":
             self.anchor(action.index, action.clicks)
@@ -277,7 +277,7 @@ class VolumeRun:
             direction = 1 if way.last > way.start else -1
             if way.last != way.start:
                 for _ in self.memory.follow(way.start, direction, way.last):
-                    pass
+                    watch.check()
             if way.ended:
                 end = self.slices.last if direction > 0 else self.slices.first
                 self.memory.forget_beyond(way.last, direction, end)
@@ -312,7 +312,7 @@ class VolumeRun:
         if index in self._bases:
             return self._bases[index]
         standing = self.memory.standing(index)
-        return standing if standing is not None and standing.mask.any() else None
+        return standing if standing is not None and self.mask(index).any() else None
 
     def anchor(self, index: int, clicks: tuple[Click, ...]) -> Found:
         """Make a slice an anchor by these clicks, made one after the other as in an episode."""

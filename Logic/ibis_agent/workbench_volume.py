@@ -59,7 +59,7 @@ class VolumeQuestion:
     def step(self, request: Message, emit: Emit, cancelled: Callable[[], bool]) -> Message:
         """What comes next: one action, or a correction and what depends on it."""
         rejected = str(request.get("rejected") or "")
-        self._go_to([*request.get("after", self._now), *filter(None, [rejected])])
+        self._go_to([*request.get("after", self._now), *filter(None, [rejected])], cancelled)
         if rejected:
             self.run.reject()
             self._now = self._now[:-1]
@@ -68,14 +68,14 @@ class VolumeQuestion:
     def add(self, request: Message, emit: Emit, cancelled: Callable[[], bool]) -> Message:
         """A click of the person's on any slice."""
         click, replaced = request["click"], request.get("replace")
-        self._go_to(request.get("after", self._now))
+        self._go_to(request.get("after", self._now), cancelled)
         made = Click(click["x"], click["y"], bool(click["positive"]))
         index = int(request["slice"])
         return self._watched(lambda watch: self.run.click(index, made, replaced, watch), emit, cancelled)
 
     def spread(self, request: Message, emit: Emit, cancelled: Callable[[], bool]) -> Message:
         """What depends on a clicked slice is found again."""
-        self._go_to(request.get("after", self._now))
+        self._go_to(request.get("after", self._now), cancelled)
         return self._watched(lambda watch: self.run.spread(int(request["slice"]), watch), emit, cancelled)
 
     def _watched(self, act: Callable[[Watch], object], emit: Emit, cancelled: Callable[[], bool]) -> Message:
@@ -117,7 +117,7 @@ class VolumeQuestion:
     def _outcome(self) -> Message:
         return {"status": self.run.status, "reason": self.run.reason, "answer": self.run.answer}
 
-    def _go_to(self, uids: Sequence[Any]) -> None:
+    def _go_to(self, uids: Sequence[Any], cancelled: Callable[[], bool]) -> None:
         wanted = tuple(str(uid) for uid in uids)
         if wanted == self._now and self.run.rejected is None:
             return
@@ -128,7 +128,7 @@ class VolumeQuestion:
             if uid not in self._recorded:
                 raise InputError("this worker does not know that action", value=uid)
             self._actions[uid] = action_from_json(Fields(self._recorded[uid]), geometry, number)
-        self.run.go_to([self._actions[uid] for uid in wanted])
+        self.run.go_to([self._actions[uid] for uid in wanted], Watch(cancelled=cancelled))
         self._now = wanted
 
 

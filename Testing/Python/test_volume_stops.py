@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from bright_volumes import (
     MIDDLE,
@@ -177,3 +178,16 @@ def test_a_run_that_went_back_to_its_question_is_recorded_too() -> None:
     recorded = VolumeTrajectory.from_json(record)
     assert recorded.actions == [] and not recorded.volume().any()
     assert "made.nii.gz" in volume_review_page(record)
+
+
+def test_finding_a_recorded_run_again_can_be_stopped_and_leaves_the_run_where_it_was() -> None:
+    recorded, run = grown(LONG, 14).actions, run_over(LONG)
+    asked: list[int] = []
+    run.click(3, MIDDLE)
+    before = run.actions, run.volume()
+    with pytest.raises(Cancelled):
+        run.go_to(recorded, Watch(cancelled=lambda: asked.append(0) or len(asked) > 4))  # type: ignore[func-returns-value]
+    assert run.actions == before[0] and np.array_equal(run.volume(), before[1])
+    assert len(run.memory.visits) == 5  # type: ignore[attr-defined]
+    run.go_to(recorded)
+    assert shown(run) == list(range(3, 27))
