@@ -32,6 +32,7 @@ from .cli_options import (
 )
 from .errors import Cancelled, IbisError, InputError, ModelError, OutputError
 from .geometry import Orientation
+from .prompts import check_question
 from .record import read_json
 from .request import Request
 from .session import Session, Stopped
@@ -202,12 +203,19 @@ def _review(options: argparse.Namespace) -> int:
 
 def _convert(options: argparse.Namespace) -> int:
     content = read_json(options.trajectory)
+    if options.out.is_file() and options.out.samefile(options.trajectory):
+        mend = "Choose another --out."
+        raise InputError("the result would overwrite what it is made from", file=options.out, mend=mend)
+    if options.prompt is not None:
+        check_question(options.prompt)
     if isinstance(content, dict) and "schema" in content:
         recorded = Trajectory.from_json(content, options.trajectory)
         published.save(options.out, [published.from_trajectory(recorded)])
         print(options.out)
         return OK
     found = published.load(options.trajectory)
+    if not found:
+        raise InputError("holds no trajectory", file=options.trajectory, value="an empty list")
     folder = options.scans or options.trajectory.parent
     # All of them before the first is written: a scan that is missing leaves nothing half done.
     made = [published.to_trajectory(each, folder, options.prompt) for each in found]

@@ -285,8 +285,9 @@ def _check_slice(data: Fields, shape: tuple[int, int]) -> None:
     if shape != (across[1], across[0]):
         raise data.error("slice_size", f"is not that of a slice across {'xyz'[axis]} of {size}, turned")
     if data.value("window", None) is not None:
-        for each in data.list_of("window", count=2):
-            each.plain_number()
+        low, high = (each.plain_number() for each in data.list_of("window", count=2))
+        if not low < high:
+            raise data.error("window", "must be two rising numbers")
 
 
 def _side(item: Fields, data: Fields) -> int:

@@ -142,7 +142,11 @@ def _limits(request: Request) -> Limits | None:
 
 def _question(request: Request, card: ModelCard, resumed: Asked | None) -> str:
     if request.question is None and resumed is not None:
-        return resumed.question
+        try:
+            return check_question(resumed.question, card.max_question, card.script)
+        except InputError as error:
+            mend = f"{error.mend} The question is in the trajectory: start a new run."
+            raise InputError(error.problem, file=request.resume, value=error.value, mend=mend) from error
     if request.question is None:
         mend = 'Ask with --prompt, such as --prompt "Segment the liver".'
         raise InputError("there is no question", mend=mend)

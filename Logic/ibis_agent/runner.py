@@ -115,9 +115,12 @@ class Run:
 
     def save(self) -> Path:
         """Write the trajectory as it stands, whole or not at all. Returns its file. Raises OutputError."""
+        path = self.job.folder / TRAJECTORY_NAME
+        resume, untouched = self.job.request.resume, not (self.episode.can_undo or self.episode.can_redo)
+        if untouched and resume is not None and path.exists() and path.samefile(resume):
+            return path  # nothing was done yet: the record stays, and the mask beside it
         trajectory = Trajectory.of(self.episode, self.job.source)
         self._created = self._created or trajectory.created
-        path = self.job.folder / TRAJECTORY_NAME
         if not self._saved and path.exists():
             remove_stale_results(self.job.folder, self.job.request.scan)
         dataclasses.replace(trajectory, created=self._created).save(path)

@@ -36,8 +36,10 @@ class Session:
 
     def load(self) -> None:
         """Say what is going to be done, and load the models. Whatever stops it leaves nothing behind."""
-        screen = self.screen
+        screen, job = self.screen, self.run.job
         try:
+            if job.resumed is not None and job.resumed.status == "ended" and job.limits is None:
+                self._refuse_an_ended_run(job.resumed.reason)
             screen.line(screen.bold("IBIS agent") + screen.dim("  research use only, not for patients"))
             for term, value in self.run.description():
                 screen.line(f"  {screen.dim(f'{term:<10}')} {one_line(value)}")
@@ -58,6 +60,8 @@ class Session:
 
         Raises Stopped after Ctrl-C, with the steps so far on the disk; IbisError, likewise.
         """
+        if self.run.episode.status == "ended":
+            self._refuse_an_ended_run(self.run.episode.reason)
         try:
             if not self.by_hand:
                 self._alone()
@@ -88,15 +92,18 @@ class Session:
         kept = "1 step is kept" if steps == 1 else f"{steps} steps are kept"
         return f"stopped; {kept} in {path}. Go on with: ibis-agent run --resume {shlex.quote(str(path))}"
 
-    def _alone(self) -> None:
-        episode = self.run.episode
-        if episode.status == "ended":
+    def _refuse_an_ended_run(self, reason: str) -> None:
+        """A person can go back in it; a policy has nothing more to do."""
+        if not self.by_hand:
             raise InputError(
                 "the run to resume has ended",
                 file=self.run.job.request.resume,
-                value=episode.reason,
+                value=reason,
                 mend="Go back in it with --step, or allow more with --max-turns.",
             )
+
+    def _alone(self) -> None:
+        episode = self.run.episode
         self._step()
         while episode.status == "ready":
             self._step()

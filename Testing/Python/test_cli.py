@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from ibis_agent import cli, request, runner, terminal
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
 from ibis_agent.errors import InputError, ModelError, OutputError
+from ibis_agent.geometry import Orientation
 from ibis_agent.model_card import ModelCard, save_card
 from ibis_agent.policy import ScriptedPolicy
 from ibis_agent.trajectory import Trajectory
@@ -552,14 +553,59 @@ def test_a_run_that_ended_is_not_resumed_alone_but_by_hand(
     use()
     run(scan, "--out", tmp_path / "out")
     file = str(tmp_path / "out" / "trajectory.json")
-    before = Path(file).read_text()
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert len(before) == 3
     use()
-    assert cli.main(["run", "--resume", file]) == cli.BAD_INPUT
+    with monkeypatch.context() as without:
+        without.setattr(runner, "load_segmenter", lambda _: pytest.fail("a model was loaded for nothing"))
+        assert cli.main(["run", "--resume", file]) == cli.BAD_INPUT
     assert "has ended" in capsys.readouterr().err
-    assert Trajectory.load(file).steps[-1].action == Trajectory.from_json(json.loads(before)).steps[-1].action
+    assert cli.main(["run", "--resume", file, "--max-turns", "9"]) == cli.BAD_INPUT, "not by its turns"
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     types(monkeypatch, "b", "+ .1 .1", "a")
     assert cli.main(["run", "--resume", file, "--step"]) == cli.OK
     assert [step.by for step in recorded(tmp_path / "out").steps][-2:] == ["person", "person"]
+
+
+def test_a_resumed_run_that_is_stopped_before_its_first_step_stays_as_it_was(
+    use: Any, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use()
+    run(scan, "--out", tmp_path / "out", "--max-turns", 2)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert len(before) == 3
+    policy = use()
+
+    def interrupted(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(policy, "reply", interrupted)
+    file = str(tmp_path / "out" / "trajectory.json")
+    assert cli.main(["run", "--resume", file, "--max-turns", "9"]) == cli.INTERRUPTED
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+@pytest.mark.parametrize("question", ["", "肝"])
+def test_a_recorded_question_that_this_policy_cannot_be_asked_is_refused_before_it_is_loaded(
+    use: Any,
+    scan: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    question: str,
+) -> None:
+    use()
+    run(scan, "--out", tmp_path / "out", "--max-turns", 2)
+    file = tmp_path / "out" / "trajectory.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "question": question, "status": "ready"}))
+    save_card(
+        ModelCard(name="english", orientation=Orientation.RADIOLOGICAL, script="LATIN"), tmp_path / "policy"
+    )
+    monkeypatch.setattr(runner, "load_segmenter", lambda _: pytest.fail("a model was loaded for nothing"))
+    capsys.readouterr()
+    assert cli.main(["run", "--resume", str(file)]) == cli.BAD_INPUT
+    error = capsys.readouterr().err
+    assert str(file) in error and "question" in error and "new run" in error
 
 
 @pytest.mark.parametrize("option", [["--slice", "2"], ["--plane", "axial"], ["--prompt", "another"]])
@@ -626,12 +672,18 @@ def test_convert_goes_to_the_published_format_and_back(
     one, other = (each.picture.geometry.embed_mask(each.mask) for each in (first, again))
     np.testing.assert_array_equal(one, other)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "none.json").write_text("[]")
     capsys.readouterr()
-    assert (
-        cli.main(["convert", str(theirs), "--out", str(ours), "--scans", str(tmp_path / "empty")])
-        == cli.BAD_INPUT
-    )
-    assert "ct.nii.gz" in capsys.readouterr().err
+    for arguments, said in (
+        ([theirs, "--out", ours, "--scans", tmp_path / "empty"], "ct.nii.gz"),
+        ([theirs, "--out", theirs, "--scans", scan.parent], "overwrite"),
+        ([theirs, "--out", ours, "--scans", scan.parent, "--prompt", "a" * 10_000], "longer"),
+        ([tmp_path / "none.json", "--out", ours], "no trajectory"),
+    ):
+        before = theirs.read_bytes(), ours.read_bytes()
+        assert cli.main(["convert", *map(str, arguments)]) == cli.BAD_INPUT
+        assert said in capsys.readouterr().err
+        assert (theirs.read_bytes(), ours.read_bytes()) == before
 
 
 def test_info_tells_of_a_scan_and_of_a_trajectory(

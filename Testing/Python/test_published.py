@@ -236,6 +236,7 @@ def test_damage_is_named(change: Any, said: str, foreign: dict[str, Any], tmp_pa
         ("slice_size", [122, 101]),
         ("size", [122, 101]),
         ("window", ["low", "high"]),
+        ("window", [240, -160]),
     ],
 )
 def test_slices_that_contradict_themselves_are_named(
