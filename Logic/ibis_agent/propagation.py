@@ -279,14 +279,16 @@ class Propagation:
             raise InputError("the segmenter needs a click", mend="Pass at least one click.")
         features = self.features.get(index)
         others = {n: out for n, out in self._anchors.items() if n != index}
+        # As in sam2: the first prompts of a stack, and those of any slice not yet visited, know of no others. It
+        # stays so for later ones there, so that a click that was moved is as if it had been made where it is now.
+        alone = not others or self._anchors.get(index, {}).get("alone", index not in self.found)
         with self.segmenter.computing():
-            # As in sam2: the first prompt of a stack, and any slice not yet visited, knows of no others.
-            if self.way == "memory" and others and index in self.found:
+            if self.way == "memory" and not alone:
                 nearest = min(others, key=lambda n: abs(n - index))
                 seen = self._with_memory(index, features, nearest > index, others)
             else:
                 seen = features.levels[-1] + self._model.no_mem_embed.reshape(1, -1, 1, 1)
-            return self._heads(seen, features, clicks, previous_logits, believed=True)
+            return {**self._heads(seen, features, clicks, previous_logits, believed=True), "alone": alone}
 
     def _settle(self, index: int, out: dict[str, Any], mask: np.ndarray | None = None) -> Found:
         with torch.inference_mode(), self.segmenter.computing():

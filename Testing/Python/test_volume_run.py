@@ -169,6 +169,19 @@ def test_a_click_that_is_moved_is_as_if_it_had_been_made_there(done: VolumeRun) 
         done.click(12, Click(0.5, 0.5))
 
 
+def test_a_click_that_is_moved_on_a_slice_that_nothing_has_reached_is_as_if_made_there(
+    stack: Stack, segmenter: Segmenter
+) -> None:
+    run = VolumeRun(stack, "Segment the lesion", None, segmenter, FEW)
+    run.click(3, HERE)
+    run.click(9, Click(0.5, 0.5))
+    straight = run.mask(9)
+    run.undo()
+    run.click(9, Click(0.2, 0.2))
+    run.click(9, Click(0.5, 0.5), replace=1)
+    assert straight.any() and np.array_equal(run.mask(9), straight)
+
+
 def test_a_correction_encodes_nothing_again(done: VolumeRun) -> None:
     encoded, known = done.features.encoded, len(done.found)
     done.click(done.key + 1, Click(0.45, 0.5))  # type: ignore[operator]
