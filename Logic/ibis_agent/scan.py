@@ -104,7 +104,8 @@ def reader_for(path: Path) -> Reader:
     if not head:
         raise InputError("the file is empty", file=path, mend="Export or copy it again.")
     contents = _contents(head)
-    kind = "DICOM" if suffix == "" and contents == "DICOM" else _KINDS.get(suffix)
+    # DICOM files often end in a number, which is no ending of a kind of file.
+    kind = _KINDS.get(suffix, "DICOM" if contents == "DICOM" else None)
     if kind is None:
         raise InputError(
             "scans of this kind cannot be read", file=path, value=suffix or "no ending", mend=_READABLE

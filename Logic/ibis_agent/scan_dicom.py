@@ -18,7 +18,7 @@ from .scan import Scan
 from .scan_checks import check_length, damaged
 from .scan_itk import check_itk_header, voxels_and_affine
 
-_SERIES_UID, _POSITION, _ORIENTATION = "0020|000e", "0020|0032", "0020|0037"
+_POSITION, _ORIENTATION, _SPACING = "0020|0032", "0020|0037", "0028|0030"
 _DESCRIPTION, _NUMBER, _MODALITY = "0008|103e", "0020|0011", "0008|0060"
 _STORAGE_CLASS, _TRANSFER_SYNTAX = b"\x02\x00\x02\x00", b"\x02\x00\x10\x00"
 _UNPACKED = (b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.1", b"1.2.840.10008.1.2.2")
@@ -115,6 +115,7 @@ def _read(path: Path, files: list[str]) -> Scan:
             "the DICOM file holds no image that can be read", file=files[0], mend="Export it again."
         )
     check_itk_header(header, path)
+    _check_grid(header, files[0])
     unpacked = _meta(Path(files[0]), _TRANSFER_SYNTAX) in _UNPACKED
     check_length(Path(files[0]), math.prod(header.GetSize()) // 8, packing=1 if unpacked else 10_000)
     try:
@@ -127,11 +128,38 @@ def _read(path: Path, files: list[str]) -> Scan:
             reader.MetaDataDictionaryArrayUpdateOn()
             image = reader.Execute()
             _check_stack(path, files, reader)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # the latter for a position that is no number
         raise damaged(path, error) from error
     voxels, affine = voxels_and_affine(image, path)
     name = _tag(header, _DESCRIPTION) or (path.name if path.is_dir() else path.stem)
     return Scan(voxels, affine, "volume", path, name, _tag(header, _MODALITY))
+
+
+def _check_grid(header: Any, file: str) -> None:
+    """Refuse pixels without a size and rows that are not square to the columns, which GDCM passes over.
+
+    Where a file says nothing of these, as photographs in DICOM, there is nothing to check.
+    """
+    mend = "Its header is damaged: export it again."
+    spacing, turn = _numbers(header, _SPACING), _numbers(header, _ORIENTATION)
+    if spacing is not None and not (np.isfinite(spacing).all() and spacing.min() > 0):
+        raise InputError("a pixel has no size", file=file, value=_tag(header, _SPACING), mend=mend)
+    if turn is None:
+        return
+    row, column = turn[:3], turn[3:]
+    products = np.array([row @ row, column @ column, row @ column]) if len(turn) == 6 else np.zeros(3)
+    if not np.abs(products - (1, 1, 0)).max() < 0.01:
+        problem = "its rows and columns do not stand square to each other (Image Orientation)"
+        raise InputError(problem, file=file, value=_tag(header, _ORIENTATION), mend=mend)
+
+
+def _numbers(header: Any, key: str) -> np.ndarray | None:
+    """The numbers of a tag; NaN where it holds something else, None where it is missing or empty."""
+    text = _tag(header, key)
+    try:
+        return np.array([float(part) for part in text.split("\\")]) if text else None
+    except ValueError:
+        return np.array([np.nan])
 
 
 def _check_stack(path: Path, files: list[str], reader: Any) -> None:

@@ -68,7 +68,7 @@ def test_a_series_may_lie_in_a_folder_below(tmp_path: Path) -> None:
     assert load_scan(tmp_path).voxels.shape == (10, 8, 6)
 
 
-@pytest.mark.parametrize("name", ["one.dcm", "IM0001"])
+@pytest.mark.parametrize("name", ["one.dcm", "IM0001", "1.2.840.113619.2.55.3", "IM-0001.dicom"])
 def test_one_dicom_file_is_a_scan_of_one_slice(tmp_path: Path, name: str) -> None:
     write_slice(tmp_path / name, RAW[0], (0, 0, 0))
     assert load_scan(tmp_path / name).voxels.shape == (10, 8, 1)
@@ -95,6 +95,30 @@ def test_a_series_with_a_hole_a_double_or_a_tilt_is_refused(tmp_path: Path) -> N
         write_slice(tmp_path / "nowhere" / f"{n}.dcm", RAW[n], None)
     with pytest.raises(InputError, match="where it lies"):
         load_scan(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("slices", [1, 4])
+@pytest.mark.parametrize(
+    "tags, words",
+    [
+        ({"PixelSpacing": [0, 0]}, ("no size", "0")),
+        ({"PixelSpacing": [-1, 1]}, ("no size", "-1")),
+        ({"ImageOrientationPatient": [1, 0, 0, 0.5, 0.8, 0]}, ("square", "0.8")),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, ("square",)),
+        ({"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}, ("square",)),
+    ],
+)
+def test_a_header_that_cannot_be_is_refused_and_not_put_right_in_silence(
+    tmp_path: Path, slices: int, tags: dict[str, object], words: tuple[str, ...]
+) -> None:
+    for n in range(slices):
+        write_slice(tmp_path / f"{n}.dcm", RAW[n], (0, 0, 3 * n), **tags)  # type: ignore[arg-type]
+    refused(tmp_path if slices > 1 else tmp_path / "0.dcm", *words)
+
+
+def test_a_picture_that_does_not_say_where_it_lies_is_read(tmp_path: Path) -> None:
+    write_slice(tmp_path / "a.dcm", RAW[0], None, PixelSpacing=None)
+    assert load_scan(tmp_path / "a.dcm").voxels.shape == (10, 8, 1)
 
 
 @pytest.mark.parametrize("which", [1, 4, 6])
