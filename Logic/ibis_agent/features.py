@@ -2,13 +2,15 @@
 
 Kept in half precision; on CUDA first on the device, then on the host. Beyond the limit the slices that were
 longest unused are let go and computed again when they are asked for. Whether a slice is kept or computed again
-makes no difference to a single bit of what comes out. What is done with the features is in propagation.
+makes no difference to a single bit of what comes out; so each is encoded by itself, since in a batch a picture's
+last bits depend on its company, and a replay, which has other slices, would differ. What is done with the features
+is in propagation.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +22,6 @@ from .segmenter import Segmenter
 # One slice of MedSAM2 takes 2 MiB in half precision, one of the demo segmenter 32 KiB.
 LIMIT = 2**30
 DEVICE_LIMIT = 2**29
-_BATCH = {"cuda": 8, "cpu": 1}
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,16 @@ class FeatureCache:
         """The position encodings of the levels, (1, C, H, W) each: the same for all slices."""
         if not self._positions:
             side = self.segmenter.image_size
-            self._encode_pictures([np.zeros((side, side, 3), np.uint8)])
+            self._encode_picture(np.zeros((side, side, 3), np.uint8))
         return self._positions
 
     def get(self, index: int) -> SliceFeatures:
         """The features of a slice. Raises what cutting and encoding raise."""
         if index not in self._kept:
-            self.fill([index])
+            found = self._encode_picture(self._rgb_of(index))
+            self.encoded += 1
+            self._kept[index] = tuple(level.to(self._precision).clone() for level in found)
+            self.held += _bytes(self._kept[index])
         else:
             self._kept.move_to_end(index)
         levels = self._kept[index]
@@ -74,30 +78,14 @@ class FeatureCache:
         device = self.segmenter.device
         return SliceFeatures(tuple(level.to(device).float() for level in levels))
 
-    def fill(self, indices: Iterable[int]) -> None:
-        """Encode those of the slices that are not kept, in batches where the device likes it."""
-        missing = [index for index in dict.fromkeys(indices) if index not in self._kept]
-        size = _BATCH.get(self.segmenter.device.type, 1)
-        for start in range(0, len(missing), size):
-            part = missing[start : start + size]
-            levels = self._encode_pictures([self._rgb_of(index) for index in part])
-            self.encoded += len(part)
-            for n, index in enumerate(part):
-                # Cloned: a view would keep the whole batch alive.
-                kept = tuple(level[n : n + 1].to(self._precision).clone() for level in levels)
-                self._kept[index] = kept
-                self.held += _bytes(kept)
-            if start + size < len(missing):
-                self._shrink()
-
     @torch.inference_mode()
-    def _encode_pictures(self, pictures: Sequence[np.ndarray]) -> list[Tensor]:
+    def _encode_picture(self, rgb: np.ndarray) -> list[Tensor]:
         segmenter = self.segmenter
-        prepared = torch.stack([segmenter.prepare(rgb) for rgb in pictures])
+        prepared = segmenter.prepare(rgb)[None]
         with segmenter.computing():
             out = segmenter.model.forward_image(prepared)
         if not self._positions:
-            self._positions = tuple(each[:1].float().clone() for each in out["vision_pos_enc"])
+            self._positions = tuple(each.float().clone() for each in out["vision_pos_enc"])
         return list(out["backbone_fpn"])
 
     def _shrink(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -24,10 +25,12 @@ HELP = """\
      Enter       go on with the agent          b [n]       back by one action, or by n
      57 + x y    your own positive click on slice 57, without the number on the slice of the last action
      57 - x y    your own negative click there u / r       undo / redo the last change of masks
+     57.2 + x y  move the second click of slice 57; the later ones there go
      57 g        find the neighbours of slice 57 again, until they come out as they were
      all         let the agent go on to its end            a / q       accept, or stop here: keep everything
      x           reject: take back, and tell the agent so  d           discard and end, ? this help
      x to the right and y down from 0 to 1; or pixels, column then row:  57 + 91 48 px"""
+_MOVED = re.compile(r"(\d{1,9})\.(\d{1,9})\s*([+-].*)", re.ASCII)
 _AGAIN = re.compile(r"(\d{1,9})?\s*g(?:row)?", re.ASCII)
 
 
@@ -50,11 +53,18 @@ class VolumeSession:
 
     def load(self) -> None:
         """Say what is going to be done, and load the models. Whatever stops it leaves nothing behind."""
-        screen = self.screen
-        screen.line(screen.bold("IBIS agent") + screen.dim("  research use only, not for patients"))
-        for term, value in self.job.description():
-            screen.line(f"  {screen.dim(f'{term:<10}')} {one_line(value)}")
+        screen, resumed = self.screen, self.job.resumed
         try:
+            if resumed is not None and resumed.head.get("status") == "ended" and not self.by_hand:
+                raise InputError(
+                    "the run to resume has ended",
+                    file=self.job.asked.base.resume,
+                    value=resumed.head.get("reason"),
+                    mend="Go back in it, or correct it, with --step.",
+                )
+            screen.line(screen.bold("IBIS agent") + screen.dim("  research use only, not for patients"))
+            for term, value in self.job.description():
+                screen.line(f"  {screen.dim(f'{term:<10}')} {one_line(value)}")
             with screen.passing("  loading the models …"):
                 self.job.load()
         except BaseException:
@@ -75,13 +85,6 @@ class VolumeSession:
                 kept = self._with_the_person()
             else:
                 kept = True
-                if run.status == "ended":
-                    raise InputError(
-                        "the run to resume has ended",
-                        file=self.job.asked.base.resume,
-                        value=run.reason,
-                        mend="Go back in it, or correct it, with --step.",
-                    )
                 with self._stoppable():
                     run.run(self._watch)
         except (KeyboardInterrupt, Cancelled):
@@ -90,6 +93,8 @@ class VolumeSession:
             with contextlib.suppress(IbisError):
                 if run.actions:
                     self.job.finish()
+                else:
+                    self.job.abandon()
             raise
         if kept:
             self._finish()
@@ -104,8 +109,8 @@ class VolumeSession:
         if not self.job.run.actions:
             self.job.abandon()
             return "stopped before the first look; nothing was written"
-        path = self.job.finish()["trajectory"]
-        scan = self.job.asked.base.scan
+        path = shlex.quote(str(self.job.finish()["trajectory"]))
+        scan = shlex.quote(str(self.job.asked.base.scan))
         return f"stopped; what was done is kept. Go on with: ibis-agent run {scan} --volume --resume {path}"
 
     def _with_the_person(self) -> bool:
@@ -151,11 +156,12 @@ class VolumeSession:
             index = int(again.group(1) or last)
             self._do(lambda: run.spread(index, watch))
             return False
-        command = terminal.read_command(typed, *run.memory.size)
+        moved = _MOVED.fullmatch(typed)
+        command = terminal.read_command(moved.group(3) if moved else typed, *run.memory.size)
         if isinstance(command, (Add, Replace)):
-            index = command.number if isinstance(command, Replace) else last
-            click = command.click
-            self._do(lambda: run.click(index, click, watch=watch))
+            index = command.number if isinstance(command, Replace) else int(moved.group(1)) if moved else last
+            click, number = command.click, int(moved.group(2)) if moved else None
+            self._do(lambda: run.click(index, click, number, watch))
         elif isinstance(command, Back):
             run.back(max(0, len(run.actions) - command.steps))
             self._tell_state()

@@ -70,6 +70,17 @@ def test_step_by_step_at_the_terminal_the_person_corrects_any_slice_and_undoes(
     assert (out / "review.html").is_file() and (out / "mask.nii.gz").is_file()
 
 
+def test_a_click_is_moved_at_the_terminal_and_the_later_ones_there_go(
+    terminal: Callable[..., str], tmp_path: Path
+) -> None:
+    typed = "20 + 5 5 px\n20 + 16 16 px\n20.1 - 6 7 px\n20.3 + 6 7 px\nq\n"
+    said = terminal("--prompt", "Segment it", "--step", "--out", str(tmp_path / "out"), typed=typed)
+    assert "click 1 moved" in said and "no such click on this slice (got 3)" in said
+    recorded = VolumeTrajectory.load(tmp_path / "out" / "trajectory.json")
+    assert recorded.actions[-1]["slice"] == 20 and recorded.actions[-1]["by"] == "person"
+    assert [each["positive"] for each in recorded.actions[-1]["clicks"]] == [False]
+
+
 def test_what_is_nowhere_leaves_no_mask_of_an_earlier_question(
     terminal: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,7 +110,9 @@ def test_a_run_that_was_left_is_resumed_with_its_scan(
     terminal("--prompt", "Segment it", "--out", str(whole))
     assert np.array_equal(VolumeTrajectory.load(whole / "trajectory.json").volume(), ended.volume())
     terminal("--resume", str(second / "trajectory.json"), "--plane", "sagittal", code=2)
-    terminal("--resume", str(second / "trajectory.json"), code=2)  # it has ended
+    kept = (second / "mask.nii.gz").stat().st_mtime_ns
+    terminal("--resume", str(second / "trajectory.json"), "--out", str(second), code=2)  # it has ended
+    assert (second / "mask.nii.gz").stat().st_mtime_ns == kept, "its results are left as they are"
 
 
 def test_resuming_with_other_models_than_recorded_is_told(
