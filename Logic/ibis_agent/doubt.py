@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from .found import Found
+from .masks import dice
 
 # A mask changes its area from slice to slice at most as a ball of its own size does, times this.
 _STEEPER = 1.8
@@ -22,6 +23,8 @@ _PART = 0.1  # of the area, from which on a piece counts as a part of its own
 _LOW_SCORE = 0.6
 _UNSURE = 0.35  # how near the presence must be to 0 or 1
 _LEAST_WEIGHT = 0.3  # less is not worth a look
+_OTHERWISE = 0.5  # Dice: masks that overlap less are of different things
+_SUPPORT = 0.15  # by so much more Dice the looks beside must agree with what was seen than with what grew
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,37 @@ class Doubt:
         index: the slice.
         reason: in words, for people.
         weight: how doubtful, from 0.
+        seen: what was seen there before anything grew is the better mask.
     """
 
     index: int
     reason: str
     weight: float
+    seen: bool = False
+
+
+def seen_otherwise(found: Mapping[int, Found], looks: Mapping[int, Found]) -> list[Doubt]:
+    """The slices whose mask grew to something else than was seen there, the most doubtful first.
+
+    looks: by slice, what single slices gave before anything grew. One of low score, or that no other look or anchor
+    agrees with, is not believed: the nearest on each side are asked.
+    """
+    known = {n: each.mask for n, each in looks.items() if each.mask.any()}
+    known |= {n: each.mask for n, each in found.items() if each.anchor and each.mask.any()}
+    wanted = []
+    for index, look in looks.items():
+        if index not in found or found[index].anchor or not look.mask.any() or look.score < _LOW_SCORE:
+            continue
+        seen, grown = look.mask, found[index].mask
+        beside = [max((n for n in known if n < index), default=None)]
+        beside += [min((n for n in known if n > index), default=None)]
+        masks = [known[n] for n in beside if n is not None]
+        if not masks or dice(seen, grown) >= _OTHERWISE:
+            continue
+        more = float(np.mean([dice(seen, each) - dice(grown, each) for each in masks]))
+        if more > _SUPPORT:
+            wanted.append(Doubt(index, "it was seen elsewhere before", 3.0 + more, seen=True))
+    return sorted(wanted, key=lambda doubt: (-doubt.weight, doubt.index))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Second looks: a doubtful slice is shown to the policy again, and its correction is judged before it counts.
 
 A correction counts when its mask is better than the one before it: by the segmenter's own score, and by how well it
-fits the slice beside it, on the side that the object came from.
+fits the slice beside it, on the side that the object came from. Where the looks for the key slice had seen the object
+elsewhere, and agree with each other, the policy's word is known already: the slice is begun afresh with that click.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import volume_growth
+from .actions import Click
 from .doubt import Doubt
 from .masks import dice
 from .volume_actions import VolumeAction, Watch
+from .volume_plan import seen_at
 from .volume_slice import clicks_of, episode_on
 
 if TYPE_CHECKING:
@@ -27,6 +30,15 @@ def look_again(run: VolumeRun, doubt: Doubt, watch: Watch) -> VolumeAction:
     """One look at a slice; corrected and redone if that makes it better, else told and left."""
     begun, index, number = time.perf_counter(), doubt.index, run.looks + 1
     words = f"look {number} of {run.limits.looks}: {doubt.reason}"
+    if doubt.seen:
+        step = seen_at(run.actions)[index]
+        assert isinstance(step.action, Click)
+        run.anchor(index, (step.action,), afresh=True)
+        run.done(
+            "click", index, "policy", f"{words}; begun there afresh", begun, watch, steps=(step,),
+            clicks=(step.action,), look=number, afresh=True,
+        )  # fmt: skip
+        return volume_growth.grow(run, index, True, watch, what="neighbours redone")
     base = run.base(index)
     episode = episode_on(run, index, base)
     while episode.status == "ready":

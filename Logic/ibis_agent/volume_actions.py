@@ -73,6 +73,7 @@ class VolumeAction:
         ways: the slices visited.
         touched: the slices that are known otherwise than before, or not any more.
         look: which second look it belongs to, from 1; 0 for none.
+        afresh: its clicks begin without the mask that was there.
         stopped: the ways are not at their ends, somebody stopped them.
         seconds: it took.
     """
@@ -87,6 +88,7 @@ class VolumeAction:
     ways: tuple[Way, ...] = ()
     touched: tuple[int, ...] = ()
     look: int = 0
+    afresh: bool = False
     stopped: bool = False
     seconds: float = 0.0
 

@@ -60,6 +60,12 @@ def look_at(index: int, steps: Sequence[Step], pixel_mm2: float) -> Look:
     return Look(index, step, 0.0 if step is None else area(step.mask) * pixel_mm2)
 
 
+def seen_at(actions: Sequence[VolumeAction]) -> dict[int, Step]:
+    """The first clicks of the looks for the key slice, by slice."""
+    steps = {each.index: each.steps[0] for each in actions if each.kind == "look" and each.steps}
+    return {index: step for index, step in steps.items() if isinstance(step.action, Click)}
+
+
 def key_of(actions: Sequence[VolumeAction]) -> int | None:
     """The slice of the first click."""
     return next((each.index for each in actions if each.kind == "click"), None)

@@ -352,6 +352,7 @@ def action_to_json(action: VolumeAction, geometry: PictureGeometry) -> dict[str,
         "clicks": [{"x": c.x, "y": c.y, "positive": c.positive} for c in action.clicks],
         "ways": [dataclasses.asdict(way) for way in action.ways],
         "look": action.look,
+        "afresh": action.afresh,
         "stopped": action.stopped,
         "seconds": action.seconds,
     }
@@ -377,6 +378,7 @@ def action_from_json(fields: Fields, geometry: PictureGeometry, number: int) -> 
             for way in fields.list_of("ways")
         ),
         look=int(fields.value("look", 0)),
+        afresh=bool(fields.value("afresh", False)),
         stopped=bool(fields.value("stopped", False)),
         seconds=fields.number("seconds") or 0.0,
     )

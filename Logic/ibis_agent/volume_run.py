@@ -23,7 +23,7 @@ import numpy as np
 
 from . import volume_agent, volume_growth
 from .actions import Click
-from .doubt import Doubt, doubts
+from .doubt import Doubt, doubts, seen_otherwise
 from .episode import Author, Status, Step
 from .errors import InputError
 from .features import LIMIT, FeatureCache
@@ -37,7 +37,7 @@ from .stack import Slices
 from .volume_actions import Kind, Stage, VolumeAction, VolumeLimits, Watch
 from .volume_history import LIMIT as HISTORY_LIMIT
 from .volume_history import History, Moment
-from .volume_plan import answer_of, before_growth, clicks_on, key_of, unfinished
+from .volume_plan import answer_of, before_growth, clicks_on, key_of, seen_at, unfinished
 
 _MOST_UNDOS = 200
 _Place = tuple[tuple[VolumeAction, ...], VolumeAction | None]  # `actions` and `rejected`
@@ -158,9 +158,18 @@ class VolumeRun:
         """The slices that deserve another look, the most doubtful first; those looked at already left out."""
         if self._doubted[0] is not self.actions:
             looked = {each.index for each in self.actions if each.look}
-            shown = doubts(self.memory.found, self.row_mm, self.col_mm, self.gap_mm)
+            found = self.memory.found
+            shown = [
+                *seen_otherwise(found, self._seen()),
+                *doubts(found, self.row_mm, self.col_mm, self.gap_mm),
+            ]
             self._doubted = self.actions, [each for each in shown if each.index not in looked]
         return self._doubted[1]
+
+    def _seen(self) -> dict[int, Found]:
+        """What the looks for the key slice gave, by slice."""
+        steps = seen_at(self.actions).items()
+        return {n: Found(n, self.within(n, each.mask), each.score or 0.0, 1.0, False) for n, each in steps}
 
     @property
     def stage(self) -> Stage:
@@ -272,7 +281,7 @@ class VolumeRun:
     def repeat(self, action: VolumeAction, watch: Watch) -> None:
         """Do a recorded action again, without asking anybody: its clicks, and its ways slice by slice."""
         if action.kind == "click":
-            self.anchor(action.index, action.clicks)
+            self.anchor(action.index, action.clicks, action.afresh)
         for way in action.ways:
             direction = 1 if way.last > way.start else -1
             if way.last != way.start:
@@ -314,9 +323,12 @@ class VolumeRun:
         standing = self.memory.standing(index)
         return standing if standing is not None and self.mask(index).any() else None
 
-    def anchor(self, index: int, clicks: tuple[Click, ...]) -> Found:
-        """Make a slice an anchor by these clicks, made one after the other as in an episode."""
-        base = self.base(index)
+    def anchor(self, index: int, clicks: tuple[Click, ...], afresh: bool = False) -> Found:
+        """Make a slice an anchor by these clicks, made one after the other as in an episode.
+
+        afresh: without the mask that is there.
+        """
+        base = None if afresh else self.base(index)
         logits = None if base is None else base.logits
         for count in range(1, len(clicks)):
             logits = self.memory.predict(index, clicks[:count], logits).logits

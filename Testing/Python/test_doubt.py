@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from ibis_agent.actions import Click, Terminate
-from ibis_agent.doubt import doubts
+from ibis_agent.doubt import doubts, seen_otherwise
 from ibis_agent.episode import Step
 from ibis_agent.found import Found
 from ibis_agent.key_slice import Look, Search, best, search_slices, spread_out
@@ -82,6 +82,17 @@ def test_of_two_gaps_the_one_next_to_the_anchor_comes_first() -> None:
     below = ball(30)
     below[11] = below[12] = EMPTY
     assert doubts(stack(below, 15), 1.0, 1.0, 3.0)[0].index == 12
+
+
+def test_a_look_that_others_agree_with_is_believed_against_what_grew_to_another_thing() -> None:
+    grown = stack({n: disc(12, 48, 20 if n < 12 else 70) for n in range(20)}, 5)
+    looks = stack({n: disc(12, 48, 20) for n in (8, 14, 18)}, -1)
+    assert [each.index for each in seen_otherwise(grown, looks)] == [14, 18], "at 8 it is what was seen"
+    assert all(each.seen for each in seen_otherwise(grown, looks))
+    doubtful = stack({n: disc(12, 48, 20) for n in (8, 14, 18)}, -1, score={14: 0.4, 18: 0.4})
+    assert seen_otherwise(grown, doubtful) == []
+    alone = stack({8: disc(12, 48, 20), 14: disc(9, 10, 48), 18: disc(12, 48, 70)}, -1)
+    assert seen_otherwise(grown, alone) == []
 
 
 def look(index: int, radius: float, score: float = 0.9) -> Look:
