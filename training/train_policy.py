@@ -3,7 +3,7 @@
     python -m training.dataset --out build/phantoms
     python -m training.train_policy --data build/phantoms --out build/policy
 
-A Qwen2.5-VL of about 2 M parameters learns by supervised fine-tuning on simulated turns: the first click, the
+A Qwen2.5-VL of about 2.7 M parameters learns by supervised fine-tuning on simulated turns: the first click, the
 judgement of a mask painted over the picture (stop, add, take away), and the answer that a structure is not
 there. Simplifications, and why:
 - masks of later turns are made from the truth by training.mistakes: good, incomplete, spilled, or elsewhere;
