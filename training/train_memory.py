@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from training import loop
 from training.commands import ending
 from training.dataset import FRAMES, Slices, load
-from training.segmenter_prompts import LEARNED, batch_of, choose_objects, corrective_clicks, first_clicks
-from training.train_segmenter import CONFIG, build, decode, mask_loss, measure, save_model
+from training.segmenter_prompts import LEARNED, batch_of, choose_objects, first_clicks
+from training.train_segmenter import CONFIG, build, mask_loss, measure, save_model, turns
 
 
 class Heard:
@@ -156,16 +156,7 @@ def single_slices(model: nn.Module, data: Slices, numbers: np.ndarray, rng: np.r
     ]
     masks, owner, _ = choose_objects(bits, 4, rng)
     points, labels = first_clicks(masks, rng)[:, None], torch.ones(len(masks), 1, dtype=torch.int)
-    prior, total, turns = None, torch.zeros(()), int(rng.choice([1, 2, 4]))
-    for turn in range(turns):
-        logits, scores = decode(model, features, owner, points, labels, prior)
-        total = total + mask_loss(logits, scores, masks)[0] / turns
-        chosen = logits[torch.arange(len(logits)), scores.argmax(1)][:, None].detach()
-        if turn < turns - 1:
-            point, label = corrective_clicks(chosen, masks)
-            points, labels = torch.cat([points, point[:, None]], 1), torch.cat([labels, label[:, None]], 1)
-            prior = chosen.clamp(-32, 32)
-    return total
+    return turns(model, features, owner, masks, points, labels, None, int(rng.choice([1, 2, 4])))[0]
 
 
 def main() -> None:

@@ -153,3 +153,11 @@ def shown(run: VolumeRun) -> list[int]:
 
 def two_things() -> list[np.ndarray]:
     return [disc(5) | disc(3, 5, 5) if 4 <= n <= 15 else NOTHING for n in range(24)]
+
+
+def begun(policy: Any) -> VolumeRun:
+    """A run over `two_things` up to the policy's first click."""
+    run = run_over(two_things(), policy=policy)
+    while run.key is None:
+        run.step()
+    return run

@@ -19,6 +19,7 @@ from bright_volumes import (
     SEGMENTER,
     SIDE,
     Clicker,
+    begun,
     bright_network,  # noqa: F401
     disc,
     grown,
@@ -148,9 +149,7 @@ def test_one_step_is_one_action_and_all_of_them_are_what_a_run_does() -> None:
 
 def test_the_person_may_take_part_on_the_key_slice_and_the_policy_goes_on_from_there() -> None:
     policy = Clicker()
-    run = run_over(two_things(), policy=policy)
-    while run.key is None:
-        run.step()
+    run = begun(policy)
     key = run.key
     run.click(key, Click(0.9, 0.9, positive=False), replace=1)
     assert run.actions[-1].by == "person" and not run.mask(key).any()
@@ -163,9 +162,7 @@ def test_the_person_may_take_part_on_the_key_slice_and_the_policy_goes_on_from_t
 
 def test_a_word_that_is_rejected_is_taken_back_and_told() -> None:
     policy = Clicker()
-    run = run_over(two_things(), policy=policy)
-    while run.key is None:
-        run.step()
+    run = begun(policy)
     run.step()
     clicks = run.actions[-1].clicks
     run.reject()

@@ -17,12 +17,12 @@ from bright_volumes import (
     NOWHERE,
     SEGMENTER,
     Clicker,
+    begun,
     bright_network,  # noqa: F401
     disc,
     grown,
     run_over,
     shown,
-    two_things,
 )
 from ibis_agent.actions import Click
 from ibis_agent.errors import Cancelled
@@ -125,9 +125,7 @@ class Sulky(Clicker):
 
 def test_a_rejected_beginning_is_asked_about_again_and_not_begun_with() -> None:
     policy = Sulky()
-    run = run_over(two_things(), policy=policy)
-    while run.key is None:
-        run.step()
+    run = begun(policy)
     key, looks = run.key, len(run.actions)
     run.reject()
     assert run.stage == "look"
@@ -143,9 +141,7 @@ def test_a_rejected_beginning_is_asked_about_again_and_not_begun_with() -> None:
 
 def test_a_beginning_that_is_rejected_twice_is_asked_about_twice() -> None:
     policy = Clicker()
-    run = run_over(two_things(), policy=policy)
-    while run.key is None:
-        run.step()
+    run = begun(policy)
     run.reject()
     run.step()
     assert run.actions[-1].kind == "look" and run.stage == "work"
@@ -158,9 +154,7 @@ def test_a_beginning_that_is_rejected_twice_is_asked_about_twice() -> None:
 
 def test_the_policy_is_told_of_a_rejection_also_where_its_first_answer_to_it_was_stopped() -> None:
     policy = Clicker()
-    run = run_over(two_things(), policy=policy)
-    while run.key is None:
-        run.step()
+    run = begun(policy)
     run.step()
     run.reject()
     policy.turns.clear()
