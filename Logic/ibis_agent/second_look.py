@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import volume_growth
-from .actions import Click
 from .doubt import Doubt
+from .episode import Step
 from .masks import dice
 from .volume_actions import VolumeAction, Watch
 from .volume_plan import seen_at
@@ -30,32 +30,28 @@ def look_again(run: VolumeRun, doubt: Doubt, watch: Watch) -> VolumeAction:
     """One look at a slice; corrected and redone if that makes it better, else told and left."""
     begun, index, number = time.perf_counter(), doubt.index, run.looks + 1
     words = f"look {number} of {run.limits.looks}: {doubt.reason}"
+    steps: tuple[Step, ...] = (seen_at(run.actions)[index],) if doubt.seen else ()
     if doubt.seen:
-        step = seen_at(run.actions)[index]
-        assert isinstance(step.action, Click)
-        run.anchor(index, (step.action,), afresh=True)
-        run.done(
-            "click", index, "policy", f"{words}; begun there afresh", begun, watch, steps=(step,),
-            clicks=(step.action,), look=number, afresh=True,
-        )  # fmt: skip
-        return volume_growth.grow(run, index, True, watch, what="neighbours redone")
-    base = run.base(index)
-    episode = episode_on(run, index, base)
-    while episode.status == "ready":
-        episode.step(watch.text, watch.cancelled, watch.retry)
-    clicks = clicks_of(episode.steps)
-    if not clicks:
-        words = f"{words}; left as it was"
-    elif _worth(run, index, episode.mask, episode.steps[-1].score) < _standing_worth(run, index) + _BETTER:
-        words = f"{words}; the correction fitted no better"
+        done = "begun there afresh"
     else:
-        run.anchor(index, clicks)
-        run.done(
-            "click", index, "policy", f"{words}; corrected", begun, watch, steps=episode.steps, clicks=clicks,
-            look=number,
-        )  # fmt: skip
-        return volume_growth.grow(run, index, True, watch, what="neighbours redone")
-    return run.done("review", index, "policy", words, begun, watch, steps=episode.steps, look=number)
+        episode, done = episode_on(run, index, run.base(index)), "corrected"
+        while episode.status == "ready":
+            episode.step(watch.text, watch.cancelled, watch.retry)
+        steps, left = episode.steps, ""
+        if not clicks_of(steps):
+            left = "left as it was"
+        elif _worth(run, index, episode.mask, steps[-1].score) < _standing_worth(run, index) + _BETTER:
+            left = "the correction fitted no better"
+        if left:
+            words = f"{words}; {left}"
+            return run.done("review", index, "policy", words, begun, watch, steps=steps, look=number)
+    clicks = clicks_of(steps)
+    run.anchor(index, clicks, doubt.seen)
+    run.done(
+        "click", index, "policy", f"{words}; {done}", begun, watch, steps=steps, clicks=clicks, look=number,
+        afresh=doubt.seen,
+    )  # fmt: skip
+    return volume_growth.grow(run, index, True, watch, what="neighbours redone")
 
 
 def _standing_worth(run: VolumeRun, index: int) -> float:
