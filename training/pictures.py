@@ -182,8 +182,7 @@ class Source:
         return shown
 
     def _cards_window(self, scan: Scan) -> tuple[float, float] | None:
-        may_be_ct = scan.window is None and scan.modality in ("", "CT")
-        return self.choice.card_window if may_be_ct else None
+        return self.choice.card_window if scan.window is None and scan.may_be_ct else None
 
     def _take(self, loaded: LoadedCase) -> None:
         for name, values in loaded.structures.items():

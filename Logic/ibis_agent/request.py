@@ -169,7 +169,7 @@ def _picture(request: Request, card: ModelCard, resumed: Trajectory | None) -> t
         raise InputError("there is no scan", mend="Name a picture, a volume or a DICOM folder.")
     window = None if request.window is None else check_window(request.window)
     scan = load_scan(request.scan, series=request.series)
-    preferred = card.window if scan.modality in ("", "CT") else None
+    preferred = card.window if scan.may_be_ct else None
     orientation = request.orientation or card.orientation
     picture = cut(scan, request.plane or "axial", request.index, window, orientation, preferred)
     name = request.scan.resolve().name

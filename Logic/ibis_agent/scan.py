@@ -32,6 +32,7 @@ _KINDS = {
     ".dcm": "DICOM",
     ".ima": "DICOM",
 }
+_FAT = -50  # Hounsfield units
 _WRAPPED = {".nii.gz": "gzip", ".npz": "zip"}
 _READABLE = (
     "Readable are PNG, JPEG, NIfTI (.nii, .nii.gz), NRRD, MetaImage (.mha, .mhd), .npz, and DICOM folders."
@@ -60,6 +61,18 @@ class Scan:
     name: str = ""
     modality: str = ""
     window: tuple[float, float] | None = None
+
+    @property
+    def may_be_ct(self) -> bool:
+        """Whether a window in Hounsfield units fits: it is a CT or, where nothing says what it is, there is air.
+
+        Only a CT has values this far below zero; what is cut out of one without any air or fat does not tell.
+        """
+        if self.modality or self.kind == "picture":
+            return self.modality == "CT"
+        # One slice may stand for all (see workbench.scan_of): it need not be searched again and again.
+        once = tuple(np.s_[:1] if stride == 0 else np.s_[:] for stride in self.voxels.strides)
+        return bool((self.voxels[once] < _FAT).any())
 
 
 Reader = Callable[[Path, str | None], Scan]

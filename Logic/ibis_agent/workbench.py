@@ -326,12 +326,14 @@ def cut_picture(image: Message, orientation: Any, preferred: Sequence[float] | N
       thick; it then stands for the whole volume, which costs nothing;
     - "shape" (I, J, K) of the volume, "affine" (4, 4) voxel → RAS mm, "axis" and "index" of the slice;
     - "window": (minimum, maximum) in grey values that must be used, or None;
-    - "shown": the one used where neither a person nor the policy's card (`preferred`) asks for one, or None for
-      the 1st and 99th percentile;
+    - "shown": the one used where neither a person nor the policy's card (`preferred`, for what may be CT) asks
+      for one, or None for the 1st and 99th percentile;
     - "range", for a whole volume: first and last slice, and "roi": six voxel indices, see stack.stack_of;
     - "name" and "modality", for people.
     """
-    scan, window, preferred = scan_of(image), image.get("window") or None, preferred or image.get("shown")
+    scan, window = scan_of(image), image.get("window") or None
+    if preferred is None or not scan.may_be_ct:
+        preferred = image.get("shown")
     return cut(scan, "xyz"[int(image["axis"])], int(image["index"]), window, orientation, preferred)
 
 

@@ -144,8 +144,8 @@ def stack_from(image: Message, scan: Any, card: ModelCard, head: Message | None)
         window, roi = volume["window"], volume["roi"]
         slices: Any = (volume["first"], volume["last"])
     else:
-        window, slices, roi = image.get("window") or card.window, image.get("range"), image.get("roi")
-        window = window or image.get("shown")
+        slices, roi = image.get("range"), image.get("roi")
+        window = image.get("window") or (card.window if scan.may_be_ct else None) or image.get("shown")
     return stack_of(scan, "xyz"[int(image["axis"])], window, card.orientation, slices, roi)
 
 

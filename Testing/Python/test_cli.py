@@ -219,6 +219,21 @@ def test_plane_slice_window_and_orientation_choose_the_picture(use: Any, scan: P
     np.testing.assert_array_equal(policy.turns[0].picture[..., 0], expected)
 
 
+@pytest.mark.parametrize("lowest", [-1000, 0], ids=["ct", "mr"])
+def test_a_policy_s_window_for_ct_is_not_used_on_what_cannot_be_ct(
+    use: Any, tmp_path: Path, lowest: int
+) -> None:
+    use()
+    card = ModelCard(name="scripted", orientation=Orientation.RADIOLOGICAL, window=(-160.0, 240.0))
+    save_card(card, tmp_path / "policy")
+    path = tmp_path / "unnamed.nii.gz"
+    values = np.random.default_rng(3).integers(lowest, 1000, SHAPE, np.int16)
+    nib.save(nib.Nifti1Image(values, AFFINE), path)
+    run(path, "--out", tmp_path / "out", "--max-turns", 1)
+    low, high = recorded(tmp_path / "out").picture.window
+    assert (low, high) == (-160, 240) if lowest < 0 else (0 <= low < 50 and 950 < high <= 1000)
+
+
 def test_history_on_the_command_line_goes_before_the_card_s(use: Any, scan: Path, tmp_path: Path) -> None:
     policy = use()
     assert run(scan, "--out", tmp_path / "out", "--history", 1) == cli.OK

@@ -186,3 +186,19 @@ def test_a_scan_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     scan = load_scan(path)
     assert isinstance(scan, Scan)
     assert sum(read) < 1.5 * scan.voxels.nbytes
+
+
+def test_a_window_in_hounsfield_units_is_for_ct_and_what_may_be_one(data: Path) -> None:
+    assert load_scan(data / "ct_abdomen_3mm.nii.gz").may_be_ct
+    assert not load_scan(data / "mr_abdomen_3mm.nii.gz").may_be_ct
+    bright = np.full((2, 3, 4), 40, np.int16)
+    for voxels, modality, expected in (
+        (bright, "CT", True),
+        (bright - 1000, "MR", False),
+        (bright, "", False),
+        (bright - 1000, "", True),
+        (np.broadcast_to((bright - 1000)[:, :, :1], (2, 3, 10**12)), "", True),
+        (np.full((2, 3, 4), np.nan, np.float32), "", False),
+    ):
+        scan = Scan(voxels, np.eye(4), "volume", Path("scan.nrrd"), modality=modality)
+        assert scan.may_be_ct is expected

@@ -15,6 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from ibis_agent import protocol
+from ibis_agent.geometry import Orientation
+from ibis_agent.model_card import ModelCard
+from ibis_agent.workbench import cut_picture, scan_of
+from ibis_agent.workbench_volume import stack_from
 from ibis_agent.worker_client import DIED, Job, ModelSettings, WorkerClient
 from worker_transport import LOGIC, Starter, worker_command, write_script
 
@@ -481,3 +485,24 @@ def test_a_script_that_is_none_is_refused(tmp_path: Path) -> None:
     )
     assert ended.returncode != 0
     assert b"no script" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("lowest", "modality", "shown", "expected"),
+    [
+        (-100, "", [0, 50], (-160, 240)),
+        (0, "CT", [0, 50], (-160, 240)),
+        (0, "", [0, 50], (0, 50)),
+        (-100, "MR", [0, 50], (0, 50)),
+        (0, "MR", None, (0, 60)),
+    ],
+)
+def test_a_policy_s_window_for_ct_is_not_used_on_what_cannot_be_ct(
+    tmp_path: Path, lowest: int, modality: str, shown: list[int] | None, expected: tuple[int, int]
+) -> None:
+    asked = {**image(tmp_path), "window": None, "shown": shown, "modality": modality}
+    voxels = np.load(asked["file"])
+    np.save(asked["file"], np.where(voxels < 0, lowest, voxels).astype(np.int16))
+    card = ModelCard(name="scripted", orientation=Orientation.RADIOLOGICAL, window=(-160.0, 240.0))
+    assert cut_picture(asked, card.orientation, card.window).window == expected
+    assert stack_from(asked, scan_of(asked), card, None).window == expected
