@@ -6,13 +6,12 @@ A picture with its questions becomes token ids, visual patches and what the trai
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from ibis_agent.actions import Click, format_click
-from scipy import ndimage
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from training.dataset import NAMES, SIDE, Slices
 from training.demo_policy import DEMO_CARD, PATCH, TOKENS
 from training.mistakes import BAD, GOOD, half_way_mask
 from training.phantoms import STRUCTURES
+from training.policy_clicks import STEPS, another, correction, deepest, digit_worth, good_click
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -33,11 +33,15 @@ SMALLEST = 40  # pixels on the SIDE grid: fewer is neither asked for nor called 
 
 @dataclass
 class Asked:
-    """One question about one picture: prompt and reply as token ids and loss weights, and where it clicks."""
+    """One question about one picture: prompt and reply as token ids and loss weights, and where it clicks.
+
+    `worth` has (place in ids, (10,) worth of each digit there) for the digits that a click is written with.
+    """
 
     ids: list[int]
     weights: list[float]
     goal: tuple[float, float] | None = None
+    worth: list[tuple[int, np.ndarray]] = field(default_factory=list)
 
 
 @dataclass
@@ -49,31 +53,6 @@ class Shown:
     cells: np.ndarray  # (rows * columns, 4 * names) share of each structure in each quarter of a cell
     targets: np.ndarray  # (structures, 3) cell of the deepest point or -1, and its offset in the cell
     covered: np.ndarray  # (rows * columns,) share of the painted mask
-
-
-def deepest(region: np.ndarray, aspect: float) -> tuple[float, float]:
-    """The point farthest from the region's edge, as normalised x, y; (SIDE, SIDE) bool stretched from `aspect`."""
-    ys, xs = np.nonzero(region)
-    y0, x0 = max(0, ys.min() - 1), max(0, xs.min() - 1)
-    part = np.pad(region[y0 : ys.max() + 2, x0 : xs.max() + 2], 1)
-    depth = ndimage.distance_transform_edt(part, sampling=(1.0, aspect))
-    r, c = np.unravel_index(int(depth.argmax()), depth.shape)
-    return (x0 + c - 1 + 0.5) / SIDE, (y0 + r - 1 + 0.5) / SIDE
-
-
-def correction(mask: np.ndarray, truth: np.ndarray, aspect: float) -> Click:
-    """The published click: the deepest point of what is missed or of what is wrong; ties go to the missed."""
-    missed, wrong = truth & ~mask, mask & ~truth
-
-    def depth(region: np.ndarray) -> float:
-        return (
-            float(ndimage.distance_transform_edt(np.pad(region, 1), sampling=(1.0, aspect)).max())
-            if region.any()
-            else 0.0
-        )
-
-    positive = depth(missed) >= depth(wrong)
-    return Click(*deepest(missed if positive else wrong, aspect), positive)
 
 
 class Writer:
@@ -94,14 +73,13 @@ class Writer:
             *self.text("user\n"),
             self.special["<|vision_start|>"],
         ]
-        self.digits = {
-            i for i in range(tokenizer.get_vocab_size()) if (tokenizer.id_to_token(i) or "").isdigit()
-        }
+        self.digits = [tokenizer.token_to_id(str(digit)) for digit in range(10)]
 
     def text(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def ask(self, prompt: str, reply: str, weight: float = 1.0) -> Asked:
+    def ask(self, prompt: str, reply: str, worth: np.ndarray | None = None) -> Asked:
+        """`worth` (STEPS, STEPS) [x, y]: of the points that the reply could click on instead of its own."""
         before = [
             self.special["<|vision_end|>"],
             *self.text(prompt),
@@ -119,9 +97,15 @@ class Writer:
             if token in self.digits:
                 dotted = i >= 1 and self.tokenizer.id_to_token(said[i - 1]) == "."
                 weights[i] = 8.0 if dotted else 4.0 if run == 2 else 0.3
+        asked = Asked(before + said, [0.0] * len(before) + weights)
         found = _POINT.search(reply)
-        goal = (float(found[1]), float(found[2])) if found else None
-        return Asked(before + said, [0.0] * len(before) + [w * weight for w in weights], goal)
+        if found:
+            asked.goal = float(found[1]), float(found[2])
+        if asked.goal and worth is not None:
+            places = [len(before) + i for i, w in enumerate(weights) if w >= 4.0]
+            x, y = (round(v * STEPS) for v in asked.goal)
+            asked.worth = list(zip(places, digit_worth(worth, x, y), strict=True))
+        return asked
 
 
 def grid_of(aspect: float, small: bool) -> tuple[int, int]:
@@ -176,37 +160,31 @@ def augmented(
     return grey, bits
 
 
-def another(region: np.ndarray, taken: Click, aspect: float) -> Click | None:
-    """The deepest point of what is left of `region` away from `taken`; None where nothing is left."""
-    y, x = np.ogrid[:SIDE, :SIDE]
-    away = (((x + 0.5) / SIDE - taken.x) * aspect) ** 2 + ((y + 0.5) / SIDE - taken.y) ** 2
-    left = region & (away > 0.16 * region.sum() / np.pi / SIDE**2 * aspect + 0.02**2)
-    return Click(*deepest(left, aspect), taken.positive) if left.sum() >= 12 else None
-
-
 def with_note(
     prompt: str,
     reply: str,
     name: str,
     region: np.ndarray | None,
     click: Click | None,
+    value: np.ndarray | None,
     aspect: float,
     rng: np.random.Generator,
-) -> tuple[str, str]:
+) -> tuple[str, str, np.ndarray | None]:
     """Now and then the prompt ends with a note: asked again, or the click was taken back and another is due."""
     prompts, chance = DEMO_CARD["prompts"], rng.random()
     if chance < 0.03:
-        return f"{prompt}\n{prompts['retry']}", reply
+        return f"{prompt}\n{prompts['retry']}", reply, value
     if chance < 0.09 and region is not None and click is not None:
         shaken = Click(
             *np.clip([click.x + rng.normal(0, 0.015), click.y + rng.normal(0, 0.015)], 0, 1), click.positive
         )
-        other = another(region, shaken, aspect)
-        if other is not None:
+        left = another(region, shaken, aspect)
+        if left is not None:
+            other, value = good_click(left, aspect, click.positive, rng)
             note = prompts["reject"].format(action=format_click(shaken))
             write = q.first_reply if "mask" not in reply else q.correction_reply
-            return f"{prompt}\n{note}", write(name, other)
-    return prompt, reply
+            return f"{prompt}\n{note}", write(name, other), value
+    return prompt, reply, value
 
 
 def show(
@@ -245,25 +223,22 @@ def show(
             iou = (mask & truth).sum() / max(1, (mask | truth).sum())
             if GOOD > iou >= BAD:
                 continue
-            click = correction(mask, truth, aspect) if iou < GOOD else None
+            click, region, value = None, None, None
+            if iou < GOOD:
+                positive, region = correction(mask, truth, aspect)
+                click, value = good_click(region, aspect, positive, rng)
             reply = q.correction_reply(asks, click) if click else q.done_reply(asks)
-            region = None if click is None else truth & ~mask if click.positive else mask & ~truth
-            asked.append(
-                writer.ask(
-                    *with_note(
-                        refine.format(question=q.question(asks, rng)), reply, asks, region, click, aspect, rng
-                    )
-                )
-            )
+            prompt = refine.format(question=q.question(asks, rng))
+            asked.append(writer.ask(*with_note(prompt, reply, asks, region, click, value, aspect, rng)))
     else:
         # What is rare or hard to tell from its neighbours is asked for first, mostly.
         first_asked = [n for n in ("lesion", "spleen", "stomach") if n in present and rng.random() < 0.8]
         rest = [str(n) for n in rng.permutation(present) if n not in first_asked]
         chosen = (first_asked + rest)[:questions]
         for name in chosen:
-            click = Click(*points[name])
+            click, value = good_click(masks[name], aspect, True, rng)
             prompt, reply = first.format(question=q.question(name, rng)), q.first_reply(name, click)
-            asked.append(writer.ask(*with_note(prompt, reply, name, masks[name], click, aspect, rng)))
+            asked.append(writer.ask(*with_note(prompt, reply, name, masks[name], click, value, aspect, rng)))
         # …and so is what is often taken for a neighbour when it is not there.
         feared = [n for n in ("spleen", "stomach") if n in absent and rng.random() < 0.8]
         wanted = (feared + [str(n) for n in rng.permutation(absent) if n not in feared])[:3]
@@ -318,6 +293,7 @@ def collate(writer: Writer, shown: list[Shown], grid: tuple[int, int]) -> dict[s
     ids = torch.zeros(len(shown), length, dtype=torch.long)
     weights = torch.zeros(len(shown), length)
     goals = torch.full((len(shown), length, 2), torch.nan)
+    worth = torch.zeros(len(shown), length, 10)
     positions = torch.zeros(3, len(shown), length, dtype=torch.long)
     allowed = torch.zeros(len(shown), length, length, dtype=torch.bool)
     triangle = torch.ones(length, length, dtype=torch.bool).tril()
@@ -336,6 +312,8 @@ def collate(writer: Writer, shown: list[Shown], grid: tuple[int, int]) -> dict[s
             weights[b, at:end] = torch.tensor(a.weights)
             if a.goal is not None:
                 goals[b, end - sum(w > 0 for w in a.weights) - 1 : end] = torch.tensor(a.goal)
+            for place, digits in a.worth:
+                worth[b, at + place] = torch.from_numpy(digits)
             positions[:, b, at:end] = after + torch.arange(len(a.ids))
             allowed[b, at:end, :base] = True
             allowed[b, at:end, at:end] = triangle[: end - at, : end - at]
@@ -348,6 +326,7 @@ def collate(writer: Writer, shown: list[Shown], grid: tuple[int, int]) -> dict[s
         "positions": positions,
         "allowed": allowed,
         "goals": goals,
+        "worth": worth,
         "cells": torch.from_numpy(np.stack([s.cells for s in shown])),
         "targets": torch.from_numpy(np.stack([s.targets for s in shown])),
         "covered": torch.from_numpy(np.stack([s.covered for s in shown])),

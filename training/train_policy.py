@@ -95,14 +95,13 @@ def train_step(
     chosen = weights > 0
     logits = model.lm_head(hidden[:, :-1][chosen])
     labels, weights = batch["ids"][:, 1:][chosen], weights[chosen]
-    each = F.cross_entropy(logits, labels, reduction="none")
+    worth = batch["worth"][:, 1:][chosen]
+    each = reply_loss(logits, labels, worth, writer.digits)
     said = (each * weights).sum() / weights.sum()
     loss = said
-    digits = weights >= 8
-    figures = {
-        "said": float(said.detach()),
-        "first_digit": float((logits.argmax(-1) == labels)[digits].float().mean()) if digits.any() else 0.0,
-    }
+    figures = {"said": float(said.detach())}
+    if worth.any():
+        figures["worth"] = float(worth_of(logits, worth, writer.digits))
     if extra:
         more = heads.loss(
             seen,
@@ -117,6 +116,24 @@ def train_step(
         loss = loss + extra * more + 4 * aim + 0.3 * gaze
         figures |= {k: float(v.detach()) for k, v in (("extra", more), ("aim", aim), ("gaze", gaze))}
     return loss, figures
+
+
+def reply_loss(logits: Tensor, labels: Tensor, worth: Tensor, digits: list[int]) -> Tensor:
+    """Cross entropy of each token (N,); of a click's digits, minus the log of what they are worth on average.
+
+    `worth` (N, 10) of each digit, all 0 where the token is none: whatever lies well inside is as good an answer.
+    """
+    each = F.cross_entropy(logits, labels, reduction="none")
+    clicked = worth.any(-1)
+    odds = logits[clicked].softmax(-1)[:, digits]
+    return each.masked_scatter(clicked, -(odds * worth[clicked]).sum(-1).clamp_min(1e-6).log())
+
+
+def worth_of(logits: Tensor, worth: Tensor, digits: list[int]) -> Tensor:
+    """Mean worth of the digits that would be written."""
+    clicked = worth.any(-1)
+    best = logits[clicked][:, digits].argmax(-1, keepdim=True)
+    return worth[clicked].gather(1, best).mean()
 
 
 @torch.inference_mode()
@@ -209,7 +226,7 @@ def main() -> None:
     )
     loop.add_options(parser, Path("build/policy"), steps=9000, rate=1.0e-3)
     parser.add_argument(
-        "--start", type=Path, help="a folder made by this command to go on from, not from nothing"
+        "--start", type=Path, help="a `model` folder made by this command to go on from, not from nothing"
     )
     parser.add_argument(
         "--vision-steps", type=int, default=1200, help="first steps that train the vision tower alone"
@@ -226,7 +243,7 @@ def main() -> None:
     if not tokenizer_file.exists():
         make_tokenizer(q.corpus(np.random.default_rng(args.seed))).save(str(tokenizer_file))
     writer = Writer(Tokenizer.from_file(str(tokenizer_file)))
-    config: Qwen2_5_VLConfig = make_config(writer.tokenizer)
+    config = Qwen2_5_VLConfig.from_pretrained(args.start) if args.start else make_config(writer.tokenizer)
     model = Qwen2_5_VLForConditionalGeneration(config)
     if args.start:
         model.load_state_dict(
@@ -255,8 +272,8 @@ def main() -> None:
         seeing = step < args.vision_steps
         batch = collate(writer, shown, grid)
         loss, figures = train_step(model, heads, writer, batch, grid, 1.0 if seeing else 0.5, not seeing)
-        if later and "first_digit" in figures:
-            figures["first_digit_later"] = figures.pop("first_digit")
+        if later and "worth" in figures:
+            figures["worth_later"] = figures.pop("worth")
         return loss, figures
 
     def filled(weights: dict[str, Tensor]) -> Qwen2_5_VLForConditionalGeneration:

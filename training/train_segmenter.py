@@ -145,10 +145,10 @@ def _mask_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> 
 
 
 def train_step(
-    model, head, data, numbers, rng, objects: int, clicks: int, boxes: float = 0.0
+    model, head, data, numbers, rng, objects: int, clicks: int, boxes: float = 0.0, augment: float = 1.0
 ) -> tuple[Tensor, dict[str, float]]:
     """One batch: `clicks` turns on `objects` structures a picture; `boxes` is how often a box comes first."""
-    pictures, bits = batch_of(data, numbers, rng, model.image_size, masses=0.25)
+    pictures, bits = batch_of(data, numbers, rng, model.image_size, augment, masses=0.25 * augment)
     features, raw = encode(model, pictures)
     dense = head.loss(raw, bits)
     if clicks == 0:
@@ -167,7 +167,14 @@ def train_step(
 
 
 def carried_step(
-    model, head, clips: Slices, numbers: np.ndarray, rng: np.random.Generator, objects: int, clicks: int
+    model,
+    head,
+    clips: Slices,
+    numbers: np.ndarray,
+    rng: np.random.Generator,
+    objects: int,
+    clicks: int,
+    augment: float = 1.0,
 ) -> tuple[Tensor, dict[str, float]]:
     """As `train_step`, on slices whose neighbour's mask is known: how a volume is gone through, and corrected.
 
@@ -178,8 +185,10 @@ def carried_step(
     steps = np.where(frames == 0, 1, np.where(frames == FRAMES - 1, -1, rng.choice([-1, 1], len(numbers))))
     seed = rng.integers(2**31)
     # The same random numbers for both: a slice and its neighbour are moved and windowed alike.
-    beside, beside_bits = batch_of(clips, numbers + steps, np.random.default_rng(seed), model.image_size)
-    pictures, bits = batch_of(clips, numbers, np.random.default_rng(seed), model.image_size)
+    beside, beside_bits = batch_of(
+        clips, numbers + steps, np.random.default_rng(seed), model.image_size, augment
+    )
+    pictures, bits = batch_of(clips, numbers, np.random.default_rng(seed), model.image_size, augment)
     masks, owner, names = choose_objects(bits, objects, rng)
     with torch.no_grad():
         before = (beside_bits[owner] >> names[:, None, None] & 1).float()
@@ -240,7 +249,7 @@ def measure(model: nn.Module, data: Slices, numbers: np.ndarray, clicks: int = 5
     names: list[int] = []
     for n in numbers:
         rng = np.random.default_rng(int(n))
-        pictures, bits = batch_of(data, np.array([n]), rng, model.image_size, augment=False)
+        pictures, bits = batch_of(data, np.array([n]), rng, model.image_size, augment=0)
         wanted = [b for b in range(8) if int((bits >> b & 1).sum()) >= 60 * (model.image_size / SIDE) ** 2]
         if not wanted:
             continue
@@ -299,6 +308,9 @@ def main() -> None:
     parser.add_argument(
         "--carried", type=float, default=0.25, help="how often a neighbour's mask comes first; 0: no clips"
     )
+    parser.add_argument(
+        "--augment", type=float, default=1.0, help="how much pictures are changed; less is for the last steps"
+    )
     args = parser.parse_args()
     loop.prepare(args)
     model, head = build(args.config), DenseHead(OmegaConf.load(args.config).model.image_encoder.neck.d_model)
@@ -323,9 +335,9 @@ def main() -> None:
         clicks = 0 if step < args.dense_steps else int(rng.choice([1, 2, 3, 3, args.clicks]))
         if clips is not None and clicks and rng.random() < args.carried:
             numbers = np.sort(rng.choice(len(clips), args.batch, replace=False))
-            return carried_step(model, head, clips, numbers, rng, args.objects, min(clicks, 2))
+            return carried_step(model, head, clips, numbers, rng, args.objects, min(clicks, 2), args.augment)
         numbers = np.sort(rng.choice(count, args.batch, replace=False))
-        return train_step(model, head, data, numbers, rng, args.objects, clicks, args.boxes)
+        return train_step(model, head, data, numbers, rng, args.objects, clicks, args.boxes, args.augment)
 
     def judge(weights: dict[str, Tensor]) -> loop.Figures:
         probe = build(args.config)

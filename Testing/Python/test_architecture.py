@@ -16,7 +16,7 @@ from ibis_agent.errors import ModelError
 torch = pytest.importorskip("torch")
 yaml = pytest.importorskip("yaml")
 
-from ibis_agent import architecture, checkpoint  # noqa: E402
+from ibis_agent import architecture, checkpoint, sam2_config  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_building_gives_the_network_that_hydra_gives(parity: Path) -> None:
     from omegaconf import OmegaConf
 
     theirs = instantiate(OmegaConf.load(parity / "segmenter.yaml").model)
-    ours = architecture.build(architecture.read_settings(parity / "segmenter.yaml"))
+    ours = architecture.build(sam2_config.read_settings(parity / "segmenter.yaml"))
     assert str(ours) == str(theirs)
     shapes = [
         {name: tuple(each.shape) for name, each in model.state_dict().items()} for model in (ours, theirs)

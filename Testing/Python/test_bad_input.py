@@ -22,7 +22,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicom_files import write_series
-from ibis_agent import architecture, cli, files, policy, request, runner, volume_job
+from ibis_agent import architecture, cli, files, policy, request, runner, sam2_config, volume_job
 from ibis_agent.model_card import ModelCard, load_card, save_card
 from PIL import Image
 from safetensors.numpy import save_file
@@ -44,7 +44,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (tiny / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     (tiny / "tokenizer.json").write_text("{}")
     save_card(ModelCard(name="tiny", script="LATIN", window=(-160, 240)), tiny)
-    settings = architecture.read_settings(ROOT / "Logic/ibis_agent/demo/segmenter/model.yaml")
+    settings = sam2_config.read_settings(ROOT / "Logic/ibis_agent/demo/segmenter/model.yaml")
     torch.save({"model": architecture.build(settings).state_dict()}, folder / "segmenter.pt")
     shutil.copy(ROOT / "Logic/ibis_agent/demo/segmenter/model.yaml", folder / "segmenter.yaml")
     return {"policy": tiny, "segmenter": folder / "segmenter.pt"}

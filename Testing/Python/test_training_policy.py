@@ -16,17 +16,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from training import questions
 from training.dataset import SIDE
 from training.demo_policy import PATCH, make_config, make_tokenizer, save_folder
-from training.policy_turns import (
-    MEAN,
-    STD,
-    Writer,
-    collate,
-    correction,
-    deepest,
-    grid_of,
-    patches_of,
-    show,
-)
+from training.policy_clicks import STEPS, correction, deepest, digit_worth, good_click, worth
+from training.policy_turns import MEAN, STD, Writer, collate, grid_of, patches_of, show
+from training.train_policy import reply_loss
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +120,13 @@ def at(mask, click):
     return bool(mask[int(click.y * SIDE), int(click.x * SIDE)])
 
 
+def disc(x, y, radius):
+    rows, columns = np.ogrid[:SIDE, :SIDE]
+    return (rows - y) ** 2 + (columns - x) ** 2 < radius**2
+
+
 def test_the_deepest_point_of_a_disc_is_its_centre():
-    y, x = np.ogrid[:SIDE, :SIDE]
-    assert deepest((y - 60) ** 2 + (x - 120) ** 2 < 400, 1.0) == pytest.approx((120.5 / SIDE, 60.5 / SIDE))
+    assert deepest(disc(120, 60, 20), 1.0) == pytest.approx((120.5 / SIDE, 60.5 / SIDE))
 
 
 def test_a_correction_takes_away_what_is_wrong_and_adds_what_is_missed():
@@ -138,20 +134,64 @@ def test_a_correction_takes_away_what_is_wrong_and_adds_what_is_missed():
     truth[40:100, 40:100] = True
     spilled = truth.copy()
     spilled[40:100, 100:160] = True
-    away = correction(spilled, truth, 1.0)
-    assert (
-        not away.positive
-        and spilled[int(away.y * SIDE), int(away.x * SIDE)]
-        and not truth[int(away.y * SIDE), int(away.x * SIDE)]
-    )
+    positive, region = correction(spilled, truth, 1.0)
+    assert not positive and (region == (spilled & ~truth)).all()
     missing = truth.copy()
     missing[40:100, 70:100] = False
-    add = correction(missing, truth, 1.0)
-    assert (
-        add.positive
-        and truth[int(add.y * SIDE), int(add.x * SIDE)]
-        and not missing[int(add.y * SIDE), int(add.x * SIDE)]
-    )
+    positive, region = correction(missing, truth, 1.0)
+    assert positive and (region == (truth & ~missing)).all()
+
+
+@pytest.mark.parametrize("region", [disc(120, 60, 20), disc(30, 150, 3), disc(95, 95, 60)])
+@pytest.mark.parametrize("seed", range(4))
+def test_every_click_that_is_taught_lies_inside_and_in_the_zone_that_was_named(region, seed):
+    click, value = good_click(region, 1.2, True, np.random.default_rng(seed))
+    assert at(region, click)
+    assert questions.zone(click.x, click.y) == questions.zone(*deepest(region, 1.2))
+    assert value.max() == 1 and value[int(click.x * STEPS + 0.5), int(click.y * STEPS + 0.5)] > 0.4
+
+
+def test_what_a_click_is_worth_falls_from_the_middle_to_nothing_outside():
+    region = disc(96, 96, 20)
+    value = worth(region, 1.0, Click(*deepest(region, 1.0)))
+    assert value[50, 50] == 1 and 0.1 < value[55, 50] < 0.6 and value[63, 50] == 0
+    for x, y in np.argwhere(value > 0):
+        assert at(region, Click(x / STEPS, y / STEPS))
+
+
+def test_digits_are_worth_what_the_best_click_that_begins_with_them_is():
+    value = np.zeros((STEPS, STEPS), np.float32)
+    value[37, 62], value[37, 70], value[42, 62] = 1.0, 0.5, 0.25
+    tens, ones, tens_y, ones_y = digit_worth(value, 37, 62)
+    assert tens[3] == 1 and tens[4] == 0.25 and tens.sum() == 1.25
+    assert ones[7] == 1 and ones.sum() == 1
+    assert tens_y[6] == 1 and tens_y[7] == 0.5 and tens_y.sum() == 1.5
+    assert ones_y[2] == 1 and ones_y.sum() == 1
+
+
+def test_the_digits_of_a_click_are_marked_with_what_they_are_worth(writer):
+    region = disc(71, 119, 20)
+    click, value = good_click(region, 1.0, True, np.random.default_rng(1))
+    asked = writer.ask("Segment the liver", questions.first_reply("liver", click), value)
+    written = [writer.tokenizer.id_to_token(asked.ids[place]) for place, _ in asked.worth]
+    assert written == list(f"{round(click.x * STEPS):02d}{round(click.y * STEPS):02d}")
+    assert all(digits[int(token)] > 0.3 for token, (_, digits) in zip(written, asked.worth, strict=True))
+    assert not writer.ask("Segment the liver", questions.absent_reply("liver"), value).worth
+
+
+def test_any_digit_that_is_worth_the_same_costs_the_same(writer):
+    labels = torch.tensor([writer.digits[3], 5])
+    worths = torch.zeros(2, 10)
+    worths[0, 3] = worths[0, 4] = 1
+
+    def loss(token):
+        logits = torch.zeros(2, writer.tokenizer.get_vocab_size())
+        logits[0, token] = logits[1, 5] = 20.0
+        return reply_loss(logits, labels, worths, writer.digits)
+
+    right, neighbour, wrong = (loss(writer.digits[digit]) for digit in (3, 4, 8))
+    assert right.max() < 1e-3 and neighbour.max() < 1e-3
+    assert wrong[0] > 5 and wrong[1] < 1e-3, "a token that is no digit of a click is learnt as it stands"
 
 
 def test_a_picture_without_a_structure_is_asked_about_it_and_answered_so(writer):

@@ -1,9 +1,10 @@
-"""A segmenter made wider answers as before."""
+"""A segmenter made wider, and a policy made deeper, answer as before."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -11,7 +12,11 @@ pytest.importorskip("sam2")
 
 from ibis_agent.errors import InputError  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
+from transformers import Qwen2_5_VLForConditionalGeneration  # noqa: E402
 
+from training import deepen, questions  # noqa: E402
+from training.demo_policy import make_config, make_tokenizer, save_folder  # noqa: E402
+from training.policy_turns import grid_of, patches_of  # noqa: E402
 from training.train_segmenter import CONFIG, build, decode, encode  # noqa: E402
 from training.widen import widened  # noqa: E402
 
@@ -63,3 +68,42 @@ def test_a_width_that_is_not_the_double_is_refused(tmp_path):
     narrow, wide = (build(narrower(tmp_path, width, 128)) for width in (32, 96))
     with pytest.raises(InputError, match="only doubling"):
         widened(narrow.state_dict(), wide)
+
+
+@pytest.fixture
+def policy(tmp_path):
+    torch.manual_seed(3)
+    tokenizer = make_tokenizer(questions.corpus(np.random.default_rng(0), 200))
+    model = Qwen2_5_VLForConditionalGeneration(make_config(tokenizer, 64, 2, 2))
+    save_folder(model, tokenizer, tmp_path / "policy" / "model")
+    return tmp_path / "policy"
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["deepen", *map(str, arguments)])
+    deepen.main()
+
+
+def seen(folder):
+    tower = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).float().eval().model.visual
+    rows, columns = grid_of(1.0, True)
+    picture = torch.randn(1, 3, rows * 24, columns * 24, generator=torch.Generator().manual_seed(5))
+    with torch.inference_mode():
+        found = tower(patches_of(picture), grid_thw=torch.tensor([[1, rows * 2, columns * 2]]))
+    return found.pooler_output, tower
+
+
+def test_a_deeper_policy_sees_the_same_and_can_learn_in_every_layer(policy, tmp_path, monkeypatch):
+    run(monkeypatch, policy, "--depth", 4, "--out", tmp_path / "deeper")
+    (before, _), (after, tower) = seen(policy / "model"), seen(tmp_path / "deeper")
+    assert before.std() > 0 and len(tower.blocks) == 4
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    for block in tower.blocks[2:]:
+        assert block.attn.proj.weight.abs().max() == 0 < block.attn.qkv.weight.abs().max()
+    assert (tmp_path / "deeper" / "tokenizer.json").is_file()
+
+
+def test_a_depth_that_is_not_more_is_refused(policy, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="as many layers"):
+        run(monkeypatch, policy, "--depth", 2, "--out", tmp_path / "deeper")
+    assert not (tmp_path / "deeper").exists()
