@@ -1,8 +1,19 @@
-"""`python -m ibis_agent` is the command `ibis-agent`."""
+"""The command `ibis-agent`, also as `python -m ibis_agent`: Ctrl-C ends it without a traceback from the start."""
+
+from __future__ import annotations
 
 import sys
 
-from .cli import main
+
+def main() -> int:
+    """Run the command line. Returns the exit code."""
+    try:
+        from .cli import main as command
+    except KeyboardInterrupt:
+        print("ibis-agent: stopped; nothing was written", file=sys.stderr)
+        return 130  # cli_options.INTERRUPTED, which may not have been read yet
+    return command()
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ibis_agent import __main__ as command
 from ibis_agent import cli, request, runner, terminal
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
 from ibis_agent.errors import InputError, ModelError, OutputError
@@ -348,6 +349,20 @@ def test_ctrl_c_while_loading_leaves_nothing(
     assert run(scan, "--out", tmp_path / "a" / "b") == cli.INTERRUPTED
     assert not (tmp_path / "a").exists()
     assert "nothing was written" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_the_command_itself_is_read_ends_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Impatient:
+        def find_spec(self, name: str, *_: Any) -> None:
+            if name == "ibis_agent.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "ibis_agent.cli")
+    monkeypatch.setattr(sys, "meta_path", [Impatient(), *sys.meta_path])
+    assert command.main() == cli.INTERRUPTED
+    assert capsys.readouterr().err == "ibis-agent: stopped; nothing was written\n"
 
 
 def test_ctrl_c_while_the_results_are_written_does_not_halve_them(
