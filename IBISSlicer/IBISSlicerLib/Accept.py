@@ -10,6 +10,7 @@ import vtk
 
 from .Errors import PlainError
 from .Naming import nameSegment
+from .SubjectHierarchy import putBeside
 
 _LABELMAP = "Binary labelmap"
 
@@ -60,20 +61,11 @@ def accept(
         segment, slicer.vtkSlicerSegmentationsModuleLogic.Completed
     )
     if show3D:
+        segmentationNode.CreateDefaultDisplayNodes()  # one that a script made may have none
         segmentationNode.CreateClosedSurfaceRepresentation()
         segmentationNode.GetDisplayNode().SetVisibility3D(True)
         segmentationNode.GetDisplayNode().SetSegmentVisibility3D(segmentId, True)
     return segmentationNode, segmentId
-
-
-def putBeside(node, volumeNode) -> None:
-    """Put a node where the volume is in the subject hierarchy, so that it belongs to the same study."""
-    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
-    if hierarchy is None or volumeNode is None:
-        return
-    item, beside = hierarchy.GetItemByDataNode(node), hierarchy.GetItemByDataNode(volumeNode)
-    if item and beside:
-        hierarchy.SetItemParent(item, hierarchy.GetItemParent(beside))
 
 
 def _labelmapFor(source, segmentId: str, target):

@@ -6,6 +6,7 @@ Brings together the worker (Worker.py), the run in the scene (SceneRun.py) and w
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,9 @@ class AgentError(PlainError):
     """What could not be done, in words for the person at the screen."""
 
 
+_agents: weakref.WeakSet[Agent] = weakref.WeakSet()  # the panel's, and those of scripts
+
+
 class Agent:
     """One question at a time, in one worker process.
 
@@ -52,7 +56,8 @@ class Agent:
         self._usable = True
         self._goOn = False  # whether the next step follows when one is done
         self._lastSegment: tuple | None = None
-        self._watch = SceneWatch(self._onSceneClosing, self._onNodeRemoved)
+        self._watch = SceneWatch(self._letGo, self._onNodeRemoved)
+        _agents.add(self)
         slicer.app.connect("aboutToQuit()", self._onQuit)
 
     # What is
@@ -248,7 +253,11 @@ class Agent:
         return exportSegment(segmentationNode, segmentId, self._volumeOf(segmentationNode), path)
 
     def exportDicom(self, folder: str) -> None:
-        """Write the segmentation with the mask as DICOM SEG."""
+        """Write the segmentation with the accepted mask as DICOM SEG."""
+        if self.current is not None:
+            raise AgentError(
+                "Accept the mask first: DICOM SEG is written of a segmentation in the scan's study."
+            )
         exportDicom(self._segment()[0], folder)
 
     def writeReview(self, path: str, textNode=None) -> None:
@@ -258,13 +267,21 @@ class Agent:
         else:
             self._run().writeReview(path)
 
-    def reopen(self) -> bool:
+    def reopen(self, takeOver: bool = False) -> bool:
         """Take up the run that a scene brought along. No model is loaded until it is continued.
 
-        The panel does this whenever a scene was loaded; scripts with a logic of their own call it.
+        The panel does this whenever a scene was loaded. A script with a logic of its own calls it with `takeOver`:
+        then whoever works on that run, mostly the panel, lets it go; else what somebody works on is left alone.
         """
+
+        def isFree(textNode) -> bool:
+            holders = [each for each in _agents if each.current and each.current.textNode is textNode]
+            for holder in holders if takeOver else ():
+                holder._letGo()
+            return takeOver or not holders
+
         if self.current is None:
-            self.current = openLastRun()
+            self.current = openLastRun(isFree)
             if self.current is not None:
                 self.worker.client.open(self.current.record.session, self.current.describe)
                 self.changed.emit()
@@ -290,6 +307,7 @@ class Agent:
         if self.current is not None:
             self.current.forget()
             self.current = None
+        _agents.discard(self)
 
     # Inside
 
@@ -407,7 +425,8 @@ class Agent:
 
     # The scene changes under us
 
-    def _onSceneClosing(self) -> None:
+    def _letGo(self) -> None:
+        """The scene is being closed, or another agent takes the run over."""
         if self.current is not None:
             self._interrupt()
             run, self.current = self.current, None

@@ -101,6 +101,13 @@ class ClickMarks:
         for node in self.nodes.values():
             removeNode(node)
 
+    def letGo(self) -> None:
+        """Leave the points to whoever takes over; rings and crosses, which would be drawn anew, are taken away."""
+        self.stopObserving()
+        if not slicer.mrmlScene.IsClosing():
+            for positive in (True, False):
+                removeNode(self.nodes[f"shapes {positive}"])
+
     def stopObserving(self) -> None:
         for node, tag in self._observers:
             node.RemoveObserver(tag)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import qt
 import slicer
 
+from .Aim import Aim, placeNodes
 from .ClickMarks import NEGATIVE_COLOUR, POSITIVE_COLOUR
 from .OwnNodes import addOwnNode, removeNode
 from .Signal import Signal
@@ -24,17 +25,25 @@ class ClickPlacement:
         self.changed = Signal()
         self.sign: bool | None = None
         self._node = None
+        self._before: Aim | None = None
+        self._persistence = 0
         self._tags: list[tuple[object, int]] = []
         self._waiting = False
 
     def start(self, positive: bool) -> None:
         """Let the next clicks in the slice views be clicks of this sign, until `stop`, Esc or a right click."""
         self._prepare()
+        selection, interaction = placeNodes()
+        if self.sign is None:
+            self._before, self._persistence = Aim.now(), interaction.GetPlaceModePersistence()
         self.sign = positive
         display = self._node.GetDisplayNode()
+        # Being invisible in 3D does not keep points from being placed there; belonging to other views does.
+        display.RemoveAllViewNodeIDs()
+        for view in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+            display.AddViewNodeID(view.GetID())
         display.SetSelectedColor(*(POSITIVE_COLOUR if positive else NEGATIVE_COLOUR))
         display.SetColor(*(POSITIVE_COLOUR if positive else NEGATIVE_COLOUR))
-        selection, interaction = _nodes()
         selection.SetReferenceActivePlaceNodeClassName("vtkMRMLMarkupsFiducialNode")
         selection.SetActivePlaceNodeID(self._node.GetID())
         interaction.SetPlaceModePersistence(1)
@@ -42,12 +51,16 @@ class ClickPlacement:
         self.changed.emit(self.sign)
 
     def stop(self) -> None:
+        """Leave place mode, unless somebody else has taken it over; Slicer's own buttons place what they did before."""
         if self.sign is None:
             return
         self.sign = None
-        _, interaction = _nodes()
-        if interaction.GetCurrentInteractionMode() == interaction.Place:
-            interaction.SwitchToViewTransformMode()
+        _, interaction = placeNodes()
+        if self._isAimedAt():
+            if interaction.GetCurrentInteractionMode() == interaction.Place:
+                interaction.SwitchToViewTransformMode()
+            self._before.restore()
+        interaction.SetPlaceModePersistence(self._persistence)
         self.changed.emit(None)
 
     def remove(self) -> None:
@@ -69,9 +82,10 @@ class ClickPlacement:
         display.SetGlyphScale(0.9)
         display.SetPointLabelsVisibility(False)
         display.SetVisibility3D(False)
-        _, interaction = _nodes()
+        selection, interaction = placeNodes()
         for node, event, handler in (
             (self._node, self._node.PointPositionDefinedEvent, self._onPlaced),
+            (selection, selection.ActivePlaceNodeIDChangedEvent, self._onAimChanged),
             (interaction, interaction.InteractionModeChangedEvent, self._onModeChanged),
         ):
             self._tags.append((node, node.AddObserver(event, handler)))
@@ -97,11 +111,13 @@ class ClickPlacement:
         for ras in reversed(places):
             self.placed.emit(ras, sign)
 
+    def _isAimedAt(self) -> bool:
+        return self._node is not None and placeNodes()[0].GetActivePlaceNodeID() == self._node.GetID()
+
+    def _onAimChanged(self, caller, event) -> None:
+        if self.sign is not None and not self._isAimedAt():  # the person has begun to place something else
+            self.stop()
+
     def _onModeChanged(self, caller, event) -> None:
         if self.sign is not None and caller.GetCurrentInteractionMode() != caller.Place:
             self.stop()
-
-
-def _nodes():
-    applicationLogic = slicer.app.applicationLogic()
-    return applicationLogic.GetSelectionNode(), applicationLogic.GetInteractionNode()

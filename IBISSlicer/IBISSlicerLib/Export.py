@@ -13,7 +13,7 @@ from pathlib import Path
 import slicer
 
 from .Errors import PlainError
-from .OwnNodes import removeNode
+from .OwnNodes import addOwnNode, removeNode
 
 SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd")
 
@@ -81,8 +81,7 @@ def exportDicom(segmentationNode, folder: str) -> None:
 
 
 def _temporarySegmentation(segmentationNode, segmentId: str, volumeNode):
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "IBIS export")
-    node.SetHideFromEditors(True)
+    node = addOwnNode("vtkMRMLSegmentationNode", "IBIS export", saved=False, displayed=False)
     node.SetAndObserveTransformNodeID(segmentationNode.GetTransformNodeID())
     if volumeNode is not None:
         node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
@@ -93,8 +92,7 @@ def _temporarySegmentation(segmentationNode, segmentId: str, volumeNode):
 def _temporaryLabelmap(segmentationNode, segmentId: str, volumeNode):
     if volumeNode is None:
         raise ExportError("The volume of this question is gone; its grid is needed for that kind of file.")
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "IBIS export")
-    node.SetHideFromEditors(True)
+    node = addOwnNode("vtkMRMLLabelMapVolumeNode", "IBIS export", saved=False, displayed=False)
     logic = slicer.modules.segmentations.logic()
     if not logic.ExportSegmentsToLabelmapNode(segmentationNode, [segmentId], node, volumeNode):
         removeNode(node)

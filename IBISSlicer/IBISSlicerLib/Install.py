@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import io
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import qt
@@ -53,35 +55,40 @@ class Installer:
         return [each for each in (TORCH, *self._requirements(), SAM2) if not _isInstalled(each)]
 
     def install(self, log: Callable[[str], None]) -> None:
-        """Install what is missing. Blocks; `log` gets lines to show.
+        """Install what is missing. Blocks; `log` gets lines to show, pip's own among them.
 
         :raises RestartNeeded: when the PyTorch extension had to be installed first.
         :raises InstallError: with the reason and what to do.
         """
+        said = _Lines(log)
         try:
             if not _isInstalled(TORCH):
                 log("Installing PyTorch. This takes some minutes.")
-                self._installTorch()
+                with redirect_stdout(said):
+                    self._installTorch()
             others = [each for each in self._requirements() if not _isInstalled(each)]
             if others:
                 log(f"Installing {', '.join(_name(each) for each in others)}.")
-                _pipInstall(others)
+                with redirect_stdout(said):
+                    _pipInstall(others)
             if not _isInstalled(SAM2):
                 log("Installing sam2.")
-                with _environment(SAM2_BUILD_CUDA="0"):
+                with _environment(SAM2_BUILD_CUDA="0"), redirect_stdout(said):
                     _pipInstall([*_SAM2_OPTIONS, SAM2])
         except subprocess.CalledProcessError as error:
-            detail = str(error.output or "").strip().splitlines()[-1:] or [str(error)]
-            raise InstallError(
-                f"The installation failed: {detail[0]} Check the network (proxy?) and the free disk space, and press "
-                "Install again: what is there already is kept. The Python console has the whole log."
-            ) from error
+            raise _failed(said.reason or str(error)) from error
+        except PlainError:
+            raise
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            raise _failed(str(error)) from error
         importlib.invalidate_caches()
 
     def prove(self, python: str, told: Callable[[bool, str], None]) -> None:
         """Import everything in a process of that Python; `told(works, text)` follows when it has ended."""
         self.cancelProof()
-        process = qt.QProcess()
+        process = qt.QProcess(
+            slicer.app
+        )  # without a parent, Python would delete it while it still tells of its end
         process.setProcessChannelMode(qt.QProcess.MergedChannels)
         environment = slicer.app.startupEnvironment()
         for name in ("PYTHONHOME", "PYTHONPATH"):
@@ -94,16 +101,20 @@ class Installer:
         process.start(python, ["-c", _PROOF])
 
     def cancelProof(self) -> None:
-        if self._process is not None:
-            self._process.disconnect("finished(int,QProcess::ExitStatus)", self._onProofFinished)
-            self._process.disconnect("errorOccurred(QProcess::ProcessError)", self._onProofError)
-            self._process.kill()
-            self._process.waitForFinished(1000)
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.disconnect("finished(int,QProcess::ExitStatus)", self._onProofFinished)
+            process.disconnect("errorOccurred(QProcess::ProcessError)", self._onProofError)
+            process.kill()
+            process.waitForFinished(1000)
+            process.deleteLater()
 
     def _onProofFinished(self, exitCode: int, exitStatus: int) -> None:
-        lines = self._process.readAllStandardOutput().data().decode("utf-8", "replace").strip().splitlines()
-        self._process = None
+        process, self._process = self._process, None
+        if process is None:
+            return
+        lines = process.readAllStandardOutput().data().decode("utf-8", "replace").strip().splitlines()
+        process.deleteLater()
         last = lines[-1] if lines else "it said nothing"
         if exitCode == 0:
             python, _, torch = last.partition(" ")
@@ -115,7 +126,8 @@ class Installer:
 
     def _onProofError(self, error: int) -> None:
         if self._process is not None and error == qt.QProcess.FailedToStart:
-            self._process = None
+            process, self._process = self._process, None
+            process.deleteLater()
             self._told(False, "That Python could not be started.")
 
     def _requirements(self) -> list[str]:
@@ -167,6 +179,36 @@ def _pipInstall(arguments: list[str]) -> None:
         packaging.pip_install(arguments, requester="IBISSlicer")
     else:
         slicer.util.pip_install(arguments)
+
+
+class _Lines(io.TextIOBase):
+    """Passes on what is printed, which is where Slicer leaves pip's log, and hears why it failed.
+
+    reason: the last line that begins with ERROR, else the last one.
+    """
+
+    def __init__(self, heard: Callable[[str], None]) -> None:
+        self._heard, self._out, self._rest = heard, sys.stdout, ""
+        self.reason = ""
+
+    def write(self, text: str) -> int:
+        self._out.write(text)
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in filter(None, map(str.strip, lines)):
+            if line.startswith("ERROR") or not self.reason.startswith("ERROR"):
+                self.reason = line
+            self._heard(line)
+        return len(text)
+
+    def flush(self) -> None:
+        self._out.flush()
+
+
+def _failed(reason: str) -> InstallError:
+    return InstallError(
+        f"The installation failed: {reason} Check the network (proxy?) and the free disk space, and press Install "
+        "again: what is there already is kept. The Python console has the whole log."
+    )
 
 
 def _name(requirement: str) -> str:

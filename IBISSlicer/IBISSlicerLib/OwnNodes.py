@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import slicer
 
+from .Aim import Aim
 
-def addOwnNode(className: str, name: str, *, saved: bool = True):
-    """A new node with its display node. saved: whether it goes into saved scenes."""
+
+def addOwnNode(className: str, name: str, *, saved: bool = True, displayed: bool = True):
+    """A new node. saved: whether it goes into saved scenes; displayed: with a display node."""
     node = slicer.mrmlScene.CreateNodeByClass(className)
     node.UnRegister(None)  # the scene and Python own it
     node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
     # Before it is added: selectors and the subject hierarchy look when a node arrives.
     node.SetHideFromEditors(True)
     node.SetSaveWithScene(saved)
+    aim = Aim.now()
     slicer.mrmlScene.AddNode(node)
-    node.CreateDefaultDisplayNodes()
-    node.GetDisplayNode().SetSaveWithScene(saved)
+    aim.restore()  # a new point list is what Slicer places points into from then on
+    if displayed:
+        node.CreateDefaultDisplayNodes()
+        node.GetDisplayNode().SetSaveWithScene(saved)
     return node
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 
 from ibis_agent.errors import InputError
 
@@ -20,10 +21,10 @@ def classOf(textNode) -> type[SceneRun]:
     return VolumeSceneRun if schema == VolumeSceneRun.recordClass.schema else SceneRun
 
 
-def openLastRun() -> SceneRun | None:
-    """The run that was going on when the scene was saved, if there is one."""
+def openLastRun(isFree: Callable[[object], bool]) -> SceneRun | None:
+    """The run that was going on when the scene was saved, if there is one whose text node `isFree`."""
     for node in reversed(runsInScene()):
-        if node.GetAttribute(ATTRIBUTE) == "open":
+        if node.GetAttribute(ATTRIBUTE) == "open" and isFree(node):
             try:
                 return classOf(node).open(node)
             except InputError:

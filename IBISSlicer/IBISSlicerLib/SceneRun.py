@@ -17,11 +17,11 @@ from ibis_agent.review import write_review
 from ibis_agent.run_record import RunRecord
 from ibis_agent.structures import name_for
 
-from .Accept import putBeside
 from .ClickMarks import ClickMarks, Mark
 from .Geometry import GeometryError, SlicePlace, ijkToRas, ijkToWorld, shapeOf, shownWindow
 from .MaskDisplay import MaskDisplay
 from .OwnNodes import removeNode
+from .SubjectHierarchy import modalityOf, putBeside
 
 ATTRIBUTE = "IBISSlicer.Run"  # of the text node: "open", or "accepted" when the mask went into a segmentation
 _SCHEMA = "ibis-slicer-run/1"
@@ -70,7 +70,7 @@ class SceneRun:
             "window": list(window) if window else None,
             "shown": shownWindow(volumeNode),
             "name": volumeNode.GetName(),
-            "modality": volumeNode.GetAttribute("DICOM.Modality") or "",
+            "modality": modalityOf(volumeNode),
             **more,
         }
         record = cls.recordClass(question)
@@ -258,8 +258,8 @@ class SceneRun:
             removeNode(self.textNode)
 
     def forget(self) -> None:
-        """Let go of the nodes without touching the scene: it is being closed, or somebody else takes over."""
-        self.marks.stopObserving()
+        """Let go of the nodes: the scene is being closed, or somebody else takes over."""
+        self.marks.letGo()
 
     def isInScene(self) -> bool:
         """Whether nobody has deleted what the run is made of."""

@@ -87,7 +87,7 @@ class SelfTest:
             slicer.mrmlScene.Clear(0)
             self.assertIsNone(logic.current)
             slicer.util.loadScene(path)
-            self.assertTrue(logic.reopen())
+            self.assertTrue(logic.reopen(takeOver=True))  # the panel, where there is one, has it
             self.assertEqual([step["by"] for step in logic.steps], ["policy", "person"])
             area = logic.steps[-1]["area_px"]
             self.assertEqual(int(logic.current.record.mask().sum()), area)

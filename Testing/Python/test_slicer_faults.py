@@ -209,3 +209,76 @@ def test_leaving_the_module_leaves_place_mode(asked: Panel) -> None:
     assert interaction.GetCurrentInteractionMode() == interaction.Place
     panel.module.leave()
     assert interaction.GetCurrentInteractionMode() != interaction.Place
+
+
+def aims(panel: Panel) -> tuple[object, object, object]:
+    """What Slicer's place mode would place, and whether it would go on."""
+    import slicer
+
+    logic = slicer.app.applicationLogic()
+    selection, interaction = logic.GetSelectionNode(), logic.GetInteractionNode()
+    return (
+        selection.GetActivePlaceNodeID(),
+        selection.GetActivePlaceNodeClassName(),
+        interaction.GetPlaceModePersistence(),
+    )
+
+
+@pytest.mark.parametrize("theirs", [True, False], ids=["a list of the person's", "nothing yet"])
+def test_after_placing_slicer_s_own_buttons_place_what_they_did_before(asked: Panel, theirs: bool) -> None:
+    import slicer
+
+    selection = slicer.app.applicationLogic().GetSelectionNode()
+    if theirs:
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "Mine")
+        selection.SetReferenceActivePlaceNodeClassName(node.GetClassName())
+        selection.SetActivePlaceNodeID(node.GetID())
+    asked.step()
+    before = aims(asked)
+    assert before[0] == (node.GetID() if theirs else None), "making our own point lists does not count either"
+    asked.host.press(asked.ui.includeButton)
+    asked.host.press(asked.ui.excludeButton)
+    assert aims(asked)[0] not in (None, before[0]) and aims(asked)[2] == 1
+    asked.host.press(asked.ui.excludeButton)
+    assert aims(asked) == before
+
+
+def test_placing_something_else_ends_ours_and_is_not_disturbed(asked: Panel) -> None:
+    import slicer
+
+    logic = slicer.app.applicationLogic()
+    selection, interaction = logic.GetSelectionNode(), logic.GetInteractionNode()
+    asked.step()
+    asked.host.press(asked.ui.includeButton)
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "Mine")
+    selection.SetReferenceActivePlaceNodeClassName(node.GetClassName())
+    selection.SetActivePlaceNodeID(node.GetID())
+    interaction.SetCurrentInteractionMode(interaction.Place)  # it is already: nothing tells of it
+    assert not asked.ui.includeButton.checked
+    assert interaction.GetCurrentInteractionMode() == interaction.Place
+    asked.module.leave()
+    assert interaction.GetCurrentInteractionMode() == interaction.Place
+    assert selection.GetActivePlaceNodeID() == node.GetID()
+
+
+def test_clicks_are_placed_in_slice_views_only(asked: Panel) -> None:
+    import slicer
+
+    asked.step()
+    asked.host.press(asked.ui.includeButton)
+    display = slicer.mrmlScene.GetNodeByID(aims(asked)[0]).GetDisplayNode()
+    views = slicer.util.getNodesByClass("vtkMRMLSliceNode")
+    assert views and all(display.IsDisplayableInView(view.GetID()) for view in views)
+    other = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLViewNode")
+    assert not display.IsDisplayableInView(other.GetID())
+
+
+def test_a_volume_s_modality_is_where_slicer_s_dicom_module_keeps_it(panel: Panel, data: Path) -> None:
+    import slicer
+    from IBISSlicerLib.SubjectHierarchy import modalityOf
+
+    volume = panel.load(data / "mr_abdomen_3mm.nii.gz")
+    assert modalityOf(volume) == ""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    hierarchy.SetItemAttribute(hierarchy.GetItemByDataNode(volume), "DICOM.Modality", "MR")
+    assert modalityOf(volume) == "MR"

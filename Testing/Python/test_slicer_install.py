@@ -81,10 +81,40 @@ def test_without_the_pytorch_extension_it_is_installed_and_a_restart_offered(fre
 
 def test_a_failed_installation_says_why_and_can_be_tried_again(fresh: Panel) -> None:
     fresh.host.extensions.add_pytorch()
-    fresh.host.packages.failure = "ERROR: No space left on device"
+    fresh.host.packages.failure = (
+        "Collecting torch\nERROR: No space left on device\n[notice] a newer pip is there"
+    )
     fresh.host.press(fresh.ui.installButton)
-    assert "No space left on device" in fresh.ui.noticeLabel.text
+    assert "failed: ERROR: No space left on device" in fresh.ui.noticeLabel.text
     assert fresh.ui.installButton.enabled
+    assert "Collecting torch" in fresh.ui.installLogEdit.plainText  # what pip said, as it came
+
+
+def test_an_installation_that_fails_in_another_way_is_told_too(
+    fresh: Panel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh.host.extensions.add_pytorch()
+    import PyTorchUtils
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise ImportError("DLL load failed while importing _C")
+
+    monkeypatch.setattr(PyTorchUtils.PyTorchUtilsLogic, "installTorch", broken)
+    fresh.host.press(fresh.ui.installButton)
+    assert "DLL load failed" in fresh.ui.noticeLabel.text
+    assert fresh.ui.installButton.enabled
+
+
+def test_a_file_that_is_no_program_is_refused_as_python(fresh: Panel, tmp_path: Path) -> None:
+    text = tmp_path / "activate"
+    text.write_text("not a program", encoding="utf-8")
+    fresh.host.answer(str(text))
+    fresh.host.press(fresh.ui.otherPythonButton)
+    fresh.host.wait_until(lambda: "could not be started" in fresh.ui.noticeLabel.text, 30)
+    import qt
+    import slicer
+
+    fresh.host.wait_until(lambda: not slicer.app.findChildren(qt.QProcess), 30, "the process to be deleted")
 
 
 def test_another_python_is_checked_before_it_is_used(fresh: Panel, tmp_path: Path) -> None:

@@ -202,3 +202,36 @@ def test_accepting_in_3d_and_writing_dicom_seg_which_says_how_the_mask_was_made(
     panel.host.answer(str(panel.folder / "nowhere"))
     panel.menu(panel.module.widget.resultPanel._menu)["Mask as DICOM SEG …"].trigger()
     assert "could not be written: no such folder" in panel.status
+
+
+def test_accepting_in_3d_into_a_segmentation_that_was_never_shown(stepped: Panel) -> None:
+    import slicer
+
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Mine")
+    assert node.GetDisplayNode() is None
+    segment = stepped.logic.accept(node, show3D=True)
+    assert node.GetSegmentation().GetSegmentIDs() == (segment,)
+    assert node.GetDisplayNode().GetSegmentVisibility3D(segment)
+
+
+def test_dicom_is_written_of_accepted_masks_only(stepped: Panel) -> None:
+    with pytest.raises(RuntimeError, match="Accept the mask first"):
+        stepped.logic.exportDicom(str(stepped.folder))
+
+
+def test_what_is_made_for_an_export_is_never_offered_in_a_selector(stepped: Panel) -> None:
+    import slicer
+    import vtk
+
+    added: list[tuple[str, bool]] = []
+
+    def tell(caller: Any, event: str, node: Any) -> None:
+        added.append((node.GetName(), bool(node.GetHideFromEditors())))
+
+    tell.CallDataType = vtk.VTK_OBJECT
+    tag = slicer.mrmlScene.AddObserver(slicer.vtkMRMLScene.NodeAddedEvent, tell)
+    for name in ("liver.nii.gz", "liver.seg.nrrd"):
+        stepped.logic.export(str(stepped.folder / name))
+    slicer.mrmlScene.RemoveObserver(tag)
+    made = [hidden for name, hidden in added if name.startswith("IBIS export")]
+    assert made and all(made)

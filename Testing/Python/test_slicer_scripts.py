@@ -50,3 +50,31 @@ def test_a_script_can_hold_a_whole_session_and_the_panel_follows(panel: Panel, d
     assert node.GetSegmentation().GetSegment(segment_id).GetName() == "Mine"
     assert path.is_file()
     assert panel.rows() == []
+
+
+def test_a_run_belongs_to_who_works_on_it_until_it_is_let_go_or_taken_over(panel: Panel, data: Path) -> None:
+    import slicer
+
+    def shapes() -> int:
+        return len(slicer.util.getNodesByClass("vtkMRMLModelNode"))
+
+    volume = panel.load(data / "ct_abdomen_3mm.nii.gz")
+    mine = panel.module.source.IBISSlicerLogic()
+    run = mine.ask(volume, "Segment the liver.", axis=2, index=SLICE)
+    drawn = shapes()
+    panel.module.leave()
+    panel.module.enter()
+    assert not panel.logic.reopen() and panel.run is None
+    mine.shutdown()
+    assert slicer.mrmlScene.IsNodePresent(run.textNode)
+    assert shapes() == drawn - 2, "rings and crosses are drawn anew by who comes next"
+    assert panel.logic.reopen(), "nobody works on it any more"
+    assert panel.run.textNode is run.textNode and shapes() == drawn
+
+    another = panel.module.source.IBISSlicerLogic()
+    assert not another.reopen() and panel.run is not None
+    assert another.reopen(takeOver=True)
+    assert another.current.textNode is run.textNode and panel.run is None and shapes() == drawn
+    another.discard()
+    assert not slicer.mrmlScene.IsNodePresent(run.textNode)
+    another.shutdown()

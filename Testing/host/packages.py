@@ -8,6 +8,7 @@ so that killing it leaves the child behind.
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -77,13 +78,19 @@ class Packages:
     ) -> None:
         self.requests.append((kind, [*options, *requirements]))
         if self.failure is not None:
-            if log is not None:
-                log(self.failure)
-            raise subprocess.CalledProcessError(1, ["pip", "install", *requirements], self.failure)
+            for line in self.failure.splitlines():
+                print(line)
+                if log is not None:
+                    log(line)
+            # As slicer.util.logProcessOutput does it: not the text, but the file that it was read from.
+            read = io.StringIO()
+            raise subprocess.CalledProcessError(1, ["pip", "install", *requirements], read)
         for text in requirements:
             requirement = Requirement(text)
+            line = f"Successfully installed {requirement.name} (simulated)"
+            print(line)
             if log is not None:
-                log(f"Successfully installed {requirement.name} (simulated)")
+                log(line)
             floors = [
                 clause.version for clause in requirement.specifier if clause.operator in (">=", "==", "~=")
             ]

@@ -1,0 +1,33 @@
+"""What Slicer's place mode would place next. Ours must not take the place of what the person places."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import slicer
+
+
+@dataclass(frozen=True)
+class Aim:
+    """IDs of a node and name of its class, as Slicer's selection node holds them."""
+
+    node: str | None
+    className: str | None
+
+    @classmethod
+    def now(cls) -> Aim:
+        selection, _ = placeNodes()
+        return cls(selection.GetActivePlaceNodeID(), selection.GetActivePlaceNodeClassName())
+
+    def restore(self) -> None:
+        """Aim at that again; at nothing if it has gone."""
+        selection, _ = placeNodes()
+        there = self.node is not None and slicer.mrmlScene.GetNodeByID(self.node) is not None
+        selection.SetActivePlaceNodeClassName(self.className)
+        selection.SetActivePlaceNodeID(self.node if there else None)
+
+
+def placeNodes():
+    """Slicer's (selection node, interaction node)."""
+    applicationLogic = slicer.app.applicationLogic()
+    return applicationLogic.GetSelectionNode(), applicationLogic.GetInteractionNode()

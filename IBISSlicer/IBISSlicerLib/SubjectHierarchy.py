@@ -1,0 +1,24 @@
+"""What a volume's place in Slicer's subject hierarchy tells, and putting our nodes beside it."""
+
+from __future__ import annotations
+
+import slicer
+
+
+def putBeside(node, volumeNode) -> None:
+    """Put a node where the volume is in the subject hierarchy, so that it belongs to the same study."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    if hierarchy is None or volumeNode is None:
+        return
+    item, beside = hierarchy.GetItemByDataNode(node), hierarchy.GetItemByDataNode(volumeNode)
+    if item and beside:
+        hierarchy.SetItemParent(item, hierarchy.GetItemParent(beside))
+
+
+def modalityOf(volumeNode) -> str:
+    """ "CT", "MR" or another DICOM modality; empty where nothing says it, as for files that are not DICOM."""
+    # Slicer keeps it with the volume's place in the subject hierarchy, not with the node.
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    item = hierarchy.GetItemByDataNode(volumeNode) if hierarchy else 0
+    name = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMSeriesModalityAttributeName()
+    return hierarchy.GetItemAttribute(item, name) if item else ""
