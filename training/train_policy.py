@@ -10,7 +10,8 @@ there. Simplifications, and why:
 - heads that name structures and click targets at every visual token exist in training only: without them
   a model of this size takes ten times longer to find out what the digits of a coordinate are about;
 - one attention head is shown where to look: while a reply with a click is written, at the cell clicked on;
-- coordinates have two decimals and their digits weigh more, the first one most;
+- coordinates have two decimals and their digits weigh more, the first one most; they are not learnt as the one
+  right text, but by what the best click that begins with them is worth (training.policy_clicks);
 - the questions of one picture share its tokens: one sequence, each question sees the picture and itself.
 Resuming is exact: every step's random numbers depend on the seed and the step alone.
 """

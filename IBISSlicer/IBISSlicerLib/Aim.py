@@ -23,7 +23,7 @@ class Aim:
         """Aim at that again; at nothing if it has gone."""
         selection, _ = placeNodes()
         there = self.node is not None and slicer.mrmlScene.GetNodeByID(self.node) is not None
-        selection.SetActivePlaceNodeClassName(self.className)
+        selection.SetReferenceActivePlaceNodeClassName(self.className)  # the tool bar follows
         selection.SetActivePlaceNodeID(self.node if there else None)
 
 
