@@ -86,9 +86,8 @@ class Installer:
     def prove(self, python: str, told: Callable[[bool, str], None]) -> None:
         """Import everything in a process of that Python; `told(works, text)` follows when it has ended."""
         self.cancelProof()
-        process = qt.QProcess(
-            slicer.app
-        )  # without a parent, Python would delete it while it still tells of its end
+        # Without a parent, Python would delete it while it still tells of its end.
+        process = qt.QProcess(slicer.app)
         process.setProcessChannelMode(qt.QProcess.MergedChannels)
         environment = slicer.app.startupEnvironment()
         for name in ("PYTHONHOME", "PYTHONPATH"):

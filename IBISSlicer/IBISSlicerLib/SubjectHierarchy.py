@@ -16,7 +16,7 @@ def putBeside(node, volumeNode) -> None:
 
 
 def modalityOf(volumeNode) -> str:
-    """ "CT", "MR" or another DICOM modality; empty where nothing says it, as for files that are not DICOM."""
+    """The DICOM modality, such as "CT" or "MR"; empty where nothing says it, as for files that are not DICOM."""
     # Slicer keeps it with the volume's place in the subject hierarchy, not with the node.
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
     item = hierarchy.GetItemByDataNode(volumeNode) if hierarchy else 0
