@@ -254,8 +254,8 @@ def test_an_affine_that_cannot_be(refused: Any, tmp_path: Path, affine: str) -> 
     "bad, words",
     [
         ("not a number", ("slice 4", "NaN", "without them")),
-        ("constant", ("one grey", "-160 to 240", "values from 0 to 0")),
-        ("far from the window", ("one grey", "-160 to 240", "values from 0 to 0.9")),
+        ("constant", ("the volume is constant", "give a window")),
+        ("far from the window", ("one grey", "-160 to 240", "values from -900.9 to -900")),
         ("thin", ("thin", "another plane")),
     ],
 )
@@ -268,14 +268,14 @@ def test_a_whole_volume_that_cannot_be_seen(
     elif bad == "constant":
         values[:] = 0
     elif bad == "far from the window":
-        values = abs(values) / 1000
+        values = -900 - abs(values) / 1000
     else:
         values = values[:1]
     refused(volume(tmp_path, values), "--volume", words=("ct.nii.gz", *words))
 
 
 def test_a_slice_in_which_the_policy_s_window_shows_nothing(refused: Any, tmp_path: Path) -> None:
-    values = np.random.default_rng(0).random(SHAPE, np.float32)
+    values = np.random.default_rng(0).random(SHAPE, np.float32) - 900
     refused(volume(tmp_path, values), words=("ct.nii.gz", "one grey", "-160 to 240", "Give a window"))
 
 

@@ -16,8 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULE = ROOT / "IBISSlicer"
 SOURCES = sorted(MODULE.rglob("*.py"))
 IN_SLICER_AT_FILE_SCOPE = {
-    "__future__", "ast", "collections", "contextlib", "dataclasses", "html", "importlib", "json", "logging", "os",
-    "pathlib", "re", "signal", "shutil", "subprocess", "sys", "tempfile", "time", "typing", "uuid",  # standard library
+    "__future__", "ast", "collections", "contextlib", "dataclasses", "html", "importlib", "io", "json", "logging",
+    "os", "pathlib", "re", "signal", "shutil", "subprocess", "sys", "tempfile", "time", "typing", "uuid",
+    "weakref",  # standard library
     "ctk", "numpy", "qt", "slicer", "vtk",  # Slicer
     "IBISSlicerLib", "ibis_agent",  # ours
 }  # fmt: skip
