@@ -26,6 +26,7 @@ from training.phantoms import EXTRAS, STRUCTURES, Z_RANGE, Anatomy, PhantomSlice
 
 SIDE = 192
 NAMES = (*STRUCTURES, *EXTRAS)
+HARD = ("lesion", "spleen", "stomach")  # rare, or hard to tell from what lies beside: practised more
 TRAINING_SEEDS = 1_000_000_000  # measurements use seeds below this, so that they never meet
 CLIP_SEEDS = 2_000_000_000
 FRAMES = 8

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from training.commands import ending
 from training.demo_policy import save_folder
 
 ADDS = ("attn.proj.", "mlp.down_proj.")  # what a layer adds to its input comes out of these
@@ -51,7 +52,15 @@ def main() -> None:
     parser.add_argument("--depth", type=int, required=True, help="vision layers it shall have")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    with ending():
+        deepen(args)
+
+
+def deepen(args: argparse.Namespace) -> None:
+    """Raises InputError."""
     folder = args.policy if (args.policy / "config.json").is_file() else args.policy / "model"
+    if not (folder / "config.json").is_file():
+        raise InputError("is no policy's folder: it has no config.json", file=args.policy)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).float()
     save_folder(deepened(model, args.depth), Tokenizer.from_file(str(folder / "tokenizer.json")), args.out)
 

@@ -24,9 +24,8 @@ def depth_of(region: np.ndarray, aspect: float) -> np.ndarray:
     return depth
 
 
-def deepest(region: np.ndarray, aspect: float) -> tuple[float, float]:
-    """The point farthest from the region's edge, as normalised x, y."""
-    depth = depth_of(region, aspect)
+def deepest(depth: np.ndarray) -> tuple[float, float]:
+    """The point with the greatest depth, as normalised x, y."""
     r, c = np.unravel_index(int(depth.argmax()), depth.shape)
     return (c + 0.5) / SIDE, (r + 0.5) / SIDE
 
@@ -50,13 +49,13 @@ def another(region: np.ndarray, taken: Click, aspect: float) -> np.ndarray | Non
     return left if left.sum() >= 12 else None
 
 
-def worth(region: np.ndarray, aspect: float, click: Click) -> np.ndarray:
+def worth(depth: np.ndarray, click: Click) -> np.ndarray:
     """(STEPS, STEPS) float32 [x, y]: what a click at each point with two decimals is worth, 1 at most.
 
-    It grows with the square of the depth in `region`; outside it is 0, and in other zones than the click's too,
-    for the zone was named before.
+    It grows with the square of the depth; outside it is 0, and in other zones than the click's too, for the zone
+    was named before.
     """
-    depth = depth_of(region, aspect)[np.ix_(_PIXEL, _PIXEL)].T
+    depth = depth[np.ix_(_PIXEL, _PIXEL)].T
     depth = np.where(zone(click.x, click.y) == _ZONES, depth, 0)
     x, y = round(click.x * STEPS), round(click.y * STEPS)
     if x < STEPS and y < STEPS:  # rounded, it may lie beside a thin region
@@ -79,8 +78,9 @@ def good_click(
     region: np.ndarray, aspect: float, positive: bool, rng: np.random.Generator
 ) -> tuple[Click, np.ndarray]:
     """A click to teach, and what others are worth: mostly the deepest, else another good one in its zone."""
-    click = Click(*deepest(region, aspect), positive)
-    value = worth(region, aspect, click)
+    depth = depth_of(region, aspect)
+    click = Click(*deepest(depth), positive)
+    value = worth(depth, click)
     if rng.random() < 0.3:
         odds = np.where(value > 0.4, value, 0).ravel()
         x, y = np.divmod(int(rng.choice(len(odds), p=odds / odds.sum())), STEPS)

@@ -16,11 +16,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training import questions as q
-from training.dataset import NAMES, SIDE, Slices
+from training.dataset import HARD, NAMES, SIDE, Slices
 from training.demo_policy import DEMO_CARD, PATCH, TOKENS
 from training.mistakes import BAD, GOOD, half_way_mask
 from training.phantoms import STRUCTURES
-from training.policy_clicks import STEPS, another, correction, deepest, digit_worth, good_click
+from training.policy_clicks import STEPS, another, correction, deepest, depth_of, digit_worth, good_click
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -202,12 +202,12 @@ def show(
     area = {n: int(m.sum()) for n, m in masks.items()}
     present = [n for n in STRUCTURES if area[n] >= SMALLEST]
     absent = [n for n in STRUCTURES if area[n] == 0]
-    points = {n: deepest(masks[n], aspect) for n in present}
+    points = {n: deepest(depth_of(masks[n], aspect)) for n in present}
     asked: list[Asked] = []
     mask = np.zeros((SIDE, SIDE), bool)
     first, refine = DEMO_CARD["prompts"]["first"], DEMO_CARD["prompts"]["refine"]
     if overlaid and present:
-        weight = np.array([2.0 if n in ("lesion", "spleen", "stomach") else 1.0 for n in present])
+        weight = np.array([2.0 if n in HARD else 1.0 for n in present])
         name = str(rng.choice(present, p=weight / weight.sum()))
         others = [masks[n] for n in NAMES if n != name and area[n] >= SMALLEST]
         for _ in range(6):
@@ -232,7 +232,7 @@ def show(
             asked.append(writer.ask(*with_note(prompt, reply, asks, region, click, value, aspect, rng)))
     else:
         # What is rare or hard to tell from its neighbours is asked for first, mostly.
-        first_asked = [n for n in ("lesion", "spleen", "stomach") if n in present and rng.random() < 0.8]
+        first_asked = [n for n in HARD if n in present and rng.random() < 0.8]
         rest = [str(n) for n in rng.permutation(present) if n not in first_asked]
         chosen = (first_asked + rest)[:questions]
         for name in chosen:

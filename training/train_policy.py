@@ -245,7 +245,7 @@ def main() -> None:
         make_tokenizer(q.corpus(np.random.default_rng(args.seed))).save(str(tokenizer_file))
     writer = Writer(Tokenizer.from_file(str(tokenizer_file)))
     config = Qwen2_5_VLConfig.from_pretrained(args.start) if args.start else make_config(writer.tokenizer)
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    model = Qwen2_5_VLForConditionalGeneration(config).float()  # a folder is kept in bf16
     if args.start:
         model.load_state_dict(
             Qwen2_5_VLForConditionalGeneration.from_pretrained(args.start).float().state_dict()
@@ -278,7 +278,7 @@ def main() -> None:
         return loss, figures
 
     def filled(weights: dict[str, Tensor]) -> Qwen2_5_VLForConditionalGeneration:
-        probe = Qwen2_5_VLForConditionalGeneration(config)
+        probe = Qwen2_5_VLForConditionalGeneration(config).float()
         probe.load_state_dict(weights)
         return probe
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -62,7 +63,7 @@ class Scan:
     modality: str = ""
     window: tuple[float, float] | None = None
 
-    @property
+    @cached_property
     def may_be_ct(self) -> bool:
         """Whether a window in Hounsfield units fits: it is a CT or, where nothing says what it is, there is air.
 
@@ -72,7 +73,7 @@ class Scan:
             return self.modality == "CT"
         # One slice may stand for all (see workbench.scan_of): it need not be searched again and again.
         once = tuple(np.s_[:1] if stride == 0 else np.s_[:] for stride in self.voxels.strides)
-        return bool((self.voxels[once] < _FAT).any())
+        return bool(np.fmin.reduce(self.voxels[once], axis=None) < _FAT)  # the least that is a number
 
 
 Reader = Callable[[Path, str | None], Scan]

@@ -198,7 +198,7 @@ class VolumeJob:
         assert base.scan is not None
         window = None if base.window is None else check_window(base.window)
         scan = load_scan(base.scan, series=base.series)
-        if window is None and scan.kind == "volume" and scan.window is None and scan.may_be_ct:
+        if window is None and scan.window is None and scan.may_be_ct:
             window = self.card.window
         return stack_of(
             scan,

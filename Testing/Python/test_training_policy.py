@@ -16,7 +16,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from training import questions
 from training.dataset import SIDE
 from training.demo_policy import PATCH, make_config, make_tokenizer, save_folder
-from training.policy_clicks import STEPS, correction, deepest, digit_worth, good_click, worth
+from training.policy_clicks import STEPS, correction, deepest, depth_of, digit_worth, good_click, worth
 from training.policy_turns import MEAN, STD, Writer, collate, grid_of, patches_of, show
 from training.train_policy import reply_loss
 
@@ -126,7 +126,7 @@ def disc(x, y, radius):
 
 
 def test_the_deepest_point_of_a_disc_is_its_centre():
-    assert deepest(disc(120, 60, 20), 1.0) == pytest.approx((120.5 / SIDE, 60.5 / SIDE))
+    assert deepest(depth_of(disc(120, 60, 20), 1.0)) == pytest.approx((120.5 / SIDE, 60.5 / SIDE))
 
 
 def test_a_correction_takes_away_what_is_wrong_and_adds_what_is_missed():
@@ -147,13 +147,14 @@ def test_a_correction_takes_away_what_is_wrong_and_adds_what_is_missed():
 def test_every_click_that_is_taught_lies_inside_and_in_the_zone_that_was_named(region, seed):
     click, value = good_click(region, 1.2, True, np.random.default_rng(seed))
     assert at(region, click)
-    assert questions.zone(click.x, click.y) == questions.zone(*deepest(region, 1.2))
+    assert questions.zone(click.x, click.y) == questions.zone(*deepest(depth_of(region, 1.2)))
     assert value.max() == 1 and value[int(click.x * STEPS + 0.5), int(click.y * STEPS + 0.5)] > 0.4
 
 
 def test_what_a_click_is_worth_falls_from_the_middle_to_nothing_outside():
     region = disc(96, 96, 20)
-    value = worth(region, 1.0, Click(*deepest(region, 1.0)))
+    depth = depth_of(region, 1.0)
+    value = worth(depth, Click(*deepest(depth)))
     assert value[50, 50] == 1 and 0.1 < value[55, 50] < 0.6 and value[63, 50] == 0
     for x, y in np.argwhere(value > 0):
         assert at(region, Click(x / STEPS, y / STEPS))

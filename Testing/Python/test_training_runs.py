@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training import dataset, train_memory, train_policy, train_segmenter
+from training import dataset, deepen, train_memory, train_policy, train_segmenter
 from training.mistakes import good_mask, half_way_mask, incomplete_mask, spilled_mask, wrong_mask
 
 
@@ -69,6 +69,16 @@ def test_a_run_that_was_killed_ends_as_one_left_alone(
     for name, weights in whole["averaged"].items():
         assert torch.allclose(weights.float(), killed["averaged"][name].float(), atol=1e-6), name
     assert (tmp_path / "whole" / "curves.png").is_file()
+
+
+def test_a_policy_that_was_made_deeper_is_trained_on(monkeypatch, tmp_path, slices):
+    common = ("--data", slices, "--steps", 2, "--vision-steps", 0, "--batch", 2, "--held", 2, "--threads", 1)
+    command(monkeypatch, train_policy, "--out", tmp_path / "first", *common)
+    command(monkeypatch, deepen, tmp_path / "first", "--depth", 7, "--out", tmp_path / "deeper")
+    command(monkeypatch, train_policy, "--start", tmp_path / "deeper", "--out", tmp_path / "on", *common)
+    learnt = torch.load(tmp_path / "on" / "resume.pt", weights_only=True)["model"]
+    added = learnt["model.visual.blocks.6.mlp.down_proj.weight"]
+    assert added.dtype == torch.float32 and added.any()  # it was nothing at first
 
 
 def test_the_memory_is_trained_and_the_encoder_left_as_it_is(monkeypatch, tmp_path, slices, clips):

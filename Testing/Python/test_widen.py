@@ -103,7 +103,8 @@ def test_a_deeper_policy_sees_the_same_and_can_learn_in_every_layer(policy, tmp_
     assert (tmp_path / "deeper" / "tokenizer.json").is_file()
 
 
-def test_a_depth_that_is_not_more_is_refused(policy, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="as many layers"):
-        run(monkeypatch, policy, "--depth", 2, "--out", tmp_path / "deeper")
-    assert not (tmp_path / "deeper").exists()
+def test_a_depth_that_is_not_more_and_a_folder_that_is_no_policy_are_refused(policy, tmp_path, monkeypatch):
+    for folder, depth, words in ((policy, 2, "as many layers"), (tmp_path, 4, "no config.json")):
+        with pytest.raises(SystemExit, match=words):
+            run(monkeypatch, folder, "--depth", depth, "--out", tmp_path / "deeper")
+        assert not (tmp_path / "deeper").exists()
