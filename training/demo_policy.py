@@ -83,7 +83,7 @@ def make_tokenizer(texts: list[str], size: int = 640) -> Tokenizer:
     return tokenizer
 
 
-def make_config(tokenizer: Tokenizer, width: int = 128, layers: int = 4, depth: int = 6) -> Qwen2_5_VLConfig:
+def make_config(tokenizer: Tokenizer, width: int = 128, layers: int = 4, depth: int = 8) -> Qwen2_5_VLConfig:
     """A small Qwen2.5-VL. rope_theta 20: with the usual million, neighbouring visual tokens look alike."""
     token = {t: tokenizer.token_to_id(t) for t in SPECIAL}
     return Qwen2_5_VLConfig(

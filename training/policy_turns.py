@@ -202,7 +202,8 @@ def show(
     area = {n: int(m.sum()) for n, m in masks.items()}
     present = [n for n in STRUCTURES if area[n] >= SMALLEST]
     absent = [n for n in STRUCTURES if area[n] == 0]
-    points = {n: deepest(depth_of(masks[n], aspect)) for n in present}
+    depths = {n: depth_of(masks[n], aspect) for n in present}
+    points = {n: deepest(depths[n]) for n in present}
     asked: list[Asked] = []
     mask = np.zeros((SIDE, SIDE), bool)
     first, refine = DEMO_CARD["prompts"]["first"], DEMO_CARD["prompts"]["refine"]
@@ -231,17 +232,18 @@ def show(
             prompt = refine.format(question=q.question(asks, rng))
             asked.append(writer.ask(*with_note(prompt, reply, asks, region, click, value, aspect, rng)))
     else:
-        # What is rare or hard to tell from its neighbours is asked for first, mostly.
+        # What is rare or hard to tell from its neighbours is asked for first, mostly; then what is thin.
         first_asked = [n for n in HARD if n in present and rng.random() < 0.8]
-        rest = [str(n) for n in rng.permutation(present) if n not in first_asked]
+        thickness = {n: float(depths[n].max()) * rng.lognormal(0, 0.5) for n in present}
+        rest = sorted((n for n in present if n not in first_asked), key=thickness.__getitem__)
         chosen = (first_asked + rest)[:questions]
         for name in chosen:
             click, value = good_click(masks[name], aspect, True, rng)
             prompt, reply = first.format(question=q.question(name, rng)), q.first_reply(name, click)
             asked.append(writer.ask(*with_note(prompt, reply, name, masks[name], click, value, aspect, rng)))
         # …and so is what is often taken for a neighbour when it is not there.
-        feared = [n for n in ("spleen", "stomach") if n in absent and rng.random() < 0.8]
-        wanted = (feared + [str(n) for n in rng.permutation(absent) if n not in feared])[:3]
+        feared = [n for n in ("spleen", "stomach") if n in absent and rng.random() < 0.7]
+        wanted = (feared + [str(n) for n in rng.permutation(absent) if n not in feared])[:2]
         if rng.random() < 0.25:
             wanted.append(str(rng.choice(q.NEVER_PRESENT)))
         for name in wanted:

@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from training import questions
-from training.dataset import SIDE
+from training.dataset import NAMES, SIDE, Slices
 from training.demo_policy import PATCH, make_config, make_tokenizer, save_folder
 from training.policy_clicks import STEPS, correction, deepest, depth_of, digit_worth, good_click, worth
 from training.policy_turns import MEAN, STD, Writer, collate, grid_of, patches_of, show
-from training.train_policy import reply_loss
+from training.train_policy import how_often, reply_loss
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +202,10 @@ def test_a_picture_without_a_structure_is_asked_about_it_and_answered_so(writer)
     texts = [writer.tokenizer.decode(a.ids) for a in shown.asked]
     assert sum("Positive Point" in t for t in texts) == 1
     assert sum("Terminate" in t for t in texts) >= 2
+
+
+def test_lesions_and_what_is_small_are_shown_oftener():
+    shows = {"liver": 9, "spleen": 9, "stomach": 30, "lesion": 9}  # radius of each, one to a slice
+    bits = np.stack([disc(96, 96, radius).astype(np.uint16) << NAMES.index(n) for n, radius in shows.items()])
+    slices = Slices(np.zeros(bits.shape, np.int16), bits, np.ones(4, np.float32), np.zeros(4, bool))
+    assert [how_often(slices, n) for n in range(4)] == [1, 3, 1, 4]

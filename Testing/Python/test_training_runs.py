@@ -74,10 +74,10 @@ def test_a_run_that_was_killed_ends_as_one_left_alone(
 def test_a_policy_that_was_made_deeper_is_trained_on(monkeypatch, tmp_path, slices):
     common = ("--data", slices, "--steps", 2, "--vision-steps", 0, "--batch", 2, "--held", 2, "--threads", 1)
     command(monkeypatch, train_policy, "--out", tmp_path / "first", *common)
-    command(monkeypatch, deepen, tmp_path / "first", "--depth", 7, "--out", tmp_path / "deeper")
+    command(monkeypatch, deepen, tmp_path / "first", "--depth", 9, "--out", tmp_path / "deeper")
     command(monkeypatch, train_policy, "--start", tmp_path / "deeper", "--out", tmp_path / "on", *common)
     learnt = torch.load(tmp_path / "on" / "resume.pt", weights_only=True)["model"]
-    added = learnt["model.visual.blocks.6.mlp.down_proj.weight"]
+    added = learnt["model.visual.blocks.8.mlp.down_proj.weight"]
     assert added.dtype == torch.float32 and added.any()  # it was nothing at first
 
 
