@@ -26,7 +26,8 @@ from training.phantoms import EXTRAS, STRUCTURES, Z_RANGE, Anatomy, PhantomSlice
 
 SIDE = 192
 NAMES = (*STRUCTURES, *EXTRAS)
-HARD = ("lesion", "spleen", "stomach")  # rare, or hard to tell from what lies beside: practised more
+ALIKE = ("spleen", "stomach")  # hard to tell from what lies beside
+HARD = ("lesion", *ALIKE)  # or rare: practised more
 TRAINING_SEEDS = 1_000_000_000  # measurements use seeds below this, so that they never meet
 CLIP_SEEDS = 2_000_000_000
 FRAMES = 8

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from training.commands import ending
-from training.demo_policy import save_folder
+from training.demo_policy import save_folder, weights_folder
 
 ADDS = ("attn.proj.", "mlp.down_proj.")  # what a layer adds to its input comes out of these
 
@@ -53,16 +53,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     with ending():
-        deepen(args)
-
-
-def deepen(args: argparse.Namespace) -> None:
-    """Raises InputError."""
-    folder = args.policy if (args.policy / "config.json").is_file() else args.policy / "model"
-    if not (folder / "config.json").is_file():
-        raise InputError("is no policy's folder: it has no config.json", file=args.policy)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).float()
-    save_folder(deepened(model, args.depth), Tokenizer.from_file(str(folder / "tokenizer.json")), args.out)
+        folder = weights_folder(args.policy)
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).float()
+        save_folder(deepened(model, args.depth), tokenizer, args.out)
 
 
 if __name__ == "__main__":

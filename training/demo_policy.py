@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from ibis_agent.actions import Click
+from ibis_agent.errors import InputError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -120,6 +121,17 @@ def make_config(tokenizer: Tokenizer, width: int = 128, layers: int = 4, depth: 
         vision_end_token_id=token["<|vision_end|>"],
         tie_word_embeddings=True,
     )
+
+
+def weights_folder(policy: Path) -> Path:
+    """Where the weights of a policy made by training.train_policy lie: in `policy`, or in its `model`.
+
+    Raises InputError.
+    """
+    for folder in (policy, policy / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise InputError("is no policy's folder: it has no config.json", file=policy)
 
 
 def save_folder(

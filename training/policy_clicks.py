@@ -74,11 +74,8 @@ def digit_worth(worth: np.ndarray, x: int, y: int) -> np.ndarray:
     return np.stack([row / max(row.max(), 1e-6) for row in rows])
 
 
-def good_click(
-    region: np.ndarray, aspect: float, positive: bool, rng: np.random.Generator
-) -> tuple[Click, np.ndarray]:
+def good_click(depth: np.ndarray, positive: bool, rng: np.random.Generator) -> tuple[Click, np.ndarray]:
     """A click to teach, and what others are worth: mostly the deepest, else another good one in its zone."""
-    depth = depth_of(region, aspect)
     click = Click(*deepest(depth), positive)
     value = worth(depth, click)
     if rng.random() < 0.3:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training import questions as q
-from training.dataset import HARD, NAMES, SIDE, Slices
+from training.dataset import ALIKE, HARD, NAMES, SIDE, Slices
 from training.demo_policy import DEMO_CARD, PATCH, TOKENS
 from training.mistakes import BAD, GOOD, half_way_mask
 from training.phantoms import STRUCTURES
@@ -180,7 +180,7 @@ def with_note(
         )
         left = another(region, shaken, aspect)
         if left is not None:
-            other, value = good_click(left, aspect, click.positive, rng)
+            other, value = good_click(depth_of(left, aspect), click.positive, rng)
             note = prompts["reject"].format(action=format_click(shaken))
             write = q.first_reply if "mask" not in reply else q.correction_reply
             return f"{prompt}\n{note}", write(name, other), value
@@ -227,7 +227,7 @@ def show(
             click, region, value = None, None, None
             if iou < GOOD:
                 positive, region = correction(mask, truth, aspect)
-                click, value = good_click(region, aspect, positive, rng)
+                click, value = good_click(depth_of(region, aspect), positive, rng)
             reply = q.correction_reply(asks, click) if click else q.done_reply(asks)
             prompt = refine.format(question=q.question(asks, rng))
             asked.append(writer.ask(*with_note(prompt, reply, asks, region, click, value, aspect, rng)))
@@ -238,11 +238,11 @@ def show(
         rest = sorted((n for n in present if n not in first_asked), key=thickness.__getitem__)
         chosen = (first_asked + rest)[:questions]
         for name in chosen:
-            click, value = good_click(masks[name], aspect, True, rng)
+            click, value = good_click(depths[name], True, rng)
             prompt, reply = first.format(question=q.question(name, rng)), q.first_reply(name, click)
             asked.append(writer.ask(*with_note(prompt, reply, name, masks[name], click, value, aspect, rng)))
         # …and so is what is often taken for a neighbour when it is not there.
-        feared = [n for n in ("spleen", "stomach") if n in absent and rng.random() < 0.7]
+        feared = [n for n in ALIKE if n in absent and rng.random() < 0.7]
         wanted = (feared + [str(n) for n in rng.permutation(absent) if n not in feared])[:2]
         if rng.random() < 0.25:
             wanted.append(str(rng.choice(q.NEVER_PRESENT)))

@@ -29,12 +29,13 @@ from ibis_agent.actions import Click, Terminate, parse_reply
 from ibis_agent.errors import ReplyError
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from training import loop
 from training import questions as q
-from training.dataset import HARD, NAMES, SIDE, Slices, load
-from training.demo_policy import DEMO_CARD, make_config, make_tokenizer, save_folder
+from training.commands import ending
+from training.dataset import ALIKE, NAMES, SIDE, Slices, load
+from training.demo_policy import DEMO_CARD, make_config, make_tokenizer, save_folder, weights_folder
 from training.phantoms import STRUCTURES
 from training.policy_heads import ExtraHeads, gaze_loss, show_attention
 from training.policy_turns import (
@@ -225,10 +226,9 @@ def greedy(
 
 def how_often(data: Slices, n: int) -> float:
     """How much oftener than others slice n is shown: lesions are rare, and what is small is missed most."""
-    area = {name: int(data.mask(n, name).sum()) for name in HARD}
-    if area["lesion"] >= SMALLEST:
+    if data.mask(n, "lesion").sum() >= SMALLEST:
         return 4.0
-    return 3.0 if any(SMALLEST <= area[name] < SMALL for name in ("spleen", "stomach")) else 1.0
+    return 3.0 if any(SMALLEST <= data.mask(n, name).sum() < SMALL for name in ALIKE) else 1.0
 
 
 def main() -> None:
@@ -237,7 +237,7 @@ def main() -> None:
     )
     loop.add_options(parser, Path("build/policy"), steps=9000, rate=1.0e-3)
     parser.add_argument(
-        "--start", type=Path, help="a `model` folder made by this command to go on from, not from nothing"
+        "--start", type=Path, help="a folder made by this command to go on from, not from nothing"
     )
     parser.add_argument(
         "--vision-steps", type=int, default=1200, help="first steps that train the vision tower alone"
@@ -247,19 +247,26 @@ def main() -> None:
         "--later-turns", type=float, default=0.35, help="share of batches with a painted mask"
     )
     args = parser.parse_args()
+    with ending("stopped; the same command goes on from the last checkpoint"):
+        train(args)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train, or go on training, and write the model. Raises InputError for what is not there."""
+    start = weights_folder(args.start) if args.start else None
+    data = load(args.data)
     loop.prepare(args)
     tokenizer_file = args.out / "tokenizer.json"
-    if args.start and not tokenizer_file.exists():
-        tokenizer_file.write_bytes((args.start / "tokenizer.json").read_bytes())
+    if start and not tokenizer_file.exists():
+        tokenizer_file.write_bytes((start / "tokenizer.json").read_bytes())
     if not tokenizer_file.exists():
         make_tokenizer(q.corpus(np.random.default_rng(args.seed))).save(str(tokenizer_file))
     writer = Writer(Tokenizer.from_file(str(tokenizer_file)))
-    config = Qwen2_5_VLConfig.from_pretrained(args.start) if args.start else make_config(writer.tokenizer)
-    model = Qwen2_5_VLForConditionalGeneration(config).float()  # a folder is kept in bf16
-    if args.start:
-        model.load_state_dict(
-            Qwen2_5_VLForConditionalGeneration.from_pretrained(args.start).float().state_dict()
-        )
+    if start:
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(start).float()  # a folder is kept in bf16
+    else:
+        model = Qwen2_5_VLForConditionalGeneration(make_config(writer.tokenizer))
+    config = model.config
     model.train()
     show_attention(model)
     heads = ExtraHeads(config.text_config.hidden_size)
@@ -267,7 +274,6 @@ def main() -> None:
     optimiser = torch.optim.AdamW(
         [*model.parameters(), *heads.parameters()], lr=args.rate, weight_decay=0.05, betas=(0.9, 0.98)
     )
-    data = load(args.data)
     count = len(data) - args.held
     buckets = Buckets(np.asarray(data.aspect[:count]), np.array([how_often(data, n) for n in range(count)]))
 

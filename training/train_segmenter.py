@@ -24,11 +24,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
+from ibis_agent.errors import InputError
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from training import loop
+from training.commands import ending
 from training.dataset import FRAMES, NAMES, SIDE, Slices, load
 from training.segmenter_prompts import (
     LEARNED,
@@ -312,6 +314,16 @@ def main() -> None:
         "--augment", type=float, default=1.0, help="how much pictures are changed; less is for the last steps"
     )
     args = parser.parse_args()
+    with ending("stopped; the same command goes on from the last checkpoint"):
+        train(args)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train, or go on training, and write the model. Raises InputError for what is not there."""
+    if args.start and not args.start.is_file():
+        raise InputError("there are no such weights", file=args.start)
+    data = load(args.data)
+    clips = load(args.clips) if args.carried else None
     loop.prepare(args)
     model, head = build(args.config), DenseHead(OmegaConf.load(args.config).model.image_encoder.neck.d_model)
     if args.start:
@@ -326,8 +338,6 @@ def main() -> None:
     ]
     learned = [p for p in learned if id(p) not in frozen]
     optimiser = torch.optim.AdamW(learned, lr=args.rate, weight_decay=0.05, betas=(0.9, 0.98))
-    data = load(args.data)
-    clips = load(args.clips) if args.carried else None
     count = len(data) - args.held
 
     def learn(step: int) -> tuple[Tensor, loop.Figures]:

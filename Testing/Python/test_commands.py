@@ -17,7 +17,16 @@ pytest.importorskip("sam2")
 
 from PIL import Image  # noqa: E402
 
-from training import bench, bench_rollouts, bench_volume, check_cases, dataset, train_memory  # noqa: E402
+from training import (  # noqa: E402
+    bench,
+    bench_rollouts,
+    bench_volume,
+    check_cases,
+    dataset,
+    train_memory,
+    train_policy,
+    train_segmenter,
+)
 from training.commands import STOPPED, ending  # noqa: E402
 
 
@@ -69,6 +78,10 @@ def test_ctrl_c_while_cases_are_read_is_no_crash(tmp_path: Path, monkeypatch: py
         (dataset, ["--clips", "0"], "must be at least 1"),
         (train_memory, ["--start", "nowhere.pt"], "there is no such checkpoint"),
         (train_memory, ["--start", __file__, "--clips", "nowhere"], "holds no slices"),
+        (train_policy, ["--data", "nowhere"], "holds no slices"),
+        (train_policy, ["--start", "nowhere"], "no config.json"),
+        (train_segmenter, ["--data", "nowhere"], "holds no slices"),
+        (train_segmenter, ["--start", "nowhere.safetensors"], "there are no such weights"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_any_work(

@@ -145,7 +145,7 @@ def test_a_correction_takes_away_what_is_wrong_and_adds_what_is_missed():
 @pytest.mark.parametrize("region", [disc(120, 60, 20), disc(30, 150, 3), disc(95, 95, 60)])
 @pytest.mark.parametrize("seed", range(4))
 def test_every_click_that_is_taught_lies_inside_and_in_the_zone_that_was_named(region, seed):
-    click, value = good_click(region, 1.2, True, np.random.default_rng(seed))
+    click, value = good_click(depth_of(region, 1.2), True, np.random.default_rng(seed))
     assert at(region, click)
     assert questions.zone(click.x, click.y) == questions.zone(*deepest(depth_of(region, 1.2)))
     assert value.max() == 1 and value[int(click.x * STEPS + 0.5), int(click.y * STEPS + 0.5)] > 0.4
@@ -172,7 +172,7 @@ def test_digits_are_worth_what_the_best_click_that_begins_with_them_is():
 
 def test_the_digits_of_a_click_are_marked_with_what_they_are_worth(writer):
     region = disc(71, 119, 20)
-    click, value = good_click(region, 1.0, True, np.random.default_rng(1))
+    click, value = good_click(depth_of(region, 1.0), True, np.random.default_rng(1))
     asked = writer.ask("Segment the liver", questions.first_reply("liver", click), value)
     written = [writer.tokenizer.id_to_token(asked.ids[place]) for place, _ in asked.worth]
     assert written == list(f"{round(click.x * STEPS):02d}{round(click.y * STEPS):02d}")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from training import dataset, deepen, train_memory, train_policy, train_segmenter
+from training.commands import STOPPED
 from training.mistakes import good_mask, half_way_mask, incomplete_mask, spilled_mask, wrong_mask
 
 
@@ -61,7 +62,7 @@ def test_a_run_that_was_killed_ends_as_one_left_alone(
     command(monkeypatch, module, "--out", tmp_path / "whole", *common)
     with monkeypatch.context() as patch:
         killed_at(patch, module, step, 4)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match=str(STOPPED)):
             command(patch, module, "--out", tmp_path / "killed", *common)
     command(monkeypatch, module, "--out", tmp_path / "killed", *common)
     whole, killed = (torch.load(tmp_path / n / "resume.pt", weights_only=True) for n in ("whole", "killed"))
