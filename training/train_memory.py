@@ -200,7 +200,7 @@ def train(args: argparse.Namespace) -> None:
     count, singles = len(clips) // FRAMES, len(data) - args.held
 
     def learn(step: int) -> tuple[Tensor, loop.Figures]:
-        rng = np.random.default_rng([args.seed, step, 3])
+        rng = loop.random(args, step, 3)
         torch.manual_seed(args.seed * 100_003 + step)  # the attention's dropout
         chosen = rng.choice(count, args.batch, replace=False)
         loss, figures = track(model, heard, clips, chosen, args.objects, rng)
@@ -216,7 +216,8 @@ def train(args: argparse.Namespace) -> None:
     model.train()
     model.image_encoder.eval()
     weights = training.run(learn, judge, "demo segmenter, memory", report_every=10, measure_every=args.steps)
-    save_model(weights, args.out / "model.safetensors", args.config)
+    if loop.rank() == 0:
+        save_model(weights, args.out / "model.safetensors", args.config)
 
 
 if __name__ == "__main__":

@@ -257,10 +257,14 @@ def train(args: argparse.Namespace) -> None:
     data = load(args.data)
     loop.prepare(args)
     tokenizer_file = args.out / "tokenizer.json"
-    if start and not tokenizer_file.exists():
-        tokenizer_file.write_bytes((start / "tokenizer.json").read_bytes())
-    if not tokenizer_file.exists():
-        make_tokenizer(q.corpus(np.random.default_rng(args.seed))).save(str(tokenizer_file))
+
+    def put_tokenizer() -> None:
+        if start and not tokenizer_file.exists():
+            tokenizer_file.write_bytes((start / "tokenizer.json").read_bytes())
+        if not tokenizer_file.exists():
+            make_tokenizer(q.corpus(np.random.default_rng(args.seed))).save(str(tokenizer_file))
+
+    loop.once(put_tokenizer)
     writer = Writer(Tokenizer.from_file(str(tokenizer_file)))
     if start:
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(start).float()  # a folder is kept in bf16
@@ -278,7 +282,7 @@ def train(args: argparse.Namespace) -> None:
     buckets = Buckets(np.asarray(data.aspect[:count]), np.array([how_often(data, n) for n in range(count)]))
 
     def learn(step: int) -> tuple[Tensor, loop.Figures]:
-        rng = np.random.default_rng([args.seed, step])
+        rng = loop.random(args, step)
         grid, numbers = buckets.draw(args.batch, rng)
         later = rng.random() < args.later_turns
         shown = []
@@ -302,8 +306,9 @@ def train(args: argparse.Namespace) -> None:
 
     training = loop.Training(args, model, optimiser, heads)
     weights = training.run(learn, judge, "demo policy", measure_after=args.vision_steps)
-    save_folder(filled(weights), writer.tokenizer, args.out / "model")
-    (args.out / "made.json").write_text(json.dumps({k: str(v) for k, v in vars(args).items()}, indent=1))
+    if loop.rank() == 0:
+        save_folder(filled(weights), writer.tokenizer, args.out / "model")
+        (args.out / "made.json").write_text(json.dumps({k: str(v) for k, v in vars(args).items()}, indent=1))
 
 
 if __name__ == "__main__":

@@ -341,7 +341,7 @@ def train(args: argparse.Namespace) -> None:
     count = len(data) - args.held
 
     def learn(step: int) -> tuple[Tensor, loop.Figures]:
-        rng = np.random.default_rng([args.seed, step])
+        rng = loop.random(args, step)
         clicks = 0 if step < args.dense_steps else int(rng.choice([1, 2, 3, 3, args.clicks]))
         if clips is not None and clicks and rng.random() < args.carried:
             numbers = np.sort(rng.choice(len(clips), args.batch, replace=False))
@@ -357,7 +357,8 @@ def train(args: argparse.Namespace) -> None:
     training = loop.Training(args, model, optimiser, head)
     model.train()
     weights = training.run(learn, judge, "demo segmenter", measure_after=args.dense_steps)
-    save_model(weights, args.out / "model.safetensors", args.config)
+    if loop.rank() == 0:
+        save_model(weights, args.out / "model.safetensors", args.config)
 
 
 if __name__ == "__main__":

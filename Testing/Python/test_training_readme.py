@@ -18,7 +18,7 @@ README = (ROOT / "training" / "README.md").read_text(encoding="utf-8")
 BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
 COMMANDS = [
     (module, shlex.split(rest.removesuffix("&").rstrip(), comments=True))
-    for module, rest in re.findall(r"-m (training\.[\w.]+)(.*)", BLOCKS)
+    for module, rest in re.findall(r"-m (?:-- )?(training\.[\w.]+)(.*)", BLOCKS)
 ]
 
 
@@ -32,7 +32,11 @@ def test_every_command_is_there_with_its_options(module: str, words: list[str]) 
     path = ROOT / Path(*module.split(".")).with_suffix(".py")
     assert path.is_file()
     # The options of a long command may have a file of their own.
-    beside = re.findall(r"^from (training\.\w+) import", path.read_text(encoding="utf-8"), re.MULTILINE)
+    source = path.read_text(encoding="utf-8")
+    beside = re.findall(r"^from (training\.\w+) import", source, re.MULTILINE)
+    beside += [
+        f"training.{name}" for name in re.findall(r"^from training import (\w+)", source, re.MULTILINE)
+    ]
     sources = [path, *(ROOT / Path(*each.split(".")).with_suffix(".py") for each in beside)]
     text = "\n".join(source.read_text(encoding="utf-8") for source in sources if source.is_file())
     for option in (word for word in words if word.startswith("--")):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,8 @@ import torch
 from training import dataset, deepen, train_memory, train_policy, train_segmenter
 from training.commands import STOPPED
 from training.mistakes import good_mask, half_way_mask, incomplete_mask, spilled_mask, wrong_mask
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +120,49 @@ def test_mistakes_are_what_their_names_say():
         assert (spilled_mask(truth, [other], rng) & ~truth).sum() > 100
         assert not (wrong_mask(truth, [other], rng) & truth).any()
         assert half_way_mask(truth, [other], rng).shape == truth.shape
+
+
+LEARNER = """
+import argparse
+from pathlib import Path
+import numpy as np
+import torch
+from training import loop
+
+parser = argparse.ArgumentParser()
+loop.add_options(parser, Path(), steps=5, rate=0.1)
+parser.add_argument("--both-batches", action="store_true")
+args = parser.parse_args()
+loop.prepare(args)
+model = torch.nn.Linear(3, 1)
+
+def batch(rng):
+    return model(torch.from_numpy(rng.standard_normal((4, 3), dtype="float32"))).square().mean()
+
+def learn(step):
+    if not args.both_batches:
+        return batch(loop.random(args, step)), {}
+    both = [np.random.default_rng([args.seed, step, process]) for process in (0, 1)]
+    return sum(map(batch, both)) / 2, {}
+
+learner = loop.Training(args, model, torch.optim.SGD(model.parameters(), lr=0.1), warmup=1)
+learner.run(learn, lambda weights: {}, "test")
+torch.save(model.state_dict(), args.out / f"{loop.rank()}.pt")
+"""
+
+
+def test_two_processes_learn_as_one_with_both_batches(tmp_path):
+    script = tmp_path / "learner.py"
+    script.write_text(LEARNER)
+    one, two = tmp_path / "one", tmp_path / "two"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for learner in (
+        [sys.executable, script, "--out", one, "--both-batches"],
+        [*torchrun, script, "--out", two],
+    ):
+        subprocess.run(learner, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=120)
+    expected = torch.load(one / "0.pt", weights_only=True)
+    for process in ("0.pt", "1.pt"):
+        found = torch.load(two / process, weights_only=True)
+        assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in expected), process
+    assert len((two / "curves.jsonl").read_text().splitlines()) == 2  # the first process alone writes
