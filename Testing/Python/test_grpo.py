@@ -163,7 +163,9 @@ def test_the_shipped_settings_are_whole() -> None:
 def test_what_was_better_than_its_group_becomes_likelier(
     tmp_path: Path, segmenter: Segmenter, tasks: Tasks
 ) -> None:
-    run = grpo.Run(_settings(tmp_path, "rate=5e-5", "questions=2", "group=6"), None, segmenter, tasks)
+    # A policy that is sure of itself says the same in all of a group: hot enough, its rollouts differ.
+    changes = ("rate=5e-5", "questions=2", "group=6", "temperature=2")
+    run = grpo.Run(_settings(tmp_path, *changes), None, segmenter, tasks)
     groups = run.rollouts()
     values = [advantages(group, run.settings.rewards) for group in groups]
     learned = run.learn(groups)
@@ -176,7 +178,9 @@ def test_what_was_better_than_its_group_becomes_likelier(
         if value
     ]
     with torch.no_grad():
-        scores = run.policy.score([(turn.request, turn.said.ids) for turn, _ in told])
+        scores = run.policy.score(
+            [(turn.request, turn.said.ids) for turn, _ in told], run.settings.temperature
+        )
     rise = [float(new.sum() - turn.said.logprobs.sum()) for (turn, _), new in zip(told, scores, strict=True)]
     assert np.dot([value for _, value in told], rise) > 0
 

@@ -215,8 +215,8 @@ def test_the_demo_policy_is_tuned_by_commands_and_handed_over(monkeypatch, data,
     (folder / "trajectories.jsonl").write_text(first + "\n")
     demo = ROOT / "training" / "configs" / "sft-demo.yaml"
     # Always the same three turns, so that the loss can be compared.
-    changes = f"model={demo_policy()} data={folder} out={tmp_path / 'out'} steps=4 batch=3 held=0 warmup=0"
-    command = ["sft", str(demo), *changes.split(), "rate=0.003", "log_every=1", "threads=1"]
+    changes = f"model={demo_policy()} data={folder} out={tmp_path / 'out'} steps=6 batch=3 held=0 warmup=0"
+    command = ["sft", str(demo), *changes.split(), "rate=0.001", "log_every=1", "threads=1"]
     monkeypatch.setattr(sys, "argv", command)
     sft.main()
     losses = [row["loss"] for row in rows(tmp_path / "out")]
@@ -228,7 +228,7 @@ def test_the_demo_policy_is_tuned_by_commands_and_handed_over(monkeypatch, data,
     merge.main()
     facts = inspect(policy)["Policy"]
     assert facts["name"] == "Demo policy, fine-tuned" and facts["loads"].startswith("yes")
-    assert "LoRA of rank 16, 4 steps" in facts["origin"]
+    assert "LoRA of rank 16, 6 steps" in facts["origin"]
     assert set(look_into(policy).tensors) == set(look_into(demo_policy()).tensors)
     monkeypatch.setattr(sys, "argv", ["sft", str(demo), "rat=1"])
     with pytest.raises(SystemExit, match='Did you mean "rate"'):
