@@ -65,17 +65,18 @@ demo: venv
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: venv
 	$(BIN)/mypy
 
 # The tests that need the simulated Slicer run in its own environment, which has no torch, as Slicer's has none.
-HOST_TESTS = $(wildcard Testing/Python/test_host*.py Testing/Python/test_slicer*.py)
+HOST_TESTS = Testing/Python/slicer_module
 
 test: lint types test-agent test-host
 
 test-agent: venv
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(HOST_TESTS)) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --ignore=$(HOST_TESTS) $(PYTEST_ARGS)
 
 test-host: venv venv-host
 	$(VENV_HOST)/bin/python -m pytest $(HOST_TESTS) $(PYTEST_ARGS)

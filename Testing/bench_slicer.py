@@ -66,11 +66,11 @@ def measure(slicer_host: object, count: int) -> dict[str, list[tuple[float, floa
     """What each took every time, as `Watch` tells it."""
     import slicer
     from ibis_agent.actions import Click
-    from ibis_agent.episode import Step
-    from ibis_agent.geometry import slice_geometry
-    from ibis_agent.picture import Picture
-    from ibis_agent.protocol import decode, encode
-    from ibis_agent.trajectory import Trajectory, step_to_json
+    from ibis_agent.engine.protocol import decode, encode
+    from ibis_agent.record.trajectory import Trajectory, step_to_json
+    from ibis_agent.run.episode import Step
+    from ibis_agent.scan.geometry import slice_geometry
+    from ibis_agent.scan.picture import Picture
     from slicer_panel import Panel
 
     watch = Watch()

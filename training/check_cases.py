@@ -12,9 +12,10 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from training.case_data import load_case
-from training.cases import read_cases, tally
-from training.commands import ending
+from ibis_agent.cases.cases import read_cases, tally
+from ibis_agent.cases.data import load_case
+
+from training.common.commands import ending
 
 
 def main() -> None:

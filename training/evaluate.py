@@ -25,18 +25,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ibis_agent.episode import Limits
+from ibis_agent.cli.request import demo_policy
 from ibis_agent.errors import InputError
 from ibis_agent.files import check_writable_folder, write_json, write_text
-from ibis_agent.geometry import Orientation
-from ibis_agent.model_card import ModelCard, load_card
-from ibis_agent.picture import check_window
-from ibis_agent.policy import LocalPolicy
-from ibis_agent.request import demo_policy
-from ibis_agent.segmenter import Segmenter
+from ibis_agent.policy.card import ModelCard, load_card
+from ibis_agent.policy.qwen25.local import LocalPolicy
+from ibis_agent.run.episode import Limits
+from ibis_agent.scan.geometry import Orientation
+from ibis_agent.scan.picture import check_window
+from ibis_agent.segmenter.sam2.predictor import Segmenter
 from tqdm import tqdm
 
-from training.commands import STOPPED, check_output, ending
+from training.common.commands import STOPPED, check_output, ending
+from training.common.pictures import Choice
 from training.evaluation import table
 from training.evaluation.figures import figures
 from training.evaluation.measure import Measures, Row, measure
@@ -50,7 +51,6 @@ from training.evaluation.sources import (
     labelled_data,
     labelled_scan,
 )
-from training.pictures import Choice
 
 
 def options() -> argparse.ArgumentParser:

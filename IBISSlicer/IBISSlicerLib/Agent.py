@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import slicer
+from ibis_agent.engine.client import Job
 from ibis_agent.errors import IbisError
-from ibis_agent.prompts import check_question
-from ibis_agent.worker_client import Job
+from ibis_agent.policy.prompts import check_question
 
 from . import Settings
 from .Accept import accept

@@ -1,6 +1,6 @@
 """Writing one segment to files that other programs read, each whole or not at all.
 
-Putting a mask into a segmentation of the scene is Accept.py; the review page comes from ibis_agent.review.
+Putting a mask into a segmentation of the scene is Accept.py; the review page comes from ibis_agent.record.review.
 """
 
 from __future__ import annotations

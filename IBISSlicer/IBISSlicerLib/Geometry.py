@@ -1,5 +1,5 @@
 """Slice views, volumes and world coordinates in terms of voxels: the border between MRML and
-ibis_agent.geometry.
+ibis_agent.scan.geometry.
 
 Everything goes through the node's own IJK-to-RAS matrix and transform, never through the file: Slicer turns
 the K axis of left-handed files around when it reads them.

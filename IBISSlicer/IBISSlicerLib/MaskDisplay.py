@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 import slicer
 import vtk
-from ibis_agent.structures import name_for
+from ibis_agent.mask.structures import name_for
 from vtk.util.numpy_support import vtk_to_numpy
 
 from .Geometry import ijkToRas, vtkMatrix

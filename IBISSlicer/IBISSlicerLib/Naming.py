@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ibis_agent.structures import colour_for, name_for, structure_for
+from ibis_agent.mask.structures import colour_for, name_for, structure_for
 
 
 def nameSegment(segment, question: str, answer: str = "", name: str = "") -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import slicer
 from ibis_agent.errors import InputError
-from ibis_agent.geometry import PictureGeometry
-from ibis_agent.record import read_json
-from ibis_agent.trajectory import Trajectory, picture_to_json
-from ibis_agent.volume_record import is_volume_record
+from ibis_agent.fields import read_json
+from ibis_agent.record.trajectory import Trajectory, picture_to_json
+from ibis_agent.record.volume_record import is_volume_record
+from ibis_agent.scan.geometry import PictureGeometry
 
 from .Geometry import SlicePlace, vtkMatrix
 from .SceneRun import SceneRun

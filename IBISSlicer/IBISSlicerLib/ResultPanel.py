@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import qt
 import slicer
-from ibis_agent.structures import name_for
+from ibis_agent.mask.structures import name_for
 
 from .Agent import Agent
 from .Errors import telling

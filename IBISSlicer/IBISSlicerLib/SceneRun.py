@@ -1,6 +1,6 @@
 """One question's run in the scene: its record in a text node, its mask and its marks.
 
-The record (ibis_agent.run_record) decides what counts; this file shows it and keeps it in the scene, so that
+The record (ibis_agent.record.run_record) decides what counts; this file shows it and keeps it in the scene, so that
 a saved scene comes back with its review. The worker is not known here. The volume may be deleted at any time:
 what is needed of it is kept with the run.
 """
@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import slicer
 from ibis_agent.errors import InputError
-from ibis_agent.review import write_review
-from ibis_agent.run_record import RunRecord
-from ibis_agent.structures import name_for
+from ibis_agent.mask.structures import name_for
+from ibis_agent.record.review import write_review
+from ibis_agent.record.run_record import RunRecord
 
 from .ClickMarks import ClickMarks, Mark
 from .Geometry import GeometryError, SlicePlace, ijkToRas, ijkToWorld, shapeOf, shownWindow
@@ -47,7 +47,7 @@ class SceneRun:
         self.shown = 0
         self.mask: MaskDisplay | None = None
         self.marks: ClickMarks | None = None
-        self._image = image  # how the worker gets the slice; see ibis_agent.workbench.cut_picture
+        self._image = image  # how the worker gets the slice; see ibis_agent.engine.workbench.cut_picture
         self._toRas = toRas
 
     @classmethod

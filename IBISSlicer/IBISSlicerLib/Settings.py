@@ -7,7 +7,7 @@ Kept in the application's settings under "IBISSlicer/". What belongs to a run is
 from __future__ import annotations
 
 import slicer
-from ibis_agent.worker_client import ModelSettings
+from ibis_agent.engine.client import ModelSettings
 
 DEMO = "demo"
 EXAMPLES = (

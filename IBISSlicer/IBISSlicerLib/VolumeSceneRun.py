@@ -12,11 +12,11 @@ import numpy as np
 import slicer
 from ibis_agent.actions import Click
 from ibis_agent.errors import InputError
-from ibis_agent.geometry import Orientation
-from ibis_agent.picture import cut
-from ibis_agent.scan import Scan
-from ibis_agent.volume_review import write_volume_review
-from ibis_agent.volume_run_record import VolumeRunRecord
+from ibis_agent.record.volume_review import write_volume_review
+from ibis_agent.record.volume_run_record import VolumeRunRecord
+from ibis_agent.scan.geometry import Orientation
+from ibis_agent.scan.picture import cut
+from ibis_agent.scan.scan import Scan
 
 from .ClickMarks import Mark
 from .Errors import PlainError

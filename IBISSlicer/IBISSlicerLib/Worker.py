@@ -1,6 +1,6 @@
 """The worker as the panel and scripts use it: one job after another, waiting without freezing Slicer, stopping.
 
-What jobs there are and what outlives a worker is in ibis_agent.worker_client; the process in WorkerProcess.py; what a
+What jobs there are and what outlives a worker is in ibis_agent.engine.client; the process in WorkerProcess.py; what a
 step means for the run in Agent.py.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 import ibis_agent
 import qt
 import slicer
-from ibis_agent.protocol import CANCELLED
-from ibis_agent.worker_client import Job, ModelSettings, WorkerClient
+from ibis_agent.engine.client import Job, ModelSettings, WorkerClient
+from ibis_agent.engine.protocol import CANCELLED
 
 from . import Settings
 from .Errors import PlainError

@@ -1,7 +1,7 @@
 """The worker as a QProcess: which Python runs it, and how bytes get in and out.
 
-What is said over the pipes is in ibis_agent.protocol; what to do when the process ends in
-ibis_agent.worker_client.
+What is said over the pipes is in ibis_agent.engine.protocol; what to do when the process ends in
+ibis_agent.engine.client.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SECONDS_AT_EXIT = 2.5
 
 
 class WorkerProcess:
-    """One running worker (an ibis_agent.worker_client.Transport).
+    """One running worker (an ibis_agent.engine.client.Transport).
 
     :param program: the Python that runs it; PythonSlicer, or a person's own.
     :param packageFolder: the folder that holds the package `ibis_agent`.
@@ -59,7 +59,7 @@ class WorkerProcess:
         self._process.connect("readyReadStandardError()", self._onStandardError)
         self._process.connect("finished(int,QProcess::ExitStatus)", self._onFinished)
         self._process.connect("errorOccurred(QProcess::ProcessError)", self._onError)
-        self._process.start(program, ["-u", "-m", "ibis_agent.worker", *arguments])
+        self._process.start(program, ["-u", "-m", "ibis_agent.engine", *arguments])
 
     def write(self, data: bytes) -> None:
         if self._process.state() != qt.QProcess.NotRunning:

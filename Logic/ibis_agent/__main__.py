@@ -8,7 +8,7 @@ import sys
 def main() -> int:
     """Run the command line. Returns the exit code."""
     try:
-        from .cli import main as command
+        from ibis_agent.cli.commands import main as command
     except KeyboardInterrupt:
         print("ibis-agent: stopped; nothing was written", file=sys.stderr)
         return 130  # cli_options.INTERRUPTED, which may not have been read yet

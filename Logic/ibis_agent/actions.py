@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Union
 
-from .errors import InputError, ReplyError
+from ibis_agent.errors import InputError, ReplyError
 
 
 @dataclass(frozen=True)

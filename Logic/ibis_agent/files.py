@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import OutputError
+from ibis_agent.errors import OutputError
 
 _MENDS = {
     errno.ENOSPC: "Free some space on that disk or choose another folder.",

@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
-from ibis_agent.found import Found
-from ibis_agent.geometry import Orientation
-from ibis_agent.model_card import ModelCard
-from ibis_agent.policy import ScriptedPolicy, Turn
-from ibis_agent.scan import Scan
-from ibis_agent.stack import stack_of
+from ibis_agent.policy.card import ModelCard
+from ibis_agent.policy.contract import ScriptedPolicy, Turn
+from ibis_agent.scan.geometry import Orientation
+from ibis_agent.scan.scan import Scan
+from ibis_agent.scan.slices import stack_of
+from ibis_agent.segmenter.found import Found
 from scipy import ndimage
 
 torch = pytest.importorskip("torch")
 
-from ibis_agent import volume_run  # noqa: E402
-from ibis_agent.propagation import Propagation  # noqa: E402
-from ibis_agent.volume_actions import VolumeLimits  # noqa: E402
-from ibis_agent.volume_run import VolumeRun  # noqa: E402
+from ibis_agent.run import volume_run
+from ibis_agent.run.volume_actions import VolumeLimits
+from ibis_agent.run.volume_run import VolumeRun
+from ibis_agent.segmenter.sam2.propagation import Propagation
 
 SIDE = 32
 MIDDLE = Click(0.5, 0.5)

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 from ibis_agent.actions import Click, parse_reply
-from ibis_agent.masks import encode_rle, iou
+from ibis_agent.mask.masks import encode_rle, iou
 from PIL import Image
 
-from training import questions
-from training.clicks import next_click
-from training.mistakes import good_mask, incomplete_mask
-from training.phantoms import STRUCTURES, random_slice
+from training.common import questions
+from training.phantoms.phantom import STRUCTURES, random_slice
+from training.trajectories.clicks import next_click
+from training.trajectories.mistakes import good_mask, incomplete_mask
 
 SMALLEST = 60
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from ibis_agent.errors import InputError
-from ibis_agent.scan import load_scan
+from ibis_agent.scan.load import load_scan
 
 RNG = np.random.default_rng(5)
 VOLUME = RNG.integers(-1000, 1000, (6, 8, 10)).astype(np.int16)  # (I, J, K)

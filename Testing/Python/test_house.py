@@ -21,26 +21,26 @@ ROOT = Path(__file__).resolve().parents[2]
 LOGIC = ROOT / "Logic" / "ibis_agent"
 # Everything else must be importable where there is no torch: in Slicer, or before anything is installed.
 NEED_TORCH = {
-    "segmenter",
-    "decoding",
-    "features",
-    "propagation",
-    "second_look",
-    "volume_agent",
-    "volume_run",
-    "volume_slice",
+    "policy.qwen25.decoding",
+    "run.second_look",
+    "run.volume_agent",
+    "run.volume_run",
+    "run.volume_slice",
+    "segmenter.embeddings",
+    "segmenter.sam2.predictor",
+    "segmenter.sam2.propagation",
 }
 # What 3D Slicer's own process imports; its Python has numpy and little else of ours.
 FOR_SLICER = [
     "actions",
+    "engine.client",
+    "engine.protocol",
     "errors",
     "files",
-    "geometry",
-    "masks",
-    "picture",
-    "protocol",
-    "structures",
-    "worker_client",
+    "mask.masks",
+    "mask.structures",
+    "scan.geometry",
+    "scan.picture",
 ]
 
 
@@ -99,7 +99,8 @@ import importlib, pkgutil, sys
 for name in {blocked!r}:
     sys.modules[name] = None
 import ibis_agent
-for name in {names!r} or [m.name for m in pkgutil.iter_modules(ibis_agent.__path__)]:
+for name in {names!r} or [m.name.split(".", 1)[1] for m in pkgutil.walk_packages(ibis_agent.__path__, "ibis_agent.")
+    if not m.ispkg and not m.name.endswith("__main__")]:
     try:
         importlib.import_module("ibis_agent." + name)
     except ImportError as error:
@@ -128,12 +129,13 @@ def test_what_slicer_imports_needs_numpy_alone() -> None:
 
 
 def test_whatever_the_slicer_module_imports_of_the_agent_needs_no_torch() -> None:
-    modules = {path.stem for path in LOGIC.glob("*.py")}
+    modules = {".".join(path.relative_to(LOGIC).with_suffix("").parts) for path in LOGIC.rglob("*.py")}
     named = set()
     for path in sources("IBISSlicer"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ibis_agent"):
-                named |= {alias.name for alias in node.names} | {(node.module or "").partition(".")[2]}
+                package = (node.module or "").partition(".")[2]
+                named |= {package} | {f"{package}.{alias.name}".strip(".") for alias in node.names}
     used = sorted(named & modules)
     assert used and failing_without(["torch", "transformers", "sam2"], used) == {}
 
@@ -172,7 +174,7 @@ def test_every_package_that_is_imported_is_declared(folder: str, extras: list[st
     # omegaconf is hydra-core's own; naming it twice would let the two drift apart.
     declared.add("omegaconf")
     owners = importlib.metadata.packages_distributions()
-    # The cluster's part runs in verl's own environment, see training/verl/__init__.py.
+    # The cluster's part runs in verl's own environment, see training/grpo/verl/__init__.py.
     of_the_cluster = {"verl", "pyarrow"}
     undeclared = set()
     for path in sources(folder):

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ibis_agent.policy import LocalPolicy, Turn
+    from ibis_agent.policy.contract import Turn
+    from ibis_agent.policy.qwen25.local import LocalPolicy
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -153,7 +154,7 @@ def teach(policy: LocalPolicy, turn: Turn, text: str) -> None:
     """Bend the output layer until the policy answers this one turn with `text` (then stops)."""
     import numpy as np
     import torch
-    from ibis_agent.prompts import build_messages, pictures_of
+    from ibis_agent.policy.messages import build_messages, pictures_of
     from transformers import DynamicCache
 
     request = policy.chat.encode(

@@ -26,7 +26,7 @@ FINISH = "<think>The outline is right.</think>\n<action>Terminate</action>\n<ans
 
 
 def write_script(folder: Path, replies: list[str] | None = None, **settings: Any) -> Path:
-    """A script file for `ibis_agent.worker --script`."""
+    """A script file for `ibis_agent.engine --script`."""
     path = folder / f"script-{time.monotonic_ns()}.json"
     path.write_text(
         json.dumps({"replies": replies or [INCLUDE, EXCLUDE, FINISH], **settings}), encoding="utf-8"
@@ -35,11 +35,11 @@ def write_script(folder: Path, replies: list[str] | None = None, **settings: Any
 
 
 def worker_command(*arguments: str) -> list[str]:
-    return [sys.executable, "-u", "-m", "ibis_agent.worker", *arguments]
+    return [sys.executable, "-u", "-m", "ibis_agent.engine", *arguments]
 
 
 class PopenTransport:
-    """One worker as a subprocess (ibis_agent.worker_client.Transport)."""
+    """One worker as a subprocess (ibis_agent.engine.client.Transport)."""
 
     def __init__(
         self, arguments: list[str], on_bytes: Callable[[bytes], None], on_end: Callable[[str], None]

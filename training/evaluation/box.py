@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from ibis_agent.errors import InputError
-from ibis_agent.segmenter import Embedding, Segmenter
+from ibis_agent.segmenter.sam2.predictor import Embedding, Segmenter
 
 _CORNERS = (2, 3)  # what the prompt encoder calls the upper left and the lower right corner
 

@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from ibis_agent.picture import Picture
+from ibis_agent.scan.picture import Picture
 from PIL import Image
 
 _WIDTH = 480.0  # of the drawing's own units; the marks' sizes are made for it

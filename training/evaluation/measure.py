@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 from ibis_agent.actions import Click
-from ibis_agent.episode import Episode, Limits
-from ibis_agent.masks import dice, encode_rle, iou
-from ibis_agent.policy import Policy
-from ibis_agent.segmenter import Embedding, Prediction, Segmenter
+from ibis_agent.mask.masks import dice, encode_rle, iou
+from ibis_agent.policy.contract import Policy
+from ibis_agent.run.episode import Episode, Limits
+from ibis_agent.segmenter.sam2.predictor import Embedding, Prediction, Segmenter
 
-from training.clicks import simulate
+from training.common.pictures import Shown
 from training.evaluation.box import box_of, predict_box
 from training.evaluation.sources import Pictures
-from training.pictures import Shown
+from training.trajectories.clicks import simulate
 
 CLICKS = 5
 Row = dict[str, Any]

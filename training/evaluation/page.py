@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from ibis_agent.errors import IbisError
-from ibis_agent.masks import decode_rle
+from ibis_agent.mask.masks import decode_rle
 
 from training.evaluation.drawing import drawing
 from training.evaluation.measure import Row

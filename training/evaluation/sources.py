@@ -1,7 +1,7 @@
 """What an agent is measured on: numbered pictures with the truth of everything they show.
 
 The n-th picture comes by itself, whatever was asked for before: so the work can be shared out, and a picture
-can be drawn again for the page. How cases become pictures is in training.pictures.
+can be drawn again for the page. How cases become pictures is in training.common.pictures.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from ibis_agent.cases.case import Case, Problem, checked
+from ibis_agent.cases.cases import read_cases, refuse
 from ibis_agent.errors import InputError
-from ibis_agent.model_card import ModelCard
-from ibis_agent.record import read_json
+from ibis_agent.fields import read_json
+from ibis_agent.policy.card import ModelCard
 from tqdm import tqdm
 
-from training.cases import Case, Problem, checked, read_cases, refuse
-from training.pictures import PHANTOM_WINDOW, Choice, Group, Shown, Source, groups_of
-from training.questions import question
+from training.common.pictures import PHANTOM_WINDOW, Choice, Group, Shown, Source, groups_of
+from training.common.questions import question
 
 SMALLEST = 0.0011  # share of the picture: slivers below are neither asked for nor counted as absent
 MOST_PHANTOMS = 100_000  # of one seed; the next one's begin behind them
@@ -144,7 +145,7 @@ class LabelledData:
 
 
 def labelled_data(source: Path, names: Path | None, choice: Choice, strict: bool) -> LabelledData:
-    """A folder or manifest as training.cases understands it; strict refuses data with any problem.
+    """A folder or manifest as ibis_agent.cases.cases understands it; strict refuses data with any problem.
 
     Raises InputError.
     """

@@ -1,4 +1,4 @@
-"""training.evaluate on whole volumes, as its command line asks for it; the measuring is in training.volumes."""
+"""training.evaluate on whole volumes, as its command line asks for it; the measuring is in volumes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import argparse
 import json
 from typing import Any
 
-from ibis_agent.episode import Limits
+from ibis_agent.cli.request import demo_policy
 from ibis_agent.files import write_json
-from ibis_agent.policy import LocalPolicy
-from ibis_agent.request import demo_policy
-from ibis_agent.segmenter import Segmenter
-from ibis_agent.volume_actions import VolumeLimits
+from ibis_agent.policy.qwen25.local import LocalPolicy
+from ibis_agent.run.episode import Limits
+from ibis_agent.run.volume_actions import VolumeLimits
+from ibis_agent.segmenter.sam2.predictor import Segmenter
 
-from training.volumes import measure_lesions, measure_phantoms
+from training.evaluation.volumes import measure_lesions, measure_phantoms
 
 
 def run_volumes(args: argparse.Namespace) -> None:

@@ -1,0 +1,138 @@
+"""One labelled case: which picture and mask belong together, and what a problem with one is called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ibis_agent.errors import InputError
+from ibis_agent.fields import read_json
+from ibis_agent.scan.checks import stem
+
+ANY = -1  # as a label's value: whatever is not zero
+
+
+KINDS = ("manifest", "missing", "duplicate", "unreadable", "size", "place", "nan", "empty", "label", "names")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture or volume and one mask of it.
+
+    Attributes:
+        id: unlike all others of its source.
+        image: a scan as ibis_agent.scan.scan reads it.
+        mask: a label map of the same size, or a picture; for `.npz` the same file.
+        labels: value in the mask → structure; ANY stands for whatever is not zero. Several values may make
+            up one structure.
+        window: grey values shown as black and white; None where nothing is said.
+        reverse: the mask shows the structure in black (pictures only).
+        own_labels: the names were given for this case alone, so that each must occur in its mask.
+    """
+
+    id: str
+    image: Path
+    mask: Path
+    labels: dict[int, str] = field(hash=False)
+    window: tuple[float, float] | None = None
+    reverse: bool = False
+    own_labels: bool = False
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """The names, each once."""
+        return tuple(dict.fromkeys(self.labels.values()))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with one case: its kind (one of KINDS), the case, the file, and a sentence for people.
+
+    `skipped`: the case is left out; else only a part of it is.
+    """
+
+    kind: str
+    case: str
+    file: str
+    text: str
+    skipped: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.case}: {self.text}"
+
+
+def read_labels(file: Path, content: Any = None) -> dict[int, str]:
+    """Value → structure from a JSON file: {"1": "liver"}, {"liver": 1}, or either under "labels".
+
+    Raises InputError naming the file.
+    """
+    content = read_json(file, mend='Such as {"1": "liver", "2": "spleen"}.') if content is None else content
+    if isinstance(content, Mapping) and isinstance(content.get("labels"), Mapping):
+        content = content["labels"]
+    if not isinstance(content, Mapping):
+        raise InputError("holds no names of labels", file=file, mend='Such as {"1": "liver"}.')
+    labels: dict[int, str] = {}
+    for key, value in content.items():
+        number, name = (value, key) if label_value(value) is not None else (key, value)
+        whole = label_value(number)
+        if whole is None or not isinstance(name, str) or not name.strip():
+            raise InputError(
+                "a label needs a whole number and a name",
+                file=file,
+                value=f"{key}: {value}",
+                mend="Structures that overlap need masks of their own.",
+            )
+        if whole != 0:
+            labels[whole] = plain_name(name)
+    if not labels:
+        raise InputError("names no label", file=file, mend='Such as {"1": "liver"}.')
+    return labels
+
+
+def plain_name(name: str) -> str:
+    """A structure as people say it: "kidney_left" is the left kidney."""
+    text = re.sub(r"[_\s]+", " ", name).strip()
+    sided = re.fullmatch(r"(.+) (left|right)( \d+)?", text)
+    return f"{sided[2]} {sided[1]}{sided[3] or ''}" if sided and "_" in name else text
+
+
+def names_for(mask: Path, root: Path, names: dict[int, str] | None) -> tuple[dict[int, str], bool]:
+    """(labels, whether they are the mask's own). Raises InputError where there are none."""
+    own = mask.with_name(f"{stem(mask)}.json")
+    if own.is_file():
+        return read_labels(own), True
+    if names:
+        return names, False
+    for name in ("dataset.json", "labels.json"):
+        for folder in (mask.parent, root):
+            if (folder / name).is_file():
+                return read_labels(folder / name), False
+    raise InputError(
+        "nothing says what its values stand for",
+        file=mask,
+        mend=f'Write {own.name}, such as {{"1": "liver"}}, or labels.json for all.',
+    )
+
+
+def checked(case: Case) -> Iterator[Case | Problem]:
+    for file in dict.fromkeys((case.image, case.mask)):
+        if not file.exists():
+            yield Problem("missing", case.id, str(file), f"there is no file {file.name}")
+            return
+    yield case
+
+
+def label_value(value: Any) -> int | None:
+    """A label's value; "any" is ANY."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str) and value.strip().lower() == "any":
+        return ANY
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number == int(number) and (number >= 0 or number == ANY) else None

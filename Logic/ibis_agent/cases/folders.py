@@ -1,0 +1,113 @@
+"""Finding the pictures and masks that belong together in a folder; the layouts are described in cases."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ibis_agent.cases.case import ANY, Case, Problem, checked, names_for, plain_name
+from ibis_agent.errors import InputError
+from ibis_agent.scan.checks import stem, suffix_of
+
+_SCANS = (".png", ".jpg", ".jpeg", ".nii", ".nii.gz", ".nrrd", ".seg.nrrd", ".nhdr", ".mha", ".mhd", ".npz")
+_ENDINGS = ("_labels", "_label", "_mask", "_masks", "_seg", "_segmentation", "_gt", ".seg", "-mask", "-label")
+_IMAGE_FOLDERS = ("images", "imagesTr", "image", "imgs", "volumes", "scans")
+_MASK_FOLDERS = ("masks", "labels", "labelsTr", "mask", "label", "gts", "annotations")
+
+
+def in_folder(root: Path, names: dict[int, str] | None) -> Iterator[Case | Problem]:
+    for images in _IMAGE_FOLDERS:
+        for masks in _MASK_FOLDERS:
+            if (root / images).is_dir() and (root / masks).is_dir():
+                yield from _two_folders(root, root / images, root / masks, names)
+                return
+    paths = _scans_in(root)
+    taken: set[Path] = set()
+    for path in paths:  # one folder a patient
+        if path.parent.name == "segmentations":
+            taken.add(path)
+            beside = [each for each in paths if each.parent == path.parent.parent]
+            name = f"{path.parent.parent.relative_to(root).as_posix()}/{stem(path)}".removeprefix("./")
+            if len(beside) == 1:
+                taken.add(beside[0])
+                labels = {ANY: plain_name(stem(path))}
+                yield from checked(Case(name, beside[0], path, labels))
+            else:
+                text = f"{len(beside)} scans lie beside its folder, one is needed"
+                yield Problem("missing", name, str(path), text)
+    rest = [each for each in paths if each not in taken]
+    bare_names = {path: bare for path in rest if (bare := _without_ending(path)) is not None}
+    unmatched = {_key(root, path): path for path in rest if path not in bare_names}
+    for path, bare in bare_names.items():
+        key = _key(root, path.with_name(bare + suffix_of(path)))
+        image = unmatched.pop(key, None)
+        if image is None:
+            yield Problem("missing", key, str(path), f"there is no picture {bare} for the mask {path.name}")
+        else:
+            yield from _case_of(root, key, image, path, names)
+    for key, path in unmatched.items():
+        if suffix_of(path) == ".npz":
+            yield from _case_of(root, key, path, path, names)
+        else:
+            yield Problem("missing", key, str(path), "there is no mask for it")
+
+
+def _two_folders(
+    root: Path, images: Path, masks: Path, names: dict[int, str] | None
+) -> Iterator[Case | Problem]:
+    found: dict[str, list[Path]] = {}
+    inside: dict[str, list[tuple[Path, str]]] = {}  # masks/STRUCTURE/NAME, by NAME
+    for path in _scans_in(masks):
+        key = (path.parent.relative_to(masks) / (_without_ending(path) or stem(path))).as_posix()
+        found.setdefault(key, []).append(path)
+        structure, slash, rest = key.partition("/")
+        if slash:
+            inside.setdefault(rest, []).append((path, structure))
+    used: set[Path] = set()
+    for image in _scans_in(images):
+        key = re.sub(r"_0000$", "", (image.parent.relative_to(images) / stem(image)).as_posix())
+        own = found.get(key, [])
+        split = [each for each in inside.get(key, []) if each[0] not in own]
+        for path in own[:1]:
+            used.add(path)
+            yield from _case_of(root, key, image, path, names)
+        for path in own[1:]:
+            used.add(path)
+            text = f"a second mask of the same name: {path.name}"
+            yield Problem("duplicate", key, str(path), text)
+        for path, structure in split:
+            used.add(path)
+            yield from checked(Case(f"{key}/{structure}", image, path, {ANY: plain_name(structure)}))
+        if not own and not split:
+            yield Problem("missing", key, str(image), "there is no mask for it")
+    for key, paths in found.items():
+        for path in paths:
+            if path not in used:
+                yield Problem("missing", key, str(path), f"there is no picture for the mask {path.name}")
+
+
+def _case_of(
+    root: Path, key: str, image: Path, mask: Path, names: dict[int, str] | None
+) -> Iterator[Case | Problem]:
+    try:
+        labels, own = names_for(mask, root, names)
+    except InputError as error:
+        yield Problem("names", key, str(mask), f"{error.problem}. {error.mend}")
+        return
+    yield from checked(Case(key, image, mask, labels, own_labels=own))
+
+
+def _scans_in(folder: Path) -> list[Path]:
+    files = (each for each in folder.rglob("*") if each.is_file() and not each.name.startswith("."))
+    return sorted(each for each in files if suffix_of(each) in _SCANS)
+
+
+def _without_ending(path: Path) -> str | None:
+    """The picture's name that a mask's name says; None for what is no mask."""
+    name = stem(path) + (".seg" if suffix_of(path) == ".seg.nrrd" else "")
+    return next((name[: -len(each)] for each in _ENDINGS if name.endswith(each)), None)
+
+
+def _key(root: Path, path: Path) -> str:
+    return (path.parent.relative_to(root) / stem(path)).as_posix()

@@ -1,0 +1,123 @@
+"""A CSV or JSON manifest read into cases; its columns are described in cases."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ibis_agent.cases.case import ANY, Case, Problem, checked, label_value, names_for, plain_name, read_labels
+from ibis_agent.errors import InputError
+from ibis_agent.fields import read_json
+from ibis_agent.scan.checks import stem
+from ibis_agent.scan.picture import check_window
+
+_COLUMNS = (
+    "id",
+    "image",
+    "mask",
+    "structure",
+    "value",
+    "labels",
+    "window_min",
+    "window_max",
+    "window",
+    "reverse",
+)
+
+
+def in_csv(path: Path, names: dict[int, str] | None) -> Iterator[Case | Problem]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        dialect = csv.Sniffer().sniff(text[:4096], ",;\t") if text.strip() else csv.excel
+        rows = list(csv.DictReader(io.StringIO(text), dialect=dialect))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError("cannot be read as CSV", file=path, value=error, mend="Save it as UTF-8.") from error
+    _check_columns(rows[0].keys() if rows else (), path)
+    for number, row in enumerate(rows, 2):
+        yield from _from_row({k: v for k, v in row.items() if v not in (None, "")}, number, path, names)
+
+
+def in_json(path: Path, names: dict[int, str] | None) -> Iterator[Case | Problem]:
+    content = read_json(path, mend="A manifest is a list of objects with image and mask.")
+    if isinstance(content, Mapping):
+        if isinstance(content.get("labels"), Mapping):
+            names = names or read_labels(path, content["labels"])
+        content = content.get("cases")
+    if not isinstance(content, list):
+        raise InputError("is no list of cases", file=path, mend='Such as [{"image": …, "mask": …}].')
+    for number, row in enumerate(content, 1):
+        if isinstance(row, Mapping):
+            yield from _from_row({k: v for k, v in row.items() if v is not None}, number, path, names)
+        else:
+            yield Problem("manifest", f"entry {number}", str(path), "is no object with image and mask")
+
+
+def _check_columns(columns: Any, path: Path) -> None:
+    lacking = {"image", "mask"} - set(columns)
+    unknown = [each for each in columns if each not in _COLUMNS]
+    if lacking or unknown:
+        problem = f"has no column {sorted(lacking)[0]}" if lacking else "has an unknown column"
+        raise InputError(
+            problem, file=path, value=", ".join(map(str, columns)), mend=f"Known: {', '.join(_COLUMNS)}."
+        )
+
+
+def _from_row(
+    row: dict[str, Any], number: int, path: Path, names: dict[int, str] | None
+) -> Iterator[Case | Problem]:
+    name = str(row.get("id", f"{'row' if path.suffix.lower() == '.csv' else 'entry'} {number}"))
+    try:
+        unknown = [each for each in row if each not in _COLUMNS]
+        if unknown:
+            raise InputError("has an unknown key", value=unknown[0])
+        for key in ("image", "mask"):
+            if not isinstance(row.get(key), str):
+                raise InputError(f"names no {key}")
+        image, mask = (path.parent / row[key] for key in ("image", "mask"))
+        labels, own = _labels_of_row(row, path, mask), True
+        if not labels:
+            labels, own = names_for(mask, path.parent, names)
+        window = row.get("window")
+        if "window_min" in row or "window_max" in row:
+            window = (row.get("window_min"), row.get("window_max"))
+        window = None if window is None else check_window(window)
+        reverse = str(row.get("reverse", "")).lower() in ("1", "true", "yes")
+    except InputError as error:
+        yield Problem("manifest", name, str(path), f"{error} ({path.name}, {number})")
+        return
+    if "id" not in row:
+        name = stem(image) if "structure" not in row else f"{stem(image)}/{row['structure']}"
+    yield from checked(Case(name, image, mask, labels, window, reverse, own))
+
+
+def _labels_of_row(row: dict[str, Any], path: Path, mask: Path) -> dict[int, str]:
+    if "structure" in row:
+        value = row.get("value", ANY)
+        whole = label_value(value)
+        if whole is None or whole == 0:
+            raise InputError("value must be a whole number but 0", value=value)
+        return {whole: plain_name(str(row["structure"]))}
+    labels = row.get("labels")
+    if labels is None:
+        return {}
+    if isinstance(labels, str) and "=" in labels:
+        parts = (each.split("=", 1) for each in labels.split(";") if each.strip())
+        labels = {part[0].strip(): part[1].strip() if len(part) > 1 else "" for part in parts}
+    elif isinstance(labels, str):
+        return read_labels(path.parent / labels)
+    return read_labels(path, labels)
+
+
+def single_case(image: Path, mask: Path, names: Path | None = None) -> Case:
+    """One picture and its mask, without a manifest; values without names make up "the structure".
+
+    Raises InputError where a file is not there.
+    """
+    for file in (image, mask):
+        if not file.exists():
+            raise InputError("there is no such file", file=file, mend="Check the path.")
+    labels, own = ({ANY: "structure"}, True) if names is None else (read_labels(names), True)
+    return Case(stem(image), image, mask, labels, own_labels=own)

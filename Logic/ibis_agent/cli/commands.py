@@ -1,0 +1,264 @@
+"""The command `ibis-agent`: what each subcommand does and prints, and how errors end it.
+
+Its options are in cli_options, what a run does in runner, how the terminal is written and read in terminal. No
+torch is imported before everything that can be checked without it has been checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from ibis_agent import files
+from ibis_agent.cli import inspection, runner, terminal
+from ibis_agent.cli.options import (
+    BAD_INPUT,
+    BAD_MODEL,
+    BAD_OUTPUT,
+    BUG,
+    DIFFERENT,
+    INTERRUPTED,
+    OK,
+    PAUSED,
+    UNREAD,
+    parser,
+    with_negative_numbers,
+)
+from ibis_agent.cli.request import Request
+from ibis_agent.cli.session import Session, Stopped
+from ibis_agent.errors import Cancelled, IbisError, InputError, ModelError, OutputError
+from ibis_agent.fields import read_json
+from ibis_agent.policy.prompts import check_question
+from ibis_agent.record import published, review
+from ibis_agent.record.trajectory import Trajectory
+from ibis_agent.record.volume_record import VolumeTrajectory, is_volume_record
+from ibis_agent.record.volume_review import write_volume_review
+from ibis_agent.scan.geometry import Orientation
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns the exit code; SystemExit only for --help and a wrong command."""
+    # A service may start us without streams. Opened at once, lest a file of ours take the place of one.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it stays open as long as we run
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal of another encoding shows a question mark; it does not end the run.
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    if not sys.warnoptions:
+        # Libraries warn their programmers; a person gets one line that says what to do.
+        warnings.simplefilter("ignore")
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser().parse_args(with_negative_numbers(given))
+    try:
+        return _COMMANDS[options.command](options)
+    except Stopped as stop:
+        return _fail(options, INTERRUPTED, str(stop))
+    except (KeyboardInterrupt, Cancelled):
+        return _fail(options, INTERRUPTED, "stopped; nothing was written")
+    except BrokenPipeError:
+        # Whoever read our output is gone. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
+    except IbisError as error:
+        code = {ModelError: BAD_MODEL, OutputError: BAD_OUTPUT}
+        return _fail(options, next((code[k] for k in code if isinstance(error, k)), BAD_INPUT), str(error))
+    except OSError as error:
+        # What no module of ours has put into better words: the machine refuses, the program is not wrong.
+        return _fail(
+            options, BAD_INPUT, f"{error.filename or 'a file'}: {error.strerror or error}. Check the path."
+        )
+    except Exception:
+        traceback.print_exc()
+        return _fail(options, BUG, "this is an error in ibis-agent itself; please report the lines above")
+
+
+def _fail(options: argparse.Namespace, code: int, text: str) -> int:
+    line = terminal.one_line(text)
+    if getattr(options, "json", False):
+        print(json.dumps({"event": "error", "exit_code": code, "text": line}), flush=True)
+    print(f"ibis-agent: {line}", file=sys.stderr, flush=True)
+    return code
+
+
+# ---- run -------------------------------------------------------------------------------------------------
+
+
+def _run(options: argparse.Namespace) -> int:
+    screen = terminal.Screen(quiet=options.quiet or options.json)
+    if options.volume:
+        return _run_volume(options, screen)
+    for option in ("--range", "--roi", "--looks", "--follow"):
+        if getattr(options, option[2:]) is not None:
+            raise InputError(f"{option} is for whole volumes", mend="Add --volume, or leave it out.")
+    run = runner.Run(_request(options))
+    session = Session(run, screen, by_hand=options.step, as_json=options.json)
+    session.load()
+    session.go()
+    return PAUSED if run.episode.status == "paused" and not options.step else OK
+
+
+def _run_volume(options: argparse.Namespace, screen: terminal.Screen) -> int:
+    from ibis_agent.cli.volume_job import VolumeJob, VolumeRequest
+    from ibis_agent.cli.volume_session import VolumeSession
+
+    slices = None if options.range is None else (options.range[0], options.range[1])
+    roi = None if options.roi is None else tuple(options.roi)
+    asked = VolumeRequest(_request(options), slices, roi, options.looks, options.follow or "auto")
+    session = VolumeSession(VolumeJob(asked), screen, by_hand=options.step, as_json=options.json)
+    session.load()
+    return PAUSED if session.go() == "paused" and not options.step else OK
+
+
+def _request(options: argparse.Namespace) -> Request:
+    return Request(
+        scan=options.scan,
+        question=options.prompt,
+        plane=options.plane,
+        index=options.slice,
+        window=tuple(options.window) if options.window else None,
+        orientation=Orientation(options.orientation) if options.orientation else None,
+        series=options.series,
+        policy=options.policy,
+        segmenter=options.segmenter,
+        segmenter_config=options.segmenter_config,
+        device=options.device,
+        precision=options.precision,
+        max_turns=options.max_turns,
+        max_repeats=options.max_repeats,
+        history=options.history,
+        out=options.out,
+        mask=options.mask,
+        mask_formats=tuple(options.mask_format or ()),
+        resume=options.resume,
+        review=not options.no_review,
+    )
+
+
+# ---- the other subcommands -------------------------------------------------------------------------------
+
+
+def _replay(options: argparse.Namespace) -> int:
+    screen = terminal.Screen(quiet=options.quiet)
+    asked = Request(
+        segmenter=options.segmenter, segmenter_config=options.segmenter_config, device=options.device
+    )
+    record = read_json(options.trajectory)
+    if is_volume_record(record):
+        return _replay_volume(options, VolumeTrajectory.from_json(record, options.trajectory), asked, screen)
+    recorded = Trajectory.from_json(record, options.trajectory)
+    geometry = recorded.picture.geometry
+    replay = recorded.replay(runner.load_segmenter(asked))
+    for note in replay.warnings:
+        screen.line(screen.warn(terminal.one_line(note)))
+    differences = {each.number: each for each in replay.differences}
+    for number in range(1, len(recorded.steps) + 1):
+        found = differences.get(number)
+        screen.line(f"{number:>3}  " + (screen.bad(str(found)) if found else "the same mask"))
+    if options.mask is not None and replay.steps:
+        runner.write_mask(options.mask, replay.masks[-1], geometry, recorded.question, recorded.answer or "")
+        screen.line(f"     {screen.dim('mask')}  {terminal.one_line(options.mask)}")
+    return DIFFERENT if differences else OK
+
+
+def _replay_volume(
+    options: argparse.Namespace, recorded: VolumeTrajectory, asked: Request, screen: terminal.Screen
+) -> int:
+    segmenter: Any = runner.load_segmenter(asked)
+    replay = recorded.replay(segmenter)
+    for note in replay.warnings:
+        screen.line(screen.warn(terminal.one_line(note)))
+    differences = {each.number: each for each in replay.differences}
+    for index in sorted(recorded.masks):
+        found = differences.get(index)
+        screen.line(f"slice {index:>4}  " + (screen.bad(str(found)) if found else "the same mask"))
+    if options.mask is not None:
+        geometry = next(iter(recorded.pictures.values())).geometry
+        runner.write_mask(options.mask, replay.volume, geometry, recorded.question, recorded.answer)
+        screen.line(f"     {screen.dim('mask')}  {terminal.one_line(options.mask)}")
+    return DIFFERENT if differences else OK
+
+
+def _review(options: argparse.Namespace) -> int:
+    record = read_json(options.trajectory)
+    path = options.out or options.trajectory.with_name(runner.REVIEW_NAME)
+    if is_volume_record(record):
+        VolumeTrajectory.from_json(record, options.trajectory)
+        write_volume_review(record, path)
+    else:
+        review.write_review(Trajectory.from_json(record, options.trajectory).to_json(), path)
+    print(path)
+    if options.open:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
+    return OK
+
+
+def _convert(options: argparse.Namespace) -> int:
+    content = read_json(options.trajectory)
+    if options.out.is_file() and options.out.samefile(options.trajectory):
+        mend = "Choose another --out."
+        raise InputError("the result would overwrite what it is made from", file=options.out, mend=mend)
+    if options.prompt is not None:
+        check_question(options.prompt)
+    if isinstance(content, dict) and "schema" in content:
+        recorded = Trajectory.from_json(content, options.trajectory)
+        published.save(options.out, [published.from_trajectory(recorded)])
+        print(options.out)
+        return OK
+    found = published.load(options.trajectory)
+    if not found:
+        raise InputError("holds no trajectory", file=options.trajectory, value="an empty list")
+    folder = options.scans or options.trajectory.parent
+    # All of them before the first is written: a scan that is missing leaves nothing half done.
+    made = [published.to_trajectory(each, folder, options.prompt) for each in found]
+    for number, each in enumerate(made, 1):
+        path = options.out if len(made) == 1 else options.out / f"{number:04}.json"
+        if len(made) > 1:
+            files.check_writable_folder(options.out)
+        each.save(path)
+        print(path)
+    return OK
+
+
+def _info(options: argparse.Namespace) -> int:
+    found = inspection.inspect(options.path, config=options.segmenter_config, load=options.load)
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return OK
+    screen = terminal.Screen()
+    for title, facts in found.items():
+        screen.line(screen.bold(terminal.one_line(title)))
+        for term, value in facts.items():
+            screen.line(f"  {screen.dim(f'{term:<16}')} {terminal.one_line(value)}")
+    return OK
+
+
+def _import_prompts(options: argparse.Namespace) -> int:
+    from ibis_agent.policy.published_prompts import import_prompts
+
+    print(import_prompts(options.checkout, options.policy))
+    return OK
+
+
+_COMMANDS = {
+    "run": _run,
+    "replay": _replay,
+    "review": _review,
+    "convert": _convert,
+    "info": _info,
+    "import-prompts": _import_prompts,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

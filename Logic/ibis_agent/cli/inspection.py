@@ -1,0 +1,197 @@
+"""What a file or folder is, for `ibis-agent info`: a policy, a segmenter, a trajectory or a scan.
+
+Each kind gives facts for people, and is refused with the error that a run would give. A model is loaded too,
+to see whether it loads, where that is quick or asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ibis_agent.errors import IbisError, InputError
+from ibis_agent.fields import read_json
+from ibis_agent.policy import folder as weights
+from ibis_agent.policy import required_memory as memory
+from ibis_agent.policy.required_memory import gigabytes
+from ibis_agent.record.trajectory import Trajectory
+from ibis_agent.record.volume_record import VolumeTrajectory, is_volume_record
+
+# Above this a model is loaded only on request: it would take a minute and most of a small machine's memory.
+_QUICK = 2 * 10**9
+_CHECKPOINTS = (".pt", ".pth", ".safetensors")
+
+Facts = dict[str, str]
+
+
+def inspect(
+    path: str | os.PathLike[str] | None = None, config: str | None = None, load: bool = False
+) -> dict[str, Facts]:
+    """Facts by title; None stands for the demo models.
+
+    Args:
+        config: architecture of a segmenter's checkpoint, as in architecture.load.
+        load: load a model however large it is.
+
+    Raises IbisError where it is none of what this package reads, or cannot be used.
+    """
+    if path is None:
+        from ibis_agent.cli.request import demo_policy
+        from ibis_agent.segmenter.sam2.predictor import checkpoint_file
+
+        policy, segmenter = demo_policy(), checkpoint_file(None)
+        return {"Demo policy": _policy(policy, load), "Demo segmenter": _segmenter(segmenter, config, load)}
+    path = Path(path)
+    if not path.exists():
+        raise InputError("there is no such file or folder", file=path, mend="Check the path.")
+    if path.is_dir():
+        if (path / "config.json").exists() or any(path.glob("*.safetensors")):
+            return {"Policy": _policy(path, load)}
+        return {"Scan": _scan(path)}
+    name = path.name.lower()
+    if name.endswith(_CHECKPOINTS):
+        return {"Segmenter": _segmenter(path, config, load)}
+    if name.endswith(".json"):
+        return {"Trajectory": _trajectory(path)}
+    return {"Scan": _scan(path)}
+
+
+def _policy(folder: Path, load: bool) -> Facts:
+    from ibis_agent.policy.card import CARD_NAME, load_card
+    from ibis_agent.policy.prompts import DEFAULT_PROMPTS
+
+    found, card = weights.look_into(folder), load_card(folder)
+    free = memory.free_bytes("cpu")
+    needed = (f"{each} {gigabytes(memory.run_bytes(found, each))}" for each in memory.PRECISIONS)
+    facts = {
+        "folder": str(folder),
+        "name": card.name,
+        "note": card.note,
+        "origin": card.origin,
+        "model": f"Qwen2.5-VL, {_count(found.parameters)} parameters",
+        "stored": f"{found.stored_as}, {gigabytes(found.stored_bytes)} in {_files(len(found.files))}",
+        "sha256": found.sha256,
+        "card": CARD_NAME if (folder / CARD_NAME).exists() else "none: the published settings are used",
+        "pictures": f"{card.orientation.value}, overlay {card.overlay_colour} at {card.overlay_alpha:g}",
+        "prompts": "this program's own" if card.prompts == DEFAULT_PROMPTS else "the card's",
+        "history": f"{card.history} earlier turns" if card.history else "none",
+        "memory to run": ", ".join(needed),
+        "memory free": gigabytes(free) if free is not None else "unknown",
+    }
+
+    def load_it() -> str:
+        from ibis_agent.policy.qwen25.local import LocalPolicy
+
+        policy: Any = LocalPolicy.load(folder)
+        where = [f"{key} {getattr(policy, key)}" for key in ("device", "precision") if hasattr(policy, key)]
+        return ", ".join(where)
+
+    small = memory.run_bytes(found, "fp32") < _QUICK
+    return _without_blanks(facts | {"loads": _tried(load_it, load or small)})
+
+
+def _segmenter(file: Path, config: str | None, load: bool) -> Facts:
+    from ibis_agent.segmenter.sam2 import architecture
+    from ibis_agent.segmenter.sam2.predictor import Segmenter, memory_estimate, sha256_of
+
+    found = architecture.inspect(file, config)
+    facts = {
+        "file": str(file),
+        "architecture": found.name,
+        "model": f"SAM2, {_count(found.parameters)} parameters",
+        "stored": gigabytes(file.stat().st_size),
+        "sha256": sha256_of(file),
+        "sees pictures of": f"{found.image_size} × {found.image_size}",
+        "memory to run": gigabytes(memory_estimate(found)),
+    }
+
+    def load_it() -> str:
+        segmenter = Segmenter.load(file, config)
+        side = np.zeros((found.image_size, found.image_size, 3), np.uint8)
+        begun = time.perf_counter()
+        segmenter.embed(side)
+        return f"{segmenter.device} in {segmenter.precision}, a picture takes {_seconds(begun)}"
+
+    return facts | {"loads": _tried(load_it, load or memory_estimate(found) < _QUICK)}
+
+
+def _trajectory(path: Path) -> Facts:
+    record = read_json(path)
+    if is_volume_record(record):
+        return _without_blanks({"file": str(path), **VolumeTrajectory.from_json(record, path).facts()})
+    recorded = Trajectory.from_json(record, path)
+    geometry = recorded.picture.geometry
+    people = sum(step.by == "person" for step in recorded.steps)
+    return _without_blanks(
+        {
+            "file": str(path),
+            "question": recorded.question,
+            "answer": recorded.answer or "",
+            "steps": f"{len(recorded.steps)}, {people} of them by a person",
+            "status": f"{recorded.status}. {recorded.reason}".strip(" ."),
+            "scan": recorded.source,
+            "picture": f"{geometry.plane}, {geometry.width} × {geometry.height}",
+            "made": recorded.created,
+            "policy": _identity(recorded.policy),
+            "segmenter": _identity(recorded.segmenter),
+            "note": recorded.note,
+        }
+    )
+
+
+def _scan(path: Path) -> Facts:
+    from ibis_agent.scan.load import load_scan
+
+    scan = load_scan(path)
+    facts = {
+        "file": str(path),
+        "kind": scan.kind,
+        "size": " × ".join(map(str, scan.voxels.shape)),
+        "grey values": f"{scan.voxels.dtype}, {float(scan.voxels.min()):g} to {float(scan.voxels.max()):g}",
+        "modality": scan.modality,
+    }
+    if scan.kind == "volume":
+        spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
+        facts["spacing"] = " × ".join(f"{each:g}" for each in spacing) + " mm"
+    if scan.window:
+        facts["window"] = f"{scan.window[0]:g} to {scan.window[1]:g}"
+    return _without_blanks(facts)
+
+
+def _tried(load_it: Callable[[], str], wanted: bool) -> str:
+    if not wanted:
+        return "not tried, it is large; --load tries"
+    begun = time.perf_counter()
+    try:
+        how = load_it()
+    except IbisError as error:
+        return f"no: {error}"
+    return f"yes, in {_seconds(begun)}: {how}"
+
+
+def _identity(identity: Mapping[str, str] | None) -> str:
+    return ", ".join(value for value in (identity or {}).values() if value)
+
+
+def _seconds(since: float) -> str:
+    return f"{time.perf_counter() - since:.1f} s"
+
+
+def _count(number: int) -> str:
+    for size, word in ((10**9, "billion"), (10**6, "million")):
+        if number >= size:
+            return f"{number / size:.2f} {word}"
+    return str(number)
+
+
+def _files(number: int) -> str:
+    return "1 file" if number == 1 else f"{number} files"
+
+
+def _without_blanks(facts: Facts) -> Facts:
+    return {term: value for term, value in facts.items() if value}

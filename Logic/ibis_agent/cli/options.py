@@ -1,0 +1,266 @@
+"""The command line of `ibis-agent`: subcommands, options, and what the exit codes mean. What they do is in cli."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ibis_agent import __version__
+from ibis_agent.cli import terminal
+from ibis_agent.cli.request import MASK_FORMATS
+from ibis_agent.scan.geometry import PLANES, Orientation
+
+OK, BUG, BAD_INPUT, BAD_MODEL, BAD_OUTPUT, PAUSED, DIFFERENT = range(7)
+INTERRUPTED, UNREAD = 130, 141
+
+_EXIT_CODES = """\
+exit codes:
+  0    done: the agent ended, reached a limit, or the person accepted, discarded or stopped
+  1    an error in this program itself
+  2    the command line, the scan, or another input cannot be used
+  3    a model cannot be loaded, or failed
+  4    the results cannot be written
+  5    the agent paused: its reply could not be read twice; what it did so far is kept
+  6    replay: the masks differ from the recorded ones
+  130  stopped by Ctrl-C; the steps so far are kept
+  141  stopped, since nobody reads what is printed any more; the steps so far are kept
+
+Research use only. Not a medical device."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with a wrong command told in one line and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"ibis-agent: {terminal.one_line(message)}. See: {self.prog} --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All of it; the subcommand's name comes out as `command`."""
+    made = _Parser(
+        prog="ibis-agent",
+        description="Ask a scan a question and watch the answer being worked out, click by click.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--version", action="version", version=f"ibis-agent {__version__}")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_run(commands)
+    _add_others(commands)
+    return made
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        help="ask about a scan",
+        description="Ask about one slice of a scan. Leaves the mask, trajectory.json and review.html.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument(
+        "scan",
+        nargs="?",
+        type=Path,
+        metavar="SCAN",
+        help=(
+            "PNG or JPEG, NIfTI, NRRD, MetaImage, MedSAM2-style .npz, or a DICOM folder; none with --resume"
+        ),
+    )
+    run.add_argument("--prompt", metavar="TEXT", help='the question, such as "Segment the liver"')
+
+    picture = run.add_argument_group("which picture")
+    picture.add_argument(
+        "--slice", type=int, metavar="N", help="voxel index across the plane (default: the middle)"
+    )
+    picture.add_argument(
+        "--plane", choices=PLANES, metavar="PLANE", help=f"{', '.join(PLANES)} (default: axial)"
+    )
+    picture.add_argument(
+        "--window",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help=(
+            "grey values shown as black and white (default: the scan's own, the policy's card's, or the "
+            "slice's 1st and 99th percentile)"
+        ),
+    )
+    picture.add_argument(
+        "--orientation",
+        choices=[each.value for each in Orientation],
+        help=("how the slice is turned (default: as the policy was trained)"),
+    )
+    picture.add_argument("--series", metavar="UID", help="which series of a DICOM folder")
+
+    models = run.add_argument_group("which models")
+    models.add_argument(
+        "--policy", type=Path, metavar="DIR", help="a Qwen2.5-VL folder (default: the demo policy)"
+    )
+    _add_segmenter(models)
+    models.add_argument(
+        "--precision",
+        default="auto",
+        choices=["auto", "fp32", "bf16", "fp16", "int4"],
+        help=("of the policy (default: auto)"),
+    )
+
+    volume = run.add_argument_group("whole volumes")
+    volume.add_argument(
+        "--volume",
+        action="store_true",
+        help="find the object in the whole volume: a key slice, its neighbours, second looks",
+    )
+    volume.add_argument(
+        "--range", type=int, nargs=2, metavar=("A", "B"), help="first and last slice (default: all)"
+    )
+    volume.add_argument(
+        "--roi",
+        type=int,
+        nargs=6,
+        metavar=("I0", "I1", "J0", "J1", "K0", "K1"),
+        help="first and last voxel of each axis of the file that the mask stays in",
+    )
+    volume.add_argument(
+        "--looks", type=int, metavar="N", help="second looks at doubtful slices, 0 for none (default: 4)"
+    )
+    volume.add_argument(
+        "--follow",
+        choices=("auto", "memory", "carry"),
+        help="from slice to slice by the segmenter's memory, or by a click that is carried on (default: auto, "
+        "memory where it was trained)",
+    )
+
+    limits = run.add_argument_group("how far")
+    limits.add_argument("--max-turns", type=int, metavar="N", help="stop after so many turns (default: 20)")
+    limits.add_argument(
+        "--max-repeats",
+        type=int,
+        metavar="N",
+        help=("stop when the same action comes so many times in a row (default: 3)"),
+    )
+    limits.add_argument(
+        "--history",
+        type=int,
+        metavar="N",
+        help=("how many earlier turns stay in the conversation, 0 for none (default: the policy's card)"),
+    )
+    limits.add_argument("--step", action="store_true", help="wait for the person after each action")
+    limits.add_argument(
+        "--resume",
+        type=Path,
+        metavar="FILE",
+        help="go on from a trajectory.json; with --volume name SCAN too",
+    )
+
+    out = run.add_argument_group("what comes out")
+    out.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the results (default: ibis-out/SCAN-PLANE-SLICE)"
+    )
+    _add_mask_format(out)
+    out.add_argument(
+        "--mask", type=Path, metavar="FILE", help="write the mask to this file, in place of the folder"
+    )
+    out.add_argument("--no-review", action="store_true", help="write no review.html")
+    shown = out.add_mutually_exclusive_group()
+    shown.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    shown.add_argument("--json", action="store_true", help="print one JSON object a line in place of text")
+
+
+def _add_others(commands: Any) -> None:
+    replay = commands.add_parser("replay", help="rebuild the masks of a trajectory with the segmenter alone")
+    replay.add_argument("trajectory", type=Path, metavar="TRAJECTORY.json")
+    _add_segmenter(replay)
+    replay.add_argument("--mask", type=Path, metavar="FILE", help="write the rebuilt last mask to this file")
+    replay.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+    review = commands.add_parser("review", help="write the review page of a trajectory")
+    review.add_argument("trajectory", type=Path, metavar="TRAJECTORY.json")
+    review.add_argument(
+        "--out", type=Path, metavar="FILE", help="the page (default: review.html beside the trajectory)"
+    )
+    review.add_argument("--open", action="store_true", help="show it in the browser")
+
+    convert = commands.add_parser(
+        "convert",
+        help="turn a trajectory into the published format, or the other way",
+        description="Which way it goes is told by what the file holds.",
+    )
+    convert.add_argument("trajectory", type=Path, metavar="FILE.json")
+    convert.add_argument(
+        "--out", type=Path, metavar="PATH", required=True, help="the file; a folder where there are several"
+    )
+    convert.add_argument(
+        "--scans",
+        type=Path,
+        metavar="DIR",
+        help="where the scans of published ones are (default: beside them)",
+    )
+    convert.add_argument("--prompt", metavar="TEXT", help="the question of published ones, which lack it")
+
+    info = commands.add_parser(
+        "info", help="what a checkpoint, a trajectory or a scan is, and whether it can be used"
+    )
+    info.add_argument(
+        "path",
+        nargs="?",
+        type=Path,
+        metavar="DIR|FILE",
+        help=(
+            "a policy's folder, a segmenter's checkpoint, a trajectory or a scan (default: the demo models)"
+        ),
+    )
+    info.add_argument(
+        "--segmenter-config", metavar="NAME|FILE", help="architecture of a segmenter's checkpoint"
+    )
+    info.add_argument("--load", action="store_true", help="load a model however large it is")
+    info.add_argument("--json", action="store_true", help="print JSON")
+
+    prompts = commands.add_parser(
+        "import-prompts",
+        help="fill a policy's card with the prompts of the published code",
+        description="Read the prompts from your own checkout of the published code. Nothing in it is run.",
+    )
+    prompts.add_argument("checkout", type=Path, metavar="CHECKOUT", help="folder of the published code")
+    prompts.add_argument("policy", type=Path, metavar="DIR", help="folder of the policy")
+
+
+def _add_segmenter(group: Any) -> None:
+    group.add_argument(
+        "--segmenter",
+        type=Path,
+        metavar="FILE",
+        help=("SAM2, SAM2.1 or MedSAM2 weights (default: the demo segmenter)"),
+    )
+    group.add_argument(
+        "--segmenter-config", metavar="NAME|FILE", help="its architecture, where the weights do not tell"
+    )
+    group.add_argument(
+        "--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)"
+    )
+
+
+def _add_mask_format(group: Any) -> None:
+    formats = sorted(MASK_FORMATS)
+    group.add_argument(
+        "--mask-format",
+        action="append",
+        choices=formats,
+        metavar="FORMAT",
+        help=(f"{', '.join(formats)}; may be given several times (default: nii.gz, or png for a picture)"),
+    )
+
+
+def with_negative_numbers(arguments: Sequence[str]) -> list[str]:
+    """argparse takes "-1e3" for an option; as " -1e3" it is a number. For the two values of --window."""
+    made = list(arguments)
+    for at, word in enumerate(made):
+        if word == "--window":
+            for following in range(at + 1, min(at + 3, len(made))):
+                with contextlib.suppress(ValueError):
+                    float(made[following])
+                    made[following] = " " + made[following].strip()
+    return made

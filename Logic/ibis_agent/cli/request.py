@@ -1,0 +1,262 @@
+"""What a person asks of a run, and whether it can be done: every check that needs no model.
+
+A `Request` is what was said; `check` turns it into a `Job`, in which nothing is missing or doubtful any more.
+Nothing is written here and no model is loaded; torch is imported to look into a checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ibis_agent.errors import InputError, ModelError
+from ibis_agent.mask import files as mask_files
+from ibis_agent.policy import folder as weights
+from ibis_agent.policy.card import ModelCard, load_card
+from ibis_agent.policy.prompts import check_question
+from ibis_agent.record.trajectory import Trajectory, orientation_of
+from ibis_agent.run.episode import Limits
+from ibis_agent.scan.geometry import Orientation, PictureGeometry
+from ibis_agent.scan.load import load_scan
+from ibis_agent.scan.picture import Picture, check_window, cut
+
+DEMO_POLICY = Path(__file__).parents[1] / "demo" / "policy"
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?", re.ASCII)
+# What --mask-format may say, and the end of the file that it makes.
+MASK_FORMATS = {"nii.gz": ".nii.gz", "nrrd": ".nrrd", "seg.nrrd": ".seg.nrrd", "png": ".png"}
+
+
+class Asked(Protocol):
+    """A recorded run, as far as its question goes."""
+
+    @property
+    def question(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asks for; see `ibis-agent run --help` for each.
+
+    None means: the default, from the policy's card where it has one.
+    """
+
+    scan: Path | None = None
+    question: str | None = None
+    plane: str | None = None
+    index: int | None = None
+    window: tuple[float, ...] | None = None
+    orientation: Orientation | None = None
+    series: str | None = None
+    policy: Path | None = None
+    segmenter: Path | None = None
+    segmenter_config: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    max_turns: int | None = None
+    max_repeats: int | None = None
+    history: int | None = None
+    out: Path | None = None
+    mask: Path | None = None
+    mask_formats: tuple[str, ...] = ()
+    resume: Path | None = None
+    review: bool = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request that passed every check.
+
+    Attributes:
+        request: what was asked.
+        policy: the policy's folder.
+        card: the policy's, with the request's history in it.
+        question: what is asked.
+        picture: what is worked on.
+        source: the name of the scan.
+        limits: None where a resumed run keeps its own.
+        resumed: the run to go on from.
+        folder: where the results go; it may not exist yet.
+        masks: the files that the mask goes to.
+    """
+
+    request: Request
+    policy: Path
+    card: ModelCard
+    question: str
+    picture: Picture
+    source: str
+    limits: Limits | None
+    resumed: Trajectory | None
+    folder: Path
+    masks: tuple[Path, ...]
+
+
+def check(request: Request) -> Job:
+    """Raises InputError or ModelError naming the file, the value and the mend."""
+    policy = request.policy if request.policy is not None else demo_policy()
+    card = _card(policy, request.history)
+    limits = _limits(request)
+    if not _DEVICE.fullmatch(request.device):
+        raise InputError(
+            "there is no such device", value=request.device, mend="Use auto, cpu, cuda or cuda:1."
+        )
+    resumed = None if request.resume is None else Trajectory.load(request.resume)
+    question = _question(request, card, resumed)
+    picture, source, stem = _picture(request, card, resumed)
+    folder = _folder(request, stem)
+    paths = tuple(_mask_paths(request, folder, picture.geometry))
+    _check_models(request, policy)
+    return Job(request, policy, card, question, picture, source, limits, resumed, folder, paths)
+
+
+def demo_policy() -> Path:
+    """The demo policy's folder. Raises ModelError where it is not installed."""
+    if not (DEMO_POLICY / "config.json").is_file():
+        raise ModelError(
+            "the demonstration policy is not in this installation",
+            file=DEMO_POLICY,
+            mend="Name a policy's folder with --policy, or train one: python -m training.demo.train_policy.",
+        )
+    return DEMO_POLICY
+
+
+def _card(folder: Path, history: int | None) -> ModelCard:
+    card = load_card(folder)
+    if history is None:
+        return card
+    if history < 0:
+        mend = "Give the number of earlier turns to keep, 0 for none."
+        raise InputError("the history cannot be negative", value=history, mend=mend)
+    return dataclasses.replace(card, history=history)
+
+
+def _limits(request: Request) -> Limits | None:
+    """None where nothing was said: a resumed run then keeps its own."""
+    said = {"max_turns": request.max_turns, "max_repeats": request.max_repeats}
+    given = {name: value for name, value in said.items() if value is not None}
+    return Limits(**given) if given else None
+
+
+def _question(request: Request, card: ModelCard, resumed: Asked | None) -> str:
+    if request.question is None and resumed is not None:
+        try:
+            return check_question(resumed.question, card.max_question, card.script)
+        except InputError as error:
+            mend = f"{error.mend} The question is in the trajectory: start a new run."
+            raise InputError(error.problem, file=request.resume, value=error.value, mend=mend) from error
+    if request.question is None:
+        mend = 'Ask with --prompt, such as --prompt "Segment the liver".'
+        raise InputError("there is no question", mend=mend)
+    question = check_question(request.question, card.max_question, card.script)
+    if resumed is not None and question != resumed.question:
+        raise InputError(
+            "the run to resume was asked another question",
+            file=request.resume,
+            value=question,
+            mend="Leave --prompt out, or start a new run.",
+        )
+    return question
+
+
+def _picture(request: Request, card: ModelCard, resumed: Trajectory | None) -> tuple[Picture, str, str]:
+    """The picture, the name of the scan, and a name for the folder of the results."""
+    if resumed is not None:
+        return _resumed_picture(request, card, resumed), resumed.source, ""
+    if request.scan is None:
+        raise InputError("there is no scan", mend="Name a picture, a volume or a DICOM folder.")
+    window = None if request.window is None else check_window(request.window)
+    scan = load_scan(request.scan, series=request.series)
+    preferred = card.window if scan.may_be_ct else None
+    orientation = request.orientation or card.orientation
+    picture = cut(scan, request.plane or "axial", request.index, window, orientation, preferred)
+    name = request.scan.resolve().name
+    geometry = picture.geometry
+    stem = _stem(name) + ("" if geometry.plane == "picture" else f"-{geometry.plane}-{geometry.index}")
+    return picture, name, stem
+
+
+def _resumed_picture(request: Request, card: ModelCard, resumed: Trajectory) -> Picture:
+    """The recorded picture; whatever else the request says about it would be another run."""
+    for option, value in (
+        ("SCAN", request.scan),
+        ("--plane", request.plane),
+        ("--slice", request.index),
+        ("--window", request.window),
+        ("--orientation", request.orientation),
+        ("--series", request.series),
+    ):
+        if value is not None:
+            raise InputError(
+                f"{option} cannot be chosen again for a run that is resumed",
+                file=request.resume,
+                value=value,
+                mend="Leave it out: the picture is in the trajectory.",
+            )
+    recorded = orientation_of(resumed.picture.geometry)
+    if recorded is not None and recorded != card.orientation.value:
+        raise InputError(
+            "the run to resume was made with pictures turned another way than this policy expects",
+            file=request.resume,
+            value=f"{recorded}, the policy wants {card.orientation.value}",
+            mend="Choose the policy that it was made with, or start a new run.",
+        )
+    return resumed.picture
+
+
+def _stem(name: str) -> str:
+    for suffix in (".nii.gz", Path(name).suffix):
+        if suffix and name.lower().endswith(suffix.lower()):
+            return name[: -len(suffix)] or "scan"
+    return name or "scan"
+
+
+def _folder(request: Request, stem: str) -> Path:
+    """Where the results go: the folder asked for, that of the resumed run, or a new one under ibis-out."""
+    if request.out is not None:
+        return request.out
+    if request.resume is not None:
+        return request.resume.parent
+    first = Path("ibis-out") / stem
+    folder, number = first, 2
+    while os.path.lexists(folder):
+        folder, number = first.with_name(f"{stem}-{number}"), number + 1
+    return folder
+
+
+def _mask_paths(request: Request, folder: Path, geometry: PictureGeometry) -> list[Path]:
+    kind = "picture" if geometry.plane == "picture" else "volume"
+    if request.mask is not None:
+        if request.mask_formats:
+            mend = "The end of --mask says the format; leave --mask-format out."
+            raise InputError("the mask's format is said twice", value=request.mask_formats[0], mend=mend)
+        mask_files.check_mask_path(request.mask, kind)
+        _spare_the_scan(request, [request.mask])
+        return [request.mask]
+    formats = request.mask_formats or (("png",) if kind == "picture" else ("nii.gz",))
+    paths = [folder / f"mask{MASK_FORMATS[each]}" for each in dict.fromkeys(formats)]
+    for path in paths:
+        # A PNG beside other formats is the mask as it was seen; alone it would lose its place in the scan.
+        if not (path.suffix == ".png" and len(paths) > 1):
+            mask_files.check_mask_path(path, kind)
+    _spare_the_scan(request, paths)
+    return paths
+
+
+def _spare_the_scan(request: Request, paths: list[Path]) -> None:
+    for path in paths:
+        if request.scan is not None and path.resolve() == request.scan.resolve():
+            mend = "Choose another --out or --mask."
+            raise InputError("the mask would overwrite the scan", file=path, mend=mend)
+
+
+def _check_models(request: Request, policy: Path) -> None:
+    """Look at both models' files without loading them. Raises ModelError."""
+    weights.look_into(policy)
+    from ibis_agent.segmenter.sam2 import architecture
+    from ibis_agent.segmenter.sam2.predictor import checkpoint_file
+
+    architecture.inspect(checkpoint_file(request.segmenter), request.segmenter_config)

@@ -1,0 +1,269 @@
+"""What the terminal shows of a run, and how it asks the person between steps.
+
+Text from a policy or a file name is cleaned before it reaches the terminal, which would otherwise obey what
+is in it. Nothing here knows of models or files; cli connects it with runner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, TextIO
+
+from ibis_agent.actions import Click
+from ibis_agent.errors import InputError
+
+_BOLD, _DIM, _GREEN, _RED, _YELLOW, _CYAN = "1", "2", "32", "31", "33", "36"
+_WIDEST = 100
+_INDENT = 5
+# A tag that has begun but is not complete yet is held back, so that no half of one is ever shown.
+_UNFINISHED_TAG = re.compile(r"<\s{0,4}/?\s{0,4}[a-z]{0,8}\s{0,4}$", re.IGNORECASE)
+_OPENING = re.compile(r"^\s*<\s{0,4}think\s{0,4}>\s*", re.IGNORECASE)
+_ENDING = re.compile(r"<\s{0,4}(?:/\s{0,4}think|action|answer)\s{0,4}>", re.IGNORECASE)
+
+
+def clean(text: str) -> str:
+    """`text` without what a terminal would obey or be misled by: escapes, controls, reordering marks.
+
+    Line ends and tabs stay; everything else of that kind becomes U+FFFD.
+    """
+    return "".join(
+        "\ufffd"
+        if unicodedata.category(letter) in ("Cc", "Cf", "Cs") and letter not in "\n\t\u200d\u200c"
+        else letter
+        for letter in text
+    )
+
+
+def one_line(text: object) -> str:
+    """`clean` text with every run of white space as one space."""
+    return " ".join(clean(str(text)).split())
+
+
+class ThinkingStream:
+    """Turns the pieces of a reply as they come into the thinking alone, to be shown at once.
+
+    `feed(piece)` returns what of the thinking has become certain with that piece.
+    """
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._shown = 0
+        self.ended = False
+
+    def feed(self, piece: str) -> str:
+        if self.ended:
+            return ""
+        self._text += piece
+        start = _OPENING.match(self._text)
+        begin = start.end() if start else 0
+        ending = _ENDING.search(self._text, begin)
+        if ending:
+            self.ended = True
+            thinking = self._text[begin : ending.start()].rstrip()
+        else:
+            unfinished = _UNFINISHED_TAG.search(self._text)
+            thinking = self._text[begin : unfinished.start() if unfinished else len(self._text)]
+            # White space at the end may turn out to be the last before the tag.
+            thinking = thinking.rstrip()
+        new, self._shown = thinking[self._shown :], max(self._shown, len(thinking))
+        return new
+
+
+class Screen:
+    """Writes to a terminal, a pipe or a file: colours and width only where there are such."""
+
+    def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
+        self.stream = stream or sys.stdout
+        self.quiet = quiet
+        self.coloured = (
+            self.stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        )
+        self.width = (
+            min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns) if self.stream.isatty() else _WIDEST
+        )
+        self._column = 0
+        self._word = self._space = ""
+
+    def line(self, text: str = "") -> None:
+        """One line, at once."""
+        if not self.quiet:
+            self.end_flow()
+            self._write(text + "\n")
+
+    def ask(self, prompt: str) -> None:
+        """A prompt that the person types behind."""
+        if not self.quiet:
+            self.end_flow()
+            self._write(prompt)
+
+    @contextlib.contextmanager
+    def passing(self, text: str) -> Iterator[None]:
+        """Show a line while the block runs, on a terminal only, and wipe it away afterwards."""
+        shown = self.stream.isatty() and not self.quiet
+        if shown:
+            self._write(text + "\r")
+        try:
+            yield
+        finally:
+            if shown:
+                self._write("\033[K")
+
+    def flow(self, text: str) -> None:
+        """Text that comes in pieces: indented, broken between words at the width of the screen."""
+        if self.quiet:
+            return
+        for letter in clean(text):
+            if letter in " \t\n":
+                self._place_word()
+                if letter == "\n":
+                    self._break()
+                elif self._column > _INDENT:
+                    self._space = " "
+            else:
+                self._word += letter
+                if len(self._word) > self.width - _INDENT - 1:
+                    self._place_word()
+        self.stream.flush()
+
+    def end_flow(self) -> None:
+        """Finish what `flow` has begun with a line end."""
+        self._place_word()
+        if self._column:
+            self._break()
+
+    def paint(self, text: str, colour: str) -> str:
+        return f"\033[{colour}m{text}\033[0m" if self.coloured else text
+
+    def bold(self, text: str) -> str:
+        return self.paint(text, _BOLD)
+
+    def dim(self, text: str) -> str:
+        return self.paint(text, _DIM)
+
+    def good(self, text: str) -> str:
+        return self.paint(text, _GREEN)
+
+    def bad(self, text: str) -> str:
+        return self.paint(text, _RED)
+
+    def warn(self, text: str) -> str:
+        return self.paint(text, _YELLOW)
+
+    def mark(self, text: str) -> str:
+        return self.paint(text, _CYAN)
+
+    def _place_word(self) -> None:
+        if not self._word:
+            return
+        if self._column and self._column + len(self._space + self._word) > self.width:
+            self._break()
+        before = self._space if self._column else " " * _INDENT
+        self._write(before + self._word)
+        self._column += len(before + self._word)
+        self._word = self._space = ""
+
+    def _break(self) -> None:
+        self._write("\n")
+        self._column = 0
+        self._space = ""
+
+    def _write(self, text: str) -> None:
+        self.stream.write(text)
+        self.stream.flush()
+
+
+Word = Literal["continue", "undo", "redo", "reject", "accept", "discard", "quit", "help"]
+
+
+@dataclass(frozen=True)
+class Do:
+    """A word of the person without further parts."""
+
+    word: Word
+
+
+@dataclass(frozen=True)
+class Back:
+    """Go back by so many steps."""
+
+    steps: int
+
+
+@dataclass(frozen=True)
+class Add:
+    """The person's own click."""
+
+    click: Click
+
+
+@dataclass(frozen=True)
+class Replace:
+    """The person's own click in place of step `number` and all after it."""
+
+    number: int
+    click: Click
+
+
+Command = Do | Back | Add | Replace
+
+HELP = """\
+     Enter       go on with the agent          b [n]       back by one step, or by n
+     + x y       your own positive click       u / r       undo / redo what was done last
+     - x y       your own negative click       x           reject: take back, and tell the agent so
+     3 + x y     your click in place of step 3 a / d       accept / discard the mask and end
+     q           stop here, keep everything    ?           this help
+     x to the right and y down from 0 to 1; or pixels, column then row:  + 91 48 px"""
+
+_WORDS: dict[str, Word] = {
+    "": "continue", "c": "continue", "continue": "continue", "u": "undo", "undo": "undo", "r": "redo",
+    "redo": "redo", "x": "reject", "reject": "reject", "a": "accept", "accept": "accept", "d": "discard",
+    "discard": "discard", "q": "quit", "quit": "quit", "exit": "quit", "?": "help", "h": "help",
+    "help": "help",
+}  # fmt: skip
+_BACK = re.compile(r"b(?:ack)?\s*(\d{1,9})?", re.ASCII)
+_CLICK = re.compile(r"(?:(\d{1,9})\s*)?([+-])\s*(\S{1,40})[\s,]+(\S{1,40}?)\s*(px)?", re.ASCII)
+
+
+def read_command(text: str, height: int, width: int) -> Command:
+    """What the person typed, for a picture of `height` × `width` pixels.
+
+    Raises InputError, in words that say what would be understood.
+    """
+    typed = text.strip().lower()
+    if typed in _WORDS:
+        return Do(_WORDS[typed])
+    back = _BACK.fullmatch(typed)
+    if back:
+        return Back(int(back.group(1) or 1))
+    click = _CLICK.fullmatch(typed)
+    if click:
+        number, sign, x, y, pixels = click.groups()
+        chosen = _click(x.rstrip(","), y, sign == "+", (height, width) if pixels else None)
+        return Add(chosen) if number is None else Replace(int(number), chosen)
+    raise InputError("that is not understood", value=one_line(text)[:60], mend="Type ? for what there is.")
+
+
+def _click(x: str, y: str, positive: bool, pixels: tuple[int, int] | None) -> Click:
+    try:
+        across, down = float(x), float(y)
+    except ValueError as error:
+        mend = "As in: + 0.42 0.55, or + 91 48 px."
+        raise InputError("a click is two numbers", value=f"{x} {y}", mend=mend) from error
+    if pixels is None:
+        return Click(across, down, positive)
+    height, width = pixels
+    if not (across.is_integer() and down.is_integer() and 0 <= across < width and 0 <= down < height):
+        raise InputError(
+            "the pixel lies outside the picture",
+            value=f"column {x}, row {y}",
+            mend=f"Columns run from 0 to {width - 1}, rows from 0 to {height - 1}.",
+        )
+    # The middle of the pixel, so that the published int() rule finds it again.
+    return Click((across + 0.5) / width, (down + 0.5) / height, positive)

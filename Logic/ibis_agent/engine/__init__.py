@@ -1,0 +1,1 @@
+"""The worker process that holds the models, and the side that starts it."""

@@ -1,0 +1,8 @@
+"""`python -m ibis_agent.engine`: the worker process; what it does is in process."""
+
+import sys
+
+from ibis_agent.engine.process import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""A worker without models: it plays the replies and the faults of a file, for tests and for showing a panel.
+
+`python -m ibis_agent.engine --script FILE`; all else is the real worker: pipes, episodes, pictures. The file:
+
+    {"replies": ["<think>…</think>\\n<action>Positive Point (0.3, 0.4)</action>", …],   one for each turn
+     "seconds": 0.02,        between two pieces of a reply
+     "loading": 0.5,         seconds that loading the models takes
+     "radius": 0.15,         how far a click reaches, as a part of the picture's width
+     "memory": {…}, "fit": {…}   what to tell of the memory, and of what a policy needs (see Workbench.memory, info)
+     "segmenter": "demo",    a real segmenter instead (see protocol.py, `load`), and "config" if it needs one
+     "faults": [{"request": "step", "nth": 2, "fault": "die"}]}
+
+The script's own segmenter paints what is near the clicked place and about as grey. It needs no torch and is
+good for nothing else. Faults: "die", "exit", "hang", "garbage", "memory", "error", "flood".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ibis_agent.actions import Click
+from ibis_agent.engine.protocol import Message
+from ibis_agent.engine.workbench import Cancelled as IsStopped
+from ibis_agent.engine.workbench import Emit, Workbench
+from ibis_agent.errors import Cancelled, InputError, ModelError
+from ibis_agent.policy.card import ModelCard
+from ibis_agent.policy.contract import IsCancelled, OnText, Turn
+from ibis_agent.scan.geometry import Orientation
+
+_PIECE = 4  # letters
+_GREY = 26  # how far grey values of one region may lie apart
+
+
+class ScriptedWorkbench(Workbench):
+    """A workbench whose models are a script, and which fails where the script says so."""
+
+    def __init__(self, script: Mapping[str, Any], channel: BinaryIO):
+        super().__init__()
+        self._script, self._channel = script, channel
+        if "segmenter" not in script:
+            self.scopes = ("slice",)  # what it paints cannot be followed from slice to slice
+        self._counts: Counter[str] = Counter()
+
+    @classmethod
+    def read(cls, path: Path, channel: BinaryIO) -> ScriptedWorkbench:
+        """Raises InputError for a file that is no script."""
+        try:
+            script = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError("this script cannot be read", file=path, value=str(error)) from error
+        if not isinstance(script, dict) or not isinstance(script.get("replies"), list):
+            raise InputError("this is no script", file=path, mend="It needs a list of replies.")
+        return cls(script, channel)
+
+    def do(self, request: Message, emit: Emit, cancelled: IsStopped) -> Message:
+        name = request["request"]
+        self._counts[name] += 1
+        for fault in self._script.get("faults", ()):
+            if fault["request"] == name and fault.get("nth", 1) == self._counts[name]:
+                self._fail(fault["fault"])
+        return super().do(request, emit, cancelled)
+
+    def load_policy(self, where: str, device: str, precision: str) -> Any:
+        time.sleep(float(self._script.get("loading", 0)))
+        return _Replies(self._script["replies"], float(self._script.get("seconds", 0)))
+
+    def load_segmenter(self, where: str, config: str, device: str) -> Any:
+        if "segmenter" in self._script:
+            return super().load_segmenter(
+                str(self._script["segmenter"]), str(self._script.get("config", "")), "cpu"
+            )
+        return _Painter(float(self._script.get("radius", 0.15)))
+
+    def memory(self) -> Message:
+        return dict(self._script.get("memory") or super().memory())
+
+    def _info(self, request: Message, emit: Emit, cancelled: IsStopped) -> Message:
+        if "fit" in self._script:
+            return {"event": "done", "info": dict(self._script["fit"])}
+        return super()._info(request, emit, cancelled)
+
+    def _fail(self, fault: str) -> None:
+        if fault == "die":
+            os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+        elif fault == "exit":
+            os._exit(3)
+        elif fault == "hang":
+            while True:
+                time.sleep(60)
+        elif fault == "garbage":
+            self._channel.write(
+                b"\x00\xff half a line {\n" + b'{"event": 7}\n["event"]\n{"event":"step","id":1}\n'
+            )
+            print("printed by a library that thinks stdout is free", flush=True)
+        elif fault == "flood":
+            self._channel.write(b"x" * 300_000 + b"\n")
+        elif fault == "memory":
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        elif fault == "error":
+            raise ValueError("a mistake in the worker's own code")
+        else:
+            raise InputError("there is no such fault", value=fault)
+
+
+class _Replies:
+    """A policy that says what stands at the number of the turn, so that going back makes it say it again."""
+
+    def __init__(self, replies: Sequence[str], seconds: float):
+        self.card = ModelCard(
+            name="scripted", orientation=Orientation.RADIOLOGICAL, note="A script, no model"
+        )
+        self.identity = {"name": "scripted", "sha256": ""}
+        self._replies, self._seconds = list(replies), seconds
+
+    def reply(self, turn: Turn, on_text: OnText | None = None, cancelled: IsCancelled | None = None) -> str:
+        if turn.number > len(self._replies):
+            raise ModelError("the script has no reply left", value=f"turn {turn.number}")
+        text = self._replies[turn.number - 1]
+        for start in range(0, len(text), _PIECE):
+            if cancelled is not None and cancelled():
+                raise Cancelled()
+            if on_text is not None:
+                on_text(text[start : start + _PIECE])
+            time.sleep(self._seconds)
+        return text
+
+
+@dataclass(frozen=True)
+class _Painted:
+    """What segmenter.Prediction holds; that one is not imported because its module needs torch."""
+
+    mask: np.ndarray
+    logits: np.ndarray
+    score: float
+    scores: np.ndarray
+
+
+class _Painter:
+    """A segmenter without a network."""
+
+    def __init__(self, radius: float):
+        self.identity = {"name": "scripted", "sha256": ""}
+        self._radius = radius
+
+    def embed(self, rgb: np.ndarray) -> np.ndarray:
+        """The grey picture, each pixel the mean of itself and its neighbours; (H, W) float."""
+        height, width = rgb.shape[:2]
+        grey = np.pad(rgb.astype(np.float32).mean(axis=2), 1, mode="edge")
+        shifts = [grey[r : r + height, c : c + width] for r in range(3) for c in range(3)]
+        return np.asarray(np.mean(shifts, axis=0))
+
+    def predict(
+        self, embedding: np.ndarray, clicks: Sequence[Click], previous_logits: np.ndarray | None = None
+    ) -> _Painted:
+        mask = np.zeros(embedding.shape, dtype=bool)
+        for click in clicks:
+            mask = (
+                mask | self._around(embedding, click)
+                if click.positive
+                else mask & ~self._around(embedding, click)
+            )
+        logits = np.where(mask, 1.0, -1.0).astype(np.float32)
+        return _Painted(mask, logits, 0.9, np.array([0.9, 0.5, 0.1], dtype=np.float32))
+
+    def _around(self, grey: np.ndarray, click: Click) -> np.ndarray:
+        height, width = grey.shape
+        row, col = min(int(click.y * height), height - 1), min(int(click.x * width), width - 1)
+        rows, cols = np.ogrid[:height, :width]
+        near = np.hypot(rows - row, cols - col) <= self._radius * width
+        return np.asarray(near & (np.abs(grey - grey[row, col]) < _GREY))

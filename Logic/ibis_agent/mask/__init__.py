@@ -1,0 +1,1 @@
+"""Masks: run lengths, files, and the structures that we know by name."""

@@ -1,0 +1,182 @@
+"""Writing a mask so that other programs find it where it belongs.
+
+A volume's mask is written in the scan's own grid: the same index order, the same affine. Formats: NIfTI,
+NRRD, 3D Slicer's segmentation (.seg.nrrd) with name and colour, and PNG for pictures.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ibis_agent.errors import InputError, OutputError
+from ibis_agent.files import atomic_write
+from ibis_agent.mask.structures import Structure
+from ibis_agent.scan.geometry import PictureGeometry
+
+if TYPE_CHECKING:
+    from ibis_agent.scan.scan import Scan
+
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd")
+PICTURE_SUFFIXES = (".png",)
+_GREEN = (34, 139, 34)
+
+
+def check_mask_path(path: str | os.PathLike[str], kind: str = "volume") -> str:
+    """The suffix of a mask file, if a mask of a scan of that kind ("volume" or "picture") can be written so.
+
+    Raises InputError, which names the suffixes that are possible, and OutputError where a folder has the name.
+    """
+    name = Path(path).name.lower()
+    possible = PICTURE_SUFFIXES if kind == "picture" else VOLUME_SUFFIXES
+    for suffix in possible:
+        if name.endswith(suffix) and name != suffix:
+            if os.path.isdir(path):  # unlike Path.is_dir it takes names that no file can have
+                raise OutputError("is a folder, not a file", file=path, mend="Choose another file name.")
+            return suffix
+    if kind != "picture" and name.endswith(PICTURE_SUFFIXES):
+        problem = "a PNG cannot hold where the mask lies in the scan"
+    elif kind == "picture" and name.endswith(VOLUME_SUFFIXES):
+        problem = "a picture has no place in space that this kind of file could hold"
+    else:
+        problem = "masks cannot be written in this kind of file"
+    raise InputError(problem, file=path, mend=f"End the name in {' or '.join(possible)}.")
+
+
+def write_mask(
+    path: str | os.PathLike[str],
+    mask: np.ndarray,
+    source: Scan | PictureGeometry,
+    *,
+    name: str = "Segment",
+    colour: Sequence[int] = _GREEN,
+    structure: Structure | None = None,
+) -> Path:
+    """Write a mask atomically; its suffix says how. Returns the path.
+
+    Args:
+        mask: (I, J, K) in the scan's index order, or (H, W) where `source` is a picture or a PictureGeometry,
+            which knows the slice that the mask belongs into. Anything but zero counts as inside.
+        source: the scan, or the geometry of a slice of it. With the geometry of a slice, a .png holds the (H,
+            W) mask as it was seen.
+        name, colour: of the segment in a .seg.nrrd; 0-255 RGB.
+        structure: adds the coded name to a .seg.nrrd.
+
+    Raises InputError before anything is written, and OutputError where the disk refuses.
+    """
+    mask = np.asarray(mask) != 0
+    if isinstance(source, PictureGeometry):
+        flat, shape, affine = source.plane == "picture", source.shape, source.affine
+        picture_shape: tuple[int, ...] = (source.height, source.width)
+    else:
+        flat, shape, affine = source.kind == "picture", source.voxels.shape, source.affine
+        picture_shape = source.voxels.shape[:2] if flat else ()
+    as_picture = mask.ndim == 2 and (flat or Path(path).name.lower().endswith(".png"))
+    suffix = check_mask_path(path, "picture" if as_picture or flat else "volume")
+    expected = picture_shape if mask.ndim == 2 and picture_shape else tuple(shape)
+    if mask.shape != expected or (mask.ndim == 3 and flat):
+        raise InputError(
+            "the mask has another shape than the scan", file=path, value=f"{mask.shape} for {expected}"
+        )
+    if suffix == ".png":
+        _write_png(path, mask)
+        return Path(path)
+    if mask.ndim == 2 and isinstance(source, PictureGeometry):
+        mask = source.embed_mask(mask) != 0
+    voxels = mask.astype(np.uint8)
+    if suffix in (".nii", ".nii.gz"):
+        _write_nifti(path, voxels, affine)
+    else:
+        fields = segment_fields(voxels, affine, name, colour, structure) if suffix == ".seg.nrrd" else {}
+        _write_nrrd(path, voxels, affine, fields)
+    return Path(path)
+
+
+def segment_fields(
+    voxels: np.ndarray,
+    affine: np.ndarray,
+    name: str,
+    colour: Sequence[int],
+    structure: Structure | None = None,
+) -> dict[str, str]:
+    """The header fields that make an NRRD a segmentation of one segment, as 3D Slicer documents and reads
+    them.
+
+    See its developer guide (segmentations, "Segmentation labelmap file format") and
+    vtkMRMLSegmentationStorageNode.
+    """
+    last = [side - 1 for side in voxels.shape]
+    extent = f"0 {last[0]} 0 {last[1]} 0 {last[2]}"
+    # Without the reference geometry an export from Slicer would be cropped to what the segment covers.
+    matrix = "".join(f"{float(value)!r};" for value in np.asarray(affine).ravel())
+    reference = f"Reference image geometry|{matrix}{extent.replace(' ', ';')};|Geometry of the scan&"
+    tags = "Segmentation.Status:completed|"
+    terminology = structure.terminology() if structure else None
+    if terminology:
+        tags += f"TerminologyEntry:{terminology}|"
+    return {
+        "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
+        "Segmentation_ConversionParameters": reference,
+        # Renamed between Slicer versions; each reads the one it knows.
+        "Segmentation_MasterRepresentation": "Binary labelmap",
+        "Segmentation_SourceRepresentation": "Binary labelmap",
+        "Segmentation_ReferenceImageExtentOffset": "0 0 0",
+        "Segment0_ID": "Segment_1",
+        "Segment0_Name": " ".join(name.split()) or "Segment",
+        "Segment0_NameAutoGenerated": "0",
+        "Segment0_Color": " ".join(f"{min(max(float(part), 0), 255) / 255:.6g}" for part in colour),
+        "Segment0_ColorAutoGenerated": "0",
+        "Segment0_Extent": extent,
+        "Segment0_LabelValue": "1",
+        "Segment0_Layer": "0",
+        "Segment0_Tags": tags,
+    }
+
+
+def _write_png(path: str | os.PathLike[str], mask: np.ndarray) -> None:
+    from PIL import Image
+
+    with atomic_write(path) as temporary:
+        Image.fromarray(mask.astype(np.uint8) * 255).save(temporary, format="PNG", optimize=True)
+
+
+def _write_nifti(path: str | os.PathLike[str], voxels: np.ndarray, affine: np.ndarray) -> None:
+    import nibabel
+
+    image = nibabel.Nifti1Image(voxels, affine)
+    # Both forms with code 1 (scanner): some programs read only one of them.
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    with atomic_write(path) as temporary:
+        nibabel.save(image, temporary)
+
+
+def _write_nrrd(
+    path: str | os.PathLike[str], voxels: np.ndarray, affine: np.ndarray, fields: dict[str, str]
+) -> None:
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose()))
+    columns = np.diag([-1.0, -1.0, 1.0]) @ np.asarray(affine)[:3]
+    spacing = np.linalg.norm(columns[:, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((columns[:, :3] / spacing).ravel().tolist())
+    image.SetOrigin(columns[:, 3].tolist())
+    for key, value in fields.items():
+        image.SetMetaData(key, value)
+    with atomic_write(path) as temporary:
+        try:
+            sitk.WriteImage(image, str(temporary), useCompression=True)
+        except RuntimeError as error:
+            reason = str(error).rsplit("ERROR:", 1)[-1].strip()
+            raise OutputError(
+                "cannot be written",
+                file=path,
+                value=reason[:160],
+                mend="Check that the disk has room, or choose another.",
+            ) from error

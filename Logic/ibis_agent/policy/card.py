@@ -1,0 +1,266 @@
+"""The model card: what a policy expects of its pictures and prompts, in `ibis_model.json` beside its weights.
+
+A folder without a card gets the settings of the published system. How prompts are filled in is in prompts;
+what the weights are is in weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ibis_agent.errors import InputError, ModelError
+from ibis_agent.files import write_json
+from ibis_agent.policy.prompts import DEFAULT_PROMPTS, PLACEHOLDERS, Prompts, placeholders_in
+from ibis_agent.scan.geometry import Orientation
+
+CARD_NAME = "ibis_model.json"
+_LARGEST_CARD = 4 * 2**20
+_SCHEMA = "ibis-model/1"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a policy expects and how it is to be run; the defaults are those of the published system.
+
+    Attributes:
+        name: what people see; the folder's name where the card has none.
+        orientation: how its pictures are turned.
+        overlay_colour, overlay_alpha: how the mask is painted over its pictures; 0–255 RGB, 0–1.
+        prompts: its texts.
+        history: how many earlier turns, pictures and all, stay in the conversation; 0 for none.
+        max_new_tokens: a reply is cut off here.
+        min_pixels, max_pixels: pictures are scaled into this range, keeping their shape; None takes what the
+            folder's image processor says.
+        window: grey values shown as black and white where the person chose none; None for the 1st and 99th
+            percentile.
+        max_question: longest question in characters.
+        script: the one script of the questions that it reads, by its Unicode name ("LATIN"); empty for any.
+            Only a small policy needs it: asked in another script it would answer nonsense.
+        drafts: replies that this policy often writes. They only save time (decoding), never change a reply.
+        note: shown wherever the model is named, such as "demonstration on phantoms".
+        origin: how the weights came about.
+    """
+
+    name: str = ""
+    orientation: Orientation = Orientation.UPSTREAM
+    overlay_colour: tuple[int, int, int] = (34, 139, 34)
+    overlay_alpha: float = 0.4
+    prompts: Prompts = field(default_factory=lambda: DEFAULT_PROMPTS)
+    history: int = 0
+    max_new_tokens: int = 512
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    window: tuple[float, float] | None = None
+    max_question: int = 4_000
+    script: str = ""
+    drafts: tuple[str, ...] = ()
+    note: str = ""
+    origin: str = ""
+
+
+def load_card(folder: str | os.PathLike[str]) -> ModelCard:
+    """Read the card in a policy's folder, or give the published defaults where there is none.
+
+    Raises ModelError naming the file, the key and the mend.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ModelError(
+            "is not a policy's folder", file=folder, mend="Give the folder that holds config.json."
+        )
+    path = folder / CARD_NAME
+    if not path.exists():
+        return ModelCard(name=folder.resolve().name)
+    card = card_from_json(_read_object(path), path)
+    return card if card.name else dataclasses.replace(card, name=folder.resolve().name)
+
+
+def save_card(card: ModelCard, folder: str | os.PathLike[str]) -> Path:
+    """Write the card into a policy's folder. Returns the file. Raises OutputError."""
+    path = Path(folder) / CARD_NAME
+    write_json(path, card_to_json(card))
+    return path
+
+
+def card_to_json(card: ModelCard) -> dict[str, Any]:
+    """The card as JSON values."""
+    values = dataclasses.asdict(card)
+    values["orientation"] = card.orientation.value
+    return {"schema": _SCHEMA, **values}
+
+
+def card_from_json(values: Mapping[str, Any], file: Path | None = None) -> ModelCard:
+    """A card from JSON values, strictly: an unknown key, a wrong type or an impossible value is refused.
+
+    Keys may be missing; they get the published defaults. Raises ModelError.
+    """
+    given = dict(values)
+    schema = given.pop("schema", _SCHEMA)
+    if schema != _SCHEMA:
+        raise ModelError(
+            "this model card is of another version", file=file, value=schema, mend=f'Expected "{_SCHEMA}".'
+        )
+    _refuse_unknown(given, ModelCard, "", file)
+    texts = given.pop("prompts", None)
+    if texts is not None:
+        given["prompts"] = _prompts(texts, file)
+    for key, read in _READERS.items():
+        if key in given:
+            given[key] = _checked(key, given[key], read, file)
+    card = ModelCard(**given)
+    if card.min_pixels and card.max_pixels and card.min_pixels > card.max_pixels:
+        raise ModelError(
+            "min_pixels is above max_pixels", file=file, value=card.min_pixels, mend="Swap them."
+        )
+    return card
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    mend = "Repair it, or remove it to get the published defaults."
+    try:
+        if path.stat().st_size > _LARGEST_CARD:
+            raise ModelError("is too large for a model card", file=path, value=path.stat().st_size, mend=mend)
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ModelError(f"cannot be read: {error.strerror}", file=path, mend=mend) from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"is not JSON: {error}", file=path, mend=mend) from error
+    if not isinstance(values, dict):
+        raise ModelError("is not a JSON object", file=path, value=type(values).__name__, mend=mend)
+    return values
+
+
+def _refuse_unknown(given: Mapping[str, Any], kind: type, prefix: str, file: Path | None) -> None:
+    known = [each.name for each in dataclasses.fields(kind)]
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            mend = f'Did you mean "{prefix}{near[0]}"?' if near else f"Known keys: {', '.join(known)}."
+            raise ModelError("unknown key in the model card", file=file, value=prefix + key, mend=mend)
+
+
+def _prompts(texts: Any, file: Path | None) -> Prompts:
+    if not isinstance(texts, dict):
+        raise ModelError("prompts must be an object", file=file, value=texts, mend='Such as {"first": "…"}.')
+    _refuse_unknown(texts, Prompts, "prompts.", file)
+    for key, text in texts.items():
+        if not isinstance(text, str):
+            raise ModelError(f"prompts.{key} must be a text", file=file, value=text, mend="Put it in quotes.")
+        for word in placeholders_in(text):
+            near = difflib.get_close_matches(word, PLACEHOLDERS, n=1)
+            if word not in PLACEHOLDERS and near:
+                raise ModelError(
+                    f"unknown placeholder in prompts.{key}",
+                    file=file,
+                    value=word,
+                    mend=f"Did you mean {{{near[0]}}}?",
+                )
+    prompts = dataclasses.replace(DEFAULT_PROMPTS, **texts)
+    for key in ("first", "refine"):
+        if "question" not in placeholders_in(getattr(prompts, key)):
+            raise ModelError(
+                f"prompts.{key} never asks the question", file=file, mend='Put "{question}" where it belongs.'
+            )
+    return prompts
+
+
+def _checked(key: str, value: Any, read: Callable[[Any], Any], file: Path | None) -> Any:
+    try:
+        return read(value)
+    except (ValueError, TypeError, OverflowError, InputError) as error:
+        raise ModelError(
+            f"{key} must be {_EXPECTED[key]}", file=file, value=value, mend="Correct it."
+        ) from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _integer(low: int, high: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError
+        return value
+
+    return read
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError
+    return float(value)
+
+
+def _alpha(value: Any) -> float:
+    if not 0 <= _number(value) <= 1:
+        raise ValueError
+    return float(value)
+
+
+def _colour(value: Any) -> tuple[int, int, int]:
+    red, green, blue = (_integer(0, 255)(part) for part in value)
+    return red, green, blue
+
+
+def _window(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    low, high = (_number(part) for part in value)
+    if low >= high:
+        raise ValueError
+    return low, high
+
+
+def _pixels(value: Any) -> int | None:
+    return None if value is None else _integer(28 * 28, 2**26)(value)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError
+    return tuple(_text(each) for each in value)
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "name": _text,
+    "orientation": Orientation,
+    "overlay_colour": _colour,
+    "overlay_alpha": _alpha,
+    "history": _integer(0, 1000),
+    "max_new_tokens": _integer(1, 32768),
+    "min_pixels": _pixels,
+    "max_pixels": _pixels,
+    "window": _window,
+    "max_question": _integer(1, 100_000),
+    "script": _text,
+    "drafts": _texts,
+    "note": _text,
+    "origin": _text,
+}
+_EXPECTED = {
+    "name": "a text",
+    "orientation": " or ".join(f'"{each.value}"' for each in Orientation),
+    "overlay_colour": "three integers from 0 to 255 (red, green, blue)",
+    "overlay_alpha": "a number from 0 to 1",
+    "history": "an integer from 0 to 1000 (earlier turns kept)",
+    "max_new_tokens": "an integer from 1 to 32768",
+    "min_pixels": "an integer of at least 784, or null",
+    "max_pixels": "an integer of at least 784, or null",
+    "window": "two numbers, the smaller first, or null",
+    "max_question": "an integer from 1 to 100000 (characters)",
+    "script": "a text",
+    "drafts": "a list of texts",
+    "note": "a text",
+    "origin": "a text",
+}

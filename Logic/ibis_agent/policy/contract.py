@@ -1,0 +1,85 @@
+"""What a run needs to know of a policy: it is asked a Turn and replies with text.
+
+`ScriptedPolicy` plays given replies. The kinds of policies that there are lie beside this file, a package each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from ibis_agent.errors import Cancelled, ModelError
+from ibis_agent.policy.card import ModelCard
+
+if TYPE_CHECKING:
+    pass
+
+OnText = Callable[[str], object]
+
+
+IsCancelled = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a policy is asked.
+
+    Attributes:
+        picture: (H, W, 3) uint8 as the policy sees it, the mask already painted over it.
+        question: the person's question.
+        number: of the turn, from 1.
+        has_mask: a mask is painted over the picture.
+        past: earlier pictures and replies, oldest first; used if the card has a history.
+        note: added to the text, see prompts.rejection_note and prompts.retry_note.
+    """
+
+    picture: np.ndarray
+    question: str
+    number: int = 1
+    has_mask: bool = False
+    past: tuple[tuple[np.ndarray, str], ...] = ()
+    note: str = ""
+
+
+class Policy(Protocol):
+    """Answers turns with text. `identity` holds "name" and "sha256"."""
+
+    card: ModelCard
+    identity: dict[str, str]
+
+    def reply(self, turn: Turn, on_text: OnText | None = None, cancelled: IsCancelled | None = None) -> str:
+        """The reply to one turn; `on_text` gets it in pieces as they come.
+
+        `cancelled` is asked at least once a token. Raises Cancelled, InputError, ModelError.
+        """
+        ...
+
+
+class ScriptedPolicy:
+    """Plays given replies in their order, in pieces of a few letters. Keeps the turns that it was asked."""
+
+    def __init__(self, replies: Sequence[str], card: ModelCard | None = None, name: str = "scripted") -> None:
+        self.card = card or ModelCard(name=name)
+        self.identity = {"name": name, "sha256": ""}
+        self.turns: list[Turn] = []
+        self._replies = list(replies)
+
+    def reply(self, turn: Turn, on_text: OnText | None = None, cancelled: IsCancelled | None = None) -> str:
+        """The next reply. Raises ModelError when none is left, Cancelled between pieces."""
+        if len(self.turns) >= len(self._replies):
+            raise ModelError(
+                "the scripted policy has no reply left",
+                value=f"turn {turn.number}",
+                mend="Script more replies.",
+            )
+        text = self._replies[len(self.turns)]
+        for start in range(0, len(text), 4):
+            if cancelled is not None and cancelled():
+                raise Cancelled()
+            if on_text is not None:
+                on_text(text[start : start + 4])
+        self.turns.append(turn)
+        return text

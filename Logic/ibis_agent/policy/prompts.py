@@ -1,0 +1,134 @@
+"""The texts that a policy is asked with, and the one place where they are put together.
+
+Inference and training both call `build_messages`, so that they cannot drift apart. Turning messages into
+tokens is in chat; which prompts a policy wants is in its model card. The published prompts are not shipped:
+`import_prompts` reads them from a user's own checkout of the published code.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ibis_agent.errors import InputError
+
+if TYPE_CHECKING:
+    pass
+
+PLACEHOLDERS = ("question", "number", "action", "problem")
+
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_]{1,40})\}")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The texts of a conversation. Known words in braces are filled in, everything else stays as it is.
+
+    Attributes:
+        system: the system message. Empty: the one that Qwen's own template puts there.
+        first: the user's text with the bare picture. {question}.
+        refine: the user's text with the mask painted over the picture. {question}, {number} of the turn.
+        reject: added to the text after the person took back the last action. {action}.
+        retry: added to the text after a reply that could not be read. {problem}.
+    """
+
+    system: str
+    first: str
+    refine: str
+    reject: str
+    retry: str
+
+
+# For a large policy without prompts of its own: the published format in our words.
+DEFAULT_PROMPTS = Prompts(
+    system=(
+        "You segment medical pictures for a radiologist by placing points; a segmentation tool turns your "
+        "points into a mask. Each turn shows you the picture with the present mask in translucent green, or "
+        "without green while nothing is segmented yet.\n"
+        "Look first, and write what you see and why you choose your next step between <think> and </think>. "
+        "Then give exactly one step between <action> and </action>:\n"
+        "Positive Point (x, y) on a part of the structure in question that is not green yet;\n"
+        "Negative Point (x, y) on a green part that does not belong to the structure;\n"
+        "Terminate when the green area fits the structure, or when the structure is not in the picture.\n"
+        "x runs from 0.0000 at the left edge to 1.0000 at the right, y from 0.0000 at the top to 1.0000 at "
+        "the bottom; write four decimals, as in Positive Point (0.4210, 0.6375). After Terminate, answer the "
+        "question in a sentence or two between <answer> and </answer>."
+    ),
+    first="{question}",
+    refine=(
+        'The green area is the mask so far. The question was: "{question}" If the mask needs a further '
+        "point, place it; if it fits, use Terminate and answer."
+    ),
+    reject="The person looking on took back your step {action}. Choose a different one.",
+    retry="Your last reply could not be used: {problem} Keep to the format: <think>, then one <action>.",
+)
+
+# For the small policies that `training` makes: every token costs them time, and they learn the format anyway.
+DEMO_PROMPTS = Prompts(
+    system="Segment by clicks.",
+    first="{question}",
+    refine="Turn {number}. The mask so far is green. {question}",
+    reject="Not {action}.",
+    retry="Reply again.",
+)
+
+
+def check_question(question: str, longest: int = 4_000, script: str = "") -> str:
+    """The question without white space around it.
+
+    Any language and direction of writing will do unless `script` names the only one (see ModelCard). Raises
+    InputError where it is empty, longer than `longest` characters, in another script, or holds what is not
+    text (control characters, broken Unicode).
+    """
+    stripped = question.strip() if isinstance(question, str) else ""
+    if not any(unicodedata.category(letter)[0] not in "ZC" for letter in stripped):
+        raise InputError(
+            "the question is empty",
+            value=question,
+            mend='Ask for one structure, such as "Segment the liver".',
+        )
+    if len(stripped) > longest:
+        raise InputError(
+            f"the question is longer than the {longest} characters that this policy takes",
+            value=f"{len(stripped)} characters",
+            mend="Shorten it.",
+        )
+    for letter in stripped:
+        # Cs: half a surrogate pair, which no tokenizer can encode.
+        if unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\r\t":
+            raise InputError(
+                "the question holds a character that is not text", value=ascii(letter), mend="Remove it."
+            )
+        # Below U+0100 stand signs such as µ, which belong to no script.
+        foreign = letter.isalpha() and letter > "\u00ff"
+        if script and foreign and not unicodedata.name(letter, "").startswith(script.upper()):
+            raise InputError(
+                "the question is in a script that this policy was not trained on",
+                value=stripped,
+                mend="Ask in English, or choose a policy that reads the language.",
+            )
+    return stripped
+
+
+def rejection_note(prompts: Prompts, action: str) -> str:
+    """What a turn's note says after the person took back `action` (as text, see actions.format_click)."""
+    return fill(prompts.reject, action=action)
+
+
+def retry_note(prompts: Prompts, problem: str) -> str:
+    """What a turn's note says after a reply that could not be read because of `problem`."""
+    return fill(prompts.retry, problem=problem)
+
+
+def fill(template: str, **values: object) -> str:
+    """Fill in {question} and its like, once: braces inside the values stay as they are."""
+    return _PLACEHOLDER.sub(
+        lambda found: str(values[found.group(1)]) if found.group(1) in values else found.group(), template
+    )
+
+
+def placeholders_in(template: str) -> list[str]:
+    """The words in braces of a prompt, known and unknown."""
+    return _PLACEHOLDER.findall(template)

@@ -1,0 +1,297 @@
+"""Messages and pictures → tokens and pixels, for a Qwen2.5-VL folder, without torchvision.
+
+The same as transformers' own processor for this family gives (which needs torchvision), in Qwen's ChatML
+form. Training samples and inference requests come from one call, `Chat.encode`, so they agree token by token.
+
+What stands in a message is text: written-out control tokens such as `<|im_end|>` or `<|image_pad|>` in a
+question stay letters and never become the tokens themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ibis_agent.errors import InputError, ModelError
+from ibis_agent.policy.card import ModelCard
+from ibis_agent.policy.folder import read_json
+from ibis_agent.policy.messages import Message
+
+START, END, PICTURE = "<|im_start|>", "<|im_end|>", "<|image_pad|>"
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+_CONTROL = (START, END, PICTURE, VISION_START, VISION_END)
+# What Qwen's template says where no system message is given.
+_SYSTEM = "You are a helpful assistant."
+_SETTINGS = ("patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std", "resample")
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """One conversation as a Qwen2.5-VL takes it; L tokens, P patches of n pictures.
+
+    Attributes:
+        ids: (L,) int64.
+        learn: (L,) bool, the tokens of the reply and its end: what training learns. All False if no reply.
+        pixels: (P, 3·2·14·14) float32, normalised patches in the model's order.
+        grid: (n, 3) int64, every picture's patches in time, height and width.
+        types: (L,) int64, 1 where a token stands for a part of a picture (`mm_token_type_ids`).
+        positions: (3, L) int64, time, row and column for the rotary embedding (`position_ids`).
+        parts: where the conversation can be cut so that the parts before stay the same in later turns: after
+            the system message, and where the assistant begins to write. Rising, ends with L.
+    """
+
+    ids: np.ndarray
+    learn: np.ndarray
+    pixels: np.ndarray
+    grid: np.ndarray
+    types: np.ndarray
+    positions: np.ndarray
+    parts: tuple[int, ...]
+
+
+class Chat:
+    """A folder's tokenizer and image processor. Loaded with `Chat.load`."""
+
+    def __init__(self, tokenizer: Any, image_processor: Any, stops: frozenset[int], merge: int) -> None:
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.stops = stops
+        """Tokens that end a reply."""
+        self._merge = merge
+        self._token = {text: tokenizer.token_to_id(text) for text in _CONTROL}
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], card: ModelCard | None = None) -> Chat:
+        """Read tokenizer and picture settings from a policy's folder. Raises ModelError."""
+        folder = Path(folder)
+        config = read_json(folder / "config.json")
+        tokenizer = _load_tokenizer(folder / "tokenizer.json")
+        for text in _CONTROL:
+            if tokenizer.token_to_id(text) is None:
+                raise ModelError(
+                    f"the tokenizer has no {text}",
+                    file=folder / "tokenizer.json",
+                    mend="Use the tokenizer of a Qwen2.5-VL model.",
+                )
+        picture = tokenizer.token_to_id(PICTURE)
+        if config.get("image_token_id", picture) != picture:
+            raise ModelError(
+                "tokenizer and configuration disagree on the picture's token",
+                file=folder / "config.json",
+                value=f"{config['image_token_id']} and {picture}",
+                mend="Take both from the same model.",
+            )
+        vision = config.get("vision_config") or {}
+        processor = _load_image_processor(folder, vision, card or ModelCard())
+        return cls(tokenizer, processor, _stops(folder, config, tokenizer), int(processor.merge_size))
+
+    @property
+    def picture_token(self) -> int:
+        """The token that stands for a part of a picture."""
+        return self._token[PICTURE]
+
+    def encode(
+        self, messages: Sequence[Message], pictures: Sequence[np.ndarray], reply: str | None = None
+    ) -> Encoded:
+        """A conversation up to where the assistant begins to write, or with its reply, as training needs it.
+
+        The tokens before the reply are the same in both. Pictures are (H, W, 3) uint8.
+        Raises InputError for a picture that the processor refuses.
+        """
+        pixels, grid = self._pixels(pictures)
+        ids, parts = self._conversation(messages, grid.prod(axis=1) // self._merge**2)
+        learn = [False] * len(ids)
+        if reply is not None:
+            body = self.reply_tokens(reply)
+            ids += body
+            learn += [True] * len(body)
+            parts.append(len(ids))
+        array = np.asarray(ids, dtype=np.int64)
+        types = (array == self._token[PICTURE]).astype(np.int64)
+        positions = rotary_positions(types, grid, self._merge)
+        return Encoded(array, np.asarray(learn), pixels, grid, types, positions, tuple(parts))
+
+    def length(self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]]) -> int:
+        """How many tokens `encode` would give for pictures of these (height, width), without the pictures."""
+        patches = [self.image_processor.get_number_of_image_patches(*size) for size in sizes]
+        return len(self._conversation(messages, [each // self._merge**2 for each in patches])[0])
+
+    def as_seen(self, picture: np.ndarray) -> np.ndarray:
+        """(h, w, 3) uint8: an (H, W, 3) uint8 picture in the size in which the policy sees it."""
+        from transformers.image_utils import SizeDict
+
+        processor = self.image_processor
+        size = processor.size if isinstance(processor.size, SizeDict) else SizeDict(**processor.size)
+        seen = processor.resize(
+            np.ascontiguousarray(picture.transpose(2, 0, 1)),
+            size=size,
+            resample=processor.resample,
+            factor=processor.patch_size * processor.merge_size,
+        )
+        return np.ascontiguousarray(np.asarray(seen, dtype=np.uint8).transpose(1, 2, 0))
+
+    def reply_tokens(self, reply: str) -> list[int]:
+        """A reply as the assistant writes it: its tokens and the one that ends it."""
+        return [*self._text(reply), self._token[END]]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Tokens → text without control tokens. A letter that is not complete yet ends in U+FFFD."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _conversation(
+        self, messages: Sequence[Message], counts: Sequence[int] | np.ndarray
+    ) -> tuple[list[int], list[int]]:
+        """Tokens up to where the assistant begins to write, and where its parts end.
+
+        `counts`: tokens of every picture.
+        """
+        ids: list[int] = []
+        parts: list[int] = []
+        opening = [self._token[START], *self._text("assistant\n")]
+        if not messages or messages[0].role != "system":
+            messages = [Message("system", _SYSTEM), *messages]
+        for message in messages:
+            ids.append(self._token[START])
+            if message.picture is not None:
+                body = [self._token[PICTURE]] * int(counts[message.picture])
+                ids += [
+                    *self._text(message.role + "\n"),
+                    self._token[VISION_START],
+                    *body,
+                    self._token[VISION_END],
+                ]
+                ids += self._text(message.text)
+            elif message.role == "assistant":
+                # Apart from its opening, as it was when it was written.
+                ids += [*self._text("assistant\n"), *self._text(message.text)]
+            else:
+                ids += self._text(f"{message.role}\n{message.text}")
+            ids += [self._token[END], *self._text("\n")]
+            if message.role != "assistant":
+                # The assistant's opening belongs to the question: it is the same whatever the reply.
+                parts.append(len(ids) + (len(opening) if message.role == "user" else 0))
+        return ids + opening, parts
+
+    def _text(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _pixels(self, pictures: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        if not pictures:
+            width = 3 * self.image_processor.temporal_patch_size * self.image_processor.patch_size**2
+            return np.zeros((0, width), np.float32), np.zeros((0, 3), np.int64)
+        for picture in pictures:
+            if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
+                raise InputError(
+                    "a picture must be (height, width, 3) of 8 bits", value=f"{picture.shape} {picture.dtype}"
+                )
+            height, width = picture.shape[:2]
+            if max(height, width) > 200 * min(height, width):
+                raise InputError(
+                    "the picture is too thin for the policy",
+                    value=f"{width} × {height} pixels",
+                    mend="Choose another plane or a larger part.",
+                )
+        # As PIL images: of small arrays the processor would have to guess which axis holds the colours.
+        images = [Image.fromarray(picture) for picture in pictures]
+        found = self.image_processor.preprocess(images, return_tensors="np")
+        return np.asarray(found["pixel_values"], np.float32), np.asarray(found["image_grid_thw"], np.int64)
+
+
+def rotary_positions(types: np.ndarray, grid: np.ndarray, merge: int) -> np.ndarray:
+    """(3, L) positions in time, row and column of Qwen2.5-VL's multimodal rotary embedding.
+
+    Text counts on by one in all three. A still picture's tokens take their place on its grid (of `merge` ×
+    `merge` patches), and the text after it goes on behind its longer side. `types` is (L,), 1 for picture
+    tokens; `grid` (n, 3) in patches. Source: Qwen2-VL technical report, section 2.1.
+    """
+    positions = np.zeros((3, len(types)), np.int64)
+    start, reached, picture = 0, 0, 0
+    while start < len(types):
+        if not types[start]:
+            stop = start + int(np.argmax(np.append(types[start:], 1)))
+            positions[:, start:stop] = reached + np.arange(stop - start)
+            reached += stop - start
+        else:
+            rows, columns = (int(side) // merge for side in grid[picture, 1:])
+            stop = start + rows * columns
+            positions[0, start:stop] = reached
+            positions[1, start:stop] = reached + np.repeat(np.arange(rows), columns)
+            positions[2, start:stop] = reached + np.tile(np.arange(columns), rows)
+            reached += max(rows, columns)
+            picture += 1
+        start = stop
+    return positions
+
+
+def _load_tokenizer(path: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    values = read_json(path)
+    for token in values.get("added_tokens") or []:
+        # Some exports lose this mark; without it, control tokens written out in a question would be obeyed.
+        if isinstance(token, dict) and str(token.get("content", "")).startswith("<|"):
+            token["special"] = True
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(values))
+    except Exception as error:  # the library raises plain Exception for every kind of trouble
+        raise ModelError(
+            f"the tokenizer cannot be read: {error}", file=path, mend="Copy it again from the original model."
+        ) from error
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _load_image_processor(folder: Path, vision: dict[str, Any], card: ModelCard) -> Any:
+    # By name: AutoProcessor and AutoImageProcessor of transformers 5 want torchvision.
+    from transformers import Qwen2VLImageProcessorPil
+
+    values: dict[str, Any] = {}
+    if (folder / "preprocessor_config.json").is_file():
+        values = read_json(folder / "preprocessor_config.json")
+    elif (folder / "processor_config.json").is_file():
+        values = read_json(folder / "processor_config.json").get("image_processor") or {}
+    size = values.get("size") or {}
+    least = card.min_pixels or values.get("min_pixels") or size.get("shortest_edge") or 56 * 56
+    most = card.max_pixels or values.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280
+    if least > most:
+        raise ModelError(
+            "the smallest picture is above the largest", file=folder, value=f"{least} and {most} pixels"
+        )
+    settings = {key: values[key] for key in _SETTINGS if values.get(key) is not None}
+    processor = Qwen2VLImageProcessorPil(
+        **{**settings, "size": {"shortest_edge": int(least), "longest_edge": int(most)}}
+    )
+    for key, theirs in (
+        ("patch_size", "patch_size"),
+        ("temporal_patch_size", "temporal_patch_size"),
+        ("merge_size", "spatial_merge_size"),
+    ):
+        if vision.get(theirs, getattr(processor, key)) != getattr(processor, key):
+            raise ModelError(
+                f"picture settings and configuration disagree on the {key}",
+                file=folder,
+                value=f"{getattr(processor, key)} and {vision[theirs]}",
+                mend="Take both from the same model.",
+            )
+    return processor
+
+
+def _stops(folder: Path, config: dict[str, Any], tokenizer: Any) -> frozenset[int]:
+    stops = {tokenizer.token_to_id(END)}
+    for values in (config, config.get("text_config") or {}, _optional(folder / "generation_config.json")):
+        ids = values.get("eos_token_id")
+        stops.update(ids if isinstance(ids, list) else [ids])
+    return frozenset(each for each in stops if isinstance(each, int))
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}

@@ -1,0 +1,162 @@
+"""How much memory a policy needs, and how much there is: asked before loading, so that no machine is frozen.
+
+Estimates are computed from the shapes in the weights' headers (see weights); they need no torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import re
+import sys
+from pathlib import Path
+
+from ibis_agent.errors import ModelError
+from ibis_agent.policy.folder import PolicyFolder
+
+PRECISIONS = ("fp32", "bf16", "fp16", "int4")
+_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+# NF4: half a byte a weight, and one float32 scale for every 64 of them.
+_NF4_BYTES = 0.5 + 4 / 64
+_QUANTIZED = re.compile(r"(?:layers|blocks|merger)\..*\.weight$")
+# Room that torch, its kernels and fragmentation take beside tensors; a CUDA context alone is about 0.5 GB.
+_OVERHEAD = {"cpu": 0.3e9, "cuda": 1.0e9}
+_PROMPT_TOKENS = 2048
+
+
+class NotEnoughMemoryError(ModelError):
+    """The model does not fit into this machine's memory."""
+
+
+def weight_bytes(folder: PolicyFolder, precision: str) -> int:
+    """Memory for the weights alone, in bytes. In int4 the embeddings and the output layer stay at 16 bits."""
+    if precision != "int4":
+        return folder.parameters * _BYTES[precision]
+    total = 0.0
+    for name, tensor in folder.tensors.items():
+        quantized = len(tensor.shape) == 2 and _QUANTIZED.search(name)
+        total += tensor.count * (_NF4_BYTES if quantized else 2)
+    return math.ceil(total)
+
+
+def run_bytes(folder: PolicyFolder, precision: str, device: str = "cpu", max_new_tokens: int = 512) -> int:
+    """Memory for loading and running, in bytes: weights, keys and values, the largest intermediate results.
+
+    Meant for a turn of up to 2048 prompt tokens (one picture of about a megapixel).
+    """
+    text, vision = folder.text_config, folder.config.get("vision_config") or {}
+    each = 4 if precision == "fp32" else 2
+    heads = int(text.get("num_attention_heads") or 1)
+    hidden = int(text.get("hidden_size") or 0)
+    keys_and_values = (
+        2
+        * int(text.get("num_hidden_layers") or 0)
+        * int(text.get("num_key_value_heads") or heads)
+        * hidden
+        // heads
+    )
+    merge = int(vision.get("spatial_merge_size") or 2) ** 2
+    patch = 3 * int(vision.get("patch_size") or 14) ** 2 * int(vision.get("temporal_patch_size") or 2)
+    of_a_patch = patch * 4 + 8 * int(vision.get("hidden_size") or 0) * each
+    of_a_patch += 3 * int(vision.get("intermediate_size") or 0) * each
+    of_a_token = (8 * hidden + 3 * int(text.get("intermediate_size") or 0)) * each
+    tokens = _PROMPT_TOKENS + max_new_tokens
+    passing = max(_PROMPT_TOKENS * merge * of_a_patch, _PROMPT_TOKENS * of_a_token)
+    total = weight_bytes(folder, precision) + tokens * keys_and_values * each + passing
+    return math.ceil(total + _OVERHEAD["cuda" if device.startswith("cuda") else "cpu"])
+
+
+def free_bytes(device: str = "cpu") -> int | None:
+    """Free memory of a device in bytes; None where this machine does not tell."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    if sys.platform == "win32":
+        return _free_on_windows()
+    found = [each for each in (_free_on_linux(), _free_in_cgroup()) if each is not None]
+    if found:
+        return min(found)
+    try:  # macOS has no figure for what it could free; a half of all is a careful guess
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def check_memory(folder: PolicyFolder, precision: str, device: str, max_new_tokens: int = 512) -> None:
+    """Raises NotEnoughMemoryError, in plain words and with what would fit, before anything is loaded."""
+    needed, free = run_bytes(folder, precision, device, max_new_tokens), free_bytes(device)
+    if free is None or needed <= free:
+        return
+    where = "on the graphics card" if device.startswith("cuda") else "in memory"
+    fits = [
+        other
+        for other in PRECISIONS
+        if other != precision and run_bytes(folder, other, device, max_new_tokens) <= free
+    ]
+    mend = (
+        f'Choose the precision "{fits[0]}", which fits.'
+        if fits
+        else "Close other programs, or use a smaller model."
+    )
+    raise NotEnoughMemoryError(
+        f"needs about {gigabytes(needed)} {where} in {precision}, and {gigabytes(free)} are free",
+        file=folder.folder,
+        mend=mend,
+    )
+
+
+def gigabytes(number: float) -> str:
+    """Bytes as people read them: 16.6 GB, or MB below one."""
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
+
+
+def _free_on_linux() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _free_in_cgroup() -> int | None:
+    """What a container may still take; page cache counts as free, since it can be given back."""
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        if limit == "max":
+            return None
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        cache = 0
+        for line in (group / "memory.stat").read_text(encoding="ascii").splitlines():
+            if line.startswith(("inactive_file ", "active_file ")):
+                cache += int(line.split()[1])
+        return max(0, int(limit) - used + cache)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _free_on_windows() -> int | None:
+    class Status(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong)] + [
+            (name, ctypes.c_ulonglong)
+            for name in (
+                "total",
+                "free",
+                "total_page",
+                "free_page",
+                "total_virtual",
+                "free_virtual",
+                "extended",
+            )
+        ]
+
+    status = Status()
+    status.length = ctypes.sizeof(status)
+    # Not known to type checkers on other systems.
+    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):  # type: ignore[attr-defined]
+        return None
+    return int(status.free)

@@ -1,0 +1,133 @@
+"""Where to begin in a volume: looks at slices spread over the stack, then closer and closer ones.
+
+A look is the first step of an episode on that slice. What a look was worth is judged by the segmenter's score of
+the mask that the click made, supported by the looks beside it: an object goes through neighbouring slices, a
+mistake seldom does. The mask's size decides between equals alone: a mistake for a small organ is often a large one.
+The search itself knows no models; looks come from the caller.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ibis_agent.actions import Click, Terminate
+from ibis_agent.run.episode import Step
+
+_NEIGHBOURS_COUNT = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What the policy said about one slice.
+
+    Attributes:
+        index: the slice.
+        step: its first step there; None where the reply could not be read.
+        area_mm2: of that mask.
+    """
+
+    index: int
+    step: Step | None
+    area_mm2: float = 0.0
+
+    @property
+    def seen(self) -> bool:
+        """The policy clicked something, and the segmenter made a mask of it."""
+        if self.step is None or not isinstance(self.step.action, Click):
+            return False
+        return self.step.action.positive and self.area_mm2 > 0
+
+    @property
+    def worth(self) -> float:
+        """How good a beginning: the mask's score, 0 to 1; 0 if nothing is seen."""
+        return max(0.0, self.step.score or 0.0) if self.seen and self.step is not None else 0.0
+
+    @property
+    def words(self) -> str:
+        """What was seen, for people."""
+        if self.step is None:
+            return "the reply could not be read"
+        if self.seen:
+            return f"seen, {self.area_mm2:.0f} mm², score {self.step.score or 0:.2f}"
+        if isinstance(self.step.action, Terminate):
+            return "not seen"
+        return "a click that made no mask"
+
+
+@dataclass(frozen=True)
+class Search:
+    """How to look.
+
+    Attributes:
+        apart_mm: spread-out looks are at most so far from each other…
+        fewest, most: … but so many they are, where there are so many slices.
+        rounds: of narrowing, up to two looks each.
+    """
+
+    apart_mm: float = 24.0
+    fewest: int = 5
+    most: int = 10
+    rounds: int = 2
+
+
+def spread_out(first: int, last: int, gap_mm: float, search: Search) -> list[int]:
+    """The slices of the first round, from the middle outwards so that the likely ones come first."""
+    slices = last - first + 1
+    wanted = math.ceil(slices * gap_mm / search.apart_mm)
+    count = min(slices, max(search.fewest, min(search.most, wanted)))
+    places = first + np.floor((np.arange(count) + 0.5) * slices / count).astype(int)
+    middle = (first + last) / 2
+    return sorted((int(n) for n in np.unique(places)), key=lambda n: (abs(n - middle), n))
+
+
+def search_slices(
+    first: int, last: int, gap_mm: float, look: Callable[[int], Look], search: Search | None = None
+) -> Iterator[Look]:
+    """Look at slices from `first` to `last`, one after another; `best` of the looks is the key slice.
+
+    Spread-out slices first, all of them, so that a mistake on one is outvoted. Where nothing was seen, once
+    more halfway between them; else `rounds` times on both sides of the best one, at half the distance each.
+    """
+    search = search or Search()
+    looks: dict[int, Look] = {}
+
+    def at(index: int) -> Iterator[Look]:
+        if first <= index <= last and index not in looks:
+            looks[index] = look(index)
+            yield looks[index]
+
+    for index in spread_out(first, last, gap_mm, search):
+        yield from at(index)
+    if not any(each.seen for each in looks.values()):
+        places = sorted(looks)
+        for left, right in itertools.pairwise(places):
+            yield from at((left + right) // 2)
+    distance = max(1, round((last - first + 1) / max(1, len(looks))))
+    for _ in range(search.rounds):
+        distance //= 2
+        key = best(looks)
+        if key is None or distance < 1:
+            return
+        yield from at(key.index - distance)
+        yield from at(key.index + distance)
+
+
+def best(looks: Mapping[int, Look]) -> Look | None:
+    """The look to begin at: the worthiest, its neighbours among the looks counted in, of equals the largest.
+
+    None if nothing is seen.
+    """
+    places = sorted(looks)
+    support = {}
+    for n, index in enumerate(places):
+        beside = [looks[places[m]].worth for m in (n - 1, n + 1) if 0 <= m < len(places)]
+        support[index] = looks[index].worth + _NEIGHBOURS_COUNT * sum(beside)
+    seen = [index for index in places if looks[index].seen]
+    if not seen:
+        return None
+    return looks[max(seen, key=lambda index: (round(support[index], 2), looks[index].area_mm2, -index))]

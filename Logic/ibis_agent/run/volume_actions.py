@@ -1,0 +1,136 @@
+"""What a volume run consists of: its actions, its limits, and who watches it. No models, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ibis_agent.actions import Click
+from ibis_agent.errors import Cancelled, InputError
+from ibis_agent.run.episode import Limits, Step
+from ibis_agent.run.key_slice import Search
+from ibis_agent.segmenter.found import Found
+
+Kind = Literal["look", "click", "done", "grow", "review", "end"]
+KINDS: tuple[Kind, ...] = ("look", "click", "done", "grow", "review", "end")
+Stage = Literal["look", "work", "grow", "review", "finish", "end"]
+Follow = Literal["auto", "memory", "carry"]
+
+
+@dataclass(frozen=True)
+class VolumeLimits:
+    """Where a volume run stops by itself.
+
+    Attributes:
+        episode: of the policy's turns on one slice.
+        looks: second looks.
+        patience_mm: so far beyond its last slice an object is still searched for: gaps are bridged.
+        search: how the key slice is looked for.
+        follow: from slice to slice by "memory", by "carry" (see propagation), or "auto".
+    """
+
+    episode: Limits = field(default_factory=lambda: Limits(max_turns=6))
+    looks: int = 4
+    patience_mm: float = 20.0
+    search: Search = field(default_factory=Search)
+    follow: Follow = "auto"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.looks, bool) or not isinstance(self.looks, int) or self.looks < 0:
+            raise InputError("the limit of second looks must be a whole number from 0", value=self.looks)
+
+
+@dataclass(frozen=True)
+class Way:
+    """Slices that were visited one after the other.
+
+    Attributes:
+        start: where the way begins, not visited itself.
+        last: the last slice visited, `start` if there was none.
+        ended: the object ends here; what was known further on is gone.
+    """
+
+    start: int
+    last: int
+    ended: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeAction:
+    """One thing that was done.
+
+    Attributes:
+        number: from 1.
+        kind: "look" at a slice for the key slice; "click": a slice was worked on and is an anchor now; "done":
+            the policy is done with the key slice; "grow": neighbouring slices were found again; "review": a
+            second look that changed nothing; "end": the agent has nothing left to do.
+        index: the slice.
+        by: who acted.
+        words: what was seen or why, for people.
+        steps: on that slice.
+        clicks: all clicks that the slice stands on after it.
+        ways: the slices visited.
+        touched: the slices that are known otherwise than before, or not any more.
+        look: which second look it belongs to, from 1; 0 for none.
+        afresh: its clicks begin without the mask that was there.
+        stopped: the ways are not at their ends, somebody stopped them.
+        seconds: it took.
+    """
+
+    number: int
+    kind: Kind
+    index: int
+    by: Literal["policy", "person"]
+    words: str = ""
+    steps: tuple[Step, ...] = ()
+    clicks: tuple[Click, ...] = ()
+    ways: tuple[Way, ...] = ()
+    touched: tuple[int, ...] = ()
+    look: int = 0
+    afresh: bool = False
+    stopped: bool = False
+    seconds: float = 0.0
+
+    @property
+    def changes(self) -> bool:
+        """Whether it is of a kind that changes masks."""
+        return self.kind in ("click", "grow")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far growing is: slices done, of how many at the most, and the seconds that those left may take."""
+
+    index: int
+    done: int
+    total: int
+    seconds_left: float
+
+
+def _nothing(*_: object) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told of what happens, and who may stop it.
+
+    Attributes:
+        action: gets every VolumeAction when it is done.
+        progress: gets the Progress and what was Found, for every slice.
+        text: gets the policy's reply in pieces.
+        retry: gets the reason when a reply could not be read and the policy is asked again.
+        cancelled: asked often; once it says True the work ends in Cancelled.
+    """
+
+    action: Callable[[VolumeAction], object] = _nothing
+    progress: Callable[[Progress, Found], object] = _nothing
+    text: Callable[[str], object] = _nothing
+    retry: Callable[[str], object] = _nothing
+    cancelled: Callable[[], bool] = lambda: False
+
+    def check(self) -> None:
+        """Raises Cancelled if it was asked for."""
+        if self.cancelled():
+            raise Cancelled()

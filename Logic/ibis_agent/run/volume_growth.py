@@ -1,0 +1,71 @@
+"""Growing through a volume: the object followed both ways from a slice, told slice by slice, stoppable anywhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ibis_agent.errors import Cancelled
+from ibis_agent.run.volume_actions import Progress, VolumeAction, Watch, Way
+from ibis_agent.run.volume_plan import reached
+
+if TYPE_CHECKING:
+    from ibis_agent.run.volume_run import VolumeRun
+
+
+def grow(
+    run: VolumeRun,
+    start: int,
+    settle: bool,
+    watch: Watch,
+    before: Sequence[Way] = (),
+    what: str = "followed",
+) -> VolumeAction:
+    """Follow the object from `start` both ways until it ends; an action of the run.
+
+    Args:
+        settle: what is visited was known before: end where it comes out as it was.
+        before: ways that were stopped; it goes on where they had got to.
+        what: is done, for people.
+
+    Raises Cancelled when it is stopped; the slices done are an action all the same.
+    """
+    begun = time.perf_counter()
+    patience = max(1, round(run.limits.patience_mm / run.gap_mm))
+    goals = [_goal(run, start, end, before) for end in (run.slices.last, run.slices.first)]
+    total, done, stopped = sum(abs(end - since) for since, end in goals), 0, False
+    ways: list[Way] = []
+    for number, (since, end) in enumerate(goals):
+        if since == end or stopped:
+            continue
+        direction = 1 if end > since else -1
+        last, missed = since, run.memory.missed(since, direction)
+        later = sum(abs(b - a) for a, b in goals[number + 1 :])
+        for found in run.memory.follow(since, direction, end, patience, settle):
+            done, last = done + 1, found.index
+            missed = 0 if found.mask.any() else missed + 1
+            seconds = (time.perf_counter() - begun) / done * (abs(end - last) + later)
+            watch.progress(Progress(last, done, total, seconds), found)
+            stopped = watch.cancelled()
+            if stopped and missed < patience:  # else it is at its end, and what lies further on has to go
+                break
+        ways.append(Way(since, last, missed >= patience and last != since))
+    reach = sorted({way.last for way in (*before, *ways)} | {start})
+    words = f"{what} from slice {start}: slices {reach[0]} to {reach[-1]}" + (", stopped" if stopped else "")
+    action = run.done("grow", start, "policy", words, begun, watch, ways=tuple(ways), stopped=stopped)
+    if stopped:
+        raise Cancelled()
+    return action
+
+
+def _goal(run: VolumeRun, start: int, end: int, before: Sequence[Way]) -> tuple[int, int]:
+    """(where to go on, where to at the most); the same slice twice where there is nothing left to do."""
+    since = reached(start, end, before)
+    over = {way.last for way in before if way.ended}
+    down = any(way.last < start for way in before)  # which comes second
+    if since in over or (down and end > start):
+        return since, since
+    while since not in run.found:  # another growth has found the end of the object before it
+        since += 1 if since < start else -1
+    return since, end

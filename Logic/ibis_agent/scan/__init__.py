@@ -1,0 +1,1 @@
+"""Scans: read, checked, placed in the patient, cut into pictures."""

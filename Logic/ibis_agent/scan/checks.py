@@ -1,0 +1,98 @@
+"""What every reader of scans checks, and how it says what is wrong."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ibis_agent.errors import InputError
+from ibis_agent.scan.geometry import MOST_VOXELS
+
+
+def suffix_of(path: Path) -> str:
+    """The ending that tells the kind of the file, lower case; `.nii.gz` counts as one."""
+    name = path.name.lower()
+    return next((each for each in (".nii.gz", ".seg.nrrd") if name.endswith(each)), path.suffix.lower())
+
+
+def stem(path: Path) -> str:
+    name = path.name
+    suffix = suffix_of(path)
+    return name[: -len(suffix)] if suffix else name
+
+
+def three_axes(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]:
+    """Three axes from two to N; more are allowed only where they hold one entry."""
+    sides = [int(side) for side in shape]
+    if len(sides) < 2 or min(sides) < 1:
+        raise InputError("the volume is empty or has too few axes", file=path, value=by(sides))
+    if any(side != 1 for side in sides[3:]):
+        raise InputError(
+            f"the volume has {len(sides)} axes",
+            file=path,
+            value=by(sides),
+            mend="Save one time point or channel as a volume of its own.",
+        )
+    sides = [*sides, 1][:3]
+    return sides[0], sides[1], sides[2]
+
+
+def check_kind(kind: np.dtype, path: Path) -> None:
+    if kind.names is not None:
+        raise InputError("the volume is in colour", file=path, mend="Convert it to one grey value a voxel.")
+    if kind.kind not in "iufb":
+        raise InputError(
+            "the voxels are no grey values", file=path, value=kind, mend="Convert them to integers."
+        )
+
+
+def check_size(shape: Sequence[int], path: Path) -> None:
+    """Refuse more voxels than any scan has. Raises InputError."""
+    if math.prod(shape) > MOST_VOXELS:
+        raise InputError(
+            "the volume is too large", file=path, value=by(shape), mend="Crop it to the part of interest."
+        )
+
+
+def check_length(path: Path, least: int, *, packing: int = 1032) -> None:
+    """Refuse a file too short for the `least` bytes that its header promises, before they take memory.
+
+    packing: how many bytes one byte can hold. Deflate comes to 1032 at most.
+    """
+    held = path.stat().st_size
+    if least > held * packing:
+        raise InputError(
+            "the file is cut off",
+            file=path,
+            value=f"{held} bytes for {least}",
+            mend="Copy or export it again.",
+        )
+
+
+def native(array: np.ndarray) -> np.ndarray:
+    """Integers as they are, in this machine's byte order; everything else as float32."""
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8)
+    if array.dtype.kind in "iu":
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32, copy=False)
+
+
+def damaged(path: Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split()).rsplit("ERROR:", 1)[-1]
+    reason = re.sub(r"\w{1,40}\(0x[0-9a-f]{1,16}\):", "", reason).replace(str(path), path.name).strip()
+    return InputError(
+        "the file cannot be read, it may be cut off or damaged",
+        file=path,
+        value=reason[:160] or type(error).__name__,
+        mend="Copy or export it again.",
+    )
+
+
+def by(sides: Sequence[int]) -> str:
+    return " × ".join(str(side) for side in sides)

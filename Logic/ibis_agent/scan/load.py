@@ -1,0 +1,151 @@
+"""Which reader reads a scan: told by what the path is, its ending, and its first bytes.
+
+Each reader (dicom, itk, nifti, npz, photograph) refuses from the header what cannot be used, then decodes the voxels
+once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ibis_agent.errors import InputError
+from ibis_agent.scan.checks import suffix_of
+from ibis_agent.scan.scan import Scan
+
+_KINDS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".nii": "NIfTI",
+    ".nii.gz": "NIfTI",
+    ".nrrd": "NRRD",
+    ".seg.nrrd": "NRRD",
+    ".nhdr": "NRRD",
+    ".mha": "MetaImage",
+    ".mhd": "MetaImage",
+    ".npz": ".npz",
+    ".dcm": "DICOM",
+    ".ima": "DICOM",
+}
+
+
+_WRAPPED = {".nii.gz": "gzip", ".npz": "zip"}
+
+
+_READABLE = (
+    "Readable are PNG, JPEG, NIfTI (.nii, .nii.gz), NRRD, MetaImage (.mha, .mhd), .npz, and DICOM folders."
+)
+
+
+Reader = Callable[[Path, str | None], Scan]
+
+
+def load_scan(path: str | os.PathLike[str], *, series: str | None = None) -> Scan:
+    """Read a PNG or JPEG, NIfTI, NRRD, MetaImage, MedSAM2-style .npz, or a DICOM folder.
+
+    Args:
+        series: which series of a DICOM folder, by its UID; needed only where there are several.
+
+    Raises InputError naming the file, what is wrong with it, and the mend. What can be seen in the header is
+    refused before the voxels are read.
+    """
+    path = Path(path)
+    try:
+        there = path.exists()
+    except (OSError, ValueError):  # too long a name, or one with a zero byte
+        there = False
+    if not there:
+        raise InputError("there is no such file", file=path, mend="Check the path.")
+    if series is not None and not path.is_dir():
+        raise InputError("a series can be chosen in a DICOM folder only", file=path, value=series)
+    return reader_for(path)(path, series)
+
+
+def reader_for(path: Path) -> Reader:
+    """The reader for what stands at `path`. Raises InputError for an unknown ending, or one that lies."""
+    if path.is_dir():
+        from ibis_agent.scan.dicom import read_dicom_folder
+
+        return read_dicom_folder
+    if not path.is_file():
+        raise InputError("is neither a file nor a folder", file=path, mend=_READABLE)
+    suffix = suffix_of(path)
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(512)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError("cannot be read", file=path, value=reason, mend="Check its permissions.") from error
+    if not head:
+        raise InputError("the file is empty", file=path, mend="Export or copy it again.")
+    contents = _contents(head)
+    # DICOM files often end in a number, which is no ending of a kind of file.
+    kind = _KINDS.get(suffix, "DICOM" if contents == "DICOM" else None)
+    if kind is None:
+        raise InputError(
+            "scans of this kind cannot be read", file=path, value=suffix or "no ending", mend=_READABLE
+        )
+    if contents != (_WRAPPED.get(suffix, kind)):
+        what = f"it holds {contents} data" if contents else "its beginning shows something else"
+        raise InputError(
+            f"is no {kind} file: {what}",
+            file=path,
+            mend="Give the file its right ending, or export the scan again.",
+        )
+    return _reader(kind)
+
+
+def _reader(kind: str) -> Reader:
+    # Imported when needed: nibabel and SimpleITK take their time, and a picture needs neither.
+    if kind in ("PNG", "JPEG"):
+        from ibis_agent.scan.photograph import read_photograph
+
+        return read_photograph
+    if kind == "NIfTI":
+        from ibis_agent.scan.nifti import read_nifti
+
+        return read_nifti
+    if kind in ("NRRD", "MetaImage"):
+        from ibis_agent.scan.itk import read_itk
+
+        return read_itk
+    if kind == ".npz":
+        from ibis_agent.scan.npz import read_npz
+
+        return read_npz
+    from ibis_agent.scan.dicom import read_dicom_file
+
+    return read_dicom_file
+
+
+def _contents(head: bytes) -> str:
+    """What the first 512 bytes of a file show it to be; empty where that is not known."""
+    for magic, kind in (
+        (b"\x89PNG\r\n\x1a\n", "PNG"),
+        (b"\xff\xd8\xff", "JPEG"),
+        (b"\x1f\x8b", "gzip"),
+        (b"NRRD000", "NRRD"),
+        (b"PK\x03\x04", "zip"),
+        (b"PK\x05\x06", "zip"),
+        (b"GIF8", "GIF"),
+        (b"BM", "BMP"),
+        (b"II*\0", "TIFF"),
+        (b"MM\0*", "TIFF"),
+        (b"%PDF", "PDF"),
+        (b"\x89HDF", "HDF5"),
+        (b"\x93NUMPY", "npy"),
+    ):
+        if head.startswith(magic):
+            return kind
+    if head[128:132] == b"DICM":
+        return "DICOM"
+    if head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] == b"n+2\0":
+        return "NIfTI"
+    start = head.lstrip()[:60].lower()
+    if start.startswith((b"objecttype", b"ndims", b"comment")) and b"=" in start:
+        return "MetaImage"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "web page"
+    return ""

@@ -1,0 +1,68 @@
+"""Reading a PNG or JPEG → a Scan that is one 8-bit RGB picture."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ibis_agent.errors import InputError
+from ibis_agent.scan.geometry import picture_affine
+from ibis_agent.scan.picture import LONGEST_RATIO, apply_window, percentile_window
+from ibis_agent.scan.scan import Scan
+
+_MOST_PIXELS = 2**26
+_CONSTANT = "the picture is constant, there is nothing to see"
+
+
+def read_photograph(path: Path, series: str | None = None) -> Scan:
+    """A PNG or JPEG as 8-bit RGB.
+
+    Turned as its EXIF data says, so the picture is the one that viewers show, and a mask of it has that size.
+    Transparent parts are laid on black. 16-bit and float grey pictures are windowed by their 1st and 99th
+    percentile. Raises InputError.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            size = image.size
+            if size[0] * size[1] > _MOST_PIXELS:
+                raise InputError("the picture is too large", file=path, value=_by(size))
+            if getattr(image, "n_frames", 1) > 1:
+                raise InputError("the picture moves", file=path, mend="Save one frame of it as a picture.")
+            image.load()
+            rgb = _rgb(ImageOps.exif_transpose(image), path)
+    except Image.DecompressionBombError as error:
+        raise InputError("the picture is too large", file=path, value=str(error)) from error
+    except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
+        raise InputError(
+            "the picture cannot be decoded", file=path, value=error, mend="It may be cut off; copy it again."
+        ) from error
+    short, long = sorted(size)
+    if short < 2 or long > LONGEST_RATIO * short:
+        raise InputError("the picture is too thin", file=path, value=_by(size))
+    if (rgb == rgb[0, 0]).all():
+        raise InputError(_CONSTANT, file=path, value=f"{rgb[0, 0].tolist()} everywhere")
+    return Scan(rgb, picture_affine(), "picture", path, path.stem)
+
+
+def _rgb(image: Any, path: Path) -> np.ndarray:
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        window = percentile_window(values)
+        if window is None:
+            raise InputError(_CONSTANT, file=path, value=f"{values.flat[0]} everywhere")
+        return np.repeat(apply_window(values, window)[:, :, None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        from PIL import Image
+
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)
+    return np.array(image.convert("RGB"))
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} × {size[1]} pixels"

@@ -1,0 +1,236 @@
+"""The slices of a volume run: which ones, how they are turned and windowed, cut when they are asked for.
+
+Slices are named by their voxel index along the axis that they are across, as everywhere else. All slices of a
+stack have one window, so that grey values mean the same from slice to slice. No models here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from ibis_agent.errors import InputError
+from ibis_agent.scan.geometry import Orientation, PictureGeometry, slice_geometry
+from ibis_agent.scan.picture import Picture, apply_window, check_window, cut, percentile_window
+from ibis_agent.scan.scan import Scan
+
+_SAMPLED = 16
+
+
+class Slices(Protocol):
+    """What a volume run works on: a Stack, or a recorded run's pictures."""
+
+    @property
+    def first(self) -> int:
+        """The first slice that may be worked on."""
+        ...
+
+    @property
+    def last(self) -> int:
+        """The last one, included."""
+        ...
+
+    def __len__(self) -> int:
+        """Slices along the whole axis."""
+        ...
+
+    def picture(self, index: int) -> Picture: ...
+
+    def geometry(self, index: int) -> PictureGeometry: ...
+
+    def inside(self, index: int) -> np.ndarray | None:
+        """(H, W) bool: where a mask may lie; None for everywhere."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """The slices of a scan in one plane. Make it with `stack_of`.
+
+    Attributes:
+        window: (minimum, maximum) shown as black and white, in all slices.
+        roi: ((3,), (3,)) first and last voxel of a box that masks must stay in, or None.
+    """
+
+    scan: Scan
+    plane: str
+    orientation: Orientation
+    window: tuple[float, float]
+    first: int
+    last: int
+    roi: tuple[tuple[int, int, int], tuple[int, int, int]] | None = None
+
+    def __len__(self) -> int:
+        return int(self.scan.voxels.shape[self.geometry(self.first).axis])
+
+    def geometry(self, index: int) -> PictureGeometry:
+        return slice_geometry(
+            self.scan.voxels.shape, self.scan.affine, self.plane, index, self.orientation, self.scan.path
+        )
+
+    def picture(self, index: int) -> Picture:
+        return cut(self.scan, self.plane, index, self.window, self.orientation)
+
+    def inside(self, index: int) -> np.ndarray | None:
+        if self.roi is None:
+            return None
+        geometry = self.geometry(index)
+        low, high = self.roi
+        if not low[geometry.axis] <= index <= high[geometry.axis]:
+            return np.zeros((geometry.height, geometry.width), dtype=bool)
+        rows, cols = (
+            np.arange(geometry.shape[axis])[:: -1 if flip else 1]
+            for axis, flip in (
+                (geometry.row_axis, geometry.flip_rows),
+                (geometry.col_axis, geometry.flip_cols),
+            )
+        )
+        within_rows = (rows >= low[geometry.row_axis]) & (rows <= high[geometry.row_axis])
+        within_cols = (cols >= low[geometry.col_axis]) & (cols <= high[geometry.col_axis])
+        return within_rows[:, None] & within_cols[None]
+
+
+def stack_of(
+    scan: Scan,
+    plane: str = "axial",
+    window: Sequence[float] | None = None,
+    orientation: Orientation | str = Orientation.RADIOLOGICAL,
+    slices: tuple[int, int] | None = None,
+    roi: Sequence[int] | None = None,
+) -> Stack:
+    """The slices of a volume that a run is about.
+
+    Args:
+        plane: as in picture.cut.
+        window: None takes the file's own (`scan.window`), or the 1st and 99th percentile of slices spread over
+            the stack.
+        slices: first and last slice, both included; None takes all.
+        roi: six voxel indices, first and last of each axis of the file: i0 i1 j0 j1 k0 k1, both included.
+
+    Raises InputError naming the scan's file.
+    """
+    if scan.kind == "picture":
+        mend = "Leave --volume out, or give a volume."
+        raise InputError("a picture has no slices to run through", file=scan.path, mend=mend)
+    turned = Orientation(orientation)
+    geometry = slice_geometry(scan.voxels.shape, scan.affine, plane, None, turned, scan.path)
+    count = geometry.shape[geometry.axis]
+    first, last = (0, count - 1) if slices is None else (int(slices[0]), int(slices[1]))
+    if not 0 <= first <= last < count:
+        mend = f"Give the first and the last slice, from 0 to {count - 1}."
+        raise InputError(
+            "there is no such range of slices", file=scan.path, value=f"{first} {last}", mend=mend
+        )
+    box = None if roi is None else _checked_roi(roi, geometry, scan)
+    if box is not None:
+        first, last = max(first, box[0][geometry.axis]), min(last, box[1][geometry.axis])
+        if first > last:
+            mend = "Choose a range that meets the region of interest."
+            raise InputError("the region of interest has none of the slices", file=scan.path, mend=mend)
+    chosen = scan.window if window is None else check_window(window)
+    lowest, highest = _range_of_values(scan, geometry.axis, first, last)
+    if chosen is None:
+        chosen = _common_window(scan, geometry.axis, first, last)
+    black, white = apply_window(np.array([lowest, highest]), chosen)
+    if black == white:
+        raise InputError(
+            f"the volume is one grey in the window {chosen[0]:g} to {chosen[1]:g}, there is nothing to see",
+            file=scan.path,
+            value=f"values from {lowest:g} to {highest:g}",
+            mend="Give a window that fits its values, or choose another range of slices.",
+        )
+    stack = Stack(scan, plane, turned, chosen, first, last, box)
+    stack.picture(first)  # slices too thin for a picture are refused now, not when a run comes to them
+    return stack
+
+
+def sha256_of_picture(rgb: np.ndarray) -> str:
+    """Hexadecimal SHA-256 of a picture's pixels."""
+    return hashlib.sha256(np.ascontiguousarray(rgb).tobytes()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedSlices:
+    """The pictures of a recorded run; slices that the run never met are not there.
+
+    Attributes:
+        pictures: by slice.
+        count: slices along the whole axis.
+        clips: where masks may lie, by slice; empty for everywhere.
+    """
+
+    pictures: Mapping[int, Picture]
+    count: int
+    first: int
+    last: int
+    clips: Mapping[int, np.ndarray]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def picture(self, index: int) -> Picture:
+        if index not in self.pictures:
+            raise InputError("the record does not hold this slice", value=index)
+        return self.pictures[index]
+
+    def geometry(self, index: int) -> PictureGeometry:
+        known = next(iter(self.pictures.values())).geometry
+        return replace(self.pictures[index].geometry if index in self.pictures else known, index=index)
+
+    def inside(self, index: int) -> np.ndarray | None:
+        return self.clips.get(index)
+
+
+def _checked_roi(
+    roi: Sequence[int], geometry: PictureGeometry, scan: Scan
+) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    mend = "Give the first and the last voxel of each axis: i0 i1 j0 j1 k0 k1."
+    if len(roi) != 6 or any(int(each) != each for each in roi):
+        raise InputError("a region of interest is six whole numbers", file=scan.path, value=roi, mend=mend)
+    low, high = tuple(int(n) for n in roi[::2]), tuple(int(n) for n in roi[1::2])
+    for a, b, side in zip(low, high, geometry.shape, strict=True):
+        if not 0 <= a <= b < side:
+            raise InputError(
+                "the region of interest is not inside the scan",
+                file=scan.path,
+                value=" ".join(str(n) for n in roi),
+                mend=mend,
+            )
+    return (low[0], low[1], low[2]), (high[0], high[1], high[2])
+
+
+def _range_of_values(scan: Scan, axis: int, first: int, last: int) -> tuple[float, float]:
+    """The lowest and the highest grey value of the slices. Raises InputError for NaN and infinite ones.
+
+    Found now, since a run that meets them in its midst would end there.
+    """
+    lowest, highest = np.inf, -np.inf
+    for index in range(first, last + 1):
+        values = scan.voxels[(slice(None),) * axis + (index,)]
+        low, high = float(values.min()), float(values.max())
+        if not np.isfinite(high - low):
+            raise InputError(
+                f"slice {index} holds voxels that are not numbers (NaN or infinite)",
+                file=scan.path,
+                mend="Replace them (by the value of air, for example), or choose slices without them.",
+            )
+        lowest, highest = min(lowest, low), max(highest, high)
+    return lowest, highest
+
+
+def _common_window(scan: Scan, axis: int, first: int, last: int) -> tuple[float, float]:
+    """The published percentiles, over slices spread from `first` to `last`."""
+    chosen = np.unique(np.linspace(first, last, _SAMPLED).round().astype(int))
+    values = np.take(scan.voxels, chosen, axis=axis)
+    window = percentile_window(values)
+    if window is None:
+        raise InputError(
+            "the volume is constant, there is nothing to see",
+            file=scan.path,
+            mend="Choose another range of slices, or give a window if it is meant so.",
+        )
+    return window

@@ -1,0 +1,292 @@
+"""Which SAM2 architecture a checkpoint has, and the network of it with the weights in place.
+
+Checkpoints and configurations come from strangers: weights are read without running code (checkpoint), a
+configuration is vetted (sam2_config). What the network is asked is in segmenter.
+
+How the architecture is found, in this order:
+1. the `config` that the caller gives: a YAML file, or a name of `NAMES`;
+2. a YAML file with the checkpoint's own stem beside it (`segmenter.pt`, `segmenter.yaml`);
+3. the shapes of the weights, for the eight architectures that the sam2 package brings. MedSAM2's weights have
+   the very shapes of `sam2.1_hiera_t` and differ only in the size of the picture, which no weight tells: a
+   file whose name contains "medsam2" or "t512" is taken as `sam2.1_hiera_t512`, any other needs `config`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ibis_agent.errors import ModelError
+from ibis_agent.segmenter.sam2.checkpoint import read_weights
+from ibis_agent.segmenter.sam2.config import checked_settings, read_settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PACKAGED = {
+    f"{generation}_hiera_{size}": f"configs/{generation}/{generation}_hiera_{size}.yaml"
+    for generation in ("sam2", "sam2.1")
+    for size in ("t", "s", "b+", "l")
+}
+MEDSAM2 = "sam2.1_hiera_t512"
+NAMES = (*_PACKAGED, MEDSAM2)
+# Width of the first stage and number of blocks of the image encoder.
+_SIZES = {(96, 12): "t", (96, 16): "s", (112, 24): "b+", (144, 48): "l"}
+
+# In an isolated build it would fetch another torch, of gigabytes, only to build a few Python files.
+_GET_SAM2 = "Install it: pip install --no-deps --no-build-isolation sam2."
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network to build.
+
+    Attributes:
+        name: one of NAMES, or the stem of the YAML file.
+        image_size: side of the square picture that the network sees, in pixels.
+        parameters: how many numbers the weights hold.
+        settings: the `model` part of the configuration, plain values.
+    """
+
+    name: str
+    image_size: int
+    parameters: int
+    settings: dict[str, Any]
+
+
+def inspect(checkpoint: str | os.PathLike[str], config: str | os.PathLike[str] | None = None) -> Architecture:
+    """What `load` would build, without building it: quick, for checks before slow work.
+
+    Raises ModelError with file, value and mend for whatever is wrong with the file or the configuration.
+    """
+    file = Path(checkpoint)
+    weights = read_weights(file)
+    architecture = _choose(file, weights, config)
+    _check_against_weights(architecture, weights, file)
+    return architecture
+
+
+def load(
+    checkpoint: str | os.PathLike[str], config: str | os.PathLike[str] | None = None
+) -> tuple[Any, Architecture]:
+    """The SAM2Base of a checkpoint on the CPU, in float32 and evaluation mode, memory parts included.
+
+    Args:
+        checkpoint: `.pt`, `.pth` or `.safetensors`: a state dict, or one under the key "model".
+        config: a name of NAMES or a YAML file; None looks beside the checkpoint, then at the shapes.
+
+    Raises ModelError.
+    """
+    file = Path(checkpoint)
+    weights = read_weights(file)
+    architecture = _choose(file, weights, config)
+    _check_against_weights(architecture, weights, file)
+    model = build(architecture.settings, architecture.name)
+    _check_same_shapes(model.state_dict(), weights, architecture.name, file)
+    _check_finite(weights, file)
+    model.load_state_dict(weights, strict=True)
+    return model.eval().requires_grad_(False), architecture
+
+
+def build(settings: Mapping[str, Any], name: str = "the configuration") -> Any:
+    """A SAM2Base with random weights from the `model` part of a configuration. Raises ModelError."""
+    settings = checked_settings(settings, name)
+    try:
+        return _instantiate(settings)
+    except ImportError as error:
+        raise ModelError(
+            "the sam2 package cannot be imported",
+            value=str(error),
+            mend=_GET_SAM2,
+        ) from error
+    except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, LookupError) as error:
+        # The constructors of sam2 say what they miss in many ways.
+        raise ModelError(
+            "describes a network that cannot be built",
+            file=name,
+            value=f"{type(error).__name__}: {error}",
+            mend="Use the configuration that belongs to the weights.",
+        ) from error
+
+
+def named_settings(name: str) -> dict[str, Any]:
+    """The `model` part of one of NAMES; a file name or path such as `sam2.1_hiera_t.yaml` is understood too.
+
+    Raises ModelError.
+    """
+    plain = re.sub(r"\.yaml$", "", os.path.basename(name.replace("\\", "/")))
+    if plain not in NAMES:
+        raise ModelError(
+            "there is no such segmenter configuration",
+            value=name,
+            mend=f"Give a YAML file that exists, or one of {', '.join(NAMES)}.",
+        )
+    package = importlib.util.find_spec("sam2")
+    if package is None or package.origin is None:
+        raise ModelError("the sam2 package is not installed", mend=_GET_SAM2)
+    settings = read_settings(
+        Path(package.origin).parent / _PACKAGED["sam2.1_hiera_t" if plain == MEDSAM2 else plain]
+    )
+    if plain == MEDSAM2:
+        settings["image_size"] = 512
+        for attention in ("self_attention", "cross_attention"):
+            settings["memory_attention"]["layer"][attention]["feat_sizes"] = [32, 32]
+    return settings
+
+
+def _choose(file: Path, weights: Mapping[str, Tensor], config: str | os.PathLike[str] | None) -> Architecture:
+    beside = file.with_suffix(".yaml")
+    if config is not None:
+        given = os.fspath(config)
+        if os.path.isfile(given):
+            name, settings = Path(given).stem, read_settings(given)
+        else:
+            name, settings = re.sub(r"\.yaml$", "", os.path.basename(given)), named_settings(given)
+    elif beside.is_file():
+        name, settings = beside.stem, read_settings(beside)
+    else:
+        name = _recognise(file, weights)
+        settings = named_settings(name)
+    parameters = sum(tensor.numel() for tensor in weights.values())
+    return Architecture(name, int(settings["image_size"]), parameters, settings)
+
+
+def _recognise(file: Path, weights: Mapping[str, Tensor]) -> str:
+    patch = weights.get("image_encoder.trunk.patch_embed.proj.weight")
+    if patch is None or patch.ndim != 4:
+        raise _other_architecture(weights, file)
+    width, depth = patch.shape[0], _count(weights, "image_encoder.trunk.blocks.")
+    size = _SIZES.get((width, depth))
+    if size is None:
+        raise ModelError(
+            "is a SAM2 of a size that the sam2 package does not bring",
+            file=file,
+            value=f"first stage {width} wide, {depth} blocks",
+            mend=f"Put its configuration beside it as {file.stem}.yaml, or name the YAML file.",
+        )
+    generation = "sam2.1" if "no_obj_embed_spatial" in weights else "sam2"
+    hint = file.name.lower()
+    if (generation, size) == ("sam2.1", "t") and ("medsam2" in hint or "t512" in hint):
+        return MEDSAM2
+    return f"{generation}_hiera_{size}"
+
+
+def _other_architecture(weights: Mapping[str, Tensor], file: Path) -> ModelError:
+    mend = "Use a SAM2, SAM2.1 or MedSAM2 checkpoint."
+    if any(key.startswith("vision_encoder.backbone.") for key in weights):
+        mend = "This is the transformers library's form of SAM2; use the .pt file of the same model."
+    elif "image_encoder.pos_embed" in weights or "image_encoder.patch_embed.proj.weight" in weights:
+        mend = "This looks like the first SAM or MedSAM; " + mend[0].lower() + mend[1:]
+    elif any(key.startswith("model.layers.") or "lm_head" in key for key in weights):
+        mend = "This looks like a language model: the policy goes into the other field. " + mend
+    keys = ", ".join(list(weights)[:3])
+    return ModelError(
+        "is no SAM2 checkpoint: the image encoder is not there", file=file, value=keys, mend=mend
+    )
+
+
+def _check_against_weights(architecture: Architecture, weights: Mapping[str, Tensor], file: Path) -> None:
+    """Compare the sizes that decide how much memory building takes, before it is taken."""
+    settings = architecture.settings
+
+    def setting(*path: str) -> Any:
+        value: Any = settings
+        for part in path:
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+    def side(key: str, axis: int) -> int | None:
+        tensor = weights.get(key)
+        return None if tensor is None or tensor.ndim <= axis else int(tensor.shape[axis])
+
+    stages = setting("image_encoder", "trunk", "stages")
+    encoder, memory = ("image_encoder", "trunk"), ("memory_attention",)
+    pairs = {
+        "embed_dim": (setting(*encoder, "embed_dim"), side("image_encoder.trunk.patch_embed.proj.weight", 0)),
+        "stages": (
+            sum(stages) if isinstance(stages, list) else None,
+            _count(weights, "image_encoder.trunk.blocks.") or None,
+        ),
+        "d_model": (setting("image_encoder", "neck", "d_model"), side("no_mem_embed", 2)),
+        "num_maskmem": (setting("num_maskmem"), side("maskmem_tpos_enc", 0)),
+        "memory_attention.num_layers": (
+            setting(*memory, "num_layers"),
+            _count(weights, "memory_attention.layers.") or None,
+        ),
+        "dim_feedforward": (
+            setting(*memory, "layer", "dim_feedforward"),
+            side("memory_attention.layers.0.linear1.weight", 0),
+        ),
+        "memory_encoder.out_dim": (setting("memory_encoder", "out_dim"), side("maskmem_tpos_enc", 3)),
+        "fuser.num_layers": (
+            setting("memory_encoder", "fuser", "num_layers"),
+            _count(weights, "memory_encoder.fuser.layers.") or None,
+        ),
+    }
+    if pairs["embed_dim"][1] is None:
+        raise _other_architecture(weights, file)
+    wrong = [f"{name} {want} instead of {have}" for name, (want, have) in pairs.items() if want != have]
+    if wrong:
+        raise ModelError(
+            f"does not fit the configuration {architecture.name}",
+            file=file,
+            value="; ".join(wrong[:4]),
+            mend="Use the configuration that belongs to these weights.",
+        )
+
+
+def _check_same_shapes(
+    have: Mapping[str, Tensor], weights: Mapping[str, Tensor], name: str, file: Path
+) -> None:
+    missing = [f"{key} is missing" for key in have if key not in weights]
+    surplus = [f"{key} is unknown" for key in weights if key not in have]
+    other = [
+        f"{key} is {_shape(weights[key])} instead of {_shape(have[key])}"
+        for key in have
+        if key in weights and weights[key].shape != have[key].shape
+    ]
+    differences = [*other[:2], *missing[:2], *surplus[:2]]
+    if differences:
+        count = len(missing) + len(surplus) + len(other)
+        raise ModelError(
+            f"does not fit the architecture {name} in {count} of its {len(have)} weights",
+            file=file,
+            value="; ".join(differences),
+            mend="Use the configuration that belongs to these weights.",
+        )
+
+
+def _check_finite(weights: Mapping[str, Tensor], file: Path) -> None:
+    for key, tensor in weights.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ModelError(
+                "holds weights that are not numbers (NaN or infinite)",
+                file=file,
+                value=key,
+                mend="The file is damaged or its training failed; fetch it again.",
+            )
+
+
+def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
+    return len({key[len(prefix) :].split(".")[0] for key in weights if key.startswith(prefix)})
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "a single number"
+
+
+def _instantiate(part: Any) -> Any:
+    """Plain values → objects of sam2, innermost first; `_target_` was checked by `checked_settings`."""
+    if isinstance(part, dict):
+        values = {key: _instantiate(value) for key, value in part.items() if key != "_target_"}
+        if "_target_" not in part:
+            return values
+        module, _, name = part["_target_"].rpartition(".")
+        return getattr(importlib.import_module(module), name)(**values)
+    return [_instantiate(value) for value in part] if isinstance(part, list) else part

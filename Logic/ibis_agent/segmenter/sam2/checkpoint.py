@@ -1,0 +1,139 @@
+"""Reading a segmenter's weights from a file, without running code that the file may hold.
+
+Here: telling weights from everything else that lies under such names (web pages, git-lfs pointers, halves of
+files, pickles with code) and saying so. Which network the weights belong to is in architecture.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ibis_agent.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_AGAIN = "Fetch it again, whole."
+
+
+def read_weights(checkpoint: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The state dict in a file by name, on the CPU, mapped from the disk where that works.
+
+    Understood: `.pt` and `.pth` (new and old form) and `.safetensors`, told by content; weights on top or
+    under "model" or "state_dict". Raises ModelError.
+    """
+    file = Path(checkpoint)
+    try:
+        kind = _kind_of(file)
+        content = _read_safetensors(file) if kind == "safetensors" else _read_torch(file, kind)
+    except OSError as error:
+        raise ModelError(
+            "cannot be read", file=file, value=os.strerror(error.errno) if error.errno else str(error)
+        ) from error
+    return _state_dict(content, file)
+
+
+def _kind_of(file: Path) -> str:
+    """ "safetensors", "zip" or "pickle", by content; raises ModelError for what is plainly no checkpoint."""
+    if file.is_dir():
+        raise ModelError(
+            "is a folder, not a segmenter's weights", file=file, mend="Name the .pt file inside it."
+        )
+    if not file.exists():
+        raise ModelError(
+            "there is no such file", file=file, mend="Check the path to the segmenter's weights."
+        )
+    with open(file, "rb") as stream:
+        head = stream.read(1024)
+    if not head:
+        raise ModelError("is empty", file=file, mend=_AGAIN)
+    if head.startswith(b"version https://git-lfs"):
+        raise ModelError(
+            "is a git-lfs pointer, not the weights themselves", file=file, mend="Run `git lfs pull`."
+        )
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ModelError("is a web page, not weights: the download went wrong", file=file, mend=_AGAIN)
+    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
+        return "safetensors"
+    if head.startswith(b"PK\x03\x04"):
+        try:
+            with zipfile.ZipFile(file) as archive:
+                names = archive.namelist()
+        except zipfile.BadZipFile as error:
+            raise ModelError("is cut off: the end of the file is missing", file=file, mend=_AGAIN) from error
+        if not any(name.split("/")[-1] == "data.pkl" for name in names):
+            mend = "Unpack it and name the .pt file inside."
+            raise ModelError("is a zip archive, but no PyTorch checkpoint", file=file, mend=mend)
+        return "zip"
+    if head.startswith(b"\x80"):
+        return "pickle"
+    mend = "Use a .pt, .pth or .safetensors file of SAM2, SAM2.1 or MedSAM2."
+    raise ModelError("is not a checkpoint", file=file, value=head[:16], mend=mend)
+
+
+def _read_safetensors(file: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, ValueError) as error:
+        raise ModelError(
+            "is a damaged or cut off safetensors file", file=file, value=error, mend=_AGAIN
+        ) from error
+
+
+def _read_torch(file: Path, kind: str) -> Any:
+    import pickle
+
+    import torch
+
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=kind == "zip")
+    except pickle.UnpicklingError as error:
+        named = re.search(
+            r"(?:GLOBAL|Unsupported (?:class|operand|global:?(?: GLOBAL)?)) ([\w.]+)", str(error)
+        )
+        if named is None:
+            raise ModelError("is damaged or cut off", file=file, mend=_AGAIN) from error
+        raise ModelError(
+            "holds more than weights: reading it would run code",
+            file=file,
+            value=named.group(1),
+            mend="Do not use it; ask its maker for the state dict alone, or for safetensors.",
+        ) from error
+    except OSError:
+        raise
+    except Exception as error:  # what torch raises on damaged files is of every kind
+        problem = " ".join(str(error).split())
+        raise ModelError("is damaged or cut off", file=file, value=problem, mend=_AGAIN) from error
+
+
+def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
+    """Weights by name: the file's content itself, or what lies under "model" or "state_dict"."""
+    import torch
+
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items())
+    ):
+        keys = ", ".join(map(str, list(content)[:4])) if isinstance(content, dict) else type(content).__name__
+        raise ModelError(
+            "holds no state dict",
+            file=file,
+            value=keys,
+            mend="Expected weights by name, or those under 'model'.",
+        )
+    if all(key.startswith("module.") for key in content):  # saved from a model trained on several devices
+        content = {key[len("module.") :]: value for key, value in content.items()}
+    return dict(content)

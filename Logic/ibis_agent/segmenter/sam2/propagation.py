@@ -1,0 +1,437 @@
+"""SAM2's memory over a stack of slices: a mask on one slice found again in its neighbours.
+
+Drives the memory parts of the sam2 package's network as its own video predictor does, slice by slice, on
+features that are kept (see features). A slice with clicks or a given mask is an anchor (sam2: a conditioning
+frame); all others are found from memory. Which slices to visit, and when to stop, is decided in volume_run.
+
+Weights whose memory was never trained cannot do that: for them a slice is found by a click at the deepest point of
+the last mask on the way, that mask's logits being the ones before the click ("carry").
+
+Equality with sam2's video predictor: Testing/Python/test_propagation.py. Differences, on purpose: clicks are
+answered by the published engine's protocol (several masks at every click, the best score wins), a clicked
+slice shows its object even where the object score says that there is none, and of many anchors only the nearest
+are attended to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from ibis_agent.actions import Click
+from ibis_agent.errors import InputError, ModelError
+from ibis_agent.mask.masks import dice, iou
+from ibis_agent.segmenter.embeddings import FeatureCache, SliceFeatures
+from ibis_agent.segmenter.found import Found
+from ibis_agent.segmenter.sam2.predictor import Prediction
+
+_ABSENT = -1024.0  # sam2's logit of an object that is not there
+_LOGIT_BOUND = 32.0
+# Two masks in a row that are nearly those of before: what follows would be the same too.
+_SETTLED_IOU, _SETTLED_SLICES = 0.985, 2
+# So many anchors, the nearest ones, are attended to: a slice costs no more for clicks far away.
+_MOST_ANCHORS = 8
+# Carried masks that fit the one beside them less, or of a lower score, are not the object.
+_LEAST_FIT, _LEAST_SCORE = 0.3, 0.25
+
+Way = Literal["auto", "memory", "carry"]
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a propagation knows, to come back to: shares everything with its neighbours in time."""
+
+    anchors: dict[int, dict[str, Any]]
+    tracked: dict[int, dict[str, Any]]
+    found: dict[int, Found]
+
+
+class Propagation:
+    """One object followed through a stack.
+
+        spread = Propagation(features, len(stack), (512, 512))
+        spread.anchor(40, [Click(0.4, 0.5)])
+        for found in spread.follow(40, +1, last=79): ...
+        for found in spread.follow(40, -1, last=0): ...
+        spread.found[52].mask
+
+    Several objects of one stack share their FeatureCache.
+    """
+
+    def __init__(self, features: FeatureCache, count: int, size: tuple[int, int], way: Way = "auto") -> None:
+        """count: slices along the whole axis; size: (H, W) of a slice.
+
+        way: "memory", "carry", or "auto": memory unless it was never trained.
+        """
+        self.features, self.count, self.size = features, count, size
+        self.segmenter = features.segmenter
+        self._model = self.segmenter.model
+        self.way: Way = way
+        if way == "auto":
+            self.way = "memory" if memory_is_trained(self._model) else "carry"
+        self._anchors: dict[int, dict[str, Any]] = {}
+        self._tracked: dict[int, dict[str, Any]] = {}
+        self.found: dict[int, Found] = {}
+
+    @property
+    def anchors(self) -> list[int]:
+        """The slices that were clicked or given, in order."""
+        return sorted(self._anchors)
+
+    def state(self) -> State:
+        """What `restore` takes back. Costs no copies of arrays."""
+        return State(dict(self._anchors), dict(self._tracked), dict(self.found))
+
+    def restore(self, state: State) -> None:
+        self._anchors, self._tracked = dict(state.anchors), dict(state.tracked)
+        self.found = dict(state.found)
+
+    # ---- one slice ----------------------------------------------------------------------------------------
+
+    def predict(
+        self, index: int, clicks: Sequence[Click], previous_logits: np.ndarray | None = None
+    ) -> Prediction:
+        """What the clicks make of a slice, memory of other slices included; changes nothing.
+
+        As Segmenter.predict, which it equals where nothing is known of other slices.
+        """
+        out = self._clicked(index, clicks, previous_logits)
+        return Prediction(
+            mask=self._mask(out["pred_masks"]),
+            logits=out["pred_masks"][0, 0].clamp(-_LOGIT_BOUND, _LOGIT_BOUND).cpu().numpy(),
+            score=float(out["scores"].max()),
+            scores=out["scores"],
+        )
+
+    def standing(self, index: int) -> Prediction | None:
+        """What is known of a slice in the form that clicks go on from; None where nothing is."""
+        out = self._anchors.get(index) or self._tracked.get(index)
+        if out is None or index not in self.found:
+            return None
+        logits = out["pred_masks"][0, 0].float().clamp(-_LOGIT_BOUND, _LOGIT_BOUND).cpu().numpy()
+        found = self.found[index]
+        return Prediction(found.mask, logits, found.score, np.array([found.score], np.float32))
+
+    def anchor(self, index: int, clicks: Sequence[Click], previous_logits: np.ndarray | None = None) -> Found:
+        """Make a slice an anchor as `predict` answers it: all clicks there, and the logits before the last."""
+        return self._settle(index, self._clicked(index, clicks, previous_logits))
+
+    @torch.inference_mode()
+    def anchor_mask(self, index: int, mask: np.ndarray) -> Found:
+        """Make a slice an anchor with a given (H, W) mask, which is kept to the pixel."""
+        if mask.shape != self.size:
+            raise InputError("the mask has another size than the slice", value=mask.shape)
+        side = self.segmenter.image_size
+        with self.segmenter.computing():
+            given = torch.from_numpy(np.array(mask, dtype=np.float32)).to(self.segmenter.device)[None, None]
+            if given.shape[-2:] != (side, side):
+                given = F.interpolate(
+                    given, (side, side), mode="bilinear", align_corners=False, antialias=True
+                )
+                given = (given >= 0.5).float()
+            features = self.features.get(index)
+            low, _, _, _, _, pointer, presence = self._model._use_mask_as_output(
+                features.levels[-1], self._fine(features), given
+            )
+        out = {
+            "pred_masks": low.float(),
+            "obj_ptr": pointer,
+            "object_score_logits": presence,
+            "scores": np.ones(1, np.float32),
+        }
+        return self._settle(index, out, mask)
+
+    def release(self, index: int) -> None:
+        """An anchor that is taken back: its slice is unknown until it is found again."""
+        self._anchors.pop(index, None)
+        self.found.pop(index, None)
+
+    def place(self, click: Click) -> tuple[float, float]:
+        """(column, row) that a click lies on: truncated to a pixel and clamped, the published rule."""
+        height, width = self.size
+        return min(int(click.x * width), width - 1), min(int(click.y * height), height - 1)
+
+    # ---- from slice to slice --------------------------------------------------------------------------------
+
+    def follow(
+        self,
+        start: int,
+        direction: int,
+        last: int,
+        patience: int | None = None,
+        settle: bool = False,
+    ) -> Iterator[Found]:
+        """Find the object again in the slices after `start` up to `last`, one by one.
+
+        Args:
+            start: an anchor, or a slice that is known.
+            direction: +1 or -1.
+            last: the last slice to visit, included.
+            patience: end after so many slices in a row without the object; None goes on to `last`.
+            settle: what is visited was known before: end where it comes out as it was.
+
+        Ends before another anchor. What that one's half of the way holds is kept where this one finds nothing. Every
+        slice that came out stays known, also when the caller stops early.
+        """
+        if start not in self.found:
+            raise InputError("nothing is known of this slice to start from", value=start)
+        if direction not in (-1, 1) or not 0 <= last < self.count:
+            raise InputError("there is no such way through the stack", value=f"{start} {direction} {last}")
+        missed, same, border = self.missed(start, direction), 0, self._border(start, direction)
+        for index in range(start + direction, last + direction, direction):
+            if index in self._anchors:
+                # What a click on the other side says still reaches this one: through the memory of all anchors.
+                return
+            before, tracked = self.found.get(index), self._tracked.get(index)
+            found = self._track(index, direction < 0)
+            lost = before is not None and before.mask.any() and not found.mask.any()
+            if lost and tracked is not None and index * direction >= border:
+                self.found[index], self._tracked[index] = before, tracked  # type: ignore[assignment]
+                return
+            yield found
+            missed = 0 if found.mask.any() else missed + 1
+            if patience is not None and missed >= patience:
+                self.forget_beyond(index, direction, last)
+                return
+            if settle and before is not None:
+                both_empty = not (before.mask.any() or found.mask.any())
+                same = same + 1 if both_empty or iou(before.mask, found.mask) >= _SETTLED_IOU else 0
+                if same >= _SETTLED_SLICES:
+                    return
+
+    def missed(self, start: int, direction: int) -> int:
+        """How many slices in a row are without the object where a way has got to `start`; 0 at an anchor."""
+        count = 0
+        while start in self._tracked and not self.found[start].mask.any():
+            count, start = count + 1, start - direction
+        return count
+
+    def forget_beyond(self, index: int, direction: int, last: int) -> None:
+        """The object has ended: what an earlier pass found further on is gone, up to another anchor's half."""
+        border = self._border(index, direction)
+        for beyond in range(index + direction, last + direction, direction):
+            if beyond * direction >= border:
+                return
+            self._tracked.pop(beyond, None)
+            self.found.pop(beyond, None)
+
+    def _border(self, start: int, direction: int) -> float:
+        """From which slice on, times the direction, a way through `start` is nearer to the anchor that it leads to
+        than to the one that it comes from; infinite where it leads to none.
+        """
+        ahead = [n for n in self._anchors if (n - start) * direction > 0]
+        behind = [n for n in self._anchors if (n - start) * direction <= 0]
+        if not ahead or not behind:
+            return math.inf
+        nearest = min(ahead, key=lambda n: abs(n - start)), min(behind, key=lambda n: abs(n - start))
+        return sum(nearest) / 2 * direction
+
+    # ---- the network ----------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _track(self, index: int, reverse: bool) -> Found:
+        if self.way == "carry":
+            return self._carry(index, index + (1 if reverse else -1))
+        features = self.features.get(index)
+        with self.segmenter.computing():
+            seen = self._with_memory(index, features, reverse)
+            out = self._heads(seen, features, None, None, believed=False)
+            self._remember(features, out, from_person=False)
+        self._tracked[index] = out
+        return self._keep(index, out, anchor=False)
+
+    def _carry(self, index: int, beside: int) -> Found:
+        """A slice found by the last mask on the way to it, and a click where that is deepest."""
+        step = beside - index
+        while not self.found[beside].mask.any() and beside + step in self.found:
+            beside += step  # over slices where it was lost; `follow`'s patience says how many those may be
+        features, before = self.features.get(index), self.found[beside].mask
+        click, carried = Click(0.5, 0.5), None
+        if before.any():
+            last = self._anchors.get(beside) or self._tracked[beside]
+            click, carried = _deepest(before), last["pred_masks"].clamp(-_LOGIT_BOUND, _LOGIT_BOUND)
+        with self.segmenter.computing():
+            seen = features.levels[-1] + self._model.no_mem_embed.reshape(1, -1, 1, 1)
+            out = self._heads(seen, features, [click], carried, believed=True)
+        # How well the two masks fit stands for the object score, which is a matter of the memory's training.
+        fit = dice(before, self._mask(out["pred_masks"])) if before.any() else 0.0
+        if fit < _LEAST_FIT or float(out["scores"].max()) < _LEAST_SCORE:
+            out["pred_masks"], fit = torch.full_like(out["pred_masks"], _ABSENT), 0.0
+        likely = min(max(1 - (1 - fit) ** 2, 1e-6), 1 - 1e-6)  # an organ that tapers off fits by a half
+        odds = math.log(likely / (1 - likely))
+        out["object_score_logits"] = torch.full_like(out["object_score_logits"], odds)
+        self._tracked[index] = out
+        return self._keep(index, out, anchor=False)
+
+    @torch.inference_mode()
+    def _clicked(
+        self, index: int, clicks: Sequence[Click], previous_logits: np.ndarray | None
+    ) -> dict[str, Any]:
+        if not clicks:
+            raise InputError("the segmenter needs a click", mend="Pass at least one click.")
+        features = self.features.get(index)
+        others = {n: out for n, out in self._anchors.items() if n != index}
+        # As in sam2: the first prompts of a stack, and those of any slice not yet visited, know of no others. It
+        # stays so for later ones there, so that a click that was moved is as if it had been made where it is now.
+        alone = not others or self._anchors.get(index, {}).get("alone", index not in self.found)
+        with self.segmenter.computing():
+            if self.way == "memory" and not alone:
+                nearest = min(others, key=lambda n: abs(n - index))
+                seen = self._with_memory(index, features, nearest > index, others)
+            else:
+                seen = features.levels[-1] + self._model.no_mem_embed.reshape(1, -1, 1, 1)
+            return {**self._heads(seen, features, clicks, previous_logits, believed=True), "alone": alone}
+
+    def _settle(self, index: int, out: dict[str, Any], mask: np.ndarray | None = None) -> Found:
+        with torch.inference_mode(), self.segmenter.computing():
+            self._remember(self.features.get(index), out, from_person=True)
+        self._anchors[index] = out
+        self._tracked.pop(index, None)
+        return self._keep(index, out, anchor=True, mask=mask)
+
+    def _keep(self, index: int, out: dict[str, Any], anchor: bool, mask: np.ndarray | None = None) -> Found:
+        scores = out.pop("scores")
+        if not np.isfinite(scores).all():
+            raise ModelError(
+                "the segmenter computed something that is not a number",
+                value=f"slice {index}, {self.segmenter.precision}",
+                mend="Try precision fp32.",
+            )
+        shown = self._mask(out["pred_masks"]) if mask is None else np.array(mask, dtype=bool)
+        shown.setflags(write=False)
+        presence = float(torch.sigmoid(out["object_score_logits"].float())[0, 0])
+        found = Found(index, shown, float(scores.max()), presence, anchor)
+        self.found[index] = found
+        return found
+
+    def _mask(self, low: Tensor) -> np.ndarray:
+        full = F.interpolate(low, self.size, mode="bilinear", align_corners=False)
+        return (full[0, 0] > 0).cpu().numpy()
+
+    def _fine(self, features: SliceFeatures) -> list[Tensor] | None:
+        return list(features.levels[:-1]) if self._model.use_high_res_features_in_sam else None
+
+    def _with_memory(
+        self,
+        index: int,
+        features: SliceFeatures,
+        reverse: bool,
+        anchors: dict[int, dict[str, Any]] | None = None,
+    ) -> Tensor:
+        """(1, C, h, w): the slice's coarse features after a look at what is remembered of others."""
+        level, position = features.levels[-1], self.features.positions[-1]
+        known = self._anchors if anchors is None else anchors
+        nearest = sorted(known, key=lambda n: (abs(n - index), n))[:_MOST_ANCHORS]
+        return self._model._prepare_memory_conditioned_features(
+            frame_idx=index,
+            is_init_cond_frame=False,
+            current_vision_feats=[_flat(level)],
+            current_vision_pos_embeds=[_flat(position)],
+            feat_sizes=[tuple(level.shape[-2:])],
+            output_dict={
+                "cond_frame_outputs": {n: known[n] for n in known if n in nearest},
+                "non_cond_frame_outputs": self._tracked,
+            },
+            num_frames=self.count,
+            track_in_reverse=reverse,
+        )
+
+    def _heads(
+        self,
+        seen: Tensor,
+        features: SliceFeatures,
+        clicks: Sequence[Click] | None,
+        previous_logits: np.ndarray | Tensor | None,
+        believed: bool,
+    ) -> dict[str, Any]:
+        """sam2's prompt encoder and mask decoder, and the object pointer of the mask with the best score.
+
+        believed: the object is in the slice, because somebody clicked it, whatever the object score says.
+        """
+        model, device, side = self._model, self.segmenter.device, self.segmenter.image_size
+        if clicks is None:
+            points = torch.zeros(1, 1, 2, device=device)
+            labels = -torch.ones(1, 1, dtype=torch.int32, device=device)
+        else:
+            height, width = self.size
+            points = torch.tensor([self.place(click) for click in clicks], dtype=torch.float32)
+            points = points / torch.tensor([width, height]) * side
+            points = points[None].to(device)
+            labels = torch.tensor([[int(c.positive) for c in clicks]], dtype=torch.int32, device=device)
+        prior = previous_logits
+        if isinstance(previous_logits, np.ndarray):
+            prior = torch.from_numpy(np.array(previous_logits, dtype=np.float32))[None, None].to(device)
+        sparse, dense = model.sam_prompt_encoder(points=(points, labels), boxes=None, masks=prior)
+        several = clicks is not None or model._use_multimask(False, None)
+        masks, scores, tokens, presence = model.sam_mask_decoder(
+            image_embeddings=seen,
+            image_pe=model.sam_prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=several,
+            repeat_image=False,
+            high_res_features=self._fine(features),
+        )
+        masks, there = masks.float(), presence > 0
+        if not model.pred_obj_scores or believed:
+            there = torch.ones_like(there)
+        masks = torch.where(there[:, None, None], masks, _ABSENT)
+        best = int(scores[0].argmax())
+        pointer = model.obj_ptr_proj(tokens[:, best if tokens.shape[1] > 1 else 0])
+        if model.pred_obj_scores:
+            known = presence.sigmoid() if model.soft_no_obj_ptr and not believed else there.float()
+            if model.fixed_no_obj_ptr:
+                pointer = known * pointer
+            pointer = pointer + (1 - known) * model.no_obj_ptr
+        if believed:
+            presence = presence.float().clamp(min=1e-3)
+        return {
+            "pred_masks": masks[:, best : best + 1],
+            "obj_ptr": pointer,
+            "object_score_logits": presence.float(),
+            "scores": scores[0].float().cpu().numpy(),
+        }
+
+    def _remember(self, features: SliceFeatures, out: dict[str, Any], from_person: bool) -> None:
+        """Add to `out` what later slices attend to."""
+        level, side = features.levels[-1], self.segmenter.image_size
+        full = F.interpolate(out["pred_masks"], (side, side), mode="bilinear", align_corners=False)
+        memory, positions = self._model._encode_new_memory(
+            current_vision_feats=[_flat(level)],
+            feat_sizes=[tuple(level.shape[-2:])],
+            pred_masks_high_res=full,
+            object_score_logits=out["object_score_logits"],
+            is_mask_from_pts=from_person,
+        )
+        out["maskmem_features"] = memory.to(torch.bfloat16)  # as sam2 keeps it
+        if not hasattr(self, "_memory_positions"):
+            self._memory_positions = [each[:1].clone() for each in positions]
+        out["maskmem_pos_enc"] = self._memory_positions
+
+
+def memory_is_trained(model: Any) -> bool:
+    """Whether anyone ever trained the memory parts of a SAM2: their layer scales start at one and the same value."""
+    scales = [
+        value for name, value in model.memory_encoder.fuser.named_parameters() if name.endswith("gamma")
+    ]
+    return not scales or any(bool((scale != scale.flatten()[0]).any()) for scale in scales)
+
+
+def _deepest(mask: np.ndarray) -> Click:
+    """A click on the pixel of a mask that is farthest from its outside; beyond the picture is outside."""
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    return Click((column + 0.5) / mask.shape[1], (row + 0.5) / mask.shape[0])
+
+
+def _flat(level: Tensor) -> Tensor:
+    """(1, C, H, W) → (H·W, 1, C), as sam2's attention takes it."""
+    return level.flatten(2).permute(2, 0, 1)

@@ -1,0 +1,191 @@
+"""`ibis-agent run --volume` at the terminal: step by step, left and gone on with, stopped, replayed, reviewed.
+
+The network is an exact one that finds bright things that touch (bright_volumes).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from bright_volumes import SEGMENTER, Clicker, bright_network, disc, two_things  # noqa: F401
+from ibis_agent.actions import Reply, Terminate, format_reply
+from ibis_agent.cli import commands as cli
+from ibis_agent.cli import runner, volume_job
+from ibis_agent.cli.inspection import inspect
+from ibis_agent.cli.session import Stopped
+from ibis_agent.cli.terminal import Screen
+from ibis_agent.cli.volume_session import VolumeSession
+from ibis_agent.mask.masks import encode_rle
+from ibis_agent.policy.contract import ScriptedPolicy
+from ibis_agent.record.volume_record import VolumeTrajectory
+from ibis_agent.run.volume_actions import Watch
+
+
+@pytest.fixture
+def scan_file(tmp_path: Path) -> Path:
+    voxels = np.stack([np.where(each, 200, 10) for each in two_things()]).astype(np.int16).transpose()
+    path = tmp_path / "made.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([-1.0, -1.0, 3.0, 1.0])), path)
+    return path
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch, scan_file: Path) -> Callable[..., str]:
+    """Run the command with typed lines; what it printed."""
+    monkeypatch.setattr(volume_job.request, "_check_models", lambda *_: None)
+    monkeypatch.setattr(volume_job, "load_segmenter", lambda asked: SEGMENTER)
+    monkeypatch.setattr(runner, "load_segmenter", lambda asked: SEGMENTER)
+    monkeypatch.setattr(volume_job, "load_policy", lambda folder, asked: Clicker())
+
+    def command(*arguments: str, typed: str = "", code: int = 0) -> str:
+        out = io.StringIO()
+        monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+        monkeypatch.setattr("sys.stdout", out)
+        given = ["run", str(scan_file), "--volume", "--follow", "memory", "--window", "0", "255", *arguments]
+        if "--resume" in arguments:
+            given = [each for each in given if each not in ("--window", "0", "255")]
+        assert cli.main(given) == code
+        return out.getvalue()
+
+    return command
+
+
+def test_step_by_step_at_the_terminal_the_person_corrects_any_slice_and_undoes(
+    terminal: Callable[..., str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    typed = "?\nall\n20 + 5 5 px\n4 - 16 16 px\n4g\nu\nu\n99 + 0.5 0.5\nb\na\n"
+    said = terminal("--prompt", "Segment it", "--step", "--out", str(out), typed=typed)
+    assert "your own positive click on slice 57" in said and "followed from slice" in said
+    assert "not in the range" in said and "now after action" in said
+    recorded = VolumeTrajectory.load(out / "trajectory.json")
+    assert recorded.actions[-1]["slice"] != 4 and recorded.masks[4].any()
+    facts = inspect(out / "trajectory.json")["Trajectory"]
+    assert facts["object"].startswith("in slices 4 to 15, ") and facts["object"].endswith(" mL")
+    assert (out / "review.html").is_file() and (out / "mask.nii.gz").is_file()
+
+
+def test_a_click_is_moved_at_the_terminal_and_the_later_ones_there_go(
+    terminal: Callable[..., str], tmp_path: Path
+) -> None:
+    typed = "20 + 5 5 px\n20 + 16 16 px\n20.1 - 6 7 px\n20.3 + 6 7 px\nq\n"
+    said = terminal("--prompt", "Segment it", "--step", "--out", str(tmp_path / "out"), typed=typed)
+    assert "click 1 moved" in said and "no such click on this slice (got 3)" in said
+    recorded = VolumeTrajectory.load(tmp_path / "out" / "trajectory.json")
+    assert recorded.actions[-1]["slice"] == 20 and recorded.actions[-1]["by"] == "person"
+    assert [each["positive"] for each in recorded.actions[-1]["clicks"]] == [False]
+
+
+def test_what_is_nowhere_leaves_no_mask_of_an_earlier_question(
+    terminal: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    terminal("--prompt", "Segment it", "--out", str(out), "--mask-format", "nii.gz", "--mask-format", "nrrd")
+    assert np.asanyarray(nibabel.load(out / "mask.nii.gz").dataobj).any() and (out / "mask.nrrd").is_file()
+    never = ScriptedPolicy([format_reply(Reply("Nothing.", Terminate("It is not there.")))] * 40)
+    monkeypatch.setattr(volume_job, "load_policy", lambda folder, asked: never)
+    said = terminal("--prompt", "Segment the other one", "--out", str(out))
+    assert "It is not there." in said and not (out / "mask.nrrd").exists()
+    assert not np.asanyarray(nibabel.load(out / "mask.nii.gz").dataobj).any()
+
+
+def test_a_run_that_was_left_is_resumed_with_its_scan(
+    terminal: Callable[..., str], tmp_path: Path, scan_file: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    own = ["--looks", "1", "--max-turns", "4"]
+    terminal("--prompt", "Segment it", *own, "--step", "--out", str(first), typed="\n\n\nq\n")
+    left = VolumeTrajectory.load(first / "trajectory.json")
+    assert left.head["status"] == "ready" and len(left.actions) == 4
+    terminal("--resume", str(first / "trajectory.json"), "--out", str(second))
+    ended = VolumeTrajectory.load(second / "trajectory.json")
+    assert ended.head["status"] == "ended" and ended.actions[:4] == left.actions
+    assert ended.head["limits"] == left.head["limits"] and left.head["limits"]["looks"] == 1
+    whole = tmp_path / "whole"
+    terminal("--prompt", "Segment it", "--out", str(whole))
+    assert np.array_equal(VolumeTrajectory.load(whole / "trajectory.json").volume(), ended.volume())
+    terminal("--resume", str(second / "trajectory.json"), "--plane", "sagittal", code=2)
+    kept = (second / "mask.nii.gz").stat().st_mtime_ns
+    terminal("--resume", str(second / "trajectory.json"), "--out", str(second), code=2)  # it has ended
+    assert (second / "mask.nii.gz").stat().st_mtime_ns == kept, "its results are left as they are"
+
+
+def test_resuming_with_other_models_than_recorded_is_told(
+    terminal: Callable[..., str], tmp_path: Path
+) -> None:
+    path = tmp_path / "first" / "trajectory.json"
+    terminal("--prompt", "Segment it", "--step", "--out", str(path.parent), typed="all\nb\nq\n")
+    assert "note" not in terminal("--resume", str(path), "--out", str(tmp_path / "same"))
+    record = json.loads(path.read_text())
+    for role in ("policy", "segmenter"):
+        record["models"][role] = {"name": f"an older {role}", "sha256": "0" * 64}
+    other = next(each for each in record["slices"] if each["picture"]["geometry"]["index"] == 6)
+    other["mask_rle"] = encode_rle(disc(3))
+    path.write_text(json.dumps(record))
+    said = terminal("--resume", str(path), "--out", str(tmp_path / "other"))
+    for role in ("policy", "segmenter"):
+        assert f"another {role} than the recorded one" in said and f"an older {role}" in said
+    assert "these slices are not as recorded: 6\n" in said
+
+
+def test_ctrl_c_keeps_what_was_done_and_says_how_to_go_on(
+    terminal: Callable[..., str], tmp_path: Path, scan_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ibis_agent.cli.request import Request
+
+    asked = volume_job.VolumeRequest(
+        Request(scan=scan_file, question="Segment it", window=(0, 255), out=tmp_path / "out"), follow="memory"
+    )
+    session = VolumeSession(volume_job.VolumeJob(asked), Screen(io.StringIO()))
+    session.load()
+    on_progress = session._watch.progress
+    stopping = Watch(
+        session._watch.action,
+        lambda progress, found: (on_progress(progress, found), setattr(session, "_stop", True)),
+        cancelled=lambda: session._stop,
+    )
+    session._watch = stopping
+    with pytest.raises(Stopped, match="--volume --resume"):
+        session.go()
+    recorded = VolumeTrajectory.load(tmp_path / "out" / "trajectory.json")
+    assert recorded.actions[-1]["stopped"] and len(recorded.actions[-1]["ways"]) == 1
+
+
+def test_a_range_and_a_region_given_at_the_terminal_bound_the_mask(
+    terminal: Callable[..., str], tmp_path: Path
+) -> None:
+    region = ["--roi", "0", "20", "8", "31", "0", "23"]
+    terminal("--prompt", "Segment it", "--out", str(tmp_path / "out"), "--range", "6", "12", *region)
+    mask = np.asanyarray(nibabel.load(tmp_path / "out" / "mask.nii.gz").dataobj) != 0
+    truth = np.stack(two_things()).transpose()
+    inside = np.zeros_like(truth)
+    inside[:21, 8:, 6:13] = True
+    assert np.array_equal(mask, truth & inside) and mask.any()
+    said = terminal("--prompt", "Segment it", "--looks", "-1", code=cli.BAD_INPUT)
+    assert not said
+    terminal("--prompt", "Segment it", "--range", "6", "99", code=cli.BAD_INPUT)
+
+
+def test_the_record_of_a_volume_is_replayed_and_reviewed_by_the_other_commands(
+    terminal: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    terminal("--prompt", "Segment it", "--out", str(out), "--no-review")
+    record, again, page = out / "trajectory.json", tmp_path / "again.nii.gz", tmp_path / "page.html"
+    assert not (out / "review.html").exists()
+    assert cli.main(["replay", str(record), "--mask", str(again)]) == cli.OK
+    masks = [np.asanyarray(nibabel.load(each).dataobj) for each in (out / "mask.nii.gz", again)]
+    assert np.array_equal(*masks) and masks[0].any()
+    assert cli.main(["review", str(record), "--out", str(page)]) == cli.OK
+    assert "Segment it" in page.read_text("utf-8")
+    changed = json.loads(record.read_text("utf-8"))
+    row = next(each for each in changed["slices"] if each["mask_rle"])
+    row["mask_rle"] = encode_rle(disc(2))
+    record.write_text(json.dumps(changed), "utf-8")
+    assert cli.main(["replay", str(record)]) == cli.DIFFERENT

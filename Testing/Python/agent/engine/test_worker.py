@@ -1,0 +1,508 @@
+"""The worker as a real process: its manners on the pipes, its end, and its faults; no models are needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ibis_agent.engine import protocol
+from ibis_agent.engine.client import DIED, Job, ModelSettings, WorkerClient
+from ibis_agent.engine.workbench import cut_picture, scan_of
+from ibis_agent.engine.workbench_volume import stack_from
+from ibis_agent.policy.card import ModelCard
+from ibis_agent.scan.geometry import Orientation
+from worker_transport import LOGIC, Starter, worker_command, write_script
+
+AFFINE = np.diag([-1.0, -1.0, 3.0, 1.0]).tolist()
+
+
+class Conversation:
+    """One worker process spoken to line by line."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            worker_command(*arguments),
+            cwd=LOGIC,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self.noise: list[str] = []
+        self._ids = 0
+        self.hello = self.next()
+
+    def next(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        while line := self.process.stdout.readline():
+            message = protocol.decode(line, "event")
+            if message is not None:
+                return message
+            self.noise.append(line.decode("utf-8", "replace"))
+        raise EOFError("the worker has ended")
+
+    def send(self, request: str, **fields: Any) -> int:
+        assert self.process.stdin is not None
+        self._ids += 1
+        self.process.stdin.write(protocol.encode({"request": request, "id": self._ids, **fields}))
+        self.process.stdin.flush()
+        return self._ids
+
+    def do(self, request: str, **fields: Any) -> list[dict[str, Any]]:
+        """All events of one request, the last one being its end."""
+        number, events = self.send(request, **fields), []
+        while True:
+            event = self.next()
+            if event.get("id") == number:
+                events.append(event)
+                if event["event"] in ("ready", "done", "error"):
+                    return events
+
+    def open(self, folder: Path, session: str = "a") -> dict[str, Any]:
+        self.do("load")
+        return self.do("ask", session=session, question="Segment the liver", image=image(folder))[-1]
+
+
+def image(folder: Path) -> dict[str, Any]:
+    """A grey disc on black, 40 × 48 × 5 voxels, its third slice as the file."""
+    rows, cols = np.ogrid[:48, :40]
+    voxels = np.where(np.hypot(rows - 22, cols - 14) < 11, 60, -100).astype(np.int16)
+    np.save(folder / "slice.npy", voxels[None])
+    return {
+        "file": str(folder / "slice.npy"),
+        "shape": [40, 48, 5],
+        "affine": AFFINE,
+        "axis": 2,
+        "index": 2,
+        "window": [-160, 240],
+        "name": "scan",
+    }
+
+
+@pytest.fixture
+def talk(tmp_path: Path) -> Iterator[Callable[..., Conversation]]:
+    begun: list[Conversation] = []
+
+    def start(**script: Any) -> Conversation:
+        begun.append(Conversation("--script", str(write_script(tmp_path, **{"radius": 0.5, **script}))))
+        return begun[-1]
+
+    yield start
+    for each in begun:
+        each.process.kill()
+        each.process.wait(10)
+
+
+def test_the_worker_says_hello_with_its_real_pid_and_a_private_folder(
+    talk: Callable[..., Conversation],
+) -> None:
+    worker = talk()
+    hello = worker.hello
+    assert hello["event"] == "hello"
+    assert hello["pid"] == worker.process.pid
+    folder = Path(hello["folder"])
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert hello["scopes"] == ["slice"]
+
+
+def test_saying_hello_does_not_import_torch() -> None:
+    code = "import sys, ibis_agent.engine.process, ibis_agent.record.run_record as _; print('torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], cwd=LOGIC, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "False"
+
+
+def test_a_question_is_answered_step_by_step(talk: Callable[..., Conversation], tmp_path: Path) -> None:
+    worker = talk()
+    head = worker.open(tmp_path)["head"]
+    assert (
+        tmp_path / "slice.npy"
+    ).is_file()  # what was not handed over for good is not the worker's to remove
+    assert head["picture"]["geometry"]["index"] == 2
+    assert (head["picture"]["height"], head["picture"]["width"]) == (48, 40)
+    *told, step, done = worker.do("step", session="a", after=[])
+    assert "".join(each["text"] for each in told) == step["step"]["reply"]
+    assert step["step"]["action"] == {"kind": "click", "x": 0.3, "y": 0.45, "positive": True}
+    assert 300 < step["step"]["area_px"] < 450
+    assert done["status"] == "ready"
+    uids = [step["step"]["uid"]]
+    uids.append(worker.do("step", session="a", after=uids)[-2]["step"]["uid"])
+    *_, last, done = worker.do("step", session="a", after=uids)
+    assert last["step"]["action"] == {"kind": "terminate", "answer": "Liver"}
+    assert (done["status"], done["answer"]) == ("ended", "Liver")
+
+
+def test_a_request_builds_on_the_steps_it_names(talk: Callable[..., Conversation], tmp_path: Path) -> None:
+    worker = talk()
+    worker.open(tmp_path)
+    first = worker.do("step", session="a", after=[])[-2]["step"]
+    second = worker.do("step", session="a", after=[first["uid"]])[-2]["step"]
+    again = worker.do("step", session="a", after=[first["uid"]])[-2]["step"]
+    assert again["number"] == second["number"] == 2
+    assert again["mask_rle"] == second["mask_rle"]
+    click = {"x": 0.35, "y": 0.5, "positive": True}
+    mine = worker.do("add", session="a", after=[], click=click)[-2]["step"]
+    assert (mine["number"], mine["by"]) == (1, "person")
+    third = worker.do("add", session="a", after=[first["uid"], second["uid"]], click=click)[-2]["step"]
+    assert third["number"] == 3
+
+
+def test_a_run_goes_on_in_a_fresh_worker_exactly(talk: Callable[..., Conversation], tmp_path: Path) -> None:
+    old = talk()
+    head = old.open(tmp_path)["head"]
+    first = old.do("step", session="a", after=[])[-2]["step"]
+    second = old.do("step", session="a", after=[first["uid"]])[-2]["step"]
+    old.process.kill()
+    (tmp_path / "slice.npy").unlink()
+    new = talk()
+    new.do("load")
+    opened = new.do("ask", session="a", question="Segment the liver", head=head, known={first["uid"]: first})[
+        -1
+    ]
+    assert opened["head"]["picture"]["sha256"] == head["picture"]["sha256"]
+    resumed = new.do("step", session="a", after=[first["uid"]])[-2]["step"]
+    assert resumed["mask_rle"] == second["mask_rle"]
+
+
+def test_a_rejected_step_is_told_to_the_policy(talk: Callable[..., Conversation], tmp_path: Path) -> None:
+    worker = talk()
+    worker.open(tmp_path)
+    first = worker.do("step", session="a", after=[])[-2]["step"]
+    other = worker.do("step", session="a", after=[], rejected=first["uid"])[-2]["step"]
+    assert other["number"] == 1
+    assert other["uid"] != first["uid"]
+
+
+def test_what_libraries_print_does_not_reach_the_protocol(
+    talk: Callable[..., Conversation], tmp_path: Path
+) -> None:
+    worker = talk(faults=[{"request": "step", "fault": "garbage"}])
+    worker.open(tmp_path)
+    assert worker.do("step", session="a", after=[])[-1]["event"] == "done"
+    assert not any("library" in each for each in worker.noise)  # print() went to stderr
+    worker.process.stdin.close()  # type: ignore[union-attr]
+    assert b"library" in worker.process.stderr.read()  # type: ignore[union-attr]
+
+
+def test_cancel_stops_a_reply_in_the_middle_and_keeps_the_session(
+    talk: Callable[..., Conversation], tmp_path: Path
+) -> None:
+    worker = talk(seconds=0.05, replies=["<think>" + "so " * 500 + "</think>"])
+    worker.open(tmp_path)
+    number = worker.send("step", session="a", after=[])
+    assert worker.next()["event"] == "text"
+    worker.send("cancel", target=number)
+    pieces = 0
+    while (event := worker.next())["event"] == "text":
+        pieces += 1
+    assert (event["event"], event["kind"]) == ("error", "cancelled")
+    assert pieces < 250  # the whole reply has twice as many
+    click = {"x": 0.3, "y": 0.4, "positive": True}
+    assert worker.do("add", session="a", after=[], click=click)[-1]["event"] == "done"
+
+
+def test_running_out_of_memory_is_told_in_plain_words_and_nothing_is_lost(
+    talk: Callable[..., Conversation], tmp_path: Path
+) -> None:
+    worker = talk(faults=[{"request": "step", "nth": 2, "fault": "memory"}])
+    worker.open(tmp_path)
+    first = worker.do("step", session="a", after=[])[-2]["step"]
+    (error,) = worker.do("step", session="a", after=[first["uid"]])
+    assert error["kind"] == "memory"
+    assert "CUDA" not in error["text"]
+    assert "kept" in error["mend"]
+    assert worker.do("step", session="a", after=[first["uid"]])[-1]["event"] == "done"
+
+
+def test_a_mistake_in_the_worker_is_an_error_event_and_not_its_end(
+    talk: Callable[..., Conversation], tmp_path: Path
+) -> None:
+    worker = talk(faults=[{"request": "step", "fault": "error"}])
+    worker.open(tmp_path)
+    (error,) = worker.do("step", session="a", after=[])
+    assert error["kind"] == "internal"
+    assert worker.do("step", session="a", after=[])[-1]["event"] == "done"
+
+
+@pytest.mark.parametrize(
+    "request_, kind",
+    [
+        ({"request": "dance"}, "input"),
+        ({"request": "step", "session": "nobody's"}, "input"),
+        ({"request": "ask", "session": "a", "question": "?", "scope": "volume"}, "input"),
+        (
+            {"request": "ask", "session": "a", "question": "Where?", "image": {"file": "none.npy"}},
+            "input",
+        ),
+    ],
+)
+def test_nonsense_is_refused_and_the_worker_lives_on(
+    talk: Callable[..., Conversation], request_: dict[str, Any], kind: str
+) -> None:
+    worker = talk()
+    worker.do("load")
+    (error,) = worker.do(**request_)
+    assert (error["event"], error["kind"]) == ("error", kind)
+    assert worker.do("load")[-1]["event"] == "ready"
+
+
+def test_the_worker_ends_and_cleans_up_when_its_stdin_closes(talk: Callable[..., Conversation]) -> None:
+    worker = talk()
+    assert worker.process.stdin is not None
+    worker.process.stdin.close()
+    assert worker.process.wait(10) == 0
+    assert not Path(worker.hello["folder"]).exists()
+
+
+def test_the_worker_ends_even_in_the_middle_of_something_that_hangs(
+    talk: Callable[..., Conversation],
+) -> None:
+    worker = talk(faults=[{"request": "load", "fault": "hang"}])
+    worker.send("load")
+    assert worker.process.stdin is not None
+    worker.process.stdin.close()
+    assert worker.process.wait(20) == 0
+    assert not Path(worker.hello["folder"]).exists()
+
+
+def test_a_terminated_worker_cleans_up(talk: Callable[..., Conversation]) -> None:
+    worker = talk()
+    worker.process.send_signal(signal.SIGTERM)
+    worker.process.wait(10)
+    assert not Path(worker.hello["folder"]).exists()
+
+
+def test_ctrl_c_in_the_terminal_is_not_meant_for_the_worker(talk: Callable[..., Conversation]) -> None:
+    worker = talk()
+    worker.process.send_signal(signal.SIGINT)
+    assert worker.do("load")[-1]["event"] == "ready"
+
+
+def test_what_a_killed_worker_left_is_swept_by_the_next_one(talk: Callable[..., Conversation]) -> None:
+    worker = talk()
+    worker.process.kill()
+    worker.process.wait(10)
+    assert Path(worker.hello["folder"]).exists()
+    talk()
+    assert not Path(worker.hello["folder"]).exists()
+
+
+# The client's side
+
+
+class Told:
+    """Records what a job is told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+
+    def job(self, request: str, session: str = "", **fields: Any) -> Job:
+        return Job(
+            request,
+            fields,
+            session,
+            done=lambda message: self.events.append(("done", message)),
+            failed=lambda kind, text: self.events.append((kind, text)),
+            step=lambda message: self.events.append(("step", message["step"])),
+            opened=lambda message: self.events.append(("opened", message)),
+        )
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.events]
+
+    def last(self, name: str) -> Any:
+        return next(value for each, value in reversed(self.events) if each == name)
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[Callable[..., tuple[WorkerClient, Starter]]]:
+    starters: list[Starter] = []
+
+    def make(**script: Any) -> tuple[WorkerClient, Starter]:
+        starters.append(Starter("--script", str(write_script(tmp_path, **{"radius": 0.5, **script}))))
+        return WorkerClient(starters[-1]), starters[-1]
+
+    yield make
+    for each in starters:
+        each.end_all()
+
+
+def opener(known: dict[str, Any] | None = None, head: dict[str, Any] | None = None) -> Any:
+    def describe(folder: Path) -> dict[str, Any]:
+        fields: dict[str, Any] = {"question": "Segment the liver"}
+        return {**fields, "head": head, "known": known} if head else {**fields, "image": image(folder)}
+
+    return describe
+
+
+def test_a_step_brings_about_all_that_it_needs(client: Callable[..., Any]) -> None:
+    worker, starter = client()
+    told = Told()
+    worker.open("a", opener())
+    worker.submit(told.job("step", "a", after=[]))
+    starter.pump_until(lambda: "done" in told.names())
+    assert told.names() == ["opened", "step", "done"]
+    assert list(Path(worker.hello["folder"]).iterdir()) == []  # no image stays behind
+    assert worker.state == "idle"
+    assert worker.ready["card"]["name"] == "scripted"
+
+
+@pytest.mark.parametrize("fault", ["die", "exit"])
+def test_a_worker_that_dies_loses_nothing_and_the_next_step_goes_on(
+    client: Callable[..., Any], fault: str
+) -> None:
+    worker, starter = client(faults=[{"request": "step", "nth": 2, "fault": fault}])
+    told = Told()
+    worker.open("a", opener())
+    worker.submit(told.job("step", "a", after=[]))
+    starter.pump_until(lambda: "done" in told.names())
+    first, head = told.last("step"), told.last("opened")["head"]
+    worker.open("a", opener({first["uid"]: first}, head))
+    worker.submit(told.job("step", "a", after=[first["uid"]]))
+    starter.pump_until(lambda: DIED in told.names())
+    assert worker.state == "stopped"
+    worker.submit(told.job("step", "a", after=[first["uid"]]))
+    starter.pump_until(lambda: told.names()[-1] == "done")
+    assert told.last("step")["number"] == 2
+    assert len(starter.started) == 2
+
+
+@pytest.mark.parametrize("fault", ["garbage", "flood"])
+def test_noise_on_stdout_does_not_disturb(client: Callable[..., Any], fault: str) -> None:
+    worker, starter = client(faults=[{"request": "step", "fault": fault}])
+    told = Told()
+    worker.open("a", opener())
+    worker.submit(told.job("step", "a", after=[]))
+    starter.pump_until(lambda: told.names()[-1:] == ["done"])
+    assert told.last("step")["number"] == 1
+
+
+def test_stop_is_immediate_for_the_person_and_the_worker_follows(client: Callable[..., Any]) -> None:
+    worker, starter = client(seconds=0.05, replies=["<think>" + "so " * 500 + "</think>"])
+    told = Told()
+    worker.open("a", opener())
+    worker.submit(told.job("step", "a", after=[]))
+    starter.pump_until(lambda: worker.state == "busy" and "opened" in told.names())
+    worker.cancel()
+    assert told.names()[-1] == "cancelled"
+    assert worker.state == "stopping"
+    starter.pump_until(lambda: worker.state == "idle")
+    assert told.names().count("cancelled") == 1
+
+
+def test_a_worker_that_does_not_stop_is_ended_and_a_fresh_one_goes_on(client: Callable[..., Any]) -> None:
+    worker, starter = client(faults=[{"request": "step", "fault": "hang"}])
+    told = Told()
+    worker.open("a", opener())
+    worker.submit(told.job("step", "a", after=[]))
+    starter.pump_until(lambda: worker.state == "busy" and "opened" in told.names())
+    starter.started[0].pump(0.5)  # let it begin, so that it cannot see the cancel
+    token = worker.cancel()
+    starter.started[0].pump(0.3)
+    assert worker.state == "stopping"
+    click = {"x": 0.3, "y": 0.4, "positive": True}
+    worker.submit(told.job("add", "a", after=[], click=click))
+    assert worker.end_if_stuck(token)
+    starter.pump_until(lambda: told.names()[-1] == "done")
+    assert told.last("step")["by"] == "person"
+    assert starter.started[0].process.wait(10) != 0
+
+
+def test_events_of_a_closed_question_never_reach_a_new_one(client: Callable[..., Any]) -> None:
+    worker, starter = client(seconds=0.02)
+    old, new = Told(), Told()
+    worker.open("old", opener())
+    worker.submit(old.job("step", "old", after=[]))
+    starter.pump_until(lambda: worker.state == "busy" and "opened" in old.names())
+    worker.close("old")
+    worker.open("new", opener())
+    worker.submit(new.job("step", "new", after=[]))
+    starter.pump_until(lambda: new.names()[-1:] == ["done"])
+    assert old.names() == ["opened", "cancelled"]
+    assert new.last("step")["number"] == 1
+
+
+def test_other_models_are_loaded_when_the_choice_changes(client: Callable[..., Any]) -> None:
+    worker, starter = client()
+    told = Told()
+    worker.open("a", opener())
+    worker.submit(told.job("step", "a", after=[]))
+    starter.pump_until(lambda: told.names()[-1:] == ["done"])
+    first = told.last("step")
+    worker.open("a", opener({first["uid"]: first}, told.last("opened")["head"]))
+    worker.settings = ModelSettings(policy="/another/folder")
+    worker.submit(told.job("step", "a", after=[first["uid"]]))
+    starter.pump_until(lambda: told.names().count("done") == 2)
+    assert told.names() == ["opened", "step", "done", "opened", "step", "done"]
+
+
+def test_a_program_that_cannot_start_is_told_and_can_be_tried_again() -> None:
+    def refuse(*_: Any) -> Any:
+        raise FileNotFoundError("there is no Python at /nowhere")
+
+    worker, told = WorkerClient(refuse), Told()
+    worker.submit(told.job("load"))
+    worker.submit(told.job("load"))
+    assert told.names() == [DIED, DIED]
+    assert "/nowhere" in told.last(DIED)
+
+
+def test_shutdown_ends_the_process_and_tells_nobody(client: Callable[..., Any]) -> None:
+    worker, starter = client(seconds=0.05)
+    told = Told()
+    worker.open("a", opener())
+    worker.submit(told.job("step", "a", after=[]))
+    starter.pump_until(lambda: worker.state == "busy" and "opened" in told.names())
+    worker.shutdown()
+    assert told.names() == ["opened"]
+    assert starter.started[0].process.wait(10) == 0
+
+
+def test_a_worker_killed_from_outside_is_noticed_while_it_rests(client: Callable[..., Any]) -> None:
+    worker, starter = client()
+    told = Told()
+    worker.submit(told.job("load"))
+    starter.pump_until(lambda: told.names() == ["done"])
+    os.kill(worker.hello["pid"], signal.SIGKILL)
+    starter.pump_until(lambda: worker.state == "stopped")
+    assert worker.ready is None
+    worker.submit(told.job("load"))
+    starter.pump_until(lambda: told.names() == ["done", "done"])
+
+
+def test_a_script_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "no.json"
+    path.write_text(json.dumps(["replies"]), encoding="utf-8")
+    ended = subprocess.run(
+        worker_command("--script", str(path)), cwd=LOGIC, capture_output=True, stdin=subprocess.DEVNULL
+    )
+    assert ended.returncode != 0
+    assert b"no script" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("lowest", "modality", "shown", "expected"),
+    [
+        (-100, "", [0, 50], (-160, 240)),
+        (0, "CT", [0, 50], (-160, 240)),
+        (0, "", [0, 50], (0, 50)),
+        (-100, "MR", [0, 50], (0, 50)),
+        (0, "MR", None, (0, 60)),
+    ],
+)
+def test_a_policy_s_window_for_ct_is_not_used_on_what_cannot_be_ct(
+    tmp_path: Path, lowest: int, modality: str, shown: list[int] | None, expected: tuple[int, int]
+) -> None:
+    asked = {**image(tmp_path), "window": None, "shown": shown, "modality": modality}
+    voxels = np.load(asked["file"])
+    np.save(asked["file"], np.where(voxels < 0, lowest, voxels).astype(np.int16))
+    card = ModelCard(name="scripted", orientation=Orientation.RADIOLOGICAL, window=(-160.0, 240.0))
+    assert cut_picture(asked, card.orientation, card.window).window == expected
+    assert stack_from(asked, scan_of(asked), card, None).window == expected

@@ -1,0 +1,193 @@
+"""The memory over a stack: equal to sam2's own video predictor, and cheap to correct."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ibis_agent.actions import Click
+from ibis_agent.errors import InputError
+
+torch = pytest.importorskip("torch")
+
+from ibis_agent.segmenter.embeddings import FeatureCache
+from ibis_agent.segmenter.sam2.predictor import Segmenter
+from ibis_agent.segmenter.sam2.propagation import Propagation
+
+COUNT, SIZE = 12, (96, 128)
+
+
+class Unrounded(Propagation):
+    """sam2's predictor takes a click's fraction of a pixel; the published engine, and we, do not."""
+
+    def place(self, click: Click) -> tuple[float, float]:
+        return click.x * self.size[1], click.y * self.size[0]
+
+
+@pytest.fixture(scope="module")
+def segmenter(parity: Path) -> Segmenter:
+    return Segmenter.load(parity / "segmenter.pt", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def stack(data: Path) -> np.ndarray:
+    """(COUNT, 96, 128) uint8 of a real CT."""
+    return np.load(data / "lesion_000009.npz")["imgs"][:COUNT, 160:256, 160:288]
+
+
+def features_of(segmenter: Segmenter, stack: np.ndarray, **options: Any) -> FeatureCache:
+    return FeatureCache(segmenter, lambda n: np.repeat(stack[n][:, :, None], 3, axis=2), **options)
+
+
+def spread_from(features: FeatureCache, key: int = 5) -> Propagation:
+    """Clicked at `key` and followed both ways to the ends."""
+    spread = Propagation(features, COUNT, SIZE, "memory")
+    spread.anchor(key, [Click(0.5, 0.5)])
+    for direction, last in ((+1, COUNT - 1), (-1, 0)):
+        assert list(spread.follow(key, direction, last))
+    return spread
+
+
+def full_logits(spread: Propagation, index: int) -> np.ndarray:
+    low = (spread._anchors.get(index) or spread._tracked[index])["pred_masks"]
+    return torch.nn.functional.interpolate(low, spread.size, mode="bilinear", align_corners=False)[
+        0, 0
+    ].numpy()
+
+
+@pytest.mark.parametrize("run", [0, 1])
+def test_propagation_is_what_sam2_recorded(run: int, segmenter: Segmenter, parity: Path, data: Path) -> None:
+    recorded, index = np.load(parity / "propagation.npz"), json.loads((parity / "index.json").read_text())
+    facts = index["propagation.npz"]["runs"][run]
+    count, height, width = facts["shape"]
+    (x, y), key = facts["click"], facts["key_slice"]
+    exact = features_of(segmenter, np.load(data / facts["volume"])["imgs"], precision=torch.float32)
+    spread = Unrounded(exact, count, (height, width), "memory")
+    spread.anchor(key, [Click(x / width, y / height)])
+    found = [*spread.follow(key, +1, count - 1), *spread.follow(key, -1, 0)]
+    assert [each.index for each in found] == [*range(key + 1, count), *range(key - 1, -1, -1)]
+    masks = np.unpackbits(recorded[facts["key"]], axis=-1).astype(bool)
+    for n in range(count):
+        assert np.array_equal(spread.found[n].mask, masks[n])
+        difference = np.abs(full_logits(spread, n)[::8, ::8] - recorded[facts["key"] + "_logits"][n])
+        assert difference.max() <= 1e-3
+
+
+def test_corrections_and_given_masks_are_what_sam2s_own_predictor_makes_of_them(
+    segmenter: Segmenter, stack: np.ndarray
+) -> None:
+    from training.bench.volume import PreparedSlices, plain_predictor
+
+    theirs = plain_predictor(segmenter)
+    state = theirs.init_state(PreparedSlices(segmenter, stack), *SIZE)
+    mine = Propagation(features_of(segmenter, stack, precision=torch.float32), COUNT, SIZE, "memory")
+
+    def same_from(start: int, slices: range) -> None:
+        seen: dict[int, Any] = {}
+        for reverse in (False, True):
+            for n, _, full in theirs.propagate_in_video(state, start_frame_idx=start, reverse=reverse):
+                seen[n] = full[0, 0].numpy()
+        for direction, last in ((+1, COUNT - 1), (-1, 0)):
+            assert list(mine.follow(start, direction, last))
+        for n in slices:
+            full = seen[n]
+            assert np.abs(full_logits(mine, n) - full).max() <= 1e-3
+            if n != 4:  # ours keeps a given mask to the pixel
+                assert np.array_equal(mine.found[n].mask, full > 0)
+
+    given = np.zeros(SIZE, bool)
+    given[30:60, 40:90] = True
+    theirs.add_new_mask(state, 4, 1, given)
+    mine.anchor_mask(4, given)
+    same_from(4, range(COUNT))
+    theirs.add_new_points_or_box(state, 8, 1, np.array([[70, 50]], np.float32), np.array([1], np.int32))
+    standing = mine.standing(8)
+    assert standing is not None
+    mine.anchor(8, [Click(70 / 128, 50 / 96)], standing.logits)
+    same_from(8, range(5, COUNT))  # ours stops before the other anchor
+
+
+def test_a_slice_is_encoded_once_however_often_it_is_visited(segmenter: Segmenter, stack: np.ndarray) -> None:
+    features = features_of(segmenter, stack)
+    spread = spread_from(features)
+    assert features.encoded == COUNT
+    spread.anchor(8, [Click(0.4, 0.5)], spread.standing(8).logits)  # type: ignore[union-attr]
+    assert list(spread.follow(8, +1, COUNT - 1)) and list(spread.follow(8, -1, 0))
+    second = spread_from(features)  # another object of the same stack
+    assert features.encoded == COUNT and second.found.keys() == spread.found.keys()
+
+
+def test_a_small_cache_gives_the_same_masks(segmenter: Segmenter, stack: np.ndarray) -> None:
+    features = features_of(segmenter, stack, limit=100_000)
+    assert features.segmenter is segmenter
+    small, large = spread_from(features), spread_from(features_of(segmenter, stack))
+    small.anchor(2, [Click(0.4, 0.5)], small.standing(2).logits)  # type: ignore[union-attr]
+    large.anchor(2, [Click(0.4, 0.5)], large.standing(2).logits)  # type: ignore[union-attr]
+    assert list(small.follow(2, +1, 4)) and list(large.follow(2, +1, 4))
+    assert features.held <= 100_000 and features.encoded > COUNT
+    for n in range(COUNT):
+        assert np.array_equal(full_logits(small, n), full_logits(large, n))
+
+
+def test_before_anything_is_known_a_click_is_what_the_segmenter_makes_of_it(
+    segmenter: Segmenter, stack: np.ndarray
+) -> None:
+    features = features_of(segmenter, stack, precision=torch.float32)
+    alone = segmenter.predict(segmenter.embed(np.repeat(stack[5][:, :, None], 3, axis=2)), [Click(0.5, 0.5)])
+    here = Propagation(features, COUNT, SIZE).predict(5, [Click(0.5, 0.5)])
+    assert np.array_equal(alone.mask, here.mask) and np.allclose(alone.scores, here.scores, atol=1e-5)
+
+
+def test_a_given_mask_stays_to_the_pixel(segmenter: Segmenter, stack: np.ndarray) -> None:
+    spread = Propagation(features_of(segmenter, stack), COUNT, SIZE)
+    given = np.zeros(SIZE, bool)
+    given[30:51, 40:77] = True
+    assert np.array_equal(spread.anchor_mask(5, given).mask, given)
+    assert [each.index for each in spread.follow(5, +1, 7)] == [6, 7]
+
+
+def test_restoring_goes_on_exactly_as_before(segmenter: Segmenter, stack: np.ndarray) -> None:
+    spread = spread_from(features_of(segmenter, stack))
+    kept = spread.state()
+
+    def correct() -> list[np.ndarray]:
+        spread.anchor(8, [Click(0.3, 0.6)], spread.standing(8).logits)  # type: ignore[union-attr]
+        return [each.mask for each in spread.follow(8, +1, COUNT - 1)] + [spread.found[8].mask]
+
+    first = correct()
+    spread.restore(kept)
+    assert spread.anchors == [5]
+    for one, other in zip(first, correct(), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_following_stops_before_an_anchor_and_where_nothing_changes(
+    segmenter: Segmenter, stack: np.ndarray
+) -> None:
+    spread = spread_from(features_of(segmenter, stack))
+    assert [each.index for each in spread.follow(5, +1, COUNT - 1, settle=True)] == [6, 7], "all as it was"
+    spread.anchor(9, [Click(0.5, 0.5)], spread.standing(9).logits)  # type: ignore[union-attr]
+    assert [each.index for each in spread.follow(9, -1, 0)] == [8, 7, 6]
+
+
+def test_patience_ends_the_way_after_slices_without_the_object(
+    segmenter: Segmenter, stack: np.ndarray
+) -> None:
+    spread = Propagation(features_of(segmenter, stack), COUNT, SIZE)
+    spread.anchor_mask(0, np.zeros(SIZE, bool))
+    found = list(spread.follow(0, +1, COUNT - 1, patience=3))
+    assert [each.index for each in found] == [1, 2, 3] and not any(each.mask.any() for each in found)
+
+
+def test_a_way_that_leads_nowhere_is_refused(segmenter: Segmenter, stack: np.ndarray) -> None:
+    spread = Propagation(features_of(segmenter, stack), COUNT, SIZE)
+    with pytest.raises(InputError, match="nothing is known"):
+        next(spread.follow(3, +1, COUNT - 1))
+    spread.anchor(3, [Click(0.5, 0.5)])
+    with pytest.raises(InputError, match="no such way"):
+        next(spread.follow(3, +1, COUNT))
+    with pytest.raises(InputError, match="another size"):
+        spread.anchor_mask(3, np.zeros((4, 4), bool))

@@ -1,0 +1,188 @@
+"""Rollouts: many episodes at a time are the episodes that the agent would have alone, with log-probabilities."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("sam2")
+
+from ibis_agent.actions import Click
+from ibis_agent.cli.request import demo_policy
+from ibis_agent.errors import InputError
+from ibis_agent.policy.qwen25.local import LocalPolicy
+from ibis_agent.run.episode import Episode, Limits
+from ibis_agent.scan.geometry import PictureGeometry
+from ibis_agent.scan.picture import Picture
+from ibis_agent.segmenter.sam2.predictor import Segmenter
+from tiny_models import make_tiny_policy
+
+from training.grpo.objective import figures
+from training.grpo.rollouts import LIMIT, UNREADABLE, Question, Roller
+from training.grpo.sampling import BatchPolicy
+from training.grpo.tasks import phantom_tasks
+
+LIMITS = Limits(max_turns=3)
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[Question]:
+    return phantom_tasks(2, seed=7).every(per_picture=2, seed=7)
+
+
+@pytest.fixture(scope="module")
+def policy() -> BatchPolicy:
+    return BatchPolicy.load(demo_policy(), "cpu")
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    return Segmenter.load(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def sampled(policy: BatchPolicy, segmenter: Segmenter, questions: list[Question]) -> list[Any]:
+    """Four sampled rollouts of each question, as one list."""
+    return _flat(Roller(policy, segmenter, LIMITS).run(questions, 4, 1.0, _generator(1)))
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _flat(groups: list[Any]) -> list[Any]:
+    return [rollout for group in groups for rollout in group]
+
+
+def _episode(policy: Any, segmenter: Segmenter, question: Question, limits: Limits = LIMITS) -> Episode:
+    height, width = question.truth.shape
+    picture = Picture(question.rgb, PictureGeometry.of_picture(height, width), None)
+    episode = Episode(picture, question.text, policy, segmenter, limits)
+    episode.run()
+    return episode
+
+
+@pytest.mark.parametrize("history", [0, 2])
+def test_greedy_rollouts_are_the_episodes_that_the_agent_has_alone(
+    policy: BatchPolicy, segmenter: Segmenter, questions: list[Question], history: int
+) -> None:
+    alone = LocalPolicy.load(demo_policy(), "cpu", "fp32")
+    alone.card = dataclasses.replace(alone.card, history=history)
+    together = BatchPolicy(policy.model, policy.chat, alone.card)
+    # The demo policy was never taught with a history: on its third turn it stammers, and which of two words that
+    # are as likely it says is a matter of the order of sums.
+    limits = dataclasses.replace(LIMITS, max_turns=2) if history else LIMITS
+    found = _flat(Roller(together, segmenter, limits).run(questions, 1, 0.0))
+    assert len({len(rollout.turns) for rollout in found}) > 1  # some end before others
+    for rollout in found:
+        episode = _episode(alone, segmenter, rollout.question, limits)
+        said = [turn.said.text for turn in rollout.turns]
+        expected = [step.reply for step in episode.steps]
+        assert said == expected + ([episode.unused_reply] if len(said) > len(expected) else [])
+        assert np.array_equal(rollout.mask, episode.mask)
+        assert len(rollout.clicks) == sum(isinstance(step.action, Click) for step in episode.steps)
+
+
+def test_scoring_gives_the_log_probabilities_that_sampling_gave(
+    policy: BatchPolicy, sampled: list[Any]
+) -> None:
+    turns = [turn for rollout in sampled for turn in rollout.turns]
+    said = [(turn.request, turn.said.ids) for turn in turns]
+    batches = list(policy.batches(said, tokens=700))
+    assert sorted(n for batch in batches for n in batch) == list(range(len(said))) and len(batches) > 1
+    for batch in batches:
+        with torch.no_grad():
+            scores = policy.score([said[n] for n in batch])
+        for n, score in zip(batch, scores, strict=True):
+            assert len(score) == len(turns[n].said.ids)  # the policy's own tokens, and no others
+            assert np.allclose(score.numpy(), turns[n].said.logprobs, atol=1e-3)
+
+
+def test_a_temperature_changes_what_is_sampled_and_how_it_is_scored(
+    policy: BatchPolicy, questions: list[Question], sampled: list[Any]
+) -> None:
+    turn = sampled[0].turns[0]
+    with torch.no_grad():
+        (warm,), (cool,) = (policy.score([(turn.request, turn.said.ids)], t) for t in (1.0, 0.5))
+    assert not torch.allclose(warm, cool)
+
+
+def test_the_same_seed_gives_the_same_rollouts_and_another_seed_others(
+    policy: BatchPolicy, segmenter: Segmenter, questions: list[Question], sampled: list[Any]
+) -> None:
+    roller = Roller(policy, segmenter, LIMITS)
+    again = _flat(roller.run(questions, 4, 1.0, _generator(1)))
+    other = _flat(roller.run(questions, 4, 1.0, _generator(2)))
+    texts = [
+        [[turn.said.text for turn in rollout.turns] for rollout in each] for each in (sampled, again, other)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_states_know_what_the_published_rows_lacked(sampled: list[Any]) -> None:
+    for rollout in sampled:
+        for number, turn in enumerate(rollout.turns, 1):
+            assert turn.state.number == number
+        for before, after in zip(rollout.turns, rollout.turns[1:], strict=False):
+            assert after.state.iou_before == before.state.iou_after
+        assert len(rollout.turns) <= LIMITS.max_turns
+        assert rollout.reason
+
+
+def test_the_limit_ends_a_rollout(
+    policy: BatchPolicy, segmenter: Segmenter, questions: list[Question]
+) -> None:
+    found = _flat(Roller(policy, segmenter, Limits(max_turns=1)).run(questions, 1, 0.0))
+    assert {len(rollout.turns) for rollout in found} == {1}
+    assert LIMIT in {rollout.reason for rollout in found}
+
+
+def test_a_reply_that_cannot_be_read_ends_a_rollout_with_an_empty_mask(
+    tmp_path: Path, segmenter: Segmenter, questions: list[Question]
+) -> None:
+    chatter = BatchPolicy.load(make_tiny_policy(tmp_path / "tiny"), "cpu")
+    chatter.card = dataclasses.replace(chatter.card, max_new_tokens=6)
+    ((rollout,),) = Roller(chatter, segmenter).run(questions[:1], 1, 1.0, _generator(1))
+    assert (rollout.reason, len(rollout.turns), rollout.mask.any()) == (UNREADABLE, 1, False)
+    assert figures([[rollout]])["unreadable"] == 1
+
+
+def test_predictions_made_together_are_those_made_alone(
+    segmenter: Segmenter, questions: list[Question]
+) -> None:
+    asked = [question for question in questions if question.present]
+    embeddings = [segmenter.embed(question.rgb) for question in asked]
+    clicks = [[Click(0.3 + 0.1 * n, 0.5), Click(0.5, 0.4, n % 2 == 0)] for n in range(len(asked))]
+    first = segmenter.predict_many(embeddings, [each[:1] for each in clicks], [None] * len(asked))
+    second = segmenter.predict_many(embeddings, clicks, [each.logits for each in first])
+    for n, embedding in enumerate(embeddings):
+        alone = segmenter.predict(embedding, clicks[n], first[n].logits)
+        assert np.abs(alone.logits - second[n].logits).max() < 1e-3
+        assert (alone.mask != second[n].mask).mean() < 1e-3
+        assert alone.score == pytest.approx(second[n].score, abs=1e-4)
+
+
+def test_predictions_of_unequal_numbers_of_clicks_are_not_made_together(
+    segmenter: Segmenter, questions: list[Question]
+) -> None:
+    embedding, click = segmenter.embed(questions[0].rgb), Click(0.5, 0.5)
+    with pytest.raises(InputError, match="equally many"):
+        segmenter.predict_many([embedding] * 2, [[click], [click, click]], [None, None])
+
+
+def test_a_truth_of_another_size_is_refused() -> None:
+    with pytest.raises(InputError, match="another size"):
+        Question("a", np.zeros((4, 5, 3), np.uint8), "liver", "Segment the liver", np.zeros((5, 4), bool))
+
+
+def test_questions_are_drawn_alike_for_the_same_numbers() -> None:
+    tasks = phantom_tasks(2, seed=7)
+    drawn = [[(q.picture, q.text) for q in tasks.draw(6, np.random.default_rng([1, n]))] for n in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    every = tasks.every(per_picture=2, seed=7)
+    assert all(question.present == (n % 3 < 2) for n, question in enumerate(every))

@@ -1,0 +1,97 @@
+"""What the demo segmenter practises on: clicks, boxes, and slices that lie beside each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("sam2")
+
+from training.demo import (
+    dataset,
+    train_segmenter,
+)
+from training.demo.segmenter_prompts import batch_of, corners, corrective_clicks, deepest, nearness
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    dataset.make(folder, dataset.FRAMES, 1, dataset._clip_slice, 0)
+    return dataset.load(folder)
+
+
+def test_boxes_lie_about_their_structure():
+    masks = torch.zeros(2, 64, 64)
+    masks[0, 10:30, 20:50] = 1
+    masks[1, 40:44, 5:9] = 1
+    points, labels = corners(masks, np.random.default_rng(0))
+    assert labels.tolist() == [[2, 3], [2, 3]]
+    expected = torch.tensor([[[20.0, 10], [50, 30]], [[5, 40], [9, 44]]])
+    sizes = expected[:, 1:] - expected[:, :1]
+    assert ((points - expected).abs() < 0.2 * sizes).all()
+    assert not torch.equal(points, expected)
+
+
+def test_the_deepest_point_is_in_the_middle_of_large_and_small_regions():
+    regions = torch.zeros(4, 64, 64)
+    regions[0, 4:60, 10:50] = 1
+    regions[1, 31, 7] = 1
+    regions[2, 0:9, 55:64] = 1
+    points = deepest(regions)
+    assert abs(points[0, 0] - 29.5) <= 2 and 20 <= points[0, 1] <= 44, "along the middle line all is as deep"
+    assert points[1].tolist() == [7, 31]
+    assert (points[2] - torch.tensor([59.0, 4.0])).abs().max() <= 1
+    assert points.shape == (4, 2), "no region, some point"
+
+
+def test_a_corrective_click_lies_where_the_mask_is_most_wrong_and_says_which_way():
+    truth = torch.zeros(2, 64, 64)
+    truth[:, 8:40, 8:40] = 1
+    logits = torch.full((2, 1, 16, 16), -6.0)
+    logits[0, 0, 2:10, 2:6] = 6  # the right half is missed
+    logits[1, 0, 2:10, 2:16] = 6  # it spills to the right
+    points, labels = corrective_clicks(logits, truth)
+    assert labels.tolist() == [1, 0]
+    assert 24 < points[0, 0] < 40 < points[1, 0] and ((points[:, 1] > 8) & (points[:, 1] < 40)).all()
+
+
+def test_pixels_near_a_corrective_click_weigh_most():
+    weights = nearness(torch.tensor([[20.0, 40.0]]), 64)[0, 0]
+    assert weights.shape == (32, 32)
+    assert divmod(int(weights.argmax()), 32) == pytest.approx((20, 10), abs=1)
+    assert weights.max() > 6.5 and weights[0, 31] < 1.1
+
+
+def test_a_mass_that_is_put_into_a_slice_is_seen_there_and_is_no_part_of_an_organ(clips):
+    numbers, lesion = np.arange(4), dataset.NAMES.index("lesion")
+    plain, before = batch_of(clips, numbers, np.random.default_rng(2), dataset.SIDE, augment=False)
+    shown, after = batch_of(clips, numbers, np.random.default_rng(2), dataset.SIDE, augment=False, masses=1.0)
+    mass = (after >> lesion & 1).bool() & (after != before)
+    assert (mass.flatten(1).sum(1) >= 12).all()
+    assert torch.equal(after[~mass], before[~mass]) and (after[mass] == 1 << lesion).all()
+    changed = (shown - plain).abs().amax(1)
+    assert changed[mass].mean() > 10 * changed[~mass].mean()
+
+
+def test_a_carried_mask_is_that_of_the_slice_beside_moved_as_the_slice_is(clips, monkeypatch):
+    heard = []
+    real = train_segmenter.batch_of
+    monkeypatch.setattr(
+        train_segmenter, "batch_of", lambda *given: heard.append((given[1], real(*given))) or heard[-1][1]
+    )
+    model = train_segmenter.build()
+    head = train_segmenter.DenseHead(model.sam_mask_decoder.transformer_dim)
+    numbers = np.array([0, 3, dataset.FRAMES - 1])
+    loss, figures = train_segmenter.carried_step(
+        model, head, clips, numbers, np.random.default_rng(1), objects=2, clicks=2
+    )
+    (beside, (_, beside_bits)), (own, (_, bits)) = heard
+    assert own.tolist() == numbers.tolist() and (abs(beside - own) == 1).all()
+    assert (beside // dataset.FRAMES == 0).all()
+    spine = dataset.NAMES.index("spine")
+    for a, b in zip(beside_bits >> spine & 1, bits >> spine & 1, strict=True):
+        assert ((a & b).sum() / (a | b).sum()) > 0.5
+    loss.backward()
+    assert 0 <= figures["iou_carried"] <= 1 and model.no_mem_embed.grad is not None

@@ -1,0 +1,356 @@
+"""What verl is given: the conversation's tokens, rows, reward; and with verl installed, its own loaders and loop.
+
+Not run here, for want of a GPU: generation by vLLM, verl's actor and its whole training.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import importlib.util
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("sam2")
+
+from ibis_agent.actions import Click, Reply, Terminate, format_reply
+from ibis_agent.cli.request import demo_policy
+from ibis_agent.errors import InputError
+from ibis_agent.mask.masks import encode_rle
+from ibis_agent.policy.card import load_card
+from ibis_agent.policy.qwen25.chat import Chat
+from ibis_agent.run.episode import Limits
+from phantom_trajectories import make_trajectories
+from PIL import Image
+
+from training.grpo.rollouts import Question
+from training.grpo.settings import RewardSettings
+from training.grpo.tasks import phantom_tasks
+from training.grpo.verl import (
+    reward,
+    rows,
+)
+from training.grpo.verl.conversation import Conversation, Player
+from training.sft.samples import build_request
+
+FOLDER = Path(rows.__file__).parent
+verl = pytest.mark.skipif(
+    importlib.util.find_spec("verl") is None, reason="verl has an environment of its own"
+)
+END = format_reply(Reply("It fits.", Terminate("The liver is segmented.")))
+
+
+@pytest.fixture(scope="module")
+def question() -> Question:
+    return phantom_tasks(1, seed=9).every(per_picture=1, seed=9, absent=0)[0]
+
+
+@pytest.fixture(scope="module")
+def chat() -> Chat:
+    return Chat.load(demo_policy(), load_card(demo_policy()))
+
+
+@pytest.fixture
+def player(question: Question) -> Player:
+    return Player(question, reward.segmenter(), Limits(max_turns=4))
+
+
+@pytest.fixture
+def row(question: Question, tmp_path: Path) -> dict[str, Any]:
+    height, width = question.truth.shape
+    sample = {
+        "id": "p/liver",
+        "question": question.text,
+        "structure": question.structure,
+        "height": height,
+        "width": width,
+        "target_rle": encode_rle(question.truth),
+    }
+    return rows.row_of(sample, question.rgb, load_card(demo_policy()), "train", 0, tmp_path, 4)
+
+
+def _click(question: Question, positive: bool = True) -> str:
+    ys, xs = np.nonzero(question.truth)
+    middle = len(xs) // 2
+    height, width = question.truth.shape
+    point = Click((xs[middle] + 0.5) / width, (ys[middle] + 0.5) / height, positive)
+    return format_reply(Reply("There it is.", point))
+
+
+def _play(talk: Conversation, replies: list[str]) -> None:
+    for text in replies:
+        said = talk.add_reply(talk.chat.reply_tokens(text), [-0.5] * len(talk.chat.reply_tokens(text)))
+        if talk.player.take(said):
+            return
+        talk.add_turn()
+
+
+def test_the_conversation_is_token_by_token_what_the_agent_asks(
+    chat: Chat, player: Player, question: Question
+) -> None:
+    card = load_card(demo_policy())
+    talk = Conversation(chat, card, player)
+    assert talk.prompt == build_request(chat, card, talk_turn(talk)).ids.tolist()
+    for reply in (_click(question), _click(question, positive=False)):
+        _play(talk, [reply])
+        asked = build_request(chat, dataclasses.replace(card, history=9), talk_turn(talk))
+        assert talk.tokens == asked.ids.tolist()
+        assert len(talk.pictures) == len(asked.grid)
+
+
+def talk_turn(talk: Conversation) -> Any:
+    """The turn that an episode in the conversation's state would ask."""
+    from ibis_agent.policy.contract import Turn
+
+    rollout = talk.player.rollout
+    past = [(rollout.seen(talk.card, n), turn.said.text) for n, turn in enumerate(rollout.turns)]
+    shown, number = rollout.seen(talk.card), len(rollout.turns) + 1
+    return Turn(shown, rollout.question.text, number, bool(rollout.clicks), tuple(past))
+
+
+def test_only_what_the_policy_wrote_carries_loss(chat: Chat, player: Player, question: Question) -> None:
+    talk = Conversation(chat, load_card(demo_policy()), player)
+    replies = [_click(question), END]
+    _play(talk, replies)
+    assert len(talk.ids) == len(talk.mask) == len(talk.logprobs)
+    learned = [token for token, mask in zip(talk.ids, talk.mask, strict=True) if mask]
+    assert learned == [token for reply in replies for token in chat.reply_tokens(reply)]
+    assert {p for p, mask in zip(talk.logprobs, talk.mask, strict=True) if not mask} == {0.0}
+    assert talk.mask[-1] == 1  # nothing follows the end
+    assert player.rollout.reason == "ended"
+
+
+def test_a_reply_cut_off_before_its_end_gets_one(chat: Chat, player: Player, question: Question) -> None:
+    whole, cut = (Conversation(chat, load_card(demo_policy()), player) for _ in range(2))
+    tokens = chat.reply_tokens(_click(question))
+    said = whole.add_reply(tokens)
+    cut.add_reply(tokens[:-1])
+    player.take(said)
+    whole.add_turn()
+    player.rollout.turns[-1] = dataclasses.replace(
+        player.rollout.turns[-1], said=dataclasses.replace(said, ids=tuple(tokens[:-1]))
+    )
+    cut.add_turn()
+    assert cut.tokens == whole.tokens and sum(cut.mask) == sum(whole.mask) - 1
+
+
+def test_the_reward_function_plays_the_text_again(
+    row: dict[str, Any], player: Player, question: Question
+) -> None:
+    replies = [_click(question), END]
+    for reply in replies:
+        player.take_text(reply)
+    text = "user\n".join(f"{reply}\n" for reply in replies)  # as verl decodes a whole answer
+    truth = row["reward_model"]["ground_truth"]
+    found = reward.compute_score(row["data_source"], text, truth, row["extra_info"])
+    assert found == pytest.approx(reward.scored(player, RewardSettings()))
+    assert found["clicks"] == 1 and found["hit"] == 1 and found["turn_placement"] == 0.5
+    worse = reward.compute_score(row["data_source"], END, truth, row["extra_info"])
+    assert worse["score"] < found["score"]
+
+
+def test_the_reward_function_scores_what_is_no_reply(row: dict[str, Any]) -> None:
+    found = reward.compute_score("ibis-seg", "Hello.", row["reward_model"]["ground_truth"], row["extra_info"])
+    assert found["turn_format"] == 0 and found["clicks"] == 0
+    with pytest.raises(InputError, match=r"training\.grpo\.verl\.rows"):
+        reward.compute_score("other", "Hello.", "", {"split": "train"})
+
+
+def test_replies_are_found_one_by_one() -> None:
+    click = "<think>a</think>\n<action>Positive Point (0.1, 0.2)</action>"
+    assert reward.replies_in(f"{click}\nuser\nThe mask.\nassistant\n{END}") == [click, END]
+    assert reward.replies_in("nothing") == ["nothing"]
+
+
+def test_a_row_has_verls_columns_and_its_picture(row: dict[str, Any], question: Question) -> None:
+    columns = "data_source agent_name prompt images ability reward_model extra_info"
+    assert list(row) == columns.split()
+    assert sum(message["content"].count("<image>") for message in row["prompt"]) == len(row["images"]) == 1
+    assert np.array_equal(reward.read_picture(row["images"][0]["bytes"]), question.rgb)
+    assert np.array_equal(reward.read_picture(row["extra_info"]["picture"]), question.rgb)
+
+
+def test_the_files_name_what_is_there() -> None:
+    (agent,) = yaml.safe_load((FOLDER / "agent.yaml").read_text(encoding="utf-8"))
+    (tool,) = yaml.safe_load((FOLDER / "tool.yaml").read_text(encoding="utf-8"))["tools"]
+    for target in (agent["_target_"], tool["class_name"]):
+        module, _, name = target.rpartition(".")
+        assert f"class {name}" in (FOLDER / f"{module.rpartition('.')[2]}.py").read_text(encoding="utf-8")
+    assert agent["name"] == rows.AGENT
+    RewardSettings(**tool["config"]["rewards"])
+    subprocess.run(["bash", "-n", str(FOLDER / "launch.sh")], check=True)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_launch_tells_all_nodes_which_segmenter_was_given(tmp_path: Path, given: bool) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    checkpoint = tmp_path / "a b.pt"
+    checkpoint.touch()
+    found = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "MODEL": "m", "DATA": "d", "GPUS": "1"}
+    found["SEGMENTER"] = os.path.relpath(checkpoint, FOLDER.parents[1]) if given else ""
+    ran = subprocess.run([FOLDER / "launch.sh", "x=1"], env=found, check=True, capture_output=True, text=True)
+    told = [line for line in ran.stdout.splitlines() if reward.SEGMENTER in line]
+    name = f"+ray_kwargs.ray_init.runtime_env.env_vars.{reward.SEGMENTER}"
+    assert told == ([f"{name}='{checkpoint.resolve()}'"] if given else [])
+    assert ran.stdout.splitlines()[-1] == "x=1"
+
+
+def test_the_files_share_no_scan_and_each_has_one(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    folder, out = make_trajectories(tmp_path / "made", pictures=3), tmp_path / "out"
+    counts = rows.write([folder], load_card(demo_policy()), out, held=0.05)
+    read = {split: parquet.read_table(out / f"{split}.parquet").to_pylist() for split in counts}
+    assert {split: len(listed) for split, listed in read.items()} == counts and min(counts.values()) > 0
+    train, test = ({row["extra_info"]["picture"] for row in read[split]} for split in ("train", "test"))
+    assert len(train) == 2 and len(test) == 1 and not train & test
+    (tmp_path / "one").mkdir()
+    with pytest.raises(InputError, match="two scans"):
+        rows.write([make_trajectories(tmp_path / "one" / "made", pictures=1)], load_card(demo_policy()), out)
+
+
+# ---- with verl ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def config() -> Any:
+    hydra = pytest.importorskip("hydra")
+    from hydra.core.global_hydra import GlobalHydra
+
+    # sam2 has set hydra up for itself when it was imported, and there is one for all.
+    theirs = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(FOLDER), version_base=None):
+            # As launch.sh gives them.
+            changes = [f"actor_rollout_ref.model.path={demo_policy()}"]
+            changes += ["+ray_kwargs.ray_init.runtime_env.env_vars.IBIS_SEGMENTER='/models/a b.pt'"]
+            return hydra.compose("grpo", overrides=changes)
+    finally:
+        GlobalHydra.instance().hydra = theirs
+
+
+@verl
+def test_the_configuration_composes_with_verls(config: Any) -> None:
+    from verl.utils.config import omega_conf_to_dataclass
+
+    assert config.algorithm.adv_estimator == "grpo" and config.actor_rollout_ref.rollout.n == 4
+    assert config.actor_rollout_ref.rollout.agent.default_agent_loop == rows.AGENT
+    assert config.reward.custom_reward_function.name == "compute_score"
+    assert config.ray_kwargs.ray_init.runtime_env.env_vars[reward.SEGMENTER] == "/models/a b.pt"
+    rollout = omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
+    assert rollout.response_length == config.data.max_response_length
+
+
+@verl
+def test_verl_reads_the_parquet_files(tmp_path: Path, row: dict[str, Any], config: Any) -> None:
+    import pyarrow
+    import pyarrow.parquet
+    from omegaconf import OmegaConf
+    from verl.utils.dataset.rl_dataset import RLHFDataset
+
+    path = tmp_path / "train.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    settings = config.data.copy()
+    OmegaConf.set_struct(settings, False)
+    settings.cache_dir = str(tmp_path / "cache")
+    dataset = RLHFDataset(str(path), None, settings, processor=object())
+    read = dataset[0]
+    assert read["agent_name"] == rows.AGENT
+    assert isinstance(read["raw_prompt"][-1]["content"][0]["image"], Image.Image)
+    assert read["reward_model"]["ground_truth"] == row["reward_model"]["ground_truth"]
+
+
+@verl
+def test_verl_finds_the_reward_function(config: Any) -> None:
+    from verl.trainer.ppo.reward import get_custom_reward_fn
+
+    settings = config.copy()
+    settings.reward.custom_reward_function.path = str(FOLDER / "reward.py")
+    assert get_custom_reward_fn(settings) is not None
+
+
+@verl
+def test_the_agent_loop_runs_on_recorded_replies(
+    row: dict[str, Any], config: Any, chat: Chat, question: Question, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from verl.experimental.agent_loop.agent_loop import AgentLoopBase, DictConfigWrap, ToolListWrap
+    from verl.tools.tool_registry import initialize_tools_from_config
+
+    from training.grpo.verl.loop import IbisAgentLoop
+
+    replies = [_click(question), END]
+    asked: list[dict[str, Any]] = []
+
+    class Server:
+        async def generate(self, **request: Any) -> Any:
+            ids = chat.reply_tokens(replies[len(asked)])
+            asked.append(request)
+            return type("Output", (), {"token_ids": ids, "log_probs": [-0.1] * len(ids)})()
+
+    def prepared(self: Any, trainer_config: Any, server_manager: Any, **_: Any) -> None:
+        # verl's own also makes its token builder, which wants a processor and with it torchvision.
+        self.config, self.server_manager = trainer_config.config, server_manager
+        self.rollout_config = self.config.actor_rollout_ref.rollout
+
+    monkeypatch.setattr(AgentLoopBase, "__init__", prepared)
+    tools = initialize_tools_from_config(str(FOLDER / "tool.yaml"))
+    loop = IbisAgentLoop(DictConfigWrap(config), Server(), tools=ToolListWrap(tools))
+    raw = [{"role": "user", "content": [{"type": "image", "image": Image.fromarray(question.rgb)}]}]
+    output = asyncio.run(loop.run({"temperature": 1.0, "logprobs": True}, raw_prompt=raw, **row))
+    assert len(asked) == 2 and len(asked[1]["image_data"]) == 2
+    assert asked[1]["prompt_ids"][: len(output.prompt_ids)] == output.prompt_ids
+    wrote = [token for token, mask in zip(output.response_ids, output.response_mask, strict=True) if mask]
+    assert wrote == [token for reply in replies for token in chat.reply_tokens(reply)]
+    assert output.reward_score == pytest.approx(output.extra_fields["reward_extra_info"]["score"])
+    assert output.reward_score > 0 and output.num_turns == 4
+    with pytest.raises(InputError, match="tool_config_path"):
+        IbisAgentLoop(DictConfigWrap(config), Server(), tools=ToolListWrap([]))
+
+
+@verl
+@pytest.mark.parametrize(("before", "after"), [(None, "own.pt"), ("", "own.pt"), ("given.pt", "given.pt")])
+def test_the_tools_segmenter_counts_unless_another_is_given(
+    before: str | None, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from verl.tools.schemas import OpenAIFunctionToolSchema
+
+    from training.grpo.verl.tool import SegmentTool
+
+    (tool,) = yaml.safe_load((FOLDER / "tool.yaml").read_text(encoding="utf-8"))["tools"]
+    monkeypatch.setenv(reward.SEGMENTER, before or "")
+    if before is None:
+        monkeypatch.delenv(reward.SEGMENTER)
+    schema = OpenAIFunctionToolSchema.model_validate(tool["tool_schema"])
+    SegmentTool({**tool["config"], "segmenter": "own.pt"}, schema)
+    assert os.environ[reward.SEGMENTER] == after
+
+
+@verl
+def test_the_tool_clicks_and_scores(row: dict[str, Any], question: Question) -> None:
+    from verl.tools.tool_registry import initialize_tools_from_config
+
+    (tool,) = initialize_tools_from_config(str(FOLDER / "tool.yaml"))
+
+    async def use() -> tuple[Any, float]:
+        name, _ = await tool.create(info=row["extra_info"], ground_truth=row["reward_model"]["ground_truth"])
+        ys, xs = np.nonzero(question.truth)
+        height, width = question.truth.shape
+        click = {"x": float(xs[len(xs) // 2] / width), "y": float(ys[len(ys) // 2] / height)}
+        done = await tool.execute(name, click)
+        refused = await tool.execute(name, {"x": 7})
+        assert "no click" in refused[0].text
+        score = await tool.calc_reward(name)
+        await tool.release(name)
+        return done, score
+
+    (response, gained, metrics), score = asyncio.run(use())
+    assert response.text and gained == metrics["iou"] > 0 and score > 0

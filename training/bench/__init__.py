@@ -1,0 +1,1 @@
+"""Benchmarks: where the seconds go."""

@@ -1,0 +1,340 @@
+"""Where the seconds of a step go, and what plain `generate` would have taken for the same work.
+
+    python -m training.bench [--json F] [--policy DIR] [--segmenter FILE] [--pictures 3] [--repeats 5]
+
+Runs real episodes on phantoms, then the very same turns in the published manner: every turn goes through a
+PNG file, the whole prompt is computed again by transformers' `generate`, and the reply is written to its last
+token. Both run alternately in one process, with the same weights, precision, pictures and clicks. What is kept
+between turns is let go before every episode, so nothing is gained from repeating. On a machine that others use
+at the same time, `--clock cpu` counts the seconds that one core worked for this process, and no others.
+
+Every figure is the median over the repeats, averaged over the turns. The rows about volumes are explained in
+training.bench.volume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ibis_agent.actions import Click
+from ibis_agent.cli.request import demo_policy
+from ibis_agent.errors import ModelError
+from ibis_agent.files import write_json
+from ibis_agent.policy.contract import Turn
+from ibis_agent.policy.messages import build_messages, pictures_of
+from ibis_agent.policy.qwen25.local import LocalPolicy
+from ibis_agent.run.episode import Episode, Limits, Step
+from ibis_agent.scan.picture import Picture, PictureGeometry, apply_window
+from ibis_agent.segmenter.sam2.predictor import Segmenter
+from PIL import Image
+from transformers.generation.streamers import BaseStreamer
+
+from training.bench.clock import use_processor_time
+from training.bench.volume import measure_volume, table_of
+from training.common.commands import check_output, ending
+from training.phantoms.phantom import random_slice
+
+QUESTIONS = ("Segment the liver", "Segment the spleen", "Segment the spine")
+# Parts of a step, in the order of the table.
+PARTS = {
+    "pictures and tokens": "painting the mask, tokens, patches (published: through a PNG file)",
+    "policy prefill": "from the tokens to the first new one, the vision encoder in it",
+    "policy decode": "every further token",
+    "segmenter predict": "clicks to mask",
+    "rest": "reading the reply, keeping the state",
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """One turn of an episode as it was done: enough to do it again in another way."""
+
+    turn: Turn
+    clicks: tuple[Click, ...]
+    logits: np.ndarray | None
+    """What the prediction started from, (h, w) or None."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one turn took: seconds of every part, tokens written, passes through the language model."""
+
+    seconds: dict[str, float]
+    tokens: int
+    passes: int
+
+
+class FirstToken(BaseStreamer):
+    """Notes when `generate` has its first new token; the call before that one brings the prompt."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.at = 0.0
+
+    def put(self, value: object) -> None:
+        self.calls += 1
+        if self.calls == 2:
+            self.at = time.perf_counter()
+
+    def end(self) -> None:
+        pass
+
+
+def phantom_picture(seed: int) -> Picture:
+    """A phantom slice in a soft-tissue window."""
+    grey = apply_window(random_slice(seed, mirrored=False).hu, (-160.0, 240.0))
+    return Picture(np.repeat(grey[:, :, None], 3, axis=2), PictureGeometry.of_picture(*grey.shape), None)
+
+
+def ours(
+    picture: Picture, question: str, policy: LocalPolicy, segmenter: Segmenter, turns: int
+) -> tuple[list[Work], list[Cost], float]:
+    """An episode: the work that it was, what every turn took, and the seconds of embedding the picture.
+
+    Stops before a turn whose reply could not be read at once.
+    """
+    policy.forget()
+    episode = Episode(picture, question, policy, segmenter, Limits(max_turns=turns))
+    begun = time.perf_counter()
+    episode.prepare()
+    synchronize(policy)
+    embedding = time.perf_counter() - begun
+    work, costs = [], []
+    while episode.status == "ready":
+        turn = episode.turn()
+        begun = time.perf_counter()
+        step = episode.step()
+        total = time.perf_counter() - begun
+        last = policy.last
+        if step is None or step.unreadable or last is None:
+            break
+        asked, predicted = step.seconds["policy"], step.seconds["segmenter"]
+        seconds = {
+            "pictures and tokens": asked - last.prefill - last.decode,
+            "policy prefill": last.prefill,
+            "policy decode": last.decode,
+            "segmenter predict": predicted,
+            "rest": total - asked - predicted,
+        }
+        work.append(Work(turn, *clicks_of(episode.steps)))
+        costs.append(Cost(seconds, len(last.ids), last.forwards + 1))
+    return work, costs, embedding
+
+
+def plain(
+    picture: Picture, work: list[Work], policy: LocalPolicy, segmenter: Segmenter, folder: Path
+) -> tuple[list[Cost], float]:
+    """The same turns by `generate`: what every turn took, and the seconds of embedding the picture."""
+    begun = time.perf_counter()
+    embedding = segmenter.embed(picture.rgb)
+    synchronize(policy)
+    embedded = time.perf_counter() - begun
+    costs = []
+    for each in work:
+        begun = time.perf_counter()
+        Image.fromarray(each.turn.picture).save(folder / "turn.png")
+        shown = np.asarray(Image.open(folder / "turn.png").convert("RGB"))
+        pictures = [*pictures_of(policy.card, each.turn)[:-1], shown]
+        request = policy.chat.encode(build_messages(policy.card, each.turn), pictures)
+        given = {
+            "input_ids": request.ids[None],
+            "attention_mask": np.ones_like(request.ids)[None],
+            "mm_token_type_ids": request.types[None],
+            "pixel_values": request.pixels,
+            "image_grid_thw": request.grid,
+        }
+        tensors = {name: torch.from_numpy(value).to(policy.model.device) for name, value in given.items()}
+        prepared = time.perf_counter()
+        first = FirstToken()
+        with torch.inference_mode():
+            ids = policy.model.generate(
+                **tensors, max_new_tokens=policy.card.max_new_tokens, do_sample=False, streamer=first
+            )
+        written = ids[0, len(request.ids) :].tolist()
+        policy.chat.decode(written)
+        decoded = time.perf_counter()
+        if each.clicks:
+            segmenter.predict(embedding, each.clicks, each.logits)
+            synchronize(policy)
+        seconds = {
+            "pictures and tokens": prepared - begun,
+            "policy prefill": first.at - prepared,
+            "policy decode": decoded - first.at,
+            "segmenter predict": time.perf_counter() - decoded,
+            "rest": 0.0,
+        }
+        costs.append(Cost(seconds, len(written), len(written)))
+    return costs, embedded
+
+
+def measure(
+    policy: LocalPolicy,
+    segmenter: Segmenter,
+    pictures: int,
+    repeats: int,
+    turns: int,
+    progress: Callable[[str], object],
+) -> dict[str, Any]:
+    """Run both kinds alternately. Returns the figures that `--json` writes, in seconds.
+
+    Raises ModelError where the policy gives no readable reply.
+    """
+    costs: dict[str, dict[tuple[int, int], list[Cost]]] = {"ours": {}, "generate": {}}
+    embeddings: dict[str, list[float]] = {"ours": [], "generate": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for repeat, seed in itertools.product(range(repeats + 1), range(pictures)):
+            progress(f"{f'repeat {repeat} of {repeats}' if repeat else 'warming up'}, picture {seed + 1}")
+            picture, question = phantom_picture(seed), QUESTIONS[seed % len(QUESTIONS)]
+            work, mine, embedded = ours(picture, question, policy, segmenter, turns)
+            theirs, embedded_again = plain(picture, work, policy, segmenter, Path(folder))
+            if not repeat:
+                continue  # the first round pays for lazy imports and caches
+            embeddings["ours"].append(embedded)
+            embeddings["generate"].append(embedded_again)
+            for kind, rows in (("ours", mine), ("generate", theirs)):
+                for number, cost in enumerate(rows):
+                    costs[kind].setdefault((seed, number), []).append(cost)
+    if not costs["ours"]:
+        mend = "Measure a trained policy."
+        raise ModelError("the policy gave no readable reply, so there is nothing to time", mend=mend)
+    result: dict[str, Any] = {
+        "machine": machine(policy.device),
+        "policy": {**policy.identity, "parameters": sum(p.numel() for p in policy.model.parameters())},
+        "segmenter": dict(segmenter.identity),
+        "precision": policy.precision,
+        "turns": len(costs["ours"]),
+        "repeats": repeats,
+    }
+    for kind, by_turn in costs.items():
+        seconds = {
+            part: averaged([[c.seconds[part] for c in rows] for rows in by_turn.values()]) for part in PARTS
+        }
+        tokens = averaged([[cost.tokens for cost in rows] for rows in by_turn.values()])
+        result[kind] = {
+            "seconds": seconds,
+            "step": sum(seconds.values()),
+            "embed": float(np.median(embeddings[kind])),
+            "tokens": tokens,
+            "passes": averaged([[cost.passes for cost in rows] for rows in by_turn.values()]),
+            "tokens_per_second": tokens / (seconds["policy prefill"] + seconds["policy decode"]),
+        }
+    result["ratio"] = result["generate"]["step"] / result["ours"]["step"]
+    return result
+
+
+def averaged(by_turn: list[list[float]] | list[list[int]]) -> float:
+    """The median over the repeats of each turn, averaged over the turns."""
+    return float(np.mean([np.median(repeats) for repeats in by_turn]))
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures for people: milliseconds a step, and how many times `generate` takes as long."""
+    mine, theirs = result["ours"], result["generate"]
+    rows = [(part, mine["seconds"][part], theirs["seconds"][part]) for part in PARTS]
+    rows.append(("a step", mine["step"], theirs["step"]))
+    rows.append(("segmenter embed, once", mine["embed"], theirs["embed"]))
+    lines = [
+        result["machine"],
+        f"{result['policy']['name']}, {result['policy']['parameters'] / 1e6:.1f} M parameters, "
+        f"{result['precision']}; {result['turns']} turns, {result['repeats']} times each",
+        "",
+        f"{'milliseconds':24}{'ours':>10}{'generate':>10}{'ratio':>8}",
+    ]
+    for name, one, other in rows:
+        ratio = f"{other / one:8.2f}" if min(one, other) > 5e-4 else ""
+        lines.append(f"{name:24}{1000 * one:10.1f}{1000 * other:10.1f}{ratio}")
+    for name, key in (("tokens a reply", "tokens"), ("passes for them", "passes")):
+        lines.append(f"{name:24}{mine[key]:10.1f}{theirs[key]:10.1f}")
+    one, other = mine["tokens_per_second"], theirs["tokens_per_second"]
+    lines.append(f"{'tokens a second':24}{one:10.1f}{other:10.1f}{one / other:8.2f}")
+    return "\n".join(lines)
+
+
+def clicks_of(steps: tuple[Step, ...]) -> tuple[tuple[Click, ...], np.ndarray | None]:
+    """All clicks up to the last step and the logits that its prediction started from; none if it is no click."""
+    if not isinstance(steps[-1].action, Click):
+        return (), None
+    before = [step for step in steps[:-1] if isinstance(step.action, Click)]
+    clicks = tuple(step.action for step in steps if isinstance(step.action, Click))
+    return clicks, before[-1].logits if before else None
+
+
+def machine(device: str) -> str:
+    """Processor or graphics card, threads, and the versions that matter."""
+    import transformers
+
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    if device.startswith("cuda"):
+        name = torch.cuda.get_device_name(torch.device(device))
+    return (
+        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}"
+    )
+
+
+def synchronize(policy: LocalPolicy) -> None:
+    """CUDA works behind the program's back; wait for it before reading the clock."""
+    if policy.device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--policy", type=Path, help="a policy's folder (the demo policy)")
+    parser.add_argument("--segmenter", type=Path, help="a segmenter's checkpoint (the demo segmenter)")
+    parser.add_argument("--segmenter-config", help="its architecture, where the checkpoint does not tell")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--pictures", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=4, help="longest episode")
+    parser.add_argument("--slices", type=int, default=100, help="of the volume; 0 leaves it out")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: see above; on CPUs only"
+    )
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    chosen = parser.parse_args()
+    if chosen.clock == "cpu":
+        use_processor_time()
+    with ending():
+        check_output(chosen.json)
+        policy = LocalPolicy.load(chosen.policy or demo_policy(), chosen.device, chosen.precision)
+        segmenter = Segmenter.load(chosen.segmenter, chosen.segmenter_config, chosen.device)
+        result = measure(policy, segmenter, chosen.pictures, chosen.repeats, chosen.turns, show_progress)
+        show_progress(f"a volume of {chosen.slices} slices")
+        result["clock"] = chosen.clock
+        if chosen.slices:
+            result["volume"] = measure_volume(segmenter, chosen.slices)
+    show_progress("")
+    print(table(result))
+    if "volume" in result:
+        print("\n" + table_of(result["volume"]))
+    if chosen.json:
+        write_json(chosen.json, result)
+
+
+def show_progress(text: str) -> None:
+    """One line that is written over, on a terminal only."""
+    if sys.stderr.isatty():
+        print(f"\r{text:60}\r", end="", file=sys.stderr, flush=True)

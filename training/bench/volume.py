@@ -1,0 +1,232 @@
+"""What a volume costs: first propagation, again after a correction, and sam2's own predictor the plain way.
+
+    python -m training.bench.volume [--json F] [--segmenter FILE] [--slices 100] [--clock cpu]
+
+One click in the middle of a phantom's liver, followed both ways to the ends of the stack; then a corrective
+click a fifth of the stack further on, and what depends on it. The same clicks and slices go through the
+video predictor of the sam2 package as it is meant to be used: it keeps no features, so that every pass encodes
+every slice, and it knows no end of what a correction changes. Same weights, one process, one after the other. On
+the CPU seconds are of processor time: on a machine that does other things too, the clock on the wall decides by chance
+which of the two looks faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import io
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ibis_agent.actions import Click
+from ibis_agent.files import write_json
+from ibis_agent.scan.picture import apply_window
+from ibis_agent.segmenter.embeddings import FeatureCache
+from ibis_agent.segmenter.sam2.predictor import Segmenter
+from ibis_agent.segmenter.sam2.propagation import Propagation
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+from training.bench.clock import use_processor_time
+from training.common.commands import check_output, ending
+from training.phantoms.phantom import make_volume
+from training.trajectories.clicks import next_click
+
+WINDOW = (-160.0, 240.0)
+
+
+class PreparedSlices:
+    """Slices as sam2's predictor takes its frames: (3, S, S), made when they are asked for."""
+
+    def __init__(self, segmenter: Segmenter, grey: np.ndarray) -> None:
+        self._segmenter, self._grey = segmenter, grey
+
+    def __len__(self) -> int:
+        return len(self._grey)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self._segmenter.prepare(as_rgb(self._grey[index]))
+
+
+class VolumePredictor(SAM2VideoPredictor):
+    """sam2's video predictor on slices in memory instead of a folder of JPEGs; all else is its own."""
+
+    @torch.inference_mode()
+    def init_state(self, frames: PreparedSlices, height: int, width: int) -> dict[str, Any]:  # type: ignore[override]
+        return {
+            "images": frames,
+            "num_frames": len(frames),
+            "offload_video_to_cpu": True,
+            "offload_state_to_cpu": False,
+            "video_height": height,
+            "video_width": width,
+            "device": self.device,
+            "storage_device": self.device,
+            "point_inputs_per_obj": {},
+            "mask_inputs_per_obj": {},
+            "cached_features": {},
+            "constants": {},
+            "obj_id_to_idx": OrderedDict(),
+            "obj_idx_to_id": OrderedDict(),
+            "obj_ids": [],
+            "output_dict_per_obj": {},
+            "temp_output_dict_per_obj": {},
+            "frames_tracked_per_obj": {},
+        }
+
+
+def plain_predictor(segmenter: Segmenter) -> VolumePredictor:
+    """sam2's predictor with the segmenter's network and weights; corrected slices condition the others."""
+    network = copy.copy(segmenter.model)
+    # The predictor only adds methods and these settings to the network: no second copy of the weights.
+    network.__class__ = VolumePredictor
+    network.fill_hole_area, network.non_overlap_masks = 0, False
+    network.clear_non_cond_mem_around_input, network.add_all_frames_to_correct_as_cond = False, True
+    return network
+
+
+def as_rgb(grey: np.ndarray) -> np.ndarray:
+    """(H, W) uint8 → (H, W, 3)."""
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def phantom_stack(slices: int, seed: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """(N, H, W) uint8 windowed axial slices of a phantom, radiological, and its liver (N, H, W) bool."""
+    made = make_volume(seed, (2.5, 2.5, 150.0 / slices), (-62.0, 88.0))
+    grey = apply_window(made.hu, WINDOW)[::-1, ::-1].transpose(2, 1, 0)[:slices]
+    truth = made.masks["liver"][::-1, ::-1].transpose(2, 1, 0)[:slices]
+    return np.ascontiguousarray(grey), np.ascontiguousarray(truth)
+
+
+def measure_volume(segmenter: Segmenter, slices: int) -> dict[str, Any]:
+    """The figures that `--json` writes, in seconds: of the clock on CUDA, of processor time on the CPU."""
+    now = time.perf_counter if segmenter.device.type == "cuda" else time.process_time
+    grey, truth = phantom_stack(slices)
+    count, height, width = grey.shape
+    key = int(truth.sum((1, 2)).argmax())
+    first = next_click(None, truth[key])
+    assert first is not None
+    features = FeatureCache(segmenter, lambda n: as_rgb(grey[n]))
+    spread = Propagation(features, count, (height, width), "memory")
+    warm = FeatureCache(segmenter, lambda n: as_rgb(grey[n]))
+    Propagation(warm, count, (height, width), "memory").anchor(key, [first])
+
+    begun = now()
+    spread.anchor(key, [first])
+    for direction, last in ((1, count - 1), (-1, 0)):
+        for _ in spread.follow(key, direction, last):
+            pass
+    _wait(segmenter)
+    passed, encoded = now() - begun, features.encoded
+
+    wrong = min(count - 1, key + count // 5)
+    standing = spread.standing(wrong)
+    assert standing is not None
+    goal = truth[wrong] if truth[wrong].any() else truth[key]
+    second = next_click(standing.mask, goal) or Click(first.x, first.y)
+    begun = now()
+    spread.anchor(wrong, [second], standing.logits)
+    _wait(segmenter)
+    clicked = now() - begun
+    visited = [
+        found.index for way in ((1, count - 1), (-1, 0)) for found in spread.follow(wrong, *way, settle=True)
+    ]
+    _wait(segmenter)
+    corrected = now() - begun
+    encoded_again = features.encoded - encoded
+
+    begun = now()
+    for way in ((1, count - 1), (-1, 0)):
+        for _ in spread.follow(wrong, *way):
+            pass
+    _wait(segmenter)
+    everything = now() - begun
+
+    theirs = plain_predictor(segmenter)
+    begun = now()
+    state = theirs.init_state(PreparedSlices(segmenter, grey), height, width)
+    _ask(theirs, state, key, first, (height, width))
+    _wait(segmenter)
+    plain = now() - begun
+    begun = now()
+    _ask(theirs, state, wrong, second, (height, width))
+    _wait(segmenter)
+    plain_again = now() - begun
+    return {
+        "segmenter": dict(segmenter.identity),
+        "slices": count,
+        "first_pass": passed,
+        "correction": {
+            "slice": clicked,
+            "seconds": corrected,
+            "visited": len(visited),
+            "encoded": encoded_again,
+            "of_first_pass": corrected / passed,
+            "up_to_anchor_and_end": everything,
+        },
+        "sam2": {"first_pass": plain, "correction": plain_again},
+        "features_bytes": features.held,
+    }
+
+
+def table_of(result: dict[str, Any]) -> str:
+    """The figures for people."""
+    mine, theirs, count = result["correction"], result["sam2"], result["slices"]
+    rows = [
+        (f"first propagation, {count} slices", result["first_pass"], theirs["first_pass"]),
+        (f"after a correction ({mine['visited']} slices redone)", mine["seconds"], theirs["correction"]),
+        ("the corrected slice alone", mine["slice"], None),
+        ("… on to the next anchor and the end", mine["up_to_anchor_and_end"], None),
+    ]
+    lines = [f"{'seconds':44}{'ours':>9}{'sam2':>9}{'ratio':>8}"]
+    for name, one, other in rows:
+        lines.append(f"{name:44}{one:9.2f}" + ("" if other is None else f"{other:9.2f}{other / one:8.2f}"))
+    lines.append(f"{'a correction costs, of the first pass':44}{mine['of_first_pass']:9.1%}")
+    lines.append(f"{'features kept, MB':44}{result['features_bytes'] / 1e6:9.1f}")
+    return "\n".join(lines)
+
+
+def _ask(
+    predictor: VolumePredictor, state: dict[str, Any], index: int, click: Click, size: tuple[int, int]
+) -> None:
+    """A click, and the way both ways through the whole stack, by sam2's own predictor."""
+    points = np.array([[min(int(click.x * size[1]), size[1] - 1), min(int(click.y * size[0]), size[0] - 1)]])
+    sign = np.array([int(click.positive)], np.int32)
+    predictor.add_new_points_or_box(state, index, 1, points.astype(np.float32), sign)
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+        for reverse in (False, True):
+            for _ in predictor.propagate_in_video(state, start_frame_idx=index, reverse=reverse):
+                pass
+
+
+def _wait(segmenter: Segmenter) -> None:
+    if segmenter.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--segmenter", type=Path, help="a segmenter's checkpoint (the demo segmenter)")
+    parser.add_argument("--segmenter-config", help="its architecture, where the checkpoint does not tell")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--slices", type=int, default=100)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="see training.bench.clock")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    chosen = parser.parse_args()
+    if chosen.clock == "cpu":
+        use_processor_time()
+    with ending():
+        check_output(chosen.json)
+        segmenter = Segmenter.load(chosen.segmenter, chosen.segmenter_config, chosen.device)
+        result = measure_volume(segmenter, chosen.slices)
+    print(table_of(result))
+    if chosen.json:
+        write_json(chosen.json, result)
+
+
+if __name__ == "__main__":
+    main()

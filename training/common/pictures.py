@@ -1,0 +1,301 @@
+"""Which pictures are asked about: slices chosen from cases, and phantoms, with the truth of what they show.
+
+The pictures are cut by the agent's own code, in the orientation and window in which it will see them. Asking
+and clicking is in expert.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+
+import numpy as np
+from ibis_agent.cases.case import ANY, Case, Problem
+from ibis_agent.cases.data import LoadedCase, load_case
+from ibis_agent.errors import IbisError, InputError
+from ibis_agent.scan.checks import stem
+from ibis_agent.scan.geometry import Orientation, PictureGeometry, slice_geometry
+from ibis_agent.scan.picture import Picture, apply_window, cut
+from ibis_agent.scan.scan import Scan
+from scipy import ndimage
+
+from training.phantoms.phantom import STRUCTURES, random_slice
+
+PHANTOM_WINDOW = (-160.0, 240.0)
+# Away from those that measurements (below) and the demo models' own data (from 1 and 2 · 10⁹) are made from.
+PHANTOM_SEEDS = 3_000_000_000
+_AXES = "xyz"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which slices and structures of a source are asked about.
+
+    Attributes:
+        planes: "axial", "coronal", "sagittal", or the file's own axes "x", "y", "z".
+        slices: "shown" (all that show something), "all", or voxel indices as text.
+        every: each so manieth of them; per_plane: at most so many, evenly spread. Zero: no limit.
+        structures: names; empty for all.
+        mask_values: values of the masks; empty for all.
+        least_area: share of the picture that a structure must cover to be asked for.
+        orientation: how slices are turned.
+        window: grey values shown as black and white; None for the case's own, or as the agent chooses.
+        card_window: the policy's own, which the agent takes for CT, and what may be CT, where nothing else
+            says one.
+        reverse_mask: the masks of pictures show the structure in black.
+    """
+
+    planes: tuple[str, ...] = ("axial",)
+    slices: str = "shown"
+    every: int = 1
+    per_plane: int = 0
+    structures: tuple[str, ...] = ()
+    mask_values: tuple[int, ...] = ()
+    least_area: float = 0.001
+    orientation: str = Orientation.RADIOLOGICAL.value
+    window: tuple[float, float] | None = None
+    reverse_mask: bool = False
+    card_window: tuple[float, float] | None = None
+
+
+@dataclass(eq=False)
+class Shown:
+    """One picture and what it shows.
+
+    Attributes:
+        key: unlike that of all other pictures of the source, such as "patient 3/axial-012".
+        picture: as the agent cuts it.
+        truths: structure → (H, W) bool, for all that are large enough to ask for.
+        traces: the same for those that are too small: neither asked for nor absent.
+        absent: structures of the labelling that this picture does not show.
+        file, masks: the scan's file and structure → (mask file, value or None); empty for phantoms.
+        reverse: the mask shows the structure in black.
+    """
+
+    key: str
+    picture: Picture
+    truths: dict[str, np.ndarray]
+    traces: dict[str, np.ndarray] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
+    file: Path | None = None
+    masks: dict[str, tuple[Path, int | None]] = field(default_factory=dict)
+    reverse: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """All cases of one scan, so that it is read and embedded once; or one phantom."""
+
+    key: str
+    cases: tuple[Case, ...] = ()
+    phantom: int | None = None
+
+
+def groups_of(cases: Sequence[Case]) -> list[Group]:
+    """The cases by their scans, in their order; every group has a key of its own."""
+    by_scan: dict[Path, list[Case]] = {}
+    for case in cases:
+        by_scan.setdefault(case.image.resolve(), []).append(case)
+    groups: list[Group] = []
+    taken: set[str] = set()
+    for together in by_scan.values():
+        key = together[0].id
+        if len(together) > 1:
+            parts = zip(*(each.id.split("/") for each in together), strict=False)
+            alike = takewhile(lambda names: len(set(names)) == 1, parts)
+            key = "/".join(names[0] for names in alike) or stem(together[0].image)
+        number = 1
+        while (name := key if number == 1 else f"{key}-{number}") in taken:
+            number += 1
+        taken.add(name)
+        groups.append(Group(name, tuple(together)))
+    return groups
+
+
+def phantom_groups(count: int, seed: int) -> list[Group]:
+    """`count` phantoms that no other seed has."""
+    first = PHANTOM_SEEDS + seed * 10_000_000
+    return [Group(f"phantom-{seed}-{n:05d}", phantom=first + n) for n in range(count)]
+
+
+class Source:
+    """One group, read: its pictures one by one.
+
+        source = Source(group, choice)
+        source.problems            # what is wrong with its cases
+        for place in source.places:
+            shown = source.show(place)
+
+    Attributes:
+        places: (plane, index) of every chosen picture.
+    """
+
+    def __init__(self, group: Group, choice: Choice) -> None:
+        self.group, self.choice = group, choice
+        self.problems: list[Problem] = []
+        self.places: list[tuple[str, int]] = [("picture", 0)]
+        if group.phantom is not None:
+            return
+        self._scan: Scan | None = None
+        self._regions: dict[str, _Region] = {}
+        self._absent: list[str] = []
+        for case in group.cases:
+            if choice.reverse_mask:
+                case = dataclasses.replace(case, reverse=True)
+            if not _wanted(case, choice):
+                continue
+            loaded, problems = load_case(case, scan=self._scan)
+            self.problems += problems
+            if loaded is not None:
+                self._scan = loaded.scan
+                self._take(loaded)
+        if self._scan is None:
+            self.places = []
+        elif self._scan.kind == "volume":
+            self.places = [place for plane in choice.planes for place in self._chosen(plane)]
+
+    def show(self, place: tuple[str, int]) -> Shown | Problem:
+        """The picture at one of the `places`; a Problem where it cannot be cut."""
+        if self.group.phantom is not None:
+            return _phantom(self.group, self.choice)
+        assert self._scan is not None
+        plane, index = place
+        flat = self._scan.kind == "picture"
+        case = self.group.cases[0]
+        name = self.group.key if flat else f"{self.group.key}/{plane}-{index:03d}"
+        try:
+            if flat:
+                picture = cut(self._scan)
+            else:
+                window = self.choice.window or case.window or self._cards_window(self._scan)
+                picture = cut(self._scan, plane, index, window, self.choice.orientation)
+        except IbisError as error:
+            text = str(InputError(error.problem, value=error.value))
+            return Problem("unreadable", name, str(case.image), text)
+        truths = {each: region.in_picture(picture.geometry) for each, region in self._regions.items()}
+        shown = _sorted_out(name, picture, truths, self._absent, self.choice.least_area)
+        shown.file, shown.reverse = case.image, case.reverse or self.choice.reverse_mask
+        shown.masks = {each: region.origin for each, region in self._regions.items()}
+        return shown
+
+    def _cards_window(self, scan: Scan) -> tuple[float, float] | None:
+        return self.choice.card_window if scan.window is None and scan.may_be_ct else None
+
+    def _take(self, loaded: LoadedCase) -> None:
+        for name, values in loaded.structures.items():
+            if self.choice.mask_values:
+                chosen = self.choice.mask_values
+                values = chosen if ANY in values else tuple(value for value in values if value in chosen)
+            if not values or (self.choice.structures and name not in self.choice.structures):
+                continue
+            inside = loaded.labels != 0 if ANY in values else np.isin(loaded.labels, values)
+            if not inside.any():
+                continue
+            number = values[0] if len(values) == 1 and values[0] != ANY else None
+            if name in self._regions:  # a second mask of the same structure
+                inside |= self._regions[name].whole()
+            self._regions[name] = _Region(inside, (loaded.case.mask, number))
+        self._absent += [
+            name
+            for name in loaded.absent
+            if name not in self._absent and (not self.choice.structures or name in self.choice.structures)
+        ]
+
+    def _chosen(self, plane: str) -> Iterator[tuple[str, int]]:
+        assert self._scan is not None
+        geometry = slice_geometry(
+            self._scan.voxels.shape, self._scan.affine, plane, None, Orientation(self.choice.orientation)
+        )
+        count = self._scan.voxels.shape[geometry.axis]
+        if self.choice.slices in ("shown", "all"):
+            indices = list(range(count))
+            if self.choice.slices == "shown":
+                least = self.choice.least_area * geometry.height * geometry.width
+                areas = [region.areas(geometry.axis) for region in self._regions.values()]
+                indices = [n for n in indices if any(each[n] >= max(1, least) for each in areas)]
+        else:
+            indices = []
+            for word in self.choice.slices.split(","):
+                if 0 <= int(word) < count:
+                    indices.append(int(word))
+                else:
+                    text = f"there is no {plane} slice {int(word)}, it has {count}"
+                    file = str(self.group.cases[0].image)
+                    self.problems.append(Problem("label", self.group.key, file, text, skipped=False))
+        indices = indices[:: self.choice.every]
+        most = self.choice.per_plane
+        if most and len(indices) > most:
+            indices = [indices[int((n + 0.5) * len(indices) / most)] for n in range(most)]
+        return ((plane, index) for index in indices)
+
+
+class _Region:
+    """One structure's voxels, kept in the box around them."""
+
+    def __init__(self, inside: np.ndarray, origin: tuple[Path, int | None]) -> None:
+        self.shape, self.origin = inside.shape, origin
+        self._box = ndimage.find_objects(inside.astype(np.uint8))[0]
+        self._part = inside[self._box].copy()
+
+    def whole(self) -> np.ndarray:
+        inside = np.zeros(self.shape, bool)
+        inside[self._box] = self._part
+        return inside
+
+    def areas(self, axis: int) -> np.ndarray:
+        """Pixels in each slice across an axis."""
+        others = tuple(each for each in range(3) if each != axis)
+        areas = np.zeros(self.shape[axis], int)
+        areas[self._box[axis]] = self._part.sum(axis=others)
+        return areas
+
+    def in_picture(self, geometry: PictureGeometry) -> np.ndarray:
+        """(H, W) bool."""
+        if len(self.shape) == 2:
+            return self.whole()
+        thin = [1 if axis == geometry.axis else side for axis, side in enumerate(self.shape)]
+        plane = np.zeros(thin, bool)
+        begin, end = self._box[geometry.axis].start, self._box[geometry.axis].stop
+        if begin <= geometry.index < end:
+            box = list(self._box)
+            box[geometry.axis] = slice(0, 1)
+            at = geometry.index - begin
+            plane[tuple(box)] = np.take(self._part, [at], axis=geometry.axis)
+        shape = (thin[0], thin[1], thin[2])
+        return np.ascontiguousarray(dataclasses.replace(geometry, shape=shape, index=0).extract(plane))
+
+
+def _wanted(case: Case, choice: Choice) -> bool:
+    """Whether a case can hold anything that is asked for: told before its mask is read."""
+    named = not choice.structures or any(name in choice.structures for name in case.structures)
+    valued = not choice.mask_values or any(v in choice.mask_values or v == ANY for v in case.labels)
+    return named and valued
+
+
+def _phantom(group: Group, choice: Choice) -> Shown:
+    assert group.phantom is not None
+    # What the published orientation makes of a scan in RAS order is its mirror image.
+    phantom = random_slice(group.phantom, mirrored=choice.orientation == Orientation.UPSTREAM.value)
+    window = choice.window or choice.card_window or PHANTOM_WINDOW
+    grey = apply_window(phantom.hu, window)
+    picture = Picture(np.repeat(grey[:, :, None], 3, 2), PictureGeometry.of_picture(*grey.shape), window)
+    names = [name for name in STRUCTURES if not choice.structures or name in choice.structures]
+    truths = {name: phantom.masks[name] for name in names}
+    return _sorted_out(group.key, picture, truths, [], choice.least_area)
+
+
+def _sorted_out(
+    key: str, picture: Picture, truths: dict[str, np.ndarray], absent: Sequence[str], least_area: float
+) -> Shown:
+    least = max(1.0, least_area * picture.rgb.shape[0] * picture.rgb.shape[1])
+    areas = {name: int(truth.sum()) for name, truth in truths.items()}
+    return Shown(
+        key,
+        picture,
+        {name: truth for name, truth in truths.items() if areas[name] >= least},
+        {name: truth for name, truth in truths.items() if 0 < areas[name] < least},
+        [*(name for name in truths if not areas[name]), *absent],
+    )

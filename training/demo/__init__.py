@@ -1,0 +1,1 @@
+"""The trainings of the demo policy and segmenter."""

@@ -1,0 +1,146 @@
+"""The phantom slices that the demo models learn from, made once and kept on disk.
+
+    python -m training.demo.dataset --count 7000 --out build/phantoms
+    python -m training.demo.dataset --clips 400 --out build/clips   # neighbouring slices
+
+Each slice lies stretched on a square grid (both models look at pictures through a resize anyway), as HU and
+as one bit per structure; its true width and height stay with it. A run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ibis_agent.errors import InputError
+from ibis_agent.files import check_writable_folder
+from PIL import Image
+from tqdm import tqdm
+
+from training.common.commands import ending
+from training.phantoms.phantom import EXTRAS, STRUCTURES, Z_RANGE, Anatomy, PhantomSlice, random_slice
+
+SIDE = 192
+NAMES = (*STRUCTURES, *EXTRAS)
+ALIKE = ("spleen", "stomach")  # hard to tell from what lies beside
+HARD = ("lesion", *ALIKE)  # or rare: practised more
+TRAINING_SEEDS = 1_000_000_000  # measurements use seeds below this, so that they never meet
+CLIP_SEEDS = 2_000_000_000
+FRAMES = 8
+
+
+@dataclass
+class Slices:
+    """`hu` (N, SIDE, SIDE) int16 and `bits` (N, SIDE, SIDE) uint16, memory-mapped.
+
+    Bit b of `bits` is NAMES[b]; `aspect` (N,) is width / height, `mirrored` (N,) bool.
+    """
+
+    hu: np.ndarray
+    bits: np.ndarray
+    aspect: np.ndarray
+    mirrored: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.aspect)
+
+    def mask(self, n: int, name: str) -> np.ndarray:
+        """(SIDE, SIDE) bool."""
+        return (self.bits[n] >> NAMES.index(name) & 1).astype(bool)
+
+
+def _one(seed: int) -> tuple[np.ndarray, np.ndarray, float, bool]:
+    return _stored(random_slice(seed))
+
+
+def _stored(s: PhantomSlice) -> tuple[np.ndarray, np.ndarray, float, bool]:
+    height, width = s.hu.shape
+    hu = np.asarray(Image.fromarray(s.hu).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    bits = np.zeros((SIDE, SIDE), np.uint16)
+    for b, name in enumerate(NAMES):
+        if s.masks[name].any():
+            soft = Image.fromarray(s.masks[name].astype(np.float32)).resize(
+                (SIDE, SIDE), Image.Resampling.BILINEAR
+            )
+            bits |= (np.asarray(soft) > 0.5).astype(np.uint16) << b
+    return np.round(hu).astype(np.int16), bits, width / height, s.mirrored
+
+
+def _clip_slice(number: int) -> tuple[np.ndarray, np.ndarray, float, bool]:
+    """Slice `number` of the clips: FRAMES neighbours of one patient, 2 to 8 mm apart."""
+    clip, frame = divmod(number, FRAMES)
+    seed = CLIP_SEEDS + clip
+    r = np.random.default_rng([seed, 9])
+    gap, margin, spacing = r.uniform(2, 8), tuple(r.uniform(0, 35, 4)), r.uniform(1.6, 2.6)
+    start = r.uniform(Z_RANGE[0] - 10, Z_RANGE[1] - gap * (FRAMES - 1) + 10)
+    return _stored(Anatomy(seed).slice_at(start + gap * frame, spacing, margin))
+
+
+def make(
+    out: Path, count: int, workers: int = 2, one: Callable[..., tuple] = _one, first: int = TRAINING_SEEDS
+) -> None:
+    """Fill `out` with `count` slices, one(first), one(first + 1), …"""
+    if count < 1 or workers < 1:
+        raise InputError("slices and workers must be at least 1", value=(count, workers))
+    check_writable_folder(out)
+    done_file = out / "done.npy"
+    fresh = not done_file.exists() or len(np.load(done_file)) != count
+
+    def field(name: str, dtype: str, shape: tuple[int, ...]) -> np.memmap:
+        path = out / f"{name}.npy"
+        if fresh:
+            return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        return np.lib.format.open_memmap(path, mode="r+")
+
+    hu, bits = field("hu", "<i2", (count, SIDE, SIDE)), field("bits", "<u2", (count, SIDE, SIDE))
+    aspect, mirrored, done = (
+        field("aspect", "<f4", (count,)),
+        field("mirrored", "?", (count,)),
+        field("done", "?", (count,)),
+    )
+    todo = [n for n in range(count) if not done[n]]
+    with ProcessPoolExecutor(workers) as pool:
+        results = pool.map(one, [first + n for n in todo], chunksize=16)
+        for n, result in tqdm(
+            zip(todo, results, strict=True), total=len(todo), desc="phantoms", mininterval=5
+        ):
+            hu[n], bits[n], aspect[n], mirrored[n] = result
+            done[n] = True
+
+
+def load(folder: Path) -> Slices:
+    """The slices made so far under `folder`. Raises InputError where there are none."""
+    if not (folder / "done.npy").is_file():
+        raise InputError(
+            "holds no slices", file=folder, mend="Make them: python -m training.demo.dataset --help."
+        )
+    done = np.load(folder / "done.npy")
+    count = len(done) if done.all() else int(np.argmin(done))
+    fields = [
+        np.load(folder / f"{n}.npy", mmap_mode="r")[:count] for n in ("hu", "bits", "aspect", "mirrored")
+    ]
+    return Slices(*fields)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--count", type=int, default=7000)
+    parser.add_argument("--clips", type=int, help="runs of neighbouring slices instead of single ones")
+    parser.add_argument("--out", type=Path, default=Path("build/phantoms"))
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    with ending("stopped; the same command goes on from here"):
+        if args.clips is not None:
+            make(args.out, args.clips * FRAMES, args.workers, _clip_slice, 0)
+        else:
+            make(args.out, args.count, args.workers)
+
+
+if __name__ == "__main__":
+    main()

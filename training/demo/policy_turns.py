@@ -1,0 +1,355 @@
+"""Simulated turns for the demo policy: phantom pictures, masks painted over them, questions and replies.
+
+A picture with its questions becomes token ids, visual patches and what the training's extra heads learn.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from ibis_agent.actions import Click, format_click
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from training.common import questions as q
+from training.demo.dataset import ALIKE, HARD, NAMES, SIDE, Slices
+from training.demo.empty_policy import DEMO_CARD, PATCH, TOKENS
+from training.demo.policy_clicks import STEPS, another, correction, deepest, depth_of, digit_worth, good_click
+from training.phantoms.phantom import STRUCTURES
+from training.trajectories.mistakes import BAD, GOOD, half_way_mask
+
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+CELL = 2 * PATCH
+GREEN = np.array(DEMO_CARD["overlay_colour"], np.float32) / 255
+ALPHA = float(DEMO_CARD["overlay_alpha"])
+_POINT = re.compile(r"Point \(([\d.]+), ([\d.]+)\)")
+SMALLEST = 40  # pixels on the SIDE grid: fewer is neither asked for nor called absent
+
+
+@dataclass
+class Asked:
+    """One question about one picture: prompt and reply as token ids and loss weights, and where it clicks.
+
+    `worth` has (place in ids, (10,) worth of each digit there) for the digits that a click is written with.
+    """
+
+    ids: list[int]
+    weights: list[float]
+    goal: tuple[float, float] | None = None
+    worth: list[tuple[int, np.ndarray]] = field(default_factory=list)
+
+
+@dataclass
+class Shown:
+    """One picture as the policy sees it, (3, h, w) float 0–1, its questions, and what the extra heads learn."""
+
+    picture: np.ndarray
+    asked: list[Asked]
+    cells: np.ndarray  # (rows * columns, 4 * names) share of each structure in each quarter of a cell
+    targets: np.ndarray  # (structures, 3) cell of the deepest point or -1, and its offset in the cell
+    covered: np.ndarray  # (rows * columns,) share of the painted mask
+
+
+class Writer:
+    """Turns questions and replies into token ids with the weight of each in the loss."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.special = {
+            t: tokenizer.token_to_id(t)
+            for t in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+        }
+        self.prefix = [
+            self.special["<|im_start|>"],
+            *self.text("system\n" + DEMO_CARD["prompts"]["system"]),
+            self.special["<|im_end|>"],
+            *self.text("\n"),
+            self.special["<|im_start|>"],
+            *self.text("user\n"),
+            self.special["<|vision_start|>"],
+        ]
+        self.digits = [tokenizer.token_to_id(str(digit)) for digit in range(10)]
+
+    def text(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def ask(self, prompt: str, reply: str, worth: np.ndarray | None = None) -> Asked:
+        """`worth` (STEPS, STEPS) [x, y]: of the points that the reply could click on instead of its own."""
+        before = [
+            self.special["<|vision_end|>"],
+            *self.text(prompt),
+            self.special["<|im_end|>"],
+            *self.text("\n"),
+            self.special["<|im_start|>"],
+            *self.text("assistant\n"),
+        ]
+        said = [*self.text(reply), self.special["<|im_end|>"]]
+        weights = [1.0] * len(said)
+        run = 0
+        for i, token in enumerate(said):
+            run = run + 1 if token in self.digits else 0
+            # "0.dd00": digits two and three of each number are the ones that point somewhere.
+            if token in self.digits:
+                dotted = i >= 1 and self.tokenizer.id_to_token(said[i - 1]) == "."
+                weights[i] = 8.0 if dotted else 4.0 if run == 2 else 0.3
+        asked = Asked(before + said, [0.0] * len(before) + weights)
+        found = _POINT.search(reply)
+        if found:
+            asked.goal = float(found[1]), float(found[2])
+        if asked.goal and worth is not None:
+            places = [len(before) + i for i, w in enumerate(weights) if w >= 4.0]
+            x, y = (round(v * STEPS) for v in asked.goal)
+            asked.worth = list(zip(places, digit_worth(worth, x, y), strict=True))
+        return asked
+
+
+def grid_of(aspect: float, small: bool) -> tuple[int, int]:
+    """Rows and columns of visual tokens for a picture of width / height `aspect`.
+
+    The image processor's own rule (Qwen2-VL's smart resize): a picture that is too `small` is scaled up to at
+    least TOKENS cells, a larger one down to at most as many.
+    """
+    whole = np.ceil if small else np.floor
+    rows, columns = np.sqrt(TOKENS / aspect), np.sqrt(TOKENS * aspect)
+    return int(whole(round(float(rows), 6))), int(whole(round(float(columns), 6)))
+
+
+def augmented(
+    data: Slices, n: int, rng: np.random.Generator, change: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Grey (SIDE, SIDE) 0–1 and bits (SIDE, SIDE) of slice n, moved, stretched, windowed and grained a little."""
+    hu = np.asarray(data.hu[n], np.float32) + 1024
+    bits = np.asarray(data.bits[n])
+    if change:
+        turn, zoom, stretch = rng.normal(0, 0.07), rng.uniform(0.86, 1.12), np.exp(rng.normal(0, 0.06))
+        matrix = np.array(
+            [
+                [np.cos(turn) * zoom * stretch, -np.sin(turn) * zoom],
+                [np.sin(turn) * zoom, np.cos(turn) * zoom / stretch],
+            ],
+            np.float32,
+        )
+        shift = rng.uniform(-0.07, 0.07, 2)
+        theta = torch.from_numpy(np.concatenate([matrix, shift[:, None].astype(np.float32)], 1)[None])
+        grid = F.affine_grid(theta, [1, 1, SIDE, SIDE], align_corners=False)
+        hu = F.grid_sample(torch.from_numpy(hu)[None, None], grid, align_corners=False)[0, 0].numpy()
+        bits = (
+            F.grid_sample(
+                torch.from_numpy(bits.astype(np.float32))[None, None],
+                grid,
+                mode="nearest",
+                align_corners=False,
+            )[0, 0]
+            .numpy()
+            .astype(np.uint16)
+        )
+    lower, width = (rng.normal(-155, 18), np.exp(rng.normal(np.log(400), 0.13))) if change else (-160, 400)
+    grey = np.clip((hu - 1024 - lower) / width, 0, 1)
+    if change and rng.random() < 0.5:
+        grey = np.clip(
+            grey ** np.exp(rng.normal(0, 0.08))
+            + rng.standard_normal(grey.shape, dtype=np.float32) * rng.uniform(0, 0.04),
+            0,
+            1,
+        )
+    return grey, bits
+
+
+def with_note(
+    prompt: str,
+    reply: str,
+    name: str,
+    region: np.ndarray | None,
+    click: Click | None,
+    value: np.ndarray | None,
+    aspect: float,
+    rng: np.random.Generator,
+) -> tuple[str, str, np.ndarray | None]:
+    """Now and then the prompt ends with a note: asked again, or the click was taken back and another is due."""
+    prompts, chance = DEMO_CARD["prompts"], rng.random()
+    if chance < 0.03:
+        return f"{prompt}\n{prompts['retry']}", reply, value
+    if chance < 0.09 and region is not None and click is not None:
+        shaken = Click(
+            *np.clip([click.x + rng.normal(0, 0.015), click.y + rng.normal(0, 0.015)], 0, 1), click.positive
+        )
+        left = another(region, shaken, aspect)
+        if left is not None:
+            other, value = good_click(depth_of(left, aspect), click.positive, rng)
+            note = prompts["reject"].format(action=format_click(shaken))
+            write = q.first_reply if "mask" not in reply else q.correction_reply
+            return f"{prompt}\n{note}", write(name, other), value
+    return prompt, reply, value
+
+
+def show(
+    writer: Writer,
+    grey: np.ndarray,
+    bits: np.ndarray,
+    aspect: float,
+    grid: tuple[int, int],
+    overlaid: bool,
+    rng: np.random.Generator,
+    questions: int = 4,
+) -> Shown:
+    """A picture with its questions: of the first turn, or of a later one with a mask painted over it."""
+    masks = {n: (bits >> b & 1).astype(bool) for b, n in enumerate(NAMES)}
+    area = {n: int(m.sum()) for n, m in masks.items()}
+    present = [n for n in STRUCTURES if area[n] >= SMALLEST]
+    absent = [n for n in STRUCTURES if area[n] == 0]
+    depths = {n: depth_of(masks[n], aspect) for n in present}
+    points = {n: deepest(depths[n]) for n in present}
+    asked: list[Asked] = []
+    mask = np.zeros((SIDE, SIDE), bool)
+    first, refine = DEMO_CARD["prompts"]["first"], DEMO_CARD["prompts"]["refine"]
+    if overlaid and present:
+        weight = np.array([2.0 if n in HARD else 1.0 for n in present])
+        name = str(rng.choice(present, p=weight / weight.sum()))
+        others = [masks[n] for n in NAMES if n != name and area[n] >= SMALLEST]
+        for _ in range(6):
+            mask = half_way_mask(masks[name], others, rng)
+            union = (mask | masks[name]).sum()
+            overlap = (mask & masks[name]).sum() / union if union else 1.0
+            if overlap >= GOOD or (overlap < BAD and (mask ^ masks[name]).sum() >= SMALLEST):
+                break
+        else:
+            mask, overlap = masks[name].copy(), 1.0
+        for asks in [name, *rng.choice([n for n in present if n != name], 1)] if len(present) > 1 else [name]:
+            truth = masks[asks]
+            iou = (mask & truth).sum() / max(1, (mask | truth).sum())
+            if GOOD > iou >= BAD:
+                continue
+            click, region, value = None, None, None
+            if iou < GOOD:
+                positive, region = correction(mask, truth, aspect)
+                click, value = good_click(depth_of(region, aspect), positive, rng)
+            reply = q.correction_reply(asks, click) if click else q.done_reply(asks)
+            prompt = refine.format(question=q.question(asks, rng))
+            asked.append(writer.ask(*with_note(prompt, reply, asks, region, click, value, aspect, rng)))
+    else:
+        # What is rare or hard to tell from its neighbours is asked for first, mostly; then what is thin.
+        first_asked = [n for n in HARD if n in present and rng.random() < 0.8]
+        thickness = {n: float(depths[n].max()) * rng.lognormal(0, 0.5) for n in present}
+        rest = sorted((n for n in present if n not in first_asked), key=thickness.__getitem__)
+        chosen = (first_asked + rest)[:questions]
+        for name in chosen:
+            click, value = good_click(depths[name], True, rng)
+            prompt, reply = first.format(question=q.question(name, rng)), q.first_reply(name, click)
+            asked.append(writer.ask(*with_note(prompt, reply, name, masks[name], click, value, aspect, rng)))
+        # …and so is what is often taken for a neighbour when it is not there.
+        feared = [n for n in ALIKE if n in absent and rng.random() < 0.7]
+        wanted = (feared + [str(n) for n in rng.permutation(absent) if n not in feared])[:2]
+        if rng.random() < 0.25:
+            wanted.append(str(rng.choice(q.NEVER_PRESENT)))
+        for name in wanted:
+            asked.append(writer.ask(first.format(question=q.question(name, rng)), q.absent_reply(name)))
+    rows, columns = grid
+    size = (rows * CELL, columns * CELL)
+    rgb = np.repeat(grey[None], 3, 0)
+    rgb = np.where(mask[None], rgb * (1 - ALPHA) + GREEN[:, None, None] * ALPHA, rgb) if mask.any() else rgb
+    picture = (
+        F.interpolate(
+            torch.from_numpy(rgb.astype(np.float32))[None], size=size, mode="bicubic", antialias=True
+        )[0]
+        .clamp(0, 1)
+        .numpy()
+    )
+    planes = torch.from_numpy(np.stack([masks[n] for n in NAMES] + [mask]).astype(np.float32))
+    shares = F.adaptive_avg_pool2d(planes[None], (rows * 2, columns * 2))[0]
+    cells = (
+        shares[:-1]
+        .reshape(len(NAMES), rows, 2, columns, 2)
+        .permute(1, 3, 0, 2, 4)
+        .reshape(rows * columns, -1)
+        .numpy()
+    )
+    covered = F.avg_pool2d(shares[-1:][None], 2)[0, 0].reshape(-1).numpy()
+    targets = np.full((len(STRUCTURES), 3), -1.0, np.float32)
+    for s, name in enumerate(STRUCTURES):
+        if name in points:
+            x, y = points[name][0] * columns, points[name][1] * rows
+            targets[s] = (int(y) * columns + int(x), x - int(x), y - int(y))
+    return Shown(picture, asked, cells, targets, covered)
+
+
+def patches_of(pictures: Tensor) -> Tensor:
+    """(B, 3, h, w) normalised → the processor's rows of patches, (B * patches, 3 * 2 * PATCH²)."""
+    b, c, h, w = pictures.shape
+    x = pictures.view(b, c, h // CELL, 2, PATCH, w // CELL, 2, PATCH).permute(0, 2, 5, 3, 6, 1, 4, 7)
+    x = x.reshape(b, -1, c, 1, PATCH, PATCH).expand(-1, -1, -1, 2, -1, -1)
+    return x.reshape(-1, c * 2 * PATCH * PATCH)
+
+
+def collate(writer: Writer, shown: list[Shown], grid: tuple[int, int]) -> dict[str, Tensor]:
+    """One padded sequence a picture: prefix, visual tokens, then its questions side by side."""
+    rows, columns = grid
+    visual = rows * columns
+    start = len(writer.prefix)
+    base = start + visual
+    length = max(base + sum(len(a.ids) for a in s.asked) for s in shown)
+    ids = torch.zeros(len(shown), length, dtype=torch.long)
+    weights = torch.zeros(len(shown), length)
+    goals = torch.full((len(shown), length, 2), torch.nan)
+    worth = torch.zeros(len(shown), length, 10)
+    positions = torch.zeros(3, len(shown), length, dtype=torch.long)
+    allowed = torch.zeros(len(shown), length, length, dtype=torch.bool)
+    triangle = torch.ones(length, length, dtype=torch.bool).tril()
+    allowed[:, :, 0] = True  # padding looks at something
+    for b, s in enumerate(shown):
+        ids[b, :base] = torch.tensor(writer.prefix + [writer.special["<|image_pad|>"]] * visual)
+        positions[:, b, :start] = torch.arange(start)
+        positions[0, b, start:base] = start
+        positions[1, b, start:base] = start + torch.arange(visual) // columns
+        positions[2, b, start:base] = start + torch.arange(visual) % columns
+        allowed[b, :base, :base] = triangle[:base, :base]
+        at, after = base, start + max(rows, columns)
+        for a in s.asked:
+            end = at + len(a.ids)
+            ids[b, at:end] = torch.tensor(a.ids)
+            weights[b, at:end] = torch.tensor(a.weights)
+            if a.goal is not None:
+                goals[b, end - sum(w > 0 for w in a.weights) - 1 : end] = torch.tensor(a.goal)
+            for place, digits in a.worth:
+                worth[b, at + place] = torch.from_numpy(digits)
+            positions[:, b, at:end] = after + torch.arange(len(a.ids))
+            allowed[b, at:end, :base] = True
+            allowed[b, at:end, at:end] = triangle[: end - at, : end - at]
+            at = end
+    pictures = (np.stack([s.picture for s in shown]) - MEAN[:, None, None]) / STD[:, None, None]
+    return {
+        "pictures": torch.from_numpy(pictures.astype(np.float32)),
+        "ids": ids,
+        "weights": weights,
+        "positions": positions,
+        "allowed": allowed,
+        "goals": goals,
+        "worth": worth,
+        "cells": torch.from_numpy(np.stack([s.cells for s in shown])),
+        "targets": torch.from_numpy(np.stack([s.targets for s in shown])),
+        "covered": torch.from_numpy(np.stack([s.covered for s in shown])),
+    }
+
+
+class Buckets:
+    """Slices by the grid that their shape gets, so that a batch has one grid; `weight` (N,) draws some oftener."""
+
+    def __init__(self, aspect: np.ndarray, weight: np.ndarray | None = None):
+        weight = np.ones(len(aspect)) if weight is None else weight
+        both = [np.array([grid_of(float(a), small) for a in aspect]) for small in (True, False)]
+        grids = np.concatenate(both)
+        owner = np.tile(np.arange(len(aspect)), 2)
+        self.names = sorted({(int(r), int(c)) for r, c in grids})
+        self.slices = [owner[(grids == g).all(1)] for g in self.names]
+        sizes = np.array([weight[s].sum() for s in self.slices])
+        self.odds = sizes / sizes.sum()
+        self.each = [weight[s] / weight[s].sum() for s in self.slices]
+
+    def draw(self, size: int, rng: np.random.Generator) -> tuple[tuple[int, int], np.ndarray]:
+        """A grid, and the numbers of `size` slices that get it."""
+        n = int(rng.choice(len(self.names), p=self.odds))
+        return self.names[n], rng.choice(self.slices[n], size, p=self.each[n])

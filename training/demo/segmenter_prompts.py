@@ -1,0 +1,190 @@
+"""What the demo segmenter practises on: phantom slices moved and windowed anew each time, structures, prompts.
+
+Clicks are found at half the picture's size. How it learns is in train_segmenter.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from training.demo.dataset import HARD, NAMES, SIDE, Slices
+
+PIXEL_MEAN = torch.tensor([0.485, 0.456, 0.406])[None, :, None, None]
+PIXEL_STD = torch.tensor([0.229, 0.224, 0.225])[None, :, None, None]
+LEARNED = len(NAMES)
+# Share of a picture below which a structure is no target; training.evaluate asks from 1.1e-3 on.
+SLIVER = 7e-4
+
+
+def batch_of(
+    data: Slices,
+    numbers: np.ndarray,
+    rng: np.random.Generator,
+    side: int,
+    augment: float = 1.0,
+    masses: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Pictures (B, 3, side, side) normalised and structure bits (B, side, side) int64 of slices `numbers`.
+
+    `augment`: how much they are moved, windowed and grained, 0 not at all; `masses`: in how many of the pictures
+    one more lesion is put.
+    """
+    hu = torch.from_numpy(np.asarray(data.hu[numbers], np.float32))[:, None]
+    bits = torch.from_numpy(data.bits[numbers].astype(np.float32))[:, None]
+    count = len(numbers)
+    for n in range(count):
+        if rng.random() < masses:
+            _grow_mass(hu[n, 0].numpy(), bits[n, 0].numpy(), rng)
+    if augment:
+        zoom = np.where(
+            rng.random(count) < 0.12 * augment,
+            rng.uniform(0.4, 0.9, count),
+            1 + augment * rng.uniform(-0.1, 0.12, count),
+        )
+        turn = rng.normal(0, 0.12 * augment, count)
+        stretch = np.exp(rng.normal(0, 0.08 * augment, count))
+        shift = rng.uniform(-1, 1, (count, 2)) * np.maximum(0.04 * augment, 0.8 * (1 - zoom))[:, None]
+        flip_x = np.where(rng.random(count) < 0.25 * augment, -1, 1)
+        flip_y = np.where(rng.random(count) < 0.03 * augment, -1, 1)
+        theta = np.zeros((count, 2, 3), np.float32)
+        theta[:, 0, 0], theta[:, 0, 1] = np.cos(turn) * zoom * stretch * flip_x, -np.sin(turn) * zoom
+        theta[:, 1, 0], theta[:, 1, 1] = np.sin(turn) * zoom, np.cos(turn) * zoom / stretch * flip_y
+        theta[:, :, 2] = shift
+        grid = F.affine_grid(torch.from_numpy(theta), [count, 1, side, side], align_corners=False)
+        hu = F.grid_sample(hu + 1024, grid, mode="bilinear", align_corners=False) - 1024
+        bits = F.grid_sample(bits, grid, mode="nearest", align_corners=False)
+    elif side != SIDE:
+        hu = F.interpolate(hu, size=(side, side), mode="bilinear")
+        bits = F.interpolate(bits, size=(side, side), mode="nearest-exact")
+    lower = torch.from_numpy(rng.normal(-150, 30 * augment, count).astype(np.float32))[:, None, None, None]
+    width = torch.from_numpy(np.exp(rng.normal(np.log(400), 0.22 * augment, count)).astype(np.float32))[
+        :, None, None, None
+    ]
+    grey = ((hu - lower) / width).clamp(0, 1)
+    if augment:
+        if rng.random() < 0.3 * augment:  # the look of coarse pixels
+            coarse = int(rng.integers(90, 160))
+            grey = F.interpolate(
+                F.interpolate(grey, size=(coarse, coarse), mode="area"), size=(side, side), mode="bicubic"
+            ).clamp(0, 1)
+        noise = torch.from_numpy(rng.standard_normal(grey.shape, dtype=np.float32))
+        strength = torch.from_numpy(
+            np.where(rng.random(count) < 0.5 * augment, rng.uniform(0, 0.05, count), 0.0).astype(np.float32)
+        )
+        gamma = torch.from_numpy(np.exp(rng.normal(0, 0.12 * augment, count)).astype(np.float32))[
+            :, None, None, None
+        ]
+        grey = (grey.clamp_min(1e-4) ** gamma + noise * strength[:, None, None, None]).clamp(0, 1)
+    return (grey.repeat(1, 3, 1, 1) - PIXEL_MEAN) / PIXEL_STD, bits[:, 0].round().long()
+
+
+def _grow_mass(hu: np.ndarray, bits: np.ndarray, rng: np.random.Generator) -> None:
+    """Put a mass of any shape and shade somewhere into the body: the phantoms' own lesions are few and alike.
+
+    `hu` and `bits` (SIDE, SIDE) are changed. As for those lesions, what a mass covers is no part of the organ.
+    """
+    rows, columns = np.nonzero((hu > -140) & (hu < 250))
+    if not len(rows):
+        return
+    at = int(rng.integers(len(rows)))
+    y, x = np.ogrid[:SIDE, :SIDE]
+    y, x = y - rows[at], x - columns[at]
+    angle, reach = np.arctan2(y, x) + rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(np.log(3), np.log(14)))
+    outline = 1 + sum(rng.normal(0, 0.25 / k) * np.cos(k * angle + rng.uniform(0, 6.3)) for k in (1, 2, 3, 4))
+    inside = 1 / (1 + np.exp((np.hypot(y, x) - reach * np.maximum(outline, 0.3)) * 2))  # an edge of a pixel
+    around = hu[rows[at], columns[at]]
+    way = 1 if around < -20 else -1 if around > 150 else rng.choice([-1, 1])  # in fat, darker is not seen
+    hu += (inside * way * rng.uniform(30, 120)).astype(hu.dtype)
+    covered = inside > 0.5
+    bits[covered] = 1 << NAMES.index("lesion")
+
+
+def choose_objects(bits: Tensor, each: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """`each` structures a picture: what is hard or small more often, neighbours that nobody asks for less often.
+
+    Slivers are left out. Returns masks (N, S, S), which picture (N,), which of NAMES (N,).
+    """
+    masks, owner, names = [], [], []
+    for b in range(len(bits)):
+        shares = np.array([float((bits[b] >> n & 1).float().mean()) for n in range(LEARNED)])
+        weight = np.where(shares >= SLIVER, 1.0, 0.0)
+        weight[len(NAMES) - 7 :] *= 0.2
+        for name in HARD:
+            weight[NAMES.index(name)] *= 2
+        weight *= np.where(shares < 10 * SLIVER, 1.6, 1.0)
+        if weight.sum() == 0:
+            continue
+        for n in rng.choice(LEARNED, each, p=weight / weight.sum()):
+            masks.append((bits[b] >> int(n) & 1).float())
+            owner.append(b)
+            names.append(int(n))
+    return torch.stack(masks), torch.tensor(owner), torch.tensor(names)
+
+
+def first_clicks(masks: Tensor, rng: np.random.Generator) -> Tensor:
+    """(N, S, S) → (N, 2) x, y pixels: half of them deep inside, half anywhere inside."""
+    points = []
+    deep = deepest(masks)
+    for n, m in enumerate(masks):
+        if rng.random() < 0.5:
+            points.append(deep[n])
+        else:
+            inside = torch.nonzero(m > 0.5)
+            points.append(inside[int(rng.integers(len(inside)))].flip(0).float())
+    return torch.stack(points)
+
+
+def corners(masks: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """(N, S, S) → a box around each, drawn by a hand that is not quite steady, as SAM2's two corner points.
+
+    Points (N, 2, 2) x, y pixels and their labels (N, 2), 2 for the first corner and 3 for the last.
+    """
+    boxes = []
+    for m in masks:
+        y, x = torch.nonzero(m > 0.5, as_tuple=True)
+        boxes.append([[int(x.min()), int(y.min())], [int(x.max()) + 1, int(y.max()) + 1]])
+    box = torch.tensor(boxes, dtype=torch.float32)
+    size = (box[:, 1] - box[:, 0])[:, None]
+    shake = torch.from_numpy(rng.normal(0, 0.04, box.shape).astype(np.float32))
+    labels = torch.tensor([2, 3], dtype=torch.int).expand(len(masks), 2)
+    return (box + shake * size).clamp(0, masks.shape[-1]), labels
+
+
+def corrective_clicks(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the thresholded low-resolution mask is most wrong → points (N, 2) pixels, labels (N,) 1 or 0."""
+    predicted = F.interpolate(logits, size=masks.shape[-2:], mode="bilinear")[:, 0] > 0
+    truth = masks > 0.5
+    points = deepest((predicted ^ truth).float())
+    x, y = points.long().T
+    return points, truth[torch.arange(len(masks)), y, x].int()
+
+
+def deepest(regions: Tensor) -> Tensor:
+    """(N, S, S) 0 or 1 → (N, 2) x, y pixels: the deepest point of each, found at half the size."""
+    half = F.avg_pool2d(regions[:, None], 2)[:, 0].numpy()
+    points = []
+    for covered, region in zip(half, regions, strict=True):
+        inside = covered >= min(0.5, covered.max())
+        ys, xs = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+        y0, x0 = ys[0], xs[0]
+        part = np.pad(inside[y0 : ys[-1] + 1, x0 : xs[-1] + 1], 1)
+        r, c = np.unravel_index(ndimage.distance_transform_edt(part).argmax(), part.shape)
+        y, x = 2 * int(y0 + r - 1), 2 * int(x0 + c - 1)
+        # The half-size cell may be covered in part: take a pixel of it that is inside.
+        dy, dx = divmod(int(region[y : y + 2, x : x + 2].argmax()), 2)
+        points.append([x + dx, y + dy])
+    return torch.tensor(points, dtype=torch.float32)
+
+
+def nearness(points: Tensor, side: int, reach: float = 14.0) -> Tensor:
+    """(N, 2) x, y pixels → (N, 1, side / 2, side / 2) weights: 7 at the click, 1 away from it.
+
+    Without it a correction of a large structure hardly counts: its pixels are few among many that are right.
+    """
+    at = torch.arange(side // 2) * 2.0 + 1
+    x, y = ((at - points[:, :1]) / reach) ** 2, ((at - points[:, 1:]) / reach) ** 2
+    return 1 + 6 * torch.exp(-0.5 * (y[:, None, :, None] + x[:, None, None, :]))

@@ -1,0 +1,75 @@
+"""Give a trained demo segmenter more channels after its trunk, without changing what it answers.
+
+    python -m training.demo.widen build/segmenter/model.safetensors --config wider.yaml --out build/wider.safetensors
+    python -m training.demo.train_segmenter --start build/wider.safetensors --config wider.yaml --out build/segmenter2
+
+A mask is drawn from `d_model` / 8 channels: 8 are too few to put a correction where the click is, and training
+a wider model from nothing costs hours. Every channel is doubled, as in Net2Net (Chen, Goodfellow, Shlens 2016):
+what reads a doubled channel shares its weight between the two, unevenly, so that they learn different things.
+The memory is not carried over: it is made anew, untrained.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from ibis_agent.errors import InputError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from training.demo.train_segmenter import build, save_model
+
+KEPT = ("image_encoder.", "sam_prompt_encoder.", "sam_mask_decoder.", "no_mem_embed")
+
+
+def widened(old: dict[str, Tensor], model: nn.Module, seed: int = 1) -> dict[str, Tensor]:
+    """The weights of `model`, whose `d_model` is twice that of `old`, giving the masks and scores of `old`.
+
+    Raises InputError where the two differ in more than the width.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    modules = dict(model.named_modules())
+    new = model.state_dict()
+    for name, target in new.items():
+        if not name.startswith(KEPT):
+            continue
+        weight = old[name].float()
+        layer = modules[name.rpartition(".")[0]]
+        reads = {nn.Linear: 1, nn.Conv2d: 1, nn.ConvTranspose2d: 0}.get(type(layer))
+        for axis, (had, has) in enumerate(zip(weight.shape, target.shape, strict=True)):
+            if has == had:
+                continue
+            if has != 2 * had:
+                raise InputError(
+                    f"{name} has {had} channels and the configuration asks for {has}: only doubling is possible."
+                )
+            weight = weight.repeat_interleave(2, axis)
+            if name.endswith(".weight") and axis == reads:
+                share = torch.rand(
+                    [n // 2 if a == axis else n for a, n in enumerate(weight.shape)], generator=generator
+                )
+                share = 0.2 + 0.6 * share
+                weight = weight * torch.stack([share, 1 - share], axis + 1).flatten(axis, axis + 1)
+        if ".q_proj." in name and target.shape[0] == 2 * old[name].shape[0]:
+            weight = weight / 2**0.5  # twice the products, divided by the root of twice the channels
+        if ".output_hypernetworks_mlps." in name and ".layers.2." in name:
+            weight = weight / 2  # twice the products with the channels of the picture
+        new[name] = weight
+    return new
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("weights", type=Path, help="a .safetensors made by training.demo.train_segmenter")
+    parser.add_argument("--config", type=Path, required=True, help="the wider architecture, as a SAM2 .yaml")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    save_model(widened(load_file(args.weights), build(args.config)), args.out, args.config)
+
+
+if __name__ == "__main__":
+    main()

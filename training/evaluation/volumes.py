@@ -1,0 +1,159 @@
+"""Measure volume runs: 3D Dice of propagation from one oracle click, and of the agent alone.
+
+Called by training.evaluate (`--phantom-volumes`, `--lesion-volumes`). Propagation starts on the slice where the
+structure is largest, with one click at its deepest point. The agent is measured twice in one run: as it stands
+after growing, and after its second looks. A structure that the agent does not find counts with Dice 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from ibis_agent.errors import InputError
+from ibis_agent.mask.masks import dice
+from ibis_agent.policy.contract import Policy
+from ibis_agent.run.volume_actions import VolumeLimits
+from ibis_agent.run.volume_run import VolumeRun
+from ibis_agent.scan.load import load_scan
+from ibis_agent.scan.scan import Scan
+from ibis_agent.scan.slices import Stack, stack_of
+from ibis_agent.segmenter.embeddings import FeatureCache
+from ibis_agent.segmenter.sam2.predictor import Segmenter
+from tqdm import tqdm
+
+from training.phantoms.phantom import STRUCTURES, make_volume
+from training.trajectories.clicks import next_click
+
+ORGANS = tuple(name for name in STRUCTURES if name != "lesion")
+WINDOW = (-160.0, 240.0)
+SPACING = (2.5, 2.5, 5.0)
+SMALLEST_ML = 5.0
+Follow = Literal["auto", "memory", "carry"]
+
+
+def phantom_scan(seed: int) -> tuple[Scan, dict[str, np.ndarray]]:
+    """A phantom patient's scan, and the (I, J, K) bool masks of its organs."""
+    made = make_volume(seed, SPACING)
+    name = f"phantom-{seed}"
+    scan = Scan(made.hu, made.affine, "volume", Path(f"{name}.nii.gz"), name, "CT")
+    voxel_ml = float(np.prod(SPACING)) / 1000
+    organs = {n: made.masks[n] for n in ORGANS if made.masks[n].sum() * voxel_ml >= SMALLEST_ML}
+    return scan, organs
+
+
+def oracle_propagation(
+    stack: Stack,
+    truth: np.ndarray,
+    segmenter: Segmenter,
+    features: FeatureCache | None = None,
+    key: int | None = None,
+    follow: Follow = "auto",
+) -> float:
+    """3D Dice after one click at the deepest point of the slice `key`, followed both ways.
+
+    truth: (I, J, K) bool. key: None takes the slice with the largest area.
+    """
+    axis = stack.geometry(stack.first).axis
+    if key is None:
+        key = int(truth.sum(tuple(each for each in range(3) if each != axis)).argmax())
+    run = VolumeRun(stack, "oracle", None, segmenter, VolumeLimits(follow=follow), features)
+    click = next_click(None, stack.geometry(key).extract(truth))
+    if click is None:
+        raise InputError("there is nothing to segment", file=stack.scan.path)
+    run.click(key, click)
+    run.grow()
+    return float(dice(run.volume() != 0, truth))
+
+
+def agent_alone(
+    stack: Stack,
+    question: str,
+    truth: np.ndarray,
+    policy: Policy,
+    segmenter: Segmenter,
+    limits: VolumeLimits,
+    features: FeatureCache | None = None,
+) -> dict[str, float]:
+    """3D Dice after growing ("dsc_without_second_looks") and at the end ("dsc"), and how many looks it took."""
+    run = VolumeRun(stack, question, policy, segmenter, limits, features)
+    while run.stage in ("look", "work", "grow") and run.status == "ready":
+        run.step()
+    before = float(dice(run.volume() != 0, truth))
+    while run.stage == "review" and run.status == "ready":
+        run.step()
+    return {
+        "dsc": float(dice(run.volume() != 0, truth)),
+        "dsc_without_second_looks": before,
+        "looks": float(run.looks),
+    }
+
+
+def measure_phantoms(
+    count: int, seed: int, policy: Policy | None, segmenter: Segmenter, limits: VolumeLimits | None = None
+) -> dict[str, Any]:
+    """The figures over `count` phantom patients and all their organs; policy None: propagation only."""
+    limits = limits or VolumeLimits()
+    spread: dict[str, list[float]] = {}
+    agent: list[dict[str, Any]] = []
+    for n in tqdm(range(count), desc="volumes", mininterval=2):
+        scan, organs = phantom_scan(seed * 100_000 + n)
+        stack = stack_of(scan, "axial", WINDOW, policy.card.orientation if policy else "radiological")
+        features = FeatureCache(segmenter, _pictures(stack))
+        for name, truth in organs.items():
+            spread.setdefault(name, []).append(
+                oracle_propagation(stack, truth, segmenter, features, follow=limits.follow)
+            )
+            if policy is not None:
+                row = agent_alone(stack, f"Segment the {name}", truth, policy, segmenter, limits, features)
+                agent.append({"volume": scan.name, "structure": name, **row})
+    every = [each for values in spread.values() for each in values]
+    result: dict[str, Any] = {
+        "propagation": {
+            "dsc": _mean(every),
+            "per_structure": {name: _mean(values) for name, values in spread.items()},
+        }
+    }
+    if agent:
+        keys = ("dsc", "dsc_without_second_looks", "looks")
+        result["agent"] = {
+            **{key: _mean([row[key] for row in agent]) for key in keys},
+            "per_structure": {
+                name: {key: _mean([row[key] for row in agent if row["structure"] == name]) for key in keys}
+                for name in spread
+            },
+            "limits": dataclasses.asdict(limits),
+        }
+    return result
+
+
+def measure_lesions(files: list[Path], segmenter: Segmenter, follow: Follow = "auto") -> dict[str, float]:
+    """File stem → 3D Dice of one oracle click on the middle slice of the lesion, followed both ways.
+
+    The files are MedSAM2's kind of `.npz`: `imgs` (K, H, W) uint8 and `gts` of the same shape.
+    """
+    found = {}
+    for file in files:
+        scan = load_scan(file)
+        with np.load(file) as held:
+            if "gts" not in held:
+                raise InputError("holds no truth", file=file, mend="Give a file with gts.")
+            truth = (np.asarray(held["gts"]) != 0).transpose()
+        if truth.shape != scan.voxels.shape:
+            raise InputError("truth and scan differ in size", file=file, value=truth.shape)
+        shown = np.flatnonzero(truth.any((0, 1)))
+        # The slices of such a file lie along its last axis, however the patient lay.
+        middle = int(shown[len(shown) // 2])
+        found[file.stem] = oracle_propagation(stack_of(scan, "z"), truth, segmenter, None, middle, follow)
+    return found
+
+
+def _pictures(stack: Stack) -> Callable[[int], np.ndarray]:
+    return lambda index: stack.picture(index).rgb
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")

@@ -1,0 +1,221 @@
+"""Rewards, each one a pure function: the published ones exactly, and the house's variants of them.
+
+The published functions (`published_*`, `answer`, `placement`, `improvement`, `length`) give what the published
+reward code gives, number for number. Two of them need a variant here: its format reward wants line breaks
+inside the tags and the word `Termination`, which our replies do not have (`house_format`), and its rows knew
+neither the IoU before the action nor the number of the step, which are real in a rollout.
+
+What becomes of rewards (sums, advantages) is in objective; where the states come from, in rollouts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from ibis_agent.actions import Action, Click, Terminate, format_reply, parse_reply
+from ibis_agent.errors import InputError, ReplyError
+from ibis_agent.mask.masks import iou
+
+OPTIMAL_STEPS = 5
+ANSWER_LEVELS = ((0.80, 3.0), (0.70, 2.0), (0.50, 1.0))
+
+_THINK = re.compile(r"<think>\n.*?\n</think>", re.DOTALL)
+_ACTION = re.compile(r"<action>\n(.*?)\n</action>", re.DOTALL)
+_NUMBER = r"\s*(\d{1,20}(?:\.\d{1,40})?)\s*"
+_POINT = re.compile(rf"(Positive|Negative) Point \({_NUMBER},{_NUMBER}\)", re.ASCII)
+_ANSWER = re.compile(r"<answer>.*?</answer>", re.DOTALL)
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """One turn as the rewards see it.
+
+    Attributes:
+        reply: the policy's text.
+        action: what it asked for; None where the reply could not be read.
+        before, after: (H, W) bool, the masks around the action; the same array after an end or no action.
+        truth: (H, W) bool.
+        number: of the turn, from 1; None where it is not known (the published rows).
+        iou_before, iou_after: of the masks with the truth.
+    """
+
+    reply: str
+    action: Action | None
+    before: np.ndarray
+    after: np.ndarray
+    truth: np.ndarray
+    number: int | None
+    iou_before: float
+    iou_after: float
+
+    @classmethod
+    def of(
+        cls,
+        reply: str,
+        action: Action | None,
+        before: np.ndarray,
+        after: np.ndarray,
+        truth: np.ndarray,
+        number: int | None,
+    ) -> State:
+        """A state whose IoUs are computed here. Raises InputError for masks of different sizes."""
+        if not before.shape == after.shape == truth.shape:
+            raise InputError(
+                "masks and truth must be of one size", value=f"{before.shape}, {after.shape}, {truth.shape}"
+            )
+        return cls(reply, action, before, after, truth, number, iou(before, truth), iou(after, truth))
+
+
+def published_action(reply: str) -> Action | None:
+    """The action by the published strict reading: on a line of its own inside its tags, `Termination` to end."""
+    found = _ACTION.search(reply)
+    if found is None:
+        return None
+    text = found[1].strip()
+    if text == "Termination":
+        return Terminate()
+    point = _POINT.fullmatch(text)
+    if point is None:
+        return None
+    x, y = float(point[2]), float(point[3])
+    return Click(x, y, point[1] == "Positive") if 0 <= x <= 1 and 0 <= y <= 1 else None
+
+
+def published_think_format(reply: str) -> float:
+    """1 where the thinking stands on lines of its own between its tags, else 0."""
+    return float(_THINK.search(reply) is not None)
+
+
+def published_point_format(reply: str) -> float:
+    """1 where `published_action` reads an action, else 0."""
+    return float(published_action(reply) is not None)
+
+
+def published_answer_format(reply: str) -> float:
+    """1 where no answer tag stands alone, and an ending reply has an answer; else 0."""
+    opened, closed = reply.count("<answer>"), reply.count("</answer>")
+    whole = len(_ANSWER.findall(reply))
+    if opened != closed or whole != opened:
+        return 0.0
+    ends = isinstance(published_action(reply), Terminate)
+    return float(whole > 0) if ends else 1.0
+
+
+def published_format(reply: str) -> float:
+    """1 where thinking, action and answer are all well formed by the published rules, else 0."""
+    parts = (published_think_format, published_point_format, published_answer_format)
+    return float(all(part(reply) for part in parts))
+
+
+def house_format(reply: str) -> float:
+    """1 for a reply in the form that `ibis_agent.actions.format_reply` writes, else 0.
+
+    Some thinking, one action, and an answer if and only if it ends. Line breaks inside the tags and the word
+    Termination do no harm, so that a policy trained on the published reward loses nothing here.
+    """
+    try:
+        parsed = parse_reply(reply)
+        written = format_reply(parsed)
+    except (ReplyError, InputError):
+        return 0.0
+    if not parsed.thinking.strip() or (isinstance(parsed.action, Terminate) and not parsed.action.answer):
+        return 0.0
+    return float(_plain(reply) == _plain(written))
+
+
+def answer(iou_after: float) -> float:
+    """3, 2, 1 or 0 for an IoU after the action above 0.80, 0.70, 0.50, or none of them."""
+    return next((value for level, value in ANSWER_LEVELS if iou_after > level), 0.0)
+
+
+def placement(action: Action | None, before: np.ndarray, truth: np.ndarray) -> float:
+    """+1 for a positive click in what the mask missed or a negative one in what it took wrongly, else −1.
+
+    0 for the end and where there is no action. Masks are (H, W) bool; the clicked pixel is int(x·W), int(y·H).
+    """
+    if not isinstance(action, Click):
+        return 0.0
+    height, width = truth.shape
+    row, column = min(int(action.y * height), height - 1), min(int(action.x * width), width - 1)
+    missed = bool(truth[row, column]) and not before[row, column]
+    wrong = bool(before[row, column]) and not truth[row, column]
+    return 1.0 if (missed if action.positive else wrong) else -1.0
+
+
+def improvement(action: Action | None, iou_before: float, iou_after: float) -> float:
+    """1 for a click that raised the IoU, else 0."""
+    return float(isinstance(action, Click) and iou_after > iou_before)
+
+
+def length(number: int | None, optimal: int = OPTIMAL_STEPS) -> float:
+    """1 up to the optimal number of steps, then −0.2 for every step more; 0 where the number is not known."""
+    if number is None:
+        return 0.0
+    return 1.0 if number <= optimal else -0.2 * (number - optimal)
+
+
+def published_score(state: State, optimal: int = OPTIMAL_STEPS) -> dict[str, float]:
+    """Every component of the published score by its published name, and `score`, their sum over 5.
+
+    The action is read from `state.reply` by the published rules, whatever `state.action` says.
+    """
+    action = published_action(state.reply)
+    components = {
+        "think_format_score": published_think_format(state.reply),
+        "point_format_score": published_point_format(state.reply),
+        "answer_format_score": published_answer_format(state.reply),
+        "unified_format_score": published_format(state.reply),
+        "ans_score": answer(state.iou_after) if action is not None else 0.0,
+        "placement_score": placement(action, state.before, state.truth),
+        "pseg_score": improvement(action, state.iou_before, state.iou_after),
+        "len_score": length(state.number, optimal),
+    }
+    summed = ("unified_format_score", "ans_score", "placement_score", "pseg_score", "len_score")
+    return {"score": sum(components[name] for name in summed) / 5, **components}
+
+
+def gain(iou_before: float, iou_after: float) -> float:
+    """How much the IoU rose by the action; negative where it fell. Unlike `improvement`, in proportion."""
+    return iou_after - iou_before
+
+
+def patience(action: Action | None, iou_after: float, worth: float = ANSWER_LEVELS[1][0]) -> float:
+    """For the end alone: +1 where the mask is worth stopping at (IoU above `worth`), else −1; 0 for a click."""
+    if not isinstance(action, Terminate):
+        return 0.0
+    return 1.0 if iou_after > worth else -1.0
+
+
+# What a configuration may give weights to. A turn's rewards are those of its own action; an outcome's, of the
+# state in which the episode ended.
+TURN: Mapping[str, Callable[[State, int], float]] = {
+    "format": lambda state, optimal: house_format(state.reply),
+    "published_format": lambda state, optimal: published_format(state.reply),
+    "answer": lambda state, optimal: _answer(state),
+    "placement": lambda state, optimal: placement(state.action, state.before, state.truth),
+    "improvement": lambda state, optimal: improvement(state.action, state.iou_before, state.iou_after),
+    "length": lambda state, optimal: length(state.number, optimal),
+    "gain": lambda state, optimal: gain(state.iou_before, state.iou_after),
+    "patience": lambda state, optimal: patience(state.action, state.iou_after),
+}
+OUTCOME: Mapping[str, Callable[[State, int], float]] = {
+    "answer": lambda state, optimal: _answer(state),
+    "iou": lambda state, optimal: state.iou_after,
+    "length": lambda state, optimal: length(state.number, optimal),
+    "ended": lambda state, optimal: float(isinstance(state.action, Terminate)),
+}
+
+
+def _answer(state: State) -> float:
+    """As published: a reply without an action answers nothing, also where the mask happens to be right."""
+    return 0.0 if state.action is None else answer(state.iou_after)
+
+
+def _plain(reply: str) -> str:
+    """A reply without what the two written forms differ in: white space at tags, Termination, digits."""
+    text = re.sub(r"\s*(</?(?:think|action|answer)>)\s*", r"\1", reply.strip())
+    text = text.replace("Termination", "Terminate")
+    return re.sub(r"\d+(?:\.\d*)?", lambda number: f"{float(number[0]):.4f}", text)

@@ -1,0 +1,265 @@
+"""Rollouts: the policy's own episodes, many at a time, the segmenter in the loop.
+
+    roller = Roller(policy, segmenter, Limits(max_turns=5))
+    groups = roller.run(questions, group=8, temperature=1.0, generator=generator)   # 8 rollouts a question
+
+All rollouts take their turns in step: one batch through the policy, one through the segmenter, until the last
+one has ended. A rollout goes as an Episode goes (same requests, same clicks, same masks, same ends), with one
+difference: a reply that cannot be read ends it, because a second chance would hide the fault from the reward.
+Where questions come from is in tasks, what a turn is worth in rewards.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from ibis_agent.actions import Action, Click, Terminate, parse_reply
+from ibis_agent.errors import InputError, ReplyError
+from ibis_agent.mask.masks import dice, iou
+from ibis_agent.policy.card import ModelCard
+from ibis_agent.policy.contract import Turn
+from ibis_agent.run.episode import Limits
+from ibis_agent.scan.picture import overlay
+from ibis_agent.segmenter.sam2.predictor import Embedding, Prediction, Segmenter
+
+from training.grpo.rewards import State
+from training.grpo.sampling import BatchPolicy, Request, Sample
+
+KEPT_EMBEDDINGS = 256
+ENDED, LIMIT, REPEATED, UNREADABLE = "ended", "limit", "repeated", "unreadable"
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What is asked about a picture, and the truth.
+
+    Attributes:
+        picture: a name that no other picture has.
+        rgb: (H, W, 3) uint8.
+        structure: what is asked for; text: how.
+        truth: (H, W) bool; empty where the structure is not there.
+    """
+
+    picture: str
+    rgb: np.ndarray
+    structure: str
+    text: str
+    truth: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.truth.shape != self.rgb.shape[:2]:
+            raise InputError(
+                "the truth is of another size than the picture",
+                file=self.picture,
+                value=f"{self.truth.shape} and {self.rgb.shape[:2]}",
+            )
+
+    @property
+    def present(self) -> bool:
+        return bool(self.truth.any())
+
+
+@dataclass(frozen=True, eq=False)
+class RolloutTurn:
+    """One turn: what was asked (None where it is not learned from), what was said, and the state around it."""
+
+    request: Request | None
+    said: Sample
+    state: State
+
+
+@dataclass(eq=False)
+class Rollout:
+    """One episode of the policy. `reason` is ENDED, LIMIT, REPEATED or UNREADABLE once it is over."""
+
+    question: Question
+    turns: list[RolloutTurn] = field(default_factory=list)
+    mask: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), bool))
+    logits: np.ndarray | None = None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.mask.size:
+            self.mask = np.zeros(self.question.rgb.shape[:2], bool)
+
+    @property
+    def clicks(self) -> list[Click]:
+        """Those that were done: a repetition too many is not."""
+        done = self.turns[:-1] if self.reason == REPEATED else self.turns
+        return [turn.state.action for turn in done if isinstance(turn.state.action, Click)]
+
+    @property
+    def iou(self) -> float:
+        return iou(self.mask, self.question.truth)
+
+    @property
+    def dice(self) -> float:
+        return dice(self.mask, self.question.truth)
+
+    @property
+    def hit(self) -> bool:
+        """The first click is positive and on the structure."""
+        first = self.turns[0].state.action if self.turns else None
+        truth = self.question.truth
+        if not isinstance(first, Click) or not first.positive:
+            return False
+        height, width = truth.shape
+        return bool(truth[min(int(first.y * height), height - 1), min(int(first.x * width), width - 1)])
+
+    @property
+    def said_absent(self) -> bool:
+        """It ended without a click."""
+        return self.reason == ENDED and not self.clicks
+
+    def repeats(self, action: Action | None, limits: Limits) -> bool:
+        """Whether a click is the same as those just before, once too often; it is then not done."""
+        tail = [turn.state.action for turn in self.turns[1 - limits.max_repeats :]]
+        full = len(tail) == limits.max_repeats - 1
+        return isinstance(action, Click) and full and all(each == action for each in tail)
+
+    def take(
+        self,
+        request: Request | None,
+        said: Sample,
+        action: Action | None,
+        found: Prediction | None,
+        limits: Limits,
+    ) -> None:
+        """Append a turn; `found` is what a click led to, None where none was done."""
+        before = self.mask
+        if found is not None:
+            self.mask, self.logits = found.mask, found.logits
+        state = State.of(said.text, action, before, self.mask, self.question.truth, len(self.turns) + 1)
+        repeated = isinstance(action, Click) and found is None
+        self.turns.append(RolloutTurn(request, said, state))
+        if action is None:
+            self.reason = UNREADABLE
+        elif isinstance(action, Terminate):
+            self.reason = ENDED
+        elif repeated:
+            self.reason = REPEATED
+        elif len(self.turns) >= limits.max_turns:
+            self.reason = LIMIT
+
+    def seen(self, card: ModelCard, count: int | None = None) -> np.ndarray:
+        """(H, W, 3) uint8: the picture as the policy sees it after `count` turns; None: now."""
+        states = [turn.state for turn in self.turns[:count]]
+        if not any(isinstance(state.action, Click) for state in states):
+            return self.question.rgb
+        return overlay(self.question.rgb, states[-1].after, card.overlay_colour, card.overlay_alpha)
+
+
+class Roller:
+    """Makes rollouts with one policy and one segmenter; keeps the embeddings of the last pictures.
+
+    batch: how many replies are written at a time; what the memory of a GPU allows.
+    """
+
+    def __init__(
+        self, policy: BatchPolicy, segmenter: Segmenter, limits: Limits | None = None, batch: int = 256
+    ) -> None:
+        self.policy, self.segmenter = policy, segmenter
+        self.limits = limits or Limits()
+        self.batch = batch
+        self._embeddings: OrderedDict[str, Embedding] = OrderedDict()
+
+    def run(
+        self,
+        questions: Sequence[Question],
+        group: int = 1,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> list[list[Rollout]]:
+        """`group` rollouts of each question. temperature 0 is greedy."""
+        groups = [[Rollout(question) for _ in range(group)] for question in questions]
+        going = [rollout for each in groups for rollout in each]
+        done: dict[tuple[str, tuple[Click, ...]], Prediction] = {}
+        while going:
+            requests = self._requests(going)
+            samples = self.policy.sample(requests, temperature, generator, self.batch)
+            actions = [read_action(sample.text) for sample in samples]
+            wanted: list[tuple[Rollout, Click] | None] = [
+                (rollout, action)
+                if isinstance(action, Click) and not rollout.repeats(action, self.limits)
+                else None
+                for rollout, action in zip(going, actions, strict=True)
+            ]
+            found = iter(self._predict([each for each in wanted if each is not None], done))
+            for n, rollout in enumerate(going):
+                prediction = next(found) if wanted[n] is not None else None
+                # What was asked is large, and of greedy replies nothing is learned.
+                request = requests[n] if temperature else None
+                rollout.take(request, samples[n], actions[n], prediction, self.limits)
+            going = [rollout for rollout in going if not rollout.reason]
+        return groups
+
+    def _requests(self, rollouts: Sequence[Rollout]) -> list[Request]:
+        """What each is asked now; equal states share one request."""
+        known: dict[tuple[str, str, str], Request] = {}
+        found = []
+        for rollout in rollouts:
+            question = rollout.question
+            said = "\0".join(turn.said.text for turn in rollout.turns) if self.policy.card.history else ""
+            state = f"{len(rollout.turns)}{rollout.clicks}{said}"
+            key = (question.picture, question.text, state)
+            if key not in known:
+                known[key] = self.policy.request(self._turn(rollout))
+            found.append(known[key])
+        return found
+
+    def _turn(self, rollout: Rollout) -> Turn:
+        count, history = len(rollout.turns), self.policy.card.history
+        past = tuple(
+            (rollout.seen(self.policy.card, n), rollout.turns[n].said.text)
+            for n in range(max(0, count - history), count)
+        )
+        return Turn(
+            picture=rollout.seen(self.policy.card),
+            question=rollout.question.text,
+            number=count + 1,
+            has_mask=bool(rollout.clicks),
+            past=past if history else (),
+        )
+
+    def _predict(
+        self,
+        wanted: Sequence[tuple[Rollout, Click]],
+        done: dict[tuple[str, tuple[Click, ...]], Prediction],
+    ) -> list[Prediction]:
+        """The masks after one click more each; the same clicks on the same picture are done once."""
+        keys = [(rollout.question.picture, (*rollout.clicks, click)) for rollout, click in wanted]
+        fresh: dict[int, dict[tuple[str, tuple[Click, ...]], Rollout]] = {}
+        for key, (rollout, _) in zip(keys, wanted, strict=True):
+            if key not in done:
+                fresh.setdefault(len(key[1]), {})[key] = rollout
+        for together in fresh.values():  # as many clicks each: see Segmenter.predict_many
+            states = list(together.items())
+            for start in range(0, len(states), self.batch):
+                part = states[start : start + self.batch]
+                found = self.segmenter.predict_many(
+                    [self._embedding(rollout.question) for _, rollout in part],
+                    [clicks for (_, clicks), _ in part],
+                    [rollout.logits for _, rollout in part],
+                )
+                done.update(zip((key for key, _ in part), found, strict=True))
+        return [done[key] for key in keys]
+
+    def _embedding(self, question: Question) -> Embedding:
+        if question.picture not in self._embeddings:
+            self._embeddings[question.picture] = self.segmenter.embed(question.rgb)
+            if len(self._embeddings) > KEPT_EMBEDDINGS:
+                self._embeddings.popitem(last=False)
+        self._embeddings.move_to_end(question.picture)
+        return self._embeddings[question.picture]
+
+
+def read_action(text: str) -> Action | None:
+    """The action in a reply; None where none can be read."""
+    try:
+        return parse_reply(text).action
+    except ReplyError:
+        return None

@@ -1,0 +1,154 @@
+"""Questions for rollouts: about phantoms or cases, drawn by number so that a resumed run draws the same.
+
+    tasks = phantom_tasks(count=200, seed=1)
+    tasks.draw(8, np.random.default_rng([seed, update]))      # eight questions, seven about what is there
+    tasks.every(per_picture=2, seed=1)                        # a fixed list, for measuring
+
+Phantoms are made when they are first needed. Of cases, the chosen slices are cut once, at the start, one scan
+at a time, and kept in little memory. Rollouts over them are in rollouts.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from ibis_agent.cases.case import Problem
+from ibis_agent.cases.cases import read_cases
+from ibis_agent.errors import InputError
+from tqdm import tqdm
+
+from training.common.pictures import Choice, Group, Shown, Source, groups_of, phantom_groups
+from training.common.questions import question
+from training.grpo.rollouts import Question
+
+PHANTOM = Choice()
+
+
+class Tasks:
+    """Pictures that questions are asked about, each given by a function.
+
+    `identity`: of the pictures and their truth where no settings decide them, else empty.
+    """
+
+    def __init__(self, pictures: Sequence[Callable[[], Shown]], identity: str = "") -> None:
+        if not pictures:
+            raise InputError("there is no picture to ask about", mend="Give more phantoms or cases.")
+        self._pictures = list(pictures)
+        self.identity = identity
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def draw(self, count: int, rng: np.random.Generator, absent: float = 0.125) -> list[Question]:
+        """`count` questions; the share `absent` of them about structures that the picture does not show."""
+        found: list[Question] = []
+        misses = 0
+        while len(found) < count:
+            shown = self.shown(int(rng.integers(len(self))))
+            asked = _ask(shown, rng, there=bool(rng.random() >= absent))
+            if asked is not None:
+                found.append(asked)
+            else:
+                misses += 1
+            if misses > 1000 + 10 * count:
+                raise InputError("the pictures show nothing that could be asked for")
+        return found
+
+    def every(self, per_picture: int, seed: int, absent: int = 1) -> list[Question]:
+        """Of each picture so many questions about what is there, and about what is not."""
+        found: list[Question] = []
+        for number in range(len(self)):
+            rng = np.random.default_rng([seed, number])
+            shown = self.shown(number)
+            there = [str(name) for name in rng.permutation(list(shown.truths))[:per_picture]]
+            missing = [str(name) for name in rng.permutation(shown.absent)[:absent]]
+            found += [_about(shown, name, rng) for name in (*there, *missing)]
+        return found
+
+    def shown(self, number: int) -> Shown:
+        """Picture `number`."""
+        return self._pictures[number]()
+
+
+def phantom_tasks(count: int, seed: int, first: int = 0) -> Tasks:
+    """Phantoms `first` … `first + count − 1` of a seed; no other seed has any of them."""
+    groups = phantom_groups(first + count, seed)[first:]
+    return Tasks([functools.cache(functools.partial(_phantom, group)) for group in groups])
+
+
+def case_tasks(manifest: Path, choice: Choice | None = None) -> Tasks:
+    """The pictures of a manifest or a folder of cases. What cannot be used is told on the way.
+
+    Raises InputError where nothing can be.
+    """
+    cases, problems = read_cases(manifest)
+    kept: list[_Kept] = []
+    for group in tqdm(groups_of(cases), desc="reading", mininterval=2, leave=False):
+        source = Source(group, choice or Choice())
+        problems += source.problems
+        for place in source.places:
+            shown = source.show(place)
+            if isinstance(shown, Problem):
+                problems.append(shown)
+            else:
+                kept.append(_Kept(shown))
+    for problem in problems:
+        print(f"{problem.kind}: {problem}", file=sys.stderr)
+    digest = hashlib.sha256()
+    for each in kept:
+        each.tell(digest.update)
+    return Tasks([each.whole for each in kept], digest.hexdigest())
+
+
+class _Kept:
+    """A picture in little memory: a grey one with one channel, masks as bits."""
+
+    def __init__(self, shown: Shown) -> None:
+        rgb = shown.picture.rgb
+        grey = bool((rgb == rgb[:, :, :1]).all())
+        self._pixels = np.ascontiguousarray(rgb[:, :, :1] if grey else rgb)
+        self._bits = {name: np.packbits(truth) for name, truth in shown.truths.items()}
+        picture = replace(shown.picture, rgb=self._pixels)
+        self._bare = replace(shown, picture=picture, truths={}, traces={})
+
+    def whole(self) -> Shown:
+        """The picture as it was, without traces."""
+        height, width, channels = self._pixels.shape
+        rgb = np.repeat(self._pixels, 3, axis=2) if channels == 1 else self._pixels
+        truths = {
+            name: np.unpackbits(bits, count=height * width).reshape(height, width).astype(bool)
+            for name, bits in self._bits.items()
+        }
+        return replace(self._bare, picture=replace(self._bare.picture, rgb=rgb), truths=truths)
+
+    def tell(self, hear: Callable[[bytes], object]) -> None:
+        """All that a question could be made of."""
+        hear(f"{self._bare.key} {self._pixels.shape} {list(self._bits)} {self._bare.absent}".encode())
+        hear(self._pixels.tobytes())
+        for bits in self._bits.values():
+            hear(bits.tobytes())
+
+
+def _phantom(group: Group) -> Shown:
+    shown = Source(group, PHANTOM).show(("picture", 0))
+    assert isinstance(shown, Shown)
+    return shown
+
+
+def _ask(shown: Shown, rng: np.random.Generator, there: bool) -> Question | None:
+    names = list(shown.truths) if there else shown.absent
+    return _about(shown, str(rng.choice(names)), rng) if names else None
+
+
+def _about(shown: Shown, name: str, rng: np.random.Generator) -> Question:
+    truth = shown.truths.get(name)
+    empty = np.zeros(shown.picture.rgb.shape[:2], bool)
+    return Question(
+        shown.key, shown.picture.rgb, name, question(name, rng), empty if truth is None else truth
+    )

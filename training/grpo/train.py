@@ -1,0 +1,375 @@
+"""GRPO: the policy learns from its own episodes, several turns each, with the segmenter in the loop.
+
+    python -m training.grpo training/configs/grpo-demo.yaml
+    python -m training.grpo training/configs/grpo-7b-lora.yaml model=policies/sft tasks.cases=scans
+
+Every key is explained in training/grpo/settings.py. One update: questions are drawn, each gets a group of
+sampled rollouts, every turn its advantage, and the policy's own tokens are learned from with the clipped
+objective. One device; several machines are verl's business (training/grpo/verl). Simplifications, and why:
+- with a frozen vision tower its features are computed once and shared by rollouts and learning;
+- turns whose advantage is zero are not computed again;
+- what is sampled and what is learned from is computed by the same model in the same numbers, so that there
+  is no second engine to be corrected for.
+
+OUT gets the curves of every reward, of IoU and clicks (curves.jsonl, curves.png, tensorboard/), a checkpoint,
+and in the end `adapter/` (LoRA; then training.sft.merge) or `model/` (full). A run that was stopped, by Ctrl-C or
+a kill, goes on with the same command and ends as one left alone: every update's numbers come from the seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ibis_agent.errors import Cancelled, InputError
+from ibis_agent.files import check_writable_folder, write_json
+from ibis_agent.policy.card import ModelCard, load_card, save_card
+from ibis_agent.policy.folder import look_into
+from ibis_agent.policy.qwen25.chat import Chat
+from ibis_agent.run.episode import Limits
+from ibis_agent.segmenter.sam2.predictor import Segmenter
+from torch import Tensor, nn
+
+from training.common.commands import ending, settings_parser
+from training.common.pictures import Choice
+from training.common.policy_folder import HISTORY, history_of, named, new_folder, write_policy
+from training.common.resuming import Curves, learning_rate, save_atomically
+from training.common.run_folder import SETTINGS, same_run
+from training.common.settings import read_settings, settings_to_json
+from training.grpo.objective import advantages, clipped, divergence, figures
+from training.grpo.rollouts import Roller, Rollout, RolloutTurn
+from training.grpo.sampling import BatchPolicy, Request, Sample
+from training.grpo.settings import FREE, GrpoSettings, TaskSettings, check
+from training.grpo.tasks import Tasks, case_tasks, phantom_tasks
+from training.sft.reply_trainer import Stopping
+from training.sft.settings import SftSettings
+from training.sft.train import trainable_model
+
+_CHECKPOINT = "resume.pt"
+
+
+class Run:
+    """One run: everything that is loaded, and the way from one update to the next."""
+
+    def __init__(
+        self,
+        settings: GrpoSettings,
+        file: str | None = None,
+        segmenter: Segmenter | None = None,
+        tasks: Tasks | None = None,
+    ) -> None:
+        """Check everything, then load. `segmenter`, `tasks`: loaded already. Raises IbisError."""
+        check(settings, file)
+        self.settings = settings
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self.found = look_into(settings.model)
+        self.card = load_card(settings.model)
+        device, precision = _device(settings)
+        self.segmenter = segmenter or Segmenter.load(settings.segmenter, device=device)
+        self.out = check_writable_folder(settings.out)
+        self.tasks = tasks or tasks_of(settings.tasks, self.card)
+        self.held = tasks_of(settings.held, self.card)
+        facts = {
+            "model": self.found.sha256,
+            "segmenter": self.segmenter.identity["sha256"],
+            "tasks": self.tasks.identity,
+            "held": self.held.identity,
+        }
+        _same_run(settings, facts)
+        self.update = 0
+        self._load(device, precision)
+
+    def _load(self, device: str, precision: str) -> None:
+        settings = self.settings
+        torch.manual_seed(settings.seed)  # the first numbers of LoRA's matrices
+        as_sft = SftSettings(
+            settings.model, (), settings.out, tune=settings.tune, lora=settings.lora, vision=settings.vision
+        )
+        self.whole: Any = trainable_model(as_sft, self.found, device, precision).eval()
+        model = self.whole.get_base_model() if settings.tune == "lora" else self.whole
+        self.policy = BatchPolicy(model, Chat.load(settings.model, self.card), self.card)
+        limits = Limits(max_turns=settings.max_turns)
+        self.roller = Roller(self.policy, self.segmenter, limits, settings.replies)
+        self.reference = self.policy
+        if settings.kl and settings.tune == "full":
+            fixed = trainable_model(as_sft, self.found, device, precision).eval().requires_grad_(False)
+            self.reference = BatchPolicy(fixed, self.policy.chat, self.card)
+        self.trained = {name: p for name, p in self.whole.named_parameters() if p.requires_grad}
+        self.optimiser = torch.optim.AdamW(
+            self.trained.values(), lr=settings.rate, weight_decay=settings.weight_decay
+        )
+        checkpoint = self.out / _CHECKPOINT
+        if checkpoint.is_file():
+            state = torch.load(checkpoint, weights_only=True, map_location=device)
+            with torch.no_grad():
+                for name, parameter in self.trained.items():
+                    parameter.copy_(state["trained"][name])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.update = int(state["update"])
+
+    def rollouts(self) -> list[list[Rollout]]:
+        """This update's groups. Depends on the weights, the seed and the update's number alone."""
+        settings = self.settings
+        rng = np.random.default_rng([settings.seed, self.update])
+        generator = torch.Generator(self.policy.device).manual_seed(int(rng.integers(2**62)))
+        questions = self.tasks.draw(settings.questions, rng, settings.tasks.absent)
+        with self._computing():
+            return self.roller.run(questions, settings.group, settings.temperature, generator)
+
+    def learn(self, groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
+        """Learn from the groups; what happened, in figures."""
+        settings = self.settings
+        turns: list[tuple[RolloutTurn, float]] = []
+        for group in groups:
+            for rollout, values in zip(group, advantages(group, settings.rewards), strict=True):
+                turns += zip(rollout.turns, values.tolist(), strict=True)
+        chances = np.concatenate([turn.said.logprobs for turn, _ in turns])
+        if not settings.kl:
+            turns = [(turn, value) for turn, value in turns if value]
+        self._set_rate()
+        sums = {"clipped": 0.0, "kl": 0.0, "gradient": 0.0, "tokens": 0.0, "steps": 0.0}
+        rng = np.random.default_rng([settings.seed, self.update, 1])
+        for _ in range(settings.epochs):
+            for part in _parts(turns, settings.minibatches, rng):
+                self._step(part, sums)
+        tokens, steps = max(sums.pop("tokens"), 1.0), max(sums.pop("steps"), 1.0)
+        return {
+            "clipped": sums["clipped"] / tokens,
+            "gradient": sums["gradient"] / steps,
+            "entropy": -float(chances.mean()),
+            "turns_learned": float(len(turns)),
+            **({"kl": sums["kl"] / tokens} if settings.kl else {}),
+        }
+
+    def _step(self, turns: Sequence[tuple[RolloutTurn, float]], sums: dict[str, float]) -> None:
+        """One step of the optimiser: the mean over all tokens of `turns`."""
+        settings = self.settings
+        # What was said several times in the same state is computed once.
+        alike: dict[tuple[bytes, tuple[int, ...]], list[tuple[Sample, float]]] = {}
+        said: list[tuple[Request, tuple[int, ...]]] = []
+        for turn, value in turns:
+            assert turn.request is not None
+            key = (turn.request.key, turn.said.ids)
+            if key not in alike:
+                said.append((turn.request, turn.said.ids))
+            alike.setdefault(key, []).append((turn.said, value))
+        several = list(alike.values())
+        count = sum(len(turn.said.ids) for turn, _ in turns)
+        self.optimiser.zero_grad(set_to_none=True)
+        for batch in self.policy.batches(said, settings.tokens):
+            mine = [said[n] for n in batch]
+            with self._computing():
+                new = self.policy.score(mine, settings.temperature)
+            fixed = self._reference(mine) if settings.kl else None
+            total = torch.zeros((), device=self.policy.device)
+            for k, n in enumerate(batch):
+                for sample, value in several[n]:
+                    old = torch.from_numpy(sample.logprobs).to(new[k].device)
+                    each, held = clipped(new[k], old, value, settings.clip_low, settings.clip_high)
+                    sums["clipped"] += float(held.sum())
+                    if fixed is not None:
+                        apart = divergence(new[k], fixed[k])
+                        each = each + settings.kl * apart
+                        sums["kl"] += float(apart.detach().sum())
+                    total = total + each.sum()
+            (total / count).backward()
+        gradient = nn.utils.clip_grad_norm_(self.trained.values(), settings.clip)
+        if not bool(torch.isfinite(gradient)):
+            raise InputError(
+                "the gradient is not a number: the training went astray",
+                file=self.out,
+                value=f"update {self.update}",
+                mend="Start again with a lower rate.",
+            )
+        self.optimiser.step()
+        if settings.vision:
+            self.policy.forget_pictures()
+        sums["tokens"] += count
+        sums["steps"] += 1
+        sums["gradient"] += float(gradient)
+
+    @torch.no_grad()
+    def _reference(self, said: Sequence[Any]) -> list[Tensor]:
+        """The log-probabilities that the start would have given."""
+        off = self.whole.disable_adapter() if self.settings.tune == "lora" else contextlib.nullcontext()
+        if self.settings.tune == "lora" and self.settings.vision:
+            self.policy.forget_pictures()
+        with off, self._computing():
+            return self.reference.score(said, self.settings.temperature)
+
+    def _computing(self) -> Any:
+        """Autocast where weights in fp32 are to be computed with in bf16."""
+        if _device(self.settings)[1] != "bf16":
+            return contextlib.nullcontext()
+        return torch.autocast(self.policy.device.type, torch.bfloat16)
+
+    def measure(self) -> dict[str, float]:
+        """Greedy figures on the held questions."""
+        questions, most = self.held.every(2, self.settings.seed), self.settings.replies
+        groups: list[list[Rollout]] = []
+        with self._computing():
+            for start in range(0, len(questions), most):  # what all would be asked may not fit the memory
+                groups += self.roller.run(questions[start : start + most], 1, 0.0)
+        return {f"held_{k}": v for k, v in figures(groups).items()}
+
+    def measured_before(self, curves: Curves) -> dict[str, float]:
+        """What was measured after the last of the updates done, where the run was stopped behind it."""
+        rows = [row for row in curves.rows if row["step"] == self.update]
+        return {k: v for row in rows for k, v in row.items() if k.startswith("held_")}
+
+    def save(self) -> None:
+        """The checkpoint: what is trained, the optimiser's state, and the updates done."""
+        trained = {name: parameter.detach() for name, parameter in self.trained.items()}
+        state = {"trained": trained, "optimiser": self.optimiser.state_dict(), "update": self.update}
+        save_atomically(state, self.out / _CHECKPOINT)
+
+    def finish(self, seconds: float, found: dict[str, float]) -> Path:
+        """Write the adapter or the policy's folder. Raises OutputError."""
+        settings, before = self.settings, self.card.name
+        how = f"LoRA of rank {settings.lora.rank}" if settings.tune == "lora" else "all weights"
+        origin = (
+            f"GRPO ({how}, {self.update} updates of {settings.questions} × {settings.group} rollouts, "
+            f"seed {settings.seed}) of {before} ({self.found.sha256[:12]})."
+        )
+        history = history_of(
+            "grpo",
+            self.found,
+            before,
+            settings=settings_to_json(settings),
+            segmenter=self.segmenter.identity,
+            updates=self.update,
+            seconds=round(seconds, 1),
+            figures={key: round(value, 5) for key, value in found.items()},
+        )
+        card = named(self.card, settings.name, origin)
+        result = result_of(settings)
+        if settings.tune == "full":
+            write_policy(self.whole, self.found, result, card, history)
+        else:
+            with new_folder(result) as folder:
+                self.whole.save_pretrained(folder)
+                save_card(card, folder)
+                write_json(folder / HISTORY, history)
+        return result
+
+    def _set_rate(self) -> None:
+        settings = self.settings
+        rate = learning_rate(self.update, settings.updates, settings.rate, settings.warmup, floor=0.1)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+
+
+def train(
+    settings: GrpoSettings,
+    file: str | None = None,
+    segmenter: Segmenter | None = None,
+    tasks: Tasks | None = None,
+) -> Path:
+    """Train, or go on training, and return the folder of the adapter or of the new policy.
+
+    Raises IbisError before slow work where something is wrong, and Cancelled where the run was stopped; the
+    same call goes on then.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    check(settings, file)
+    result = result_of(settings)
+    if (result / HISTORY).is_file():
+        _same_run(settings, {}, write=False)
+        print(f"{result} is finished already", flush=True)
+        return result
+    begun = time.perf_counter()
+    run = Run(settings, file, segmenter, tasks)
+    if run.update:
+        print(f"going on from update {run.update}", flush=True)
+    curves = Curves(settings.out, run.update)
+    board = SummaryWriter(str(settings.out / "tensorboard"), purge_step=run.update + 1)
+
+    def note(row: dict[str, float]) -> None:
+        curves.add(step=run.update, **row)
+        for name, value in row.items():
+            board.add_scalar(name, value, run.update)
+
+    stopping, measured = Stopping(), run.measured_before(curves)
+    try:
+        with stopping.listening():
+            while run.update < settings.updates:
+                started = time.perf_counter()
+                groups = run.rollouts()
+                rolled = time.perf_counter()
+                learned = run.learn(groups)
+                run.update += 1
+                row = {**figures(groups, settings.rewards), **learned}
+                row |= {"rollout_seconds": rolled - started, "learn_seconds": time.perf_counter() - rolled}
+                note(row)
+                last = run.update == settings.updates
+                if last or (settings.evaluate_every and run.update % settings.evaluate_every == 0):
+                    measured = run.measure()
+                    note(measured)
+                if last or stopping.asked or run.update % settings.save_every == 0:
+                    run.save()
+                if stopping.asked and not last:
+                    raise Cancelled(f"stopped at update {run.update}; the same command goes on from there")
+    finally:
+        curves.plot(settings.out / "curves.png", run.card.name)
+        board.close()
+    return run.finish(time.perf_counter() - begun, measured)
+
+
+def result_of(settings: GrpoSettings) -> Path:
+    """Where a finished run's policy or adapter is."""
+    return settings.out / ("adapter" if settings.tune == "lora" else "model")
+
+
+def _same_run(settings: GrpoSettings, facts: dict[str, Any], write: bool = True) -> None:
+    same_run(settings.out / SETTINGS, settings_to_json(settings), facts, FREE, GrpoSettings, write)
+
+
+def tasks_of(settings: TaskSettings, card: ModelCard) -> Tasks:
+    """The pictures to ask about, turned and windowed as the policy's card says. Raises InputError."""
+    if settings.cases is not None:
+        choice = Choice(
+            per_plane=settings.per_volume, orientation=card.orientation.value, card_window=card.window
+        )
+        return case_tasks(settings.cases, choice)
+    return phantom_tasks(settings.phantoms, settings.phantom_seed, settings.first)
+
+
+def _parts(
+    turns: Sequence[tuple[RolloutTurn, float]], parts: int, rng: np.random.Generator
+) -> list[list[tuple[RolloutTurn, float]]]:
+    """The turns in about equal parts; those of equal requests stay together, which is what makes them cheap."""
+    together: dict[bytes, list[tuple[RolloutTurn, float]]] = {}
+    for turn, value in turns:
+        assert turn.request is not None
+        together.setdefault(turn.request.key, []).append((turn, value))
+    groups = list(together.values())
+    found: list[list[tuple[RolloutTurn, float]]] = [[] for _ in range(parts)]
+    for n in rng.permutation(len(groups)):
+        min(found, key=len).extend(groups[n])
+    return [part for part in found if part]
+
+
+def _device(settings: GrpoSettings) -> tuple[str, str]:
+    """(device, precision)."""
+    there = torch.cuda.is_available()
+    if settings.device == "cuda" and not there:
+        raise InputError("there is no CUDA device", value=settings.device, mend="Set device: cpu.")
+    device = "cuda" if there and settings.device != "cpu" else "cpu"
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return device, precision
+
+
+def main() -> None:
+    parser = settings_parser("grpo", __doc__, "grpo-demo.yaml", "updates=50 lora.rank=16")
+    args = parser.parse_args()
+    with ending():
+        print(train(read_settings(args.config, GrpoSettings, args.changes), str(args.config)))

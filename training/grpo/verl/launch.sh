@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# GRPO with verl, on one node or several. From the project's folder, in verl's own environment:
+#
+#   MODEL=policies/sft DATA=build/verl training/grpo/verl/launch.sh                       # one node, all its GPUs
+#   MODEL=… DATA=… GPUS=1 training/grpo/verl/launch.sh data.train_batch_size=32          # one GPU
+#
+# Several nodes: run it on every one of them, with the same folder on all; NODE_RANK 0 is the head:
+#
+#   NODES=4 NODE_RANK=0 HEAD=10.0.0.1 MODEL=… DATA=… training/grpo/verl/launch.sh
+#   NODES=4 NODE_RANK=1 HEAD=10.0.0.1 training/grpo/verl/launch.sh                        # and 2, 3
+#
+# SEGMENTER is a checkpoint (empty: the one that tool.yaml names, or the demo segmenter); the head tells it to all
+# nodes. What follows changes verl's configuration.
+set -euo pipefail
+cd "$(dirname "$0")/../../.."
+NODES=${NODES:-1} NODE_RANK=${NODE_RANK:-0} PORT=${PORT:-6379} OUT=${OUT:-runs/verl}
+export PYTHONPATH="$PWD/Logic:$PWD${PYTHONPATH:+:$PYTHONPATH}"
+if [ -n "${SEGMENTER:-}" ]; then
+    SEGMENTER=$(realpath -e "$SEGMENTER")
+    set -- "+ray_kwargs.ray_init.runtime_env.env_vars.IBIS_SEGMENTER='$SEGMENTER'" "$@"
+fi
+
+if [ "$NODES" -gt 1 ]; then
+    : "${HEAD:?HEAD is the address of the node with NODE_RANK 0}"
+    if [ "$NODE_RANK" -gt 0 ]; then
+        exec ray start --address="$HEAD:$PORT" --block
+    fi
+    ray start --head --node-ip-address="$HEAD" --port="$PORT"
+    trap 'ray stop' EXIT
+    # The others may come up later.
+    until [ "$(python -c 'import ray; ray.init(address="auto", log_to_driver=False); print(len(ray.nodes()))' 2>/dev/null)" = "$NODES" ]; do
+        sleep 5
+    done
+fi
+
+: "${MODEL:?MODEL is the folder of the policy to start from}" "${DATA:?DATA is the folder that training.grpo.verl.rows made}"
+GPUS=${GPUS:-$(nvidia-smi -L | wc -l)}
+python -m verl.trainer.main_ppo --config-path "$PWD/training/grpo/verl" --config-name grpo \
+    data.train_files="$DATA/train.parquet" data.val_files="$DATA/test.parquet" \
+    actor_rollout_ref.model.path="$MODEL" \
+    trainer.nnodes="$NODES" trainer.n_gpus_per_node="$GPUS" trainer.default_local_dir="$OUT" "$@"

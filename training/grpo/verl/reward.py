@@ -1,0 +1,105 @@
+"""verl's custom reward function: an episode's text, played again, scored as training.grpo scores.
+
+    reward.custom_reward_function.path=training/grpo/verl/reward.py reward.custom_reward_function.name=compute_score
+
+The agent loop scores its episodes itself, with the masks at hand; verl calls this one for answers that come
+without a score, such as those of another loop or a recorded file.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ibis_agent.errors import InputError
+from ibis_agent.mask.masks import decode_rle
+from ibis_agent.run.episode import Limits
+from ibis_agent.segmenter.sam2.predictor import Segmenter
+from PIL import Image
+
+from training.grpo.objective import score
+from training.grpo.rollouts import Question
+from training.grpo.settings import RewardSettings
+from training.grpo.verl.conversation import Player
+
+SEGMENTER, DEVICE = "IBIS_SEGMENTER", "IBIS_SEGMENTER_DEVICE"
+"""Environment: the segmenter's checkpoint (the demo segmenter), and its device (cpu)."""
+_REPLY = re.compile(r"<think>.*?(?:</action>(?:\s*<answer>.*?</answer>)?|(?=<think>)|\Z)", re.DOTALL)
+
+
+def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: str,
+    extra_info: Mapping[str, Any] | None = None,
+    rewards: Mapping[str, Any] | None = None,
+    **_: Any,
+) -> dict[str, float]:
+    """`score` and every reward, for verl.
+
+    Args:
+        solution_str: the text of the whole answer, one turn or several.
+        ground_truth: the truth as run-length text; empty where the structure is not there.
+        extra_info: of the row, see rows.
+        rewards: fields of training.grpo.settings.RewardSettings.
+    """
+    info = extra_info or {}
+    player = Player(question_of(info, ground_truth), segmenter(), limits_of(info))
+    for reply in replies_in(solution_str):
+        if player.take_text(reply):
+            break
+    return scored(player, RewardSettings(**(rewards or {})))
+
+
+def scored(player: Player, settings: RewardSettings) -> dict[str, float]:
+    """What verl is told of an episode: `score`, every reward, and where it ended."""
+    rollout = player.rollout
+    more = {"iou": rollout.iou, "clicks": float(len(rollout.clicks)), "hit": float(rollout.hit)}
+    return {**score(rollout, settings), **more}
+
+
+def question_of(info: Mapping[str, Any], ground_truth: str, picture: Any = None) -> Question:
+    """A row's question; the picture is the given one, or read from the row's file."""
+    if not all(key in info for key in ("id", "height", "width", "picture", "question")):
+        raise InputError(
+            "the row lacks what an episode needs",
+            value=sorted(info),
+            mend="Make it with training.grpo.verl.rows.",
+        )
+    truth = decode_rle(ground_truth, (int(info["height"]), int(info["width"])))
+    rgb = read_picture(info["picture"] if picture is None else picture)
+    return Question(str(info["id"]), rgb, str(info.get("structure") or ""), str(info["question"]), truth)
+
+
+def limits_of(info: Mapping[str, Any]) -> Limits:
+    """Where a row's episodes are stopped."""
+    return Limits(max_turns=int(info.get("max_turns") or 8))
+
+
+def replies_in(text: str) -> list[str]:
+    """The replies in the text of a whole answer; all of it is one where there is none in our form."""
+    return [each.strip() for each in _REPLY.findall(text)] or [text]
+
+
+def read_picture(source: Any) -> np.ndarray:
+    """(H, W, 3) uint8 of a path, of a picture file's bytes, or of a PIL image."""
+    if isinstance(source, Image.Image):
+        return np.asarray(source.convert("RGB"))
+    if isinstance(source, (bytes, bytearray)):
+        source = io.BytesIO(source)
+    elif not Path(source).is_file():
+        raise InputError("there is no such picture", file=source, mend="Keep the pictures with the rows.")
+    with Image.open(source) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@functools.cache
+def segmenter() -> Segmenter:
+    """The one of this process; which, the environment says."""
+    return Segmenter.load(os.environ.get(SEGMENTER) or None, device=os.environ.get(DEVICE, "cpu"))

@@ -1,0 +1,136 @@
+"""Questions → parquet files in verl's columns.
+
+    python -m training.grpo.verl.rows build/trajectories --model policies/sft --out build/verl --held 0.05
+
+Reads what training.trajectories made (a folder or several) and writes OUT/train.parquet, OUT/test.parquet and
+the pictures. A row is one question: verl rolls out whole episodes from it, so that an expert's clicks, which
+the published rows carry, are not needed; `ground_truth` is the truth itself, as run-length text. All questions
+about the pictures of one scan fall on the same side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ibis_agent.errors import InputError, ModelError
+from ibis_agent.files import atomic_write, check_writable_folder, write_bytes
+from ibis_agent.mask.masks import decode_rle
+from ibis_agent.policy.card import ModelCard, load_card
+from ibis_agent.policy.contract import Turn
+from ibis_agent.policy.messages import build_messages
+from PIL import Image
+
+from training.common.commands import ending
+from training.sft.turn_data import held_out, read_picture, scan_of
+from training.trajectories.generate import read_trajectories
+
+SOURCE, AGENT, ABILITY = "ibis-seg", "ibis_agent", "segmentation"
+
+
+def checked_picture(folder: Path, sample: Any) -> np.ndarray:
+    """(H, W, 3) uint8: a sample's picture. Raises InputError where it, its size and its truth do not fit."""
+    rgb = read_picture(folder / sample["image"])
+    shape = (int(sample["height"]), int(sample["width"]))
+    if rgb.shape[:2] != shape:
+        raise InputError("the picture is of another size", file=folder / sample["image"], value=shape)
+    decode_rle(sample["target_rle"], shape)
+    return rgb
+
+
+def row_of(
+    sample: Any, rgb: np.ndarray, card: ModelCard, split: str, index: int, out: Path, max_turns: int
+) -> dict[str, Any]:
+    """One row; its picture is also written to OUT/pictures, where the reward function finds it."""
+    picture = _png(rgb)
+    path = out / "pictures" / f"{hashlib.sha256(picture).hexdigest()[:16]}.png"
+    if not path.is_file():
+        check_writable_folder(path.parent)
+        write_bytes(path, picture)
+    messages = build_messages(card, Turn(rgb, sample["question"]))
+    return {
+        "data_source": SOURCE,
+        "agent_name": AGENT,
+        "prompt": [
+            {"role": m.role, "content": ("<image>" if m.picture is not None else "") + m.text}
+            for m in messages
+        ],
+        "images": [{"bytes": picture}],
+        "ability": ABILITY,
+        "reward_model": {"style": "rule", "ground_truth": sample["target_rle"]},
+        "extra_info": {
+            "split": split,
+            "index": index,
+            "id": sample["id"],
+            "question": sample["question"],
+            "structure": sample["structure"],
+            "height": int(sample["height"]),
+            "width": int(sample["width"]),
+            "picture": os.path.abspath(path),
+            "max_turns": max_turns,
+        },
+    }
+
+
+def write(
+    folders: Sequence[Path], card: ModelCard, out: Path, held: float = 0.05, max_turns: int = 8
+) -> dict[str, int]:
+    """Write both files; how many rows each has. Raises InputError, OutputError; ModelError without pyarrow."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ModelError("parquet files need pyarrow", mend="pip install pyarrow.") from error
+    check_writable_folder(out)
+    scans = {scan_of(folder, sample): None for folder in folders for sample in read_trajectories(folder)}
+    aside = held_out(list(scans), held)
+    made: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+    for folder in folders:
+        for sample in read_trajectories(folder):
+            split = "test" if scan_of(folder, sample) in aside else "train"
+            rgb = checked_picture(folder, sample)
+            made[split].append(row_of(sample, rgb, card, split, len(made[split]), out, max_turns))
+    for split, listed in made.items():
+        if not listed and (split == "train" or held):
+            mend = "It takes two scans at least." if held else None
+            raise InputError(f"no question is left for {split}.parquet", file=folders[0], mend=mend)
+    for split, listed in made.items():
+        if listed:
+            with atomic_write(out / f"{split}.parquet") as path:
+                pyarrow.parquet.write_table(pyarrow.Table.from_pylist(listed), path)
+    return {split: len(listed) for split, listed in made.items()}
+
+
+def _png(rgb: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(rgb).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.grpo.verl.rows",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folders", type=Path, nargs="+", help="that training.trajectories made")
+    parser.add_argument("--model", type=Path, required=True, help="the policy's folder: its prompts")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--held", type=float, default=0.05, help="share of the scans for test.parquet")
+    parser.add_argument("--max-turns", type=int, default=8)
+    args = parser.parse_args()
+    with ending():
+        if not 0 <= args.held < 1 or args.max_turns < 1:
+            raise InputError("--held must be from 0 to below 1, and --max-turns at least 1")
+        counts = write(args.folders, load_card(args.model), args.out, args.held, args.max_turns)
+    print(", ".join(f"{split}: {count} questions" for split, count in counts.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The segmenter as verl's tool: `create` opens an episode, `execute` does a reply, `release` closes it.
+
+The agent loop keeps one instance through an episode. The tool's schema (tool.yaml) is for verl's own loops and
+for templates that list tools; our policies write clicks as text, not as calls.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+from uuid import uuid4
+
+from ibis_agent.errors import InputError
+from verl.tools.base_tool import BaseTool
+from verl.tools.schemas import OpenAIFunctionToolSchema, ToolResponse
+
+from training.grpo.sampling import Sample
+from training.grpo.settings import RewardSettings
+from training.grpo.verl.conversation import Player
+from training.grpo.verl.reward import DEVICE, SEGMENTER, limits_of, question_of, scored, segmenter
+
+# One segmenter in a process, and one episode at a time in it: it would not be faster otherwise.
+_ONE = threading.Lock()
+
+
+class SegmentTool(BaseTool):
+    """config: "segmenter" (a checkpoint; empty for the demo segmenter), "device", "rewards" (RewardSettings)."""
+
+    def __init__(self, config: dict[str, Any], tool_schema: OpenAIFunctionToolSchema) -> None:
+        super().__init__(config, tool_schema)
+        for key, variable in (("segmenter", SEGMENTER), ("device", DEVICE)):
+            if config.get(key) and not os.environ.get(variable):
+                os.environ[variable] = str(config[key])
+        self.rewards = RewardSettings(**(config.get("rewards") or {}))
+        self._players: dict[str, Player] = {}
+
+    async def create(self, instance_id: str | None = None, **kwargs: Any) -> tuple[str, ToolResponse]:
+        """Open an episode. kwargs: "info" and "ground_truth" of the row, "picture" as bytes, path or image."""
+        name = instance_id or str(uuid4())
+        question = question_of(kwargs["info"], kwargs["ground_truth"], kwargs.get("picture"))
+        self._players[name] = Player(question, segmenter(), limits_of(kwargs["info"]))
+        return name, ToolResponse()
+
+    def player(self, instance_id: str) -> Player:
+        """The episode behind an instance."""
+        if instance_id not in self._players:
+            raise InputError("there is no such episode", value=instance_id, mend="Create it first.")
+        return self._players[instance_id]
+
+    def take(self, instance_id: str, said: Sample) -> bool:
+        """Do a reply of the policy; whether the episode is over. Blocks: call it from a thread."""
+        with _ONE:
+            return self.player(instance_id).take(said)
+
+    async def execute(
+        self, instance_id: str, parameters: dict[str, Any], **kwargs: Any
+    ) -> tuple[ToolResponse, float, dict[str, Any]]:
+        """A click as a call: {"x", "y", "positive"}. Returns the new state in words, and the IoU that it gained."""
+        from ibis_agent.actions import Click, Reply, format_reply
+
+        try:
+            click = Click(parameters["x"], parameters["y"], bool(parameters.get("positive", True)))
+        except (KeyError, InputError) as error:
+            return ToolResponse(text=f"This is no click: {error}"), 0.0, {}
+        player = self.player(instance_id)
+        with _ONE:
+            over = player.take_text(format_reply(Reply("A call.", click)))
+        state = player.rollout.turns[-1].state
+        text = "The episode is over." if over else "The mask has changed."
+        return ToolResponse(text=text), state.iou_after - state.iou_before, {"iou": state.iou_after}
+
+    async def calc_reward(self, instance_id: str, **kwargs: Any) -> float:
+        """The score of the whole episode."""
+        return self.scores(instance_id)["score"]
+
+    def scores(self, instance_id: str) -> dict[str, float]:
+        """`score` and every reward."""
+        return scored(self.player(instance_id), self.rewards)
+
+    async def release(self, instance_id: str, **kwargs: Any) -> None:
+        """Forget an episode."""
+        self._players.pop(instance_id, None)

@@ -1,0 +1,1 @@
+"""Procedural abdominal-CT phantoms."""

@@ -1,0 +1,1 @@
+"""The paper's claim at demo size, by one command."""

@@ -1,0 +1,134 @@
+"""Training samples: what inference would send in a state, and the reply to it, as the model takes them.
+
+    turn = turn_of(card, rgb, question, turns, n)            # the state before the trajectory's turn n
+    request = build_request(chat, card, turn)                # token by token what LocalPolicy sends
+    sample = add_reply(chat, request, turns[n]["reply"])     # the reply and its end are learned
+    batch = collate([sample, …])                             # padded on the right
+
+Supervised fine-tuning and GRPO both build their tokens here, from the prompt builder, the overlay and the
+image processor of ibis_agent. Where the states come from is in turn_data; the training is in sft.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ibis_agent.errors import InputError
+from ibis_agent.mask.masks import decode_rle
+from ibis_agent.policy.card import ModelCard
+from ibis_agent.policy.contract import Turn
+from ibis_agent.policy.messages import build_messages, pictures_of
+from ibis_agent.policy.qwen25.chat import Chat, Encoded
+from ibis_agent.scan.picture import overlay
+from torch import Tensor
+
+IGNORED = -100
+"""The label of a token that carries no loss."""
+
+
+def turn_of(
+    card: ModelCard, rgb: np.ndarray, question: str, turns: Sequence[Mapping[str, Any]], n: int
+) -> Turn:
+    """What the policy is asked before it says `turns[n]`, as an Episode that got there would ask it.
+
+    Args:
+        rgb: (H, W, 3) uint8, the picture without a mask.
+        turns: of one trajectory, from its first: "kind", "reply", "mask_before_rle", and maybe "note".
+    """
+    first = max(0, n - card.history)
+    past = tuple((seen_before(card, rgb, turns, k), str(turns[k]["reply"])) for k in range(first, n))
+    return Turn(
+        picture=seen_before(card, rgb, turns, n),
+        question=question,
+        number=n + 1,
+        has_mask=_has_click(turns[:n]),
+        past=past,
+        note=str(turns[n].get("note") or ""),
+    )
+
+
+def seen_before(card: ModelCard, rgb: np.ndarray, turns: Sequence[Mapping[str, Any]], n: int) -> np.ndarray:
+    """(H, W, 3) uint8: the picture as the policy sees it before `turns[n]`; bare while nothing was clicked."""
+    if not _has_click(turns[:n]):
+        return rgb
+    mask = decode_rle(str(turns[n]["mask_before_rle"]), (rgb.shape[0], rgb.shape[1]))
+    return overlay(rgb, mask, card.overlay_colour, card.overlay_alpha)
+
+
+def build_request(chat: Chat, card: ModelCard, turn: Turn) -> Encoded:
+    """The request that LocalPolicy sends for this turn. Raises InputError for a question it would refuse."""
+    return chat.encode(build_messages(card, turn), pictures_of(card, turn))
+
+
+def add_reply(chat: Chat, request: Encoded, reply: str | Sequence[int]) -> Encoded:
+    """The request with a reply behind it; `learn` marks the reply's tokens.
+
+    A text gets the token that ends a reply. The tokens of a rollout are taken as they are: what was sampled
+    is what is learned, also where the same text would be cut into other tokens.
+    """
+    said = chat.reply_tokens(reply) if isinstance(reply, str) else list(reply)
+    start = int(request.positions.max()) + 1 if request.ids.size else 0
+    positions = np.broadcast_to(np.arange(start, start + len(said), dtype=np.int64), (3, len(said)))
+    length = len(request.ids) + len(said)
+    return dataclasses.replace(
+        request,
+        ids=np.concatenate([request.ids, np.asarray(said, dtype=np.int64)]),
+        learn=np.concatenate([np.zeros(len(request.ids), bool), np.ones(len(said), bool)]),
+        types=np.concatenate([request.types, np.zeros(len(said), np.int64)]),
+        positions=np.concatenate([request.positions, positions], axis=1),
+        parts=(*request.parts, length),
+    )
+
+
+def labels_of(sample: Encoded) -> np.ndarray:
+    """(L,) int64: the sample's tokens where they are learned, IGNORED elsewhere. Not shifted."""
+    return np.where(sample.learn, sample.ids, IGNORED)
+
+
+def collate(samples: Sequence[Encoded], pad: int = 0) -> dict[str, Tensor]:
+    """Samples of different lengths as one batch, padded on the right with the token `pad`.
+
+    Returns what a Qwen2.5-VL takes: "input_ids", "attention_mask" (B, L), "position_ids" (3, B, L),
+    "pixel_values" (all patches), "image_grid_thw" (all pictures), and "labels" (B, L).
+    Padding does not change the numbers of what stands before it: attention is causal, positions are given.
+    """
+    if not samples:
+        raise InputError("a batch needs at least one sample")
+    count, length = len(samples), max(len(sample.ids) for sample in samples)
+    ids = torch.full((count, length), pad, dtype=torch.long)
+    there = torch.zeros(count, length, dtype=torch.long)
+    labels = torch.full((count, length), IGNORED, dtype=torch.long)
+    positions = torch.zeros(3, count, length, dtype=torch.long)
+    for row, sample in enumerate(samples):
+        end = len(sample.ids)
+        ids[row, :end] = torch.from_numpy(sample.ids)
+        there[row, :end] = 1
+        labels[row, :end] = torch.from_numpy(labels_of(sample))
+        positions[:, row, :end] = torch.from_numpy(np.ascontiguousarray(sample.positions))
+    return {
+        "input_ids": ids,
+        "attention_mask": there,
+        "position_ids": positions,
+        "pixel_values": torch.from_numpy(np.concatenate([sample.pixels for sample in samples])),
+        "image_grid_thw": torch.from_numpy(np.concatenate([sample.grid for sample in samples])),
+        "labels": labels,
+    }
+
+
+def where_said(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(K,) positions whose logits predict a learned token in any row, and the (B, K) labels that they predict.
+
+    A large model's logits take more memory than all its layers; with `logits_to_keep` set to the positions
+    only those of the replies are computed.
+    """
+    following = labels[:, 1:]
+    keep = (following != IGNORED).any(0).nonzero()[:, 0]
+    return keep, following[:, keep]
+
+
+def _has_click(turns: Sequence[Mapping[str, Any]]) -> bool:
+    return any(turn["kind"] == "click" for turn in turns)

@@ -1,0 +1,102 @@
+"""What a fine-tuning can be told, key by key; the YAML files in configs/ are made of these."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ibis_agent.errors import InputError, ModelError
+from ibis_agent.policy.card import ModelCard, card_from_json, card_to_json
+
+from training.common.settings import setting
+
+# Keys that do not change what comes out, so that a run may go on with others.
+FREE = ("log_every", "save_every", "keep", "workers", "threads", "evaluate_every", "out")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """rank: of the update of each weight matrix. alpha: its scale is alpha / rank."""
+
+    rank: int = setting(8, least=1, most=1024)
+    alpha: float = setting(16.0, above=0)
+    dropout: float = setting(0.0, least=0, most=0.9)
+
+
+@dataclass(frozen=True)
+class SftSettings:
+    """A supervised fine-tuning.
+
+    Attributes:
+        model: a policy's folder to start from.
+        data: folders that training.trajectories made.
+        out: a new folder, or that of the same run, which then goes on.
+        name: what the new policy is called; empty: after the old one.
+        tune: "lora" trains small added matrices, "full" the weights themselves.
+        vision: also the vision tower; without it only the language model.
+        card: what the new policy's card says otherwise than the old one's, such as {history: 4}.
+        epochs, steps: how long; steps above 0 wins.
+        batch, accumulate: samples at a time on a device, and how many such batches make one step.
+        rate, schedule, warmup: peak learning rate, its course, the share of the steps in which it rises.
+        digits: weight in the loss of the digits of a coordinate; other tokens have 1.
+        optimiser: "adamw_8bit" keeps its state in a quarter of the memory (CUDA, bitsandbytes).
+        precision: "bf16" computes in bf16 and keeps what is trained in fp32; "auto": bf16 on CUDA devices.
+        checkpointing: computes activations twice instead of keeping them.
+        longest: tokens of a sample; 0: as many as the policy reads.
+        held: share of the scans that is measured on and not learned from.
+        evaluate_every, save_every, log_every: steps; evaluate_every 0 measures at the end only.
+        keep: checkpoints; at least two, so that a kill while one is written leaves the other.
+        bad_data: "skip" lists what cannot be used in data.json and goes on, "refuse" stops at the first.
+        trainer: further arguments of transformers' TrainingArguments, such as {fsdp: true}.
+    """
+
+    model: Path
+    data: tuple[Path, ...]
+    out: Path
+    name: str = ""
+    tune: Literal["lora", "full"] = "lora"
+    lora: LoraSettings = LoraSettings()
+    vision: bool = False
+    card: dict[str, Any] = field(default_factory=dict)
+    epochs: float = setting(1.0, above=0)
+    steps: int = setting(0, least=0)
+    batch: int = setting(1, least=1)
+    accumulate: int = setting(1, least=1)
+    rate: float = setting(1e-5, above=0, most=1)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = setting(0.03, least=0, most=0.9)
+    weight_decay: float = setting(0.0, least=0, most=10)
+    clip: float = setting(1.0, above=0)
+    digits: float = setting(1.0, above=0, most=1000)
+    optimiser: Literal["adamw", "adamw_8bit"] = "adamw"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpointing: bool = False
+    longest: int = setting(0, least=0)
+    held: float = setting(0.05, least=0, most=0.9)
+    evaluate_every: int = setting(0, least=0)
+    save_every: int = setting(200, least=1)
+    log_every: int = setting(10, least=1)
+    keep: int = setting(2, least=2)
+    bad_data: Literal["skip", "refuse"] = "skip"
+    workers: int = setting(0, least=0, most=256)
+    threads: int = setting(0, least=0, most=1024)
+    seed: int = setting(1, least=0, most=2**31)
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+
+def changed_card(card: ModelCard, changes: dict[str, Any], file: str | None = None) -> ModelCard:
+    """The card with the settings' changes; `prompts` may name some of the texts only.
+
+    Raises InputError naming the key.
+    """
+    values = json.loads(json.dumps(card_to_json(card)))  # tuples are lists there
+    prompts = changes.get("prompts")
+    if isinstance(prompts, dict):
+        changes = {**changes, "prompts": {**values["prompts"], **prompts}}
+    try:
+        return card_from_json({**values, **changes})
+    except ModelError as error:
+        raise InputError(f"card: {error.problem}", file=file, value=error.value, mend=error.mend) from error

@@ -1,0 +1,274 @@
+"""Supervised fine-tuning of a policy on trajectories: LoRA or full, on one GPU, several, or a CPU.
+
+    python -m training.sft training/configs/sft-demo.yaml
+    python -m training.sft training/configs/sft-7b-lora.yaml out=runs/liver rate=2e-5
+    torchrun --nproc_per_node 8 -m training.sft training/configs/sft-7b-full.yaml
+
+Every key is explained in training/sft/settings.py. The samples are the very requests that inference makes
+(training/samples.py), and the loss is on what the policy says. OUT gets the curves (curves.jsonl, curves.png,
+tensorboard/), `data.json` (what was learned from and what could not be), checkpoints, and in the end
+`adapter/` (LoRA; then: python -m training.sft.merge OUT/adapter --out DIR) or `model/` (full), ready for use.
+
+A run that was stopped, by Ctrl-C or a kill, goes on with the same command and ends as one left alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from ibis_agent.errors import Cancelled, InputError, ModelError
+from ibis_agent.files import check_writable_folder, write_json
+from ibis_agent.policy.card import ModelCard, load_card, save_card
+from ibis_agent.policy.folder import PolicyFolder, look_into
+from ibis_agent.policy.qwen25.chat import Chat
+from ibis_agent.policy.qwen25.local import load_model
+from ibis_agent.policy.required_memory import free_bytes, gigabytes
+from transformers import PrinterCallback, TrainingArguments, set_seed
+
+from training.common.commands import ending, settings_parser
+from training.common.policy_folder import HISTORY, history_of, named, new_folder, quietly, write_policy
+from training.common.run_folder import SETTINGS, same_run
+from training.common.settings import read_settings, settings_to_json
+from training.sft.reply_trainer import Batches, Marked, Plotted, ReplyTrainer, Stopping, last_checkpoint
+from training.sft.settings import FREE, SftSettings, changed_card
+from training.sft.turn_data import Checked, Turns, check_data
+
+_LANGUAGE = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+_VISION = r"model\.visual\.(blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate|up|down)_proj)|merger\.mlp\.[02])"
+
+
+def fine_tune(settings: SftSettings, file: str | None = None) -> Path:
+    """Train, or go on training, and return the folder of the adapter or of the new policy.
+
+    `file` is named in errors about the settings. Raises IbisError before slow work where something is wrong,
+    and Cancelled where the run was stopped; the same call goes on then.
+    """
+    begun = time.perf_counter()
+    found = look_into(settings.model)
+    card = changed_card(load_card(settings.model), settings.card, file)
+    chat = Chat.load(settings.model, card)
+    device, precision = _device(settings)
+    reads = int(found.text_config.get("max_position_embeddings") or 2**31)
+    longest = min(settings.longest or reads, reads)
+    out = check_writable_folder(settings.out)
+    arguments = _arguments(settings, device, precision, file)
+    first = arguments.process_index == 0
+    data = check_data(settings.data, chat, card, settings.held, longest, settings.bad_data == "skip")
+    _check_memory(settings, found, device, precision)
+    facts = {"model": found.sha256, "data": data.sha256}
+    same_run(out / SETTINGS, settings_to_json(settings), facts, FREE, SftSettings, write=first)
+    result = out / ("adapter" if settings.tune == "lora" else "model")
+    if (result / HISTORY).is_file():
+        print(f"{result} is finished already", flush=True)
+        return result
+    if first:
+        _tell(settings, data, out)
+
+    set_seed(settings.seed)
+    model = trainable_model(settings, found, device, precision)
+    checkpoint, step = last_checkpoint(out / "checkpoints", clear=first)
+    if checkpoint and first:
+        print(f"going on from step {step}", flush=True)
+    stopping = Stopping()
+    trainer = ReplyTrainer(
+        model=model,
+        args=arguments,
+        data_collator=Batches(chat, settings.digits),
+        train_dataset=Turns(data.places, chat, card),
+        eval_dataset=Turns(data.held, chat, card) if data.held else None,
+        callbacks=[Marked(), stopping, *([Plotted(out, card.name, step)] if first else [])],
+    )
+    trainer.remove_callback(PrinterCallback)  # Plotted prints
+    with stopping.listening(), quietly():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stopping.asked and trainer.state.global_step < trainer.state.max_steps:
+        raise Cancelled(f"stopped at step {trainer.state.global_step}; the same command goes on from there")
+    now = trainer.state.global_step
+    if data.held and not any("eval_loss" in row and row["step"] == now for row in trainer.state.log_history):
+        trainer.evaluate()
+    _finish(settings, found, card, trainer, data, result, time.perf_counter() - begun)
+    return result
+
+
+def trainable_model(settings: SftSettings, found: PolicyFolder, device: str, precision: str) -> Any:
+    """The model with what is trained in fp32 and everything else frozen.
+
+    Whatever the weights are stored in: an update of a millionth is lost in bf16, which keeps three digits.
+    """
+    whole = "bf16" if settings.tune == "lora" and precision == "bf16" else "fp32"
+    model = load_model(found, "cpu" if settings.trainer.get("fsdp") else device, whole)
+    if hasattr(model, "hf_device_map"):
+        del model.hf_device_map  # would tell the Trainer that the model is spread over devices
+    if settings.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if settings.tune == "full":
+        model.requires_grad_(True)
+        model.model.visual.requires_grad_(settings.vision)
+    else:
+        from peft import LoraConfig, get_peft_model
+
+        targets = f"({_LANGUAGE}|{_VISION})" if settings.vision else _LANGUAGE
+        lora = LoraConfig(
+            r=settings.lora.rank,
+            lora_alpha=settings.lora.alpha,  # type: ignore[arg-type]
+            lora_dropout=settings.lora.dropout,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+        )
+        # Adapters of a model in bf16 are made in fp32 (autocast_adapter_dtype).
+        with quietly():
+            model = get_peft_model(model, lora)
+    return model.train()
+
+
+def _device(settings: SftSettings) -> tuple[str, str]:
+    """(device, precision) of this process."""
+    there = torch.cuda.is_available()
+    if settings.device == "cuda" and not there:
+        raise InputError(
+            "there is no CUDA device, or torch was installed without CUDA", mend="Set device: cpu."
+        )
+    device = "cpu" if settings.device == "cpu" or not there else f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    if settings.optimiser == "adamw_8bit" and device == "cpu":
+        raise InputError("adamw_8bit needs a CUDA device", mend="Set optimiser: adamw.")
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bf16" if device != "cpu" and torch.cuda.is_bf16_supported() else "fp32"
+    return device, precision
+
+
+def _arguments(settings: SftSettings, device: str, precision: str, file: str | None) -> TrainingArguments:
+    known = {each.name for each in dataclasses.fields(TrainingArguments)}
+    values: dict[str, Any] = {
+        "output_dir": str(settings.out / "checkpoints"),
+        "per_device_train_batch_size": settings.batch,
+        "per_device_eval_batch_size": settings.batch,
+        "gradient_accumulation_steps": settings.accumulate,
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.steps or -1,
+        "learning_rate": settings.rate,
+        "lr_scheduler_type": "constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+        "warmup_steps": settings.warmup,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.clip,
+        "optim": "adamw_torch" if settings.optimiser == "adamw" else "adamw_bnb_8bit",
+        "bf16": precision == "bf16",
+        "use_cpu": device == "cpu",
+        "logging_strategy": "steps",
+        "logging_steps": settings.log_every,
+        "save_strategy": "steps",
+        "save_steps": settings.save_every,
+        "save_total_limit": settings.keep,
+        "eval_strategy": "steps" if settings.evaluate_every and settings.held else "no",
+        "eval_steps": settings.evaluate_every or None,
+        "dataloader_num_workers": settings.workers,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "prediction_loss_only": True,
+        "seed": settings.seed,
+        "report_to": [],
+        "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,
+        "log_level": "error",
+    }
+    for key in settings.trainer:
+        if key not in known or key in values:
+            why = "is set by a key of its own" if key in values else "is no TrainingArguments of transformers"
+            raise InputError(f"trainer.{key} {why}", file=file, mend="Take it out.")
+    try:
+        arguments = TrainingArguments(**values, **settings.trainer)
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(f"trainer: {error}", file=file, mend="Correct it.") from error
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    # Several devices are torchrun's business: in one process the Trainer would split batches between them.
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
+
+
+def _check_memory(settings: SftSettings, found: PolicyFolder, device: str, precision: str) -> None:
+    """Refuse what cannot fit: weights, gradients and the optimiser's state, leaving activations aside."""
+    count = found.parameters
+    if settings.tune == "lora":
+        needed = count * (2 if precision == "bf16" else 4)
+    else:
+        needed = count * (4 + 4 + (2 if settings.optimiser == "adamw_8bit" else 8))
+    if settings.trainer.get("fsdp"):
+        needed //= max(1, int(os.environ.get("WORLD_SIZE", 1)))
+    free = free_bytes(device)
+    if free is not None and needed > free:
+        raise ModelError(
+            f"training needs at least {gigabytes(needed)} of memory on {device}",
+            file=settings.model,
+            value=f"{gigabytes(free)} free",
+            mend="Set tune: lora, or spread it over several devices (see training/README.md).",
+        )
+
+
+def _tell(settings: SftSettings, data: Checked, out: Path) -> None:
+    write_json(out / "data.json", data.to_json())
+    for each in data.refused[:20]:
+        print(f"left out: {each}", file=sys.stderr)
+    if len(data.refused) > 20:
+        print(f"left out: {len(data.refused) - 20} more, see {out / 'data.json'}", file=sys.stderr)
+    print(
+        f"{data.questions} questions about {data.pictures} pictures: {len(data.places)} turns to learn, "
+        f"{len(data.held)} held out, {data.mistakes} shown without loss, {len(data.refused)} left out",
+        flush=True,
+    )
+
+
+def _finish(
+    settings: SftSettings,
+    found: PolicyFolder,
+    card: ModelCard,
+    trainer: ReplyTrainer,
+    data: Checked,
+    result: Path,
+    seconds: float,
+) -> None:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    # Sharded weights are brought together by all processes.
+    state = trainer.accelerator.get_state_dict(trainer.model) if trainer.args.world_size > 1 else None
+    if trainer.args.process_index != 0:
+        return
+    last = {key: value for row in trainer.state.log_history for key, value in row.items()}
+    steps = trainer.state.global_step
+    how = f"LoRA of rank {settings.lora.rank}" if settings.tune == "lora" else "all weights"
+    origin = (
+        f"Supervised fine-tuning ({how}, {steps} steps, seed {settings.seed}) of {load_card(settings.model).name} "
+        f"({found.sha256[:12]}) on {data.questions} questions about {data.pictures} pictures."
+    )
+    history = history_of(
+        "sft",
+        found,
+        load_card(settings.model).name,
+        settings=settings_to_json(settings),
+        data=data.to_json() | {"refused": len(data.refused)},
+        steps=steps,
+        seconds=round(seconds, 1),
+        figures={k: round(float(last[k]), 5) for k in ("loss", "eval_loss", "eval_accuracy") if k in last},
+    )
+    new = named(card, settings.name, origin)
+    if settings.tune == "full":
+        write_policy(model, found, result, new, history, state)
+    else:
+        with new_folder(result) as folder:
+            model.save_pretrained(folder, **({"state_dict": state} if state is not None else {}))
+            save_card(new, folder)
+            write_json(folder / HISTORY, history)
+    print(f"{result}", flush=True)
+
+
+def main() -> None:
+    parser = settings_parser("sft", __doc__, "sft-demo.yaml", "steps=200 lora.rank=16")
+    args = parser.parse_args()
+    with ending():
+        fine_tune(read_settings(args.config, SftSettings, args.changes), str(args.config))

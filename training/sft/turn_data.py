@@ -1,0 +1,265 @@
+"""Trajectory folders → the turns to learn from, checked first, and read one by one while training runs.
+
+A folder holds `trajectories.jsonl`: a line is one question about one picture with its turns. Every turn that
+is to be learned becomes a sample of its own. Deliberate mistakes carry no loss; their recovery does. How a turn
+becomes tokens is in samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ibis_agent.actions import Click, parse_reply
+from ibis_agent.errors import IbisError, InputError
+from ibis_agent.mask.masks import decode_rle
+from ibis_agent.policy.card import ModelCard
+from ibis_agent.policy.messages import build_messages
+from ibis_agent.policy.qwen25.chat import Chat, Encoded
+from PIL import Image
+from torch.utils.data import Dataset
+
+from training.sft.samples import add_reply, build_request, turn_of
+from training.trajectories.generate import NAME as FILE
+
+# Small policies write two decimals of the coordinates that were clicked.
+_ROUNDED = 0.0051
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a turn is found: the folder, the line's first byte, and its number in the trajectory, from 0."""
+
+    folder: Path
+    offset: int
+    turn: int
+
+
+@dataclass
+class Checked:
+    """What the check of the data brought.
+
+    Attributes:
+        places: of the turns to learn, in the files' order.
+        held: of turns to measure on, from pictures that no place shares.
+        refused: "id: why" of everything that cannot be used.
+        questions: usable ones, the held ones included.
+        pictures: different ones.
+        mistakes: turns that are shown but not learned.
+        sha256: of the files' contents.
+    """
+
+    places: list[Place] = field(default_factory=list)
+    held: list[Place] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    questions: int = 0
+    pictures: int = 0
+    mistakes: int = 0
+    sha256: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The report that is kept beside a run."""
+        return {
+            "questions": self.questions,
+            "pictures": self.pictures,
+            "turns_learned": len(self.places),
+            "turns_held_out": len(self.held),
+            "turns_shown_without_loss": self.mistakes,
+            "refused": self.refused,
+            "sha256": self.sha256,
+        }
+
+
+def check_data(
+    folders: Sequence[Path],
+    chat: Chat,
+    card: ModelCard,
+    held: float = 0.0,
+    longest: int = 2**31,
+    skip_bad: bool = True,
+) -> Checked:
+    """Read every line and look at every picture once.
+
+    Args:
+        held: share of the scans whose turns are held out; all questions about the pictures of one go
+            together.
+        longest: tokens that a sample may have.
+        skip_bad: leave out what cannot be used and list it; False refuses the first of it.
+
+    Raises InputError for a folder without trajectories, for bad data where it is not skipped, and where
+    nothing is left.
+    """
+    found = Checked()
+    seen: set[str] = set()
+    pictures: dict[Path, tuple[int, int]] = {}
+    groups: dict[str, list[Place]] = {}
+    digest = hashlib.sha256()
+    for folder in folders:
+        for line, offset, text in _lines(folder):
+            digest.update(text)
+            where = f"{folder / FILE}, line {line}"
+            try:
+                record = _parsed(text)
+                where = f"{record.get('id')} ({where})"
+                _check_record(record, folder, chat, card, longest, pictures)
+                if record["id"] in seen:
+                    raise InputError("the id stands there twice", value=record["id"])
+            except (IbisError, KeyError, TypeError, ValueError) as error:
+                why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+                if not skip_bad:
+                    raise InputError(
+                        why.rstrip("."), file=where, mend="Mend it, or set bad_data: skip."
+                    ) from error
+                found.refused.append(f"{where}: {why}")
+                continue
+            seen.add(record["id"])
+            group = groups.setdefault(scan_of(folder, record), [])
+            for number, turn in enumerate(record["turns"]):
+                if turn.get("learn", True):
+                    group.append(Place(folder, offset, number))
+                else:
+                    found.mistakes += 1
+    aside = held_out(list(groups), held)
+    for name, places in groups.items():
+        (found.held if name in aside else found.places).extend(places)
+    found.questions, found.pictures, found.sha256 = len(seen), len(pictures), digest.hexdigest()
+    if not found.places:
+        raise InputError(
+            "no turn is left to learn from",
+            file=folders[0],
+            value=found.refused[0] if found.refused else f"{len(found.held)} turns held out",
+            mend="See the reasons; make trajectories with training.trajectories, or hold out fewer.",
+        )
+    return found
+
+
+class Turns(Dataset[Encoded]):
+    """The samples at some places; read from the files when they are asked for, so that no data fills memory."""
+
+    def __init__(self, places: Sequence[Place], chat: Chat, card: ModelCard) -> None:
+        self.places = list(places)
+        self._chat, self._card = chat, card
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Encoded:
+        place = self.places[index]
+        record = read_record(place)
+        rgb = read_picture(place.folder / record["image"])
+        turn = turn_of(self._card, rgb, record["question"], record["turns"], place.turn)
+        request = build_request(self._chat, self._card, turn)
+        return add_reply(self._chat, request, record["turns"][place.turn]["reply"])
+
+
+def read_record(place: Place) -> dict[str, Any]:
+    """The trajectory that a place belongs to."""
+    with open(place.folder / FILE, "rb") as stream:
+        stream.seek(place.offset)
+        return _parsed(stream.readline())
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 of a picture file. Raises InputError."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"the picture cannot be read: {error}", file=path, mend="Make it again.") from error
+
+
+def _lines(folder: Path) -> Iterator[tuple[int, int, bytes]]:
+    path = folder / FILE
+    try:
+        with open(path, "rb") as stream:
+            offset = 0
+            for number, text in enumerate(stream, 1):
+                if text.strip():
+                    yield number, offset, text
+                offset += len(text)
+    except OSError as error:
+        raise InputError(
+            f"cannot be read: {error.strerror}",
+            file=path,
+            mend="Give a folder that training.trajectories made.",
+        ) from error
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    record = json.loads(text)
+    if not isinstance(record, dict):
+        raise InputError("is not a JSON object", value=record)
+    return record
+
+
+def _check_record(
+    record: Mapping[str, Any],
+    folder: Path,
+    chat: Chat,
+    card: ModelCard,
+    longest: int,
+    pictures: dict[Path, tuple[int, int]],
+) -> None:
+    """Raises InputError, KeyError, TypeError or ValueError for what could not be learned from."""
+    height, width = int(record["height"]), int(record["width"])
+    path = folder / record["image"]
+    if path not in pictures:
+        pictures[path] = _picture_size(path)
+    if pictures[path] != (height, width):
+        raise InputError(
+            "the picture is of another size", file=path, value=f"{pictures[path]}, not {(height, width)}"
+        )
+    if not isinstance(record["id"], str) or not record["turns"]:
+        raise InputError("it needs an id and at least one turn")
+    decode_rle(record.get("target_rle") or "", (height, width))
+    blank = np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (height, width, 3))
+    for number, turn in enumerate(record["turns"]):
+        reply = parse_reply(turn["reply"])
+        click = reply.action if isinstance(reply.action, Click) else None
+        if turn["kind"] != ("click" if click else "terminate"):
+            raise InputError(f"turn {number + 1} and its reply differ", value=turn["kind"])
+        if click and (
+            bool(turn["positive"]) != click.positive
+            or not max(abs(turn["x"] - click.x), abs(turn["y"] - click.y)) <= _ROUNDED
+        ):
+            raise InputError(
+                f"the click of turn {number + 1} is not the one in its reply", value=(turn["x"], turn["y"])
+            )
+        if not click and number + 1 < len(record["turns"]):
+            raise InputError("there are turns after the end", value=f"turn {number + 1}")
+        # The picture's content does not matter for the length, nor for whether the question will do.
+        asked = turn_of(card, blank, record["question"], record["turns"], number)
+        messages = build_messages(card, asked)
+        length = chat.length(messages, [(height, width)] * (len(asked.past) + 1))
+        length += len(chat.reply_tokens(turn["reply"]))
+        if length > longest:
+            raise InputError(
+                f"turn {number + 1} is longer than the policy reads", value=f"{length} of {longest} tokens"
+            )
+
+
+def _picture_size(path: Path) -> tuple[int, int]:
+    """(height, width) after a look through the whole file."""
+    try:
+        with Image.open(path) as image:
+            size = image.height, image.width
+            image.verify()
+            return size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"the picture cannot be read: {error}", file=path) from error
+
+
+def scan_of(folder: Path, record: Mapping[str, Any]) -> str:
+    """What a question shares with others: the scan that its picture is from, by the number in its name."""
+    return f"{folder.name}/{Path(record['image']).stem.partition('-')[0]}"
+
+
+def held_out(groups: Sequence[str], share: float) -> set[str]:
+    """Which groups are measured on: chosen by their names alone, at least one, never all."""
+    count = min(max(round(share * len(groups)), 1), len(groups) - 1) if share else 0
+    return set(sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest())[:count])

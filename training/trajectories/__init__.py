@@ -1,0 +1,1 @@
+"""Trajectories to learn from: simulated clicks with reasoning."""

@@ -1,0 +1,264 @@
+"""An expert's run over one question: the published click simulation, with slips and recoveries where wanted.
+
+The segmenter is in the loop: every mask is what it makes of the clicks. What comes out are the turns as a
+policy should write them. Which pictures and structures there are is in pictures; files are in trajectories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ibis_agent.actions import Action, Click, Reply, Terminate, format_reply
+from ibis_agent.mask.masks import encode_rle, iou
+
+from training.trajectories import templates
+from training.trajectories.clicks import ClickStep, next_click, simulate
+from training.trajectories.wrong_clicks import KINDS, wrong_click
+
+_AROUND = 3  # pixels around an earlier click where none is made again
+_TRIES, _HARM = 3, 0.05  # places tried for a slip; IoU that it must cost, or it was none
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an expert works; the defaults are the published generator's where it has them.
+
+    Attributes:
+        iou_threshold: the mask is good enough and the expert stops.
+        max_steps: clicks at most.
+        unfinished: what becomes of a run that never reached the threshold. "best": it ends after the click
+            with the best mask if that has `least_iou`, else it is left out; "keep": all clicks and no end, as
+            published; "drop": it is left out.
+        patience: stop after so many clicks without a better mask; 0: never.
+        repeats: whether a click may fall on an earlier one of the same sign (as published). The agent ends an
+            episode at the third, so the default is another place.
+        decimals: of the coordinates; fewer are learnt faster by small policies.
+        mistake_share: of the questions, those in which one wrong click is made and recovered from.
+        mistake_kinds: which (see wrong_clicks).
+        style: of the thinking, see templates.
+    """
+
+    iou_threshold: float = 0.8
+    max_steps: int = 20
+    unfinished: str = "best"
+    least_iou: float = 0.5
+    patience: int = 3
+    repeats: bool = False
+    decimals: int = 4
+    mistake_share: float = 0.0
+    mistake_kinds: tuple[str, ...] = KINDS
+    style: str = "varied"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """An expert's way through one question.
+
+    Attributes:
+        steps: every click and what came of it.
+        ended: whether the expert then ends the episode.
+        slip: which step is a deliberate mistake, and its kind; None without one.
+    """
+
+    steps: tuple[ClickStep, ...]
+    ended: bool
+    slip: tuple[int, str] | None = None
+
+
+def work(
+    segmenter: Any,
+    embedding: Any,
+    rgb: np.ndarray,
+    truth: np.ndarray,
+    others: Mapping[str, np.ndarray],
+    recipe: Recipe,
+    rng: np.random.Generator,
+) -> Run | None:
+    """Click on the structure `truth` until it is good enough; None where the run is left out.
+
+    Whether a mistake is made, when and of which kind is drawn from `rng`: among the clicks that the same
+    expert needs without one, so that the share is met.
+    """
+    run = _finished(_clicked(segmenter, embedding, rgb, truth, others, recipe, rng), recipe)
+    if run is None or rng.random() >= recipe.mistake_share:
+        return run
+    kinds = [str(kind) for kind in rng.permutation(list(recipe.mistake_kinds))]
+    at = int(rng.integers(len(run.steps)))
+    for kind in kinds:
+        when = max(at, 1) if kind == "repeat" else at
+        for _ in range(_TRIES if kind == "beside" else 1):  # the one that often does no harm
+            tried = _clicked(segmenter, embedding, rgb, truth, others, recipe, rng, (when, kind))
+            slipped = _finished(tried, recipe) if _hurts(tried, run) else None
+            if slipped is not None:
+                return slipped
+    return run
+
+
+def _hurts(tried: Run, clean: Run) -> bool:
+    """Whether the slip left a worse mask than the right click would have. A repetition wastes a click."""
+    if tried.slip is None:
+        return False
+    at, kind = tried.slip
+    right = clean.steps[min(at, len(clean.steps) - 1)]
+    return kind == "repeat" or tried.steps[at].iou < right.iou - _HARM
+
+
+def turns_of(
+    run: Run, structure: str, truth: np.ndarray, recipe: Recipe, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """The turns as trajectories.jsonl holds them; an empty truth is answered with "not there"."""
+    present = bool(truth.any())
+    turns: list[dict[str, Any]] = []
+    mask, overlap, after = np.zeros_like(truth), 0.0 if present else 1.0, None
+    for number, step in enumerate(run.steps):
+        kind = run.slip[1] if run.slip is not None and run.slip[0] == number else None
+        # Who writes the wrong sign thinks of the right one.
+        meant = Click(step.click.x, step.click.y, not step.click.positive) if kind == "sign" else step.click
+        moment = templates.Moment(structure, meant, number == 0, present, overlap, after)
+        text = templates.thinking(moment, recipe.style, rng)
+        turns.append(turn_row(number + 1, mask, overlap, step.click, text, step.iou, kind))
+        mask, overlap, after = step.mask, step.iou, kind
+    if run.ended:
+        end = Terminate(templates.answer(structure, present, recipe.style, rng))
+        moment = templates.Moment(structure, end, not run.steps, present, overlap, after)
+        text = templates.thinking(moment, recipe.style, rng)
+        turns.append(turn_row(len(turns) + 1, mask, overlap, end, text, overlap, None))
+    return turns
+
+
+def turn_row(
+    number: int,
+    mask: np.ndarray,
+    overlap: float,
+    action: Action,
+    thinking: str,
+    overlap_after: float,
+    mistake: str | None,
+) -> dict[str, Any]:
+    """One turn of trajectories.jsonl."""
+    click = action if isinstance(action, Click) else None
+    return {
+        "number": number,
+        "mask_before_rle": encode_rle(mask),
+        "iou_before": overlap,
+        "kind": "terminate" if click is None else "click",
+        "x": None if click is None else click.x,
+        "y": None if click is None else click.y,
+        "positive": None if click is None else click.positive,
+        "answer": action.answer if isinstance(action, Terminate) else None,
+        "thinking": thinking,
+        "reply": format_reply(Reply(thinking, action)),
+        "learn": mistake is None,
+        "mistake": mistake,
+        "iou_after": overlap_after,
+    }
+
+
+def _clicked(
+    segmenter: Any,
+    embedding: Any,
+    rgb: np.ndarray,
+    truth: np.ndarray,
+    others: Mapping[str, np.ndarray],
+    recipe: Recipe,
+    rng: np.random.Generator,
+    slip: tuple[int, str] | None = None,
+) -> Run:
+    """All clicks of one run; `slip` (which click, kind) was made only if the run says so."""
+    clicks: list[Click] = []
+    best: list[float] = []
+    slipped: list[tuple[int, str]] = []
+
+    def choose(mask: np.ndarray | None, truth: np.ndarray) -> Click | None:
+        best.append(0.0 if mask is None else iou(mask, truth))
+        settled = slip is None or len(clicks) > slip[0] + 1
+        last, before = best[-recipe.patience :], best[: -recipe.patience]
+        if settled and recipe.patience and before and max(last) <= max(before):
+            return None
+        if slip is not None and len(clicks) == slip[0] and not slipped:
+            wrong = wrong_click(slip[1], mask, truth, others, clicks, rng)
+            if wrong is not None:
+                slipped.append(slip)
+                clicks.append(_rounded(wrong, recipe.decimals))
+                return clicks[-1]
+        click = _next(mask, truth, [] if recipe.repeats else clicks)
+        if click is not None:
+            wanted = truth if click.positive else ~truth
+            open_still = wanted if mask is None else wanted & (mask != truth)
+            clicks.append(_rounded(click, recipe.decimals, open_still))
+            return clicks[-1]
+        return None
+
+    steps = simulate(
+        segmenter,
+        rgb,
+        truth,
+        recipe.iou_threshold,
+        recipe.max_steps,
+        embedding=embedding,
+        choose=choose,
+    )
+    return Run(tuple(steps), False, slipped[0] if slipped else None)
+
+
+def _finished(run: Run, recipe: Recipe) -> Run | None:
+    """The run with its end, by the recipe's rule for unfinished ones."""
+    steps = run.steps
+    if not steps:
+        return None
+    if steps[-1].iou >= recipe.iou_threshold:
+        return Run(steps, True, run.slip)
+    if recipe.unfinished == "keep":
+        return Run(steps, False, run.slip)
+    if recipe.unfinished == "drop":
+        return None
+    # A recovery must stay: what comes before it is not looked at.
+    first = 0 if run.slip is None else run.slip[0] + 1
+    if first >= len(steps):
+        return None
+    best = max(range(first, len(steps)), key=lambda n: steps[n].iou)
+    return Run(steps[: best + 1], True, run.slip) if steps[best].iou >= recipe.least_iou else None
+
+
+def _next(mask: np.ndarray | None, truth: np.ndarray, past: list[Click]) -> Click | None:
+    """The published next click; another place where it would fall on an earlier one of its sign."""
+    mask = np.zeros_like(truth) if mask is None else mask
+    click = next_click(mask, truth)
+    while click is not None and any(_same(click, other, truth.shape) for other in past):
+        # What is as it should be is not clicked: so the surroundings are taken for right.
+        height, width = truth.shape
+        row, column = int(click.y * height), int(click.x * width)
+        rows, columns = np.ogrid[:height, :width]
+        done = (rows - row) ** 2 + (columns - column) ** 2 <= _AROUND**2
+        mask = np.where(done, truth, mask)
+        click = next_click(mask, truth)
+    return click
+
+
+def _same(a: Click, b: Click, shape: tuple[int, ...]) -> bool:
+    height, width = shape
+    near = abs(a.x - b.x) * width <= 1.5 and abs(a.y - b.y) * height <= 1.5
+    return near and a.positive == b.positive
+
+
+def _rounded(click: Click, decimals: int, region: np.ndarray | None = None) -> Click:
+    """The click with so many decimals, still in the (H, W) `region`; with four where that cannot be."""
+    for places in (decimals, 4):
+        unit = 10.0**-places
+        best = None
+        for dy in (0, -1, 1):
+            for dx in (0, -1, 1):
+                x = min(max(round(round(click.x, places) + dx * unit, places), 0.0), 1.0 - unit)
+                y = min(max(round(round(click.y, places) + dy * unit, places), 0.0), 1.0 - unit)
+                if region is None:
+                    return Click(x, y, click.positive)
+                away = abs(x - click.x) + abs(y - click.y)
+                inside = region[int(y * region.shape[0]), int(x * region.shape[1])]
+                if inside and (best is None or away < best[0]):
+                    best = (away, x, y)
+        if best is not None:
+            return Click(best[1], best[2], click.positive)
+    return click

@@ -1,0 +1,182 @@
+"""The options of training.trajectories: what there is to choose, checked before anything is read or written."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ibis_agent.cases.case import Problem
+from ibis_agent.cases.cases import read_cases
+from ibis_agent.errors import InputError
+from ibis_agent.policy.card import load_card
+from ibis_agent.scan.geometry import PLANES, Orientation
+from ibis_agent.scan.picture import check_window
+
+from training.common.pictures import Choice, Group, groups_of, phantom_groups
+from training.common.questions import NEVER_PRESENT
+from training.trajectories import templates
+from training.trajectories.expert import Recipe
+from training.trajectories.parts import Work
+from training.trajectories.wrong_clicks import KINDS
+
+
+def arguments(description: str = "") -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.trajectories",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("source", type=Path, nargs="?", help="a folder, a .csv or a .json manifest")
+    add("--out", type=Path, required=True)
+    add("--phantoms", type=int, help="so many phantom pictures instead of a source")
+    add("--seed", type=int, default=0)
+    add("--workers", type=int, default=1, help="processes, each with one core and a segmenter of its own")
+    add("--names", type=Path, help="JSON: the names of the masks' values")
+    add("--strict", action="store_true", help="refuse bad data instead of skipping it")
+    add("--image", type=Path, help="a single scan or picture, with --mask (and --names) instead of a source")
+    add("--mask", type=Path)
+    which = parser.add_argument_group("which pictures and structures").add_argument
+    which(
+        "--planes",
+        "--slice-axis",
+        nargs="+",
+        default=["axial"],
+        choices=PLANES,
+        metavar="PLANE",
+        help=", ".join(PLANES),
+    )
+    which("--slices", "--slice-idx", default="shown", help='"shown", "all", or numbers such as 12,14,16')
+    which("--every", type=int, default=1, help="only every so manieth of these slices")
+    which("--per-plane", type=int, default=0, help="at most so many slices of a scan, evenly spread")
+    which("--structures", nargs="+", default=[], help="names; default: all")
+    which("--mask-value", type=int, nargs="+", default=[], help="values of the masks; default: all")
+    which("--per-picture", type=int, default=0, help="structures of a picture, at random; default: all")
+    which("--least-area", type=float, default=0.001, help="share of the picture that a structure covers")
+    which("--reverse-mask", action="store_true", help="masks of pictures show the structure in black")
+    which("--window-min", type=float, help="for all scans; default: their own, or as the agent chooses")
+    which("--window-max", type=float)
+    which("--orientation", choices=[each.value for each in Orientation])
+    which("--card", type=Path, help="a policy's folder: its orientation and window")
+    which("--absent-share", type=float, default=0.1, help="share of questions about what is not there")
+    which("--absent", nargs="*", default=None, help="names that no picture shows, for such questions")
+    which("--question", default="", help='such as "Segment the {structure}"; default: many wordings')
+    how = parser.add_argument_group("how the expert works").add_argument
+    how("--iou-threshold", type=float, default=0.8)
+    how("--max-steps", type=int, default=20)
+    how("--unfinished", choices=("best", "keep", "drop"), default="best", help="runs below the threshold")
+    how("--least-iou", type=float, default=0.5, help="with best: of the mask it ends with")
+    how("--patience", type=int, default=3, help="clicks without a better mask; 0: no limit")
+    how("--repeats", action="store_true", help="click the same place again, as published")
+    how("--as-published", action="store_true", help="--unfinished keep --patience 0 --repeats")
+    how("--decimals", type=int, default=4, choices=(2, 3, 4), help="of the coordinates")
+    how("--mistake-share", type=float, default=0.0, help="share of questions with one wrong click")
+    how("--mistake-kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    how("--style", choices=templates.STYLES, default="varied", help="of the thinking")
+    how("--ours", action="store_true", help="also write each as ibis-trajectory/1")
+    model = parser.add_argument_group("the segmenter").add_argument
+    model("--segmenter", "--model-path", type=Path, help="a checkpoint (the demo segmenter)")
+    model("--config", help="its architecture, where the checkpoint does not tell")
+    model("--device", default="auto")
+    return parser
+
+
+def work_of(args: argparse.Namespace) -> Work:
+    """The options, checked. Raises InputError."""
+    _check(args)
+    window = card_window = None
+    orientation = Orientation.RADIOLOGICAL.value
+    if args.card is not None:
+        card = load_card(args.card)
+        orientation, card_window = card.orientation.value, card.window
+    if (args.window_min is None) != (args.window_max is None):
+        raise InputError("a window has two ends", mend="Give --window-min and --window-max.")
+    if args.window_min is not None:
+        window = check_window((args.window_min, args.window_max))
+    published = args.as_published
+    return Work(
+        out=args.out,
+        choice=Choice(
+            planes=tuple(args.planes),
+            slices=args.slices,
+            every=args.every,
+            per_plane=args.per_plane,
+            structures=tuple(args.structures),
+            mask_values=tuple(args.mask_value),
+            least_area=args.least_area,
+            orientation=args.orientation or orientation,
+            window=window,
+            reverse_mask=args.reverse_mask,
+            card_window=card_window,
+        ),
+        recipe=Recipe(
+            iou_threshold=args.iou_threshold,
+            max_steps=args.max_steps,
+            unfinished="keep" if published else args.unfinished,
+            least_iou=args.least_iou,
+            patience=0 if published else args.patience,
+            repeats=published or args.repeats,
+            decimals=args.decimals,
+            mistake_share=args.mistake_share,
+            mistake_kinds=tuple(args.mistake_kinds),
+            style=args.style,
+        ),
+        question=args.question,
+        per_picture=args.per_picture,
+        absent_share=args.absent_share,
+        absent=tuple(
+            args.absent if args.absent is not None else NEVER_PRESENT if args.phantoms is not None else ()
+        ),
+        trajectories=args.ours,
+        seed=args.seed,
+        segmenter=args.segmenter,
+        config=args.config,
+        device=args.device,
+        root=None if args.source is None else args.source if args.source.is_dir() else args.source.parent,
+    )
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name, low, high in (
+        ("seed", 0, 10**9),
+        ("workers", 1, 1024),
+        ("every", 1, 10**6),
+        ("per_plane", 0, 10**6),
+        ("per_picture", 0, 10**6),
+        ("least_area", 0.0, 0.9),
+        ("absent_share", 0.0, 0.95),
+        ("iou_threshold", 0.01, 1.01),
+        ("max_steps", 1, 1000),
+        ("least_iou", 0.0, 1.0),
+        ("patience", 0, 1000),
+        ("mistake_share", 0.0, 1.0),
+        ("phantoms", 1, 10_000_000),
+    ):
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            option = "--" + name.replace("_", "-")
+            raise InputError(f"{option} must be from {low} to {high}", value=value)
+    if args.question and "{structure}" not in args.question:
+        raise InputError(
+            "--question never names the structure", value=args.question, mend="Put {structure} into it."
+        )
+    numbers = args.slices.split(",")
+    if args.slices not in ("shown", "all") and not all(word.strip().isdigit() for word in numbers):
+        raise InputError("--slices must be shown, all, or numbers such as 12,14", value=args.slices)
+    sources = [args.source is not None, args.phantoms is not None, args.image is not None]
+    if sum(sources) != 1 or (args.image is None) != (args.mask is None):
+        raise InputError(
+            "nothing to work on, or too much", mend="Give a SOURCE, --phantoms N, or --image with --mask."
+        )
+
+
+def groups_for(args: argparse.Namespace) -> tuple[list[Group], list[Problem]]:
+    """What to work on, and what is wrong with the rest. Raises InputError."""
+    if args.phantoms is not None:
+        return phantom_groups(args.phantoms, args.seed), []
+    if args.image is not None:
+        from ibis_agent.cases.manifests import single_case
+
+        return groups_of([single_case(args.image, args.mask, args.names)]), []
+    cases, problems = read_cases(args.source, args.names)
+    return groups_of(cases), problems

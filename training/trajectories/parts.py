@@ -1,0 +1,349 @@
+"""The work behind training.trajectories: one picture after the other, in several processes, and after a stop.
+
+Every picture leaves one small file in `parts/` when it is done, whole or not at all, and so does every scan
+for what is wrong with it. A run that was killed finds them again; what is made of them in the end does not
+depend on how often it was stopped nor on the number of processes, for every question draws from its own seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import multiprocessing
+import queue
+import re
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ibis_agent.actions import Click, Reply, Terminate, format_reply
+from ibis_agent.cases.case import Problem
+from ibis_agent.errors import InputError, ModelError
+from ibis_agent.files import write_bytes, write_text
+from ibis_agent.mask.masks import encode_rle
+from ibis_agent.record.published import from_trajectory
+from ibis_agent.record.trajectory import Trajectory
+from ibis_agent.run.episode import Step
+
+from training.common import questions
+from training.common.pictures import Choice, Group, Shown, Source
+from training.trajectories import expert
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a run is made of, besides its groups.
+
+    Attributes:
+        out: the folder.
+        choice, recipe: which pictures, which expert.
+        question: with {structure} in it; empty for many wordings.
+        per_picture: structures asked for in one picture, drawn at random; 0 for all.
+        absent_share: share of all questions that ask for what is not there.
+        absent: further names, never in the pictures, for such questions.
+        trajectories: also write every run as ibis-trajectory/1.
+        seed: of everything that is drawn.
+        segmenter, config, device: what Segmenter.load takes.
+        root: folder of the source; the published form names files relative to it.
+    """
+
+    out: Path
+    choice: Choice
+    recipe: expert.Recipe
+    question: str = ""
+    per_picture: int = 0
+    absent_share: float = 0.1
+    absent: tuple[str, ...] = ()
+    trajectories: bool = False
+    seed: int = 0
+    segmenter: Path | None = None
+    config: str | None = None
+    device: str = "auto"
+    root: Path | None = None
+
+    def called(self, file: Path) -> str:
+        """A file of the source as records name it."""
+        if self.root is not None and file.resolve().is_relative_to(self.root.resolve()):
+            return file.resolve().relative_to(self.root.resolve()).as_posix()
+        return file.name
+
+
+class Bench:
+    """One process's place of work: the segmenter, and the scan that was read last."""
+
+    def __init__(self, work: Work, segmenter: Any) -> None:
+        self.work, self.segmenter = work, segmenter
+        self._read: tuple[str, Source] | None = None
+
+    def pictures(self, number: int, group: Group, share: tuple[int, int]) -> Iterator[tuple[int, int]]:
+        """Do every n-th picture of a group that is not done yet; yields (done, of how many) after each.
+
+        share: (which, n).
+        """
+        source = self._source(group)
+        names = [part_name(number, n) for n in range(len(source.places))]
+        mine = range(share[0], len(names), share[1])
+        for done, n in enumerate(mine):
+            yield done, len(mine)
+            if not (self.work.out / "parts" / names[n]).is_file():
+                write_part(self.work.out, names[n], self._picture(source, n, number))
+        yield len(mine), len(mine)
+        if share[0] == 0:
+            problems = [vars(each) for each in source.problems]
+            write_part(self.work.out, group_name(number), {"pictures": len(names), "problems": problems})
+
+    def _source(self, group: Group) -> Source:
+        if self._read is None or self._read[0] != group.key:
+            self._read = None  # before the next scan takes its memory
+            self._read = (group.key, Source(group, self.work.choice))
+        return self._read[1]
+
+    def _picture(self, source: Source, n: int, number: int) -> dict[str, Any]:
+        shown = source.show(source.places[n])
+        if isinstance(shown, Problem):
+            return {"samples": [], "published": [], "left_out": [], "problems": [vars(shown)]}
+        file = f"pictures/{number:06d}-{slug(shown.key)}.png"
+        part: dict[str, Any] = {"samples": [], "published": [], "left_out": [], "problems": []}
+        rng = drawn_for(self.work.seed, shown.key)
+        wanted, absent = self._questions(shown, rng)
+        embedding = self.segmenter.embed(shown.picture.rgb) if wanted else None
+        everything = {**shown.truths, **shown.traces}
+        for name in [*wanted, *absent]:
+            rng = drawn_for(self.work.seed, shown.key, name)
+            truth = everything.get(name, np.zeros(shown.picture.rgb.shape[:2], bool))
+            others = {other: each for other, each in everything.items() if other != name}
+            run: expert.Run | None = expert.Run((), True)
+            if name in wanted:
+                rgb = shown.picture.rgb
+                run = expert.work(self.segmenter, embedding, rgb, truth, others, self.work.recipe, rng)
+            if run is None:
+                part["left_out"].append({"picture": shown.key, "structure": name})
+                continue
+            asked = self.work.question.replace("{structure}", name) or questions.question(name, rng)
+            turns = expert.turns_of(run, name, truth, self.work.recipe, rng)
+            sample = {
+                "id": f"{shown.key}/{name}",
+                "image": file,
+                "height": truth.shape[0],
+                "width": truth.shape[1],
+                "structure": name,
+                "question": asked,
+                "target_rle": encode_rle(truth),
+                "turns": turns,
+            }
+            part["samples"].append(sample)
+            self._also(shown, sample, run, part, file)
+        if part["samples"]:
+            write_png(self.work.out / file, shown.picture.rgb)
+        return part
+
+    def _questions(self, shown: Shown, rng: np.random.Generator) -> tuple[list[str], list[str]]:
+        """(structures asked for, absent ones asked for)."""
+        wanted = list(shown.truths)
+        if self.work.per_picture and len(wanted) > self.work.per_picture:
+            kept = set(rng.permutation(wanted)[: self.work.per_picture].tolist())
+            wanted = [name for name in wanted if name in kept]
+        here = set(shown.truths) | set(shown.traces)
+        could = [name for name in dict.fromkeys([*shown.absent, *self.work.absent]) if name not in here]
+        share = self.work.absent_share
+        expected = share if not wanted else share / (1 - share) * len(wanted) if share < 1 else len(could)
+        count = min(len(could), int(expected) + int(rng.random() < expected % 1))
+        return wanted, [str(name) for name in rng.permutation(could)[:count]] if count else []
+
+    def _also(
+        self, shown: Shown, sample: dict[str, Any], run: expert.Run, part: dict[str, Any], file: str
+    ) -> None:
+        """The same run in the published form, and in ours where that is wanted."""
+        name = sample["structure"]
+        trajectory = recorded(shown, sample, run, self.segmenter.identity)
+        mask, value = shown.masks.get(name, (None, None))
+        try:
+            published = from_trajectory(
+                trajectory,
+                self.work.called(shown.file) if shown.file else file,
+                self.work.called(mask) if mask else "",
+                value,
+                reverse=shown.reverse,
+            )
+            part["published"].append(published.to_json())
+        except InputError:  # a scan that the published programs cannot read
+            part["published"].append(None)
+        if self.work.trajectories:
+            stem = f"{Path(file).stem}-{slug(name)}"
+            folder = self.work.out / "trajectories"
+            folder.mkdir(exist_ok=True)
+            trajectory.save(folder / f"{stem}.json")
+
+
+def recorded(shown: Shown, sample: dict[str, Any], run: expert.Run, identity: dict[str, str]) -> Trajectory:
+    """The run as a trajectory of ours: its steps count as a person's, the expert's."""
+    steps: list[Step] = []
+    for turn in sample["turns"]:
+        end = turn["kind"] == "terminate"
+        action = Terminate(turn["answer"]) if end else Click(turn["x"], turn["y"], turn["positive"])
+        if end:
+            mask = steps[-1].mask if steps else np.zeros((sample["height"], sample["width"]), bool)
+            score = steps[-1].score if steps else None
+        else:
+            made = run.steps[turn["number"] - 1]
+            mask, score = made.mask, made.score
+        reply = format_reply(Reply(turn["thinking"], action))
+        steps.append(Step(turn["number"], action, "person", mask, None, score, turn["thinking"], reply))
+    source = shown.file.name if shown.file else f"{slug(shown.key)}.png"
+    return Trajectory(
+        picture=shown.picture,
+        question=sample["question"],
+        steps=tuple(steps),
+        status="ended" if run.ended else "ready",
+        reason="The expert ended." if run.ended else "",
+        segmenter=dict(identity),
+        source=source,
+        note="Simulated clicks of an expert who knows the truth.",
+    )
+
+
+# ---- many at a time --------------------------------------------------------------------------------------
+
+
+def do_all(work: Work, groups: Sequence[Group], workers: int, segmenter: Any, progress: Any) -> None:
+    """Make the parts that are not there yet. Raises KeyboardInterrupt once all processes have stopped.
+
+    segmenter: the one to use where there is but one worker. progress: a tqdm bar, in pictures.
+    """
+    todo = [(number, group) for number, group in enumerate(groups) if not _done(work.out, number)]
+    progress.total = len(todo)  # one picture for each group, until it is read
+    if workers <= 1:
+        bench = Bench(work, segmenter)
+        for number, group in todo:
+            before = 0
+            for done, of in bench.pictures(number, group, (0, 1)):
+                if done == 0:
+                    progress.total += of - 1
+                progress.update(done - before)
+                before = done
+        return
+    shares = max(1, -(-2 * workers // max(1, len(todo))))
+    context = multiprocessing.get_context("spawn")
+    news, stop = context.Queue(), context.Event()
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_begin, initargs=(work, news, stop)
+    ) as pool:
+        # The group's own part comes with share 0, which is begun first and so usually ends first; the others
+        # are found missing by `_done` if the run is killed between them.
+        waiting: set[Future[None]] = {
+            pool.submit(_share, number, group, (k, shares)) for number, group in todo for k in range(shares)
+        }
+        try:
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                _tell(news, progress)
+                for each in done:
+                    each.result()
+        except BaseException as error:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise ModelError(
+                    "a process was ended from outside, perhaps because the memory was full",
+                    value=f"{workers} workers",
+                    mend="Start again with fewer --workers; what is done is kept.",
+                ) from error
+            raise
+        _tell(news, progress)
+
+
+_place: tuple[Bench, Any, Any] | None = None
+
+
+def _begin(work: Work, news: Any, stop: Any) -> None:
+    """Once in every process. Ctrl-C is the parent's business."""
+    global _place
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _place = (Bench(work, load_segmenter(work)), news, stop)
+
+
+def _share(number: int, group: Group, share: tuple[int, int]) -> None:
+    assert _place is not None
+    bench, news, stop = _place
+    before = -1
+    for done, of in bench.pictures(number, group, share):
+        news.put((max(0, done - max(before, 0)), of - (share[0] == 0) if before < 0 else 0))
+        before = done
+        if stop.is_set():
+            return
+
+
+def _tell(news: Any, progress: Any) -> None:
+    while True:
+        try:
+            done, more = news.get_nowait()
+        except queue.Empty:
+            return
+        progress.total += more
+        progress.update(done)
+
+
+def load_segmenter(work: Work) -> Any:
+    """The segmenter of a run, with one thread for each process on a CPU: two would wait for each other."""
+    import torch
+    from ibis_agent.segmenter.sam2.predictor import Segmenter
+
+    torch.set_num_threads(1)
+    return Segmenter.load(work.segmenter, work.config, work.device)
+
+
+# ---- parts -----------------------------------------------------------------------------------------------
+
+
+def part_name(number: int, n: int) -> str:
+    return f"{number:06d}-{n:05d}.json"
+
+
+def group_name(number: int) -> str:
+    return f"{number:06d}.json"
+
+
+def write_part(out: Path, name: str, part: dict[str, Any]) -> None:
+    write_text(out / "parts" / name, json.dumps(part, ensure_ascii=False, allow_nan=False))
+
+
+def read_parts(out: Path, number: int) -> Iterator[dict[str, Any]]:
+    """A group's own part, then its pictures' in their order."""
+    own = json.loads((out / "parts" / group_name(number)).read_text(encoding="utf-8"))
+    yield own
+    for n in range(own["pictures"]):
+        yield json.loads((out / "parts" / part_name(number, n)).read_text(encoding="utf-8"))
+
+
+def _done(out: Path, number: int) -> bool:
+    own = out / "parts" / group_name(number)
+    if not own.is_file():
+        return False
+    count = json.loads(own.read_text(encoding="utf-8"))["pictures"]
+    return all((out / "parts" / part_name(number, n)).is_file() for n in range(count))
+
+
+def write_png(path: Path, rgb: np.ndarray) -> None:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    grey = bool((rgb == rgb[:, :, :1]).all())  # a third of the size; readers convert to RGB
+    Image.fromarray(rgb[:, :, 0] if grey else rgb).save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())
+
+
+def drawn_for(seed: int, *names: str) -> np.random.Generator:
+    """Random numbers that depend on nothing but the seed and these names."""
+    digest = hashlib.sha256("\0".join(names).encode()).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
+
+
+def slug(text: str) -> str:
+    """A file name of a key; of a long one its end, where slices of one scan differ."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[-80:].strip("-.") or "picture"

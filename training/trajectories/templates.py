@@ -1,0 +1,120 @@
+"""Thinking and answers without a teacher: sentences of our own for what an expert sees at each turn.
+
+"plain" is one sentence a situation, as small policies learn it; "varied" has several wordings and says more:
+where, how much, and what went wrong before. Nothing here tells a coordinate or a number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from ibis_agent.actions import Action, Click, Terminate
+
+from training.common import questions
+from training.common.questions import zone
+
+STYLES = ("plain", "varied")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is the case at one turn.
+
+    Attributes:
+        structure: what is asked for.
+        action: what is about to be done.
+        first: there is no mask yet.
+        present: the picture shows the structure.
+        iou: of the mask so far.
+        after: the kind of the wrong click just before, or None.
+    """
+
+    structure: str
+    action: Action
+    first: bool
+    present: bool
+    iou: float = 0.0
+    after: str | None = None
+
+
+_FIRST = (
+    "The {n} is in the {z} of the picture. I begin in its middle.",
+    "I look for the {n} and find it in the {z}. A point well inside it should catch most of it.",
+    "In the {z} lies the {n}, with a border that can be followed. I place the first point inside.",
+    "The structure in the {z} is the {n}; nothing is segmented yet, so I start there.",
+)
+_MISSED = (
+    "The green area leaves out {m} of the {n} in the {z}. A point there should add it.",
+    "Part of the {n} in the {z} is still without green, so I add a point there.",
+    "The mask stops short of the {n}'s border in the {z}. I extend it there.",
+    "In the {z} the {n} goes on beyond the green area; it belongs to it.",
+)
+_SPILLED = (
+    "In the {z} the green area goes beyond the {n}. I take that part out.",
+    "The mask runs into tissue next to the {n} in the {z}; a negative point should hold it back.",
+    "What is green in the {z} is not {n}, so it has to go.",
+    "The border of the {n} is crossed in the {z}. I exclude what lies outside.",
+)
+_AFTER = {
+    "beside": "The last point missed the {n}.",
+    "neighbour": "The last point went to another structure, not to the {n}.",
+    "sign": "The last point had the wrong sign.",
+    "repeat": "The same point again changed nothing.",
+}
+_DONE = (
+    "The green area follows the border of the {n}. Nothing needs to be added or taken away.",
+    "The mask covers the {n} and keeps to it, so I stop here.",
+    "The {n} is covered up to its border; further points would not improve it.",
+)
+_ABSENT = (
+    "I look through the picture for the {n} and do not find it.",
+    "None of the structures here is the {n}; this slice does not reach it.",
+    "There is nothing here that looks like the {n}, so there is nothing to segment.",
+)
+_DONE_ANSWERS = (
+    "The {n} is segmented.",
+    "The {n} is visible and segmented.",
+    "The green area shows the {n}.",
+)
+_ABSENT_ANSWERS = (
+    "There is no {n} in this picture.",
+    "The {n} is not visible in this picture.",
+    "No {n} can be seen here.",
+)
+
+
+def thinking(moment: Moment, style: str, rng: np.random.Generator) -> str:
+    """What the expert thinks at this moment."""
+    name, action = moment.structure, moment.action
+    if style == "plain":
+        return _plain(moment)
+    if isinstance(action, Terminate):
+        return _pick(_DONE if moment.present else _ABSENT, rng).format(n=name)
+    where = zone(action.x, action.y)
+    if moment.first and action.positive:
+        return _pick(_FIRST, rng).format(n=name, z=where)
+    much = "a good part" if moment.iou < 0.5 else "a part" if moment.iou < 0.7 else "a small part"
+    text = _pick(_MISSED if action.positive else _SPILLED, rng).format(n=name, z=where, m=much)
+    before = _AFTER.get(moment.after or "")
+    return f"{before.format(n=name)} {text}" if before else text
+
+
+def answer(structure: str, present: bool, style: str, rng: np.random.Generator) -> str:
+    """What the question is answered with at the end."""
+    if style == "plain":
+        return questions.done_answer(structure) if present else questions.absent_answer(structure)
+    return _pick(_DONE_ANSWERS if present else _ABSENT_ANSWERS, rng).format(n=structure)
+
+
+def _plain(moment: Moment) -> str:
+    name, action = moment.structure, moment.action
+    if isinstance(action, Click):
+        if moment.first and action.positive:
+            return questions.first_thought(name, action)
+        return questions.correction_thought(name, action)
+    return questions.done_thought(name) if moment.present else questions.absent_thought(name)
+
+
+def _pick(texts: tuple[str, ...], rng: np.random.Generator) -> str:
+    return texts[int(rng.integers(len(texts)))]

@@ -1,0 +1,86 @@
+"""Clicks that a policy gets wrong, for teaching it to recover from them.
+
+Each kind is what policies really do: beside the structure, on a neighbour, with the wrong sign, or the same
+click again. What to do after one is the expert's (training.trajectories.clicks); half-way masks are in mistakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from ibis_agent.actions import Click
+from scipy import ndimage
+
+from training.trajectories.clicks import deepest, next_click
+
+KINDS = ("beside", "neighbour", "sign", "repeat")
+_NEAR = 0.6  # how far "beside" reaches, in radii of a circle of the structure's area
+_SMALLEST = 12  # pixels that a neighbour must show
+
+
+def wrong_click(
+    kind: str,
+    mask: np.ndarray | None,
+    truth: np.ndarray,
+    others: Mapping[str, np.ndarray],
+    past: Sequence[Click],
+    rng: np.random.Generator,
+) -> Click | None:
+    """A click of the given kind, at the centre of a pixel; None where that kind is not possible here.
+
+    Args:
+        kind: one of KINDS.
+        mask, truth: (H, W) bool; mask None before the first click.
+        others: the further structures of the picture, (H, W) bool each.
+        past: the clicks so far.
+    """
+    if kind == "repeat":
+        return past[-1] if past else None
+    if kind == "sign":
+        right = next_click(mask, truth)
+        return None if right is None else Click(right.x, right.y, not right.positive)
+    if kind == "beside":
+        return _beside(truth, others, rng)
+    if kind == "neighbour":
+        return _neighbour(mask, truth, others, rng)
+    raise ValueError(kind)
+
+
+def _beside(truth: np.ndarray, others: Mapping[str, np.ndarray], rng: np.random.Generator) -> Click | None:
+    """A positive click just outside: nearer at hand than a neighbour, and on none where that can be."""
+    radius = float(np.sqrt(truth.sum() / np.pi))
+    away = ndimage.distance_transform_edt(~truth)
+    ring = (away >= max(2.0, 0.1 * radius)) & (away <= max(4.0, _NEAR * radius))
+    free = ring & ~_union(others, truth.shape)
+    rows, columns = np.nonzero(free if free.any() else ring)
+    if not rows.size:
+        return None
+    n = int(rng.integers(rows.size))
+    return _at(int(rows[n]), int(columns[n]), truth.shape)
+
+
+def _neighbour(
+    mask: np.ndarray | None, truth: np.ndarray, others: Mapping[str, np.ndarray], rng: np.random.Generator
+) -> Click | None:
+    """A positive click in the middle of another structure, rather a near one than a far one."""
+    covered = np.zeros_like(truth) if mask is None else mask
+    away = ndimage.distance_transform_edt(~truth)
+    parts = [part for other in others.values() if (part := other & ~truth & ~covered).sum() >= _SMALLEST]
+    if not parts:
+        return None
+    odds = np.array([1 / (5 + float(away[part].min())) for part in parts])
+    part = parts[int(rng.choice(len(parts), p=odds / odds.sum()))]
+    _, row, column = deepest(part)
+    return _at(row, column, truth.shape)
+
+
+def _union(masks: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    union = np.zeros(shape, bool)
+    for mask in masks.values():
+        union |= mask
+    return union
+
+
+def _at(row: int, column: int, shape: tuple[int, ...]) -> Click:
+    return Click((column + 0.5) / shape[1], (row + 0.5) / shape[0])
