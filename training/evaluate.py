@@ -117,7 +117,7 @@ def check(args: argparse.Namespace) -> None:
     if sum(each is not None for each in chosen) + volumes != 1:
         raise InputError(
             "one thing is measured at a time",
-            mend="Give --phantoms N, --data, --scan with --labels and --label-names, or volumes.",
+            remedy="Give --phantoms N, --data, --scan with --labels and --label-names, or volumes.",
         )
     for name in ("phantoms", "phantom_volumes", "questions", "max_turns"):
         value = getattr(args, name)
@@ -125,7 +125,7 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1", value=value)
     if volumes and (args.out is not None or args.merge or args.shard.count > 1):
         raise InputError(
-            "of volumes no rows are kept", mend="Give --json instead of --out, --shard or --merge."
+            "of volumes no rows are kept", remedy="Give --json instead of --out, --shard or --merge."
         )
     if args.phantoms is not None and args.phantoms > MOST_PHANTOMS:
         raise InputError(f"a seed has {MOST_PHANTOMS} phantoms at most", value=args.phantoms)
@@ -138,10 +138,10 @@ def check(args: argparse.Namespace) -> None:
         check_window(args.window)
     if not 0 <= args.seed < 10_000:
         raise InputError(
-            "--seed must be from 0 to 9999", value=args.seed, mend="Larger ones could meet the training's."
+            "--seed must be from 0 to 9999", value=args.seed, remedy="Larger ones could meet the training's."
         )
     if (args.shard.count > 1 or args.merge) and args.out is None:
-        raise InputError("shards need a folder to keep their rows in", mend="Give --out.")
+        raise InputError("shards need a folder to keep their rows in", remedy="Give --out.")
     check_output(args.json)
 
 

@@ -115,10 +115,10 @@ class ModelsPanel:
         else:
             smaller = [name for name, fits in info["fits"].items() if fits]
             names = {value: text for text, value in _PRECISIONS}
-            mend = (
+            remedy = (
                 f"Choose {names[smaller[0]]}." if smaller else "Choose a smaller policy, or another computer."
             )
-            self._fit = f"{needs}, only {gigabytes(info['free'])} are free. {mend}"
+            self._fit = f"{needs}, only {gigabytes(info['free'])} are free. {remedy}"
         self.update()
 
     def _onChosen(self, row: int) -> None:

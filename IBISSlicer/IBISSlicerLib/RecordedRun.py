@@ -29,9 +29,11 @@ def openRecordedRun(path: str) -> SceneRun:
     """
     record = read_json(path)
     if is_volume_record(record):
-        mend = "Open the review.html beside it in a browser."
+        remedy = "Open the review.html beside it in a browser."
         raise InputError(
-            "is the record of a whole volume; only those of a slice can be opened here", file=path, mend=mend
+            "is the record of a whole volume; only those of a slice can be opened here",
+            file=path,
+            remedy=remedy,
         )
     run = Trajectory.from_json(record, path)
     geometry = _alone(run.picture.geometry)

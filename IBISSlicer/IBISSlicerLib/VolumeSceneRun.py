@@ -199,6 +199,6 @@ class VolumeSceneRun(SceneRun):
         index = int(np.floor(self._voxelOf(ras)[self.place.axis] + 0.5))
         first, last = self.record.range
         if not first <= index <= last:
-            mend = f"It is {first + 1} to {last + 1}."
-            raise InputError("this slice is not in the range of the question", value=index + 1, mend=mend)
+            remedy = f"It is {first + 1} to {last + 1}."
+            raise InputError("this slice is not in the range of the question", value=index + 1, remedy=remedy)
         return index, *self.record.geometry_of(index).from_patient(*self._patientOf(ras))

@@ -46,7 +46,7 @@ class Click:
                 raise InputError(
                     f"the click's {axis} must be a number from 0 to 1",
                     value=value,
-                    mend="Divide pixel coordinates by the picture's width or height.",
+                    remedy="Divide pixel coordinates by the picture's width or height.",
                 )
             object.__setattr__(self, axis, float(value) + 0.0)  # + 0.0 turns -0.0 into 0.0
         object.__setattr__(self, "positive", bool(self.positive))
@@ -94,7 +94,7 @@ def parse_reply(text: str) -> Reply:
         raise found.error or ReplyError(
             "the reply holds no action",
             value=text[:200],
-            mend="Expected <action>Positive Point (x, y)</action>, a Negative Point, or Terminate.",
+            remedy="Expected <action>Positive Point (x, y)</action>, a Negative Point, or Terminate.",
         )
     return Reply(found.thinking, found.action)
 
@@ -109,7 +109,7 @@ def format_reply(reply: Reply) -> str:
         tag = _TAG.search(text)
         if tag:
             raise InputError(
-                f"the {part} holds a tag", value=tag.group(), mend="Take the tag out of the text."
+                f"the {part} holds a tag", value=tag.group(), remedy="Take the tag out of the text."
             )
     head = f"<think>{reply.thinking.strip()}</think>\n"
     if isinstance(reply.action, Terminate):
@@ -239,5 +239,5 @@ def _refused(problem: str, value: str) -> ReplyError:
     return ReplyError(
         problem,
         value=value.strip()[:200],
-        mend="Expected Positive Point (x, y), Negative Point (x, y) or Terminate.",
+        remedy="Expected Positive Point (x, y), Negative Point (x, y) or Terminate.",
     )

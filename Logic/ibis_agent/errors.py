@@ -1,6 +1,6 @@
 """The errors that people see.
 
-Every refusal names the file, the value and the mend, so that the reader can act on it.
+Every refusal names the file, the value and the remedy, so that the reader can act on it.
 Only these classes cross the border of the package; what a library raises is translated where it is called.
 """
 
@@ -13,7 +13,7 @@ _LONGEST_VALUE = 160
 
 
 class IbisError(Exception):
-    """A problem that a person can mend.
+    """A problem that a person can put right.
 
     `str(error)` reads ``FILE: problem (got VALUE). MEND``; the parts stay available as attributes.
     """
@@ -24,12 +24,12 @@ class IbisError(Exception):
         *,
         file: str | os.PathLike[str] | None = None,
         value: Any = None,
-        mend: str | None = None,
+        remedy: str | None = None,
     ) -> None:
         self.problem = problem
         self.file = None if file is None else os.fspath(file)
         self.value = value
-        self.mend = mend
+        self.remedy = remedy
         super().__init__(problem)
 
     def __str__(self) -> str:
@@ -38,11 +38,11 @@ class IbisError(Exception):
             text += f" (got {_shown(self.value)})"
         if not text.endswith((".", "!", "?")):
             text += "."
-        return text if self.mend is None else f"{text} {self.mend}"
+        return text if self.remedy is None else f"{text} {self.remedy}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions pickle by their positional arguments; ours are keywords.
-        return _rebuild, (type(self), self.problem, self.file, self.value, self.mend)
+        return _rebuild, (type(self), self.problem, self.file, self.value, self.remedy)
 
 
 class InputError(IbisError):
@@ -77,6 +77,6 @@ def _shown(value: Any) -> str:
 
 
 def _rebuild(
-    kind: type[IbisError], problem: str, file: str | None, value: Any, mend: str | None
+    kind: type[IbisError], problem: str, file: str | None, value: Any, remedy: str | None
 ) -> IbisError:
-    return kind(problem, file=file, value=value, mend=mend)
+    return kind(problem, file=file, value=value, remedy=remedy)

@@ -19,7 +19,7 @@ LARGEST_FILE = 2**30
 _MISSING = object()
 
 
-def read_json(path: str | os.PathLike[str], mend: str = "Use a file that this program wrote.") -> Any:
+def read_json(path: str | os.PathLike[str], remedy: str = "Use a file that this program wrote.") -> Any:
     """The JSON value in a file. Raises InputError for what is no JSON, and for NaN and infinite numbers."""
     file = Path(path)
     try:
@@ -28,14 +28,14 @@ def read_json(path: str | os.PathLike[str], mend: str = "Use a file that this pr
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise InputError(f"cannot be read: {reason}", file=file, mend="Check the path.") from error
+        raise InputError(f"cannot be read: {reason}", file=file, remedy="Check the path.") from error
     except UnicodeDecodeError as error:
-        raise InputError("is not text in UTF-8", file=file, mend=mend) from error
+        raise InputError("is not text in UTF-8", file=file, remedy=remedy) from error
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         shown = str(error) if text.strip() else "an empty file"
-        raise InputError("is not JSON", file=file, value=shown, mend=mend) from error
+        raise InputError("is not JSON", file=file, value=shown, remedy=remedy) from error
 
 
 class Fields:
@@ -56,7 +56,7 @@ class Fields:
             f"{self._name(key)} {problem}",
             file=self.file,
             value="null" if shown is None else shown if isinstance(shown, str) else json.dumps(shown),
-            mend="The record was changed or comes from another program.",
+            remedy="The record was changed or comes from another program.",
         )
 
     def value(self, key: str, default: Any = _MISSING) -> Any:
@@ -72,7 +72,7 @@ class Fields:
             raise InputError(
                 f"{self._name(key)} is missing",
                 file=self.file,
-                mend="The record was changed or comes from another program.",
+                remedy="The record was changed or comes from another program.",
             )
         return found
 
@@ -138,7 +138,7 @@ class Fields:
                 raise
             name = self.path if key is None else self._name(key)
             raise InputError(
-                f"{name}: {error.problem}", file=self.file, value=error.value, mend=error.mend
+                f"{name}: {error.problem}", file=self.file, value=error.value, remedy=error.remedy
             ) from error
 
     def _name(self, key: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ibis_agent.errors import OutputError
 
-_MENDS = {
+_REMEDIES = {
     errno.ENOSPC: "Free some space on that disk or choose another folder.",
     errno.EDQUOT: "Your quota on that disk is used up; free some space or choose another folder.",
     errno.EACCES: "Choose a folder that you may write to.",
@@ -41,14 +41,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises OutputError for whatever the operating system refuses, inside the block too.
     """
     if "\0" in os.fspath(path):
-        raise OutputError("is no possible file name", file=path, mend="Choose another name.")
+        raise OutputError("is no possible file name", file=path, remedy="Choose another name.")
     try:
         # Through a link to its target: replacing the link itself would surprise its owner.
         final = Path(os.path.realpath(path))
         if final.is_dir():
-            raise OutputError("is a folder, not a file", file=path, mend="Choose another file name.")
+            raise OutputError("is a folder, not a file", file=path, remedy="Choose another file name.")
         if final.exists() and not final.is_file():
-            raise OutputError("is not a regular file", file=path, mend="Choose another file name.")
+            raise OutputError("is not a regular file", file=path, remedy="Choose another file name.")
         # At most 40 characters of the name: with four bytes each and the prefix that stays below 255 bytes.
         temporary = final.with_name(f".{secrets.token_hex(6)}-{final.name[-40:]}")
         # Exclusive, and with the permissions that the umask asks for; mkstemp's 0600 would outlive the move.
@@ -111,7 +111,7 @@ def check_writable_folder(path: str | os.PathLike[str], need_bytes: int = 0) -> 
                     f"needs {need_bytes / 2**20:.0f} MiB of free space",
                     file=path,
                     value=f"{free / 2**20:.0f} MiB",
-                    mend=_MENDS[errno.ENOSPC],
+                    remedy=_REMEDIES[errno.ENOSPC],
                 )
         except OSError as error:
             raise output_error(error, path) from error
@@ -126,8 +126,8 @@ def check_writable_folder(path: str | os.PathLike[str], need_bytes: int = 0) -> 
 def output_error(error: OSError, path: str | os.PathLike[str]) -> OutputError:
     """An OutputError that says in plain words why `path` could not be written."""
     reason = os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
-    mend = _MENDS.get(error.errno or 0, "Choose another file or folder.")
-    return OutputError(f"cannot be written: {reason.lower()}", file=path, mend=mend)
+    remedy = _REMEDIES.get(error.errno or 0, "Choose another file or folder.")
+    return OutputError(f"cannot be written: {reason.lower()}", file=path, remedy=remedy)
 
 
 def _make_folders(folder: Path, made: list[Path]) -> None:

@@ -207,8 +207,8 @@ def measure(
                 for number, cost in enumerate(rows):
                     costs[kind].setdefault((seed, number), []).append(cost)
     if not costs["ours"]:
-        mend = "Measure a trained policy."
-        raise ModelError("the policy gave no readable reply, so there is nothing to time", mend=mend)
+        remedy = "Measure a trained policy."
+        raise ModelError("the policy gave no readable reply, so there is nothing to time", remedy=remedy)
     result: dict[str, Any] = {
         "machine": machine(policy.device),
         "policy": {**policy.identity, "parameters": sum(p.numel() for p in policy.model.parameters())},

@@ -32,8 +32,8 @@ def ending(stopped: str = "stopped") -> Iterator[None]:
         # By its name: torch is not imported for commands that do without it.
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        mend = "Take a smaller batch or group, LoRA in place of full, or a smaller policy."
-        raise SystemExit(f"error: the graphics card has no room left. {mend}") from error
+        remedy = "Take a smaller batch or group, LoRA in place of full, or a smaller policy."
+        raise SystemExit(f"error: the graphics card has no room left. {remedy}") from error
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         raise SystemExit(STOPPED) from None
@@ -45,9 +45,9 @@ def check_output(file: Path | None) -> None:
         return
     folder = file.resolve().parent
     if not folder.is_dir():
-        raise InputError("there is no such folder", file=folder, mend="Make it, or choose another.")
+        raise InputError("there is no such folder", file=folder, remedy="Make it, or choose another.")
     if file.is_dir():
-        raise InputError("is a folder, not a file", file=file, mend="Choose another file name.")
+        raise InputError("is a folder, not a file", file=file, remedy="Choose another file name.")
     check_writable_folder(folder)
 
 

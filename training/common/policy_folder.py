@@ -56,7 +56,7 @@ def quietly() -> Iterator[None]:
 def check_free(path: Path) -> None:
     """Raises OutputError where `path` is there already and not an empty folder."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise OutputError("is there already", file=path, mend="Choose another folder, or remove it.")
+        raise OutputError("is there already", file=path, remedy="Choose another folder, or remove it.")
 
 
 @contextlib.contextmanager
@@ -127,7 +127,7 @@ def write_policy(
         raise InputError(
             f"{len(bad)} of the weights hold what is not a number: the training went astray",
             value=bad[0],
-            mend="Train again with a lower rate.",
+            remedy="Train again with a lower rate.",
         )
     cast: dict[int, torch.Tensor] = {}  # weights that are shared stay shared
     whole = {

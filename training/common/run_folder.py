@@ -51,5 +51,5 @@ def same_run(
             "the folder holds a run with other settings or data",
             file=file.parent,
             value=", ".join(changed),
-            mend="Choose another folder, or remove it.",
+            remedy="Choose another folder, or remove it.",
         )

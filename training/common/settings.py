@@ -1,4 +1,4 @@
-"""YAML settings → a dataclass, checked before any slow work: every error names the file, the key and the mend.
+"""YAML settings → a dataclass, checked before any slow work: every error names the file, the key and the remedy.
 
     settings = read_settings("training/configs/sft-demo.yaml", SftSettings, ["steps=20", "lora.rank=4"])
 
@@ -61,12 +61,14 @@ def _load(path: Path) -> dict[str, Any]:
             raise InputError("is too large for settings", file=path, value=path.stat().st_size)
         values = yaml.load(path.read_text("utf-8-sig"), Loader=_Loader)
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", file=path, mend="Check the path.") from error
+        raise InputError(f"cannot be read: {error.strerror}", file=path, remedy="Check the path.") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         text = " ".join(str(error).split())
-        raise InputError(f"is not YAML: {text}", file=path, mend="Correct that place.") from error
+        raise InputError(f"is not YAML: {text}", file=path, remedy="Correct that place.") from error
     if not isinstance(values, dict):
-        raise InputError("holds no settings", file=path, value=values, mend="Write one `key: value` a line.")
+        raise InputError(
+            "holds no settings", file=path, value=values, remedy="Write one `key: value` a line."
+        )
     return values
 
 
@@ -88,34 +90,34 @@ class _Loader(yaml.SafeLoader):
 def _apply(values: dict[str, Any], change: str) -> None:
     key, equals, text = change.partition("=")
     if not equals or not key.strip():
-        raise InputError("a change needs a key and a value", value=change, mend="Such as steps=200.")
+        raise InputError("a change needs a key and a value", value=change, remedy="Such as steps=200.")
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise InputError(
-            "the value of a change is not YAML", value=change, mend="Put it in quotes."
+            "the value of a change is not YAML", value=change, remedy="Put it in quotes."
         ) from error
     *parents, last = key.strip().split(".")
     place: Any = values
     for parent in parents:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
-            raise InputError(f"{parent} has no parts", value=change, mend="Leave the dot out.")
+            raise InputError(f"{parent} has no parts", value=change, remedy="Leave the dot out.")
     place[last] = value
 
 
 def _dataclass(values: Any, kind: type[T], prefix: str, file: str | None) -> T:
     if not isinstance(values, Mapping):
         raise InputError(
-            f"{prefix[:-1]} must have parts", file=file, value=values, mend="Indent `key: value`."
+            f"{prefix[:-1]} must have parts", file=file, value=values, remedy="Indent `key: value`."
         )
     fields = {each.name: each for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(kind)
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)
-            mend = f'Did you mean "{prefix}{near[0]}"?' if near else f"Known keys: {', '.join(fields)}."
-            raise InputError("unknown key", file=file, value=f"{prefix}{key}", mend=mend)
+            remedy = f'Did you mean "{prefix}{near[0]}"?' if near else f"Known keys: {', '.join(fields)}."
+            raise InputError("unknown key", file=file, value=f"{prefix}{key}", remedy=remedy)
     given = {}
     for name, each in fields.items():
         if name in values:
@@ -123,7 +125,7 @@ def _dataclass(values: Any, kind: type[T], prefix: str, file: str | None) -> T:
             _limits(given[name], each.metadata, prefix + name, file)
         elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
             raise InputError(
-                f'the key "{prefix}{name}" is missing', file=file, mend=f"Add `{prefix}{name}: …`."
+                f'the key "{prefix}{name}" is missing', file=file, remedy=f"Add `{prefix}{name}: …`."
             )
     return kind(**given)
 
@@ -135,9 +137,9 @@ def _value(value: Any, hint: Any, key: str, file: str | None) -> Any:
     if origin is Literal:
         if value not in parts or isinstance(value, bool):
             near = difflib.get_close_matches(str(value), [str(part) for part in parts], n=1)
-            mend = f"Did you mean {near[0]}?" if near else "Choose one of them."
+            remedy = f"Did you mean {near[0]}?" if near else "Choose one of them."
             raise InputError(
-                f"{key} must be {' or '.join(map(str, parts))}", file=file, value=value, mend=mend
+                f"{key} must be {' or '.join(map(str, parts))}", file=file, value=value, remedy=remedy
             )
         return value
     if origin in (Union, types.UnionType):
@@ -189,9 +191,9 @@ def _limits(value: Any, limits: Mapping[str, float], key: str, file: str | None)
     ):
         if name in limits and broken(limits[name]):
             raise InputError(
-                f"{key} must be {words} {limits[name]:g}", file=file, value=value, mend="Correct it."
+                f"{key} must be {words} {limits[name]:g}", file=file, value=value, remedy="Correct it."
             )
 
 
 def _wrong(value: Any, expected: str, key: str, file: str | None) -> InputError:
-    return InputError(f"{key} must be {expected}", file=file, value=value, mend="Correct it.")
+    return InputError(f"{key} must be {expected}", file=file, value=value, remedy="Correct it.")

@@ -116,7 +116,7 @@ def load(folder: Path) -> Slices:
     """The slices made so far under `folder`. Raises InputError where there are none."""
     if not (folder / "done.npy").is_file():
         raise InputError(
-            "holds no slices", file=folder, mend="Make them: python -m training.demo.dataset --help."
+            "holds no slices", file=folder, remedy="Make them: python -m training.demo.dataset --help."
         )
     done = np.load(folder / "done.npy")
     count = len(done) if done.all() else int(np.argmin(done))

@@ -177,8 +177,8 @@ def main() -> None:
 def train(args: argparse.Namespace) -> None:
     """Train, or go on training, and write the model. Raises InputError for what is not there."""
     if not args.start.is_file():
-        mend = "Make it: python -m training.demo.train_segmenter."
-        raise InputError("there is no such checkpoint", file=args.start, mend=mend)
+        remedy = "Make it: python -m training.demo.train_segmenter."
+        raise InputError("there is no such checkpoint", file=args.start, remedy=remedy)
     clips, data = load(args.clips), load(args.data)
     loop.prepare(args)
     model = build(args.config)

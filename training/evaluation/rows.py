@@ -37,7 +37,7 @@ class Shard:
         number, count = (int(found[1]), int(found[2])) if found else (0, 0)
         if not 1 <= number <= count:
             raise InputError(
-                "--shard says which part of how many", value=text, mend="Such as 1/4, 2/4, 3/4 and 4/4."
+                "--shard says which part of how many", value=text, remedy="Such as 1/4, 2/4, 3/4 and 4/4."
             )
         return cls(number, count)
 
@@ -96,15 +96,15 @@ class RowStore:
 def read_settings(folder: Path) -> dict[str, Any]:
     """What a folder's evaluation is of. Raises InputError."""
     path = folder / SETTINGS
-    mend = "Give a folder that an evaluation was written to with --out."
+    remedy = "Give a folder that an evaluation was written to with --out."
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError("holds no evaluation", file=folder, value=error.strerror, mend=mend) from error
+        raise InputError("holds no evaluation", file=folder, value=error.strerror, remedy=remedy) from error
     except ValueError as error:
-        raise InputError("is no JSON", file=path, value=str(error), mend=mend) from error
+        raise InputError("is no JSON", file=path, value=str(error), remedy=remedy) from error
     if not isinstance(settings, dict) or settings.get("schema") != SCHEMA:
-        raise InputError("is not of an evaluation", file=path, mend=mend)
+        raise InputError("is not of an evaluation", file=path, remedy=remedy)
     return {name: value for name, value in settings.items() if name != "schema"}
 
 
@@ -118,7 +118,7 @@ def check_same(ours: dict[str, Any], theirs: dict[str, Any], folder: Path) -> No
                 f"was measured with another {name}",
                 file=folder,
                 value=f"{json.dumps(theirs.get(name))} there, {json.dumps(ours.get(name))} now",
-                mend="Choose another folder, or go on with the same settings.",
+                remedy="Choose another folder, or go on with the same settings.",
             )
 
 
@@ -147,7 +147,7 @@ def merged(folders: Sequence[Path], total: int) -> dict[int, Row]:
         raise InputError(
             f"{len(missing)} of {total} pictures are not measured yet",
             value=", ".join(map(str, missing[:5])) + (" …" if len(missing) > 5 else ""),
-            mend="Run the shards that are missing, or start a stopped one again.",
+            remedy="Run the shards that are missing, or start a stopped one again.",
         )
     return dict(sorted(found.items()))
 
@@ -175,8 +175,8 @@ def _lines(path: Path) -> Iterator[Row]:
             if not isinstance(row["index"], int):
                 raise TypeError("index")
         except (ValueError, KeyError, TypeError) as error:
-            mend = "Remove that line; its picture is measured again."
-            raise InputError(f"line {number} is no row", file=path, value=line[:60], mend=mend) from error
+            remedy = "Remove that line; its picture is measured again."
+            raise InputError(f"line {number} is no row", file=path, value=line[:60], remedy=remedy) from error
         yield row
 
 

@@ -166,7 +166,7 @@ def labelled_scan(scan: Path, labels: Path, names: Path, card: ModelCard) -> Lab
     case = Case(scan.name, scan, labels, _organs(names))
     for problem in checked(case):
         if isinstance(problem, Problem):
-            raise InputError(problem.text, file=problem.file, mend="Check the path.")
+            raise InputError(problem.text, file=problem.file, remedy="Check the path.")
     found = LabelledData([case], choice)
     if not len(found):
         refuse(found.problems)
@@ -182,10 +182,10 @@ def _shown(source: Source, place: tuple[str, int]) -> Shown:
 
 def _organs(names_file: Path) -> dict[int, str]:
     """Label number → structure, of those that are measured. Raises InputError."""
-    mend = 'It must be an object such as {"5": "liver", "1": "spleen"}.'
-    names = read_json(names_file, mend=mend)
+    remedy = 'It must be an object such as {"5": "liver", "1": "spleen"}.'
+    names = read_json(names_file, remedy=remedy)
     if not isinstance(names, dict) or not all(number.isdecimal() for number in names):
-        raise InputError("holds no names of labels", file=names_file, mend=mend)
+        raise InputError("holds no names of labels", file=names_file, remedy=remedy)
     found = {
         int(number): organ
         for organ, starts in ORGANS.items()
@@ -193,8 +193,8 @@ def _organs(names_file: Path) -> dict[int, str]:
         if str(name).startswith(starts)
     }
     if not found:
-        mend = f"They are {', '.join(start for starts in ORGANS.values() for start in starts)}."
-        raise InputError("names none of the structures that are measured", file=names_file, mend=mend)
+        remedy = f"They are {', '.join(start for starts in ORGANS.values() for start in starts)}."
+        raise InputError("names none of the structures that are measured", file=names_file, remedy=remedy)
     return found
 
 

@@ -121,15 +121,15 @@ def check(settings: GrpoSettings, file: str | None = None) -> None:
     ):
         for name, weight in weights.items():
             if name not in known:
-                mend = f"Known: {', '.join(known)}."
-                raise InputError(f"rewards.{part} has no such reward", file=file, value=name, mend=mend)
+                remedy = f"Known: {', '.join(known)}."
+                raise InputError(f"rewards.{part} has no such reward", file=file, value=name, remedy=remedy)
             number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
             if not number or not math.isfinite(weight):
                 raise InputError(f"rewards.{part}.{name} must be a number", file=file, value=weight)
     turn = given.turn_credit * sum(abs(w) for w in given.turn.values())
     outcome = given.outcome_credit * sum(abs(w) for w in given.outcome.values())
     if not turn and not outcome:
-        raise InputError("no reward has a weight", file=file, mend="Give at least one under rewards.")
+        raise InputError("no reward has a weight", file=file, remedy="Give at least one under rewards.")
     if settings.lora.dropout:
         raise InputError(
             "lora.dropout must be 0: what is learnt from must be what was sampled",
@@ -145,5 +145,5 @@ def check(settings: GrpoSettings, file: str | None = None) -> None:
                 "the held phantoms are among those that it learns from",
                 file=file,
                 value=f"seed {settings.held.phantom_seed}",
-                mend="Give held.phantom_seed another number.",
+                remedy="Give held.phantom_seed another number.",
             )

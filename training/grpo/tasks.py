@@ -38,7 +38,7 @@ class Tasks:
 
     def __init__(self, pictures: Sequence[Callable[[], Shown]], identity: str = "") -> None:
         if not pictures:
-            raise InputError("there is no picture to ask about", mend="Give more phantoms or cases.")
+            raise InputError("there is no picture to ask about", remedy="Give more phantoms or cases.")
         self._pictures = list(pictures)
         self.identity = identity
 

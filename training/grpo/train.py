@@ -185,7 +185,7 @@ class Run:
                 "the gradient is not a number: the training went astray",
                 file=self.out,
                 value=f"update {self.update}",
-                mend="Start again with a lower rate.",
+                remedy="Start again with a lower rate.",
             )
         self.optimiser.step()
         if settings.vision:
@@ -360,7 +360,7 @@ def _device(settings: GrpoSettings) -> tuple[str, str]:
     """(device, precision)."""
     there = torch.cuda.is_available()
     if settings.device == "cuda" and not there:
-        raise InputError("there is no CUDA device", value=settings.device, mend="Set device: cpu.")
+        raise InputError("there is no CUDA device", value=settings.device, remedy="Set device: cpu.")
     device = "cuda" if there and settings.device != "cpu" else "cpu"
     precision = settings.precision
     if precision == "auto":

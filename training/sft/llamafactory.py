@@ -101,7 +101,10 @@ def sample_of(chat: Chat, card: ModelCard, place: Place, folder: Path, written: 
     for message in build_messages(card, turn):
         if MARKER in message.text:
             raise InputError(
-                f"a text holds the marker {MARKER}", file=record["id"], value=message.text, mend="Reword it."
+                f"a text holds the marker {MARKER}",
+                file=record["id"],
+                value=message.text,
+                remedy="Reword it.",
             )
         content = (MARKER if message.picture is not None else "") + message.text
         messages.append({"role": message.role, "content": content})

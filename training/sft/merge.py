@@ -33,7 +33,7 @@ def merge(adapter: Path, base: Path, out: Path, name: str = "", any_base: bool =
         name: of the new policy; empty: what the adapter's card says.
         any_base: take a base whose weights are not those that the adapter was trained on.
 
-    Raises IbisError naming the file and the mend; `out` appears when it is whole, or not at all.
+    Raises IbisError naming the file and the remedy; `out` appears when it is whole, or not at all.
     """
     _check_adapter(adapter)
     found = look_into(base)
@@ -47,7 +47,7 @@ def merge(adapter: Path, base: Path, out: Path, name: str = "", any_base: bool =
                 "the adapter was trained on other weights",
                 file=base,
                 value=found.sha256[:12],
-                mend=f"Give the folder of {trained.get('name')} ({str(trained_on)[:12]}), "
+                remedy=f"Give the folder of {trained.get('name')} ({str(trained_on)[:12]}), "
                 "or --any-base if you know that it is the same model.",
             )
     check_free(out)
@@ -72,11 +72,11 @@ def _check_adapter(adapter: Path) -> None:
             raise ModelError(
                 f"is no adapter: {file} is missing",
                 file=adapter,
-                mend="Give the folder `adapter` that training.sft made.",
+                remedy="Give the folder `adapter` that training.sft made.",
             )
     kind = read_json(adapter / _ADAPTER).get("peft_type")
     if kind != "LORA":
-        raise ModelError("is not a LoRA adapter", file=adapter, value=kind, mend="Only LoRA is merged.")
+        raise ModelError("is not a LoRA adapter", file=adapter, value=kind, remedy="Only LoRA is merged.")
     read_header(adapter / _WEIGHTS)
 
 
@@ -98,7 +98,7 @@ def _merged(adapter: Path, base: PolicyFolder) -> Any:
         raise ModelError(
             f"does not fit its base: {str(error).strip().splitlines()[0][:300]}",
             file=adapter,
-            mend=f"Give the base it was trained on instead of {base.folder}.",
+            remedy=f"Give the base it was trained on instead of {base.folder}.",
         ) from error
 
 

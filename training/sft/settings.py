@@ -99,4 +99,6 @@ def changed_card(card: ModelCard, changes: dict[str, Any], file: str | None = No
     try:
         return card_from_json({**values, **changes})
     except ModelError as error:
-        raise InputError(f"card: {error.problem}", file=file, value=error.value, mend=error.mend) from error
+        raise InputError(
+            f"card: {error.problem}", file=file, value=error.value, remedy=error.remedy
+        ) from error

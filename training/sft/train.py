@@ -132,11 +132,11 @@ def _device(settings: SftSettings) -> tuple[str, str]:
     there = torch.cuda.is_available()
     if settings.device == "cuda" and not there:
         raise InputError(
-            "there is no CUDA device, or torch was installed without CUDA", mend="Set device: cpu."
+            "there is no CUDA device, or torch was installed without CUDA", remedy="Set device: cpu."
         )
     device = "cpu" if settings.device == "cpu" or not there else f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     if settings.optimiser == "adamw_8bit" and device == "cpu":
-        raise InputError("adamw_8bit needs a CUDA device", mend="Set optimiser: adamw.")
+        raise InputError("adamw_8bit needs a CUDA device", remedy="Set optimiser: adamw.")
     precision = settings.precision
     if precision == "auto":
         precision = "bf16" if device != "cpu" and torch.cuda.is_bf16_supported() else "fp32"
@@ -180,11 +180,11 @@ def _arguments(settings: SftSettings, device: str, precision: str, file: str | N
     for key in settings.trainer:
         if key not in known or key in values:
             why = "is set by a key of its own" if key in values else "is no TrainingArguments of transformers"
-            raise InputError(f"trainer.{key} {why}", file=file, mend="Take it out.")
+            raise InputError(f"trainer.{key} {why}", file=file, remedy="Take it out.")
     try:
         arguments = TrainingArguments(**values, **settings.trainer)
     except (ValueError, TypeError, ImportError) as error:
-        raise InputError(f"trainer: {error}", file=file, mend="Correct it.") from error
+        raise InputError(f"trainer: {error}", file=file, remedy="Correct it.") from error
     if settings.threads:
         torch.set_num_threads(settings.threads)
     # Several devices are torchrun's business: in one process the Trainer would split batches between them.
@@ -208,7 +208,7 @@ def _check_memory(settings: SftSettings, found: PolicyFolder, device: str, preci
             f"training needs at least {gigabytes(needed)} of memory on {device}",
             file=settings.model,
             value=f"{gigabytes(free)} free",
-            mend="Set tune: lora, or spread it over several devices (see training/README.md).",
+            remedy="Set tune: lora, or spread it over several devices (see training/README.md).",
         )
 
 

@@ -113,7 +113,7 @@ def check_data(
                 why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
                 if not skip_bad:
                     raise InputError(
-                        why.rstrip("."), file=where, mend="Mend it, or set bad_data: skip."
+                        why.rstrip("."), file=where, remedy="Mend it, or set bad_data: skip."
                     ) from error
                 found.refused.append(f"{where}: {why}")
                 continue
@@ -133,7 +133,7 @@ def check_data(
             "no turn is left to learn from",
             file=folders[0],
             value=found.refused[0] if found.refused else f"{len(found.held)} turns held out",
-            mend="See the reasons; make trajectories with training.trajectories, or hold out fewer.",
+            remedy="See the reasons; make trajectories with training.trajectories, or hold out fewer.",
         )
     return found
 
@@ -170,7 +170,9 @@ def read_picture(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"the picture cannot be read: {error}", file=path, mend="Make it again.") from error
+        raise InputError(
+            f"the picture cannot be read: {error}", file=path, remedy="Make it again."
+        ) from error
 
 
 def _lines(folder: Path) -> Iterator[tuple[int, int, bytes]]:
@@ -186,7 +188,7 @@ def _lines(folder: Path) -> Iterator[tuple[int, int, bytes]]:
         raise InputError(
             f"cannot be read: {error.strerror}",
             file=path,
-            mend="Give a folder that training.trajectories made.",
+            remedy="Give a folder that training.trajectories made.",
         ) from error
 
 

@@ -95,7 +95,7 @@ def read_trajectories(folder: Path) -> Iterator[Sample]:
             "cannot be read",
             file=path,
             value=error.strerror,
-            mend="Make it: python -m training.trajectories.",
+            remedy="Make it: python -m training.trajectories.",
         ) from error
 
 

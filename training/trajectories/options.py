@@ -90,7 +90,7 @@ def work_of(args: argparse.Namespace) -> Work:
         card = load_card(args.card)
         orientation, card_window = card.orientation.value, card.window
     if (args.window_min is None) != (args.window_max is None):
-        raise InputError("a window has two ends", mend="Give --window-min and --window-max.")
+        raise InputError("a window has two ends", remedy="Give --window-min and --window-max.")
     if args.window_min is not None:
         window = check_window((args.window_min, args.window_max))
     published = args.as_published
@@ -158,7 +158,7 @@ def _check(args: argparse.Namespace) -> None:
             raise InputError(f"{option} must be from {low} to {high}", value=value)
     if args.question and "{structure}" not in args.question:
         raise InputError(
-            "--question never names the structure", value=args.question, mend="Put {structure} into it."
+            "--question never names the structure", value=args.question, remedy="Put {structure} into it."
         )
     numbers = args.slices.split(",")
     if args.slices not in ("shown", "all") and not all(word.strip().isdigit() for word in numbers):
@@ -166,7 +166,7 @@ def _check(args: argparse.Namespace) -> None:
     sources = [args.source is not None, args.phantoms is not None, args.image is not None]
     if sum(sources) != 1 or (args.image is None) != (args.mask is None):
         raise InputError(
-            "nothing to work on, or too much", mend="Give a SOURCE, --phantoms N, or --image with --mask."
+            "nothing to work on, or too much", remedy="Give a SOURCE, --phantoms N, or --image with --mask."
         )
 
 

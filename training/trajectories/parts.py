@@ -252,7 +252,7 @@ def do_all(work: Work, groups: Sequence[Group], workers: int, segmenter: Any, pr
                 raise ModelError(
                     "a process was ended from outside, perhaps because the memory was full",
                     value=f"{workers} workers",
-                    mend="Start again with fewer --workers; what is done is kept.",
+                    remedy="Start again with fewer --workers; what is done is kept.",
                 ) from error
             raise
         _tell(news, progress)

@@ -138,7 +138,7 @@ def from_teacher(
                             raise ModelError(
                                 "the teacher does not answer",
                                 value=reasons[-1],
-                                mend="Try later; nothing is lost.",
+                                remedy="Try later; nothing is lost.",
                             )
                         continue
                     silent = 0
@@ -167,7 +167,7 @@ def from_teacher(
     write_json(folder / REPORT, report)
     if without and not keep_failed:
         raise InputError(
-            f"{len(without)} turns have no usable answer", file=folder / REPORT, mend="Run it again."
+            f"{len(without)} turns have no usable answer", file=folder / REPORT, remedy="Run it again."
         )
     rewrite(
         folder,
@@ -290,7 +290,7 @@ def agreed(teacher: Teacher, expected: dict[str, Any], per_minute: float, yes: b
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise InputError("nobody is here to agree", mend="Add --yes if it is meant so.")
+        raise InputError("nobody is here to agree", remedy="Add --yes if it is meant so.")
     try:
         return input("Go on? Type yes: ").strip().lower() == "yes"
     except EOFError:
@@ -363,12 +363,14 @@ def main() -> None:
     args = parser.parse_args()
     with ending("stopped; the same command goes on from here and pays for nothing twice"):
         if args.templates == bool(args.teacher):
-            raise InputError("where shall the thinking come from?", mend="Give --templates or --teacher URL.")
+            raise InputError(
+                "where shall the thinking come from?", remedy="Give --templates or --teacher URL."
+            )
         if args.templates:
             print(f"{from_templates(args.folder, args.style, args.seed)} turns from templates")
             return
         if not args.model:
-            raise InputError("the teacher needs the name of a model", mend="Give --model.")
+            raise InputError("the teacher needs the name of a model", remedy="Give --model.")
         if min(args.per_minute, args.parallel, args.timeout, args.tries, args.attempts) <= 0:
             raise InputError("--per-minute, --parallel, --timeout, --tries and --attempts must be positive")
         teacher = Teacher(

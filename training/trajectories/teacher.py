@@ -92,16 +92,20 @@ class Teacher:
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError("is no address of a teacher", value=url, mend="Such as https://host.example/v1.")
+            raise InputError(
+                "is no address of a teacher", value=url, remedy="Such as https://host.example/v1."
+            )
         if parts.username or parts.password:
-            raise InputError("keep the key out of the address", mend=f"Put it into {KEY_VARIABLE}.")
+            raise InputError("keep the key out of the address", remedy=f"Put it into {KEY_VARIABLE}.")
         base = url.rstrip("/").removesuffix("/chat/completions")
         self.address, self.host, self.model = f"{base}/chat/completions", parts.hostname, model
         self.local = _is_local(parts.hostname)
         self.key = os.environ.get(KEY_VARIABLE) if key is None else key
         if self.key and parts.scheme == "http" and not self.local:
             raise InputError(
-                "the key would travel unencrypted", value=url, mend="Use https, or a teacher on this machine."
+                "the key would travel unencrypted",
+                value=url,
+                remedy="Use https, or a teacher on this machine.",
             )
         self.stopped = threading.Event()  # once set nothing is waited for, and nothing asked again
         self._timeout, self._tries, self._sleep = timeout, tries, sleep or self.stopped.wait
@@ -142,7 +146,7 @@ class Teacher:
                         raise ModelError(
                             f"the teacher refused: {answer.status_code} {answer.reason}",
                             value=_start_of(answer),
-                            mend="Check the address, the model's name and the key.",
+                            remedy="Check the address, the model's name and the key.",
                         )
                     reason = f"{answer.status_code} {answer.reason}"
                     asked = _retry_after(answer.headers.get("Retry-After"))

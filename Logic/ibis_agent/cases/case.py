@@ -69,11 +69,11 @@ def read_labels(file: Path, content: Any = None) -> dict[int, str]:
 
     Raises InputError naming the file.
     """
-    content = read_json(file, mend='Such as {"1": "liver", "2": "spleen"}.') if content is None else content
+    content = read_json(file, remedy='Such as {"1": "liver", "2": "spleen"}.') if content is None else content
     if isinstance(content, Mapping) and isinstance(content.get("labels"), Mapping):
         content = content["labels"]
     if not isinstance(content, Mapping):
-        raise InputError("holds no names of labels", file=file, mend='Such as {"1": "liver"}.')
+        raise InputError("holds no names of labels", file=file, remedy='Such as {"1": "liver"}.')
     labels: dict[int, str] = {}
     for key, value in content.items():
         number, name = (value, key) if label_value(value) is not None else (key, value)
@@ -83,12 +83,12 @@ def read_labels(file: Path, content: Any = None) -> dict[int, str]:
                 "a label needs a whole number and a name",
                 file=file,
                 value=f"{key}: {value}",
-                mend="Structures that overlap need masks of their own.",
+                remedy="Structures that overlap need masks of their own.",
             )
         if whole != 0:
             labels[whole] = plain_name(name)
     if not labels:
-        raise InputError("names no label", file=file, mend='Such as {"1": "liver"}.')
+        raise InputError("names no label", file=file, remedy='Such as {"1": "liver"}.')
     return labels
 
 
@@ -113,7 +113,7 @@ def names_for(mask: Path, root: Path, names: dict[int, str] | None) -> tuple[dic
     raise InputError(
         "nothing says what its values stand for",
         file=mask,
-        mend=f'Write {own.name}, such as {{"1": "liver"}}, or labels.json for all.',
+        remedy=f'Write {own.name}, such as {{"1": "liver"}}, or labels.json for all.',
     )
 
 

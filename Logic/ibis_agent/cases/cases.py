@@ -54,7 +54,7 @@ def read_cases(source: Path, names: Path | None = None) -> tuple[list[Case], lis
         raise InputError(
             "is no source of cases" if there else "there is no such file or folder",
             file=source,
-            mend="Give a folder, a .csv or a .json manifest.",
+            remedy="Give a folder, a .csv or a .json manifest.",
         )
     cases: list[Case] = []
     problems: list[Problem] = []
@@ -69,7 +69,7 @@ def read_cases(source: Path, names: Path | None = None) -> tuple[list[Case], lis
             first[each.id] = each
             cases.append(each)
     if not cases and not problems:
-        raise InputError("holds no pictures with masks", file=source, mend=_LAYOUTS)
+        raise InputError("holds no pictures with masks", file=source, remedy=_LAYOUTS)
     return cases, problems
 
 
@@ -83,7 +83,7 @@ def refuse(problems: Sequence[Problem]) -> None:
         raise InputError(
             f"{first}" + (f" (and {more} more)" if more else ""),
             file=first.file,
-            mend="Mend the data, or choose to skip such cases.",
+            remedy="Mend the data, or choose to skip such cases.",
         )
 
 

@@ -93,7 +93,7 @@ def _case_of(
     try:
         labels, own = names_for(mask, root, names)
     except InputError as error:
-        yield Problem("names", key, str(mask), f"{error.problem}. {error.mend}")
+        yield Problem("names", key, str(mask), f"{error.problem}. {error.remedy}")
         return
     yield from checked(Case(key, image, mask, labels, own_labels=own))
 

@@ -34,20 +34,22 @@ def in_csv(path: Path, names: dict[int, str] | None) -> Iterator[Case | Problem]
         dialect = csv.Sniffer().sniff(text[:4096], ",;\t") if text.strip() else csv.excel
         rows = list(csv.DictReader(io.StringIO(text), dialect=dialect))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError("cannot be read as CSV", file=path, value=error, mend="Save it as UTF-8.") from error
+        raise InputError(
+            "cannot be read as CSV", file=path, value=error, remedy="Save it as UTF-8."
+        ) from error
     _check_columns(rows[0].keys() if rows else (), path)
     for number, row in enumerate(rows, 2):
         yield from _from_row({k: v for k, v in row.items() if v not in (None, "")}, number, path, names)
 
 
 def in_json(path: Path, names: dict[int, str] | None) -> Iterator[Case | Problem]:
-    content = read_json(path, mend="A manifest is a list of objects with image and mask.")
+    content = read_json(path, remedy="A manifest is a list of objects with image and mask.")
     if isinstance(content, Mapping):
         if isinstance(content.get("labels"), Mapping):
             names = names or read_labels(path, content["labels"])
         content = content.get("cases")
     if not isinstance(content, list):
-        raise InputError("is no list of cases", file=path, mend='Such as [{"image": …, "mask": …}].')
+        raise InputError("is no list of cases", file=path, remedy='Such as [{"image": …, "mask": …}].')
     for number, row in enumerate(content, 1):
         if isinstance(row, Mapping):
             yield from _from_row({k: v for k, v in row.items() if v is not None}, number, path, names)
@@ -61,7 +63,7 @@ def _check_columns(columns: Any, path: Path) -> None:
     if lacking or unknown:
         problem = f"has no column {sorted(lacking)[0]}" if lacking else "has an unknown column"
         raise InputError(
-            problem, file=path, value=", ".join(map(str, columns)), mend=f"Known: {', '.join(_COLUMNS)}."
+            problem, file=path, value=", ".join(map(str, columns)), remedy=f"Known: {', '.join(_COLUMNS)}."
         )
 
 
@@ -118,6 +120,6 @@ def single_case(image: Path, mask: Path, names: Path | None = None) -> Case:
     """
     for file in (image, mask):
         if not file.exists():
-            raise InputError("there is no such file", file=file, mend="Check the path.")
+            raise InputError("there is no such file", file=file, remedy="Check the path.")
     labels, own = ({ANY: "structure"}, True) if names is None else (read_labels(names), True)
     return Case(stem(image), image, mask, labels, own_labels=own)

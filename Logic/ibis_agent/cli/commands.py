@@ -98,7 +98,7 @@ def _run(options: argparse.Namespace) -> int:
         return _run_volume(options, screen)
     for option in ("--range", "--roi", "--looks", "--follow"):
         if getattr(options, option[2:]) is not None:
-            raise InputError(f"{option} is for whole volumes", mend="Add --volume, or leave it out.")
+            raise InputError(f"{option} is for whole volumes", remedy="Add --volume, or leave it out.")
     run = runner.Run(_request(options))
     session = Session(run, screen, by_hand=options.step, as_json=options.json)
     session.load()
@@ -206,8 +206,8 @@ def _review(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> int:
     content = read_json(options.trajectory)
     if options.out.is_file() and options.out.samefile(options.trajectory):
-        mend = "Choose another --out."
-        raise InputError("the result would overwrite what it is made from", file=options.out, mend=mend)
+        remedy = "Choose another --out."
+        raise InputError("the result would overwrite what it is made from", file=options.out, remedy=remedy)
     if options.prompt is not None:
         check_question(options.prompt)
     if isinstance(content, dict) and "schema" in content:

@@ -48,7 +48,7 @@ def inspect(
         return {"Demo policy": _policy(policy, load), "Demo segmenter": _segmenter(segmenter, config, load)}
     path = Path(path)
     if not path.exists():
-        raise InputError("there is no such file or folder", file=path, mend="Check the path.")
+        raise InputError("there is no such file or folder", file=path, remedy="Check the path.")
     if path.is_dir():
         if (path / "config.json").exists() or any(path.glob("*.safetensors")):
             return {"Policy": _policy(path, load)}

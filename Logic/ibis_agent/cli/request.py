@@ -96,13 +96,13 @@ class Job:
 
 
 def check(request: Request) -> Job:
-    """Raises InputError or ModelError naming the file, the value and the mend."""
+    """Raises InputError or ModelError naming the file, the value and the remedy."""
     policy = request.policy if request.policy is not None else demo_policy()
     card = _card(policy, request.history)
     limits = _limits(request)
     if not _DEVICE.fullmatch(request.device):
         raise InputError(
-            "there is no such device", value=request.device, mend="Use auto, cpu, cuda or cuda:1."
+            "there is no such device", value=request.device, remedy="Use auto, cpu, cuda or cuda:1."
         )
     resumed = None if request.resume is None else Trajectory.load(request.resume)
     question = _question(request, card, resumed)
@@ -119,7 +119,7 @@ def demo_policy() -> Path:
         raise ModelError(
             "the demonstration policy is not in this installation",
             file=DEMO_POLICY,
-            mend="Name a policy's folder with --policy, or train one: python -m training.demo.train_policy.",
+            remedy="Name a policy's folder with --policy, or train one: python -m training.demo.train_policy.",
         )
     return DEMO_POLICY
 
@@ -129,8 +129,8 @@ def _card(folder: Path, history: int | None) -> ModelCard:
     if history is None:
         return card
     if history < 0:
-        mend = "Give the number of earlier turns to keep, 0 for none."
-        raise InputError("the history cannot be negative", value=history, mend=mend)
+        remedy = "Give the number of earlier turns to keep, 0 for none."
+        raise InputError("the history cannot be negative", value=history, remedy=remedy)
     return dataclasses.replace(card, history=history)
 
 
@@ -146,18 +146,18 @@ def _question(request: Request, card: ModelCard, resumed: Asked | None) -> str:
         try:
             return check_question(resumed.question, card.max_question, card.script)
         except InputError as error:
-            mend = f"{error.mend} The question is in the trajectory: start a new run."
-            raise InputError(error.problem, file=request.resume, value=error.value, mend=mend) from error
+            remedy = f"{error.remedy} The question is in the trajectory: start a new run."
+            raise InputError(error.problem, file=request.resume, value=error.value, remedy=remedy) from error
     if request.question is None:
-        mend = 'Ask with --prompt, such as --prompt "Segment the liver".'
-        raise InputError("there is no question", mend=mend)
+        remedy = 'Ask with --prompt, such as --prompt "Segment the liver".'
+        raise InputError("there is no question", remedy=remedy)
     question = check_question(request.question, card.max_question, card.script)
     if resumed is not None and question != resumed.question:
         raise InputError(
             "the run to resume was asked another question",
             file=request.resume,
             value=question,
-            mend="Leave --prompt out, or start a new run.",
+            remedy="Leave --prompt out, or start a new run.",
         )
     return question
 
@@ -167,7 +167,7 @@ def _picture(request: Request, card: ModelCard, resumed: Trajectory | None) -> t
     if resumed is not None:
         return _resumed_picture(request, card, resumed), resumed.source, ""
     if request.scan is None:
-        raise InputError("there is no scan", mend="Name a picture, a volume or a DICOM folder.")
+        raise InputError("there is no scan", remedy="Name a picture, a volume or a DICOM folder.")
     window = None if request.window is None else check_window(request.window)
     scan = load_scan(request.scan, series=request.series)
     preferred = card.window if scan.may_be_ct else None
@@ -194,7 +194,7 @@ def _resumed_picture(request: Request, card: ModelCard, resumed: Trajectory) -> 
                 f"{option} cannot be chosen again for a run that is resumed",
                 file=request.resume,
                 value=value,
-                mend="Leave it out: the picture is in the trajectory.",
+                remedy="Leave it out: the picture is in the trajectory.",
             )
     recorded = orientation_of(resumed.picture.geometry)
     if recorded is not None and recorded != card.orientation.value:
@@ -202,7 +202,7 @@ def _resumed_picture(request: Request, card: ModelCard, resumed: Trajectory) -> 
             "the run to resume was made with pictures turned another way than this policy expects",
             file=request.resume,
             value=f"{recorded}, the policy wants {card.orientation.value}",
-            mend="Choose the policy that it was made with, or start a new run.",
+            remedy="Choose the policy that it was made with, or start a new run.",
         )
     return resumed.picture
 
@@ -231,8 +231,8 @@ def _mask_paths(request: Request, folder: Path, geometry: PictureGeometry) -> li
     kind = "picture" if geometry.plane == "picture" else "volume"
     if request.mask is not None:
         if request.mask_formats:
-            mend = "The end of --mask says the format; leave --mask-format out."
-            raise InputError("the mask's format is said twice", value=request.mask_formats[0], mend=mend)
+            remedy = "The end of --mask says the format; leave --mask-format out."
+            raise InputError("the mask's format is said twice", value=request.mask_formats[0], remedy=remedy)
         mask_files.check_mask_path(request.mask, kind)
         _spare_the_scan(request, [request.mask])
         return [request.mask]
@@ -249,8 +249,8 @@ def _mask_paths(request: Request, folder: Path, geometry: PictureGeometry) -> li
 def _spare_the_scan(request: Request, paths: list[Path]) -> None:
     for path in paths:
         if request.scan is not None and path.resolve() == request.scan.resolve():
-            mend = "Choose another --out or --mask."
-            raise InputError("the mask would overwrite the scan", file=path, mend=mend)
+            remedy = "Choose another --out or --mask."
+            raise InputError("the mask would overwrite the scan", file=path, remedy=remedy)
 
 
 def _check_models(request: Request, policy: Path) -> None:

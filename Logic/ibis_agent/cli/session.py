@@ -99,7 +99,7 @@ class Session:
                 "the run to resume has ended",
                 file=self.run.job.request.resume,
                 value=reason,
-                mend="Go back in it with --step, or allow more with --max-turns.",
+                remedy="Go back in it with --step, or allow more with --max-turns.",
             )
 
     def _alone(self) -> None:
@@ -141,7 +141,7 @@ class Session:
             self.screen.line()  # the cursor stands behind the prompt and ^C
             raise
         except UnicodeDecodeError as error:
-            raise InputError("that is not understood", mend="Type ? for what there is.") from error
+            raise InputError("that is not understood", remedy="Type ? for what there is.") from error
         if not sys.stdin.isatty():
             self.screen.line()
         height, width = self.run.job.picture.rgb.shape[:2]

@@ -247,15 +247,15 @@ def read_command(text: str, height: int, width: int) -> Command:
         number, sign, x, y, pixels = click.groups()
         chosen = _click(x.rstrip(","), y, sign == "+", (height, width) if pixels else None)
         return Add(chosen) if number is None else Replace(int(number), chosen)
-    raise InputError("that is not understood", value=one_line(text)[:60], mend="Type ? for what there is.")
+    raise InputError("that is not understood", value=one_line(text)[:60], remedy="Type ? for what there is.")
 
 
 def _click(x: str, y: str, positive: bool, pixels: tuple[int, int] | None) -> Click:
     try:
         across, down = float(x), float(y)
     except ValueError as error:
-        mend = "As in: + 0.42 0.55, or + 91 48 px."
-        raise InputError("a click is two numbers", value=f"{x} {y}", mend=mend) from error
+        remedy = "As in: + 0.42 0.55, or + 91 48 px."
+        raise InputError("a click is two numbers", value=f"{x} {y}", remedy=remedy) from error
     if pixels is None:
         return Click(across, down, positive)
     height, width = pixels
@@ -263,7 +263,7 @@ def _click(x: str, y: str, positive: bool, pixels: tuple[int, int] | None) -> Cl
         raise InputError(
             "the pixel lies outside the picture",
             value=f"column {x}, row {y}",
-            mend=f"Columns run from 0 to {width - 1}, rows from 0 to {height - 1}.",
+            remedy=f"Columns run from 0 to {width - 1}, rows from 0 to {height - 1}.",
         )
     # The middle of the pixel, so that the published int() rule finds it again.
     return Click((across + 0.5) / width, (down + 0.5) / height, positive)

@@ -71,12 +71,14 @@ class VolumeJob:
         base = asked.base
         self.asked, self.notes = asked, list[str]()
         if base.index is not None:
-            mend = "Leave it out, or leave --volume out."
-            raise InputError("--slice cannot be used with --volume", value=base.index, mend=mend)
+            remedy = "Leave it out, or leave --volume out."
+            raise InputError("--slice cannot be used with --volume", value=base.index, remedy=remedy)
         if asked.looks is not None and asked.looks < 0:
-            raise InputError("the second looks cannot be negative", value=asked.looks, mend="0 is for none.")
+            raise InputError(
+                "the second looks cannot be negative", value=asked.looks, remedy="0 is for none."
+            )
         if base.scan is None:
-            raise InputError("there is no scan", mend="Name a volume or a DICOM folder.")
+            raise InputError("there is no scan", remedy="Name a volume or a DICOM folder.")
         self.policy_folder = base.policy if base.policy is not None else request.demo_policy()
         self.card: ModelCard = request._card(self.policy_folder, base.history)
         self.resumed = None if base.resume is None else VolumeTrajectory.load(base.resume)
@@ -224,12 +226,12 @@ class VolumeJob:
             ("--roi", asked.roi),
         ):
             if value is not None:
-                mend = "Leave it out: it is in the trajectory."
+                remedy = "Leave it out: it is in the trajectory."
                 raise InputError(
                     f"{option} cannot be chosen again for a run that is resumed",
                     file=base.resume,
                     value=value,
-                    mend=mend,
+                    remedy=remedy,
                 )
         volume = Fields(recorded.head, base.resume).inside("volume")
         orientation = volume.choice("orientation", [each.value for each in Orientation])
@@ -238,7 +240,7 @@ class VolumeJob:
                 "the run to resume was made with pictures turned another way than this policy expects",
                 file=base.resume,
                 value=f"{orientation}, the policy wants {self.card.orientation.value}",
-                mend="Choose the policy that it was made with, or start a new run.",
+                remedy="Choose the policy that it was made with, or start a new run.",
             )
         stack = stack_of(
             load_scan(base.scan, series=base.series),
@@ -253,8 +255,8 @@ class VolumeJob:
 
     def _mask_files(self, base: Request) -> tuple[Path, ...]:
         if base.mask is not None and base.mask_formats:
-            mend = "The end of --mask says the format; leave --mask-format out."
-            raise InputError("the mask's format is said twice", value=base.mask_formats[0], mend=mend)
+            remedy = "The end of --mask says the format; leave --mask-format out."
+            raise InputError("the mask's format is said twice", value=base.mask_formats[0], remedy=remedy)
         formats = dict.fromkeys(base.mask_formats or ("nii.gz",))
         paths = [base.mask] if base.mask else [self.folder / f"mask{MASK_FORMATS[each]}" for each in formats]
         for path in paths:

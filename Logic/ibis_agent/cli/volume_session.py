@@ -60,7 +60,7 @@ class VolumeSession:
                     "the run to resume has ended",
                     file=self.job.asked.base.resume,
                     value=resumed.head.get("reason"),
-                    mend="Go back in it, or correct it, with --step.",
+                    remedy="Go back in it, or correct it, with --step.",
                 )
             screen.line(screen.bold("IBIS agent") + screen.dim("  research use only, not for patients"))
             for term, value in self.job.description():
@@ -136,7 +136,7 @@ class VolumeSession:
         try:
             typed = sys.stdin.readline()
         except UnicodeDecodeError as error:
-            raise InputError("that is not understood", mend="Type ? for what there is.") from error
+            raise InputError("that is not understood", remedy="Type ? for what there is.") from error
         if not sys.stdin.isatty():
             self.screen.line()
         return typed.strip().lower() if typed else None

@@ -343,7 +343,7 @@ class WorkerClient:
             if sent.request == "load":
                 self._forget_models()
             self._drop(job)
-            words = (str(message.get(part) or "").strip() for part in ("text", "mend"))
+            words = (str(message.get(part) or "").strip() for part in ("text", "remedy"))
             job.fail(str(message.get("kind") or protocol.INTERNAL), " ".join(filter(None, words)))
         elif event in ("ready", "done"):
             self._sent, self.loading = None, ""

@@ -134,8 +134,8 @@ def _failure(error: Exception) -> Message:
         kind, text = protocol.MEMORY, "The graphics card ran out of memory"
         if isinstance(error, MemoryError):
             text = "This computer ran out of memory"
-        mend = "Everything so far is kept. Close programs that use it, or choose less precision or the CPU."
-        return {"event": "error", "kind": kind, "text": f"{text}.", "mend": mend}
+        remedy = "Everything so far is kept. Close programs that use it, or choose less precision or the CPU."
+        return {"event": "error", "kind": kind, "text": f"{text}.", "remedy": remedy}
     kinds = {
         Cancelled: protocol.CANCELLED,
         ReplyError: protocol.REPLY,
@@ -144,12 +144,12 @@ def _failure(error: Exception) -> Message:
     }
     if isinstance(error, IbisError):
         kind = next((kind for each, kind in kinds.items() if isinstance(error, each)), protocol.INPUT)
-        return {"event": "error", "kind": kind, "text": str(error), "mend": ""}
+        return {"event": "error", "kind": kind, "text": str(error), "remedy": ""}
     return {
         "event": "error",
         "kind": protocol.INTERNAL,
         "text": f"Something unexpected happened in the worker: {type(error).__name__}: {error}.",
-        "mend": "Everything so far is kept; the log has the details.",
+        "remedy": "Everything so far is kept; the log has the details.",
     }
 
 

@@ -28,7 +28,7 @@ true: the slices done count.
 
 Events (from the worker): `hello` (once, with the real process id), `loading`, `ready`, `text` (a piece of the
 reply being written), `slice`, `retry` (the reply could not be read, the policy is asked once more), `step`, `done`,
-`error` (kind, text, mend), `log`. All but hello and log carry the `id` of their request, and those of a
+`error` (kind, text, remedy), `log`. All but hello and log carry the `id` of their request, and those of a
 session its `session`, so that a late one can be told and dropped.
 """
 

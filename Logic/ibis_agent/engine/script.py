@@ -59,7 +59,7 @@ class ScriptedWorkbench(Workbench):
         except (OSError, ValueError) as error:
             raise InputError("this script cannot be read", file=path, value=str(error)) from error
         if not isinstance(script, dict) or not isinstance(script.get("replies"), list):
-            raise InputError("this is no script", file=path, mend="It needs a list of replies.")
+            raise InputError("this is no script", file=path, remedy="It needs a list of replies.")
         return cls(script, channel)
 
     def do(self, request: Message, emit: Emit, cancelled: IsStopped) -> Message:

@@ -64,7 +64,7 @@ class Workbench:
         self._images: set[Path] = set()  # read, and to be removed
 
     def do(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
-        """Raises IbisError for what a person can mend, and whatever else went wrong."""
+        """Raises IbisError for what a person can put right, and whatever else went wrong."""
         actions = {
             "load": self._load,
             "ask": self._ask,
@@ -192,7 +192,7 @@ class Workbench:
     def _ask(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
         """Open a question: about an image, or a run that another worker has begun."""
         if self._policy is None or self._segmenter is None:
-            raise ModelError("no models are loaded", mend="Load them first.")
+            raise ModelError("no models are loaded", remedy="Load them first.")
         if request.get("scope", "slice") not in self.scopes:
             raise InputError("this worker cannot be asked about that", value=request.get("scope"))
         if request.get("scope") == "volume":
@@ -204,7 +204,7 @@ class Workbench:
             if head["picture"].get("orientation") not in (None, card.orientation.value):
                 raise InputError(
                     "this run was made with a policy that sees pictures turned another way",
-                    mend="Choose the policy that it was made with under Models, or ask the question anew.",
+                    remedy="Choose the policy that it was made with under Models, or ask the question anew.",
                 )
         else:
             picture = cut_picture(request["image"], card.orientation, card.window)
@@ -295,7 +295,9 @@ class Workbench:
         """The request's session, its episode standing where the request wants to go on."""
         session = self._sessions.get(str(request.get("session")))
         if not isinstance(session, _Session):
-            raise InputError("this question is not open", value=request.get("session"), mend="Ask it first.")
+            raise InputError(
+                "this question is not open", value=request.get("session"), remedy="Ask it first."
+            )
         self._rewind(session, tuple(str(uid) for uid in request.get("after", session.now)))
         return session
 
@@ -369,7 +371,7 @@ def _policy_folder(where: str) -> Path:
         raise ModelError(
             "the demonstration policy is not in this installation",
             file=folder,
-            mend="Choose a policy's folder under Models.",
+            remedy="Choose a policy's folder under Models.",
         )
     return folder
 

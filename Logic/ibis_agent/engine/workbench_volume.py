@@ -139,7 +139,7 @@ def stack_from(image: Message, scan: Any, card: ModelCard, head: Message | None)
         if volume.get("orientation") != card.orientation.value:
             raise InputError(
                 "this run was made with a policy that sees pictures turned another way",
-                mend="Choose the policy that it was made with under Models, or ask the question anew.",
+                remedy="Choose the policy that it was made with under Models, or ask the question anew.",
             )
         window, roi = volume["window"], volume["roi"]
         slices: Any = (volume["first"], volume["last"])

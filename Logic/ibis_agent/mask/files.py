@@ -36,7 +36,7 @@ def check_mask_path(path: str | os.PathLike[str], kind: str = "volume") -> str:
     for suffix in possible:
         if name.endswith(suffix) and name != suffix:
             if os.path.isdir(path):  # unlike Path.is_dir it takes names that no file can have
-                raise OutputError("is a folder, not a file", file=path, mend="Choose another file name.")
+                raise OutputError("is a folder, not a file", file=path, remedy="Choose another file name.")
             return suffix
     if kind != "picture" and name.endswith(PICTURE_SUFFIXES):
         problem = "a PNG cannot hold where the mask lies in the scan"
@@ -44,7 +44,7 @@ def check_mask_path(path: str | os.PathLike[str], kind: str = "volume") -> str:
         problem = "a picture has no place in space that this kind of file could hold"
     else:
         problem = "masks cannot be written in this kind of file"
-    raise InputError(problem, file=path, mend=f"End the name in {' or '.join(possible)}.")
+    raise InputError(problem, file=path, remedy=f"End the name in {' or '.join(possible)}.")
 
 
 def write_mask(
@@ -178,5 +178,5 @@ def _write_nrrd(
                 "cannot be written",
                 file=path,
                 value=reason[:160],
-                mend="Check that the disk has room, or choose another.",
+                remedy="Check that the disk has room, or choose another.",
             ) from error

@@ -25,7 +25,7 @@ def encode_rle(mask: np.ndarray) -> str:
     """
     mask = np.asarray(mask)
     if mask.ndim != 2 or not mask.size:
-        raise InputError("a mask has two dimensions", value=mask.shape, mend="Pass one (H, W) array.")
+        raise InputError("a mask has two dimensions", value=mask.shape, remedy="Pass one (H, W) array.")
     flat = mask.ravel() != 0
     if not flat.any():
         return ""
@@ -53,7 +53,7 @@ def decode_rle(text: str, shape: tuple[int, int]) -> np.ndarray:
         raise InputError(
             f"the mask's runs add up to another picture than {height} × {width}",
             value=f"{sum(runs)} instead of {pixels} pixels",
-            mend="The mask belongs to another picture, or its text was changed.",
+            remedy="The mask belongs to another picture, or its text was changed.",
         )
     signs = np.arange(len(runs)) % 2 == 1
     return np.repeat(signs, runs).reshape(height, width)
@@ -94,23 +94,23 @@ def _pair(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _unpack(text: str, pixels: int) -> bytes:
-    mend = "The mask's text was changed or cut off."
+    remedy = "The mask's text was changed or cut off."
     try:
         packed = base64.b64decode("".join(text.split()).encode("ascii"), validate=True)
     except (UnicodeEncodeError, binascii.Error, ValueError) as error:
-        raise InputError("the mask's text is not base64", value=text[:60], mend=mend) from error
+        raise InputError("the mask's text is not base64", value=text[:60], remedy=remedy) from error
     # A run of n pixels takes at most 2n characters with its space, and the first may be "0 ".
     longest = 2 * pixels + 2
     unpacker = zlib.decompressobj()
     try:
         runs = unpacker.decompress(packed, longest + 1)
     except zlib.error as error:
-        raise InputError("the mask's text does not unpack", value=text[:60], mend=mend) from error
+        raise InputError("the mask's text does not unpack", value=text[:60], remedy=remedy) from error
     if len(runs) > longest:
-        raise InputError("the mask's text unpacks to more runs than the picture has pixels", mend=mend)
+        raise InputError("the mask's text unpacks to more runs than the picture has pixels", remedy=remedy)
     if not unpacker.eof or unpacker.unused_data:
         raise InputError(
-            "the mask's text is incomplete or has something behind it", value=text[:60], mend=mend
+            "the mask's text is incomplete or has something behind it", value=text[:60], remedy=remedy
         )
     return runs
 
@@ -121,6 +121,6 @@ def _runs(text: bytes) -> list[int]:
         raise InputError(
             "the mask's runs are not whole numbers separated by spaces",
             value=text[:60],
-            mend="The mask's text was changed or comes from another program.",
+            remedy="The mask's text was changed or comes from another program.",
         )
     return [int(word) for word in words]

@@ -69,12 +69,12 @@ class ModelCard:
 def load_card(folder: str | os.PathLike[str]) -> ModelCard:
     """Read the card in a policy's folder, or give the published defaults where there is none.
 
-    Raises ModelError naming the file, the key and the mend.
+    Raises ModelError naming the file, the key and the remedy.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ModelError(
-            "is not a policy's folder", file=folder, mend="Give the folder that holds config.json."
+            "is not a policy's folder", file=folder, remedy="Give the folder that holds config.json."
         )
     path = folder / CARD_NAME
     if not path.exists():
@@ -106,7 +106,7 @@ def card_from_json(values: Mapping[str, Any], file: Path | None = None) -> Model
     schema = given.pop("schema", _SCHEMA)
     if schema != _SCHEMA:
         raise ModelError(
-            "this model card is of another version", file=file, value=schema, mend=f'Expected "{_SCHEMA}".'
+            "this model card is of another version", file=file, value=schema, remedy=f'Expected "{_SCHEMA}".'
         )
     _refuse_unknown(given, ModelCard, "", file)
     texts = given.pop("prompts", None)
@@ -118,23 +118,25 @@ def card_from_json(values: Mapping[str, Any], file: Path | None = None) -> Model
     card = ModelCard(**given)
     if card.min_pixels and card.max_pixels and card.min_pixels > card.max_pixels:
         raise ModelError(
-            "min_pixels is above max_pixels", file=file, value=card.min_pixels, mend="Swap them."
+            "min_pixels is above max_pixels", file=file, value=card.min_pixels, remedy="Swap them."
         )
     return card
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    mend = "Repair it, or remove it to get the published defaults."
+    remedy = "Repair it, or remove it to get the published defaults."
     try:
         if path.stat().st_size > _LARGEST_CARD:
-            raise ModelError("is too large for a model card", file=path, value=path.stat().st_size, mend=mend)
+            raise ModelError(
+                "is too large for a model card", file=path, value=path.stat().st_size, remedy=remedy
+            )
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}", file=path, mend=mend) from error
+        raise ModelError(f"cannot be read: {error.strerror}", file=path, remedy=remedy) from error
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"is not JSON: {error}", file=path, mend=mend) from error
+        raise ModelError(f"is not JSON: {error}", file=path, remedy=remedy) from error
     if not isinstance(values, dict):
-        raise ModelError("is not a JSON object", file=path, value=type(values).__name__, mend=mend)
+        raise ModelError("is not a JSON object", file=path, value=type(values).__name__, remedy=remedy)
     return values
 
 
@@ -143,17 +145,21 @@ def _refuse_unknown(given: Mapping[str, Any], kind: type, prefix: str, file: Pat
     for key in given:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            mend = f'Did you mean "{prefix}{near[0]}"?' if near else f"Known keys: {', '.join(known)}."
-            raise ModelError("unknown key in the model card", file=file, value=prefix + key, mend=mend)
+            remedy = f'Did you mean "{prefix}{near[0]}"?' if near else f"Known keys: {', '.join(known)}."
+            raise ModelError("unknown key in the model card", file=file, value=prefix + key, remedy=remedy)
 
 
 def _prompts(texts: Any, file: Path | None) -> Prompts:
     if not isinstance(texts, dict):
-        raise ModelError("prompts must be an object", file=file, value=texts, mend='Such as {"first": "…"}.')
+        raise ModelError(
+            "prompts must be an object", file=file, value=texts, remedy='Such as {"first": "…"}.'
+        )
     _refuse_unknown(texts, Prompts, "prompts.", file)
     for key, text in texts.items():
         if not isinstance(text, str):
-            raise ModelError(f"prompts.{key} must be a text", file=file, value=text, mend="Put it in quotes.")
+            raise ModelError(
+                f"prompts.{key} must be a text", file=file, value=text, remedy="Put it in quotes."
+            )
         for word in placeholders_in(text):
             near = difflib.get_close_matches(word, PLACEHOLDERS, n=1)
             if word not in PLACEHOLDERS and near:
@@ -161,13 +167,15 @@ def _prompts(texts: Any, file: Path | None) -> Prompts:
                     f"unknown placeholder in prompts.{key}",
                     file=file,
                     value=word,
-                    mend=f"Did you mean {{{near[0]}}}?",
+                    remedy=f"Did you mean {{{near[0]}}}?",
                 )
     prompts = dataclasses.replace(DEFAULT_PROMPTS, **texts)
     for key in ("first", "refine"):
         if "question" not in placeholders_in(getattr(prompts, key)):
             raise ModelError(
-                f"prompts.{key} never asks the question", file=file, mend='Put "{question}" where it belongs.'
+                f"prompts.{key} never asks the question",
+                file=file,
+                remedy='Put "{question}" where it belongs.',
             )
     return prompts
 
@@ -177,7 +185,7 @@ def _checked(key: str, value: Any, read: Callable[[Any], Any], file: Path | None
         return read(value)
     except (ValueError, TypeError, OverflowError, InputError) as error:
         raise ModelError(
-            f"{key} must be {_EXPECTED[key]}", file=file, value=value, mend="Correct it."
+            f"{key} must be {_EXPECTED[key]}", file=file, value=value, remedy="Correct it."
         ) from error
 
 

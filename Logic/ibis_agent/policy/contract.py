@@ -73,7 +73,7 @@ class ScriptedPolicy:
             raise ModelError(
                 "the scripted policy has no reply left",
                 value=f"turn {turn.number}",
-                mend="Script more replies.",
+                remedy="Script more replies.",
             )
         text = self._replies[len(self.turns)]
         for start in range(0, len(text), 4):

@@ -83,12 +83,14 @@ class PolicyFolder:
 def look_into(folder: str | os.PathLike[str]) -> PolicyFolder:
     """Check a policy's folder: architecture, every file present and whole. Loads nothing.
 
-    Raises ModelError naming the file, what is wrong and the mend.
+    Raises ModelError naming the file, what is wrong and the remedy.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        mend = "Give the folder that holds config.json and the weights."
-        raise ModelError("is not a folder" if folder.exists() else "does not exist", file=folder, mend=mend)
+        remedy = "Give the folder that holds config.json and the weights."
+        raise ModelError(
+            "is not a folder" if folder.exists() else "does not exist", file=folder, remedy=remedy
+        )
     config = _config(folder)
     files, promised = _files(folder)
     tensors: dict[str, Tensor] = {}
@@ -100,12 +102,12 @@ def look_into(folder: str | os.PathLike[str]) -> PolicyFolder:
             f"the index promises {len(absent)} tensors that are in no file",
             file=folder,
             value=absent[0],
-            mend=_AGAIN,
+            remedy=_AGAIN,
         )
     tokenizer = folder / "tokenizer.json"
     if not tokenizer.is_file():
-        mend = "Copy it from the model that this one was fine-tuned from."
-        raise ModelError("tokenizer.json is missing", file=folder, mend=mend)
+        remedy = "Copy it from the model that this one was fine-tuned from."
+        raise ModelError("tokenizer.json is missing", file=folder, remedy=remedy)
     read_json(tokenizer)
     return PolicyFolder(folder, config, tuple(files), tensors, identity_of(files))
 
@@ -123,27 +125,27 @@ def read_header(path: Path) -> dict[str, Tensor]:
                 raise ModelError(
                     "is a Git LFS pointer, not the weights themselves",
                     file=path,
-                    mend="Run `git lfs pull` there.",
+                    remedy="Run `git lfs pull` there.",
                 )
             if size < 8:
-                raise ModelError("is empty or cut off", file=path, value=f"{size} bytes", mend=_AGAIN)
+                raise ModelError("is empty or cut off", file=path, value=f"{size} bytes", remedy=_AGAIN)
             (length,) = struct.unpack("<Q", start[:8])
             if length > min(size - 8, _LARGEST_HEADER):
                 problem = "is cut off inside its header, or no safetensors file"
-                raise ModelError(problem, file=path, value=f"{size} bytes", mend=_AGAIN)
+                raise ModelError(problem, file=path, value=f"{size} bytes", remedy=_AGAIN)
             stream.seek(8)
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
         tensors = {name: Tensor(tuple(each["shape"]), each["dtype"]) for name, each in header.items()}
         needed = 8 + length + max((each["data_offsets"][1] for each in header.values()), default=0)
     except OSError as error:
-        mend = "Check the file and its permissions."
-        raise ModelError(f"cannot be read: {error.strerror}", file=path, mend=mend) from error
+        remedy = "Check the file and its permissions."
+        raise ModelError(f"cannot be read: {error.strerror}", file=path, remedy=remedy) from error
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
-        raise ModelError("is not a safetensors file", file=path, mend=_AGAIN) from error
+        raise ModelError("is not a safetensors file", file=path, remedy=_AGAIN) from error
     if size != needed:
         problem = "is cut off" if size < needed else "is longer than its header says"
-        raise ModelError(problem, file=path, value=f"{size} of {needed} bytes", mend=_AGAIN)
+        raise ModelError(problem, file=path, value=f"{size} of {needed} bytes", remedy=_AGAIN)
     return tensors
 
 
@@ -173,17 +175,19 @@ def read_json(path: Path, largest: int = 64 * 2**20) -> dict[str, Any]:
     """A JSON object from one of a model's files. Raises ModelError."""
     try:
         if path.stat().st_size > largest:
-            raise ModelError("is too large for what it is", file=path, value=path.stat().st_size, mend=_AGAIN)
+            raise ModelError(
+                "is too large for what it is", file=path, value=path.stat().st_size, remedy=_AGAIN
+            )
         data = path.read_bytes()
         if data.startswith(_LFS):
-            raise ModelError("is a Git LFS pointer", file=path, mend="Run `git lfs pull` there.")
+            raise ModelError("is a Git LFS pointer", file=path, remedy="Run `git lfs pull` there.")
         values = json.loads(data.decode("utf-8-sig"))
     except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}", file=path, mend=_AGAIN) from error
+        raise ModelError(f"cannot be read: {error.strerror}", file=path, remedy=_AGAIN) from error
     except (ValueError, RecursionError) as error:
-        raise ModelError("is not JSON", file=path, mend=_AGAIN) from error
+        raise ModelError("is not JSON", file=path, remedy=_AGAIN) from error
     if not isinstance(values, dict):
-        raise ModelError("is not a JSON object", file=path, mend=_AGAIN)
+        raise ModelError("is not a JSON object", file=path, remedy=_AGAIN)
     return values
 
 
@@ -194,10 +198,10 @@ def _config(folder: Path) -> dict[str, Any]:
             raise ModelError(
                 "holds only an adapter (LoRA), not a whole model",
                 file=folder,
-                mend="Merge it into its base model first: python -m training.sft.merge ADAPTER --base DIR --out DIR.",
+                remedy="Merge it into its base model first: python -m training.sft.merge ADAPTER --base DIR --out DIR.",
             )
-        mend = "Give the folder that holds config.json and the weights."
-        raise ModelError("config.json is missing: this is not a policy's folder", file=folder, mend=mend)
+        remedy = "Give the folder that holds config.json and the weights."
+        raise ModelError("config.json is missing: this is not a policy's folder", file=folder, remedy=remedy)
     config = read_json(path)
     kind = config.get("model_type")
     if kind != _ARCHITECTURE:
@@ -205,7 +209,7 @@ def _config(folder: Path) -> dict[str, Any]:
             "is not a Qwen2.5-VL model",
             file=path,
             value=f"model_type {kind}",
-            mend=f'This version runs policies of the type "{_ARCHITECTURE}".',
+            remedy=f'This version runs policies of the type "{_ARCHITECTURE}".',
         )
     return config
 
@@ -218,7 +222,7 @@ def _files(folder: Path) -> tuple[list[Path], list[str]]:
         values = list(weight_map.values()) if isinstance(weight_map, dict) else []
         # A name is a file of this folder: nothing of an index may lead elsewhere.
         if not values or not all(isinstance(name, str) and Path(name).name == name for name in values):
-            raise ModelError("is not an index of safetensors files", file=index, mend=_AGAIN)
+            raise ModelError("is not an index of safetensors files", file=index, remedy=_AGAIN)
         names = set(values)
         missing = sorted(name for name in names if not (folder / name).is_file())
         if missing:
@@ -226,14 +230,14 @@ def _files(folder: Path) -> tuple[list[Path], list[str]]:
                 f"{len(missing)} of {len(names)} weight files are missing",
                 file=folder,
                 value=", ".join(missing),
-                mend=_AGAIN,
+                remedy=_AGAIN,
             )
         return [folder / name for name in sorted(names)], list(weight_map)
     if (folder / SINGLE_NAME).is_file():
         return [folder / SINGLE_NAME], []
     if any(folder.glob("model-*-of-*.safetensors")):
         raise ModelError(
-            f"{INDEX_NAME} is missing, so the shards cannot be put together", file=folder, mend=_AGAIN
+            f"{INDEX_NAME} is missing, so the shards cannot be put together", file=folder, remedy=_AGAIN
         )
     pickles = sorted(path.name for end in ("*.bin", "*.pt", "*.pth") for path in folder.glob(end))
     if pickles:
@@ -241,7 +245,7 @@ def _files(folder: Path) -> tuple[list[Path], list[str]]:
             "has its weights only as a pickle, which can run code when it is opened; it is not opened",
             file=folder,
             value=pickles[0],
-            mend="Get the safetensors version, or convert it on a machine that may be lost: load it with "
+            remedy="Get the safetensors version, or convert it on a machine that may be lost: load it with "
             "transformers and save_pretrained it again.",
         )
-    raise ModelError("holds no weights: model.safetensors is missing", file=folder, mend=_AGAIN)
+    raise ModelError("holds no weights: model.safetensors is missing", file=folder, remedy=_AGAIN)

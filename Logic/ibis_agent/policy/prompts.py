@@ -87,19 +87,19 @@ def check_question(question: str, longest: int = 4_000, script: str = "") -> str
         raise InputError(
             "the question is empty",
             value=question,
-            mend='Ask for one structure, such as "Segment the liver".',
+            remedy='Ask for one structure, such as "Segment the liver".',
         )
     if len(stripped) > longest:
         raise InputError(
             f"the question is longer than the {longest} characters that this policy takes",
             value=f"{len(stripped)} characters",
-            mend="Shorten it.",
+            remedy="Shorten it.",
         )
     for letter in stripped:
         # Cs: half a surrogate pair, which no tokenizer can encode.
         if unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\r\t":
             raise InputError(
-                "the question holds a character that is not text", value=ascii(letter), mend="Remove it."
+                "the question holds a character that is not text", value=ascii(letter), remedy="Remove it."
             )
         # Below U+0100 stand signs such as µ, which belong to no script.
         foreign = letter.isalpha() and letter > "\u00ff"
@@ -107,7 +107,7 @@ def check_question(question: str, longest: int = 4_000, script: str = "") -> str
             raise InputError(
                 "the question is in a script that this policy was not trained on",
                 value=stripped,
-                mend="Ask in English, or choose a policy that reads the language.",
+                remedy="Ask in English, or choose a policy that reads the language.",
             )
     return stripped
 

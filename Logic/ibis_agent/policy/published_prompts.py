@@ -37,7 +37,7 @@ def _published_texts(checkout: Path) -> tuple[str, str]:
     """(system, refine) from the sources in `checkout`/infer, or in `checkout` itself."""
     if not checkout.is_dir():
         raise InputError(
-            "is not a folder", file=checkout, mend="Give the folder of the published code's checkout."
+            "is not a folder", file=checkout, remedy="Give the folder of the published code's checkout."
         )
     place = checkout / "infer" if (checkout / "infer").is_dir() else checkout
     system = refine = None
@@ -55,7 +55,7 @@ def _published_texts(checkout: Path) -> tuple[str, str]:
             raise InputError(
                 f"{what} was not found: no text is assigned to {name} in its Python files",
                 file=place,
-                mend="Give a checkout of the published code: infer/multi_turn.py, infer/mllm_engine.py.",
+                remedy="Give a checkout of the published code: infer/multi_turn.py, infer/mllm_engine.py.",
             )
     assert system is not None and refine is not None
     return _without_marker(system), _without_marker(refine)
@@ -69,11 +69,11 @@ def _assigned_texts(path: Path) -> Iterator[tuple[str, str]]:
         tree = ast.parse(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(
-            f"cannot be read: {error.strerror}", file=path, mend="Check the checkout."
+            f"cannot be read: {error.strerror}", file=path, remedy="Check the checkout."
         ) from error
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise InputError(
-            f"is not Python source: {error}", file=path, mend="Check out the file again."
+            f"is not Python source: {error}", file=path, remedy="Check out the file again."
         ) from error
     for node in ast.walk(tree):
         targets = node.targets if isinstance(node, ast.Assign) else []

@@ -95,7 +95,7 @@ def check_memory(folder: PolicyFolder, precision: str, device: str, max_new_toke
         for other in PRECISIONS
         if other != precision and run_bytes(folder, other, device, max_new_tokens) <= free
     ]
-    mend = (
+    remedy = (
         f'Choose the precision "{fits[0]}", which fits.'
         if fits
         else "Close other programs, or use a smaller model."
@@ -103,7 +103,7 @@ def check_memory(folder: PolicyFolder, precision: str, device: str, max_new_toke
     raise NotEnoughMemoryError(
         f"needs about {gigabytes(needed)} {where} in {precision}, and {gigabytes(free)} are free",
         file=folder.folder,
-        mend=mend,
+        remedy=remedy,
     )
 
 

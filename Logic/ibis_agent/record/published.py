@@ -113,7 +113,7 @@ class PublishedTrajectory:
 
 def load(path: str | os.PathLike[str]) -> list[PublishedTrajectory]:
     """All objects of a published file, one or a list. Raises InputError naming file, field and value."""
-    content = read_json(path, mend="Use a file of the published trajectory generator.")
+    content = read_json(path, remedy="Use a file of the published trajectory generator.")
     if isinstance(content, list):
         return [_object_from(Fields(each, path, f"[{n}]")) for n, each in enumerate(content)]
     return [_object_from(Fields(content, path))]
@@ -155,7 +155,7 @@ def from_trajectory(
             raise InputError(
                 "the published format knows pictures and NIfTI scans only",
                 file=name or None,
-                mend="Save the scan as NIfTI and make the trajectory with that.",
+                remedy="Save the scan as NIfTI and make the trajectory with that.",
             )
         axis = "xyz"[geometry.axis]
         upright = slice_geometry(geometry.shape, geometry.affine, axis, geometry.index, Orientation.UPSTREAM)
@@ -327,6 +327,6 @@ def _inside(folder: Path, name: str) -> Path:
     last = folder / relative.name
     if not relative.name or not last.is_file():
         raise InputError(
-            "the record's scan is not there", file=folder, value=name, mend="Give the folder that holds it."
+            "the record's scan is not there", file=folder, value=name, remedy="Give the folder that holds it."
         )
     return last

@@ -41,7 +41,7 @@ def review_page(record: Mapping[str, Any]) -> str:
         raise InputError(
             "this is not a trajectory of this program",
             value=f"{type(error).__name__}: {error}",
-            mend="Pass a trajectory.json that `ibis-agent run` wrote.",
+            remedy="Pass a trajectory.json that `ibis-agent run` wrote.",
         ) from error
     return fill_page("review_page.html", view, ["review_page.css"], "review_page.js")
 

@@ -119,7 +119,7 @@ class RunRecord:
         picture = self.head["picture"]
         shape = (int(picture["height"]), int(picture["width"]))
         if not 0 <= number <= len(steps):
-            raise InputError("there is no such step", value=number, mend=f"There are {len(steps)}.")
+            raise InputError("there is no such step", value=number, remedy=f"There are {len(steps)}.")
         return decode_rle(steps[number - 1]["mask_rle"], shape) if number else np.zeros(shape, bool)
 
     def clicks(self, number: int | None = None) -> list[tuple[int, Click]]:
@@ -161,7 +161,7 @@ class RunRecord:
         """Keep the first `number` steps. Can be undone."""
         if not 0 <= number <= len(self._state.steps):
             raise InputError(
-                "there is no such step", value=number, mend=f"There are {len(self._state.steps)}."
+                "there is no such step", value=number, remedy=f"There are {len(self._state.steps)}."
             )
         if number < len(self._state.steps):
             kept = self._state.steps[:number]

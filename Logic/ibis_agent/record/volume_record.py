@@ -170,12 +170,12 @@ class VolumeTrajectory:
         for index, picture in self.pictures.items():
             fits = index < len(stack) and (picture.geometry.height, picture.geometry.width) == size
             if not fits or not np.array_equal(stack.picture(index).rgb, picture.rgb):
-                mend = "Name the scan that it was made with."
+                remedy = "Name the scan that it was made with."
                 raise InputError(
                     f"the record is of another scan than {stack.scan.name}",
                     file=file,
                     value=f"slice {index}",
-                    mend=mend,
+                    remedy=remedy,
                 )
 
     def replay(self, segmenter: Segmenter) -> VolumeReplay:

@@ -93,7 +93,7 @@ class VolumeRunRecord(RunRecord):
         """
         number = self._last_word()
         if number is None:
-            raise InputError("the last action is no word of the policy's", mend="Go back instead.")
+            raise InputError("the last action is no word of the policy's", remedy="Go back instead.")
         self._reject(number)
 
     def can_reject(self) -> bool:

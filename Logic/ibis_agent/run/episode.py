@@ -211,9 +211,9 @@ class Episode:
         raise; the episode is then as it was.
         """
         if self.policy is None:
-            raise InputError("there is no policy to act", mend="Add a click, or load a policy.")
+            raise InputError("there is no policy to act", remedy="Add a click, or load a policy.")
         if self.status == "ended":
-            raise InputError(f"the episode has ended: {self.reason}", mend="Add a click, or go back.")
+            raise InputError(f"the episode has ended: {self.reason}", remedy="Add a click, or go back.")
         begun = time.perf_counter()
         text, parsed, unreadable, problem = self._ask(on_text, cancelled, on_retry)
         asked = time.perf_counter() - begun
@@ -328,7 +328,7 @@ class Episode:
     def turn(self) -> Turn:
         """What the policy would be asked now. Raises InputError where there is no policy."""
         if self.policy is None:
-            raise InputError("there is no policy to ask", mend="Load a policy.")
+            raise InputError("there is no policy to ask", remedy="Load a policy.")
         steps, history = self.steps, self.policy.card.history
         first = max(0, len(steps) - history)
         past = tuple((self._seen_before(n), _reply_of(steps[n])) for n in range(first, len(steps)))
@@ -419,7 +419,9 @@ class Episode:
 
     def _first(self, keep: int) -> tuple[Step, ...]:
         if isinstance(keep, bool) or not isinstance(keep, int) or not 0 <= keep <= len(self.steps):
-            raise InputError("there is no such step", value=keep, mend=f"There are {len(self.steps)} steps.")
+            raise InputError(
+                "there is no such step", value=keep, remedy=f"There are {len(self.steps)} steps."
+            )
         return self.steps[:keep]
 
     def _mask_of(self, steps: Sequence[Step]) -> np.ndarray:

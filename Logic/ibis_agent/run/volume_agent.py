@@ -66,7 +66,7 @@ def act(run: VolumeRun, watch: Watch) -> VolumeAction | None:
         return second_look.look_again(run, run.doubts()[0], watch)
     if stage == "finish":
         return _finish(run, watch)
-    raise InputError(f"the run has ended: {run.reason}", mend="Add a click, or go back.")
+    raise InputError(f"the run has ended: {run.reason}", remedy="Add a click, or go back.")
 
 
 def _to_grow(run: VolumeRun) -> dict[int, tuple[Way, ...]]:
@@ -120,7 +120,7 @@ def _finish(run: VolumeRun, watch: Watch) -> VolumeAction:
     key, begun, words = run.key, time.perf_counter(), _FOLLOWED
     if key is None:
         if run.policy is None:
-            raise InputError("there is no policy to act", mend="Click yourself, or load a policy.")
+            raise InputError("there is no policy to act", remedy="Click yourself, or load a policy.")
         words = why_nothing(run.actions)
         key = run.actions[0].index if run.actions else run.slices.first
     elif not run.mask(key).any():

@@ -204,7 +204,9 @@ class VolumeRun:
     def grow(self, watch: Watch | None = None) -> VolumeAction:
         """Follow the object from the key slice both ways until it ends."""
         if self.key is None:
-            raise InputError("there is no slice to grow from", mend="Work on the key slice first, or click.")
+            raise InputError(
+                "there is no slice to grow from", remedy="Work on the key slice first, or click."
+            )
         with self._whole():
             return volume_growth.grow(self, self.key, False, watch or Watch())
 
@@ -220,12 +222,12 @@ class VolumeRun:
         """
         begun = time.perf_counter()
         if not self.slices.first <= index <= self.slices.last:
-            mend = f"Choose one from {self.slices.first} to {self.slices.last}."
-            raise InputError("the slice is not in the range of this run", value=index, mend=mend)
+            remedy = f"Choose one from {self.slices.first} to {self.slices.last}."
+            raise InputError("the slice is not in the range of this run", value=index, remedy=remedy)
         earlier = clicks_on(self.actions, index)
         if replace is not None and not 1 <= replace <= len(earlier):
             raise InputError(
-                "there is no such click on this slice", value=replace, mend=f"It has {len(earlier)}."
+                "there is no such click on this slice", value=replace, remedy=f"It has {len(earlier)}."
             )
         clicks = (*(earlier if replace is None else earlier[: replace - 1]), click)
         with self._whole():
@@ -241,7 +243,9 @@ class VolumeRun:
     def spread(self, index: int, watch: Watch | None = None) -> VolumeAction:
         """Redo what depends on an anchor: its neighbours, until they come out as they were or another anchor."""
         if not clicks_on(self.actions, index):
-            raise InputError("the slice has no click to go out from", value=index, mend="Click there first.")
+            raise InputError(
+                "the slice has no click to go out from", value=index, remedy="Click there first."
+            )
         # What a growth from here that was stopped has yet to do is done with it.
         settle = not unfinished(self.actions).get(index)
         with self._whole():
@@ -252,15 +256,15 @@ class VolumeRun:
         kept = before_growth(self.actions)
         grown = len(kept) < len(self.actions)
         if not kept or kept[-1].by != "policy" or not kept[-1].steps or (grown and not kept[-1].look):
-            raise InputError("the last action is no word of the policy's", mend="Go back instead.")
+            raise InputError("the last action is no word of the policy's", remedy="Go back instead.")
         self._leave_for(kept[:-1])
         self.rejected = kept[-1]
 
     def back(self, keep: int) -> None:
         """Keep the first `keep` actions. Can be undone. Raises InputError where there are fewer."""
         if not 0 <= keep <= len(self.actions):
-            mend = f"There are {len(self.actions)} actions."
-            raise InputError("there is no such action", value=keep, mend=mend)
+            remedy = f"There are {len(self.actions)} actions."
+            raise InputError("there is no such action", value=keep, remedy=remedy)
         self._leave_for(self.actions[:keep])
 
     def go_to(self, actions: Sequence[VolumeAction], watch: Watch | None = None) -> None:

@@ -35,7 +35,7 @@ def three_axes(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]:
             f"the volume has {len(sides)} axes",
             file=path,
             value=by(sides),
-            mend="Save one time point or channel as a volume of its own.",
+            remedy="Save one time point or channel as a volume of its own.",
         )
     sides = [*sides, 1][:3]
     return sides[0], sides[1], sides[2]
@@ -43,10 +43,10 @@ def three_axes(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]:
 
 def check_kind(kind: np.dtype, path: Path) -> None:
     if kind.names is not None:
-        raise InputError("the volume is in colour", file=path, mend="Convert it to one grey value a voxel.")
+        raise InputError("the volume is in colour", file=path, remedy="Convert it to one grey value a voxel.")
     if kind.kind not in "iufb":
         raise InputError(
-            "the voxels are no grey values", file=path, value=kind, mend="Convert them to integers."
+            "the voxels are no grey values", file=path, value=kind, remedy="Convert them to integers."
         )
 
 
@@ -54,7 +54,7 @@ def check_size(shape: Sequence[int], path: Path) -> None:
     """Refuse more voxels than any scan has. Raises InputError."""
     if math.prod(shape) > MOST_VOXELS:
         raise InputError(
-            "the volume is too large", file=path, value=by(shape), mend="Crop it to the part of interest."
+            "the volume is too large", file=path, value=by(shape), remedy="Crop it to the part of interest."
         )
 
 
@@ -69,7 +69,7 @@ def check_length(path: Path, least: int, *, packing: int = 1032) -> None:
             "the file is cut off",
             file=path,
             value=f"{held} bytes for {least}",
-            mend="Copy or export it again.",
+            remedy="Copy or export it again.",
         )
 
 
@@ -90,7 +90,7 @@ def damaged(path: Path, error: Exception) -> InputError:
         "the file cannot be read, it may be cut off or damaged",
         file=path,
         value=reason[:160] or type(error).__name__,
-        mend="Copy or export it again.",
+        remedy="Copy or export it again.",
     )
 
 

@@ -34,17 +34,17 @@ def read_dicom_folder(path: Path, series: str | None = None) -> Scan:
         raise InputError(
             "the folder holds no DICOM images",
             file=path,
-            mend="Give the folder with the slices, or a scan's file.",
+            remedy="Give the folder with the slices, or a scan's file.",
         )
     if series is None and len(found) > 1:
         raise InputError(
             f"the folder holds {len(found)} series",
             file=path,
-            mend=f"Choose one of them with --series UID:\n{_listed(found)}",
+            remedy=f"Choose one of them with --series UID:\n{_listed(found)}",
         )
     if series is not None and series not in found:
         raise InputError(
-            "the folder has no such series", file=path, value=series, mend=f"It holds:\n{_listed(found)}"
+            "the folder has no such series", file=path, value=series, remedy=f"It holds:\n{_listed(found)}"
         )
     uid = series if series is not None else next(iter(found))
     return _read(path, found[uid])
@@ -87,7 +87,7 @@ def _check_all_known(folder: Path, known: set[str]) -> None:
             raise InputError(
                 "a slice of the folder cannot be read, it may be cut off",
                 file=file,
-                mend="Copy the folder again, or take the file out of it.",
+                remedy="Copy the folder again, or take the file out of it.",
             )
 
 
@@ -112,7 +112,7 @@ def _read(path: Path, files: list[str]) -> Scan:
     header = _header(files[0])
     if header is None:
         raise InputError(
-            "the DICOM file holds no image that can be read", file=files[0], mend="Export it again."
+            "the DICOM file holds no image that can be read", file=files[0], remedy="Export it again."
         )
     check_itk_header(header, path)
     _check_grid(header, files[0])
@@ -140,17 +140,17 @@ def _check_grid(header: Any, file: str) -> None:
 
     Where a file says nothing of these, as photographs in DICOM, there is nothing to check.
     """
-    mend = "Its header is damaged: export it again."
+    remedy = "Its header is damaged: export it again."
     spacing, turn = _numbers(header, _SPACING), _numbers(header, _ORIENTATION)
     if spacing is not None and not (np.isfinite(spacing).all() and spacing.min() > 0):
-        raise InputError("a pixel has no size", file=file, value=_tag(header, _SPACING), mend=mend)
+        raise InputError("a pixel has no size", file=file, value=_tag(header, _SPACING), remedy=remedy)
     if turn is None:
         return
     row, column = turn[:3], turn[3:]
     products = np.array([row @ row, column @ column, row @ column]) if len(turn) == 6 else np.zeros(3)
     if not np.abs(products - (1, 1, 0)).max() < 0.01:
         problem = "its rows and columns do not stand square to each other (Image Orientation)"
-        raise InputError(problem, file=file, value=_tag(header, _ORIENTATION), mend=mend)
+        raise InputError(problem, file=file, value=_tag(header, _ORIENTATION), remedy=remedy)
 
 
 def _numbers(header: Any, key: str) -> np.ndarray | None:
@@ -164,21 +164,21 @@ def _numbers(header: Any, key: str) -> np.ndarray | None:
 
 def _check_stack(path: Path, files: list[str], reader: Any) -> None:
     """Refuse a series whose slices do not stand parallel, once each, and evenly behind one another."""
-    mend = "Choose a complete series, or make an even one from it in 3D Slicer (DICOM module)."
+    remedy = "Choose a complete series, or make an even one from it in 3D Slicer (DICOM module)."
     places, turns = [], []
     for n in range(len(files)):
         if not (reader.HasMetaDataKey(n, _POSITION) and reader.HasMetaDataKey(n, _ORIENTATION)):
-            raise InputError("a slice does not say where it lies", file=files[n], mend=mend)
+            raise InputError("a slice does not say where it lies", file=files[n], remedy=remedy)
         places.append([float(part) for part in reader.GetMetaData(n, _POSITION).split("\\")])
         turns.append([float(part) for part in reader.GetMetaData(n, _ORIENTATION).split("\\")])
     if np.abs(np.array(turns) - turns[0]).max() > 1e-3:
-        raise InputError("the slices of the series are not parallel", file=path, mend=mend)
+        raise InputError("the slices of the series are not parallel", file=path, remedy=remedy)
     row, column = np.array(turns[0][:3]), np.array(turns[0][3:])
     steps = np.diff(np.array(places), axis=0)
     along = steps @ np.cross(row, column)
     step = float(np.median(along))
     if abs(step) < 1e-4 or (np.abs(along) < 1e-4).any():
-        raise InputError("several slices of the series lie at the same place", file=path, mend=mend)
+        raise InputError("several slices of the series lie at the same place", file=path, remedy=remedy)
     uneven = np.abs(along - step) > max(0.05 * abs(step), 0.01)
     if uneven.any():
         n = int(np.argmax(uneven))
@@ -186,11 +186,13 @@ def _check_stack(path: Path, files: list[str], reader: Any) -> None:
             "the slices of the series are not evenly spaced, some may be missing",
             file=path,
             value=f"{abs(along[n]):g} mm after slice {n}, {abs(step):g} mm elsewhere",
-            mend=mend,
+            remedy=remedy,
         )
     aside = steps - np.outer(along, np.cross(row, column))
     if np.linalg.norm(aside, axis=1).max() > 0.01 * abs(step) + 0.01:
-        raise InputError("the slices of the series are shifted sideways (gantry tilt)", file=path, mend=mend)
+        raise InputError(
+            "the slices of the series are shifted sideways (gantry tilt)", file=path, remedy=remedy
+        )
 
 
 def _header(file: str) -> Any:

@@ -152,12 +152,12 @@ class PictureGeometry:
             raise InputError(
                 "the point lies beside this slice",
                 value=f"slice {exact[self.axis]:.1f} instead of {self.index}",
-                mend="Place the point in the slice that the agent works on.",
+                remedy="Place the point in the slice that the agent works on.",
             )
         row, col = voxel[self.row_axis], voxel[self.col_axis]
         if not (0 <= row < self.height and 0 <= col < self.width):
             raise InputError(
-                "the point lies outside the scan", value=tuple(voxel), mend="Place it inside the picture."
+                "the point lies outside the scan", value=tuple(voxel), remedy="Place it inside the picture."
             )
         if self.flip_rows:
             row = self.height - 1 - row
@@ -271,7 +271,7 @@ def slice_geometry(
         axis = int(np.argmax(np.abs(directions.T @ _SCREEN[name][2])))
     else:
         raise InputError(
-            "there is no such plane", file=file, value=plane, mend=f"Use one of {', '.join(PLANES)}."
+            "there is no such plane", file=file, value=plane, remedy=f"Use one of {', '.join(PLANES)}."
         )
     size = (int(shape[0]), int(shape[1]), int(shape[2]))
     index = _checked_index(index, size[axis], name, file)
@@ -290,26 +290,31 @@ def slice_geometry(
 def check_affine(affine: np.ndarray, file: str | os.PathLike[str] | None = None) -> np.ndarray:
     """The affine as (4, 4) float64 if it maps a grid of boxes to the patient. Raises InputError otherwise."""
     affine = np.asarray(affine, dtype=np.float64)
-    mend = "Resample the scan to an ordinary grid first (in 3D Slicer: Resample Scalar Volume)."
+    remedy = "Resample the scan to an ordinary grid first (in 3D Slicer: Resample Scalar Volume)."
     if affine.shape != (4, 4):
         raise InputError("the affine is not a 4 × 4 matrix", file=file, value=affine.shape)
     if not np.isfinite(affine).all() or not np.allclose(affine[3], (0, 0, 0, 1)):
-        raise InputError("the affine holds impossible numbers", file=file, value=affine.tolist(), mend=mend)
+        raise InputError(
+            "the affine holds impossible numbers", file=file, value=affine.tolist(), remedy=remedy
+        )
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if lengths.min() < 1e-9 or not np.isfinite(lengths).all():
         raise InputError(
-            "the affine is singular: a voxel has no size", file=file, value=_mm(lengths), mend=mend
+            "the affine is singular: a voxel has no size", file=file, value=_mm(lengths), remedy=remedy
         )
     directions = affine[:3, :3] / lengths
     cosines = np.abs(directions.T @ directions - np.eye(3))
     if abs(np.linalg.det(directions)) < 1e-3:
         raise InputError(
-            "the affine is singular: two axes are parallel", file=file, value=_mm(lengths), mend=mend
+            "the affine is singular: two axes are parallel", file=file, value=_mm(lengths), remedy=remedy
         )
     if cosines.max() > _SHEAR:
         angle = 90 - math.degrees(math.acos(min(1.0, float(cosines.max()))))
         raise InputError(
-            "the volume is sheared (gantry tilt?)", file=file, value=f"{angle:.1f}° from square", mend=mend
+            "the volume is sheared (gantry tilt?)",
+            file=file,
+            value=f"{angle:.1f}° from square",
+            remedy=remedy,
         )
     return affine
 
@@ -327,7 +332,7 @@ def _checked_index(index: int | None, count: int, plane: str, file: str | os.Pat
             f"the {plane} slice lies outside the scan",
             file=file,
             value=index,
-            mend=f"Choose a slice from 0 to {count - 1}.",
+            remedy=f"Choose a slice from 0 to {count - 1}.",
         )
     return int(index)
 

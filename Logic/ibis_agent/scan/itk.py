@@ -48,12 +48,12 @@ def check_itk_header(reader: Any, path: Path) -> None:
             "the volume is in colour or holds vectors",
             file=path,
             value=f"{reader.GetNumberOfComponents()} values a voxel",
-            mend="Convert it to one grey value a voxel, or save a slice as a PNG.",
+            remedy="Convert it to one grey value a voxel, or save a slice as a PNG.",
         )
     pixel = reader.GetPixelID()
     if pixel == sitk.sitkUnknown or "complex" in sitk.GetPixelIDValueAsString(pixel):
         raise InputError(
-            "the voxels are of a kind that is no grey value", file=path, mend="Convert them to integers."
+            "the voxels are of a kind that is no grey value", file=path, remedy="Convert them to integers."
         )
     check_size(three_axes(reader.GetSize(), path), path)
 

@@ -48,7 +48,7 @@ def load_scan(path: str | os.PathLike[str], *, series: str | None = None) -> Sca
     Args:
         series: which series of a DICOM folder, by its UID; needed only where there are several.
 
-    Raises InputError naming the file, what is wrong with it, and the mend. What can be seen in the header is
+    Raises InputError naming the file, what is wrong with it, and the remedy. What can be seen in the header is
     refused before the voxels are read.
     """
     path = Path(path)
@@ -57,7 +57,7 @@ def load_scan(path: str | os.PathLike[str], *, series: str | None = None) -> Sca
     except (OSError, ValueError):  # too long a name, or one with a zero byte
         there = False
     if not there:
-        raise InputError("there is no such file", file=path, mend="Check the path.")
+        raise InputError("there is no such file", file=path, remedy="Check the path.")
     if series is not None and not path.is_dir():
         raise InputError("a series can be chosen in a DICOM folder only", file=path, value=series)
     return reader_for(path)(path, series)
@@ -70,29 +70,31 @@ def reader_for(path: Path) -> Reader:
 
         return read_dicom_folder
     if not path.is_file():
-        raise InputError("is neither a file nor a folder", file=path, mend=_READABLE)
+        raise InputError("is neither a file nor a folder", file=path, remedy=_READABLE)
     suffix = suffix_of(path)
     try:
         with path.open("rb") as stream:
             head = stream.read(512)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InputError("cannot be read", file=path, value=reason, mend="Check its permissions.") from error
+        raise InputError(
+            "cannot be read", file=path, value=reason, remedy="Check its permissions."
+        ) from error
     if not head:
-        raise InputError("the file is empty", file=path, mend="Export or copy it again.")
+        raise InputError("the file is empty", file=path, remedy="Export or copy it again.")
     contents = _contents(head)
     # DICOM files often end in a number, which is no ending of a kind of file.
     kind = _KINDS.get(suffix, "DICOM" if contents == "DICOM" else None)
     if kind is None:
         raise InputError(
-            "scans of this kind cannot be read", file=path, value=suffix or "no ending", mend=_READABLE
+            "scans of this kind cannot be read", file=path, value=suffix or "no ending", remedy=_READABLE
         )
     if contents != (_WRAPPED.get(suffix, kind)):
         what = f"it holds {contents} data" if contents else "its beginning shows something else"
         raise InputError(
             f"is no {kind} file: {what}",
             file=path,
-            mend="Give the file its right ending, or export the scan again.",
+            remedy="Give the file its right ending, or export the scan again.",
         )
     return _reader(kind)
 

@@ -34,7 +34,7 @@ def read_npz(path: Path, series: str | None = None) -> Scan:
                         f"the archive has no array `{key}`",
                         file=path,
                         value=", ".join(sorted(names))[:120],
-                        mend="A MedSAM2-style archive holds imgs (slices, H, W) and spacing (x, y, z).",
+                        remedy="A MedSAM2-style archive holds imgs (slices, H, W) and spacing (x, y, z).",
                     )
     except InputError:
         raise
@@ -44,7 +44,7 @@ def read_npz(path: Path, series: str | None = None) -> Scan:
     check_kind(images.dtype, path)
     if images.ndim != 3:
         raise InputError(
-            "`imgs` is not (slices, H, W)", file=path, value=images.shape, mend="Save one grey volume."
+            "`imgs` is not (slices, H, W)", file=path, value=images.shape, remedy="Save one grey volume."
         )
     spacing = _numbers(found["spacing"], 3, "spacing", path)
     direction = _numbers(found.get("direction", np.eye(3)), 9, "direction", path).reshape(3, 3)
@@ -73,7 +73,7 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
         length = stream.tell() + math.prod(shape) * kind.itemsize
     if math.prod(shape) > MOST_VOXELS or length != information.file_size:
         raise InputError(
-            f"`{name}` is not as long as it says", file=path, value=shape, mend="Copy the file again."
+            f"`{name}` is not as long as it says", file=path, value=shape, remedy="Copy the file again."
         )
     with archive.open(information) as stream:
         return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))

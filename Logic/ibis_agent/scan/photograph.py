@@ -32,14 +32,17 @@ def read_photograph(path: Path, series: str | None = None) -> Scan:
             if size[0] * size[1] > _MOST_PIXELS:
                 raise InputError("the picture is too large", file=path, value=_by(size))
             if getattr(image, "n_frames", 1) > 1:
-                raise InputError("the picture moves", file=path, mend="Save one frame of it as a picture.")
+                raise InputError("the picture moves", file=path, remedy="Save one frame of it as a picture.")
             image.load()
             rgb = _rgb(ImageOps.exif_transpose(image), path)
     except Image.DecompressionBombError as error:
         raise InputError("the picture is too large", file=path, value=str(error)) from error
     except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
         raise InputError(
-            "the picture cannot be decoded", file=path, value=error, mend="It may be cut off; copy it again."
+            "the picture cannot be decoded",
+            file=path,
+            value=error,
+            remedy="It may be cut off; copy it again.",
         ) from error
     short, long = sorted(size)
     if short < 2 or long > LONGEST_RATIO * short:

@@ -84,7 +84,7 @@ def cut(
             f"the {geometry.plane} slice is too thin for a picture",
             file=scan.path,
             value=f"{geometry.width} × {geometry.height} pixels",
-            mend=f"Choose another plane, one across the axis {'xyz'[int(np.argmin(scan.voxels.shape))]}.",
+            remedy=f"Choose another plane, one across the axis {'xyz'[int(np.argmin(scan.voxels.shape))]}.",
         )
     values = geometry.extract(scan.voxels)
     _check_finite(values, scan, geometry)
@@ -100,23 +100,23 @@ def cut(
                 f"{chosen[0]:g} to {chosen[1]:g}, there is nothing to see",
                 file=scan.path,
                 value=f"values from {values.min():g} to {values.max():g}",
-                mend="Give a window that fits its values, or choose another slice.",
+                remedy="Give a window that fits its values, or choose another slice.",
             )
     return Picture(np.repeat(grey[:, :, None], 3, axis=2), geometry, chosen)
 
 
 def check_window(window: Sequence[float]) -> tuple[float, float]:
     """(minimum, maximum) as floats. Raises InputError for anything but two finite, rising numbers."""
-    mend = "Give two numbers, the smaller first, such as -160 240 for soft tissue in CT."
+    remedy = "Give two numbers, the smaller first, such as -160 240 for soft tissue in CT."
     try:
         low, high = (float(value) for value in window)
     except (TypeError, ValueError) as error:
-        raise InputError("a window is two numbers", value=window, mend=mend) from error
+        raise InputError("a window is two numbers", value=window, remedy=remedy) from error
     if not np.isfinite(high - low):
-        raise InputError("a window needs finite numbers", value=f"{low:g} {high:g}", mend=mend)
+        raise InputError("a window needs finite numbers", value=f"{low:g} {high:g}", remedy=remedy)
     if low >= high:
         problem = "the window has no width" if low == high else "the window is reversed"
-        raise InputError(problem, value=f"{low:g} {high:g}", mend=mend)
+        raise InputError(problem, value=f"{low:g} {high:g}", remedy=remedy)
     return low, high
 
 
@@ -160,17 +160,19 @@ def overlay(
 
 def _cut_photograph(scan: Scan, plane: str, index: int | None, window: Sequence[float] | None) -> Picture:
     if str(plane).lower() not in ("axial", "picture"):
-        raise InputError("a picture has no planes", file=scan.path, value=plane, mend="Leave the plane out.")
+        raise InputError(
+            "a picture has no planes", file=scan.path, value=plane, remedy="Leave the plane out."
+        )
     if index not in (None, 0):
         raise InputError(
-            "a picture has only one slice", file=scan.path, value=index, mend="Leave the slice out."
+            "a picture has only one slice", file=scan.path, value=index, remedy="Leave the slice out."
         )
     if window is not None:
         raise InputError(
             "a picture has no window, its grey values are already final",
             file=scan.path,
             value=window,
-            mend="Leave the window out.",
+            remedy="Leave the window out.",
         )
     height, width = scan.voxels.shape[:2]
     return Picture(np.ascontiguousarray(scan.voxels), PictureGeometry.of_picture(height, width), None)
@@ -186,7 +188,7 @@ def _window_of(
             f"slice {geometry.index} ({geometry.plane}) is constant, there is nothing to see",
             file=scan.path,
             value=f"{values.flat[0]:g} everywhere",
-            mend="Choose another slice, or give a window if it is meant so.",
+            remedy="Choose another slice, or give a window if it is meant so.",
         )
     if scan.window is not None:
         return scan.window
@@ -202,5 +204,5 @@ def _check_finite(values: np.ndarray, scan: Scan, geometry: PictureGeometry) -> 
             f"slice {geometry.index} ({geometry.plane}) holds voxels that are not numbers (NaN or infinite)",
             file=scan.path,
             value=f"{bad} of {values.size}",
-            mend="Replace them (by the value of air, for example), or choose another slice.",
+            remedy="Replace them (by the value of air, for example), or choose another slice.",
         )

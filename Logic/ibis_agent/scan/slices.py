@@ -114,23 +114,23 @@ def stack_of(
     Raises InputError naming the scan's file.
     """
     if scan.kind == "picture":
-        mend = "Leave --volume out, or give a volume."
-        raise InputError("a picture has no slices to run through", file=scan.path, mend=mend)
+        remedy = "Leave --volume out, or give a volume."
+        raise InputError("a picture has no slices to run through", file=scan.path, remedy=remedy)
     turned = Orientation(orientation)
     geometry = slice_geometry(scan.voxels.shape, scan.affine, plane, None, turned, scan.path)
     count = geometry.shape[geometry.axis]
     first, last = (0, count - 1) if slices is None else (int(slices[0]), int(slices[1]))
     if not 0 <= first <= last < count:
-        mend = f"Give the first and the last slice, from 0 to {count - 1}."
+        remedy = f"Give the first and the last slice, from 0 to {count - 1}."
         raise InputError(
-            "there is no such range of slices", file=scan.path, value=f"{first} {last}", mend=mend
+            "there is no such range of slices", file=scan.path, value=f"{first} {last}", remedy=remedy
         )
     box = None if roi is None else _checked_roi(roi, geometry, scan)
     if box is not None:
         first, last = max(first, box[0][geometry.axis]), min(last, box[1][geometry.axis])
         if first > last:
-            mend = "Choose a range that meets the region of interest."
-            raise InputError("the region of interest has none of the slices", file=scan.path, mend=mend)
+            remedy = "Choose a range that meets the region of interest."
+            raise InputError("the region of interest has none of the slices", file=scan.path, remedy=remedy)
     chosen = scan.window if window is None else check_window(window)
     lowest, highest = _range_of_values(scan, geometry.axis, first, last)
     if chosen is None:
@@ -141,7 +141,7 @@ def stack_of(
             f"the volume is one grey in the window {chosen[0]:g} to {chosen[1]:g}, there is nothing to see",
             file=scan.path,
             value=f"values from {lowest:g} to {highest:g}",
-            mend="Give a window that fits its values, or choose another range of slices.",
+            remedy="Give a window that fits its values, or choose another range of slices.",
         )
     stack = Stack(scan, plane, turned, chosen, first, last, box)
     stack.picture(first)  # slices too thin for a picture are refused now, not when a run comes to them
@@ -188,9 +188,11 @@ class RecordedSlices:
 def _checked_roi(
     roi: Sequence[int], geometry: PictureGeometry, scan: Scan
 ) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    mend = "Give the first and the last voxel of each axis: i0 i1 j0 j1 k0 k1."
+    remedy = "Give the first and the last voxel of each axis: i0 i1 j0 j1 k0 k1."
     if len(roi) != 6 or any(int(each) != each for each in roi):
-        raise InputError("a region of interest is six whole numbers", file=scan.path, value=roi, mend=mend)
+        raise InputError(
+            "a region of interest is six whole numbers", file=scan.path, value=roi, remedy=remedy
+        )
     low, high = tuple(int(n) for n in roi[::2]), tuple(int(n) for n in roi[1::2])
     for a, b, side in zip(low, high, geometry.shape, strict=True):
         if not 0 <= a <= b < side:
@@ -198,7 +200,7 @@ def _checked_roi(
                 "the region of interest is not inside the scan",
                 file=scan.path,
                 value=" ".join(str(n) for n in roi),
-                mend=mend,
+                remedy=remedy,
             )
     return (low[0], low[1], low[2]), (high[0], high[1], high[2])
 
@@ -216,7 +218,7 @@ def _range_of_values(scan: Scan, axis: int, first: int, last: int) -> tuple[floa
             raise InputError(
                 f"slice {index} holds voxels that are not numbers (NaN or infinite)",
                 file=scan.path,
-                mend="Replace them (by the value of air, for example), or choose slices without them.",
+                remedy="Replace them (by the value of air, for example), or choose slices without them.",
             )
         lowest, highest = min(lowest, low), max(highest, high)
     return lowest, highest
@@ -231,6 +233,6 @@ def _common_window(scan: Scan, axis: int, first: int, last: int) -> tuple[float,
         raise InputError(
             "the volume is constant, there is nothing to see",
             file=scan.path,
-            mend="Choose another range of slices, or give a window if it is meant so.",
+            remedy="Choose another range of slices, or give a window if it is meant so.",
         )
     return window

@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_written_is_refused_and_not_left_behind(
 
 def test_an_error_names_the_file_the_value_and_the_mend() -> None:
     error = InputError(
-        "the window is reversed", file="ct.nii.gz", value="240 -160", mend="Swap the two numbers."
+        "the window is reversed", file="ct.nii.gz", value="240 -160", remedy="Swap the two numbers."
     )
     assert str(error) == "ct.nii.gz: the window is reversed (got 240 -160). Swap the two numbers."
     assert str(ReplyError("no action")) == "no action."
@@ -173,6 +173,6 @@ def test_an_error_names_the_file_the_value_and_the_mend() -> None:
 
 
 def test_errors_travel_between_processes() -> None:
-    error = InputError("no", file="a", value=3, mend="b")
+    error = InputError("no", file="a", value=3, remedy="b")
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is InputError and str(again) == str(error) and again.value == 3

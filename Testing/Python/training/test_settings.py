@@ -1,4 +1,4 @@
-"""Settings in YAML: every mistake is named by file, key and mend before any work."""
+"""Settings in YAML: every mistake is named by file, key and remedy before any work."""
 
 from __future__ import annotations
 

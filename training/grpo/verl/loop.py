@@ -35,7 +35,7 @@ class IbisAgentLoop(AgentLoopBase):
         if not found:
             raise InputError(
                 f"{AGENT} needs the segmenter's tool",
-                mend="Set actor_rollout_ref.rollout.multi_turn.tool_config_path=training/grpo/verl/tool.yaml.",
+                remedy="Set actor_rollout_ref.rollout.multi_turn.tool_config_path=training/grpo/verl/tool.yaml.",
             )
         self.tool = found[0]
         self.room = int(self.rollout_config.response_length)

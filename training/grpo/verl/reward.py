@@ -70,7 +70,7 @@ def question_of(info: Mapping[str, Any], ground_truth: str, picture: Any = None)
         raise InputError(
             "the row lacks what an episode needs",
             value=sorted(info),
-            mend="Make it with training.grpo.verl.rows.",
+            remedy="Make it with training.grpo.verl.rows.",
         )
     truth = decode_rle(ground_truth, (int(info["height"]), int(info["width"])))
     rgb = read_picture(info["picture"] if picture is None else picture)
@@ -94,7 +94,7 @@ def read_picture(source: Any) -> np.ndarray:
     if isinstance(source, (bytes, bytearray)):
         source = io.BytesIO(source)
     elif not Path(source).is_file():
-        raise InputError("there is no such picture", file=source, mend="Keep the pictures with the rows.")
+        raise InputError("there is no such picture", file=source, remedy="Keep the pictures with the rows.")
     with Image.open(source) as image:
         return np.asarray(image.convert("RGB"))
 

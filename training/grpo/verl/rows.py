@@ -86,7 +86,7 @@ def write(
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ModelError("parquet files need pyarrow", mend="pip install pyarrow.") from error
+        raise ModelError("parquet files need pyarrow", remedy="pip install pyarrow.") from error
     check_writable_folder(out)
     scans = {scan_of(folder, sample): None for folder in folders for sample in read_trajectories(folder)}
     aside = held_out(list(scans), held)
@@ -98,8 +98,8 @@ def write(
             made[split].append(row_of(sample, rgb, card, split, len(made[split]), out, max_turns))
     for split, listed in made.items():
         if not listed and (split == "train" or held):
-            mend = "It takes two scans at least." if held else None
-            raise InputError(f"no question is left for {split}.parquet", file=folders[0], mend=mend)
+            remedy = "It takes two scans at least." if held else None
+            raise InputError(f"no question is left for {split}.parquet", file=folders[0], remedy=remedy)
     for split, listed in made.items():
         if listed:
             with atomic_write(out / f"{split}.parquet") as path:

@@ -45,7 +45,7 @@ class SegmentTool(BaseTool):
     def player(self, instance_id: str) -> Player:
         """The episode behind an instance."""
         if instance_id not in self._players:
-            raise InputError("there is no such episode", value=instance_id, mend="Create it first.")
+            raise InputError("there is no such episode", value=instance_id, remedy="Create it first.")
         return self._players[instance_id]
 
     def take(self, instance_id: str, said: Sample) -> bool:

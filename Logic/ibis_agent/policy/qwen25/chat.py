@@ -78,7 +78,7 @@ class Chat:
                 raise ModelError(
                     f"the tokenizer has no {text}",
                     file=folder / "tokenizer.json",
-                    mend="Use the tokenizer of a Qwen2.5-VL model.",
+                    remedy="Use the tokenizer of a Qwen2.5-VL model.",
                 )
         picture = tokenizer.token_to_id(PICTURE)
         if config.get("image_token_id", picture) != picture:
@@ -86,7 +86,7 @@ class Chat:
                 "tokenizer and configuration disagree on the picture's token",
                 file=folder / "config.json",
                 value=f"{config['image_token_id']} and {picture}",
-                mend="Take both from the same model.",
+                remedy="Take both from the same model.",
             )
         vision = config.get("vision_config") or {}
         processor = _load_image_processor(folder, vision, card or ModelCard())
@@ -196,7 +196,7 @@ class Chat:
                 raise InputError(
                     "the picture is too thin for the policy",
                     value=f"{width} × {height} pixels",
-                    mend="Choose another plane or a larger part.",
+                    remedy="Choose another plane or a larger part.",
                 )
         # As PIL images: of small arrays the processor would have to guess which axis holds the colours.
         images = [Image.fromarray(picture) for picture in pictures]
@@ -242,7 +242,9 @@ def _load_tokenizer(path: Path) -> Any:
         tokenizer = Tokenizer.from_str(json.dumps(values))
     except Exception as error:  # the library raises plain Exception for every kind of trouble
         raise ModelError(
-            f"the tokenizer cannot be read: {error}", file=path, mend="Copy it again from the original model."
+            f"the tokenizer cannot be read: {error}",
+            file=path,
+            remedy="Copy it again from the original model.",
         ) from error
     tokenizer.encode_special_tokens = True
     tokenizer.no_padding()
@@ -280,7 +282,7 @@ def _load_image_processor(folder: Path, vision: dict[str, Any], card: ModelCard)
                 f"picture settings and configuration disagree on the {key}",
                 file=folder,
                 value=f"{getattr(processor, key)} and {vision[theirs]}",
-                mend="Take both from the same model.",
+                remedy="Take both from the same model.",
             )
     return processor
 

@@ -62,7 +62,7 @@ class LocalPolicy:
             precision: "fp32", "bf16", "fp16", "int4" (bitsandbytes NF4), or "auto": on CUDA bf16, or fp16 on
                 cards without it; on a CPU fp32, or bf16 where only that fits.
 
-        Raises ModelError, NotEnoughMemoryError (a ModelError), naming the file and the mend.
+        Raises ModelError, NotEnoughMemoryError (a ModelError), naming the file and the remedy.
         """
         card = load_card(folder)
         found = look_into(folder)
@@ -80,7 +80,7 @@ class LocalPolicy:
             raise _run_error(error, found.folder) from error
         except Exception as error:  # the libraries raise all kinds for files that do not fit together
             raise ModelError(
-                f"cannot be loaded: {_first_line(error)}", file=folder, mend="Download the folder again."
+                f"cannot be loaded: {_first_line(error)}", file=folder, remedy="Download the folder again."
             ) from error
         identity = {"name": card.name, "sha256": found.sha256}
         return cls(model, chat, card, identity, device, precision)
@@ -98,7 +98,7 @@ class LocalPolicy:
             raise InputError(
                 "the question and its pictures are longer than this policy can read",
                 value=f"{len(request.ids)} of {self._longest} tokens",
-                mend="Shorten the question, or use a smaller picture or less history.",
+                remedy="Shorten the question, or use a smaller picture or less history.",
             )
         try:
             self.last = self._decoder.run(
@@ -115,12 +115,12 @@ def _device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = device.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
-        raise InputError("unknown device", value=device, mend='Choose "auto", "cpu" or "cuda".')
+        raise InputError("unknown device", value=device, remedy='Choose "auto", "cpu" or "cuda".')
     if kind == "cuda" and (not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count()):
         raise InputError(
             "this machine has no such CUDA device, or torch was installed without CUDA",
             value=device,
-            mend='Choose "cpu", or install a CUDA build of torch.',
+            remedy='Choose "cpu", or install a CUDA build of torch.',
         )
     return device
 
@@ -129,14 +129,14 @@ def _precision(found: PolicyFolder, device: str, precision: str, max_new_tokens:
     if precision != "auto":
         if precision not in PRECISIONS:
             raise InputError(
-                "unknown precision", value=precision, mend=f"Choose auto, {', '.join(PRECISIONS)}."
+                "unknown precision", value=precision, remedy=f"Choose auto, {', '.join(PRECISIONS)}."
             )
         if precision == "int4":
             missing = [name for name in ("bitsandbytes", "accelerate") if not importlib.util.find_spec(name)]
             if missing:
                 raise ModelError(
                     f"the precision int4 needs {' and '.join(missing)}",
-                    mend=f"pip install {' '.join(missing)}, or choose another precision.",
+                    remedy=f"pip install {' '.join(missing)}, or choose another precision.",
                 )
         return precision
     if device.startswith("cuda"):
@@ -193,7 +193,7 @@ def load_model(found: PolicyFolder, device: str, precision: str) -> Any:
             f"{len(bad)} tensors that the configuration asks for are missing or of another size",
             file=found.folder,
             value=bad[0],
-            mend="Take config.json and the weights from the same model.",
+            remedy="Take config.json and the weights from the same model.",
         )
     if not options:
         model.to(device)
@@ -222,7 +222,7 @@ def _run_error(error: Exception, folder: object) -> ModelError:
         return NotEnoughMemoryError(
             "there was not enough memory",
             value=text,
-            mend='Choose a lower precision such as "int4", a smaller picture, or less history.',
+            remedy='Choose a lower precision such as "int4", a smaller picture, or less history.',
         )
     return ModelError(f"the model failed: {text}", file=None if folder is None else str(folder))
 
@@ -237,6 +237,6 @@ def _torch() -> Any:
     except ImportError as error:
         raise ModelError(
             "torch is not installed",
-            mend="Install the models' software: make venv in the checkout, or Install in Slicer's panel.",
+            remedy="Install the models' software: make venv in the checkout, or Install in Slicer's panel.",
         ) from error
     return torch

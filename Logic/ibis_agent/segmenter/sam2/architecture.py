@@ -63,7 +63,7 @@ class Architecture:
 def inspect(checkpoint: str | os.PathLike[str], config: str | os.PathLike[str] | None = None) -> Architecture:
     """What `load` would build, without building it: quick, for checks before slow work.
 
-    Raises ModelError with file, value and mend for whatever is wrong with the file or the configuration.
+    Raises ModelError with file, value and remedy for whatever is wrong with the file or the configuration.
     """
     file = Path(checkpoint)
     weights = read_weights(file)
@@ -103,7 +103,7 @@ def build(settings: Mapping[str, Any], name: str = "the configuration") -> Any:
         raise ModelError(
             "the sam2 package cannot be imported",
             value=str(error),
-            mend=_GET_SAM2,
+            remedy=_GET_SAM2,
         ) from error
     except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, LookupError) as error:
         # The constructors of sam2 say what they miss in many ways.
@@ -111,7 +111,7 @@ def build(settings: Mapping[str, Any], name: str = "the configuration") -> Any:
             "describes a network that cannot be built",
             file=name,
             value=f"{type(error).__name__}: {error}",
-            mend="Use the configuration that belongs to the weights.",
+            remedy="Use the configuration that belongs to the weights.",
         ) from error
 
 
@@ -125,11 +125,11 @@ def named_settings(name: str) -> dict[str, Any]:
         raise ModelError(
             "there is no such segmenter configuration",
             value=name,
-            mend=f"Give a YAML file that exists, or one of {', '.join(NAMES)}.",
+            remedy=f"Give a YAML file that exists, or one of {', '.join(NAMES)}.",
         )
     package = importlib.util.find_spec("sam2")
     if package is None or package.origin is None:
-        raise ModelError("the sam2 package is not installed", mend=_GET_SAM2)
+        raise ModelError("the sam2 package is not installed", remedy=_GET_SAM2)
     settings = read_settings(
         Path(package.origin).parent / _PACKAGED["sam2.1_hiera_t" if plain == MEDSAM2 else plain]
     )
@@ -168,7 +168,7 @@ def _recognise(file: Path, weights: Mapping[str, Tensor]) -> str:
             "is a SAM2 of a size that the sam2 package does not bring",
             file=file,
             value=f"first stage {width} wide, {depth} blocks",
-            mend=f"Put its configuration beside it as {file.stem}.yaml, or name the YAML file.",
+            remedy=f"Put its configuration beside it as {file.stem}.yaml, or name the YAML file.",
         )
     generation = "sam2.1" if "no_obj_embed_spatial" in weights else "sam2"
     hint = file.name.lower()
@@ -178,16 +178,16 @@ def _recognise(file: Path, weights: Mapping[str, Tensor]) -> str:
 
 
 def _other_architecture(weights: Mapping[str, Tensor], file: Path) -> ModelError:
-    mend = "Use a SAM2, SAM2.1 or MedSAM2 checkpoint."
+    remedy = "Use a SAM2, SAM2.1 or MedSAM2 checkpoint."
     if any(key.startswith("vision_encoder.backbone.") for key in weights):
-        mend = "This is the transformers library's form of SAM2; use the .pt file of the same model."
+        remedy = "This is the transformers library's form of SAM2; use the .pt file of the same model."
     elif "image_encoder.pos_embed" in weights or "image_encoder.patch_embed.proj.weight" in weights:
-        mend = "This looks like the first SAM or MedSAM; " + mend[0].lower() + mend[1:]
+        remedy = "This looks like the first SAM or MedSAM; " + remedy[0].lower() + remedy[1:]
     elif any(key.startswith("model.layers.") or "lm_head" in key for key in weights):
-        mend = "This looks like a language model: the policy goes into the other field. " + mend
+        remedy = "This looks like a language model: the policy goes into the other field. " + remedy
     keys = ", ".join(list(weights)[:3])
     return ModelError(
-        "is no SAM2 checkpoint: the image encoder is not there", file=file, value=keys, mend=mend
+        "is no SAM2 checkpoint: the image encoder is not there", file=file, value=keys, remedy=remedy
     )
 
 
@@ -237,7 +237,7 @@ def _check_against_weights(architecture: Architecture, weights: Mapping[str, Ten
             f"does not fit the configuration {architecture.name}",
             file=file,
             value="; ".join(wrong[:4]),
-            mend="Use the configuration that belongs to these weights.",
+            remedy="Use the configuration that belongs to these weights.",
         )
 
 
@@ -258,7 +258,7 @@ def _check_same_shapes(
             f"does not fit the architecture {name} in {count} of its {len(have)} weights",
             file=file,
             value="; ".join(differences),
-            mend="Use the configuration that belongs to these weights.",
+            remedy="Use the configuration that belongs to these weights.",
         )
 
 
@@ -269,7 +269,7 @@ def _check_finite(weights: Mapping[str, Tensor], file: Path) -> None:
                 "holds weights that are not numbers (NaN or infinite)",
                 file=file,
                 value=key,
-                mend="The file is damaged or its training failed; fetch it again.",
+                remedy="The file is damaged or its training failed; fetch it again.",
             )
 
 

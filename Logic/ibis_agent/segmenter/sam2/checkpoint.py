@@ -41,23 +41,23 @@ def _kind_of(file: Path) -> str:
     """ "safetensors", "zip" or "pickle", by content; raises ModelError for what is plainly no checkpoint."""
     if file.is_dir():
         raise ModelError(
-            "is a folder, not a segmenter's weights", file=file, mend="Name the .pt file inside it."
+            "is a folder, not a segmenter's weights", file=file, remedy="Name the .pt file inside it."
         )
     if not file.exists():
         raise ModelError(
-            "there is no such file", file=file, mend="Check the path to the segmenter's weights."
+            "there is no such file", file=file, remedy="Check the path to the segmenter's weights."
         )
     with open(file, "rb") as stream:
         head = stream.read(1024)
     if not head:
-        raise ModelError("is empty", file=file, mend=_AGAIN)
+        raise ModelError("is empty", file=file, remedy=_AGAIN)
     if head.startswith(b"version https://git-lfs"):
         raise ModelError(
-            "is a git-lfs pointer, not the weights themselves", file=file, mend="Run `git lfs pull`."
+            "is a git-lfs pointer, not the weights themselves", file=file, remedy="Run `git lfs pull`."
         )
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ModelError("is a web page, not weights: the download went wrong", file=file, mend=_AGAIN)
+        raise ModelError("is a web page, not weights: the download went wrong", file=file, remedy=_AGAIN)
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
         return "safetensors"
     if head.startswith(b"PK\x03\x04"):
@@ -65,15 +65,17 @@ def _kind_of(file: Path) -> str:
             with zipfile.ZipFile(file) as archive:
                 names = archive.namelist()
         except zipfile.BadZipFile as error:
-            raise ModelError("is cut off: the end of the file is missing", file=file, mend=_AGAIN) from error
+            raise ModelError(
+                "is cut off: the end of the file is missing", file=file, remedy=_AGAIN
+            ) from error
         if not any(name.split("/")[-1] == "data.pkl" for name in names):
-            mend = "Unpack it and name the .pt file inside."
-            raise ModelError("is a zip archive, but no PyTorch checkpoint", file=file, mend=mend)
+            remedy = "Unpack it and name the .pt file inside."
+            raise ModelError("is a zip archive, but no PyTorch checkpoint", file=file, remedy=remedy)
         return "zip"
     if head.startswith(b"\x80"):
         return "pickle"
-    mend = "Use a .pt, .pth or .safetensors file of SAM2, SAM2.1 or MedSAM2."
-    raise ModelError("is not a checkpoint", file=file, value=head[:16], mend=mend)
+    remedy = "Use a .pt, .pth or .safetensors file of SAM2, SAM2.1 or MedSAM2."
+    raise ModelError("is not a checkpoint", file=file, value=head[:16], remedy=remedy)
 
 
 def _read_safetensors(file: Path) -> Any:
@@ -84,7 +86,7 @@ def _read_safetensors(file: Path) -> Any:
         return load_file(file)
     except (SafetensorError, ValueError) as error:
         raise ModelError(
-            "is a damaged or cut off safetensors file", file=file, value=error, mend=_AGAIN
+            "is a damaged or cut off safetensors file", file=file, value=error, remedy=_AGAIN
         ) from error
 
 
@@ -100,18 +102,18 @@ def _read_torch(file: Path, kind: str) -> Any:
             r"(?:GLOBAL|Unsupported (?:class|operand|global:?(?: GLOBAL)?)) ([\w.]+)", str(error)
         )
         if named is None:
-            raise ModelError("is damaged or cut off", file=file, mend=_AGAIN) from error
+            raise ModelError("is damaged or cut off", file=file, remedy=_AGAIN) from error
         raise ModelError(
             "holds more than weights: reading it would run code",
             file=file,
             value=named.group(1),
-            mend="Do not use it; ask its maker for the state dict alone, or for safetensors.",
+            remedy="Do not use it; ask its maker for the state dict alone, or for safetensors.",
         ) from error
     except OSError:
         raise
     except Exception as error:  # what torch raises on damaged files is of every kind
         problem = " ".join(str(error).split())
-        raise ModelError("is damaged or cut off", file=file, value=problem, mend=_AGAIN) from error
+        raise ModelError("is damaged or cut off", file=file, value=problem, remedy=_AGAIN) from error
 
 
 def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
@@ -132,7 +134,7 @@ def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
             "holds no state dict",
             file=file,
             value=keys,
-            mend="Expected weights by name, or those under 'model'.",
+            remedy="Expected weights by name, or those under 'model'.",
         )
     if all(key.startswith("module.") for key in content):  # saved from a model trained on several devices
         content = {key[len("module.") :]: value for key, value in content.items()}

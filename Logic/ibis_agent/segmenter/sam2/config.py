@@ -52,20 +52,20 @@ _PICTURE_STRIDE = 32  # of the encoder's last stage
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The checked `model` part of a YAML configuration. Raises ModelError."""
     file = Path(path)
-    mend = "Use the YAML that belongs to the weights; it has a `model:` with _target_ " + _BASE + "."
+    remedy = "Use the YAML that belongs to the weights; it has a `model:` with _target_ " + _BASE + "."
     try:
         with open(file, "rb") as stream:
             text = stream.read(_LARGEST_YAML + 1)
     except OSError as error:
         raise ModelError(
-            "the configuration cannot be read", file=file, value=error.strerror, mend=mend
+            "the configuration cannot be read", file=file, value=error.strerror, remedy=remedy
         ) from error
     if len(text) > _LARGEST_YAML:
-        raise ModelError("is too long for a segmenter's configuration", file=file, mend=mend)
-    content = _parse_yaml(text, file, mend)
+        raise ModelError("is too long for a segmenter's configuration", file=file, remedy=remedy)
+    content = _parse_yaml(text, file, remedy)
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict):
-        raise ModelError("has no `model:`", file=file, mend=mend)
+        raise ModelError("has no `model:`", file=file, remedy=remedy)
     return checked_settings(model, file)
 
 
@@ -83,7 +83,7 @@ def checked_settings(model: Mapping[str, Any], file: str | os.PathLike[str]) -> 
             "is not the configuration of a SAM2 network",
             file=file,
             value=settings.get("_target_"),
-            mend=f"`model:` must have _target_: {_BASE}.",
+            remedy=f"`model:` must have _target_: {_BASE}.",
         )
     _check_part(settings, file, _DEEPEST)
     size = settings.setdefault("image_size", 512)
@@ -94,7 +94,7 @@ def checked_settings(model: Mapping[str, Any], file: str | os.PathLike[str]) -> 
     return settings
 
 
-def _parse_yaml(text: bytes, file: Path, mend: str) -> Any:
+def _parse_yaml(text: bytes, file: Path, remedy: str) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -121,7 +121,7 @@ def _parse_yaml(text: bytes, file: Path, mend: str) -> Any:
         return yaml.load(text, Loader=Loader)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise ModelError(
-            "is not the YAML of a configuration", file=file, value=" ".join(str(error).split()), mend=mend
+            "is not the YAML of a configuration", file=file, value=" ".join(str(error).split()), remedy=remedy
         ) from error
 
 
@@ -135,7 +135,7 @@ def _check_part(part: Any, file: str | os.PathLike[str], depth: int) -> None:
                 "names something that is no part of a SAM2 network",
                 file=file,
                 value=target,
-                mend="Only classes of sam2.modeling may be named; use a configuration that you trust.",
+                remedy="Only classes of sam2.modeling may be named; use a configuration that you trust.",
             )
         for key, value in part.items():
             if not isinstance(key, str) or (key.startswith("_") and key != "_target_"):

@@ -119,7 +119,7 @@ class Segmenter:
             device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
             precision: "auto" (fp16 on CUDA as published, fp32 elsewhere), "fp32", "fp16", "bf16".
 
-        Raises ModelError with file, value and mend.
+        Raises ModelError with file, value and remedy.
         """
         where = _device(device)
         _precision(precision, where)
@@ -135,7 +135,7 @@ class Segmenter:
             raise InputError(
                 "the segmenter takes (H, W, 3) pictures of 8 bits",
                 value=f"{rgb.dtype} {rgb.shape}",
-                mend="Cut and window the slice first.",
+                remedy="Cut and window the slice first.",
             )
         picture = torch.from_numpy(np.array(rgb)).to(self.device).permute(2, 0, 1).float() / 255
         side = self.image_size
@@ -190,7 +190,7 @@ class Segmenter:
         """
         counts = {len(each) for each in clicks}
         if counts == {0}:
-            raise InputError("the segmenter needs a click", mend="Pass at least one click.")
+            raise InputError("the segmenter needs a click", remedy="Pass at least one click.")
         if len(counts) != 1 or len({each is None for each in previous_logits}) != 1:
             raise InputError("predictions made together need equally many clicks and logits")
         pairs = list(zip(clicks, embeddings, strict=True))
@@ -221,7 +221,7 @@ class Segmenter:
                 raise ModelError(
                     "the segmenter computed something that is not a number",
                     value=f"{self.identity.get('name')} in {self.precision}",
-                    mend="Try precision fp32.",
+                    remedy="Try precision fp32.",
                 )
             return [
                 _best(low[n : n + 1].float(), scores[n], embedding) for n, embedding in enumerate(embeddings)
@@ -247,7 +247,7 @@ class Segmenter:
                 raise InputError(
                     "the logits come from another segmenter",
                     value=f"{each.shape} instead of {(side, side)}",
-                    mend="Pass the logits of this segmenter's own prediction.",
+                    remedy="Pass the logits of this segmenter's own prediction.",
                 )
         if not given:
             return None
@@ -264,11 +264,11 @@ class Segmenter:
             raise ModelError(
                 "the segmenter does not fit into the memory that is free",
                 value=f"about {memory_estimate(self.architecture) / 2**30:.1f} GiB needed",
-                mend="Close other programs that use the GPU, or choose the device cpu.",
+                remedy="Close other programs that use the GPU, or choose the device cpu.",
             ) from error
         except RuntimeError as error:
             raise ModelError(
-                "the segmenter failed", value=" ".join(str(error).split()), mend="Try the device cpu."
+                "the segmenter failed", value=" ".join(str(error).split()), remedy="Try the device cpu."
             ) from error
 
 
@@ -280,7 +280,7 @@ def checkpoint_file(checkpoint: str | os.PathLike[str] | None) -> Path:
         raise ModelError(
             "the demonstration segmenter is not in this installation",
             file=DEMO,
-            mend="Name the weights of a segmenter, or train one: python -m training.demo.train_segmenter.",
+            remedy="Name the weights of a segmenter, or train one: python -m training.demo.train_segmenter.",
         )
     return DEMO
 
@@ -332,11 +332,11 @@ def _device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ModelError("there is no such device", value=name, mend="Use auto, cpu or cuda.") from error
+        raise ModelError("there is no such device", value=name, remedy="Use auto, cpu or cuda.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError("CUDA is not available here", value=name, mend="Use the device auto or cpu.")
+        raise ModelError("CUDA is not available here", value=name, remedy="Use the device auto or cpu.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ModelError("there is no such GPU", value=name, mend=f"There are {torch.cuda.device_count()}.")
+        raise ModelError("there is no such GPU", value=name, remedy=f"There are {torch.cuda.device_count()}.")
     return device
 
 
@@ -344,5 +344,5 @@ def _precision(name: str, device: torch.device) -> str:
     if name == "auto":
         return "fp16" if device.type == "cuda" else "fp32"
     if name not in _PRECISIONS:
-        raise ModelError("there is no such precision", value=name, mend="Use auto, fp32, fp16 or bf16.")
+        raise ModelError("there is no such precision", value=name, remedy="Use auto, fp32, fp16 or bf16.")
     return name if device.type == "cuda" else "fp32"

@@ -276,7 +276,7 @@ class Propagation:
         self, index: int, clicks: Sequence[Click], previous_logits: np.ndarray | None
     ) -> dict[str, Any]:
         if not clicks:
-            raise InputError("the segmenter needs a click", mend="Pass at least one click.")
+            raise InputError("the segmenter needs a click", remedy="Pass at least one click.")
         features = self.features.get(index)
         others = {n: out for n, out in self._anchors.items() if n != index}
         # As in sam2: the first prompts of a stack, and those of any slice not yet visited, know of no others. It
@@ -303,7 +303,7 @@ class Propagation:
             raise ModelError(
                 "the segmenter computed something that is not a number",
                 value=f"slice {index}, {self.segmenter.precision}",
-                mend="Try precision fp32.",
+                remedy="Try precision fp32.",
             )
         shown = self._mask(out["pred_masks"]) if mask is None else np.array(mask, dtype=bool)
         shown.setflags(write=False)

@@ -1,6 +1,6 @@
 """What a stranger hands in, through the command: every kind of bad input named in the project's plan.
 
-Each ends with a code other than 0 and one line that names the file, the value and the mend, before any model
+Each ends with a code other than 0 and one line that names the file, the value and the remedy, before any model
 is loaded, and leaves every folder as it was.
 """
 

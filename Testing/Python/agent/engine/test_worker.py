@@ -217,7 +217,7 @@ def test_running_out_of_memory_is_told_in_plain_words_and_nothing_is_lost(
     (error,) = worker.do("step", session="a", after=[first["uid"]])
     assert error["kind"] == "memory"
     assert "CUDA" not in error["text"]
-    assert "kept" in error["mend"]
+    assert "kept" in error["remedy"]
     assert worker.do("step", session="a", after=[first["uid"]])[-1]["event"] == "done"
 
 

@@ -248,7 +248,7 @@ def test_every_writer_reports_a_disk_that_is_full(
     noise = np.random.default_rng(0).random((200, 200)) > 0.5
     with pytest.raises(OutputError) as caught:
         write_mask(tmp_path / name, noise, geometry)
-    assert caught.value.mend
+    assert caught.value.remedy
     assert not (tmp_path / name).exists()
 
 

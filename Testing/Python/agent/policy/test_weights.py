@@ -46,7 +46,7 @@ def sharded(folder):
 def refused(folder):
     with pytest.raises(ModelError) as caught:
         look_into(folder)
-    assert caught.value.mend
+    assert caught.value.remedy
     return str(caught.value)
 
 

@@ -328,7 +328,7 @@ def test_voxels_that_are_no_numbers_are_refused_in_the_slice_and_ignored_elsewhe
     for window in (None, (0, 100)):
         with pytest.raises(InputError, match=r"test\.nii: slice 3 .*not numbers.*got 1 of 30") as caught:
             cut(scan, "axial", 3, window)
-        assert caught.value.mend
+        assert caught.value.remedy
     assert cut(scan, "axial", 2).rgb.max() == 255
 
 
@@ -353,7 +353,7 @@ def test_a_window_that_nobody_asked_for_hides_no_empty_slice() -> None:
         InputError, match=r"one grey in the window -160 to 240.*values from 0\.\d+ to"
     ) as caught:
         cut(fractions, preferred=(-160, 240))
-    assert caught.value.mend
+    assert caught.value.remedy
     assert cut(fractions, window=(-160, 240)).rgb.max() == 102
     assert cut(scan_of(ramp(), affine), preferred=(0, 300)).window == (0, 300)
     assert cut(scan_of(ramp(), affine), window=(0, 200), preferred=(0, 300)).window == (0, 200)

@@ -1,4 +1,4 @@
-"""What cannot be used as a scan is refused with file, value and mend, whatever is wrong with it."""
+"""What cannot be used as a scan is refused with file, value and remedy, whatever is wrong with it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, name: str, part: flo
     assert load_scan(tmp_path / name).voxels.size
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: int(len(whole) * part)])
-    assert refused(tmp_path / name).mend
+    assert refused(tmp_path / name).remedy
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -256,7 +256,7 @@ def test_an_archive_whose_header_is_not_one_is_refused(tmp_path: Path) -> None:
     ):
         for name in source.namelist():
             target.writestr(name, source.read(name).replace(b"(6, 8, 10)", b"(((((((((("))
-    assert refused(tmp_path / "a.npz").mend
+    assert refused(tmp_path / "a.npz").remedy
 
 
 def test_a_series_means_nothing_for_a_file(tmp_path: Path) -> None:
