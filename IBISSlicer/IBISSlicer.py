@@ -81,7 +81,7 @@ class IBISSlicer(ScriptedLoadableModule):
 
 @parameterNodeWrapper
 class IBISSlicerParameterNode:
-    """What the panel remembers with the scene, besides the run itself (see IBISSlicerLib/SceneRun.py).
+    """What the panel remembers with the scene, besides the run itself (see IBISSlicerLib/scene/SceneRun.py).
 
     volume - the scan to ask about
     segmentation - where accepted masks go; none makes a new one
@@ -113,15 +113,15 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             )
             self.layout.addStretch(1)
             return
-        from IBISSlicerLib.Install import Installer
-        from IBISSlicerLib.InstallPanel import InstallPanel
-        from IBISSlicerLib.ModelsPanel import ModelsPanel
-        from IBISSlicerLib.QuestionPanel import QuestionPanel
-        from IBISSlicerLib.RecordedRun import examplePath
-        from IBISSlicerLib.ResultPanel import ResultPanel
-        from IBISSlicerLib.Shortcuts import installShortcuts
-        from IBISSlicerLib.StepsPanel import StepsPanel
-        from IBISSlicerLib.VolumePanel import VolumePanel
+        from IBISSlicerLib.panels.InstallPanel import InstallPanel
+        from IBISSlicerLib.panels.ModelsPanel import ModelsPanel
+        from IBISSlicerLib.panels.QuestionPanel import QuestionPanel
+        from IBISSlicerLib.panels.ResultPanel import ResultPanel
+        from IBISSlicerLib.panels.Shortcuts import installShortcuts
+        from IBISSlicerLib.panels.StepsPanel import StepsPanel
+        from IBISSlicerLib.panels.VolumePanel import VolumePanel
+        from IBISSlicerLib.scene.RecordedRun import examplePath
+        from IBISSlicerLib.worker.Install import Installer
 
         uiWidget = slicer.util.loadUI(self.resourcePath("UI/IBISSlicer.ui"))
         self.layout.addWidget(uiWidget)
@@ -252,7 +252,7 @@ class IBISSlicerLogic(Agent, ScriptedLoadableModuleLogic):
         logic.shutdown()  # only for a logic of one's own
 
     Nothing blocks Slicer: the models work in a process of their own. Methods that need them wait unless told
-    `wait=False`. See IBISSlicerLib.Agent for all of them.
+    `wait=False`. See IBISSlicerLib/Agent.py for all of them.
     """
 
     def __init__(self) -> None:

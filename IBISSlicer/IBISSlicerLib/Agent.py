@@ -15,19 +15,19 @@ from ibis_agent.engine.client import Job
 from ibis_agent.errors import IbisError
 from ibis_agent.policy.prompts import check_question
 
-from . import Settings
-from .Accept import accept
 from .Errors import PlainError
-from .Export import exportDicom, exportSegment
-from .Geometry import sliceOfPlane, sliceOfView
-from .RecordedRun import openRecordedRun
-from .SavedRuns import openLastRun, writeSavedReview
-from .SceneRun import SceneRun
-from .SceneWatch import SceneWatch
+from .scene.Accept import accept
+from .scene.Export import exportDicom, exportSegment
+from .scene.Geometry import sliceOfPlane, sliceOfView
+from .scene.RecordedRun import openRecordedRun
+from .scene.SavedRuns import openLastRun, writeSavedReview
+from .scene.SceneRun import SceneRun
+from .scene.SceneWatch import SceneWatch
+from .scene.VolumeSceneRun import VolumeSceneRun
 from .Signal import Signal
-from .VolumeSceneRun import VolumeSceneRun
-from .Worker import Worker
-from .WorkerProcess import waitForEndingProcesses
+from .worker import Settings
+from .worker.Worker import Worker
+from .worker.WorkerProcess import waitForEndingProcesses
 
 
 class AgentError(PlainError):

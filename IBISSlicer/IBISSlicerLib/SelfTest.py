@@ -31,8 +31,8 @@ class SelfTest:
     def makeLogic(self):
         """A logic of our own, with whatever worker this Slicer can run."""
         import IBISSlicer
-        from IBISSlicerLib import Settings
-        from IBISSlicerLib.Install import Installer
+        from IBISSlicerLib.worker import Settings
+        from IBISSlicerLib.worker.Install import Installer
 
         logic = IBISSlicer.IBISSlicerLogic()
         requirements = Path(IBISSlicer.__file__).parent / "Resources" / "requirements.txt"

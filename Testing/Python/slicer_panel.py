@@ -66,7 +66,7 @@ class Panel:
 
     def use_python(self, path: str | Path) -> None:
         """As if the person had chosen this Python before."""
-        from IBISSlicerLib import Settings
+        from IBISSlicerLib.worker import Settings
 
         Settings.setPython(str(path))
         self.module.widget.installPanel.update()
@@ -86,7 +86,7 @@ class Panel:
         return volume
 
     def show_slice(self, volume: Any, index: int) -> None:
-        from IBISSlicerLib.Geometry import worldFromIjk
+        from IBISSlicerLib.scene.Geometry import worldFromIjk
 
         shape = volume.GetImageData().GetDimensions()
         self.host.show_slice("Red", tuple(worldFromIjk(volume, (shape[0] // 2, shape[1] // 2, index))))

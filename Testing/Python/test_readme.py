@@ -62,7 +62,7 @@ def test_the_keys_are_those_of_the_module() -> None:
         for prop in widget.findall("property")
         if prop.get("name") == "text"
     }
-    source = (ROOT / "IBISSlicer" / "IBISSlicerLib" / "Shortcuts.py").read_text("utf-8")
+    source = (ROOT / "IBISSlicer" / "IBISSlicerLib" / "panels" / "Shortcuts.py").read_text("utf-8")
     real = {
         (keys.replace("Return", "Enter").replace("Escape", "Esc"), texts[button])
         for keys, button in re.findall(r'\("([^"]+)", "(\w+Button)"\)', source)

@@ -83,6 +83,22 @@ def test_slicers_process_never_gets_torch_through_the_agents_package() -> None:
     assert told.stdout.strip() == "[]", told.stderr
 
 
+# A room may import what is named here; Agent stands between the panels and the two other rooms.
+ROOMS = {"panels": {"panels", "Agent", "scene", "worker"}, "scene": {"scene"}, "worker": {"worker"}}
+GROUND = {"Errors", "Signal"}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_rooms_of_the_module_import_one_way(room: str) -> None:
+    for path in sorted((MODULE / "IBISSlicerLib" / room).glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        others = set(re.findall(r"^ *from \.\.(\w+)", text, re.MULTILINE))
+        assert others <= ROOMS[room] | GROUND, path.name
+        assert "IBISSlicerLib" not in text.replace("`IBISSlicerLib", ""), (
+            f"{path.name}: import relative names"
+        )
+
+
 def test_the_wiring_stays_thin() -> None:
     assert len((MODULE / "IBISSlicer.py").read_text(encoding="utf-8").splitlines()) < 300
 
@@ -111,7 +127,8 @@ def test_every_mrml_widget_of_the_ui_file_gets_the_scene() -> None:
 def test_shortcuts_are_told_in_tool_tips() -> None:
     texts = "".join(path.read_text(encoding="utf-8") for path in SOURCES)
     keys = re.findall(
-        r'\("((?:Ctrl|Escape)[^"]*)", "', (MODULE / "IBISSlicerLib" / "Shortcuts.py").read_text("utf-8")
+        r'\("((?:Ctrl|Escape)[^"]*)", "',
+        (MODULE / "IBISSlicerLib" / "panels" / "Shortcuts.py").read_text("utf-8"),
     )
     assert keys
     for key in {key.replace("Return", "Enter").replace("Escape", "Esc") for key in keys} - {"Ctrl+Shift+Z"}:

@@ -188,7 +188,7 @@ def test_the_worker_behind_the_launcher_is_not_orphaned(asked: Panel) -> None:
     panel = asked
     panel.use_python("")
     launcher = str(panel.host.packages.launcher)
-    from IBISSlicerLib.WorkerProcess import defaultPython
+    from IBISSlicerLib.worker.WorkerProcess import defaultPython
 
     assert defaultPython() == launcher
     panel.logic.usable = True  # the scripted worker needs nothing that is missing
@@ -275,7 +275,7 @@ def test_clicks_are_placed_in_slice_views_only(asked: Panel) -> None:
 
 def test_a_volume_s_modality_is_where_slicer_s_dicom_module_keeps_it(panel: Panel, data: Path) -> None:
     import slicer
-    from IBISSlicerLib.SubjectHierarchy import modalityOf
+    from IBISSlicerLib.scene.SubjectHierarchy import modalityOf
 
     volume = panel.load(data / "mr_abdomen_3mm.nii.gz")
     assert modalityOf(volume) == ""

@@ -132,7 +132,7 @@ def test_another_python_is_checked_before_it_is_used(fresh: Panel, tmp_path: Pat
     fresh.host.answer(str(right))
     fresh.host.press(fresh.ui.otherPythonButton)
     fresh.host.wait_until(lambda: not fresh.ui.noticeFrame.visible, 60, "the proof")
-    from IBISSlicerLib import Settings
+    from IBISSlicerLib.worker import Settings
 
     assert Settings.python() == str(right)
 

@@ -50,7 +50,7 @@ def test_what_the_agent_sees_is_what_the_view_shows_and_its_clicks_land_there(
 ) -> None:
     import slicer
     from ibis_agent.scan.geometry import slice_geometry
-    from IBISSlicerLib import Geometry
+    from IBISSlicerLib.scene import Geometry
 
     volume, image = load(lib, tmp_path, code)
     node = lib.views[view].node
@@ -77,8 +77,8 @@ def test_what_the_agent_sees_is_what_the_view_shows_and_its_clicks_land_there(
 def test_a_mask_is_shown_in_its_slice_and_nowhere_else(lib: Any, tmp_path: Path, code: str) -> None:
     import slicer
     from ibis_agent.scan.geometry import slice_geometry
-    from IBISSlicerLib import Geometry
-    from IBISSlicerLib.MaskDisplay import MaskDisplay
+    from IBISSlicerLib.scene import Geometry
+    from IBISSlicerLib.scene.MaskDisplay import MaskDisplay
 
     volume, _ = load(lib, tmp_path, code)
     shape = Geometry.shapeOf(volume)
@@ -97,8 +97,8 @@ def test_a_mask_is_shown_in_its_slice_and_nowhere_else(lib: Any, tmp_path: Path,
 def test_a_step_costs_a_slab_of_one_slice_and_not_the_volume(lib: Any) -> None:
     import slicer
     from ibis_agent.scan.geometry import slice_geometry
-    from IBISSlicerLib import Geometry
-    from IBISSlicerLib.MaskDisplay import MaskDisplay
+    from IBISSlicerLib.scene import Geometry
+    from IBISSlicerLib.scene.MaskDisplay import MaskDisplay
 
     volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Large")
     slicer.util.updateVolumeFromArray(volume, np.zeros((40, 256, 256), np.int16))
@@ -112,7 +112,7 @@ def test_a_step_costs_a_slab_of_one_slice_and_not_the_volume(lib: Any) -> None:
 def test_everything_follows_a_transform_of_the_volume(lib: Any, tmp_path: Path) -> None:
     import slicer
     import vtk
-    from IBISSlicerLib import Geometry
+    from IBISSlicerLib.scene import Geometry
 
     volume, image = load(lib, tmp_path, "LAS")
     transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
@@ -135,7 +135,7 @@ def test_everything_follows_a_transform_of_the_volume(lib: Any, tmp_path: Path) 
 
 @pytest.mark.parametrize("view", ["Red", "Yellow", "Green"])
 def test_the_slice_of_a_view_is_the_one_that_is_shown(lib: Any, tmp_path: Path, view: str) -> None:
-    from IBISSlicerLib import Geometry
+    from IBISSlicerLib.scene import Geometry
 
     volume, _ = load(lib, tmp_path, "LAS")
     node = lib.views[view].node

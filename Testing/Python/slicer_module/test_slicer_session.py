@@ -404,7 +404,7 @@ def test_choosing_a_policy_says_whether_it_fits_or_what_is_wrong_with_it(
     panel.rest()
     assert panel.ui.policySelector.currentText == tmp_path.name
     assert "config.json" in panel.status
-    from IBISSlicerLib import Settings
+    from IBISSlicerLib.worker import Settings
 
     assert Settings.models().policy == str(tmp_path)
 

@@ -47,7 +47,7 @@ def slices_with_mask(panel: Panel) -> list[int]:
 
 
 def axial_slice(panel: Panel) -> int:
-    from IBISSlicerLib.Geometry import sliceOfView
+    from IBISSlicerLib.scene.Geometry import sliceOfView
 
     return int(sliceOfView(panel.host.views["Red"].node, panel.run.volumeNode).index) + 1
 
@@ -61,7 +61,7 @@ def step_until(panel: Panel, kind: str) -> None:
 
 def at(panel: Panel, number: int, i: float, j: float) -> tuple[float, ...]:
     """A place in slice `number` of the volume."""
-    from IBISSlicerLib.Geometry import worldFromIjk
+    from IBISSlicerLib.scene.Geometry import worldFromIjk
 
     return tuple(worldFromIjk(panel.run.volumeNode, (i, j, number - 1)))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import qt
 
-from .Agent import Agent
-from .Errors import telling
+from ..Agent import Agent
+from ..Errors import telling
 from .Texts import millilitres, timeLeft
 
 _HEIGHT = 56  # of the plot, in pixels

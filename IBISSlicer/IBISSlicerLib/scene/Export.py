@@ -12,7 +12,7 @@ from pathlib import Path
 
 import slicer
 
-from .Errors import PlainError
+from ..Errors import PlainError
 from .OwnNodes import addOwnNode, removeNode
 
 SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd")

@@ -7,10 +7,10 @@ import time
 import qt
 import slicer
 
-from . import Settings
-from .Agent import Agent
-from .Errors import PlainError, telling
-from .Geometry import ObliqueViewError, alignView, shownWindow, sliceOfView
+from ..Agent import Agent
+from ..Errors import PlainError, telling
+from ..scene.Geometry import ObliqueViewError, alignView, shownWindow, sliceOfView
+from ..worker import Settings
 from .Texts import MISSING
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 import qt
 import slicer
 
+from ..Signal import Signal
 from .Aim import Aim, placeNodes
 from .ClickMarks import NEGATIVE_COLOUR, POSITIVE_COLOUR
 from .OwnNodes import addOwnNode, removeNode
-from .Signal import Signal
 
 
 class ClickPlacement:

@@ -26,7 +26,7 @@ def thoughtOf(step: dict) -> str:
     """What a step says: the policy's thinking, or who acted."""
     if step["by"] == "person":
         return "You accepted the mask." if isEnd(step) else "Placed by you."
-    said = (step["thinking"].strip(), step.get("words", ""))
+    said = (step["thinking"].strip(), countedFromOne(step.get("words", "")))
     return "\n".join(filter(None, said)) or "(no words)"
 
 

@@ -6,10 +6,10 @@ import qt
 import slicer
 from ibis_agent.mask.structures import name_for
 
-from .Agent import Agent
-from .Errors import telling
-from .Export import canExportDicom
-from .SceneRun import runsInScene
+from ..Agent import Agent
+from ..Errors import telling
+from ..scene.Export import canExportDicom
+from ..scene.SceneRun import runsInScene
 
 _NEW_SEGMENT = "New segment"
 

@@ -15,8 +15,8 @@ import qt
 import slicer
 import vtk
 
+from ..Signal import Signal
 from .OwnNodes import addOwnNode, removeNode
-from .Signal import Signal
 
 POSITIVE_COLOUR = (0.10, 0.95, 0.35)
 NEGATIVE_COLOUR = (1.0, 0.22, 0.20)

@@ -6,11 +6,11 @@ import logging
 
 import slicer
 
-from . import Settings
-from .Errors import PlainError
-from .Install import Installer, RestartNeeded, plainNames
-from .Signal import Signal
-from .WorkerProcess import defaultPython
+from ..Errors import PlainError
+from ..Signal import Signal
+from ..worker import Settings
+from ..worker.Install import Installer, RestartNeeded, plainNames
+from ..worker.WorkerProcess import defaultPython
 
 
 class InstallPanel:

@@ -20,7 +20,7 @@ from pathlib import Path
 import qt
 import slicer
 
-from .Errors import PlainError
+from ..Errors import PlainError
 
 TORCH = "torch>=2.6"
 # Without dependencies: it asks for torchvision, which we do not need and which crashes some Slicers. Without

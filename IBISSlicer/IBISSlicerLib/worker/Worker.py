@@ -16,9 +16,9 @@ import slicer
 from ibis_agent.engine.client import Job, ModelSettings, WorkerClient
 from ibis_agent.engine.protocol import CANCELLED
 
+from ..Errors import PlainError
+from ..Signal import Signal
 from . import Settings
-from .Errors import PlainError
-from .Signal import Signal
 from .WorkerProcess import WorkerProcess, defaultPython
 
 _PATIENCE = 5000  # ms that the worker gets to stop before it is ended

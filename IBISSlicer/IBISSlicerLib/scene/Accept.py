@@ -8,7 +8,7 @@ from __future__ import annotations
 import slicer
 import vtk
 
-from .Errors import PlainError
+from ..Errors import PlainError
 from .Naming import nameSegment
 from .SubjectHierarchy import putBeside
 

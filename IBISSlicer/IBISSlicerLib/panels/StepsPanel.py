@@ -6,9 +6,9 @@ from pathlib import Path
 
 import qt
 
-from .Agent import Agent
-from .ClickPlacement import ClickPlacement
-from .Errors import telling
+from ..Agent import Agent
+from ..Errors import telling
+from ..scene.ClickPlacement import ClickPlacement
 from .Texts import (
     MISSING,
     actionOf,

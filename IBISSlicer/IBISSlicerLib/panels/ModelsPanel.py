@@ -7,8 +7,8 @@ from pathlib import Path
 
 import qt
 
-from . import Settings
-from .Agent import Agent
+from ..Agent import Agent
+from ..worker import Settings
 from .Texts import gigabytes
 
 _DEVICES = (("Automatic", "auto"), ("Graphics card", "cuda"), ("Processor", "cpu"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import vtk
 
-from .Errors import PlainError
+from ..Errors import PlainError
 
 _ALIGNED = 0.999  # cosine between a view's normal and a voxel axis above which they count as parallel
 

@@ -18,11 +18,10 @@ from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.picture import cut
 from ibis_agent.scan.scan import Scan
 
+from ..Errors import PlainError
 from .ClickMarks import Mark
-from .Errors import PlainError
 from .Geometry import GeometryError, showSlice, sliceOfView
 from .SceneRun import SceneRun
-from .Texts import countedFromOne
 
 
 class VolumeSceneRun(SceneRun):
@@ -114,7 +113,7 @@ class VolumeSceneRun(SceneRun):
                     "by": step["by"],
                     "kind": step["kind"],
                     "slice": int(step["slice"]),
-                    "words": countedFromOne(step["words"]),
+                    "words": step["words"],
                     "thinking": "\n\n".join(thoughts),
                     "action": step["steps"][-1]["action"] if step["steps"] else {"kind": step["kind"]},
                     "area_px": sum(int(each["area_px"]) for each in present),
