@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
+from ibis_agent.policy.vocabulary import wording
 
 QUESTIONS = (
     "Segment the {n}",
@@ -39,6 +40,40 @@ WORDS = {
     "stomach": ("stomach", "stomach", "gastric cavity"),
     "lesion": ("lesion", "lesion", "tumour", "tumor", "mass", "focal lesion"),
 }
+# What the demo policy is told to know, and further words that people type for it; see ibis_agent.policy.vocabulary.
+VOCABULARY = {
+    "liver": ["hepatic parenchyma", "liver parenchyma", "Leber", "hígado"],
+    "spleen": ["splenic tissue", "splenic parenchyma", "Milz", "bazo"],
+    "left kidney": [
+        "LK",
+        "L kidney",
+        "lt kidney",
+        "left renal parenchyma",
+        "kidney on left",
+        "linke Niere",
+        "riñón izquierdo",
+    ],
+    "right kidney": [
+        "RK",
+        "R kidney",
+        "rt kidney",
+        "right renal parenchyma",
+        "kidney on right",
+        "rechte Niere",
+        "riñón derecho",
+    ],
+    "aorta": ["abdominal aorta", "Bauchaorta"],
+    "spine": [
+        "vertebral column",
+        "vertebra",
+        "vertebrae",
+        "vertebral body",
+        "Wirbelsäule",
+        "columna vertebral",
+    ],
+    "stomach": ["gastric cavity", "Magen", "estómago"],
+    "lesion": ["focal lesion", "focal liver lesion", "Läsion", "lesión"],
+}
 NEVER_PRESENT = (
     "urinary bladder",
     "prostate",
@@ -69,6 +104,11 @@ def question(name: str, rng: np.random.Generator) -> str:
         text += "."
     style = rng.random()
     return text.lower() if style < 0.25 else text
+
+
+def asked(name: str, rng: np.random.Generator) -> str:
+    """A wording as the demo policy meets it: people's words for what it knows reach it as one and the same."""
+    return wording(question(name, rng), VOCABULARY)
 
 
 def zone(x: float, y: float) -> str:

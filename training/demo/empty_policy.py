@@ -63,6 +63,9 @@ DEMO_CARD: dict[str, Any] = {
         "reject": "Not {action}.",
         "retry": "Reply again.",
     },
+    "vocabulary": questions.VOCABULARY,
+    "modalities": ["CT"],
+    "planes": ["axial"],
 }
 
 

@@ -229,7 +229,7 @@ def show(
                 positive, region = correction(mask, truth, aspect)
                 click, value = good_click(depth_of(region, aspect), positive, rng)
             reply = q.correction_reply(asks, click) if click else q.done_reply(asks)
-            prompt = refine.format(question=q.question(asks, rng))
+            prompt = refine.format(question=q.asked(asks, rng))
             asked.append(writer.ask(*with_note(prompt, reply, asks, region, click, value, aspect, rng)))
     else:
         # What is rare or hard to tell from its neighbours is asked for first, mostly; then what is thin.
@@ -239,7 +239,7 @@ def show(
         chosen = (first_asked + rest)[:questions]
         for name in chosen:
             click, value = good_click(depths[name], True, rng)
-            prompt, reply = first.format(question=q.question(name, rng)), q.first_reply(name, click)
+            prompt, reply = first.format(question=q.asked(name, rng)), q.first_reply(name, click)
             asked.append(writer.ask(*with_note(prompt, reply, name, masks[name], click, value, aspect, rng)))
         # …and so is what is often taken for a neighbour when it is not there.
         feared = [n for n in ALIKE if n in absent and rng.random() < 0.7]
@@ -247,7 +247,7 @@ def show(
         if rng.random() < 0.25:
             wanted.append(str(rng.choice(q.NEVER_PRESENT)))
         for name in wanted:
-            asked.append(writer.ask(first.format(question=q.question(name, rng)), q.absent_reply(name)))
+            asked.append(writer.ask(first.format(question=q.asked(name, rng)), q.absent_reply(name)))
     rows, columns = grid
     size = (rows * CELL, columns * CELL)
     rgb = np.repeat(grey[None], 3, 0)

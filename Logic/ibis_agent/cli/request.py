@@ -18,6 +18,7 @@ from ibis_agent.mask import files as mask_files
 from ibis_agent.policy import folder as weights
 from ibis_agent.policy.card import ModelCard, load_card
 from ibis_agent.policy.prompts import check_question
+from ibis_agent.policy.vocabulary import check_asked
 from ibis_agent.record.trajectory import Trajectory, orientation_of
 from ibis_agent.run.episode import Limits
 from ibis_agent.scan.geometry import Orientation, PictureGeometry
@@ -151,7 +152,7 @@ def _question(request: Request, card: ModelCard, resumed: Asked | None) -> str:
     if request.question is None:
         remedy = 'Ask with --prompt, such as --prompt "Segment the liver".'
         raise InputError("there is no question", remedy=remedy)
-    question = check_question(request.question, card.max_question, card.script)
+    question = check_question(request.question) if resumed else check_asked(request.question, card)
     if resumed is not None and question != resumed.question:
         raise InputError(
             "the run to resume was asked another question",

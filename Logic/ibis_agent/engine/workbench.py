@@ -26,6 +26,7 @@ from ibis_agent.policy import folder as weights
 from ibis_agent.policy import required_memory as memory
 from ibis_agent.policy.card import load_card
 from ibis_agent.policy.contract import Policy
+from ibis_agent.policy.vocabulary import check_asked
 from ibis_agent.record.trajectory import head_of, picture_from_json, step_from_json, step_to_json
 from ibis_agent.run.episode import Episode, Limits, Step
 from ibis_agent.scan.picture import Picture, cut
@@ -195,6 +196,8 @@ class Workbench:
             raise ModelError("no models are loaded", remedy="Load them first.")
         if request.get("scope", "slice") not in self.scopes:
             raise InputError("this worker cannot be asked about that", value=request.get("scope"))
+        if not request.get("head"):
+            check_asked(str(request["question"]), self._policy.card)
         if request.get("scope") == "volume":
             return self._ask_volume(request)
         head, limits = request.get("head"), Limits(**(request.get("limits") or {}))

@@ -251,6 +251,24 @@ def structure_for(question: str, answer: str = "") -> Structure | None:
     return structure_in(question) or structure_in(answer)
 
 
+def another_structure(question: str, reply: str) -> Structure | None:
+    """What a reply speaks of when it speaks of other structures than the question asks for; None where it fits.
+
+    Left and right of a pair are two structures; either fits a question about both. Neither text needs to name a
+    structure: what cannot be compared fits.
+    """
+    asked, said = structures_in(question), structures_in(reply)
+    if not asked or not said or any(_same(a, b) for a in asked for b in said):
+        return None
+    return said[0]
+
+
+def _same(a: Structure, b: Structure) -> bool:
+    if a.is_finding or b.is_finding:  # one finding is often called by the name of another
+        return a.is_finding and b.is_finding
+    return a.code == b.code and (a.key == b.key or a.side is None or b.side is None)
+
+
 def name_for(question: str, answer: str = "") -> str:
     """A segment's name after the question or the answer.
 

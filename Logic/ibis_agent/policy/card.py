@@ -44,6 +44,9 @@ class ModelCard:
         max_question: longest question in characters.
         script: the one script of the questions that it reads, by its Unicode name ("LATIN"); empty for any.
             Only a small policy needs it: asked in another script it would answer nonsense.
+        vocabulary: the structures that it knows, and further words for each; empty for a policy that reads any
+            question. See policy.vocabulary.
+        modalities, planes: what it was trained on, such as ("CT",) and ("axial",); empty for anything.
         drafts: replies that this policy often writes. They only save time (decoding), never change a reply.
         note: shown wherever the model is named, such as "demonstration on phantoms".
         origin: how the weights came about.
@@ -61,9 +64,24 @@ class ModelCard:
     window: tuple[float, float] | None = None
     max_question: int = 4_000
     script: str = ""
+    vocabulary: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    modalities: tuple[str, ...] = ()
+    planes: tuple[str, ...] = ()
     drafts: tuple[str, ...] = ()
     note: str = ""
     origin: str = ""
+
+    def outside(self, modality: str, plane: str) -> str:
+        """A warning for a scan of a kind that the policy was not trained on; empty where there is none.
+
+        `modality` is DICOM's, or empty where it is not known: that warns of nothing.
+        """
+        odd = []
+        if self.modalities and modality and modality not in self.modalities:
+            odd.append(f"{modality} (it knows {', '.join(self.modalities)})")
+        if self.planes and plane not in self.planes:
+            odd.append(f"{plane} slices (it knows {', '.join(self.planes)} ones)")
+        return f"{self.name} was not trained on {' or on '.join(odd)}: expect wrong answers." if odd else ""
 
 
 def load_card(folder: str | os.PathLike[str]) -> ModelCard:
@@ -240,6 +258,12 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(_text(each) for each in value)
 
 
+def _vocabulary(value: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(value, dict):
+        raise TypeError
+    return {_text(name): _texts(words) for name, words in value.items()}
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
     "name": _text,
     "orientation": Orientation,
@@ -252,6 +276,9 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "window": _window,
     "max_question": _integer(1, 100_000),
     "script": _text,
+    "vocabulary": _vocabulary,
+    "modalities": _texts,
+    "planes": _texts,
     "drafts": _texts,
     "note": _text,
     "origin": _text,
@@ -268,6 +295,9 @@ _EXPECTED = {
     "window": "two numbers, the smaller first, or null",
     "max_question": "an integer from 1 to 100000 (characters)",
     "script": "a text",
+    "vocabulary": 'an object of lists of texts, such as {"liver": ["hepatic parenchyma"]}',
+    "modalities": "a list of texts",
+    "planes": "a list of texts",
     "drafts": "a list of texts",
     "note": "a text",
     "origin": "a text",

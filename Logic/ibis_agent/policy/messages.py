@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ibis_agent.policy.card import ModelCard
     from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.prompts import Prompts, check_question, fill
+from ibis_agent.policy.vocabulary import wording
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def build_messages(card: ModelCard, turn: Turn) -> list[Message]:
     Pictures are numbered in the order of `pictures_of(card, turn)`. Raises InputError for a question that is
     empty, too long or not text.
     """
-    question = check_question(turn.question, card.max_question, card.script)
+    question = wording(check_question(turn.question, card.max_question, card.script), card.vocabulary)
     messages = [Message("system", card.prompts.system)] if card.prompts.system else []
     past = _kept(card, turn)
     for index, (_, reply) in enumerate(past):

@@ -10,6 +10,7 @@ from ibis_agent.policy.card import load_card
 from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.messages import build_messages
 from ibis_agent.policy.qwen25.chat import Chat
+from ibis_agent.policy.vocabulary import wording
 from tokenizers import Tokenizer
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -55,7 +56,9 @@ def test_a_training_sample_and_the_request_of_the_same_state_have_the_same_token
     request = chat.encode(build_messages(card, turn), [rgb])
 
     template = card.prompts.first if number == 1 else card.prompts.refine
-    prompt = template.replace("{question}", turn.question) + (f"\n{note}" if note else "")
+    prompt = template.replace("{question}", wording(turn.question, card.vocabulary)) + (
+        f"\n{note}" if note else ""
+    )
     asked = writer.ask(prompt, reply)
     rows, columns = grid_of(size[1] / size[0], small=size[0] * size[1] < card.min_pixels)
     visual = [writer.special["<|image_pad|>"]] * (rows * columns)

@@ -61,7 +61,7 @@ def test_step_by_step_at_the_terminal_the_person_corrects_any_slice_and_undoes(
 ) -> None:
     out = tmp_path / "out"
     typed = "?\nall\n20 + 5 5 px\n4 - 16 16 px\n4g\nu\nu\n99 + 0.5 0.5\nb\na\n"
-    said = terminal("--prompt", "Segment it", "--step", "--out", str(out), typed=typed)
+    said = terminal("--prompt", "Segment the liver", "--step", "--out", str(out), typed=typed)
     assert "your own positive click on slice 57" in said and "followed from slice" in said
     assert "not in the range" in said and "now after action" in said
     recorded = VolumeTrajectory.load(out / "trajectory.json")
@@ -75,7 +75,7 @@ def test_a_click_is_moved_at_the_terminal_and_the_later_ones_there_go(
     terminal: Callable[..., str], tmp_path: Path
 ) -> None:
     typed = "20 + 5 5 px\n20 + 16 16 px\n20.1 - 6 7 px\n20.3 + 6 7 px\nq\n"
-    said = terminal("--prompt", "Segment it", "--step", "--out", str(tmp_path / "out"), typed=typed)
+    said = terminal("--prompt", "Segment the liver", "--step", "--out", str(tmp_path / "out"), typed=typed)
     assert "click 1 moved" in said and "no such click on this slice (got 3)" in said
     recorded = VolumeTrajectory.load(tmp_path / "out" / "trajectory.json")
     assert recorded.actions[-1]["slice"] == 20 and recorded.actions[-1]["by"] == "person"
@@ -86,11 +86,13 @@ def test_what_is_nowhere_leaves_no_mask_of_an_earlier_question(
     terminal: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    terminal("--prompt", "Segment it", "--out", str(out), "--mask-format", "nii.gz", "--mask-format", "nrrd")
+    terminal(
+        "--prompt", "Segment the liver", "--out", str(out), "--mask-format", "nii.gz", "--mask-format", "nrrd"
+    )
     assert np.asanyarray(nibabel.load(out / "mask.nii.gz").dataobj).any() and (out / "mask.nrrd").is_file()
     never = ScriptedPolicy([format_reply(Reply("Nothing.", Terminate("It is not there.")))] * 40)
     monkeypatch.setattr(volume_job, "load_policy", lambda folder, asked: never)
-    said = terminal("--prompt", "Segment the other one", "--out", str(out))
+    said = terminal("--prompt", "Segment the spleen", "--out", str(out))
     assert "It is not there." in said and not (out / "mask.nrrd").exists()
     assert not np.asanyarray(nibabel.load(out / "mask.nii.gz").dataobj).any()
 
@@ -100,7 +102,7 @@ def test_a_run_that_was_left_is_resumed_with_its_scan(
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     own = ["--looks", "1", "--max-turns", "4"]
-    terminal("--prompt", "Segment it", *own, "--step", "--out", str(first), typed="\n\n\nq\n")
+    terminal("--prompt", "Segment the liver", *own, "--step", "--out", str(first), typed="\n\n\nq\n")
     left = VolumeTrajectory.load(first / "trajectory.json")
     assert left.head["status"] == "ready" and len(left.actions) == 4
     terminal("--resume", str(first / "trajectory.json"), "--out", str(second))
@@ -108,7 +110,7 @@ def test_a_run_that_was_left_is_resumed_with_its_scan(
     assert ended.head["status"] == "ended" and ended.actions[:4] == left.actions
     assert ended.head["limits"] == left.head["limits"] and left.head["limits"]["looks"] == 1
     whole = tmp_path / "whole"
-    terminal("--prompt", "Segment it", "--out", str(whole))
+    terminal("--prompt", "Segment the liver", "--out", str(whole))
     assert np.array_equal(VolumeTrajectory.load(whole / "trajectory.json").volume(), ended.volume())
     terminal("--resume", str(second / "trajectory.json"), "--plane", "sagittal", code=2)
     kept = (second / "mask.nii.gz").stat().st_mtime_ns
@@ -120,7 +122,7 @@ def test_resuming_with_other_models_than_recorded_is_told(
     terminal: Callable[..., str], tmp_path: Path
 ) -> None:
     path = tmp_path / "first" / "trajectory.json"
-    terminal("--prompt", "Segment it", "--step", "--out", str(path.parent), typed="all\nb\nq\n")
+    terminal("--prompt", "Segment the liver", "--step", "--out", str(path.parent), typed="all\nb\nq\n")
     assert "note" not in terminal("--resume", str(path), "--out", str(tmp_path / "same"))
     record = json.loads(path.read_text())
     for role in ("policy", "segmenter"):
@@ -140,7 +142,8 @@ def test_ctrl_c_keeps_what_was_done_and_says_how_to_go_on(
     from ibis_agent.cli.request import Request
 
     asked = volume_job.VolumeRequest(
-        Request(scan=scan_file, question="Segment it", window=(0, 255), out=tmp_path / "out"), follow="memory"
+        Request(scan=scan_file, question="Segment the liver", window=(0, 255), out=tmp_path / "out"),
+        follow="memory",
     )
     session = VolumeSession(volume_job.VolumeJob(asked), Screen(io.StringIO()))
     session.load()
@@ -161,29 +164,29 @@ def test_a_range_and_a_region_given_at_the_terminal_bound_the_mask(
     terminal: Callable[..., str], tmp_path: Path
 ) -> None:
     region = ["--roi", "0", "20", "8", "31", "0", "23"]
-    terminal("--prompt", "Segment it", "--out", str(tmp_path / "out"), "--range", "6", "12", *region)
+    terminal("--prompt", "Segment the liver", "--out", str(tmp_path / "out"), "--range", "6", "12", *region)
     mask = np.asanyarray(nibabel.load(tmp_path / "out" / "mask.nii.gz").dataobj) != 0
     truth = np.stack(two_things()).transpose()
     inside = np.zeros_like(truth)
     inside[:21, 8:, 6:13] = True
     assert np.array_equal(mask, truth & inside) and mask.any()
-    said = terminal("--prompt", "Segment it", "--looks", "-1", code=cli.BAD_INPUT)
+    said = terminal("--prompt", "Segment the liver", "--looks", "-1", code=cli.BAD_INPUT)
     assert not said
-    terminal("--prompt", "Segment it", "--range", "6", "99", code=cli.BAD_INPUT)
+    terminal("--prompt", "Segment the liver", "--range", "6", "99", code=cli.BAD_INPUT)
 
 
 def test_the_record_of_a_volume_is_replayed_and_reviewed_by_the_other_commands(
     terminal: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    terminal("--prompt", "Segment it", "--out", str(out), "--no-review")
+    terminal("--prompt", "Segment the liver", "--out", str(out), "--no-review")
     record, again, page = out / "trajectory.json", tmp_path / "again.nii.gz", tmp_path / "page.html"
     assert not (out / "review.html").exists()
     assert cli.main(["replay", str(record), "--mask", str(again)]) == cli.OK
     masks = [np.asanyarray(nibabel.load(each).dataobj) for each in (out / "mask.nii.gz", again)]
     assert np.array_equal(*masks) and masks[0].any()
     assert cli.main(["review", str(record), "--out", str(page)]) == cli.OK
-    assert "Segment it" in page.read_text("utf-8")
+    assert "Segment the liver" in page.read_text("utf-8")
     changed = json.loads(record.read_text("utf-8"))
     row = next(each for each in changed["slices"] if each["mask_rle"])
     row["mask_rle"] = encode_rle(disc(2))

@@ -1,0 +1,244 @@
+"""What a small policy knows by name: a question is understood first, and refused where it would be guessed at.
+
+A large policy reads any question; its card has no vocabulary, and nothing here applies. A small one answers
+nonsense to words that it never learnt, and says it with confidence. So its card lists the structures that it
+knows, and further words for them; a question must ask for one of these and for nothing else.
+
+No word next to a structure's name is passed over: "liver cyst" and "left lobe of the liver" are not the liver.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ibis_agent.errors import InputError
+from ibis_agent.mask.structures import STRUCTURES
+from ibis_agent.policy.card import ModelCard
+from ibis_agent.policy.prompts import check_question
+
+Vocabulary = Mapping[str, tuple[str, ...]]
+
+_SHORTEST_TYPO = 5  # letters; shorter words are too like each other
+_SIZE = re.compile(
+    r"\b(?:how\s+(?:large|big|long|wide|thick|heavy|much)|size|volume|diameter|measure\w*|millilit\w+|ml"
+    r"|hounsfield|hu)\b"
+)
+_NEGATION = {
+    "not",
+    "no",
+    "except",
+    "without",
+    "besides",
+    "excluding",
+    "exclude",
+    "neither",
+    "nicht",
+    "ohne",
+    "sin",
+}
+# A part of an organ, or something in it, is not the organ.
+_PART_WORDS = """
+lobe lobes cortex medulla wall walls pole poles hilum artery arteries vein veins vessel vessels duct
+ducts head tail neck fundus antrum caudate quadrate capsule pelvis stone stones thrombus aneurysm
+dissection ascending descending arch thoracic branch bifurcation stent graft half upper lower part
+parts
+"""
+_SEGMENT_NUMBER = re.compile(r"\bsegments?\s+(?:\d|[ivx]+\b)|\b[tlc]\d{1,2}\b")
+# What may stand beside a structure's name without changing what is asked for.
+_PLAIN_WORDS = """
+a an the this that these those any some all whole entire complete my his her its their patient
+patients please pls and or of in on at with from for to by as is are it there here where what which
+how large big size volume diameter area mean density value values can could would you i we me us
+need want like see show find locate identify segment segmented segmentation segmenting outline
+delineate contour mark annotate label highlight draw mask measure visible seen present exists exist
+slice slices image images picture scan ct view plane look does do has have now then also both left
+right enlarged normal abdominal axial only just again der die das den dem des ein eine einen bitte
+und oder im auf mir zeige zeig finde segmentiere markiere wo ist sind wie gross el la los las un una
+por favor y o en de del muestra muestrame segmenta segmente marca donde esta que hu ml cm mm fatty
+cirrhotic nodular polycystic shrunken small swollen dilated calcified healthy
+"""
+_PART, _PLAIN = set(_PART_WORDS.split()), set(_PLAIN_WORDS.split())
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a question asks for.
+
+    Attributes:
+        structures: names of the vocabulary, in the order of mention, each once.
+        size: the question is about how large they are, not only where.
+    """
+
+    structures: tuple[str, ...]
+    size: bool = False
+
+
+def understand(question: str, vocabulary: Vocabulary, name: str = "") -> Asked:
+    """What a question asks for, in the words of a policy's vocabulary.
+
+    Letter case, accents, plurals and one wrong letter in a word of five or more do not matter.
+
+    Args:
+        name: of the policy, for the message.
+
+    Raises InputError with the list of what is known: for a question that names nothing known, or something
+    else too, or that says more of a structure than its name.
+    """
+    words = _words(question)
+    problem = _refusal(question, words, vocabulary)
+    if problem:
+        raise InputError(
+            f"{name or 'this policy'} cannot answer that: {problem}",
+            value=question,
+            remedy=f"It knows: {', '.join(vocabulary)}. Ask as in: Segment the {next(iter(vocabulary))}.",
+        )
+    found = [key for key, _, _ in _mentions(words, vocabulary)]
+    if "lesion" in found:  # "a lesion in the liver" asks for the lesion
+        found = ["lesion"]
+    names = [known for key in found for known in _known(key, vocabulary)]
+    return Asked(tuple(dict.fromkeys(names)), bool(_SIZE.search(" ".join(words))))
+
+
+def check_asked(question: str, card: ModelCard) -> str:
+    """A new question as it may be asked of a policy, without white space around it.
+
+    Raises InputError as `check_question` and `understand` do, and where it asks for several structures.
+    """
+    question = check_question(question, card.max_question, card.script)
+    if card.vocabulary:
+        structures = understand(question, card.vocabulary, card.name).structures
+        if len(structures) > 1:
+            raise InputError(
+                "the question asks for several structures",
+                value=question,
+                remedy=f"Ask for one at a time: {', or '.join(f'the {each}' for each in structures)}.",
+            )
+    return question
+
+
+def wording(question: str, vocabulary: Vocabulary) -> str:
+    """How the policy is asked: in the words that it learnt, where it is asked for one structure that it knows.
+
+    Any other question stays as it is.
+    """
+    if not vocabulary:
+        return question
+    try:
+        asked = understand(question, vocabulary)
+    except InputError:
+        return question
+    return f"Segment the {asked.structures[0]}" if len(asked.structures) == 1 else question
+
+
+def _refusal(question: str, words: list[str], vocabulary: Vocabulary) -> str:
+    """Why a question is not understood; empty where it is."""
+    mentions = list(_mentions(words, vocabulary))
+    if not mentions:
+        return "it names no structure that it knows"
+    for key, _, _ in mentions:
+        if not _known(key, vocabulary):
+            return f"it does not know the {key}"
+    if negation := _NEGATION & set(words):
+        return f'it does not understand "{min(negation)}"'
+    if number := _SEGMENT_NUMBER.search(" ".join(words)):
+        return f'it does not know "{number[0]}"'
+    taken = {at for _, first, after in mentions for at in range(first, after)}
+    finding = any(key == "lesion" for key, _, _ in mentions)
+    for at, word in enumerate(words):
+        beside = at not in taken and (at - 1 in taken or at + 1 in taken)
+        if (at not in taken and word in _PART) or (beside and not finding and not _is_plain(word)):
+            return f'it does not know what "{word}" means here'
+    return ""
+
+
+def _is_plain(word: str) -> bool:
+    """Whether a word may stand beside a structure's name; small slips of the keyboard are no new words."""
+    swapped = (word[:n] + word[n + 1] + word[n] + word[n + 2 :] for n in range(len(word) - 1))
+    return word in _PLAIN or any(each in _PLAIN for each in swapped)
+
+
+def _known(key: str, vocabulary: Vocabulary) -> list[str]:
+    """The names of the vocabulary that a structure's key stands for; both sides where no side is said."""
+    if key in vocabulary:
+        return [key]
+    structure = STRUCTURES.get(key)
+    if structure is None:
+        return []
+    if structure.is_finding:
+        return ["lesion"] if "lesion" in vocabulary else []
+    sides = [STRUCTURES[name] for name in vocabulary if name in STRUCTURES]
+    return [
+        each.key for each in sides if each.side and each.code == structure.code and structure.side is None
+    ]
+
+
+def _mentions(words: list[str], vocabulary: Vocabulary) -> Iterator[tuple[str, int, int]]:
+    """(key, first word, word after the last) of every structure that is named, longest names first."""
+    phrases = _phrases(vocabulary)
+    longest = max(map(len, phrases))
+    at = 0
+    while at < len(words):
+        for length in range(min(longest, len(words) - at), 0, -1):
+            key = _key_of(tuple(words[at : at + length]), phrases)
+            if key:
+                yield ("lesion" if key in STRUCTURES and STRUCTURES[key].is_finding else key), at, at + length
+                at += length - 1
+                break
+        at += 1
+
+
+def _phrases(vocabulary: Vocabulary) -> dict[tuple[str, ...], str]:
+    phrases = {}
+    for structure in STRUCTURES.values():
+        for said in (structure.key, *structure.words):
+            phrases[tuple(_words(said))] = structure.key
+    for name, further in vocabulary.items():
+        for said in (name, *further):
+            phrases[tuple(_words(said))] = name
+    return phrases
+
+
+def _key_of(said: tuple[str, ...], phrases: Mapping[tuple[str, ...], str]) -> str:
+    """The structure that these words name: as they are, in the singular, or with one wrong letter."""
+    for form in (said, (*said[:-1], said[-1].removesuffix("s"))):
+        if form in phrases:
+            return phrases[form]
+    if any(word in _PLAIN or word in _PART for word in said) and len(said) == 1:
+        return ""
+    near = {
+        key
+        for phrase, key in phrases.items()
+        if len(phrase) == len(said) and all(map(_same_but_one_letter, said, phrase))
+    }
+    return near.pop() if len(near) == 1 else ""
+
+
+def _same_but_one_letter(a: str, b: str) -> bool:
+    """Equal, or, in words of five letters and more, one letter wrong, missing, too many, or two swapped."""
+    if a == b:
+        return True
+    if (
+        min(len(a), len(b)) < _SHORTEST_TYPO - 1
+        or max(len(a), len(b)) < _SHORTEST_TYPO
+        or abs(len(a) - len(b)) > 1
+    ):
+        return False
+    start = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    if start == 0 and len(a) == len(b):  # "river" is a word of its own; people rarely miss the first letter
+        return False
+    swapped = a[start : start + 2] == b[start : start + 2][::-1] and a[start + 2 :] == b[start + 2 :]
+    return (
+        swapped
+        or a[start + 1 :] == b[start + 1 :]
+        or a[start:] == b[start + 1 :]
+        or a[start + 1 :] == b[start:]
+    )
+
+
+def _words(text: str) -> list[str]:
+    """Words without case, accents and punctuation."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
+    return re.findall(r"[^\W_]+", plain)
