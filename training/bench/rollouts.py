@@ -24,9 +24,9 @@ from ibis_agent.files import write_json
 from training.bench.clock import use_processor_time
 from training.bench.steps import machine
 from training.common.commands import check_output, ending
-from training.grpo.rollouts import Roller, Rollout
 from training.grpo.settings import GrpoSettings, TaskSettings
 from training.grpo.train import Run
+from training.rollouts.roller import Roller, Rollout
 
 
 def measure_rollouts(settings: GrpoSettings, single: int = 0) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from ibis_agent.actions import Terminate
 from torch import Tensor
 
 from training.grpo import rewards
-from training.grpo.rollouts import Rollout
 from training.grpo.settings import RewardSettings
+from training.rollouts.roller import Rollout
 
 _LEAST_SPREAD = 1e-6
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from ibis_agent.actions import Action, Click, Terminate, format_reply, parse_reply
 from ibis_agent.errors import InputError, ReplyError
-from ibis_agent.mask.masks import iou
+
+from training.rollouts.state import State
 
 OPTIMAL_STEPS = 5
 ANSWER_LEVELS = ((0.80, 3.0), (0.70, 2.0), (0.50, 1.0))
@@ -27,46 +27,6 @@ _ACTION = re.compile(r"<action>\n(.*?)\n</action>", re.DOTALL)
 _NUMBER = r"\s*(\d{1,20}(?:\.\d{1,40})?)\s*"
 _POINT = re.compile(rf"(Positive|Negative) Point \({_NUMBER},{_NUMBER}\)", re.ASCII)
 _ANSWER = re.compile(r"<answer>.*?</answer>", re.DOTALL)
-
-
-@dataclass(frozen=True, eq=False)
-class State:
-    """One turn as the rewards see it.
-
-    Attributes:
-        reply: the policy's text.
-        action: what it asked for; None where the reply could not be read.
-        before, after: (H, W) bool, the masks around the action; the same array after an end or no action.
-        truth: (H, W) bool.
-        number: of the turn, from 1; None where it is not known (the published rows).
-        iou_before, iou_after: of the masks with the truth.
-    """
-
-    reply: str
-    action: Action | None
-    before: np.ndarray
-    after: np.ndarray
-    truth: np.ndarray
-    number: int | None
-    iou_before: float
-    iou_after: float
-
-    @classmethod
-    def of(
-        cls,
-        reply: str,
-        action: Action | None,
-        before: np.ndarray,
-        after: np.ndarray,
-        truth: np.ndarray,
-        number: int | None,
-    ) -> State:
-        """A state whose IoUs are computed here. Raises InputError for masks of different sizes."""
-        if not before.shape == after.shape == truth.shape:
-            raise InputError(
-                "masks and truth must be of one size", value=f"{before.shape}, {after.shape}, {truth.shape}"
-            )
-        return cls(reply, action, before, after, truth, number, iou(before, truth), iou(after, truth))
 
 
 def published_action(reply: str) -> Action | None:

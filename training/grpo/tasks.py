@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from training.common.pictures import Choice, Group, Shown, Source, groups_of, phantom_groups
 from training.common.questions import question
-from training.grpo.rollouts import Question
+from training.rollouts.roller import Question
 
 PHANTOM = Choice()
 

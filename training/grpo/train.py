@@ -42,10 +42,10 @@ from training.common.resuming import Curves, learning_rate, save_atomically
 from training.common.run_folder import SETTINGS, same_run
 from training.common.settings import read_settings, settings_to_json
 from training.grpo.objective import advantages, clipped, divergence, figures
-from training.grpo.rollouts import Roller, Rollout, RolloutTurn
-from training.grpo.sampling import BatchPolicy, Request, Sample
 from training.grpo.settings import FREE, GrpoSettings, TaskSettings, check
 from training.grpo.tasks import Tasks, case_tasks, phantom_tasks
+from training.rollouts.roller import Roller, Rollout, RolloutTurn
+from training.rollouts.sampling import BatchPolicy, Request, Sample
 from training.sft.reply_trainer import Stopping
 from training.sft.settings import SftSettings
 from training.sft.train import trainable_model

@@ -36,10 +36,10 @@ from training.common.questions import NEVER_PRESENT
 from training.common.settings import read_settings
 from training.grpo import train as grpo
 from training.grpo.objective import figures
-from training.grpo.rollouts import Question, Roller
-from training.grpo.sampling import BatchPolicy
 from training.grpo.settings import GrpoSettings
 from training.grpo.tasks import Tasks, phantom_tasks
+from training.rollouts.roller import Question, Roller
+from training.rollouts.sampling import BatchPolicy
 from training.sft import train as sft
 from training.sft.settings import SftSettings
 from training.trajectories import generate as trajectories

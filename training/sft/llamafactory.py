@@ -8,7 +8,7 @@ the model card of the policy that comes of it, and `pictures/` as the policy see
 size that its image processor gives them, for the package would scale them in another way. Its loader drops a sample
 that breaks its rules with a mere warning; here they are checked (`check_export`).
 
-The loader of version 0.9.5 gives the same tokens, labels and pixels as training.sft.samples, but for a line break
+The loader of version 0.9.5 gives the same tokens, labels and pixels as training.rollouts.samples, but for a line break
 behind the end of a reply, which it learns too (Testing/Python/test_llamafactory.py, where that package is at hand).
 """
 
@@ -34,7 +34,7 @@ from ibis_agent.policy.qwen25.chat import Chat
 from training.common.commands import ending, settings_parser
 from training.common.policy_folder import check_free, new_folder
 from training.common.settings import read_settings
-from training.sft.samples import turn_of
+from training.rollouts.samples import turn_of
 from training.sft.settings import SftSettings, changed_card
 from training.sft.turn_data import Place, check_data, read_picture, read_record
 from training.trajectories.parts import write_png

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from training.common.resuming import Curves
-from training.sft.samples import IGNORED, collate, where_said
+from training.rollouts.samples import IGNORED, collate, where_said
 
 _WHOLE = "whole"
 _PLOT_EVERY = 60  # seconds

@@ -5,7 +5,7 @@
     torchrun --nproc_per_node 8 -m training.sft training/configs/sft-7b-full.yaml
 
 Every key is explained in training/sft/settings.py. The samples are the very requests that inference makes
-(training/samples.py), and the loss is on what the policy says. OUT gets the curves (curves.jsonl, curves.png,
+(training/rollouts/samples.py), and the loss is on what the policy says. OUT gets the curves (curves.jsonl, curves.png,
 tensorboard/), `data.json` (what was learned from and what could not be), checkpoints, and in the end
 `adapter/` (LoRA; then: python -m training.sft.merge OUT/adapter --out DIR) or `model/` (full), ready for use.
 

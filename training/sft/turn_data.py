@@ -2,7 +2,7 @@
 
 A folder holds `trajectories.jsonl`: a line is one question about one picture with its turns. Every turn that
 is to be learned becomes a sample of its own. Deliberate mistakes carry no loss; their recovery does. How a turn
-becomes tokens is in samples.
+becomes tokens is in training.rollouts.samples.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ibis_agent.policy.qwen25.chat import Chat, Encoded
 from PIL import Image
 from torch.utils.data import Dataset
 
-from training.sft.samples import add_reply, build_request, turn_of
+from training.rollouts.samples import add_reply, build_request, turn_of
 from training.trajectories.generate import NAME as FILE
 
 # Small policies write two decimals of the coordinates that were clicked.

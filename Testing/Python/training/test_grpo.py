@@ -28,12 +28,12 @@ from training.common.policy_folder import HISTORY
 from training.common.settings import read_settings
 from training.grpo import train as grpo
 from training.grpo.objective import advantages, clipped, divergence, figures, normalised
-from training.grpo.rewards import State
-from training.grpo.rollouts import ENDED, Question, Rollout, RolloutTurn
-from training.grpo.sampling import Sample
 from training.grpo.settings import GrpoSettings, RewardSettings, TaskSettings
 from training.grpo.tasks import Tasks, phantom_tasks
 from training.reproduction import reproduce
+from training.rollouts.roller import ENDED, Question, Rollout, RolloutTurn
+from training.rollouts.sampling import Sample
+from training.rollouts.state import State
 from training.sft.merge import merge
 
 CONFIGS = Path(grpo.__file__).parents[1] / "configs"

@@ -53,7 +53,7 @@ def adapter(base, tmp_path_factory):
 
 
 def logits(model, policy):
-    from training.sft.samples import build_request, collate
+    from training.rollouts.samples import build_request, collate
 
     rgb = np.random.default_rng(1).integers(0, 256, (80, 90, 3), dtype=np.uint8)
     batch = collate([build_request(policy.chat, policy.card, Turn(rgb, "Segment the liver."))])

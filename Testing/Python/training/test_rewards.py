@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
 from ibis_agent.errors import InputError
+from ibis_agent.mask.masks import iou
 from PIL import Image
 
 from training.grpo import rewards
-from training.grpo.rewards import State
+from training.rollouts.state import State
 
 TRUTH = np.zeros((10, 10), bool)
 TRUTH[2:8, 2:8] = True
@@ -46,7 +47,7 @@ def test_every_component_of_all_recorded_scores_is_met(parity: Path) -> None:
             truth,
             row.get("current_step"),
             row.get("pre_iou", 0.0),
-            rewards.iou(after, truth),
+            iou(after, truth),
         )
         found = rewards.published_score(state, row.get("optimal_step", rewards.OPTIMAL_STEPS))
         assert found == pytest.approx(case["score"], abs=1e-9), case["reply"]

@@ -23,9 +23,9 @@ from ibis_agent.segmenter.sam2.predictor import Segmenter
 from tiny_models import make_tiny_policy
 
 from training.grpo.objective import figures
-from training.grpo.rollouts import LIMIT, UNREADABLE, Question, Roller
-from training.grpo.sampling import BatchPolicy
 from training.grpo.tasks import phantom_tasks
+from training.rollouts.roller import LIMIT, UNREADABLE, Question, Roller
+from training.rollouts.sampling import BatchPolicy
 
 LIMITS = Limits(max_turns=3)
 

@@ -19,7 +19,7 @@ from ibis_agent.scan.geometry import PictureGeometry
 from ibis_agent.scan.picture import Picture
 from ibis_agent.segmenter.sam2.predictor import Segmenter
 
-from training.sft.samples import IGNORED, add_reply, build_request, collate, turn_of, where_said
+from training.rollouts.samples import IGNORED, add_reply, build_request, collate, turn_of, where_said
 
 QUESTION = "Segment the liver."
 REPLIES = [

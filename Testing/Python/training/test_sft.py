@@ -25,10 +25,10 @@ from safetensors.torch import load_file
 from tiny_models import make_tiny_policy
 
 from training.common.settings import settings_from
+from training.rollouts.samples import IGNORED
 from training.sft import merge
 from training.sft import train as sft
 from training.sft.reply_trainer import Batches, ReplyTrainer, last_checkpoint
-from training.sft.samples import IGNORED
 from training.sft.settings import SftSettings, changed_card
 from training.sft.turn_data import Turns, check_data, read_record
 

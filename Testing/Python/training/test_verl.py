@@ -30,7 +30,6 @@ from ibis_agent.run.episode import Limits
 from phantom_trajectories import make_trajectories
 from PIL import Image
 
-from training.grpo.rollouts import Question
 from training.grpo.settings import RewardSettings
 from training.grpo.tasks import phantom_tasks
 from training.grpo.verl import (
@@ -38,7 +37,8 @@ from training.grpo.verl import (
     rows,
 )
 from training.grpo.verl.conversation import Conversation, Player
-from training.sft.samples import build_request
+from training.rollouts.roller import Question
+from training.rollouts.samples import build_request
 
 FOLDER = Path(rows.__file__).parent
 verl = pytest.mark.skipif(

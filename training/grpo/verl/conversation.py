@@ -18,9 +18,9 @@ from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.qwen25.chat import Chat
 from ibis_agent.run.episode import Limits, SegmenterLike
 
-from training.grpo.rollouts import Question, Rollout, read_action
-from training.grpo.sampling import Sample
-from training.sft.samples import build_request
+from training.rollouts.roller import Question, Rollout, read_action
+from training.rollouts.samples import build_request
+from training.rollouts.sampling import Sample
 
 _ALL = 1000  # turns kept in the conversation: all of them
 

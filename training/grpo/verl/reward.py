@@ -24,9 +24,9 @@ from ibis_agent.segmenter.sam2.predictor import Segmenter
 from PIL import Image
 
 from training.grpo.objective import score
-from training.grpo.rollouts import Question
 from training.grpo.settings import RewardSettings
 from training.grpo.verl.conversation import Player
+from training.rollouts.roller import Question
 
 SEGMENTER, DEVICE = "IBIS_SEGMENTER", "IBIS_SEGMENTER_DEVICE"
 """Environment: the segmenter's checkpoint (the demo segmenter), and its device (cpu)."""

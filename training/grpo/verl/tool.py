@@ -15,10 +15,10 @@ from ibis_agent.errors import InputError
 from verl.tools.base_tool import BaseTool
 from verl.tools.schemas import OpenAIFunctionToolSchema, ToolResponse
 
-from training.grpo.sampling import Sample
 from training.grpo.settings import RewardSettings
 from training.grpo.verl.conversation import Player
 from training.grpo.verl.reward import DEVICE, SEGMENTER, limits_of, question_of, scored, segmenter
+from training.rollouts.sampling import Sample
 
 # One segmenter in a process, and one episode at a time in it: it would not be faster otherwise.
 _ONE = threading.Lock()

@@ -6,7 +6,7 @@
 All rollouts take their turns in step: one batch through the policy, one through the segmenter, until the last
 one has ended. A rollout goes as an Episode goes (same requests, same clicks, same masks, same ends), with one
 difference: a reply that cannot be read ends it, because a second chance would hide the fault from the reward.
-Where questions come from is in tasks, what a turn is worth in rewards.
+Where questions come from is in training.grpo.tasks, what a turn is worth in training.grpo.rewards.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ibis_agent.run.episode import Limits
 from ibis_agent.scan.picture import overlay
 from ibis_agent.segmenter.sam2.predictor import Embedding, Prediction, Segmenter
 
-from training.grpo.rewards import State
-from training.grpo.sampling import BatchPolicy, Request, Sample
+from training.rollouts.sampling import BatchPolicy, Request, Sample
+from training.rollouts.state import State
 
 KEPT_EMBEDDINGS = 256
 ENDED, LIMIT, REPEATED, UNREADABLE = "ended", "limit", "repeated", "unreadable"

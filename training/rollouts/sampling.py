@@ -25,7 +25,7 @@ from ibis_agent.policy.qwen25.chat import Chat, Encoded
 from ibis_agent.policy.qwen25.local import LocalPolicy
 from torch import Tensor
 
-from training.sft.samples import build_request
+from training.rollouts.samples import build_request
 
 KEPT_PICTURES = 1024
 

@@ -6,7 +6,7 @@
     batch = collate([sample, …])                             # padded on the right
 
 Supervised fine-tuning and GRPO both build their tokens here, from the prompt builder, the overlay and the
-image processor of ibis_agent. Where the states come from is in turn_data; the training is in sft.
+image processor of ibis_agent. Where the states come from is in training.sft.turn_data.
 """
 
 from __future__ import annotations
