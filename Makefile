@@ -40,11 +40,12 @@ help:
 venv: $(STAMP)
 	@:
 
+# A folder without pip is the rest of a try that failed (python3-venv was missing): it is made anew.
 # sam2's metadata asks for torchvision and, in an isolated build, for the newest torch with gigabytes of
 # CUDA. We need neither: without dependencies, and built against the torch that is already here.
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.10 or newer found. Install one, or: make venv PYTHON=/path/to/python3" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "Could not make $(VENV): on Debian or Ubuntu, apt install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { echo "Could not make $(VENV): on Debian or Ubuntu, apt install python3-venv" >&2; exit 1; }
 	$(PIP) install --quiet "setuptools>=77.0.3" wheel $(TORCH)
 	$(PIP) install --quiet -c constraints.txt -e ".[models,training,tests]"
 	SAM2_BUILD_CUDA=0 $(PIP) install --quiet --no-deps --no-build-isolation "$(SAM2)"
@@ -53,7 +54,7 @@ $(STAMP): pyproject.toml constraints.txt
 venv-host: $(VENV_HOST)/.up-to-date
 
 $(VENV_HOST)/.up-to-date: Testing/host/requirements.txt constraints.txt
-	@test -x $(VENV_HOST)/bin/python || $(PYTHON) -m venv $(VENV_HOST)
+	@$(VENV_HOST)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV_HOST)
 	$(VENV_HOST)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -r $<
 	@touch $@
 

@@ -42,6 +42,21 @@ from ibis_agent.record.volume_record import VolumeTrajectory, is_volume_record
 from ibis_agent.record.volume_review import write_volume_review
 from ibis_agent.scan.geometry import Orientation
 
+_OF_THE_MODELS = {
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "sam2",
+    "hydra",
+    "omegaconf",
+    "yaml",
+    "iopath",
+}
+_INSTALL = (
+    "Run: pip install 'ibis-agent[models]', then pip install --no-deps --no-build-isolation sam2==1.1.0."
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code; SystemExit only for --help and a wrong command."""
@@ -76,9 +91,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(
             options, BAD_INPUT, f"{error.filename or 'a file'}: {error.strerror or error}. Check the path."
         )
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in _OF_THE_MODELS:
+            text = f"the models' software is not installed: {package} is missing. {_INSTALL}"
+            return _fail(options, BAD_MODEL, text)
+        return _bug(options)
     except Exception:
-        traceback.print_exc()
-        return _fail(options, BUG, "this is an error in ibis-agent itself; please report the lines above")
+        return _bug(options)
+
+
+def _bug(options: argparse.Namespace) -> int:
+    traceback.print_exc()
+    return _fail(options, BUG, "this is an error in ibis-agent itself; please report the lines above")
 
 
 def _fail(options: argparse.Namespace, code: int, text: str) -> int:

@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from ibis_agent.policy.card import ModelCard, save_card
 from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.scan.geometry import Orientation
 from PIL import Image
+from scan_files import save_nifti
 from scripted_cli import AFFINE, SCRIPT, SHAPE, a_scan, in_use, interruptible, recorded, run, says  # noqa: F401
 
 # ---- a run and its files ---------------------------------------------------------------------------------
@@ -408,3 +410,26 @@ def test_a_full_disk_in_mid_run_keeps_the_last_whole_trajectory(
     assert run(scan, "--out", tmp_path / "out") == cli.BAD_OUTPUT
     assert len(recorded(tmp_path / "out").steps) == 2
     assert "no space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "SCAN", "--prompt", "Segment the liver"],
+        ["replay", "RECORD"],
+        ["run", "SCAN", "--prompt", "Segment the liver", "--volume"],
+    ],
+)
+def test_without_the_models_software_one_line_says_what_to_install(tmp_path: Path, words: list[str]) -> None:
+    scan = save_nifti(tmp_path / "scan.nii.gz")
+    record = Path(__file__).parents[4] / "IBISSlicer/Resources/Example/trajectory.json"
+    given = [{"SCAN": str(scan), "RECORD": str(record)}.get(word, word) for word in words]
+    missing = ["torch", "transformers", "sam2", "tokenizers", "safetensors", "hydra", "yaml"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({missing!r})); "
+        f"from ibis_agent.cli.commands import main; sys.exit(main({given!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == cli.BAD_MODEL
+    assert len(done.stderr.splitlines()) == 1 and "pip install 'ibis-agent[models]'" in done.stderr
+    assert not (tmp_path / "ibis-out").exists()
