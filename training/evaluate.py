@@ -25,15 +25,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ibis_agent.cli.request import demo_policy
+import ibis_agent.policy as policies
+import ibis_agent.segmenter as segmenters
 from ibis_agent.errors import InputError
 from ibis_agent.files import check_writable_folder, write_json, write_text
-from ibis_agent.policy.card import ModelCard, load_card
-from ibis_agent.policy.qwen25.local import LocalPolicy
+from ibis_agent.policy.card import ModelCard
 from ibis_agent.run.episode import Limits
 from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.picture import check_window
-from ibis_agent.segmenter.sam2.predictor import Segmenter
 from tqdm import tqdm
 
 from training.common.commands import STOPPED, check_output, ending
@@ -150,10 +149,10 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         check_writable_folder(args.out)
     pictures = pictures_of(args)
-    segmenter = Segmenter.load(args.segmenter, args.segmenter_config, args.device)
+    segmenter = segmenters.open(args.segmenter, args.segmenter_config, args.device)
     policy = None
     if not args.oracle_only:
-        policy = LocalPolicy.load(args.policy or demo_policy(), args.device, args.precision)
+        policy = policies.open(args.policy, args.device, args.precision)
     how = measures_of(args, pictures)
     settings = settings_of(pictures, how, policy.identity if policy else None, segmenter.identity)
     with RowStore(args.out, settings, args.shard) as store:
@@ -193,7 +192,7 @@ def pictures_of(args: argparse.Namespace) -> Pictures:
     if args.oracle_only:
         card = ModelCard(name="none", orientation=Orientation.RADIOLOGICAL)
     else:
-        card = load_card(args.policy or demo_policy())
+        card = policies.find(args.policy).card
     if args.scan is not None:
         return labelled_scan(args.scan, args.labels, args.label_names, card)
     window = None if args.window is None else check_window(args.window)

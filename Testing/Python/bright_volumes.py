@@ -1,13 +1,12 @@
 """Volumes of bright things, and an exact network that follows them: what is tested is the run, not a network.
 
-`bright_network` puts it in the place of the propagation for a module's tests.
+`SEGMENTER` stands where a real one would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,11 @@ from ibis_agent.policy.contract import ScriptedPolicy, Turn
 from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.scan import Scan
 from ibis_agent.scan.slices import stack_of
-from ibis_agent.segmenter.found import Found
+from ibis_agent.segmenter.contract import Abilities, Found, PictureOf, Way
 from scipy import ndimage
 
 torch = pytest.importorskip("torch")
 
-from ibis_agent.run import volume_run
 from ibis_agent.run.volume_actions import VolumeLimits
 from ibis_agent.run.volume_run import VolumeRun
 from ibis_agent.segmenter.sam2.propagation import Propagation
@@ -34,14 +32,14 @@ END = format_reply(Reply("It fits.", Terminate("There it is.")))
 NOWHERE = format_reply(Reply("Nothing.", Terminate("It is not there.")))
 
 
-SEGMENTER: Any = SimpleNamespace(identity={"name": "bright", "sha256": "b"}, model=None, device="cpu")
-
-
 class Bright(Propagation):
     """Finds the bright things that touch what was found in the slice before, but in the slices it is blind to."""
 
     visits: list[int]
     blind: frozenset[int] = frozenset()
+
+    def __init__(self, picture_of: PictureOf, count: int, size: tuple[int, int], way: Way) -> None:
+        super().__init__(SEGMENTER, picture_of, count, size, "memory" if way == "auto" else way)
 
     def _clicked(self, index: int, clicks: Sequence[Click], previous_logits: Any) -> dict[str, Any]:
         parts, mask = self._parts(index), np.zeros(self.size, bool)
@@ -69,7 +67,7 @@ class Bright(Propagation):
         return self._keep(index, out, anchor=False)
 
     def _parts(self, index: int) -> np.ndarray:
-        return ndimage.label(self.features.get(index))[0]
+        return ndimage.label(self._picture_of(index)[..., 0] > 128)[0]
 
     def _out(self, mask: np.ndarray) -> dict[str, Any]:
         logits = torch.from_numpy(np.where(mask, 8.0, -8.0).astype(np.float32))[None, None]
@@ -78,14 +76,17 @@ class Bright(Propagation):
         return {"pred_masks": logits, "object_score_logits": presence, "scores": scores}
 
 
-class Pictures:
-    """Stands where a FeatureCache would: (H, W) bool of what is bright."""
+class BrightSegmenter:
+    """What a run over a volume needs of one."""
 
-    def __init__(self, rgb_of: Callable[[int], np.ndarray]) -> None:
-        self.segmenter, self._rgb_of = SEGMENTER, rgb_of
+    identity = {"name": "bright", "sha256": "b"}  # noqa: RUF012
+    can, device, model = Abilities(starting_mask=True), "cpu", None
 
-    def get(self, index: int) -> np.ndarray:
-        return np.asarray(self._rgb_of(index)[..., 0] > 128)
+    def follower(self, *of: Any) -> Bright:
+        return Bright(*of)
+
+
+SEGMENTER: Any = BrightSegmenter()
 
 
 class Clicker(ScriptedPolicy):
@@ -106,12 +107,6 @@ class Clicker(ScriptedPolicy):
         row, column = np.unravel_index(int(depth.argmax()), depth.shape)
         click = Click((column + 0.5) / SIDE, (row + 0.5) / SIDE)
         return format_reply(Reply(f"Something bright at {row}.", click))
-
-
-@pytest.fixture(autouse=True)
-def bright_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(volume_run, "Propagation", Bright)
-    monkeypatch.setattr(volume_run, "FeatureCache", lambda segmenter, rgb_of, limit: Pictures(rgb_of))
 
 
 def run_over(

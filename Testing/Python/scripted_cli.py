@@ -18,6 +18,7 @@ from ibis_agent.cli import commands as cli
 from ibis_agent.cli import request, runner
 from ibis_agent.policy.card import ModelCard, save_card
 from ibis_agent.policy.contract import ScriptedPolicy
+from ibis_agent.policy.qwen25 import source
 from ibis_agent.record.trajectory import Trajectory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +86,7 @@ def in_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Scr
     folder.mkdir()
     card = ModelCard(name="scripted", orientation=request.Orientation.RADIOLOGICAL, note="only a script")
     save_card(card, folder)
-    monkeypatch.setattr(request, "demo_policy", lambda: folder)
+    monkeypatch.setattr(source, "demo_folder", lambda: folder)
     monkeypatch.setattr(request, "_check_models", lambda *_: None)
     monkeypatch.setattr(runner, "load_segmenter", lambda _: DiscSegmenter())
 

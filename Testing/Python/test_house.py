@@ -22,13 +22,9 @@ LOGIC = ROOT / "Logic" / "ibis_agent"
 # Everything else must be importable where there is no torch: in Slicer, or before anything is installed.
 NEED_TORCH = {
     "policy.qwen25.decoding",
-    "run.second_look",
-    "run.volume_agent",
-    "run.volume_run",
-    "run.volume_slice",
-    "segmenter.embeddings",
     "segmenter.sam2.predictor",
     "segmenter.sam2.propagation",
+    "segmenter.sam2.segmenter",
 }
 # What 3D Slicer's own process imports; its Python has numpy and little else of ours.
 FOR_SLICER = [

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ibis_agent.policy as policies
 import numpy as np
 import torch
-from ibis_agent.cli.request import demo_policy
 from ibis_agent.files import write_json
 
 from training.bench.clock import use_processor_time
@@ -105,6 +105,7 @@ def _speed(rollouts: list[Rollout], seconds: float) -> dict[str, Any]:
 def _forget(run: Run) -> None:
     """Keep no features and no embeddings."""
     run.policy.forget_pictures()
+    run.segmenter.kept.forget()
     run.roller = Roller(run.policy, run.segmenter, run.roller.limits, run.roller.batch)
 
 
@@ -127,7 +128,7 @@ def main() -> None:
     with ending(), tempfile.TemporaryDirectory() as folder:
         check_output(args.json)
         settings = GrpoSettings(
-            model=args.policy or demo_policy(),
+            model=policies.find(args.policy).folder,
             segmenter=args.segmenter,
             out=Path(folder),
             tasks=TaskSettings(phantoms=2 * args.questions),

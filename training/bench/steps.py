@@ -26,18 +26,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ibis_agent.policy as policies
+import ibis_agent.segmenter as segmenters
 import numpy as np
 import torch
 from ibis_agent.actions import Click
-from ibis_agent.cli.request import demo_policy
 from ibis_agent.errors import ModelError
 from ibis_agent.files import write_json
 from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.messages import build_messages, pictures_of
 from ibis_agent.policy.qwen25.local import LocalPolicy
+from ibis_agent.policy.qwen25.source import Qwen25Folder
 from ibis_agent.run.episode import Episode, Limits, Step
 from ibis_agent.scan.picture import Picture, PictureGeometry, apply_window
-from ibis_agent.segmenter.sam2.predictor import Segmenter
+from ibis_agent.segmenter.contract import Segmenter
 from PIL import Image
 from transformers.generation.streamers import BaseStreamer
 
@@ -319,8 +321,8 @@ def main() -> None:
         use_processor_time()
     with ending():
         check_output(chosen.json)
-        policy = LocalPolicy.load(chosen.policy or demo_policy(), chosen.device, chosen.precision)
-        segmenter = Segmenter.load(chosen.segmenter, chosen.segmenter_config, chosen.device)
+        policy = Qwen25Folder(policies.find(chosen.policy).folder).open(chosen.device, chosen.precision)
+        segmenter = segmenters.open(chosen.segmenter, chosen.segmenter_config, chosen.device)
         result = measure(policy, segmenter, chosen.pictures, chosen.repeats, chosen.turns, show_progress)
         show_progress(f"a volume of {chosen.slices} slices")
         result["clock"] = chosen.clock

@@ -26,9 +26,9 @@ import torch
 from ibis_agent.actions import Click
 from ibis_agent.files import write_json
 from ibis_agent.scan.picture import apply_window
-from ibis_agent.segmenter.embeddings import FeatureCache
-from ibis_agent.segmenter.sam2.predictor import Segmenter
-from ibis_agent.segmenter.sam2.propagation import Propagation
+from ibis_agent.segmenter.embeddings import KeptEmbeddings
+from ibis_agent.segmenter.sam2.predictor import Sam2Predictor
+from ibis_agent.segmenter.sam2.source import Sam2File
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from training.bench.clock import use_processor_time
@@ -42,7 +42,7 @@ WINDOW = (-160.0, 240.0)
 class PreparedSlices:
     """Slices as sam2's predictor takes its frames: (3, S, S), made when they are asked for."""
 
-    def __init__(self, segmenter: Segmenter, grey: np.ndarray) -> None:
+    def __init__(self, segmenter: Sam2Predictor, grey: np.ndarray) -> None:
         self._segmenter, self._grey = segmenter, grey
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ class VolumePredictor(SAM2VideoPredictor):
         }
 
 
-def plain_predictor(segmenter: Segmenter) -> VolumePredictor:
+def plain_predictor(segmenter: Sam2Predictor) -> VolumePredictor:
     """sam2's predictor with the segmenter's network and weights; corrected slices condition the others."""
     network = copy.copy(segmenter.model)
     # The predictor only adds methods and these settings to the network: no second copy of the weights.
@@ -102,7 +102,7 @@ def phantom_stack(slices: int, seed: int = 5) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(grey), np.ascontiguousarray(truth)
 
 
-def measure_volume(segmenter: Segmenter, slices: int) -> dict[str, Any]:
+def measure_volume(segmenter: Sam2Predictor, slices: int) -> dict[str, Any]:
     """The figures that `--json` writes, in seconds: of the clock on CUDA, of processor time on the CPU."""
     now = time.perf_counter if segmenter.device.type == "cuda" else time.process_time
     grey, truth = phantom_stack(slices)
@@ -110,10 +110,11 @@ def measure_volume(segmenter: Segmenter, slices: int) -> dict[str, Any]:
     key = int(truth.sum((1, 2)).argmax())
     first = next_click(None, truth[key])
     assert first is not None
-    features = FeatureCache(segmenter, lambda n: as_rgb(grey[n]))
-    spread = Propagation(features, count, (height, width), "memory")
-    warm = FeatureCache(segmenter, lambda n: as_rgb(grey[n]))
-    Propagation(warm, count, (height, width), "memory").anchor(key, [first])
+    spread, warm = (
+        segmenter.follower(lambda n: as_rgb(grey[n]), count, (height, width), "memory") for _ in range(2)
+    )
+    warm.anchor(key, [first])
+    segmenter.kept = kept = KeptEmbeddings()
 
     begun = now()
     spread.anchor(key, [first])
@@ -121,7 +122,7 @@ def measure_volume(segmenter: Segmenter, slices: int) -> dict[str, Any]:
         for _ in spread.follow(key, direction, last):
             pass
     _wait(segmenter)
-    passed, encoded = now() - begun, features.encoded
+    passed, encoded = now() - begun, kept.made
 
     wrong = min(count - 1, key + count // 5)
     standing = spread.standing(wrong)
@@ -137,7 +138,7 @@ def measure_volume(segmenter: Segmenter, slices: int) -> dict[str, Any]:
     ]
     _wait(segmenter)
     corrected = now() - begun
-    encoded_again = features.encoded - encoded
+    encoded_again = kept.made - encoded
 
     begun = now()
     for way in ((1, count - 1), (-1, 0)):
@@ -169,7 +170,7 @@ def measure_volume(segmenter: Segmenter, slices: int) -> dict[str, Any]:
             "up_to_anchor_and_end": everything,
         },
         "sam2": {"first_pass": plain, "correction": plain_again},
-        "features_bytes": features.held,
+        "features_bytes": kept.held,
     }
 
 
@@ -203,7 +204,7 @@ def _ask(
                 pass
 
 
-def _wait(segmenter: Segmenter) -> None:
+def _wait(segmenter: Sam2Predictor) -> None:
     if segmenter.device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -221,7 +222,7 @@ def main() -> None:
         use_processor_time()
     with ending():
         check_output(chosen.json)
-        segmenter = Segmenter.load(chosen.segmenter, chosen.segmenter_config, chosen.device)
+        segmenter = Sam2File(chosen.segmenter, chosen.segmenter_config).open(chosen.device)
         result = measure_volume(segmenter, chosen.slices)
     print(table_of(result))
     if chosen.json:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from ibis_agent.errors import InputError
-from ibis_agent.segmenter.sam2.predictor import Embedding, Segmenter
+from ibis_agent.segmenter.sam2.predictor import Sam2Embedding, Sam2Predictor
 
 _CORNERS = (2, 3)  # what the prompt encoder calls the upper left and the lower right corner
 
@@ -28,7 +28,7 @@ def box_of(truth: np.ndarray) -> tuple[int, int, int, int]:
 
 @torch.inference_mode()
 def predict_box(
-    segmenter: Segmenter, embedding: Embedding, box: tuple[int, int, int, int]
+    segmenter: Sam2Predictor, embedding: Sam2Embedding, box: tuple[int, int, int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The (H, W) bool mask for a box in the picture's pixels, and its (S/4, S/4) float32 logits.
 
@@ -44,13 +44,13 @@ def predict_box(
             masks=None,
         )
         low, _, _, _ = model.sam_mask_decoder(
-            image_embeddings=embedding.image,
+            image_embeddings=segmenter.without_memory(embedding),
             image_pe=model.sam_prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
             multimask_output=False,
             repeat_image=False,
-            high_res_features=list(embedding.high_resolution),
+            high_res_features=segmenter.fine(embedding),
         )
         logits = low.float()
         size = (embedding.height, embedding.width)

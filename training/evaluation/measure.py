@@ -16,7 +16,7 @@ from ibis_agent.actions import Click
 from ibis_agent.mask.masks import dice, encode_rle, iou
 from ibis_agent.policy.contract import Policy
 from ibis_agent.run.episode import Episode, Limits
-from ibis_agent.segmenter.sam2.predictor import Embedding, Prediction, Segmenter
+from ibis_agent.segmenter.contract import Embedding, Prediction, Segmenter
 
 from training.common.pictures import Shown
 from training.evaluation.box import box_of, predict_box

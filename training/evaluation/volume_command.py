@@ -6,24 +6,23 @@ import argparse
 import json
 from typing import Any
 
-from ibis_agent.cli.request import demo_policy
+import ibis_agent.policy as policies
+import ibis_agent.segmenter as segmenters
 from ibis_agent.files import write_json
-from ibis_agent.policy.qwen25.local import LocalPolicy
 from ibis_agent.run.episode import Limits
 from ibis_agent.run.volume_actions import VolumeLimits
-from ibis_agent.segmenter.sam2.predictor import Segmenter
 
 from training.evaluation.volumes import measure_lesions, measure_phantoms
 
 
 def run_volumes(args: argparse.Namespace) -> None:
     """Measure, print, and write --json. Raises IbisError."""
-    segmenter = Segmenter.load(args.segmenter, args.segmenter_config, args.device)
+    segmenter = segmenters.open(args.segmenter, args.segmenter_config, args.device)
     result: dict[str, Any] = {}
     policy = None
     if args.phantom_volumes is not None:
         if not args.oracle_only:
-            policy = LocalPolicy.load(args.policy or demo_policy(), args.device, args.precision)
+            policy = policies.open(args.policy, args.device, args.precision)
         limits = VolumeLimits(episode=Limits(max_turns=args.max_turns), follow=args.follow)
         result = measure_phantoms(args.phantom_volumes, args.seed, policy, segmenter, limits)
     if args.lesion_volumes is not None:

@@ -8,7 +8,6 @@ after growing, and after its second looks. A structure that the agent does not f
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +20,7 @@ from ibis_agent.run.volume_run import VolumeRun
 from ibis_agent.scan.load import load_scan
 from ibis_agent.scan.scan import Scan
 from ibis_agent.scan.slices import Stack, stack_of
-from ibis_agent.segmenter.embeddings import FeatureCache
-from ibis_agent.segmenter.sam2.predictor import Segmenter
+from ibis_agent.segmenter.contract import Segmenter
 from tqdm import tqdm
 
 from training.phantoms.phantom import STRUCTURES, make_volume
@@ -49,7 +47,6 @@ def oracle_propagation(
     stack: Stack,
     truth: np.ndarray,
     segmenter: Segmenter,
-    features: FeatureCache | None = None,
     key: int | None = None,
     follow: Follow = "auto",
 ) -> float:
@@ -60,7 +57,7 @@ def oracle_propagation(
     axis = stack.geometry(stack.first).axis
     if key is None:
         key = int(truth.sum(tuple(each for each in range(3) if each != axis)).argmax())
-    run = VolumeRun(stack, "oracle", None, segmenter, VolumeLimits(follow=follow), features)
+    run = VolumeRun(stack, "oracle", None, segmenter, VolumeLimits(follow=follow))
     click = next_click(None, stack.geometry(key).extract(truth))
     if click is None:
         raise InputError("there is nothing to segment", file=stack.scan.path)
@@ -76,10 +73,9 @@ def agent_alone(
     policy: Policy,
     segmenter: Segmenter,
     limits: VolumeLimits,
-    features: FeatureCache | None = None,
 ) -> dict[str, float]:
     """3D Dice after growing ("dsc_without_second_looks") and at the end ("dsc"), and how many looks it took."""
-    run = VolumeRun(stack, question, policy, segmenter, limits, features)
+    run = VolumeRun(stack, question, policy, segmenter, limits)
     while run.stage in ("look", "work", "grow") and run.status == "ready":
         run.step()
     before = float(dice(run.volume() != 0, truth))
@@ -102,13 +98,12 @@ def measure_phantoms(
     for n in tqdm(range(count), desc="volumes", mininterval=2):
         scan, organs = phantom_scan(seed * 100_000 + n)
         stack = stack_of(scan, "axial", WINDOW, policy.card.orientation if policy else "radiological")
-        features = FeatureCache(segmenter, _pictures(stack))
         for name, truth in organs.items():
             spread.setdefault(name, []).append(
-                oracle_propagation(stack, truth, segmenter, features, follow=limits.follow)
+                oracle_propagation(stack, truth, segmenter, follow=limits.follow)
             )
             if policy is not None:
-                row = agent_alone(stack, f"Segment the {name}", truth, policy, segmenter, limits, features)
+                row = agent_alone(stack, f"Segment the {name}", truth, policy, segmenter, limits)
                 agent.append({"volume": scan.name, "structure": name, **row})
     every = [each for values in spread.values() for each in values]
     result: dict[str, Any] = {
@@ -147,12 +142,8 @@ def measure_lesions(files: list[Path], segmenter: Segmenter, follow: Follow = "a
         shown = np.flatnonzero(truth.any((0, 1)))
         # The slices of such a file lie along its last axis, however the patient lay.
         middle = int(shown[len(shown) // 2])
-        found[file.stem] = oracle_propagation(stack_of(scan, "z"), truth, segmenter, None, middle, follow)
+        found[file.stem] = oracle_propagation(stack_of(scan, "z"), truth, segmenter, middle, follow)
     return found
-
-
-def _pictures(stack: Stack) -> Callable[[int], np.ndarray]:
-    return lambda index: stack.picture(index).rgb
 
 
 def _mean(values: list[float]) -> float:

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ibis_agent.segmenter as segmenters
 import numpy as np
 import torch
 from ibis_agent.errors import Cancelled, InputError
@@ -32,7 +33,7 @@ from ibis_agent.policy.card import ModelCard, load_card, save_card
 from ibis_agent.policy.folder import look_into
 from ibis_agent.policy.qwen25.chat import Chat
 from ibis_agent.run.episode import Limits
-from ibis_agent.segmenter.sam2.predictor import Segmenter
+from ibis_agent.segmenter.contract import Segmenter
 from torch import Tensor, nn
 
 from training.common.commands import ending, settings_parser
@@ -71,7 +72,7 @@ class Run:
         self.found = look_into(settings.model)
         self.card = load_card(settings.model)
         device, precision = _device(settings)
-        self.segmenter = segmenter or Segmenter.load(settings.segmenter, device=device)
+        self.segmenter = segmenter or segmenters.open(settings.segmenter, device=device)
         self.out = check_writable_folder(settings.out)
         self.tasks = tasks or tasks_of(settings.tasks, self.card)
         self.held = tasks_of(settings.held, self.card)

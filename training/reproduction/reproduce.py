@@ -19,15 +19,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ibis_agent.policy as policies
+import ibis_agent.segmenter as segmenters
 import numpy as np
 import torch
-from ibis_agent.cli.request import demo_policy
 from ibis_agent.errors import InputError
 from ibis_agent.fields import read_json
 from ibis_agent.files import check_writable_folder, write_json
 from ibis_agent.policy.folder import look_into
 from ibis_agent.run.episode import Limits
-from ibis_agent.segmenter.sam2.predictor import Segmenter
 
 from training.common.commands import ending
 from training.common.pictures import Choice, phantom_groups
@@ -66,7 +66,7 @@ class Reproduction:
         look_into(args.model)
         self.out = check_writable_folder(args.out)
         torch.set_num_threads(args.threads)
-        self.segmenter = Segmenter.load(args.segmenter, device="cpu")
+        self.segmenter = segmenters.open(args.segmenter, device="cpu")
         self.tasks: Tasks = phantom_tasks(args.pictures, TASK_SEED)
         self._unseen: list[Question] = []
 
@@ -268,5 +268,5 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     with ending():
-        args.model = args.model or demo_policy()
+        args.model = args.model or policies.find().folder
         print(run(args))

@@ -11,7 +11,6 @@ Where questions come from is in training.grpo.tasks, what a turn is worth in tra
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -22,14 +21,13 @@ from ibis_agent.errors import InputError, ReplyError
 from ibis_agent.mask.masks import dice, iou
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import Turn
+from ibis_agent.policy.observation import Situation, observe
 from ibis_agent.run.episode import Limits
-from ibis_agent.scan.picture import overlay
-from ibis_agent.segmenter.sam2.predictor import Embedding, Prediction, Segmenter
+from ibis_agent.segmenter.contract import Prediction, Segmenter
 
 from training.rollouts.sampling import BatchPolicy, Request, Sample
 from training.rollouts.state import State
 
-KEPT_EMBEDDINGS = 256
 ENDED, LIMIT, REPEATED, UNREADABLE = "ended", "limit", "repeated", "unreadable"
 
 
@@ -145,16 +143,20 @@ class Rollout:
         elif len(self.turns) >= limits.max_turns:
             self.reason = LIMIT
 
-    def seen(self, card: ModelCard, count: int | None = None) -> np.ndarray:
-        """(H, W, 3) uint8: the picture as the policy sees it after `count` turns; None: now."""
-        states = [turn.state for turn in self.turns[:count]]
-        if not any(isinstance(state.action, Click) for state in states):
-            return self.question.rgb
-        return overlay(self.question.rgb, states[-1].after, card.overlay_colour, card.overlay_alpha)
+    def observed(self, card: ModelCard) -> Turn:
+        """What a policy of this card is asked now."""
+        states = [turn.state for turn in self.turns]
+
+        def mask_after(done: int) -> np.ndarray | None:
+            clicked = any(isinstance(state.action, Click) for state in states[:done])
+            return states[done - 1].after if clicked else None
+
+        said = [turn.said.text for turn in self.turns]
+        return observe(card, Situation(self.question.rgb, self.question.text, said, mask_after))
 
 
 class Roller:
-    """Makes rollouts with one policy and one segmenter; keeps the embeddings of the last pictures.
+    """Makes rollouts with one policy and one segmenter.
 
     batch: how many replies are written at a time; what the memory of a GPU allows.
     """
@@ -165,7 +167,6 @@ class Roller:
         self.policy, self.segmenter = policy, segmenter
         self.limits = limits or Limits()
         self.batch = batch
-        self._embeddings: OrderedDict[str, Embedding] = OrderedDict()
 
     def run(
         self,
@@ -207,23 +208,9 @@ class Roller:
             state = f"{len(rollout.turns)}{rollout.clicks}{said}"
             key = (question.picture, question.text, state)
             if key not in known:
-                known[key] = self.policy.request(self._turn(rollout))
+                known[key] = self.policy.request(rollout.observed(self.policy.card))
             found.append(known[key])
         return found
-
-    def _turn(self, rollout: Rollout) -> Turn:
-        count, history = len(rollout.turns), self.policy.card.history
-        past = tuple(
-            (rollout.seen(self.policy.card, n), rollout.turns[n].said.text)
-            for n in range(max(0, count - history), count)
-        )
-        return Turn(
-            picture=rollout.seen(self.policy.card),
-            question=rollout.question.text,
-            number=count + 1,
-            has_mask=bool(rollout.clicks),
-            past=past if history else (),
-        )
 
     def _predict(
         self,
@@ -236,25 +223,17 @@ class Roller:
         for key, (rollout, _) in zip(keys, wanted, strict=True):
             if key not in done:
                 fresh.setdefault(len(key[1]), {})[key] = rollout
-        for together in fresh.values():  # as many clicks each: see Segmenter.predict_many
+        for together in fresh.values():  # as many clicks each: see contract.Segmenter
             states = list(together.items())
             for start in range(0, len(states), self.batch):
                 part = states[start : start + self.batch]
                 found = self.segmenter.predict_many(
-                    [self._embedding(rollout.question) for _, rollout in part],
+                    [self.segmenter.embed(rollout.question.rgb) for _, rollout in part],
                     [clicks for (_, clicks), _ in part],
                     [rollout.logits for _, rollout in part],
                 )
                 done.update(zip((key for key, _ in part), found, strict=True))
         return [done[key] for key in keys]
-
-    def _embedding(self, question: Question) -> Embedding:
-        if question.picture not in self._embeddings:
-            self._embeddings[question.picture] = self.segmenter.embed(question.rgb)
-            if len(self._embeddings) > KEPT_EMBEDDINGS:
-                self._embeddings.popitem(last=False)
-        self._embeddings.move_to_end(question.picture)
-        return self._embeddings[question.picture]
 
 
 def read_action(text: str) -> Action | None:

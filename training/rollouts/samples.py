@@ -22,8 +22,8 @@ from ibis_agent.mask.masks import decode_rle
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.messages import build_messages, pictures_of
+from ibis_agent.policy.observation import Situation, observe
 from ibis_agent.policy.qwen25.chat import Chat, Encoded
-from ibis_agent.scan.picture import overlay
 from torch import Tensor
 
 IGNORED = -100
@@ -39,24 +39,15 @@ def turn_of(
         rgb: (H, W, 3) uint8, the picture without a mask.
         turns: of one trajectory, from its first: "kind", "reply", "mask_before_rle", and maybe "note".
     """
-    first = max(0, n - card.history)
-    past = tuple((seen_before(card, rgb, turns, k), str(turns[k]["reply"])) for k in range(first, n))
-    return Turn(
-        picture=seen_before(card, rgb, turns, n),
-        question=question,
-        number=n + 1,
-        has_mask=_has_click(turns[:n]),
-        past=past,
-        note=str(turns[n].get("note") or ""),
-    )
 
+    def mask_after(done: int) -> np.ndarray | None:
+        if not _has_click(turns[:done]):
+            return None
+        return decode_rle(str(turns[done]["mask_before_rle"]), (rgb.shape[0], rgb.shape[1]))
 
-def seen_before(card: ModelCard, rgb: np.ndarray, turns: Sequence[Mapping[str, Any]], n: int) -> np.ndarray:
-    """(H, W, 3) uint8: the picture as the policy sees it before `turns[n]`; bare while nothing was clicked."""
-    if not _has_click(turns[:n]):
-        return rgb
-    mask = decode_rle(str(turns[n]["mask_before_rle"]), (rgb.shape[0], rgb.shape[1]))
-    return overlay(rgb, mask, card.overlay_colour, card.overlay_alpha)
+    said = [str(turn["reply"]) for turn in turns[:n]]
+    note = str(turns[n].get("note") or "")
+    return observe(card, Situation(rgb, question, said, mask_after, note=note))
 
 
 def build_request(chat: Chat, card: ModelCard, turn: Turn) -> Encoded:

@@ -22,7 +22,7 @@ from ibis_agent.actions import reply_is_complete
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.qwen25.chat import Chat, Encoded
-from ibis_agent.policy.qwen25.local import LocalPolicy
+from ibis_agent.policy.qwen25.source import Qwen25Folder
 from torch import Tensor
 
 from training.rollouts.samples import build_request
@@ -77,7 +77,7 @@ class BatchPolicy:
     @classmethod
     def load(cls, folder: Path, device: str = "auto", precision: str = "fp32") -> BatchPolicy:
         """Load a policy's folder as inference does. Raises ModelError."""
-        local = LocalPolicy.load(folder, device, precision)
+        local = Qwen25Folder(folder).open(device, precision)
         return cls(local.model, local.chat, local.card)
 
     @property

@@ -80,7 +80,7 @@ def simulate(
     """Click until the IoU reaches the threshold, nothing is wrong, or `max_steps` are made.
 
     Args:
-        segmenter: an ibis_agent.segmenter.sam2.predictor.Segmenter.
+        segmenter: an ibis_agent.segmenter.contract.Segmenter.
         rgb: (H, W, 3) uint8.
         truth: (H, W), nonzero inside.
         embedding: of `rgb` where it is already there, for several structures of one picture.

@@ -49,7 +49,7 @@ class Work:
         absent: further names, never in the pictures, for such questions.
         trajectories: also write every run as ibis-trajectory/1.
         seed: of everything that is drawn.
-        segmenter, config, device: what Segmenter.load takes.
+        segmenter, config, device: what segmenter.open takes.
         root: folder of the source; the published form names files relative to it.
     """
 
@@ -291,11 +291,13 @@ def _tell(news: Any, progress: Any) -> None:
 
 def load_segmenter(work: Work) -> Any:
     """The segmenter of a run, with one thread for each process on a CPU: two would wait for each other."""
+    import ibis_agent.segmenter as segmenters
     import torch
-    from ibis_agent.segmenter.sam2.predictor import Segmenter
 
     torch.set_num_threads(1)
-    return Segmenter.load(work.segmenter, work.config, work.device)
+    segmenter: Any = segmenters.open(work.segmenter, work.config, work.device)
+    segmenter.kept.limit = 2**26  # bytes: every picture comes once, and there are several processes
+    return segmenter
 
 
 # ---- parts -----------------------------------------------------------------------------------------------

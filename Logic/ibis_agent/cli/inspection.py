@@ -10,13 +10,13 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+import ibis_agent.policy as policies
+import ibis_agent.segmenter as segmenters
 from ibis_agent.errors import IbisError, InputError
 from ibis_agent.fields import read_json
-from ibis_agent.policy import folder as weights
 from ibis_agent.policy import required_memory as memory
 from ibis_agent.policy.required_memory import gigabytes
 from ibis_agent.record.trajectory import Trajectory
@@ -41,11 +41,7 @@ def inspect(
     Raises IbisError where it is none of what this package reads, or cannot be used.
     """
     if path is None:
-        from ibis_agent.cli.request import demo_policy
-        from ibis_agent.segmenter.sam2.predictor import checkpoint_file
-
-        policy, segmenter = demo_policy(), checkpoint_file(None)
-        return {"Demo policy": _policy(policy, load), "Demo segmenter": _segmenter(segmenter, config, load)}
+        return {"Demo policy": _policy(None, load), "Demo segmenter": _segmenter(None, config, load)}
     path = Path(path)
     if not path.exists():
         raise InputError("there is no such file or folder", file=path, remedy="Check the path.")
@@ -61,11 +57,13 @@ def inspect(
     return {"Scan": _scan(path)}
 
 
-def _policy(folder: Path, load: bool) -> Facts:
-    from ibis_agent.policy.card import CARD_NAME, load_card
+def _policy(where: Path | None, load: bool) -> Facts:
+    from ibis_agent.policy.card import CARD_NAME
     from ibis_agent.policy.prompts import DEFAULT_PROMPTS
 
-    found, card = weights.look_into(folder), load_card(folder)
+    source = policies.find(where)
+    found, card = source.inspect(), source.card
+    folder = source.folder
     free = memory.free_bytes("cpu")
     needed = (f"{each} {gigabytes(memory.run_bytes(found, each))}" for each in memory.PRECISIONS)
     facts = {
@@ -73,7 +71,7 @@ def _policy(folder: Path, load: bool) -> Facts:
         "name": card.name,
         "note": card.note,
         "origin": card.origin,
-        "model": f"Qwen2.5-VL, {_count(found.parameters)} parameters",
+        "model": f"{source.kind}, {_count(found.parameters)} parameters",
         "stored": f"{found.stored_as}, {gigabytes(found.stored_bytes)} in {_files(len(found.files))}",
         "sha256": found.sha256,
         "card": CARD_NAME if (folder / CARD_NAME).exists() else "none: the published settings are used",
@@ -85,9 +83,7 @@ def _policy(folder: Path, load: bool) -> Facts:
     }
 
     def load_it() -> str:
-        from ibis_agent.policy.qwen25.local import LocalPolicy
-
-        policy: Any = LocalPolicy.load(folder)
+        policy = source.open()
         where = [f"{key} {getattr(policy, key)}" for key in ("device", "precision") if hasattr(policy, key)]
         return ", ".join(where)
 
@@ -95,29 +91,27 @@ def _policy(folder: Path, load: bool) -> Facts:
     return _without_blanks(facts | {"loads": _tried(load_it, load or small)})
 
 
-def _segmenter(file: Path, config: str | None, load: bool) -> Facts:
-    from ibis_agent.segmenter.sam2 import architecture
-    from ibis_agent.segmenter.sam2.predictor import Segmenter, memory_estimate, sha256_of
-
-    found = architecture.inspect(file, config)
+def _segmenter(where: Path | None, config: str | None, load: bool) -> Facts:
+    source = segmenters.find(where, config)
+    file, found = source.file, source.inspect()
     facts = {
         "file": str(file),
         "architecture": found.name,
-        "model": f"SAM2, {_count(found.parameters)} parameters",
+        "model": f"{source.kind}, {_count(found.parameters)} parameters",
         "stored": gigabytes(file.stat().st_size),
-        "sha256": sha256_of(file),
+        "sha256": source.sha256(),
         "sees pictures of": f"{found.image_size} × {found.image_size}",
-        "memory to run": gigabytes(memory_estimate(found)),
+        "memory to run": gigabytes(source.run_bytes()),
     }
 
     def load_it() -> str:
-        segmenter = Segmenter.load(file, config)
+        segmenter = source.open()
         side = np.zeros((found.image_size, found.image_size, 3), np.uint8)
         begun = time.perf_counter()
         segmenter.embed(side)
         return f"{segmenter.device} in {segmenter.precision}, a picture takes {_seconds(begun)}"
 
-    return facts | {"loads": _tried(load_it, load or memory_estimate(found) < _QUICK)}
+    return facts | {"loads": _tried(load_it, load or source.run_bytes() < _QUICK)}
 
 
 def _trajectory(path: Path) -> Facts:

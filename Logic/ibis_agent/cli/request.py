@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ibis_agent.errors import InputError, ModelError
+import ibis_agent.policy as policies
+import ibis_agent.segmenter as segmenters
+from ibis_agent.errors import InputError
 from ibis_agent.mask import files as mask_files
-from ibis_agent.policy import folder as weights
-from ibis_agent.policy.card import ModelCard, load_card
+from ibis_agent.policy.card import ModelCard
+from ibis_agent.policy.contract import PolicySource
 from ibis_agent.policy.prompts import check_question
 from ibis_agent.policy.vocabulary import check_asked
 from ibis_agent.record.trajectory import Trajectory, orientation_of
@@ -25,7 +27,6 @@ from ibis_agent.scan.geometry import Orientation, PictureGeometry
 from ibis_agent.scan.load import load_scan
 from ibis_agent.scan.picture import Picture, check_window, cut
 
-DEMO_POLICY = Path(__file__).parents[1] / "demo" / "policy"
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?", re.ASCII)
 # What --mask-format may say, and the end of the file that it makes.
 MASK_FORMATS = {"nii.gz": ".nii.gz", "nrrd": ".nrrd", "seg.nrrd": ".seg.nrrd", "png": ".png"}
@@ -73,7 +74,7 @@ class Job:
 
     Attributes:
         request: what was asked.
-        policy: the policy's folder.
+        policy: where the policy comes from.
         card: the policy's, with the request's history in it.
         question: what is asked.
         picture: what is worked on.
@@ -85,7 +86,7 @@ class Job:
     """
 
     request: Request
-    policy: Path
+    policy: PolicySource
     card: ModelCard
     question: str
     picture: Picture
@@ -98,7 +99,7 @@ class Job:
 
 def check(request: Request) -> Job:
     """Raises InputError or ModelError naming the file, the value and the remedy."""
-    policy = request.policy if request.policy is not None else demo_policy()
+    policy = policies.find(request.policy)
     card = _card(policy, request.history)
     limits = _limits(request)
     if not _DEVICE.fullmatch(request.device):
@@ -114,19 +115,8 @@ def check(request: Request) -> Job:
     return Job(request, policy, card, question, picture, source, limits, resumed, folder, paths)
 
 
-def demo_policy() -> Path:
-    """The demo policy's folder. Raises ModelError where it is not installed."""
-    if not (DEMO_POLICY / "config.json").is_file():
-        raise ModelError(
-            "the demonstration policy is not in this installation",
-            file=DEMO_POLICY,
-            remedy="Name a policy's folder with --policy, or train one: python -m training.demo.train_policy.",
-        )
-    return DEMO_POLICY
-
-
-def _card(folder: Path, history: int | None) -> ModelCard:
-    card = load_card(folder)
+def _card(policy: PolicySource, history: int | None) -> ModelCard:
+    card = policy.card
     if history is None:
         return card
     if history < 0:
@@ -254,10 +244,7 @@ def _spare_the_scan(request: Request, paths: list[Path]) -> None:
             raise InputError("the mask would overwrite the scan", file=path, remedy=remedy)
 
 
-def _check_models(request: Request, policy: Path) -> None:
+def _check_models(request: Request, policy: PolicySource) -> None:
     """Look at both models' files without loading them. Raises ModelError."""
-    weights.look_into(policy)
-    from ibis_agent.segmenter.sam2 import architecture
-    from ibis_agent.segmenter.sam2.predictor import checkpoint_file
-
-    architecture.inspect(checkpoint_file(request.segmenter), request.segmenter_config)
+    policy.check()
+    segmenters.find(request.segmenter, request.segmenter_config).inspect()

@@ -16,16 +16,18 @@ from typing import Any
 
 import numpy as np
 
+import ibis_agent.segmenter as segmenters
 from ibis_agent import files
 from ibis_agent.actions import Click, format_click
 from ibis_agent.cli.request import MASK_FORMATS, Request, check
 from ibis_agent.mask import files as mask_files
 from ibis_agent.mask import masks, structures
-from ibis_agent.policy.contract import OnText, Policy
+from ibis_agent.policy.contract import OnText, Policy, PolicySource
 from ibis_agent.record import review
 from ibis_agent.record.trajectory import Trajectory
-from ibis_agent.run.episode import Episode, SegmenterLike, Step
+from ibis_agent.run.episode import Episode, Step
 from ibis_agent.scan.geometry import PictureGeometry
+from ibis_agent.segmenter.contract import PictureSegmenter, Segmenter
 
 TRAJECTORY_NAME, REVIEW_NAME = "trajectory.json", "review.html"
 # Room for the results of one slice; a mask of a volume is compressed and nearly empty.
@@ -89,7 +91,7 @@ class Run:
         policy.card = dataclasses.replace(policy.card, history=self.job.card.history)
         self.begin(policy, segmenter)
 
-    def begin(self, policy: Policy | None, segmenter: SegmenterLike) -> None:
+    def begin(self, policy: Policy | None, segmenter: PictureSegmenter) -> None:
         """Open the episode with models that are loaded already."""
         job = self.job
         if job.resumed is None:
@@ -213,18 +215,14 @@ def remove_stale_results(folder: Path, scan: Path | None) -> None:
             path.unlink()
 
 
-def load_policy(folder: Path, request: Request) -> Policy:
+def load_policy(found: PolicySource, request: Request) -> Policy:
     """The policy of a request. Imports torch. Raises ModelError."""
-    from ibis_agent.policy.qwen25.local import LocalPolicy
-
-    return LocalPolicy.load(folder, device=request.device, precision=request.precision)
+    return found.open(request.device, request.precision)
 
 
-def load_segmenter(request: Request) -> SegmenterLike:
+def load_segmenter(request: Request) -> Segmenter:
     """The segmenter of a request. Imports torch. Raises ModelError."""
-    from ibis_agent.segmenter.sam2.predictor import Segmenter
-
-    return Segmenter.load(request.segmenter, request.segmenter_config, device=request.device)
+    return segmenters.open(request.segmenter, request.segmenter_config, request.device)
 
 
 def write_mask(path: Path, mask: np.ndarray, geometry: PictureGeometry, question: str, answer: str) -> None:

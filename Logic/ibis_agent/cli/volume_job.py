@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ibis_agent.policy as policies
 from ibis_agent import files
 from ibis_agent.cli import request, runner
 from ibis_agent.cli.request import MASK_FORMATS, Request
@@ -31,7 +32,7 @@ from ibis_agent.scan.slices import Stack, stack_of
 
 if TYPE_CHECKING:
     from ibis_agent.run.volume_run import VolumeRun
-    from ibis_agent.segmenter.sam2.predictor import Segmenter
+    from ibis_agent.segmenter.contract import Segmenter
 
 _ROOM = 64 * 2**20
 
@@ -79,8 +80,8 @@ class VolumeJob:
             )
         if base.scan is None:
             raise InputError("there is no scan", remedy="Name a volume or a DICOM folder.")
-        self.policy_folder = base.policy if base.policy is not None else request.demo_policy()
-        self.card: ModelCard = request._card(self.policy_folder, base.history)
+        self.policy_source = policies.find(base.policy)
+        self.card: ModelCard = request._card(self.policy_source, base.history)
         self.resumed = None if base.resume is None else VolumeTrajectory.load(base.resume)
         self.limits = self._limits()
         self.question = request._question(base, self.card, self.resumed)
@@ -91,7 +92,7 @@ class VolumeJob:
             base, f"{request._stem(name)}-{self.stack.geometry(self.stack.first).plane}"
         )
         self.masks = self._mask_files(base)
-        request._check_models(base, self.policy_folder)
+        request._check_models(base, self.policy_source)
         self._made: list[Path] = []
         try:
             for folder in (self.folder, *(path.parent for path in self.masks)):
@@ -120,7 +121,7 @@ class VolumeJob:
     def load(self) -> None:
         """Load the models and open the run. Raises ModelError."""
         segmenter: Any = load_segmenter(self.asked.base)
-        policy = load_policy(self.policy_folder, self.asked.base)
+        policy = load_policy(self.policy_source, self.asked.base)
         policy.card = dataclasses.replace(policy.card, history=self.card.history)
         self.begin(policy, segmenter)
 

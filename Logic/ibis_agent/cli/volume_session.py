@@ -19,7 +19,7 @@ from ibis_agent.cli.terminal import Add, Back, Do, Replace, Screen, ThinkingStre
 from ibis_agent.cli.volume_job import VolumeJob
 from ibis_agent.errors import Cancelled, IbisError, InputError
 from ibis_agent.run.volume_actions import Progress, VolumeAction, Watch
-from ibis_agent.segmenter.found import Found
+from ibis_agent.segmenter.contract import Found
 
 HELP = """\
      Enter       go on with the agent          b [n]       back by one action, or by n

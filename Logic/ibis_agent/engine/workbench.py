@@ -17,23 +17,21 @@ from typing import Any
 
 import numpy as np
 
+import ibis_agent.policy as policies
+import ibis_agent.segmenter as segmenters
 from ibis_agent.actions import Click
 from ibis_agent.engine.protocol import Message
-from ibis_agent.engine.workbench_volume import KeptFeatures, VolumeQuestion, stack_from
+from ibis_agent.engine.workbench_volume import VolumeQuestion, stack_from
 from ibis_agent.errors import Cancelled as Stopped
 from ibis_agent.errors import InputError, ModelError
-from ibis_agent.policy import folder as weights
+from ibis_agent.policy import DEMO
 from ibis_agent.policy import required_memory as memory
-from ibis_agent.policy.card import load_card
 from ibis_agent.policy.contract import Policy
 from ibis_agent.policy.vocabulary import check_asked
 from ibis_agent.record.trajectory import head_of, picture_from_json, step_from_json, step_to_json
 from ibis_agent.run.episode import Episode, Limits, Step
 from ibis_agent.scan.picture import Picture, cut
 from ibis_agent.scan.scan import Scan
-
-DEMO = "demo"
-_DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 
 Emit = Callable[..., None]
 Cancelled = Callable[[], bool]
@@ -61,7 +59,6 @@ class Workbench:
         self._segmenter: Any = None
         self._made_of: dict[str, tuple[str, ...]] = {}  # which settings each loaded part came from
         self._sessions: dict[str, _Session | VolumeQuestion] = {}
-        self._kept = KeptFeatures()
         self._images: set[Path] = set()  # read, and to be removed
 
     def do(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
@@ -84,14 +81,10 @@ class Workbench:
     # Models
 
     def load_policy(self, where: str, device: str, precision: str) -> Policy:
-        from ibis_agent.policy.qwen25.local import LocalPolicy
-
-        return LocalPolicy.load(_policy_folder(where), device=device, precision=precision)
+        return policies.open(where, device, precision)
 
     def load_segmenter(self, where: str, config: str, device: str) -> Any:
-        from ibis_agent.segmenter.sam2.predictor import Segmenter
-
-        return Segmenter.load(None if where == DEMO else where, config or None, device)
+        return segmenters.open(where, config or None, device)
 
     def _load(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
         """Load what is not loaded yet. A part that changes is let go first: both may not fit at once."""
@@ -103,7 +96,6 @@ class Workbench:
             self._policy = None
         if self._made_of.get("segmenter") != segmenter:
             self._segmenter = None
-            self._kept.forget()
         self.free_memory()
         if self._segmenter is None:
             emit("loading", text=f"Loading the segmenter ({_shown(where['segmenter'])}) …")
@@ -135,7 +127,6 @@ class Workbench:
     def _unload(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
         self._sessions.clear()
         self._policy = self._segmenter = None
-        self._kept.forget()
         self._made_of.clear()
         self.free_memory()
         return {"event": "done"}
@@ -143,23 +134,23 @@ class Workbench:
     def _info(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
         """Whether the chosen policy fits, told from its files before anything is loaded."""
         where, device = str(request.get("policy") or DEMO), str(request.get("device") or "auto")
-        folder = _policy_folder(where)
-        found = weights.look_into(folder)
+        found = policies.find(where)
+        found.check()
         device = _device(device)
         precision = str(request.get("precision") or "auto")
         if precision == "auto":
             precision = "bf16" if device.startswith("cuda") else "fp32"
-        needed = memory.run_bytes(found, precision, device, load_card(folder).max_new_tokens)
+        needed = found.run_bytes(precision, device)
         free = memory.free_bytes(device)
         loaded = self._policy is not None and self._made_of.get("policy", ("",))[0] == where
         fits = {
-            other: memory.run_bytes(found, other, device) <= (free or needed)
+            other: found.run_bytes(other, device) <= (free or needed)
             for other in (memory.PRECISIONS if device.startswith("cuda") else ("fp32",))
         }
         return {
             "event": "done",
             "info": {
-                "name": load_card(folder).name,
+                "name": found.card.name,
                 "device": device,
                 "precision": precision,
                 "needed": needed,
@@ -222,7 +213,7 @@ class Workbench:
         image = request.get("image") or {}
         stack = stack_from(image, scan_of(image), self._policy.card, request.get("head"))
         self._has_read(image)
-        question = VolumeQuestion(request, stack, self._policy, self._segmenter, self._kept)
+        question = VolumeQuestion(request, stack, self._policy, self._segmenter)
         self._sessions[str(request["session"])] = question
         return {"event": "done", "head": question.head()}
 
@@ -364,19 +355,6 @@ def scan_of(image: Message) -> Scan:
         name=str(image.get("name") or ""),
         modality=str(image.get("modality") or ""),
     )
-
-
-def _policy_folder(where: str) -> Path:
-    if where != DEMO:
-        return Path(where)
-    folder = _DEMO_FOLDER / "policy"
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            "the demonstration policy is not in this installation",
-            file=folder,
-            remedy="Choose a policy's folder under Models.",
-        )
-    return folder
 
 
 def _device(name: str) -> str:

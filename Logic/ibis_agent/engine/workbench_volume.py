@@ -5,12 +5,9 @@ What requests there are is in protocol, how they come to a question is in workbe
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from ibis_agent.actions import Click
 from ibis_agent.engine.protocol import Message
@@ -28,9 +25,7 @@ Emit = Callable[..., None]
 class VolumeQuestion:
     """One open question about a volume."""
 
-    def __init__(
-        self, request: Message, stack: Stack, policy: Any, segmenter: Any, kept: KeptFeatures
-    ) -> None:
+    def __init__(self, request: Message, stack: Stack, policy: Any, segmenter: Any) -> None:
         """request: an `ask` with scope "volume". Raises InputError."""
         from ibis_agent.run.volume_run import VolumeRun
 
@@ -46,7 +41,6 @@ class VolumeQuestion:
             policy,
             segmenter,
             VolumeLimits(episode=episode, **limits),
-            kept.of(stack, segmenter),
         )
         self._actions: dict[str, VolumeAction] = {}
         self._recorded: Mapping[str, Message] = dict(request.get("known") or {})
@@ -147,28 +141,3 @@ def stack_from(image: Message, scan: Any, card: ModelCard, head: Message | None)
         slices, roi = image.get("range"), image.get("roi")
         window = image.get("window") or (card.window if scan.may_be_ct else None) or image.get("shown")
     return stack_of(scan, "xyz"[int(image["axis"])], window, card.orientation, slices, roi)
-
-
-class KeptFeatures:
-    """The image features of the volume that was asked about last, for further questions about it."""
-
-    def __init__(self) -> None:
-        self._of: tuple[Any, ...] = ()
-        self._features: Any = None
-
-    def of(self, stack: Stack, segmenter: Any) -> Any:
-        """The features.FeatureCache for the slices; the same one again if they are the same slices."""
-        from ibis_agent.segmenter.embeddings import FeatureCache
-
-        voxels = np.ascontiguousarray(stack.scan.voxels.transpose())
-        digest = hashlib.blake2b(voxels.data.cast("B"), digest_size=16).hexdigest()
-        cut = stack.geometry(stack.first)
-        # Not the orientation by name: which way it turns a slice hangs on the affine, which a transform changes.
-        turned = (cut.axis, cut.row_axis, cut.col_axis, cut.flip_rows, cut.flip_cols)
-        same = (digest, voxels.dtype.str, voxels.shape, turned, stack.window)
-        if self._features is None or self._features.segmenter is not segmenter or self._of != same:
-            self._of, self._features = same, FeatureCache(segmenter, lambda index: stack.picture(index).rgb)
-        return self._features
-
-    def forget(self) -> None:
-        self._of, self._features = (), None

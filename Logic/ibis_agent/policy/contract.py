@@ -7,25 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from ibis_agent.errors import Cancelled, ModelError
 from ibis_agent.policy.card import ModelCard
 
-if TYPE_CHECKING:
-    pass
-
 OnText = Callable[[str], object]
-
-
 IsCancelled = Callable[[], bool]
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a policy is asked.
+    """What a policy is asked; built by observation.observe alone.
 
     Attributes:
         picture: (H, W, 3) uint8 as the policy sees it, the mask already painted over it.
@@ -56,6 +51,27 @@ class Policy(Protocol):
         `cancelled` is asked at least once a token. Raises Cancelled, InputError, ModelError.
         """
         ...
+
+
+class PolicySource(Protocol):
+    """Where a policy comes from, known without loading it. `kind` is for people, such as "Qwen2.5-VL"."""
+
+    kind: str
+
+    @property
+    def card(self) -> ModelCard:
+        """Raises ModelError."""
+        ...
+
+    def check(self) -> None:
+        """Raises ModelError, before slow work, for what `open` would refuse."""
+        ...
+
+    def run_bytes(self, precision: str, device: str) -> int:
+        """Memory of this machine that it needs, in bytes; 0 for a policy that runs elsewhere. Raises ModelError."""
+        ...
+
+    def open(self, device: str = "auto", precision: str = "auto") -> Policy: ...
 
 
 class ScriptedPolicy:

@@ -27,9 +27,10 @@ from ibis_agent.fields import Fields, read_json
 from ibis_agent.mask.masks import MOST_PIXELS, area, decode_rle, encode_rle, iou
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import Policy
-from ibis_agent.run.episode import Author, Episode, Limits, SegmenterLike, Status, Step
+from ibis_agent.run.episode import Author, Episode, Limits, Status, Step
 from ibis_agent.scan.geometry import Orientation, PictureGeometry, slice_geometry
 from ibis_agent.scan.picture import Picture
+from ibis_agent.segmenter.contract import PictureSegmenter
 
 SCHEMA = "ibis-trajectory/1"
 
@@ -167,7 +168,7 @@ class Trajectory:
         """Read a JSON file. Raises InputError naming the file, the field and its value."""
         return cls.from_json(read_json(path), path)
 
-    def replay(self, segmenter: SegmenterLike) -> Replay:
+    def replay(self, segmenter: PictureSegmenter) -> Replay:
         """Make all clicks again with the segmenter alone and compare. Raises what the segmenter raises."""
         notes = other_weights("segmenter", self.segmenter, segmenter.identity)
         embedding = segmenter.embed(self.picture.rgb) if any(_clicks(self.steps)) else None
@@ -190,7 +191,7 @@ class Trajectory:
         return Replay(tuple(redone), differences, tuple(notes))
 
     def to_episode(
-        self, policy: Policy | None, segmenter: SegmenterLike, limits: Limits | None = None
+        self, policy: Policy | None, segmenter: PictureSegmenter, limits: Limits | None = None
     ) -> Episode:
         """An episode that stands where this one stood, to be continued. It cannot undo what was before.
 

@@ -37,7 +37,7 @@ from ibis_agent.scan.slices import RecordedSlices, Slices, Stack
 if TYPE_CHECKING:
     from ibis_agent.policy.contract import Policy
     from ibis_agent.run.volume_run import VolumeRun
-    from ibis_agent.segmenter.sam2.predictor import Segmenter
+    from ibis_agent.segmenter.contract import Segmenter
 
 SCHEMA = "ibis-volume/1"
 _MOST_SLICES = 100_000

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from ibis_agent.mask.masks import dice
-from ibis_agent.segmenter.found import Found
+from ibis_agent.segmenter.contract import Found
 
 # A mask changes its area from slice to slice at most as a ball of its own size does, times this.
 _STEEPER = 1.8

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,30 +22,13 @@ from ibis_agent.actions import Action, Click, Terminate, format_click, format_re
 from ibis_agent.actions import Reply as ParsedReply
 from ibis_agent.errors import Cancelled, InputError, ReplyError
 from ibis_agent.policy.contract import IsCancelled, OnText, Policy, Turn
+from ibis_agent.policy.observation import Situation, observe
 from ibis_agent.policy.prompts import check_question, rejection_note, retry_note
-from ibis_agent.scan.picture import Picture, overlay
-
-if TYPE_CHECKING:
-    from ibis_agent.segmenter.sam2.predictor import Prediction
+from ibis_agent.scan.picture import Picture
+from ibis_agent.segmenter.contract import PictureSegmenter, Prediction
 
 Status = Literal["ready", "paused", "ended"]
 Author = Literal["policy", "person"]
-
-
-class SegmenterLike(Protocol):
-    """What an episode needs of a segmenter; segmenter.Segmenter is one."""
-
-    identity: dict[str, str]
-
-    def embed(self, rgb: np.ndarray) -> Any:
-        """The (H, W, 3) uint8 picture, in whatever form `predict` wants it."""
-        ...
-
-    def predict(
-        self, embedding: Any, clicks: Sequence[Click], previous_logits: np.ndarray | None = None
-    ) -> Prediction:
-        """The mask for all clicks so far."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -124,7 +107,7 @@ class Episode:
         picture: Picture,
         question: str,
         policy: Policy | None,
-        segmenter: SegmenterLike,
+        segmenter: PictureSegmenter,
         limits: Limits | None = None,
         start: Prediction | None = None,
     ) -> None:
@@ -329,17 +312,16 @@ class Episode:
         """What the policy would be asked now. Raises InputError where there is no policy."""
         if self.policy is None:
             raise InputError("there is no policy to ask", remedy="Load a policy.")
-        steps, history = self.steps, self.policy.card.history
-        first = max(0, len(steps) - history)
-        past = tuple((self._seen_before(n), _reply_of(steps[n])) for n in range(first, len(steps)))
-        return Turn(
-            picture=self._seen_before(len(steps)),
-            question=self.question,
-            number=len(steps) + (1 if self._start is None else 2),  # the start is as a turn that was done
-            has_mask=self._start is not None or _has_click(steps),
-            past=past,
-            note=self._state.note,
-        )
+        steps = self.steps
+
+        def mask_after(done: int) -> np.ndarray | None:
+            prompted = self._start is not None or _has_click(steps[:done])
+            return self._mask_of(steps[:done]) if prompted else None
+
+        said = [_reply_of(step) for step in steps]
+        started, note = self._start is not None, self._state.note
+        situation = Situation(self.picture.rgb, self.question, said, mask_after, started, note)
+        return observe(self.policy.card, situation)
 
     def _ask(
         self, on_text: OnText | None, cancelled: IsCancelled | None, on_retry: Callable[[str], object] | None
@@ -429,15 +411,6 @@ class Episode:
             return steps[-1].mask
         shape = self.picture.rgb.shape[:2]
         return _frozen(np.zeros(shape, dtype=bool) if self._start is None else self._start.mask)
-
-    def _seen_before(self, count: int) -> np.ndarray:
-        """The picture as the policy sees it after the first `count` steps."""
-        assert self.policy is not None
-        steps = self.steps[:count]
-        if self._start is None and not _has_click(steps):
-            return self.picture.rgb
-        card = self.policy.card
-        return overlay(self.picture.rgb, self._mask_of(steps), card.overlay_colour, card.overlay_alpha)
 
 
 def _has_click(steps: Sequence[Step]) -> bool:

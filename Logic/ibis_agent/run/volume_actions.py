@@ -10,7 +10,7 @@ from ibis_agent.actions import Click
 from ibis_agent.errors import Cancelled, InputError
 from ibis_agent.run.episode import Limits, Step
 from ibis_agent.run.key_slice import Search
-from ibis_agent.segmenter.found import Found
+from ibis_agent.segmenter.contract import Found
 
 Kind = Literal["look", "click", "done", "grow", "review", "end"]
 KINDS: tuple[Kind, ...] = ("look", "click", "done", "grow", "review", "end")

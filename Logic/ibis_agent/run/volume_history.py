@@ -21,7 +21,7 @@ class Moment:
 
     Attributes:
         actions: those actions.
-        state: a propagation.State.
+        state: a contract.FollowerState.
         bases: what the first click on a slice went on from, by slice.
     """
 
@@ -59,18 +59,6 @@ class History:
     def held(self) -> int:
         """Bytes that only earlier moments keep alive."""
         *earlier, last = self._moments
-        present = {id(each) for each in _parts(last)}
-        parts = {id(each): each for moment in earlier for each in _parts(moment)}
-        return sum(_bytes(each) for key, each in parts.items() if key not in present)
-
-
-def _parts(moment: Moment) -> list[Any]:
-    state = moment.state
-    return [*state.anchors.values(), *state.tracked.values(), *(each.mask for each in state.found.values())]
-
-
-def _bytes(part: Any) -> int:
-    if not isinstance(part, dict):
-        return int(part.nbytes)
-    tensors = (each for each in part.values() if hasattr(each, "element_size"))
-    return sum(each.numel() * each.element_size() for each in tensors)
+        present = last.state.pieces()
+        pieces = {key: size for moment in earlier for key, size in moment.state.pieces().items()}
+        return sum(size for key, size in pieces.items() if key not in present)

@@ -8,8 +8,8 @@
     run.mask(57), run.volume_ml
 
 A run is its list of actions: what comes next, the clicks, how it stands, all follow from them (volume_plan), so
-that going back is choosing fewer of them. Whatever fails or is stopped leaves what was there. Features are
-computed once for all of it. Records are in volume_record, the memory in propagation. One thread at a time.
+that going back is choosing fewer of them. Whatever fails or is stopped leaves what was there. Records are in
+volume_record; how an object goes from slice to slice is the segmenter's follower's matter. One thread at a time.
 """
 
 from __future__ import annotations
@@ -34,10 +34,7 @@ from ibis_agent.run.volume_history import LIMIT as HISTORY_LIMIT
 from ibis_agent.run.volume_history import History, Moment
 from ibis_agent.run.volume_plan import answer_of, before_growth, clicks_on, key_of, seen_at, unfinished
 from ibis_agent.scan.slices import Slices
-from ibis_agent.segmenter.embeddings import LIMIT, FeatureCache
-from ibis_agent.segmenter.found import Found
-from ibis_agent.segmenter.sam2.predictor import Prediction, Segmenter
-from ibis_agent.segmenter.sam2.propagation import Propagation
+from ibis_agent.segmenter.contract import Found, Prediction, Segmenter
 
 _MOST_UNDOS = 200
 _Place = tuple[tuple[VolumeAction, ...], VolumeAction | None]  # `actions` and `rejected`
@@ -49,7 +46,6 @@ class VolumeRun:
     Attributes:
         slices: what is worked on.
         memory: what is known of every slice.
-        features: kept for all slices; may serve another run over the same slices.
         limits: where the policy is stopped.
         actions: all that was done and not taken back.
         rejected: the action that the person took back last, as long as nothing has followed.
@@ -62,12 +58,9 @@ class VolumeRun:
         policy: Policy | None,
         segmenter: Segmenter,
         limits: VolumeLimits | None = None,
-        features: FeatureCache | None = None,
-        memory_limit: int = LIMIT,
         history_limit: int = HISTORY_LIMIT,
     ) -> None:
-        """features: of these very slices, from another run over them. memory_limit: bytes for features;
-        history_limit: bytes for what going back needs.
+        """history_limit: bytes for what going back needs.
 
         policy None: the person alone. Raises InputError for a question that cannot be asked.
         """
@@ -76,11 +69,10 @@ class VolumeRun:
         asked = (policy.card.max_question, policy.card.script) if policy is not None else ()
         self.question = check_question(question, *asked)
         geometry = slices.geometry(slices.first)
-        if features is None:
-            features = FeatureCache(segmenter, lambda index: slices.picture(index).rgb, memory_limit)
-        self.features = features
         size = geometry.height, geometry.width
-        self.memory = Propagation(features, len(slices), size, self.limits.follow)
+        self.memory = segmenter.follower(
+            lambda index: slices.picture(index).rgb, len(slices), size, self.limits.follow
+        )
         self.row_mm, self.col_mm = geometry.row_mm or 1.0, geometry.col_mm or 1.0
         self.gap_mm = float(np.linalg.norm(geometry.affine[:3, geometry.axis]))
         self.actions: tuple[VolumeAction, ...] = ()

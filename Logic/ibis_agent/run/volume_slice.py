@@ -10,7 +10,7 @@ import numpy as np
 
 from ibis_agent.actions import Click
 from ibis_agent.run.episode import Episode, Step
-from ibis_agent.segmenter.sam2.predictor import Prediction
+from ibis_agent.segmenter.contract import Prediction
 
 if TYPE_CHECKING:
     from ibis_agent.run.volume_run import VolumeRun

@@ -1,1 +1,47 @@
-"""Promptable segmenters, and the embeddings of slices that are kept for them; one package a kind."""
+"""Promptable segmenters, one package a kind, and `open`, the one place that tells the kinds apart.
+
+segmenter = open("MedSAM2_latest.pt")    # a file of weights, or "demo"
+segmenter.predict(segmenter.embed(rgb), [Click(0.4, 0.5)]).mask
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ibis_agent.segmenter.contract import Segmenter
+    from ibis_agent.segmenter.sam2.source import Sam2File
+
+DEMO = "demo"
+
+
+def find(
+    where: str | os.PathLike[str] | None = DEMO, config: str | os.PathLike[str] | None = None
+) -> Sam2File:
+    """What lies at `where`, told from its files; nothing is loaded. Raises ModelError.
+
+    Args:
+        where: a file of weights, or "demo" (None, too) for the demonstration segmenter of this package.
+        config: the name of an architecture or a YAML file, where the weights do not tell.
+    """
+    from ibis_agent.segmenter.sam2.source import Sam2File
+
+    return Sam2File(None if where is None or where == DEMO else where, config)
+
+
+def open(
+    where: str | os.PathLike[str] | None = DEMO,
+    config: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> Segmenter:
+    """Load the segmenter at `where`, see `find`.
+
+    Args:
+        device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
+        precision: "auto" (fp16 on CUDA as published, fp32 elsewhere), "fp32", "fp16", "bf16".
+
+    Raises ModelError with file, value and remedy.
+    """
+    return find(where, config).open(device, precision)

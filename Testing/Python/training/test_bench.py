@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 
+import ibis_agent.policy as policies
+import ibis_agent.segmenter as segmenters
 import pytest
 from ibis_agent.actions import Click, Reply, format_reply
 from ibis_agent.errors import ModelError
 from ibis_agent.policy.card import ModelCard, save_card
 from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.prompts import DEMO_PROMPTS
-from ibis_agent.policy.qwen25.local import LocalPolicy
-from ibis_agent.segmenter.sam2.predictor import Segmenter
 from tiny_models import make_tiny_policy, teach
 
 from training.bench import steps as bench
@@ -21,12 +21,12 @@ from training.bench import steps as bench
 def policy(tmp_path):
     folder = make_tiny_policy(tmp_path / "policy")
     save_card(ModelCard(name="tiny", prompts=DEMO_PROMPTS, max_new_tokens=60), folder)
-    return LocalPolicy.load(folder, "cpu")
+    return policies.open(folder, "cpu")
 
 
 @pytest.fixture
 def segmenter(shared):
-    return Segmenter.load(shared / "parity" / "segmenter.pt", shared / "parity" / "segmenter.yaml", "cpu")
+    return segmenters.open(shared / "parity" / "segmenter.pt", shared / "parity" / "segmenter.yaml", "cpu")
 
 
 def test_the_same_turns_are_done_both_ways_and_the_parts_add_up(policy, segmenter):

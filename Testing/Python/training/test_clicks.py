@@ -155,9 +155,9 @@ def test_clicks_and_masks_are_those_of_the_published_generator(parity: Path, dat
     """All 80 recorded clicks fall on the same pixel. At most 3 pixels of a mask may differ, for CPUs that
     round otherwise; none did when this was written."""
     pytest.importorskip("torch")
-    from ibis_agent.segmenter.sam2.predictor import Segmenter
+    import ibis_agent.segmenter as segmenters
 
-    segmenter = Segmenter.load(parity / "segmenter.pt", device="cpu")
+    segmenter = segmenters.open(parity / "segmenter.pt", device="cpu")
     runs = json.loads((parity / "trajectories.json").read_text())
     clicks = 0
     for run in runs:

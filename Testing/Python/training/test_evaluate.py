@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ibis_agent.segmenter as segmenters
 import nibabel as nib
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from ibis_agent.mask.masks import encode_rle, iou
 from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.run.episode import Limits
 from ibis_agent.scan.picture import Picture, PictureGeometry
-from ibis_agent.segmenter.sam2.predictor import Segmenter
+from ibis_agent.segmenter.contract import Segmenter
 
 from training import evaluate
 from training.bench.volume import PreparedSlices, plain_predictor
@@ -36,7 +37,7 @@ PHANTOMS = ["--phantoms", "3", "--seed", "7", "--oracle-only"]
 
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
-    return Segmenter.load(device="cpu")
+    return segmenters.open(device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +316,7 @@ def test_shards_share_every_picture_once() -> None:
 def test_a_command_that_cannot_be_done_says_why_before_any_model_loads(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate.Segmenter, "load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(evaluate.segmenters, "open", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(SystemExit, match=message):
         evaluate.main(arguments)
 
@@ -356,7 +357,7 @@ def test_a_folder_is_measured_and_what_is_bad_in_it_is_named(folder: Path, tmp_p
 
 
 def test_bad_data_is_refused_where_that_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate.Segmenter, "load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(evaluate.segmenters, "open", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(SystemExit, match="and 1 more"):
         evaluate.main(["--data", str(folder), "--oracle-only", "--bad", "refuse"])
 

@@ -14,15 +14,16 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("sam2")
 
+import ibis_agent.segmenter as segmenters
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
-from ibis_agent.cli.request import demo_policy
 from ibis_agent.errors import IbisError, InputError
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.folder import look_into
+from ibis_agent.policy.qwen25.source import demo_folder
 from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.load import load_scan
 from ibis_agent.scan.picture import cut
-from ibis_agent.segmenter.sam2.predictor import Segmenter
+from ibis_agent.segmenter.contract import Segmenter
 
 from training.common.policy_folder import HISTORY
 from training.common.settings import read_settings
@@ -44,7 +45,7 @@ INSIDE, OUTSIDE = Click(0.5, 0.5), Click(0.05, 0.05)
 
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
-    return Segmenter.load(device="cpu")
+    return segmenters.open(device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def _settings(out: Path, *changes: str) -> GrpoSettings:
         "minibatches=1",
         "epochs=1",
     ]
-    small += ["evaluate_every=0", "held.phantoms=1", f"model={demo_policy()}", f"out={out}"]
+    small += ["evaluate_every=0", "held.phantoms=1", f"model={demo_folder()}", f"out={out}"]
     return read_settings(CONFIGS / "grpo-demo.yaml", GrpoSettings, [*small, *changes])
 
 
@@ -202,7 +203,7 @@ def test_a_run_that_was_killed_ends_as_one_left_alone(
         patch.setattr(grpo.Run, "learn", killed)
         grpo.train(_settings(tmp_path / "killed"), None, segmenter, tasks)
     resumed = grpo.train(_settings(tmp_path / "killed"), None, segmenter, tasks)
-    assert look_into(resumed).sha256 == look_into(whole).sha256 != look_into(demo_policy()).sha256
+    assert look_into(resumed).sha256 == look_into(whole).sha256 != look_into(demo_folder()).sha256
     lines = (tmp_path / "killed" / "curves.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     assert [row["step"] for row in rows if "reward" in row] == [1, 2]
@@ -227,8 +228,8 @@ def test_lora_with_a_divergence_leaves_an_adapter_that_merges(
     adapter = grpo.train(_settings(tmp_path / "run", *changes), None, segmenter, tasks)
     row = json.loads((tmp_path / "run" / "curves.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert row["kl"] > 0
-    made = merge(adapter, demo_policy(), tmp_path / "policy")
-    assert made.sha256 != look_into(demo_policy()).sha256
+    made = merge(adapter, demo_folder(), tmp_path / "policy")
+    assert made.sha256 != look_into(demo_folder()).sha256
 
 
 def test_the_verdict_of_the_reproduction_follows_from_the_spread() -> None:

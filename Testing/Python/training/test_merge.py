@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 
+import ibis_agent.policy as policies
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,6 @@ from ibis_agent.policy.card import load_card, save_card
 from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.folder import look_into
 from ibis_agent.policy.prompts import DEMO_PROMPTS
-from ibis_agent.policy.qwen25.local import LocalPolicy
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_models import make_tiny_policy
@@ -37,7 +37,7 @@ def adapter(base, tmp_path_factory):
     """An adapter that changes what the policy says."""
     folder = tmp_path_factory.mktemp("adapter")
     model = get_peft_model(
-        LocalPolicy.load(base, "cpu", "fp32").model, LoraConfig(r=4, lora_alpha=8, target_modules=_LANGUAGE)
+        policies.open(base, "cpu", "fp32").model, LoraConfig(r=4, lora_alpha=8, target_modules=_LANGUAGE)
     )
     torch.manual_seed(0)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_the_merged_policy_is_the_base_with_its_adapter(base, adapter, tmp_path)
     made = merge(adapter, base, tmp_path / "policy")
     assert made.stored_as == look_into(base).stored_as == "BF16"
     assert json.loads((made.folder / "config.json").read_text())["dtype"] == "bfloat16"
-    policy, plain = LocalPolicy.load(made.folder, "cpu", "fp32"), LocalPolicy.load(base, "cpu", "fp32")
+    policy, plain = policies.open(made.folder, "cpu", "fp32"), policies.open(base, "cpu", "fp32")
     before = logits(plain.model, plain)
     adapted = logits(PeftModel.from_pretrained(plain.model, str(adapter)).eval(), plain)
     merged = logits(policy.model, policy)

@@ -12,14 +12,15 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("sam2")
 
+import ibis_agent.policy as policies
+import ibis_agent.segmenter as segmenters
 from ibis_agent.actions import Click
-from ibis_agent.cli.request import demo_policy
 from ibis_agent.errors import InputError
-from ibis_agent.policy.qwen25.local import LocalPolicy
+from ibis_agent.policy.qwen25.source import demo_folder
 from ibis_agent.run.episode import Episode, Limits
 from ibis_agent.scan.geometry import PictureGeometry
 from ibis_agent.scan.picture import Picture
-from ibis_agent.segmenter.sam2.predictor import Segmenter
+from ibis_agent.segmenter.contract import Segmenter
 from tiny_models import make_tiny_policy
 
 from training.grpo.objective import figures
@@ -37,12 +38,12 @@ def questions() -> list[Question]:
 
 @pytest.fixture(scope="module")
 def policy() -> BatchPolicy:
-    return BatchPolicy.load(demo_policy(), "cpu")
+    return BatchPolicy.load(demo_folder(), "cpu")
 
 
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
-    return Segmenter.load(device="cpu")
+    return segmenters.open(device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def _episode(policy: Any, segmenter: Segmenter, question: Question, limits: Limi
 def test_greedy_rollouts_are_the_episodes_that_the_agent_has_alone(
     policy: BatchPolicy, segmenter: Segmenter, questions: list[Question], history: int
 ) -> None:
-    alone = LocalPolicy.load(demo_policy(), "cpu", "fp32")
+    alone = policies.open(demo_folder(), "cpu", "fp32")
     alone.card = dataclasses.replace(alone.card, history=history)
     together = BatchPolicy(policy.model, policy.chat, alone.card)
     # The demo policy was never taught with a history: on its third turn it stammers, and which of two words that

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 
+import ibis_agent.policy as policies
+import ibis_agent.segmenter as segmenters
 import numpy as np
 import pytest
 import torch
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
-from ibis_agent.cli.request import demo_policy
 from ibis_agent.errors import InputError
 from ibis_agent.mask.masks import encode_rle
 from ibis_agent.policy.messages import build_messages, pictures_of
 from ibis_agent.policy.qwen25.decoding import Decoded
-from ibis_agent.policy.qwen25.local import LocalPolicy
+from ibis_agent.policy.qwen25.source import demo_folder
 from ibis_agent.run.episode import Episode
 from ibis_agent.scan.geometry import PictureGeometry
 from ibis_agent.scan.picture import Picture
-from ibis_agent.segmenter.sam2.predictor import Segmenter
 
 from training.rollouts.samples import IGNORED, add_reply, build_request, collate, turn_of, where_said
 
@@ -32,12 +32,12 @@ REPLIES = [
 
 @pytest.fixture(scope="module")
 def policy():
-    return LocalPolicy.load(demo_policy(), "cpu", "fp32")
+    return policies.open(demo_folder(), "cpu", "fp32")
 
 
 @pytest.fixture(scope="module")
 def segmenter():
-    return Segmenter.load()
+    return segmenters.open()
 
 
 def sent(policy, segmenter, rgb, history, reject=False):

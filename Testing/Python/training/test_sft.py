@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from ibis_agent.cli.inspection import inspect
-from ibis_agent.cli.request import demo_policy
 from ibis_agent.errors import Cancelled, InputError, ModelError
 from ibis_agent.policy.card import load_card, save_card
 from ibis_agent.policy.folder import look_into
 from ibis_agent.policy.prompts import DEMO_PROMPTS
 from ibis_agent.policy.qwen25.chat import Chat
+from ibis_agent.policy.qwen25.source import demo_folder
 from phantom_trajectories import make_trajectories
 from PIL import Image
 from safetensors.torch import load_file
@@ -52,12 +52,12 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chat():
-    return Chat.load(demo_policy(), load_card(demo_policy()))
+    return Chat.load(demo_folder(), load_card(demo_folder()))
 
 
 def settings(data, out, model=None, **given):
     values = {
-        "model": str(model or demo_policy()),
+        "model": str(model or demo_folder()),
         "data": str(data),
         "out": str(out),
         **COMMON,
@@ -183,7 +183,7 @@ def test_weights_stored_in_bf16_are_trained_in_fp32(data, tmp_path):
 
 
 def test_lora_trains_adapters_in_fp32_and_the_vision_tower_only_when_asked(data, tmp_path):
-    found = look_into(demo_policy())
+    found = look_into(demo_folder())
     for vision in (False, True):
         model = sft.trainable_model(
             settings(data, tmp_path, tune="lora", vision=vision), found, "cpu", "bf16"
@@ -216,7 +216,7 @@ def test_the_demo_policy_is_tuned_by_commands_and_handed_over(monkeypatch, data,
     (folder / "trajectories.jsonl").write_text(first + "\n")
     demo = ROOT / "training" / "configs" / "sft-demo.yaml"
     # Always the same three turns, so that the loss can be compared.
-    changes = f"model={demo_policy()} data={folder} out={tmp_path / 'out'} steps=6 batch=3 held=0 warmup=0"
+    changes = f"model={demo_folder()} data={folder} out={tmp_path / 'out'} steps=6 batch=3 held=0 warmup=0"
     command = ["sft", str(demo), *changes.split(), "rate=0.001", "log_every=1", "threads=1"]
     monkeypatch.setattr(sys, "argv", command)
     sft.main()
@@ -224,20 +224,20 @@ def test_the_demo_policy_is_tuned_by_commands_and_handed_over(monkeypatch, data,
     assert losses[-1] < 0.8 * losses[0]
     adapter, policy = tmp_path / "out" / "adapter", tmp_path / "policy"
     monkeypatch.setattr(
-        sys, "argv", ["merge", str(adapter), "--base", str(demo_policy()), "--out", str(policy)]
+        sys, "argv", ["merge", str(adapter), "--base", str(demo_folder()), "--out", str(policy)]
     )
     merge.main()
     facts = inspect(policy)["Policy"]
     assert facts["name"] == "Demo policy, fine-tuned" and facts["loads"].startswith("yes")
     assert "LoRA of rank 16, 6 steps" in facts["origin"]
-    assert set(look_into(policy).tensors) == set(look_into(demo_policy()).tensors)
+    assert set(look_into(policy).tensors) == set(look_into(demo_folder()).tensors)
     monkeypatch.setattr(sys, "argv", ["sft", str(demo), "rat=1"])
     with pytest.raises(SystemExit, match='Did you mean "rate"'):
         sft.main()
 
 
 def test_deliberate_mistakes_are_shown_but_not_learned(data, chat):
-    card = load_card(demo_policy())
+    card = load_card(demo_folder())
     found = check_data([data], chat, card)
     assert found.mistakes > 3 and not found.refused
     said = {read_record(place)["turns"][place.turn]["mistake"] for place in found.places}
@@ -251,7 +251,7 @@ def test_deliberate_mistakes_are_shown_but_not_learned(data, chat):
 
 
 def test_the_digits_of_a_click_weigh_more_and_nothing_else_does(data, chat):
-    card = load_card(demo_policy())
+    card = load_card(demo_folder())
     samples = [Turns(check_data([data], chat, card).places, chat, card)[n] for n in range(4)]
     batch = Batches(chat, 5.0)(samples)
     for row in range(4):
@@ -266,7 +266,7 @@ def test_the_length_is_known_before_the_pictures_are_read(chat):
     from ibis_agent.policy.contract import Turn
     from ibis_agent.policy.messages import build_messages, pictures_of
 
-    card = load_card(demo_policy())
+    card = load_card(demo_folder())
     for height, width in ((100, 100), (150, 337), (512, 40)):
         turn = Turn(np.zeros((height, width, 3), np.uint8), "Segment the liver.", 2, True)
         messages = build_messages(card, turn)
@@ -309,7 +309,7 @@ def test_bad_data_is_left_out_by_name_or_refused(data, chat, tmp_path, changes, 
     if changes == {"id": "phantom-0-liver"}:
         changes = {"id": first["id"]}
     broken(folder, **changes)
-    card = load_card(demo_policy())
+    card = load_card(demo_folder())
     found = check_data([folder], chat, card)
     assert len(found.refused) == 1 and why in found.refused[0] and "line 2" in found.refused[0]
     with pytest.raises(InputError, match="line 2"):
@@ -322,24 +322,24 @@ def test_a_picture_that_is_cut_off_and_a_line_that_is_no_json_are_left_out(data,
     picture.write_bytes(picture.read_bytes()[:-400])
     with (folder / "trajectories.jsonl").open("a") as lines:
         lines.write('{"id": "cut o')
-    found = check_data([folder], chat, load_card(demo_policy()))
+    found = check_data([folder], chat, load_card(demo_folder()))
     assert found.pictures == 1 and found.places
     assert all("1.png" in each for each in found.refused[:-1])
     for name in ("0.png", "1.png"):
         Image.new("L", (9, 9)).save(folder / "pictures" / name)
     with pytest.raises(InputError, match="no turn is left"):
-        check_data([folder], chat, load_card(demo_policy()))
+        check_data([folder], chat, load_card(demo_folder()))
 
 
 def test_what_is_held_out_shares_no_scan_with_what_is_learned(data, chat):
-    found = check_data([data], chat, load_card(demo_policy()), held=0.5)
+    found = check_data([data], chat, load_card(demo_folder()), held=0.5)
     images = [{read_record(place)["image"] for place in each} for each in (found.places, found.held)]
     assert images[0] and images[1] and not images[0] & images[1]
 
 
 def test_a_sample_that_is_too_long_is_left_out(data, chat):
     with pytest.raises(InputError, match="longer than the policy reads"):
-        check_data([data], chat, load_card(demo_policy()), longest=60)
+        check_data([data], chat, load_card(demo_folder()), longest=60)
 
 
 def test_wrong_settings_are_refused_before_any_work(data, tmp_path):
@@ -358,6 +358,6 @@ def test_wrong_settings_are_refused_before_any_work(data, tmp_path):
 
 
 def test_the_card_can_be_changed_by_parts():
-    card = changed_card(load_card(demo_policy()), {"history": 3, "prompts": {"system": "Other."}})
+    card = changed_card(load_card(demo_folder()), {"history": 3, "prompts": {"system": "Other."}})
     assert card.history == 3 and card.prompts.system == "Other."
-    assert card.prompts.refine == load_card(demo_policy()).prompts.refine
+    assert card.prompts.refine == load_card(demo_folder()).prompts.refine

@@ -9,15 +9,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ibis_agent.policy as policies
+import ibis_agent.segmenter as segmenters
 import numpy as np
 import pytest
-from bright_volumes import NOTHING, SEGMENTER, Bright, Clicker, Pictures, bright_network, disc  # noqa: F401
+from bright_volumes import NOTHING, SEGMENTER, Bright, Clicker, disc
 from ibis_agent.mask.masks import dice
-from ibis_agent.policy.qwen25.local import LocalPolicy
 from ibis_agent.run.volume_actions import VolumeLimits
 from ibis_agent.scan.scan import Scan
 from ibis_agent.scan.slices import stack_of
-from ibis_agent.segmenter.sam2.predictor import Segmenter
 
 from training import evaluate
 from training.evaluation import volumes
@@ -37,7 +37,6 @@ def one_liver(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every phantom is one liver in slices 2 to 17, and slices 10 and 11 are not found from their neighbours."""
     scan, truth = made([disc() if 2 <= n <= 17 else NOTHING for n in range(20)])
     monkeypatch.setattr(volumes, "phantom_scan", lambda seed: (scan, {"liver": truth}))
-    monkeypatch.setattr(volumes, "FeatureCache", lambda segmenter, rgb_of: Pictures(rgb_of))
     monkeypatch.setattr(Bright, "blind", frozenset({10, 11}))
 
 
@@ -71,8 +70,8 @@ def test_the_command_writes_the_figures_that_it_prints(
     def policy(*_: Any) -> Any:
         return Clicker()
 
-    monkeypatch.setattr(Segmenter, "load", lambda *_: SEGMENTER)
-    monkeypatch.setattr(LocalPolicy, "load", policy)
+    monkeypatch.setattr(segmenters, "open", lambda *_: SEGMENTER)
+    monkeypatch.setattr(policies, "open", policy)
     file = tmp_path / "figures.json"
     command = ["--phantom-volumes", "1", "--seed", "7", "--follow", "memory", "--json", str(file)]
     assert evaluate.main(command) == 0

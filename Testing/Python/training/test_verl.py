@@ -21,12 +21,15 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("sam2")
 
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
-from ibis_agent.cli.request import demo_policy
 from ibis_agent.errors import InputError
 from ibis_agent.mask.masks import encode_rle
 from ibis_agent.policy.card import load_card
+from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.policy.qwen25.chat import Chat
-from ibis_agent.run.episode import Limits
+from ibis_agent.policy.qwen25.source import demo_folder
+from ibis_agent.run.episode import Episode, Limits
+from ibis_agent.scan.geometry import PictureGeometry
+from ibis_agent.scan.picture import Picture
 from phantom_trajectories import make_trajectories
 from PIL import Image
 
@@ -54,7 +57,7 @@ def question() -> Question:
 
 @pytest.fixture(scope="module")
 def chat() -> Chat:
-    return Chat.load(demo_policy(), load_card(demo_policy()))
+    return Chat.load(demo_folder(), load_card(demo_folder()))
 
 
 @pytest.fixture
@@ -73,7 +76,7 @@ def row(question: Question, tmp_path: Path) -> dict[str, Any]:
         "width": width,
         "target_rle": encode_rle(question.truth),
     }
-    return rows.row_of(sample, question.rgb, load_card(demo_policy()), "train", 0, tmp_path, 4)
+    return rows.row_of(sample, question.rgb, load_card(demo_folder()), "train", 0, tmp_path, 4)
 
 
 def _click(question: Question, positive: bool = True) -> str:
@@ -95,28 +98,22 @@ def _play(talk: Conversation, replies: list[str]) -> None:
 def test_the_conversation_is_token_by_token_what_the_agent_asks(
     chat: Chat, player: Player, question: Question
 ) -> None:
-    card = load_card(demo_policy())
+    card = load_card(demo_folder())
     talk = Conversation(chat, card, player)
-    assert talk.prompt == build_request(chat, card, talk_turn(talk)).ids.tolist()
-    for reply in (_click(question), _click(question, positive=False)):
-        _play(talk, [reply])
-        asked = build_request(chat, dataclasses.replace(card, history=9), talk_turn(talk))
+    replies = [_click(question), _click(question, positive=False), END]
+    policy = ScriptedPolicy(replies, dataclasses.replace(card, history=9))
+    height, width = question.truth.shape
+    picture = Picture(question.rgb, PictureGeometry.of_picture(width, height), None)
+    Episode(picture, question.text, policy, player.segmenter).run()
+    for reply, turn in zip(replies, policy.turns, strict=True):
+        asked = build_request(chat, policy.card, turn)
         assert talk.tokens == asked.ids.tolist()
         assert len(talk.pictures) == len(asked.grid)
-
-
-def talk_turn(talk: Conversation) -> Any:
-    """The turn that an episode in the conversation's state would ask."""
-    from ibis_agent.policy.contract import Turn
-
-    rollout = talk.player.rollout
-    past = [(rollout.seen(talk.card, n), turn.said.text) for n, turn in enumerate(rollout.turns)]
-    shown, number = rollout.seen(talk.card), len(rollout.turns) + 1
-    return Turn(shown, rollout.question.text, number, bool(rollout.clicks), tuple(past))
+        _play(talk, [reply])
 
 
 def test_only_what_the_policy_wrote_carries_loss(chat: Chat, player: Player, question: Question) -> None:
-    talk = Conversation(chat, load_card(demo_policy()), player)
+    talk = Conversation(chat, load_card(demo_folder()), player)
     replies = [_click(question), END]
     _play(talk, replies)
     assert len(talk.ids) == len(talk.mask) == len(talk.logprobs)
@@ -128,7 +125,7 @@ def test_only_what_the_policy_wrote_carries_loss(chat: Chat, player: Player, que
 
 
 def test_a_reply_cut_off_before_its_end_gets_one(chat: Chat, player: Player, question: Question) -> None:
-    whole, cut = (Conversation(chat, load_card(demo_policy()), player) for _ in range(2))
+    whole, cut = (Conversation(chat, load_card(demo_folder()), player) for _ in range(2))
     tokens = chat.reply_tokens(_click(question))
     said = whole.add_reply(tokens)
     cut.add_reply(tokens[:-1])
@@ -207,14 +204,14 @@ def test_the_launch_tells_all_nodes_which_segmenter_was_given(tmp_path: Path, gi
 def test_the_files_share_no_scan_and_each_has_one(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     folder, out = make_trajectories(tmp_path / "made", pictures=3), tmp_path / "out"
-    counts = rows.write([folder], load_card(demo_policy()), out, held=0.05)
+    counts = rows.write([folder], load_card(demo_folder()), out, held=0.05)
     read = {split: parquet.read_table(out / f"{split}.parquet").to_pylist() for split in counts}
     assert {split: len(listed) for split, listed in read.items()} == counts and min(counts.values()) > 0
     train, test = ({row["extra_info"]["picture"] for row in read[split]} for split in ("train", "test"))
     assert len(train) == 2 and len(test) == 1 and not train & test
     (tmp_path / "one").mkdir()
     with pytest.raises(InputError, match="two scans"):
-        rows.write([make_trajectories(tmp_path / "one" / "made", pictures=1)], load_card(demo_policy()), out)
+        rows.write([make_trajectories(tmp_path / "one" / "made", pictures=1)], load_card(demo_folder()), out)
 
 
 # ---- with verl ------------------------------------------------------------------------------------------
@@ -231,7 +228,7 @@ def config() -> Any:
     try:
         with hydra.initialize_config_dir(str(FOLDER), version_base=None):
             # As launch.sh gives them.
-            changes = [f"actor_rollout_ref.model.path={demo_policy()}"]
+            changes = [f"actor_rollout_ref.model.path={demo_folder()}"]
             changes += ["+ray_kwargs.ray_init.runtime_env.env_vars.IBIS_SEGMENTER='/models/a b.pt'"]
             return hydra.compose("grpo", overrides=changes)
     finally:

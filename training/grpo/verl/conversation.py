@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from ibis_agent.actions import Click
 from ibis_agent.policy.card import ModelCard
-from ibis_agent.policy.contract import Turn
+from ibis_agent.policy.messages import pictures_of
 from ibis_agent.policy.qwen25.chat import Chat
-from ibis_agent.run.episode import Limits, SegmenterLike
+from ibis_agent.run.episode import Limits
+from ibis_agent.segmenter.contract import PictureSegmenter
 
 from training.rollouts.roller import Question, Rollout, read_action
 from training.rollouts.samples import build_request
@@ -28,19 +28,17 @@ _ALL = 1000  # turns kept in the conversation: all of them
 class Player:
     """Plays one episode's replies: the rollout so far, and the segmenter that does its clicks."""
 
-    def __init__(self, question: Question, segmenter: SegmenterLike, limits: Limits) -> None:
+    def __init__(self, question: Question, segmenter: PictureSegmenter, limits: Limits) -> None:
         self.rollout = Rollout(question)
         self.segmenter, self.limits = segmenter, limits
-        self._embedding: Any = None
 
     def take(self, said: Sample) -> bool:
         """Do what a reply asks for; whether the episode is over. Slow: the segmenter runs."""
         rollout, found = self.rollout, None
         action = read_action(said.text)
         if isinstance(action, Click) and not rollout.repeats(action, self.limits):
-            if self._embedding is None:
-                self._embedding = self.segmenter.embed(rollout.question.rgb)
-            found = self.segmenter.predict(self._embedding, [*rollout.clicks, action], rollout.logits)
+            embedding = self.segmenter.embed(rollout.question.rgb)
+            found = self.segmenter.predict(embedding, [*rollout.clicks, action], rollout.logits)
         rollout.take(None, said, action, found, self.limits)
         return bool(rollout.reason)
 
@@ -68,7 +66,7 @@ class Conversation:
     def __init__(self, chat: Chat, card: ModelCard, player: Player) -> None:
         self.chat, self.player = chat, player
         self.card = dataclasses.replace(card, history=_ALL)
-        self.pictures = [player.rollout.question.rgb]
+        self.pictures: list[np.ndarray] = []
         self.prompt = self._encoded()[0]
         self.ids: list[int] = []
         self.mask: list[int] = []
@@ -90,7 +88,6 @@ class Conversation:
     def add_turn(self) -> None:
         """The picture and the text of the next turn, after the player has taken the last reply."""
         last = self.player.rollout.turns[-1].said
-        self.pictures.append(self.player.rollout.seen(self.card))
         ids, start = self._encoded()
         # Behind the last reply stand its end and a line break; a reply that ended by itself has its end.
         ended = bool(last.ids) and last.ids[-1] in self.chat.stops
@@ -101,13 +98,7 @@ class Conversation:
 
     def _encoded(self) -> tuple[list[int], int]:
         """(tokens up to where the assistant is to write, where the last reply among them begins)."""
-        rollout = self.player.rollout
-        turn = Turn(
-            picture=self.pictures[-1],
-            question=rollout.question.text,
-            number=len(rollout.turns) + 1,
-            has_mask=bool(rollout.clicks),
-            past=tuple(zip(self.pictures, (each.said.text for each in rollout.turns), strict=False)),
-        )
+        turn = self.player.rollout.observed(self.card)
+        self.pictures = pictures_of(self.card, turn)
         encoded = build_request(self.chat, self.card, turn)
         return encoded.ids.tolist(), encoded.parts[-2] if len(encoded.parts) > 1 else 0

@@ -16,11 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ibis_agent.segmenter as segmenters
 import numpy as np
 from ibis_agent.errors import InputError
 from ibis_agent.mask.masks import decode_rle
 from ibis_agent.run.episode import Limits
-from ibis_agent.segmenter.sam2.predictor import Segmenter
+from ibis_agent.segmenter.contract import Segmenter
 from PIL import Image
 
 from training.grpo.objective import score
@@ -102,4 +103,4 @@ def read_picture(source: Any) -> np.ndarray:
 @functools.cache
 def segmenter() -> Segmenter:
     """The one of this process; which, the environment says."""
-    return Segmenter.load(os.environ.get(SEGMENTER) or None, device=os.environ.get(DEVICE, "cpu"))
+    return segmenters.open(os.environ.get(SEGMENTER) or None, device=os.environ.get(DEVICE, "cpu"))

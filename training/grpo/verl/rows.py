@@ -23,8 +23,8 @@ from ibis_agent.errors import InputError, ModelError
 from ibis_agent.files import atomic_write, check_writable_folder, write_bytes
 from ibis_agent.mask.masks import decode_rle
 from ibis_agent.policy.card import ModelCard, load_card
-from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.messages import build_messages
+from ibis_agent.policy.observation import Situation, observe
 from PIL import Image
 
 from training.common.commands import ending
@@ -53,7 +53,7 @@ def row_of(
     if not path.is_file():
         check_writable_folder(path.parent)
         write_bytes(path, picture)
-    messages = build_messages(card, Turn(rgb, sample["question"]))
+    messages = build_messages(card, observe(card, Situation(rgb, sample["question"])))
     return {
         "data_source": SOURCE,
         "agent_name": AGENT,

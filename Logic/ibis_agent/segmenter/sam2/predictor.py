@@ -1,19 +1,16 @@
-"""The promptable segmenter: a picture embedded once, then clicks in, a mask out.
+"""SAM2 as a promptable segmenter: a picture embedded once, then clicks in, a mask out.
 
 Drives the network of the sam2 package directly and gives what sam2's own image predictor gives, without
 torchvision. Exactly the published prompt protocol: every click so far, the best low-resolution logits of the
-turn before, several masks, the best score wins. Which network it is, architecture decides; runs through a
-volume drive `Segmenter.model` themselves.
+turn before, several masks, the best score wins. Which network it is, architecture decides; from slice to slice goes
+propagation.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,55 +20,52 @@ from torch import Tensor
 
 from ibis_agent.actions import Click
 from ibis_agent.errors import InputError, ModelError
-from ibis_agent.segmenter.sam2 import architecture
+from ibis_agent.segmenter.contract import Abilities, Prediction
+from ibis_agent.segmenter.embeddings import KeptEmbeddings, key_of
 from ibis_agent.segmenter.sam2.architecture import Architecture
+from ibis_agent.segmenter.sam2.required_memory import memory_estimate
 
-DEMO = Path(__file__).parents[2] / "demo" / "segmenter" / "model.safetensors"
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 # The published predictor keeps the logits that it hands on within these bounds.
 _LOGIT_BOUND = 32.0
-_TORCH_ITSELF = 100_000_000  # bytes of code and buffers that come with the first picture
 _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}
 
 
 @dataclass(frozen=True)
-class Embedding:
-    """What the network keeps of a picture. Tensors stay on the segmenter's device.
+class Sam2Embedding:
+    """What the network keeps of a picture.
 
     Attributes:
-        image: (1, C, S/16, S/16) features for the prompt decoder.
-        high_resolution: (1, C/8, S/4, S/4) and (1, C/4, S/8, S/8), or empty for networks without them.
+        levels: of the feature pyramid, finest first: (1, C/8, S/4, S/4), (1, C/4, S/8, S/8), (1, C, S/16, S/16); the
+            last alone for networks that do not use the others.
         height, width: of the picture, in pixels.
     """
 
-    image: Tensor
-    high_resolution: tuple[Tensor, ...]
+    levels: tuple[Tensor, ...]
     height: int
     width: int
 
+    @property
+    def nbytes(self) -> int:
+        return sum(level.numel() * level.element_size() for level in self.levels)
 
-@dataclass(frozen=True)
-class Prediction:
-    """A mask and what the next click needs of it.
+    @property
+    def on_device(self) -> bool:
+        return self.levels[0].device.type != "cpu"
 
-    Attributes:
-        mask: (H, W) bool, in the picture's own pixels.
-        logits: (S/4, S/4) float32 within ±32, to be passed on as `previous_logits`.
-        score: the network's own estimate of the mask's IoU.
-        scores: (3,) float32, of all masks that it offered.
-    """
+    def off_device(self) -> Sam2Embedding:
+        return self.to(torch.device("cpu"), self.levels[0].dtype)
 
-    mask: np.ndarray
-    logits: np.ndarray
-    score: float
-    scores: np.ndarray
+    def to(self, device: torch.device, dtype: torch.dtype) -> Sam2Embedding:
+        """Shares what is that way already."""
+        return Sam2Embedding(tuple(level.to(device, dtype) for level in self.levels), self.height, self.width)
 
 
-class Segmenter:
+class Sam2Predictor:
     """A loaded SAM2, SAM2.1 or MedSAM2.
 
-        segmenter = Segmenter.load("MedSAM2_latest.pt")
+        segmenter = segmenter.open("MedSAM2_latest.pt")
         embedding = segmenter.embed(rgb)
         first = segmenter.predict(embedding, [Click(0.4, 0.5)])
         clicks = [Click(0.4, 0.5), Click(0.7, 0.5, positive=False)]
@@ -84,7 +78,10 @@ class Segmenter:
         image_size: side of the square that the network sees, in pixels.
         device: where it runs.
         precision: "fp32", or what CUDA computes in ("fp16" as published, "bf16").
+        kept: the embeddings of earlier pictures.
     """
+
+    can = Abilities(starting_mask=True)
 
     def __init__(
         self,
@@ -94,39 +91,16 @@ class Segmenter:
         device: str | torch.device = "cpu",
         precision: str = "auto",
     ) -> None:
-        self.device = _device(device)
-        self.precision = _precision(precision, self.device)
+        self.device = device_of(device)
+        self.precision = precision_on(precision, self.device)
         self.model = model.to(self.device).eval()
         self.architecture = architecture
         self.identity = identity
         self.image_size = architecture.image_size
+        self.kept = KeptEmbeddings()
+        self._positions: tuple[Tensor, ...] = ()
         self._mean = torch.tensor(PIXEL_MEAN, device=self.device)[:, None, None]
         self._std = torch.tensor(PIXEL_STD, device=self.device)[:, None, None]
-
-    @classmethod
-    def load(
-        cls,
-        checkpoint: str | os.PathLike[str] | None = None,
-        config: str | os.PathLike[str] | None = None,
-        device: str = "auto",
-        precision: str = "auto",
-    ) -> Segmenter:
-        """Load a checkpoint; None takes the demonstration segmenter of this package.
-
-        Args:
-            checkpoint: `.pt`, `.pth` or `.safetensors`.
-            config: a name of `architecture.NAMES` or a YAML file, where the checkpoint does not tell.
-            device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
-            precision: "auto" (fp16 on CUDA as published, fp32 elsewhere), "fp32", "fp16", "bf16".
-
-        Raises ModelError with file, value and remedy.
-        """
-        where = _device(device)
-        _precision(precision, where)
-        file = checkpoint_file(checkpoint)
-        model, found = architecture.load(file, config)
-        identity = {"name": file.name, "sha256": sha256_of(file), "architecture": found.name}
-        return cls(model, found, identity, where, precision)
 
     def prepare(self, rgb: np.ndarray) -> Tensor:
         """An (H, W, 3) uint8 picture as the network takes it: (3, S, S) float32, resized and normalised."""
@@ -146,22 +120,43 @@ class Segmenter:
             )[0]
         return (picture - self._mean) / self._std
 
-    @torch.inference_mode()
-    def embed(self, rgb: np.ndarray) -> Embedding:
+    def embed(self, rgb: np.ndarray) -> Sam2Embedding:
         """The embedding of an (H, W, 3) uint8 picture. Raises InputError; ModelError for lack of memory."""
+        found = self.kept.get(("whole", key_of(rgb)), lambda: self.encode(rgb))
+        assert isinstance(found, Sam2Embedding)
+        return found.to(self.device, torch.float32)
+
+    @torch.inference_mode()
+    def encode(self, rgb: np.ndarray) -> Sam2Embedding:
+        """`embed` without looking at what is kept."""
         prepared = self.prepare(rgb)
         with self.computing():
-            levels = self.model.forward_image(prepared[None])["backbone_fpn"]
-            image = levels[-1]
-            if self.model.directly_add_no_mem_embed:
-                image = image + self.model.no_mem_embed.reshape(1, -1, 1, 1)
-        high = tuple(levels[:-1]) if self.model.use_high_res_features_in_sam else ()
-        return Embedding(image, high, rgb.shape[0], rgb.shape[1])
+            out = self.model.forward_image(prepared[None])
+        if not self._positions:
+            self._positions = tuple(each.float().clone() for each in out["vision_pos_enc"])
+        levels = out["backbone_fpn"] if self.model.use_high_res_features_in_sam else out["backbone_fpn"][-1:]
+        levels = tuple(level.float().clone() for level in levels)
+        return Sam2Embedding(levels, rgb.shape[0], rgb.shape[1])
+
+    @property
+    def positions(self) -> tuple[Tensor, ...]:
+        """The position encodings of the levels, (1, C, H, W) each: the same for all pictures."""
+        if not self._positions:
+            self.encode(np.zeros((self.image_size, self.image_size, 3), np.uint8))
+        return self._positions
+
+    def without_memory(self, embedding: Sam2Embedding) -> Tensor:
+        """(1, C, S/16, S/16): the coarse level as the mask decoder takes it where nothing is remembered."""
+        return embedding.levels[-1] + self.model.no_mem_embed.reshape(1, -1, 1, 1)
+
+    def fine(self, embedding: Sam2Embedding) -> list[Tensor]:
+        """The levels above it, for mask decoders that take them."""
+        return list(embedding.levels[:-1])
 
     @torch.inference_mode()
     def predict(
         self,
-        embedding: Embedding,
+        embedding: Sam2Embedding,
         clicks: Sequence[Click],
         previous_logits: np.ndarray | None = None,
     ) -> Prediction:
@@ -179,7 +174,7 @@ class Segmenter:
     @torch.inference_mode()
     def predict_many(
         self,
-        embeddings: Sequence[Embedding],
+        embeddings: Sequence[Sam2Embedding],
         clicks: Sequence[Sequence[Click]],
         previous_logits: Sequence[np.ndarray | None],
     ) -> list[Prediction]:
@@ -199,21 +194,21 @@ class Segmenter:
         points = points.float() / sizes.float() * self.image_size
         labels = torch.tensor([[int(click.positive) for click in each] for each in clicks], dtype=torch.int32)
         with self.computing():
+            images = [(self._seen(each), self.fine(each)) for each in embeddings]
             sparse, dense = self.model.sam_prompt_encoder(
                 points=(points.to(self.device), labels.to(self.device)),
                 boxes=None,
                 masks=self._mask_prompts(previous_logits),
             )
             low, scores, _, _ = self.model.sam_mask_decoder(
-                image_embeddings=torch.cat([each.image for each in embeddings]),
+                image_embeddings=torch.cat([seen for seen, _ in images]),
                 image_pe=self.model.sam_prompt_encoder.get_dense_pe(),
                 sparse_prompt_embeddings=sparse,
                 dense_prompt_embeddings=dense,
                 multimask_output=True,
                 repeat_image=False,
                 high_res_features=[
-                    torch.cat(level)
-                    for level in zip(*(each.high_resolution for each in embeddings), strict=True)
+                    torch.cat(level) for level in zip(*(fine for _, fine in images), strict=True)
                 ],
             )
             scores = scores.float().cpu().numpy()
@@ -238,6 +233,10 @@ class Segmenter:
             "precision": self.precision,
             "memory_bytes": memory_estimate(found),
         }
+
+    def _seen(self, embedding: Sam2Embedding) -> Tensor:
+        added = self.model.directly_add_no_mem_embed
+        return self.without_memory(embedding) if added else embedding.levels[-1]
 
     def _mask_prompts(self, logits: Sequence[np.ndarray | None]) -> Tensor | None:
         given = [each for each in logits if each is not None]
@@ -272,42 +271,7 @@ class Segmenter:
             ) from error
 
 
-def checkpoint_file(checkpoint: str | os.PathLike[str] | None) -> Path:
-    """The path of a checkpoint; None is the demonstration segmenter's. Raises ModelError if it is absent."""
-    if checkpoint is not None:
-        return Path(checkpoint)
-    if not DEMO.is_file():
-        raise ModelError(
-            "the demonstration segmenter is not in this installation",
-            file=DEMO,
-            remedy="Name the weights of a segmenter, or train one: python -m training.demo.train_segmenter.",
-        )
-    return DEMO
-
-
-def memory_estimate(found: Architecture, bytes_each: int = 4) -> int:
-    """Bytes that the weights and one picture take at the most, within a fifth: for telling before trying.
-
-    The peak lies at the finest feature map, (S/4)² places: ten times the width of the encoder's first stage
-    (input, normalised, twice the fourfold hidden layer) and three times the width of the feature pyramid.
-    Measured on a CPU with sam2.1 tiny at 512 (0.37 GB) and 1024 (0.77 GB) and large (1.44 GB).
-    """
-    encoder = found.settings["image_encoder"]
-    width, pyramid = int(encoder["trunk"]["embed_dim"]), int(encoder["neck"]["d_model"])
-    peak = (found.image_size // 4) ** 2 * (10 * width + 3 * pyramid)
-    return (found.parameters + peak) * bytes_each + _TORCH_ITSELF
-
-
-def sha256_of(file: str | os.PathLike[str]) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _best(low: Tensor, scores: np.ndarray, embedding: Embedding) -> Prediction:
+def _best(low: Tensor, scores: np.ndarray, embedding: Sam2Embedding) -> Prediction:
     """The winner of (1, 3, h, w) logits. Only it is brought to the picture's size."""
     best = int(np.argmax(scores))
     logits = low[:, best : best + 1]
@@ -320,13 +284,14 @@ def _best(low: Tensor, scores: np.ndarray, embedding: Embedding) -> Prediction:
     )
 
 
-def _pixel(click: Click, embedding: Embedding) -> tuple[int, int]:
+def _pixel(click: Click, embedding: Sam2Embedding) -> tuple[int, int]:
     """(column, row) of a click, by the published rule: truncated, then clamped to the last pixel."""
     column, row = int(click.x * embedding.width), int(click.y * embedding.height)
     return min(column, embedding.width - 1), min(row, embedding.height - 1)
 
 
-def _device(name: str | torch.device) -> torch.device:
+def device_of(name: str | torch.device) -> torch.device:
+    """The device of a name, "auto" among them. Raises ModelError where there is no such device."""
     if isinstance(name, str) and name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -340,7 +305,8 @@ def _device(name: str | torch.device) -> torch.device:
     return device
 
 
-def _precision(name: str, device: torch.device) -> str:
+def precision_on(name: str, device: torch.device) -> str:
+    """What `name` means on a device. Raises ModelError."""
     if name == "auto":
         return "fp16" if device.type == "cuda" else "fp32"
     if name not in _PRECISIONS:

@@ -1,13 +1,13 @@
 """SAM2's memory over a stack of slices: a mask on one slice found again in its neighbours.
 
 Drives the memory parts of the sam2 package's network as its own video predictor does, slice by slice, on
-features that are kept (see features). A slice with clicks or a given mask is an anchor (sam2: a conditioning
-frame); all others are found from memory. Which slices to visit, and when to stop, is decided in volume_run.
+embeddings that are kept. A slice with clicks or a given mask is an anchor (sam2: a conditioning
+frame); all others are found from memory. Which slices to visit, and when to stop, is decided by the run.
 
 Weights whose memory was never trained cannot do that: for them a slice is found by a click at the deepest point of
 the last mask on the way, that mask's logits being the ones before the click ("carry").
 
-Equality with sam2's video predictor: Testing/Python/test_propagation.py. Differences, on purpose: clicks are
+Equality with sam2's video predictor: test_propagation.py. Differences, on purpose: clicks are
 answered by the published engine's protocol (several masks at every click, the best score wins), a clicked
 slice shows its object even where the object score says that there is none, and of many anchors only the nearest
 are attended to.
@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +29,9 @@ from torch import Tensor
 from ibis_agent.actions import Click
 from ibis_agent.errors import InputError, ModelError
 from ibis_agent.mask.masks import dice, iou
-from ibis_agent.segmenter.embeddings import FeatureCache, SliceFeatures
-from ibis_agent.segmenter.found import Found
-from ibis_agent.segmenter.sam2.predictor import Prediction
+from ibis_agent.segmenter.contract import Found, PictureOf, Prediction, Way
+from ibis_agent.segmenter.embeddings import key_of
+from ibis_agent.segmenter.sam2.predictor import Sam2Embedding, Sam2Predictor
 
 _ABSENT = -1024.0  # sam2's logit of an object that is not there
 _LOGIT_BOUND = 32.0
@@ -42,8 +42,6 @@ _MOST_ANCHORS = 8
 # Carried masks that fit the one beside them less, or of a lower score, are not the object.
 _LEAST_FIT, _LEAST_SCORE = 0.3, 0.25
 
-Way = Literal["auto", "memory", "carry"]
-
 
 @dataclass(frozen=True)
 class State:
@@ -53,33 +51,54 @@ class State:
     tracked: dict[int, dict[str, Any]]
     found: dict[int, Found]
 
+    def pieces(self) -> dict[int, int]:
+        """See contract.FollowerState."""
+        outs = [*self.anchors.values(), *self.tracked.values()]
+        held = {
+            id(out): sum(each.nbytes for each in out.values() if isinstance(each, Tensor)) for out in outs
+        }
+        return held | {id(each.mask): each.mask.nbytes for each in self.found.values()}
+
 
 class Propagation:
-    """One object followed through a stack.
+    """One object followed through a stack: contract.Follower says what its methods do.
 
-        spread = Propagation(features, len(stack), (512, 512))
+        spread = segmenter.follower(picture_of, len(stack), (512, 512))
         spread.anchor(40, [Click(0.4, 0.5)])
         for found in spread.follow(40, +1, last=79): ...
-        for found in spread.follow(40, -1, last=0): ...
         spread.found[52].mask
 
-    Several objects of one stack share their FeatureCache.
+    Several objects of one stack share what the segmenter keeps of its slices.
     """
 
-    def __init__(self, features: FeatureCache, count: int, size: tuple[int, int], way: Way = "auto") -> None:
-        """count: slices along the whole axis; size: (H, W) of a slice.
-
-        way: "memory", "carry", or "auto": memory unless it was never trained.
-        """
-        self.features, self.count, self.size = features, count, size
-        self.segmenter = features.segmenter
-        self._model = self.segmenter.model
+    def __init__(
+        self,
+        segmenter: Sam2Predictor,
+        picture_of: PictureOf,
+        count: int,
+        size: tuple[int, int],
+        way: Way = "auto",
+    ) -> None:
+        """See Segmenter.follower."""
+        self.segmenter, self.count, self.size = segmenter, count, size
+        self._picture_of, self._keys = picture_of, dict[int, bytes]()
+        self._model = segmenter.model
         self.way: Way = way
         if way == "auto":
             self.way = "memory" if memory_is_trained(self._model) else "carry"
         self._anchors: dict[int, dict[str, Any]] = {}
         self._tracked: dict[int, dict[str, Any]] = {}
         self.found: dict[int, Found] = {}
+
+    @property
+    def _several(self) -> bool:
+        """Whether sam2 tracks with several masks, where no click is."""
+        model = self._model
+        return bool(
+            model.multimask_output_in_sam
+            and model.multimask_output_for_tracking
+            and model.multimask_min_pt_num <= 0 <= model.multimask_max_pt_num
+        )
 
     @property
     def anchors(self) -> list[int]:
@@ -93,6 +112,22 @@ class Propagation:
     def restore(self, state: State) -> None:
         self._anchors, self._tracked = dict(state.anchors), dict(state.tracked)
         self.found = dict(state.found)
+
+    def embedding(self, index: int) -> Sam2Embedding:
+        """A slice's, rounded to what is kept. Raises what cutting and encoding raise."""
+        kept, segmenter = self.segmenter.kept, self.segmenter
+        shown = None
+        if index not in self._keys:
+            shown = self._picture_of(index)
+            self._keys[index] = key_of(shown)
+
+        def make() -> Sam2Embedding:
+            made = segmenter.encode(self._picture_of(index) if shown is None else shown)
+            return made.to(segmenter.device, torch.float16) if kept.half else made
+
+        found = kept.get(("slice", kept.half, self._keys[index]), make)
+        assert isinstance(found, Sam2Embedding)
+        return found.to(segmenter.device, torch.float32)
 
     # ---- one slice ----------------------------------------------------------------------------------------
 
@@ -137,17 +172,22 @@ class Propagation:
                     given, (side, side), mode="bilinear", align_corners=False, antialias=True
                 )
                 given = (given >= 0.5).float()
-            features = self.features.get(index)
-            low, _, _, _, _, pointer, presence = self._model._use_mask_as_output(
-                features.levels[-1], self._fine(features), given
+            levels = self.embedding(index).levels
+            seen = self._model.track_step(
+                frame_idx=index,
+                is_init_cond_frame=True,
+                current_vision_feats=[_flat(level) for level in levels],
+                current_vision_pos_embeds=[],
+                feat_sizes=[tuple(level.shape[-2:]) for level in levels],
+                point_inputs=None,
+                mask_inputs=given,
+                output_dict={},
+                num_frames=self.count,
+                run_mem_encoder=False,
             )
-        out = {
-            "pred_masks": low.float(),
-            "obj_ptr": pointer,
-            "object_score_logits": presence,
-            "scores": np.ones(1, np.float32),
-        }
-        return self._settle(index, out, mask)
+        out = {key: seen[key] for key in ("pred_masks", "obj_ptr", "object_score_logits")}
+        out["pred_masks"] = out["pred_masks"].float()
+        return self._settle(index, {**out, "scores": np.ones(1, np.float32)}, mask)
 
     def release(self, index: int) -> None:
         """An anchor that is taken back: its slice is unknown until it is found again."""
@@ -240,7 +280,7 @@ class Propagation:
     def _track(self, index: int, reverse: bool) -> Found:
         if self.way == "carry":
             return self._carry(index, index + (1 if reverse else -1))
-        features = self.features.get(index)
+        features = self.embedding(index)
         with self.segmenter.computing():
             seen = self._with_memory(index, features, reverse)
             out = self._heads(seen, features, None, None, believed=False)
@@ -253,13 +293,13 @@ class Propagation:
         step = beside - index
         while not self.found[beside].mask.any() and beside + step in self.found:
             beside += step  # over slices where it was lost; `follow`'s patience says how many those may be
-        features, before = self.features.get(index), self.found[beside].mask
+        features, before = self.embedding(index), self.found[beside].mask
         click, carried = Click(0.5, 0.5), None
         if before.any():
             last = self._anchors.get(beside) or self._tracked[beside]
             click, carried = _deepest(before), last["pred_masks"].clamp(-_LOGIT_BOUND, _LOGIT_BOUND)
         with self.segmenter.computing():
-            seen = features.levels[-1] + self._model.no_mem_embed.reshape(1, -1, 1, 1)
+            seen = self.segmenter.without_memory(features)
             out = self._heads(seen, features, [click], carried, believed=True)
         # How well the two masks fit stands for the object score, which is a matter of the memory's training.
         fit = dice(before, self._mask(out["pred_masks"])) if before.any() else 0.0
@@ -277,7 +317,7 @@ class Propagation:
     ) -> dict[str, Any]:
         if not clicks:
             raise InputError("the segmenter needs a click", remedy="Pass at least one click.")
-        features = self.features.get(index)
+        features = self.embedding(index)
         others = {n: out for n, out in self._anchors.items() if n != index}
         # As in sam2: the first prompts of a stack, and those of any slice not yet visited, know of no others. It
         # stays so for later ones there, so that a click that was moved is as if it had been made where it is now.
@@ -287,12 +327,12 @@ class Propagation:
                 nearest = min(others, key=lambda n: abs(n - index))
                 seen = self._with_memory(index, features, nearest > index, others)
             else:
-                seen = features.levels[-1] + self._model.no_mem_embed.reshape(1, -1, 1, 1)
+                seen = self.segmenter.without_memory(features)
             return {**self._heads(seen, features, clicks, previous_logits, believed=True), "alone": alone}
 
     def _settle(self, index: int, out: dict[str, Any], mask: np.ndarray | None = None) -> Found:
         with torch.inference_mode(), self.segmenter.computing():
-            self._remember(self.features.get(index), out, from_person=True)
+            self._remember(self.embedding(index), out, from_person=True)
         self._anchors[index] = out
         self._tracked.pop(index, None)
         return self._keep(index, out, anchor=True, mask=mask)
@@ -316,18 +356,15 @@ class Propagation:
         full = F.interpolate(low, self.size, mode="bilinear", align_corners=False)
         return (full[0, 0] > 0).cpu().numpy()
 
-    def _fine(self, features: SliceFeatures) -> list[Tensor] | None:
-        return list(features.levels[:-1]) if self._model.use_high_res_features_in_sam else None
-
     def _with_memory(
         self,
         index: int,
-        features: SliceFeatures,
+        features: Sam2Embedding,
         reverse: bool,
         anchors: dict[int, dict[str, Any]] | None = None,
     ) -> Tensor:
         """(1, C, h, w): the slice's coarse features after a look at what is remembered of others."""
-        level, position = features.levels[-1], self.features.positions[-1]
+        level, position = features.levels[-1], self.segmenter.positions[-1]
         known = self._anchors if anchors is None else anchors
         nearest = sorted(known, key=lambda n: (abs(n - index), n))[:_MOST_ANCHORS]
         return self._model._prepare_memory_conditioned_features(
@@ -347,7 +384,7 @@ class Propagation:
     def _heads(
         self,
         seen: Tensor,
-        features: SliceFeatures,
+        features: Sam2Embedding,
         clicks: Sequence[Click] | None,
         previous_logits: np.ndarray | Tensor | None,
         believed: bool,
@@ -370,7 +407,7 @@ class Propagation:
         if isinstance(previous_logits, np.ndarray):
             prior = torch.from_numpy(np.array(previous_logits, dtype=np.float32))[None, None].to(device)
         sparse, dense = model.sam_prompt_encoder(points=(points, labels), boxes=None, masks=prior)
-        several = clicks is not None or model._use_multimask(False, None)
+        several = clicks is not None or self._several
         masks, scores, tokens, presence = model.sam_mask_decoder(
             image_embeddings=seen,
             image_pe=model.sam_prompt_encoder.get_dense_pe(),
@@ -378,7 +415,7 @@ class Propagation:
             dense_prompt_embeddings=dense,
             multimask_output=several,
             repeat_image=False,
-            high_res_features=self._fine(features),
+            high_res_features=self.segmenter.fine(features),
         )
         masks, there = masks.float(), presence > 0
         if not model.pred_obj_scores or believed:
@@ -400,7 +437,7 @@ class Propagation:
             "scores": scores[0].float().cpu().numpy(),
         }
 
-    def _remember(self, features: SliceFeatures, out: dict[str, Any], from_person: bool) -> None:
+    def _remember(self, features: Sam2Embedding, out: dict[str, Any], from_person: bool) -> None:
         """Add to `out` what later slices attend to."""
         level, side = features.levels[-1], self.segmenter.image_size
         full = F.interpolate(out["pred_masks"], (side, side), mode="bilinear", align_corners=False)

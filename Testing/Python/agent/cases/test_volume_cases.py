@@ -6,7 +6,6 @@ test_second_looks, the terminal in test_volume_terminal.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from bright_volumes import (
     SIDE,
     Clicker,
     begun,
-    bright_network,  # noqa: F401
     disc,
     grown,
     run_over,
@@ -28,7 +26,6 @@ from bright_volumes import (
     two_things,
 )
 from ibis_agent.actions import Click
-from ibis_agent.engine.workbench_volume import KeptFeatures
 from ibis_agent.errors import Cancelled, InputError
 from ibis_agent.record.volume_record import VolumeTrajectory, volume_to_json
 from ibis_agent.run.key_slice import Search
@@ -205,15 +202,6 @@ def test_what_fails_in_the_middle_leaves_no_trace() -> None:
     assert list(run.found) == [5] and len(run.actions) == 1
     run.grow()
     assert shown(run) == list(range(12))
-
-
-def test_a_second_question_about_the_same_slices_finds_their_features_kept() -> None:
-    kept, run = KeptFeatures(), run_over(two_things())
-    features = kept.of(run.slices, SEGMENTER)
-    assert kept.of(run_over(two_things()).slices, SEGMENTER) is features
-    assert kept.of(run_over(two_things()[::-1]).slices, SEGMENTER) is not features
-    other = dataclasses.replace(run.slices, window=(0.0, 100.0))  # type: ignore[type-var]
-    assert kept.of(run.slices, SEGMENTER) is not kept.of(other, SEGMENTER)
 
 
 def test_redoing_the_neighbours_of_another_piece_leaves_what_was_found_of_the_first() -> None:

@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ibis_agent.policy as policies
 import nibabel as nib
 import numpy as np
 import pytest
 from dicom_files import write_series
 from ibis_agent import files
 from ibis_agent.cli import commands as cli
-from ibis_agent.cli import request, runner, volume_job
+from ibis_agent.cli import runner, volume_job
 from ibis_agent.policy.card import ModelCard, load_card, save_card
 from ibis_agent.policy.qwen25 import local as policy
 from ibis_agent.segmenter.sam2 import architecture
@@ -589,7 +590,5 @@ def test_a_stranger_sees_one_line_and_no_trace(tmp_path: Path, models: dict[str,
 
 
 def test_the_demo_policy_reads_english_questions_only() -> None:
-    if not (request.DEMO_POLICY / "config.json").exists():
-        pytest.skip("the demo models are not in this checkout")
-    card = load_card(request.DEMO_POLICY)
+    card = policies.find("demo").card
     assert card.script == "LATIN" and card.max_question < 10_000 and "not for patients" in card.note

@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ibis_agent.policy as policies
+import ibis_agent.segmenter as segmenters
 import pytest
 from ibis_agent.cli import commands as cli
-from ibis_agent.cli import request
+from ibis_agent.errors import ModelError
 from ibis_agent.record.trajectory import Trajectory
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -26,9 +28,10 @@ def recorded(folder: Path) -> Trajectory:
 @pytest.fixture(scope="module")
 def demo_models() -> None:
     """Skip where the demo models are not in this checkout."""
-    from ibis_agent.segmenter.sam2.predictor import DEMO
-
-    if not (request.DEMO_POLICY / "model.safetensors").is_file() or not DEMO.is_file():
+    try:
+        policies.find().check()
+        segmenters.find().inspect()
+    except ModelError:
         pytest.skip("the demo models are not in this checkout")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from bright_volumes import SEGMENTER, Clicker, bright_network, disc, two_things  # noqa: F401
+from bright_volumes import SEGMENTER, Clicker, disc, two_things
 from ibis_agent.actions import Reply, Terminate, format_reply
 from ibis_agent.cli import commands as cli
 from ibis_agent.cli import runner, volume_job

@@ -114,9 +114,9 @@ def test_a_recorded_trajectory_becomes_one_of_ours_and_replays_exactly(
     parity: Path, data: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("torch")
-    from ibis_agent.segmenter.sam2.predictor import Segmenter
+    import ibis_agent.segmenter as segmenters
 
-    segmenter = Segmenter.load(parity / "segmenter.pt", device="cpu")
+    segmenter = segmenters.open(parity / "segmenter.pt", device="cpu")
     for each in published.load(parity / "trajectories.json"):
         ours = to_trajectory(each, parity if each.kind == "img" else data, "Segment it")
         ours.save(tmp_path / "ours.json")

@@ -397,9 +397,9 @@ def test_a_real_run_is_saved_replayed_and_continued_bit_for_bit(
     parity: Path, data: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("torch")
-    from ibis_agent.segmenter.sam2.predictor import Segmenter
+    import ibis_agent.segmenter as segmenters
 
-    segmenter = Segmenter.load(parity / "segmenter.pt", device="cpu")
+    segmenter = segmenters.open(parity / "segmenter.pt", device="cpu")
     slice_14 = cut(load_scan(data / "ct_abdomen_3mm.nii.gz"), "axial", 14, (-160, 240))
     replies = [clicking(0.3, 0.4), clicking(0.35, 0.6), clicking(0.6, 0.5, positive=False), ENDING]
     straight = Episode(slice_14, "Segment the liver", ScriptedPolicy(replies), segmenter)
@@ -408,7 +408,7 @@ def test_a_real_run_is_saved_replayed_and_continued_bit_for_bit(
     first.step()
     first.step()
     Trajectory.of(first, "ct_abdomen_3mm.nii.gz").save(tmp_path / "t.json")
-    fresh = Segmenter.load(parity / "segmenter.pt", device="cpu")
+    fresh = segmenters.open(parity / "segmenter.pt", device="cpu")
     loaded = Trajectory.load(tmp_path / "t.json")
     assert loaded.replay(fresh).differences == ()
     second = loaded.to_episode(ScriptedPolicy(replies[2:]), fresh)

@@ -7,7 +7,7 @@ from ibis_agent.actions import Click, Terminate
 from ibis_agent.run.doubt import doubts, seen_otherwise
 from ibis_agent.run.episode import Step
 from ibis_agent.run.key_slice import Look, Search, best, search_slices, spread_out
-from ibis_agent.segmenter.found import Found
+from ibis_agent.segmenter.contract import Found
 
 SIDE = 96
 EMPTY = np.zeros((SIDE, SIDE), bool)

@@ -473,9 +473,9 @@ TestGoingBackAndForth.settings = settings(max_examples=40, stateful_step_count=2
 @pytest.fixture(scope="module")
 def real(parity: Path) -> Any:
     pytest.importorskip("torch")
-    from ibis_agent.segmenter.sam2.predictor import Segmenter
+    import ibis_agent.segmenter as segmenters
 
-    return Segmenter.load(parity / "segmenter.pt", device="cpu")
+    return segmenters.open(parity / "segmenter.pt", device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from bright_volumes import (
     SIDE,
     Bright,
     Clicker,
-    bright_network,  # noqa: F401
     disc,
     run_over,
     shown,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bright_volumes import END, NOTHING, NOWHERE, SEGMENTER, SIDE, Clicker, bright_network, disc, run_over  # noqa: F401
+from bright_volumes import END, NOTHING, NOWHERE, SEGMENTER, SIDE, Clicker, disc, run_over
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from ibis_agent.actions import Click

@@ -17,14 +17,15 @@ from ibis_agent.scan.scan import Scan
 
 torch = pytest.importorskip("torch")
 
-from ibis_agent.engine.workbench_volume import KeptFeatures
+import ibis_agent.segmenter as segmenters
 from ibis_agent.record.volume_record import VolumeTrajectory, volume_to_json
 from ibis_agent.record.volume_review import volume_review_page
 from ibis_agent.run.key_slice import Search
 from ibis_agent.run.volume_actions import VolumeLimits, Watch
 from ibis_agent.run.volume_run import VolumeRun
 from ibis_agent.scan.slices import Stack, stack_of
-from ibis_agent.segmenter.sam2.predictor import Segmenter
+from ibis_agent.segmenter.contract import Segmenter
+from ibis_agent.segmenter.embeddings import KeptEmbeddings
 
 SEEN = range(4, 8)
 HERE = Click(0.45, 0.41)
@@ -49,8 +50,15 @@ class Eyes(ScriptedPolicy):
 
 
 @pytest.fixture(scope="module")
-def segmenter(parity: Path) -> Segmenter:
-    return Segmenter.load(parity / "segmenter.pt", device="cpu")
+def loaded(parity: Path) -> Any:
+    return segmenters.open(parity / "segmenter.pt", device="cpu")
+
+
+@pytest.fixture
+def segmenter(loaded: Any) -> Any:
+    """It has not seen any picture yet."""
+    loaded.kept = KeptEmbeddings()
+    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +90,7 @@ def test_the_run_looks_works_grows_and_says_so(done: VolumeRun) -> None:
     assert kinds[:3] == ["look"] * 3 and "click" in kinds and kinds.index("grow") > kinds.index("click")
     assert done.key in SEEN and done.answer == "There it is." and done.status == "ended"
     assert "seen, " in next(a.words for a in done.actions if a.index == done.key)
-    assert done.features.encoded == len(
+    assert done.segmenter.kept.made == len(
         {*done.found, *(a.index for a in done.actions if a.words.startswith("seen"))}
     )
     assert done.volume_ml == pytest.approx(masks(done).sum() * 1.5 * 1.6 * 5.0 / 1000)
@@ -92,7 +100,7 @@ def test_what_is_nowhere_is_answered_so(stack: Stack, segmenter: Segmenter) -> N
     run = VolumeRun(stack, "Segment the spleen", Eyes(stack, ()), segmenter, FEW)
     assert run.run() == "ended" and run.answer == "It is not there."
     assert run.key is None and not masks(run).any() and "none of the slices" in run.reason
-    assert run.features.encoded == 0
+    assert run.segmenter.kept.made == 0
 
 
 def test_a_range_and_a_region_are_kept(scan: Scan, segmenter: Segmenter) -> None:
@@ -183,22 +191,27 @@ def test_a_click_that_is_moved_on_a_slice_that_nothing_has_reached_is_as_if_made
 
 
 def test_a_correction_encodes_nothing_again(done: VolumeRun) -> None:
-    encoded, known = done.features.encoded, len(done.found)
+    encoded, known = done.segmenter.kept.made, len(done.found)
     done.click(done.key + 1, Click(0.45, 0.5))  # type: ignore[operator]
     done.spread(done.key + 1)  # type: ignore[operator]
-    assert done.features.encoded - encoded == len(done.found) - known
+    assert done.segmenter.kept.made - encoded == len(done.found) - known
 
 
-def test_features_are_kept_for_the_same_pictures_only(scan: Scan, stack: Stack, segmenter: Segmenter) -> None:
-    kept = KeptFeatures()
-    features = kept.of(stack, segmenter)
-    assert kept.of(stack_of(scan, window=(0, 255), slices=(3, 8)), segmenter) is features
+def test_a_second_run_over_the_same_pictures_encodes_nothing(
+    scan: Scan, stack: Stack, segmenter: Segmenter
+) -> None:
+    def encoded_by_a_click(stack: Stack) -> int:
+        before = segmenter.kept.made  # type: ignore[attr-defined]
+        VolumeRun(stack, "Segment the lesion", None, segmenter, FEW).click(5, HERE)
+        return int(segmenter.kept.made - before)  # type: ignore[attr-defined]
+
+    assert encoded_by_a_click(stack) == 1
+    assert encoded_by_a_click(stack_of(scan, window=(0, 255), slices=(3, 8))) == 0
     affine = (
         np.diag([-1.0, 1.0, 1.0, 1.0]) @ scan.affine
     )  # as a transform does: the same voxels, seen mirrored
-    mirrored = stack_of(dataclasses.replace(scan, affine=affine), window=(0, 255))
-    assert not np.array_equal(mirrored.picture(5).rgb, stack.picture(5).rgb)
-    assert kept.of(mirrored, segmenter) is not features
+    assert encoded_by_a_click(stack_of(dataclasses.replace(scan, affine=affine), window=(0, 255))) == 1
+    assert encoded_by_a_click(stack_of(scan, window=(0, 100))) == 1
 
 
 def test_stopping_keeps_the_slices_that_are_done(stack: Stack, segmenter: Segmenter) -> None:
@@ -294,7 +307,7 @@ def test_a_thousand_slices_cost_only_those_that_are_visited(scan: Scan, segmente
     seen: list[int] = []
     with pytest.raises(Cancelled):
         run.grow(Watch(progress=lambda p, found: seen.append(p.total), cancelled=lambda: len(seen) >= 3))
-    assert run.features.encoded == len(run.found) == 4 and seen[0] == 800
+    assert run.segmenter.kept.made == len(run.found) == 4 and seen[0] == 800
     assert run.volume().shape == (128, 128, 1000)
 
 

@@ -18,7 +18,6 @@ from bright_volumes import (
     SEGMENTER,
     Clicker,
     begun,
-    bright_network,  # noqa: F401
     disc,
     grown,
     run_over,

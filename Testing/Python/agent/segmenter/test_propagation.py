@@ -13,9 +13,11 @@ from ibis_agent.errors import InputError
 
 torch = pytest.importorskip("torch")
 
-from ibis_agent.segmenter.embeddings import FeatureCache
-from ibis_agent.segmenter.sam2.predictor import Segmenter
+from ibis_agent.segmenter.contract import Way
+from ibis_agent.segmenter.embeddings import KeptEmbeddings
+from ibis_agent.segmenter.sam2.predictor import Sam2Predictor
 from ibis_agent.segmenter.sam2.propagation import Propagation
+from ibis_agent.segmenter.sam2.source import Sam2File
 
 COUNT, SIZE = 12, (96, 128)
 
@@ -28,8 +30,15 @@ class Unrounded(Propagation):
 
 
 @pytest.fixture(scope="module")
-def segmenter(parity: Path) -> Segmenter:
-    return Segmenter.load(parity / "segmenter.pt", device="cpu")
+def loaded(parity: Path) -> Sam2Predictor:
+    return Sam2File(parity / "segmenter.pt").open("cpu")
+
+
+@pytest.fixture
+def segmenter(loaded: Sam2Predictor) -> Sam2Predictor:
+    """It has not seen any picture yet."""
+    loaded.kept = KeptEmbeddings()
+    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +47,17 @@ def stack(data: Path) -> np.ndarray:
     return np.load(data / "lesion_000009.npz")["imgs"][:COUNT, 160:256, 160:288]
 
 
-def features_of(segmenter: Segmenter, stack: np.ndarray, **options: Any) -> FeatureCache:
-    return FeatureCache(segmenter, lambda n: np.repeat(stack[n][:, :, None], 3, axis=2), **options)
+def follower(
+    segmenter: Sam2Predictor, stack: np.ndarray, way: Way = "memory", kind: type[Propagation] = Propagation
+) -> Propagation:
+    return kind(
+        segmenter, lambda n: np.repeat(stack[n][:, :, None], 3, axis=2), len(stack), stack.shape[1:], way
+    )
 
 
-def spread_from(features: FeatureCache, key: int = 5) -> Propagation:
+def spread_from(segmenter: Sam2Predictor, stack: np.ndarray, key: int = 5) -> Propagation:
     """Clicked at `key` and followed both ways to the ends."""
-    spread = Propagation(features, COUNT, SIZE, "memory")
+    spread = follower(segmenter, stack)
     spread.anchor(key, [Click(0.5, 0.5)])
     for direction, last in ((+1, COUNT - 1), (-1, 0)):
         assert list(spread.follow(key, direction, last))
@@ -59,13 +72,16 @@ def full_logits(spread: Propagation, index: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("run", [0, 1])
-def test_propagation_is_what_sam2_recorded(run: int, segmenter: Segmenter, parity: Path, data: Path) -> None:
+def test_propagation_is_what_sam2_recorded(
+    run: int, segmenter: Sam2Predictor, parity: Path, data: Path
+) -> None:
     recorded, index = np.load(parity / "propagation.npz"), json.loads((parity / "index.json").read_text())
     facts = index["propagation.npz"]["runs"][run]
     count, height, width = facts["shape"]
     (x, y), key = facts["click"], facts["key_slice"]
-    exact = features_of(segmenter, np.load(data / facts["volume"])["imgs"], precision=torch.float32)
-    spread = Unrounded(exact, count, (height, width), "memory")
+    segmenter.kept = KeptEmbeddings(half=False)
+    spread = follower(segmenter, np.load(data / facts["volume"])["imgs"], kind=Unrounded)
+    assert (spread.count, spread.size) == (count, (height, width))
     spread.anchor(key, [Click(x / width, y / height)])
     found = [*spread.follow(key, +1, count - 1), *spread.follow(key, -1, 0)]
     assert [each.index for each in found] == [*range(key + 1, count), *range(key - 1, -1, -1)]
@@ -77,13 +93,14 @@ def test_propagation_is_what_sam2_recorded(run: int, segmenter: Segmenter, parit
 
 
 def test_corrections_and_given_masks_are_what_sam2s_own_predictor_makes_of_them(
-    segmenter: Segmenter, stack: np.ndarray
+    segmenter: Sam2Predictor, stack: np.ndarray
 ) -> None:
     from training.bench.volume import PreparedSlices, plain_predictor
 
     theirs = plain_predictor(segmenter)
     state = theirs.init_state(PreparedSlices(segmenter, stack), *SIZE)
-    mine = Propagation(features_of(segmenter, stack, precision=torch.float32), COUNT, SIZE, "memory")
+    segmenter.kept = KeptEmbeddings(half=False)
+    mine = follower(segmenter, stack)
 
     def same_from(start: int, slices: range) -> None:
         seen: dict[int, Any] = {}
@@ -110,47 +127,51 @@ def test_corrections_and_given_masks_are_what_sam2s_own_predictor_makes_of_them(
     same_from(8, range(5, COUNT))  # ours stops before the other anchor
 
 
-def test_a_slice_is_encoded_once_however_often_it_is_visited(segmenter: Segmenter, stack: np.ndarray) -> None:
-    features = features_of(segmenter, stack)
-    spread = spread_from(features)
-    assert features.encoded == COUNT
+def test_a_slice_is_encoded_once_however_often_it_is_visited(
+    segmenter: Sam2Predictor, stack: np.ndarray
+) -> None:
+    spread = spread_from(segmenter, stack)
+    assert segmenter.kept.made == COUNT
     spread.anchor(8, [Click(0.4, 0.5)], spread.standing(8).logits)  # type: ignore[union-attr]
     assert list(spread.follow(8, +1, COUNT - 1)) and list(spread.follow(8, -1, 0))
-    second = spread_from(features)  # another object of the same stack
-    assert features.encoded == COUNT and second.found.keys() == spread.found.keys()
+    second = spread_from(segmenter, stack)  # another object of the same stack
+    assert segmenter.kept.made == COUNT and second.found.keys() == spread.found.keys()
 
 
-def test_a_small_cache_gives_the_same_masks(segmenter: Segmenter, stack: np.ndarray) -> None:
-    features = features_of(segmenter, stack, limit=100_000)
-    assert features.segmenter is segmenter
-    small, large = spread_from(features), spread_from(features_of(segmenter, stack))
-    small.anchor(2, [Click(0.4, 0.5)], small.standing(2).logits)  # type: ignore[union-attr]
-    large.anchor(2, [Click(0.4, 0.5)], large.standing(2).logits)  # type: ignore[union-attr]
-    assert list(small.follow(2, +1, 4)) and list(large.follow(2, +1, 4))
-    assert features.held <= 100_000 and features.encoded > COUNT
+def test_a_small_cache_gives_the_same_masks(segmenter: Sam2Predictor, stack: np.ndarray) -> None:
+    def corrected() -> Propagation:
+        spread = spread_from(segmenter, stack)
+        spread.anchor(2, [Click(0.4, 0.5)], spread.standing(2).logits)  # type: ignore[union-attr]
+        assert list(spread.follow(2, +1, 4))
+        return spread
+
+    large = corrected()
+    segmenter.kept = kept = KeptEmbeddings(limit=100_000)
+    small = corrected()
+    assert kept.held <= 100_000 and kept.made > COUNT
     for n in range(COUNT):
         assert np.array_equal(full_logits(small, n), full_logits(large, n))
 
 
 def test_before_anything_is_known_a_click_is_what_the_segmenter_makes_of_it(
-    segmenter: Segmenter, stack: np.ndarray
+    segmenter: Sam2Predictor, stack: np.ndarray
 ) -> None:
-    features = features_of(segmenter, stack, precision=torch.float32)
+    segmenter.kept = KeptEmbeddings(half=False)
     alone = segmenter.predict(segmenter.embed(np.repeat(stack[5][:, :, None], 3, axis=2)), [Click(0.5, 0.5)])
-    here = Propagation(features, COUNT, SIZE).predict(5, [Click(0.5, 0.5)])
+    here = follower(segmenter, stack, "auto").predict(5, [Click(0.5, 0.5)])
     assert np.array_equal(alone.mask, here.mask) and np.allclose(alone.scores, here.scores, atol=1e-5)
 
 
-def test_a_given_mask_stays_to_the_pixel(segmenter: Segmenter, stack: np.ndarray) -> None:
-    spread = Propagation(features_of(segmenter, stack), COUNT, SIZE)
+def test_a_given_mask_stays_to_the_pixel(segmenter: Sam2Predictor, stack: np.ndarray) -> None:
+    spread = follower(segmenter, stack, "auto")
     given = np.zeros(SIZE, bool)
     given[30:51, 40:77] = True
     assert np.array_equal(spread.anchor_mask(5, given).mask, given)
     assert [each.index for each in spread.follow(5, +1, 7)] == [6, 7]
 
 
-def test_restoring_goes_on_exactly_as_before(segmenter: Segmenter, stack: np.ndarray) -> None:
-    spread = spread_from(features_of(segmenter, stack))
+def test_restoring_goes_on_exactly_as_before(segmenter: Sam2Predictor, stack: np.ndarray) -> None:
+    spread = spread_from(segmenter, stack)
     kept = spread.state()
 
     def correct() -> list[np.ndarray]:
@@ -165,25 +186,25 @@ def test_restoring_goes_on_exactly_as_before(segmenter: Segmenter, stack: np.nda
 
 
 def test_following_stops_before_an_anchor_and_where_nothing_changes(
-    segmenter: Segmenter, stack: np.ndarray
+    segmenter: Sam2Predictor, stack: np.ndarray
 ) -> None:
-    spread = spread_from(features_of(segmenter, stack))
+    spread = spread_from(segmenter, stack)
     assert [each.index for each in spread.follow(5, +1, COUNT - 1, settle=True)] == [6, 7], "all as it was"
     spread.anchor(9, [Click(0.5, 0.5)], spread.standing(9).logits)  # type: ignore[union-attr]
     assert [each.index for each in spread.follow(9, -1, 0)] == [8, 7, 6]
 
 
 def test_patience_ends_the_way_after_slices_without_the_object(
-    segmenter: Segmenter, stack: np.ndarray
+    segmenter: Sam2Predictor, stack: np.ndarray
 ) -> None:
-    spread = Propagation(features_of(segmenter, stack), COUNT, SIZE)
+    spread = follower(segmenter, stack, "auto")
     spread.anchor_mask(0, np.zeros(SIZE, bool))
     found = list(spread.follow(0, +1, COUNT - 1, patience=3))
     assert [each.index for each in found] == [1, 2, 3] and not any(each.mask.any() for each in found)
 
 
-def test_a_way_that_leads_nowhere_is_refused(segmenter: Segmenter, stack: np.ndarray) -> None:
-    spread = Propagation(features_of(segmenter, stack), COUNT, SIZE)
+def test_a_way_that_leads_nowhere_is_refused(segmenter: Sam2Predictor, stack: np.ndarray) -> None:
+    spread = follower(segmenter, stack, "auto")
     with pytest.raises(InputError, match="nothing is known"):
         next(spread.follow(3, +1, COUNT - 1))
     spread.anchor(3, [Click(0.5, 0.5)])

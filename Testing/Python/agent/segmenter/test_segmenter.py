@@ -16,13 +16,13 @@ from PIL import Image
 
 torch = pytest.importorskip("torch")
 
-from ibis_agent.segmenter.sam2 import predictor as module
-from ibis_agent.segmenter.sam2.predictor import Segmenter
+import ibis_agent.segmenter as segmenters
+from ibis_agent.segmenter.sam2 import source as module
 
 
 @pytest.fixture(scope="module")
-def segmenter(parity: Path) -> Segmenter:
-    return Segmenter.load(parity / "segmenter.pt", device="cpu")
+def segmenter(parity: Path) -> Any:
+    return segmenters.open(parity / "segmenter.pt", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def ct(data: Path) -> np.ndarray:
 
 
 def test_masks_and_scores_are_those_that_the_published_engine_recorded(
-    segmenter: Segmenter, ct: np.ndarray, parity: Path
+    segmenter: Any, ct: np.ndarray, parity: Path
 ) -> None:
     recorded = json.loads((parity / "index.json").read_text())["clicks.npz"]
     packed = np.load(parity / "clicks.npz")["masks"]
@@ -50,7 +50,7 @@ def test_masks_and_scores_are_those_that_the_published_engine_recorded(
         assert found.logits.shape == (32, 32) and np.abs(found.logits).max() <= 32
 
 
-def test_the_same_clicks_give_the_same_bits(segmenter: Segmenter, ct: np.ndarray) -> None:
+def test_the_same_clicks_give_the_same_bits(segmenter: Any, ct: np.ndarray) -> None:
     clicks = [Click(0.7, 0.6), Click(0.5, 0.5, positive=False)]
     before = segmenter.predict(segmenter.embed(ct), clicks[:1])
     runs = [segmenter.predict(segmenter.embed(ct), clicks, before.logits) for _ in range(2)]
@@ -58,7 +58,7 @@ def test_the_same_clicks_give_the_same_bits(segmenter: Segmenter, ct: np.ndarray
     assert np.array_equal(runs[0].logits, runs[1].logits)
 
 
-def test_previous_logits_and_signs_matter(segmenter: Segmenter, ct: np.ndarray) -> None:
+def test_previous_logits_and_signs_matter(segmenter: Any, ct: np.ndarray) -> None:
     embedding = segmenter.embed(ct)
     first = segmenter.predict(embedding, [Click(0.75, 0.5)])
     pair = [Click(0.75, 0.5), Click(0.72, 0.65)]
@@ -70,7 +70,7 @@ def test_previous_logits_and_signs_matter(segmenter: Segmenter, ct: np.ndarray) 
     assert not np.array_equal(other.logits, refined.logits)
 
 
-def test_a_click_falls_on_the_pixel_that_truncation_gives(segmenter: Segmenter, ct: np.ndarray) -> None:
+def test_a_click_falls_on_the_pixel_that_truncation_gives(segmenter: Any, ct: np.ndarray) -> None:
     embedding = segmenter.embed(ct[:101, :122])
     left, middle = (segmenter.predict(embedding, [Click(x / 122, 0.5)]) for x in (60.0, 60.9))
     right = segmenter.predict(embedding, [Click(61.01 / 122, 0.5)])
@@ -82,18 +82,21 @@ def test_a_click_falls_on_the_pixel_that_truncation_gives(segmenter: Segmenter, 
 
 @pytest.mark.parametrize("shape", [(128, 128), (2, 300), (37, 11), (700, 513)])
 def test_pictures_of_any_shape_give_masks_of_that_shape(
-    segmenter: Segmenter, ct: np.ndarray, shape: tuple[int, int]
+    segmenter: Any, ct: np.ndarray, shape: tuple[int, int]
 ) -> None:
     rgb = np.array(Image.fromarray(ct).resize(shape[::-1]))
     assert segmenter.predict(segmenter.embed(rgb), [Click(0.4, 0.4)]).mask.shape == shape
 
 
-def test_embedding_leaves_the_picture_alone_and_takes_views(segmenter: Segmenter, ct: np.ndarray) -> None:
+def test_embedding_leaves_the_picture_alone_and_takes_views(segmenter: Any, ct: np.ndarray) -> None:
     turned = np.rot90(ct)
     before = turned.copy()
     turned.setflags(write=False)
-    view, copy = segmenter.embed(turned), segmenter.embed(np.ascontiguousarray(turned))
-    assert torch.equal(view.image, copy.image)
+    embedding = segmenter.embed(turned)
+    segmenter.kept.forget()
+    copy = segmenter.embed(np.ascontiguousarray(turned))
+    assert copy.levels[-1] is not embedding.levels[-1]
+    assert all(torch.equal(one, other) for one, other in zip(embedding.levels, copy.levels, strict=True))
     assert np.array_equal(turned, before)
 
 
@@ -106,12 +109,12 @@ def test_embedding_leaves_the_picture_alone_and_takes_views(segmenter: Segmenter
         np.zeros((0, 8, 3), np.uint8),
     ],
 )
-def test_what_is_no_8_bit_colour_picture_is_refused(segmenter: Segmenter, rgb: np.ndarray) -> None:
+def test_what_is_no_8_bit_colour_picture_is_refused(segmenter: Any, rgb: np.ndarray) -> None:
     with pytest.raises(InputError, match="8 bits"):
         segmenter.embed(rgb)
 
 
-def test_no_clicks_and_foreign_logits_are_refused(segmenter: Segmenter, ct: np.ndarray) -> None:
+def test_no_clicks_and_foreign_logits_are_refused(segmenter: Any, ct: np.ndarray) -> None:
     embedding = segmenter.embed(ct)
     with pytest.raises(InputError, match="needs a click"):
         segmenter.predict(embedding, [])
@@ -120,13 +123,13 @@ def test_no_clicks_and_foreign_logits_are_refused(segmenter: Segmenter, ct: np.n
 
 
 def test_numbers_that_are_none_are_an_error_and_not_a_mask(parity: Path, ct: np.ndarray) -> None:
-    broken = Segmenter.load(parity / "segmenter.pt", device="cpu")
+    broken = segmenters.open(parity / "segmenter.pt", device="cpu")
     broken.model.no_mem_embed.data.fill_(float("nan"))
     with pytest.raises(ModelError, match="not a number"):
         broken.predict(broken.embed(ct), [Click(0.5, 0.5)])
 
 
-def test_the_weights_of_the_memory_are_loaded_too(segmenter: Segmenter, parity: Path) -> None:
+def test_the_weights_of_the_memory_are_loaded_too(segmenter: Any, parity: Path) -> None:
     stored = torch.load(parity / "segmenter.pt", weights_only=True)["model"]
     loaded = segmenter.model.state_dict()
     for part in ("memory_encoder.", "memory_attention.", "maskmem_tpos_enc", "obj_ptr_proj."):
@@ -135,7 +138,7 @@ def test_the_weights_of_the_memory_are_loaded_too(segmenter: Segmenter, parity: 
     assert not segmenter.model.training
 
 
-def test_it_says_what_it_is(segmenter: Segmenter) -> None:
+def test_it_says_what_it_is(segmenter: Any) -> None:
     told: dict[str, Any] = segmenter.describe()
     assert told["name"] == "segmenter.pt"
     assert told["sha256"] == "5d4fde5c6fb98d2d01b92a46bf37729cc91c4a8223ebcfde58b0b86098427dd0"
@@ -149,12 +152,12 @@ def test_unknown_devices_and_precisions_are_refused_before_reading_the_weights(
     tmp_path: Path, device: str, precision: str
 ) -> None:
     with pytest.raises(ModelError, match=r"device|GPU|CUDA|precision"):
-        Segmenter.load(tmp_path / "not there.pt", device=device, precision=precision)
+        segmenters.open(tmp_path / "not there.pt", device=device, precision=precision)
 
 
 def test_without_the_demo_the_error_says_how_to_get_a_segmenter(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(module, "DEMO", tmp_path / "model.safetensors")
+    monkeypatch.setattr(module, "_DEMO", tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match=r"model\.safetensors: .*train one"):
-        Segmenter.load()
+        segmenters.open()

@@ -1,0 +1,60 @@
+"""A Qwen2.5-VL folder: what it is, told before it is loaded, and how it becomes a policy."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ibis_agent.errors import ModelError
+from ibis_agent.policy import required_memory
+from ibis_agent.policy.card import ModelCard, load_card
+from ibis_agent.policy.folder import PolicyFolder, look_into
+
+if TYPE_CHECKING:
+    from ibis_agent.policy.qwen25.local import LocalPolicy
+
+_DEMO = Path(__file__).parents[2] / "demo" / "policy"
+
+
+class Qwen25Folder:
+    """A folder of weights, with config.json and maybe a card; see policy.find."""
+
+    kind = "Qwen2.5-VL"
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    @property
+    def card(self) -> ModelCard:
+        """Raises ModelError for a folder that is none, or a bad card."""
+        return load_card(self.folder)
+
+    def inspect(self) -> PolicyFolder:
+        """See folder.look_into."""
+        return look_into(self.folder)
+
+    def check(self) -> None:
+        """Raises ModelError for what `open` would refuse in the files."""
+        self.inspect()
+
+    def run_bytes(self, precision: str, device: str) -> int:
+        """Memory that it needs, in bytes; see required_memory."""
+        return required_memory.run_bytes(self.inspect(), precision, device, self.card.max_new_tokens)
+
+    def open(self, device: str = "auto", precision: str = "auto") -> LocalPolicy:
+        """Check this machine, then load; see policy.open."""
+        from ibis_agent.policy.qwen25.local import LocalPolicy
+
+        return LocalPolicy.load(self.folder, device, precision)
+
+
+def demo_folder() -> Path:
+    """The demonstration policy's folder. Raises ModelError where it is not installed."""
+    if not (_DEMO / "config.json").is_file():
+        raise ModelError(
+            "the demonstration policy is not in this installation",
+            file=_DEMO,
+            remedy="Choose a policy's folder, or train one: python -m training.demo.train_policy.",
+        )
+    return _DEMO

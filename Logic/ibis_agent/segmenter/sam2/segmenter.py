@@ -1,0 +1,19 @@
+"""SAM2 as the rest of the program knows it: on pictures (predictor) and through stacks of slices (propagation)."""
+
+from __future__ import annotations
+
+from ibis_agent.segmenter.contract import PictureOf, Way
+from ibis_agent.segmenter.sam2.predictor import Sam2Predictor, device_of, precision_on
+from ibis_agent.segmenter.sam2.propagation import Propagation
+
+__all__ = ["Sam2Segmenter", "device_of", "precision_on"]
+
+
+class Sam2Segmenter(Sam2Predictor):
+    """SAM2 on pictures, and through stacks of slices."""
+
+    def follower(
+        self, picture_of: PictureOf, count: int, size: tuple[int, int], way: Way = "auto"
+    ) -> Propagation:
+        """See contract.Segmenter. way: "memory", "carry", or "auto": memory unless it was never trained."""
+        return Propagation(self, picture_of, count, size, way)
