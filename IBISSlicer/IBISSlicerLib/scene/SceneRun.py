@@ -151,7 +151,7 @@ class SceneRun:
         """Write the review page. Raises InputError before there is anything to review, OutputError."""
         if not self.isOpened:
             raise InputError("there is nothing to review yet")
-        write_review(self.record.trajectory(), path)
+        write_review(path, self.record.trajectory())
 
     @property
     def volumeNode(self):

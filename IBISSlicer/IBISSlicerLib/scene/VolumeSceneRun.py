@@ -12,7 +12,7 @@ import numpy as np
 import slicer
 from ibis_agent.actions import Click
 from ibis_agent.errors import InputError
-from ibis_agent.record.volume_review import write_volume_review
+from ibis_agent.record.review import write_review
 from ibis_agent.record.volume_run_record import VolumeRunRecord
 from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.picture import cut
@@ -154,7 +154,7 @@ class VolumeSceneRun(SceneRun):
         axis, orientation = "xyz"[self.place.axis], Orientation(volume["orientation"])
         window = tuple(volume["window"])
         record = self.record.trajectory_with(lambda index: cut(scan, axis, index, window, orientation))
-        write_volume_review(record, path)
+        write_review(path, record)
 
     def _put(self, index: int, known: dict | None) -> None:
         """Write the mask of one slice into the labelmap, where it is not there already."""

@@ -36,10 +36,10 @@ from ibis_agent.cli.session import Session, Stopped
 from ibis_agent.errors import Cancelled, IbisError, InputError, ModelError, OutputError
 from ibis_agent.fields import read_json
 from ibis_agent.policy.prompts import check_question
-from ibis_agent.record import published, review
+from ibis_agent.record import published
+from ibis_agent.record.review import write_review
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.record.volume_record import VolumeTrajectory, is_volume_record
-from ibis_agent.record.volume_review import write_volume_review
 from ibis_agent.scan.geometry import Orientation
 
 _OF_THE_MODELS = {
@@ -217,9 +217,9 @@ def _review(options: argparse.Namespace) -> int:
     path = options.out or options.trajectory.with_name(runner.REVIEW_NAME)
     if is_volume_record(record):
         VolumeTrajectory.from_json(record, options.trajectory)
-        write_volume_review(record, path)
     else:
-        review.write_review(Trajectory.from_json(record, options.trajectory).to_json(), path)
+        record = Trajectory.from_json(record, options.trajectory).to_json()
+    write_review(path, record)
     print(path)
     if options.open:
         import webbrowser

@@ -142,7 +142,7 @@ class Run:
         if self.job.request.review:
             record = Trajectory.of(self.episode, self.job.source)
             path = self.job.folder / REVIEW_NAME
-            review.write_review(dataclasses.replace(record, created=self._created).to_json(), path)
+            review.write_review(path, dataclasses.replace(record, created=self._created).to_json())
             written["review"] = path
         return written
 

@@ -139,8 +139,8 @@ class VolumeJob:
 
     def finish(self) -> dict[str, Path]:
         """Write everything as it stands. Returns the files by what they are. Raises OutputError."""
+        from ibis_agent.record.review import write_review
         from ibis_agent.record.volume_record import save_volume, volume_to_json
-        from ibis_agent.record.volume_review import write_volume_review
 
         written = {"trajectory": self.folder / TRAJECTORY_NAME}
         record = volume_to_json(self.run, self.source)
@@ -148,7 +148,7 @@ class VolumeJob:
         save_volume(record, written["trajectory"])
         if self.asked.base.review:
             written["review"] = self.folder / REVIEW_NAME
-            write_volume_review(record, written["review"])
+            write_review(written["review"], record)
         volume, answer = self.run.volume(), self.run.answer or ""
         for path in self.masks:
             mask_files.write_mask(

@@ -1,156 +1,58 @@
-"use strict";
-// Shows one run, step by step. All text reaches the page through textContent: what a policy wrote is never
-// markup. Position 0 is the picture with the question; position n is the state after step n.
+// Shows one run, step by step. Position 0 is the picture with the question; position n is the state after step n.
+// In a volume every slice can be looked at besides, as it is at the end of the run.
 (() => {
-  const SVG = "http://www.w3.org/2000/svg";
-  const run = JSON.parse(document.getElementById("data").textContent);
-  const { picture, steps } = run;
-  const W = picture.width, H = picture.height;
-  // One drawing unit is the shorter side of a pixel, so that a pixel has its true shape.
-  const shorter = Math.min(picture.col_mm, picture.row_mm);
-  const ux = picture.col_mm / shorter, uy = picture.row_mm / shorter;
-  const width = W * ux, height = H * uy;
-  const $ = (id) => document.getElementById(id);
+  const run = JSON.parse($("data").textContent);
+  const { picture, steps, slices, volume } = run;
+  const grid = gridOf(picture);
+  const { width, height } = grid;
+  const size = grid.W * grid.H;
 
-  const make = (tag, properties = {}, ...children) => {
-    const node = document.createElement(tag);
-    Object.assign(node, properties);
-    node.append(...children);
-    return node;
-  };
-  const draw = (tag, attributes = {}, ...children) => {
-    const node = document.createElementNS(SVG, tag);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    node.append(...children);
-    return node;
-  };
+  // What is shown: a position in the run, a slice (its place in `slices`), and whether that slice is shown as it
+  // is at the end rather than at the position.
+  let position = 0, at = 0, final = false, timer = 0;
+  const mode = () => document.querySelector("input[name=view]:checked").value;
 
   // ---- masks ------------------------------------------------------------------------------------------
-  const empty = new Uint8Array(W * H);
-  const decode = (runs) => {
-    const mask = new Uint8Array(W * H);
-    let at = 0;
-    runs.forEach((length, index) => {
-      if (index % 2) mask.fill(1, at, at + length);
-      at += length;
-    });
-    return mask;
-  };
-  const masks = [empty, ...steps.map((step) => decode(step.runs))];
-
-  // The mask's pixel edges, chained into closed loops with the inside on the right (fill-rule evenodd).
-  const trace = (inside) => {
-    const stride = W + 1;
-    const edges = new Uint8Array(stride * (H + 1));
-    for (let y = 0; y < H; y++) {
-      for (let x = 0; x < W; x++) {
-        const p = y * W + x;
-        if (!inside(p)) continue;
-        const v = y * stride + x;
-        if (y === 0 || !inside(p - W)) edges[v] |= 1;
-        if (x === W - 1 || !inside(p + 1)) edges[v + 1] |= 2;
-        if (y === H - 1 || !inside(p + W)) edges[v + stride + 1] |= 4;
-        if (x === 0 || !inside(p - 1)) edges[v + stride] |= 8;
-      }
-    }
-    const stepOf = [1, stride, -1, -stride];
-    const point = (v) => `${+((v % stride) * ux).toFixed(3)} ${+(Math.floor(v / stride) * uy).toFixed(3)}`;
-    const parts = [];
-    for (let start = 0; start < edges.length; start++) {
-      while (edges[start]) {
-        let way = 0;
-        while (!(edges[start] & (1 << way))) way++;
-        let v = start;
-        parts.push("M", point(v));
-        for (;;) {
-          edges[v] &= ~(1 << way);
-          v += stepOf[way];
-          if (v === start) break;
-          // Where two corners meet, turn right: the two pixels stay separate, as 4-neighbours do.
-          const turn = [1, 0, 3].find((t) => edges[v] & (1 << (way + t) % 4));
-          if (turn) parts.push("L", point(v));
-          way = (way + turn) % 4;
-        }
-        parts.push("Z");
-      }
-    }
-    return parts.join(" ");
-  };
+  const runsAfter = (n) => (n === 0 ? [] : steps[n - 1].runs || slices[steps[n - 1].slice].runs);
   const outlines = new Map();
   const remembered = (key, inside) => {
-    if (!outlines.has(key)) outlines.set(key, trace(inside));
+    if (!outlines.has(key)) outlines.set(key, trace(grid, inside()));
     return outlines.get(key);
   };
-  const outlineOf = (n) => remembered(`m${n}`, (p) => masks[n][p]);
-  const gainedBy = (n) => remembered(`g${n}`, (p) => masks[n][p] && !masks[n - 1][p]);
-  const lostBy = (n) => remembered(`l${n}`, (p) => masks[n - 1][p] && !masks[n][p]);
+  const outlineOf = (key, runs) => remembered(key, () => { const mask = decode(runs, size); return (p) => mask[p]; });
+  const difference = (key, more, less) => remembered(key, () => {
+    const [a, b] = [decode(more, size), decode(less, size)];
+    return (p) => a[p] && !b[p];
+  });
+  const outlineAfter = (n) => outlineOf(`m${n}`, runsAfter(n));
+  const outlineAtEnd = (place) => outlineOf(`s${place}`, slices[place].runs);
+  const beforeStep = (n) => (n > 0 ? steps[n - 1].before : 0);
 
   // ---- words ------------------------------------------------------------------------------------------
-  const grouped = (number) => Math.round(number).toLocaleString("en-US").replace(/,/g, "\u202f");
   const unit = picture.real_mm ? "mm²" : "px";
   const measure = (number) => `${grouped(number)}\u00a0${unit}`;
-  const areas = [0, ...steps.map((step) => step.area)];
-  const signed = (number) => (Math.round(number) === 0 ? "±0" : (number > 0 ? "+" : "−") + grouped(Math.abs(number)));
-  const seconds = (s) => (s < 9.95 ? s.toFixed(1) : Math.round(s)) + "\u00a0s";
-  const kindOf = (step) => (step.kind === "click" ? (step.positive ? "plus" : "minus") : "end");
-  const nameOf = (step) => ({ plus: "Positive click", minus: "Negative click", end: "Ended" })[kindOf(step)];
+  const areaAfter = (n) => (n === 0 ? 0 : steps[n - 1].area);
+  const changeOf = (n) => areaAfter(n) - areaAfter(beforeStep(n));
+  const kindOf = (step) => (step.kind === "click" ? (step.positive ? "plus" : "minus")
+    : step.kind === "grow" || step.kind === "look" ? step.kind : "end");
+  const nameOf = (step) => ({ plus: "Positive click", minus: "Negative click", end: "Ended", look: "Looked",
+    grow: "Followed through the slices" })[kindOf(step)];
   const actor = (step) => (step.by === "person" ? "by a person" : "by the policy");
-  const pixelOf = (step) => [Math.min(W - 1, Math.floor(step.x * W)), Math.min(H - 1, Math.floor(step.y * H))];
-
-  const icon = (kind) => {
-    const shapes = {
-      plus: [draw("circle", { cx: 9, cy: 9, r: 6.5 })],
-      minus: [draw("path", { d: "M3.5 3.5l11 11M14.5 3.5l-11 11" })],
-      end: [draw("path", { d: "M3 9.5l4 4 8-9" })],
-      start: [draw("path", { d: "M6.5 6.6a2.6 2.6 0 1 1 3.6 2.6c-.8.4-1.1.9-1.1 1.8M9 14.2v.1" })],
-    };
-    return draw("svg", { class: `icon ${kind}`, viewBox: "0 0 18 18", "aria-hidden": "true" }, ...shapes[kind]);
-  };
+  const sliceName = (place) => `slice ${slices[place].index}`;
+  const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
   // ---- the picture ------------------------------------------------------------------------------------
-  const stage = $("stage"), svg = $("picture");
+  const stage = $("stage"), svg = $("picture"), pixels = $("pixels");
   const view = { x: width / 2, y: height / 2, zoom: 1 };
-  const pixels = $("pixels");
   pixels.setAttribute("width", width);
   pixels.setAttribute("height", height);
-  pixels.setAttribute("href", "data:image/png;base64," + picture.png);
-  const edges = picture.edges || {};
-  for (const side of ["left", "right", "top", "bottom"]) $(`edge-${side}`).textContent = edges[side] || "";
+  for (const side of ["left", "right", "top", "bottom"]) $(`edge-${side}`).textContent = picture.edges[side] || "";
 
   const unitsPerScreenPixel = () => {
     const box = svg.getBoundingClientRect();
     return Math.max(width / (box.width || 1), height / (box.height || 1)) / view.zoom;
   };
-
-  // Beside its mark, in the first corner where no other label stands: two clicks on one spot must not read "13".
-  const corners = [[12, -8, "start"], [-12, -8, "end"], [12, 19, "start"], [-12, 19, "end"], [0, -17, "middle"], [0, 29, "middle"]];
-  const placeLabel = (x, y, k, taken) => {
-    const free = corners.find(([dx, dy]) => taken.every(([tx, ty]) => Math.hypot(x + dx * k - tx, y + dy * k - ty) > 17 * k));
-    const [dx, dy, anchor] = free || corners[0];
-    taken.push([x + dx * k, y + dy * k]);
-    return { x: x + dx * k, y: y + dy * k, "text-anchor": anchor };
-  };
-
-  const marksUpTo = (n, k) => {
-    const taken = [];
-    return steps.slice(0, n).filter((step) => step.kind === "click")
-      .map((step) => markOf(step, k, step === steps[n - 1], taken));
-  };
-
-  const markOf = (step, k, latest, taken) => {
-    const kind = kindOf(step), r = 9 * k;
-    const [col, row] = pixelOf(step);
-    const x = (col + 0.5) * ux, y = (row + 0.5) * uy;
-    const shape = (name, stroke) => (kind === "plus"
-      ? draw("circle", { class: name, cx: x, cy: y, r, "stroke-width": stroke * k })
-      : draw("path", { class: name, "stroke-width": stroke * k,
-        d: `M${x - r * .8} ${y - r * .8}L${x + r * .8} ${y + r * .8}M${x + r * .8} ${y - r * .8}L${x - r * .8} ${y + r * .8}` }));
-    const label = draw("text", { ...placeLabel(x, y, k, taken), "font-size": 14 * k, "stroke-width": 3 * k });
-    label.textContent = step.number;
-    const title = draw("title");
-    title.textContent = `Step ${step.number}: ${nameOf(step).toLowerCase()} ${actor(step)}`;
-    return draw("g", { class: `mark ${kind}${latest ? "" : " earlier"}` }, title, shape("halo", 6), shape("shape", 3), label);
-  };
+  const marksShown = () => (final ? slices[at].marks : position ? steps[position - 1].marks : []);
 
   const layOut = () => {
     const w = width / view.zoom, h = height / view.zoom;
@@ -161,9 +63,9 @@
     $("zoom-out").disabled = $("zoom-fit").disabled = view.zoom <= 1;
     const k = unitsPerScreenPixel();
     $("hatch").setAttribute("patternTransform", `rotate(45) scale(${k})`);
-    $("marks").replaceChildren(...($("show-marks").checked ? marksUpTo(position, k) : []));
+    $("marks").replaceChildren(...($("show-marks").checked ? marksOf(grid, marksShown(), k) : []));
     if (picture.real_mm) {
-      const pixelsPerMm = 1 / (k * shorter);
+      const pixelsPerMm = 1 / (k * grid.shorter);
       const length = [100, 50, 20, 10, 5, 2, 1].find((mm) => mm * pixelsPerMm < stage.clientWidth * 0.3) || 1;
       $("scale").hidden = false;
       $("scale-text").textContent = `${length} mm`;
@@ -171,68 +73,78 @@
     }
   };
 
-  // ---- the state --------------------------------------------------------------------------------------
-  let position = 0, timer = 0;
-  const mode = () => document.querySelector("input[name=view]:checked").value;
-
-  const paintMask = () => {
-    const shown = mode() === "before" ? Math.max(0, position - 1) : position;
-    const change = mode() === "change" && position > 0;
-    const path = outlineOf(shown), put = (id, d) => $(id).setAttribute("d", d);
+  const paintPicture = () => {
+    const slice = slices[at], href = source(slice.png);
+    if (pixels.getAttribute("href") !== href) pixels.setAttribute("href", href);
+    stage.classList.toggle("smooth", $("smooth").checked || slice.reduced > 1);
+    const change = mode() === "change" && position > 0 && !final;
+    const shown = mode() === "before" ? beforeStep(position) : position;
+    const path = final ? outlineAtEnd(at) : outlineAfter(shown);
+    const put = (id, d) => $(id).setAttribute("d", d);
     put("fill", $("show-fill").checked && !change ? path : "");
     put("outline", $("show-outline").checked ? path : "");
     put("outline-halo", $("show-outline").checked && !change ? path : "");
-    put("gained", change ? gainedBy(position) : "");
-    put("lost", change ? lostBy(position) : "");
+    const [after, before] = change ? [runsAfter(position), runsAfter(beforeStep(position))] : [[], []];
+    put("gained", change ? difference(`g${position}`, after, before) : "");
+    put("lost", change ? difference(`l${position}`, before, after) : "");
     $("fill").setAttribute("fill-opacity", $("opacity").value / 100);
+    document.querySelectorAll(".cut .mask").forEach(({ style }) => {
+      style.fillOpacity = $("show-fill").checked ? $("opacity").value / 100 : 0;
+      style.strokeOpacity = $("show-outline").checked ? 1 : 0;
+    });
     $("legend").hidden = mode() !== "change";
     stage.classList.toggle("change", change);
-    stage.classList.toggle("smooth", $("smooth").checked);
   };
 
-  const figure = (term, value, small) => [make("dt", { textContent: term }),
-    make("dd", { textContent: value }, ...(small ? [make("small", { textContent: small })] : []))];
+  // ---- the panel of the step --------------------------------------------------------------------------
+  const figure = (term, value, small) => make("div", {}, make("dt", { textContent: term }),
+    make("dd", { textContent: value }, ...(small ? [make("small", { textContent: small })] : [])));
+
+  const figuresOf = (step) => {
+    if (!step) {
+      return [figure("Picture", `${grid.W} × ${grid.H}`, picture.real_mm
+        ? `pixels of ${+picture.col_mm.toFixed(3)} × ${+picture.row_mm.toFixed(3)} mm` : "pixels, size unknown")];
+    }
+    const parts = [["policy", step.seconds.policy], ["segmenter", step.seconds.segmenter]]
+      .filter(([, s]) => s > 0.0005).map(([who, s]) => `${who} ${s < 0.1 ? s.toFixed(3) : s.toFixed(2)} s`);
+    const change = changeOf(position), from = areaAfter(beforeStep(position));
+    const share = from > 0 && change ? `${change > 0 ? "+" : "−"}${Math.abs(100 * change / from).toFixed(0)} %` : "";
+    return [
+      ...(step.area === null ? [] : [figure("Area", measure(step.area), ""), figure("Change", `${signed(change)}\u00a0${unit}`, share)]),
+      ...(step.score === null ? [] : [figure("Segmenter's own score", step.score.toFixed(2), "its estimate, not a measurement")]),
+      ...(step.kind === "end" ? [] : [figure("Time", seconds(step.seconds.total || 0), parts.join(", "))])];
+  };
 
   const tell = () => {
     const step = steps[position - 1];
     $("position").textContent = step ? `Step ${position} of ${steps.length}` : `Question · ${steps.length} steps`;
-    $("step-title").textContent = step ? `Step ${step.number}` : "The question";
+    $("step-title").textContent = !step ? "The question" : `Step ${position}${volume ? `, ${sliceName(step.slice)}` : ""}`;
     $("step-by").textContent = step ? actor(step) : "";
     const action = $("action");
     if (!step) {
       action.replaceChildren(icon("start"), "The picture before the first action");
     } else if (step.kind === "click") {
-      const [col, row] = pixelOf(step);
+      const [col, row] = pixelOf(grid, step);
       action.replaceChildren(icon(kindOf(step)), nameOf(step), make("small", {
         textContent: `(${step.x.toFixed(4)}, ${step.y.toFixed(4)}) · column ${col}, row ${row}` }));
     } else {
-      action.replaceChildren(icon("end"), "Ended: the mask is final");
+      action.replaceChildren(icon(kindOf(step)), step.kind === "terminate" ? "Ended: the mask is final" : nameOf(step));
     }
+    $("words").textContent = step ? capital(step.words) : "";
+    $("words").hidden = !(step && step.words);
     const thinking = step ? step.thinking.trim() : run.question;
-    $("thinking").textContent = thinking || (step.by === "person" ? "A click of the person at the screen."
-      : "No thinking was written.");
+    $("thinking").textContent = thinking || (step.by === "person" && step.kind === "click"
+      ? "A click of the person at the screen." : "No thinking was written.");
     $("thinking").classList.toggle("none", !thinking);
+    $("thinking").hidden = Boolean(step && step.area === null);
     $("step-answer").hidden = !(step && step.answer);
     $("step-answer").textContent = step && step.answer ? step.answer : "";
     $("raw").hidden = !(step && step.reply);
     $("reply").textContent = !step ? "" : !step.unreadable ? step.reply
       : `${step.unreadable}\n\n– this could not be read; asked again, it replied: –\n\n${step.reply}`;
-    const figures = $("figures");
-    if (!step) {
-      figures.replaceChildren(make("div", {}, ...figure("Picture", `${W} × ${H}`, picture.real_mm
-        ? `pixels of ${+picture.col_mm.toFixed(3)} × ${+picture.row_mm.toFixed(3)} mm` : "pixels, size unknown")));
-    } else {
-      const parts = [["policy", step.seconds.policy], ["segmenter", step.seconds.segmenter]]
-        .filter(([, s]) => s > 0.0005).map(([who, s]) => `${who} ${s < 0.1 ? s.toFixed(3) : s.toFixed(2)} s`);
-      const change = areas[position] - areas[position - 1];
-      const share = areas[position - 1] > 0 && change ? `${change > 0 ? "+" : "−"}${Math.abs(100 * change / areas[position - 1]).toFixed(0)} %` : "";
-      figures.replaceChildren(
-        ...[figure("Area", measure(step.area), ""), figure("Change", `${signed(change)}\u00a0${unit}`, share),
-          ...(step.score === null ? [] : [figure("Segmenter's own score", step.score.toFixed(2), "its estimate, not a measurement")]),
-          figure("Time", seconds(step.seconds.total || 0), parts.join(", "))].map((pair) => make("div", {}, ...pair)));
-    }
-    $("picture-title").textContent = step
-      ? `Picture with the mask after step ${position}, ${measure(step.area)}` : "The picture, no mask yet";
+    $("figures").replaceChildren(...figuresOf(step));
+    $("picture-title").textContent = final ? `${capital(sliceName(at))} with its mask, ${measure(slices[at].area)}`
+      : step && step.area !== null ? `Picture with the mask after step ${position}, ${measure(step.area)}` : "The picture";
     $("first").disabled = $("previous").disabled = position === 0;
     $("next").disabled = $("last").disabled = position === steps.length;
     $("play").disabled = steps.length === 0;
@@ -240,14 +152,74 @@
       if (index === position) row.setAttribute("aria-current", "step");
       else row.removeAttribute("aria-current");
     });
+    if (volume) tellSlice();
   };
 
-  const show = () => { tell(); paintMask(); layOut(); };
+  // ---- slices, their plot and the cuts across them ----------------------------------------------------
+  const first = slices[0].index, count = slices[slices.length - 1].index - first + 1;
+  const largestSlice = Math.max(1e-9, ...slices.map((slice) => slice.area));
+  const tellSlice = () => {
+    const slice = slices[at];
+    $("slice").value = at;
+    $("slice").setAttribute("aria-valuetext", sliceName(at));
+    $("slice-text").textContent = [slice.index, final || !position ? measure(slice.area) : "at this step",
+      ...(final && slice.score !== null ? [`score ${slice.score.toFixed(2)}`] : []),
+      ...(slice.reduced > 1 ? [`shown at 1/${slice.reduced} size`] : [])].join(" · ");
+    document.querySelectorAll(".cut .here, .plot .here").forEach((here) => here.moveTo(slice.index));
+  };
+  const nearest = (index) => slices.reduce((best, slice, place) =>
+    (Math.abs(slice.index - index) < Math.abs(slices[best].index - index) ? place : best), 0);
+
+  const drawPlot = (svg) => {
+    const wide = 600 / count;
+    const here = draw("rect", { class: "here", y: 0, height: 100, width: Math.max(wide, 2) });
+    here.moveTo = (index) => here.setAttribute("x", (index - first) * wide);
+    svg.append(...slices.map((slice) => {
+      const high = 96 * slice.area / largestSlice;
+      return draw("rect", { class: slice.anchor ? "bar anchor" : "bar", x: (slice.index - first) * wide, y: 100 - high,
+        width: Math.max(0.5, wide * 0.9), height: high });
+    }), here);
+    return svg;
+  };
+
+  const drawCut = (cut) => {
+    const g = gridOf(cut), n = cut.down ? cut.height : cut.width, mask = decode(cut.runs, cut.width * cut.height);
+    const here = draw("line", { class: "here" });
+    const placeOf = (index) => (cut.backwards ? n - 1 - (index - cut.first) : index - cut.first) + 0.5;
+    here.moveTo = (index) => {
+      const p = placeOf(index) * (cut.down ? g.uy : g.ux);
+      const ends = cut.down ? { x1: 0, x2: g.width, y1: p, y2: p } : { x1: p, x2: p, y1: 0, y2: g.height };
+      for (const [name, value] of Object.entries(ends)) here.setAttribute(name, value);
+    };
+    const drawn = draw("svg", { viewBox: `0 0 ${g.width} ${g.height}`, role: "img" }, draw("title"),
+      draw("image", { width: g.width, height: g.height, preserveAspectRatio: "none", href: source(cut.png) }),
+      draw("path", { class: "mask", "fill-rule": "evenodd", d: trace(g, (p) => mask[p]) }), here);
+    drawn.querySelector("title").textContent = `${cut.plane} cut through the mask`;
+    drawn.addEventListener("click", (event) => {
+      const p = new DOMPoint(event.clientX, event.clientY).matrixTransform(drawn.getScreenCTM().inverse());
+      const line = Math.floor(cut.down ? p.y / g.uy : p.x / g.ux);
+      showSlice(nearest(cut.first + (cut.backwards ? n - 1 - line : line)));
+    });
+    const edge = (side) => make("span", { className: `edge ${side === "top" ? "top-edge" : side}`, textContent: cut.edges[side] });
+    return make("div", { className: "cut" }, drawn, make("span", { className: "name", textContent: capital(cut.plane) }),
+      ...["left", "right", "top", "bottom"].map(edge));
+  };
+
+  // ---- the state --------------------------------------------------------------------------------------
+  const show = () => { tell(); paintPicture(); layOut(); };
   const go = (n, follow = true) => {
     position = Math.min(steps.length, Math.max(0, n));
+    at = position ? steps[position - 1].slice : run.key;
+    final = position > 0 && steps[position - 1].runs === null;
     document.body.dataset.position = position;
     show();
     if (follow && list.scrollHeight > list.clientHeight) rows[position].scrollIntoView({ block: "nearest" });
+  };
+  const showSlice = (place) => {
+    stop();
+    at = Math.min(slices.length - 1, Math.max(0, place));
+    final = true;
+    show();
   };
   const stop = () => {
     clearInterval(timer);
@@ -266,27 +238,28 @@
 
   // ---- the list and the header ------------------------------------------------------------------------
   const list = $("steps");
-  const largest = Math.max(1, ...areas);
-  const row = (index) => {
-    const step = steps[index - 1];
+  const largest = Math.max(1, ...steps.map((step) => step.area || 0));
+  const row = (n) => {
+    const step = steps[n - 1];
     const words = make("span", { className: "words" });
-    if (step && step.by === "person") words.append(make("em", { textContent: "person" }));
-    words.append(step ? step.thinking.trim() || nameOf(step) : run.question);
+    const prefix = !step ? "" : [volume ? sliceName(step.slice) : "", step.by === "person" ? "person" : ""].filter(Boolean).join(", ");
+    if (prefix) words.append(make("em", { textContent: prefix }));
+    words.append(step ? step.thinking.trim() || step.words || nameOf(step) : run.question);
     const area = make("span", { className: "area" });
-    if (step) {
-      area.append(measure(step.area), make("small", { textContent: signed(areas[index] - areas[index - 1]) }));
+    if (step && step.area !== null) {
+      area.append(measure(step.area), make("small", { textContent: signed(changeOf(n)) }));
     }
     const bar = make("span", { className: "bar" });
-    bar.style.width = `${100 * areas[index] / largest}%`;
+    bar.style.width = `${100 * (step && step.area || 0) / largest}%`;
     const button = make("button", { type: "button" },
-      make("span", { className: "number", textContent: step ? step.number : "" }),
+      make("span", { className: "number", textContent: step ? n : "" }),
       icon(step ? kindOf(step) : "start"), words, area, bar);
     button.setAttribute("aria-label", step
-      ? `Step ${step.number}, ${nameOf(step).toLowerCase()} ${actor(step)}, area ${measure(step.area)}` : "The question");
-    button.addEventListener("click", () => byHand(index));
+      ? `Step ${n}, ${nameOf(step).toLowerCase()} ${actor(step)}${step.area === null ? "" : `, area ${measure(step.area)}`}` : "The question");
+    button.addEventListener("click", () => byHand(n));
     return button;
   };
-  const rows = Array.from({ length: steps.length + 1 }, (_, index) => row(index));
+  const rows = Array.from({ length: steps.length + 1 }, (_, n) => row(n));
   list.append(...rows.map((button) => make("li", {}, button)));
 
   document.title = `${run.question.slice(0, 80)} – IBIS review`;
@@ -296,6 +269,18 @@
   $("note").textContent = run.note || "";
   $("note").hidden = !run.note;
   $("facts").append(...run.facts.flatMap(([term, value]) => [make("dt", { textContent: term }), make("dd", { textContent: value })]));
+  $("measures").append(...run.measures.map(([term, value]) => figure(term, value, "")));
+  $("measures").hidden = run.measures.length === 0;
+  if (volume) {
+    document.body.classList.add("volume");
+    $("slices").hidden = $("slice-keys").hidden = false;
+    $("slice").max = slices.length - 1;
+    $("cuts").hidden = run.cuts.length === 0;
+    $("cuts").append(...run.cuts.map(drawCut));
+    drawPlot($("plot"));
+    const clicked = slices.some((slice) => slice.anchor) ? " Green slices were clicked." : "";
+    $("plot-text").textContent = `The mask's area in every slice, ${run.ml} mL together; the highest bar is ${measure(largestSlice)}.${clicked}`;
+  }
 
   // ---- hands ------------------------------------------------------------------------------------------
   $("first").addEventListener("click", () => byHand(0));
@@ -303,68 +288,30 @@
   $("next").addEventListener("click", () => byHand(position + 1));
   $("last").addEventListener("click", () => byHand(steps.length));
   $("play").addEventListener("click", togglePlay);
+  $("slice").addEventListener("input", () => showSlice(Number($("slice").value)));
+  $("plot").addEventListener("click", (event) => {
+    const box = $("plot").getBoundingClientRect();
+    showSlice(nearest(first + Math.floor((event.clientX - box.left) / box.width * count)));
+  });
   document.querySelectorAll(".tools input").forEach((input) => input.addEventListener("input", show));
-
-  const zoomBy = (factor, at) => {
-    const zoom = Math.min(16, Math.max(1, view.zoom * factor));
-    const p = at || { x: view.x, y: view.y };
-    view.x = p.x + (view.x - p.x) * view.zoom / zoom;
-    view.y = p.y + (view.y - p.y) * view.zoom / zoom;
-    view.zoom = zoom;
-    layOut();
-  };
-  const fit = () => { view.zoom = 1; layOut(); };
-  const under = (event) => {
-    const p = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
-    return { x: p.x, y: p.y };
-  };
-  $("zoom-in").addEventListener("click", () => zoomBy(1.5));
-  $("zoom-out").addEventListener("click", () => zoomBy(1 / 1.5));
-  $("zoom-fit").addEventListener("click", fit);
-  svg.addEventListener("dblclick", (event) => zoomBy(2, under(event)));
-  // A bare wheel scrolls the page; with Ctrl (which a trackpad's pinch sends too) it zooms.
-  svg.addEventListener("wheel", (event) => {
-    if (!event.ctrlKey && !event.metaKey) return;
-    event.preventDefault();
-    zoomBy(Math.exp(-event.deltaY / 250), under(event));
-  }, { passive: false });
-  const fingers = new Map();
-  svg.addEventListener("pointerdown", (event) => {
-    fingers.set(event.pointerId, event);
-    if (view.zoom > 1 || fingers.size > 1) svg.setPointerCapture(event.pointerId);
-    stage.classList.toggle("dragging", view.zoom > 1);
-  });
-  svg.addEventListener("pointermove", (event) => {
-    const before = fingers.get(event.pointerId);
-    if (!before) return;
-    const others = [...fingers.values()].filter((finger) => finger.pointerId !== event.pointerId);
-    if (others.length === 1) {
-      const span = (one) => Math.hypot(one.clientX - others[0].clientX, one.clientY - others[0].clientY) || 1;
-      zoomBy(span(event) / span(before), under(event));
-    } else if (view.zoom > 1) {
-      const k = unitsPerScreenPixel();
-      view.x -= (event.clientX - before.clientX) * k;
-      view.y -= (event.clientY - before.clientY) * k;
-      layOut();
-    }
-    fingers.set(event.pointerId, event);
-  });
-  const lift = (event) => { fingers.delete(event.pointerId); stage.classList.remove("dragging"); };
-  svg.addEventListener("pointerup", lift);
-  svg.addEventListener("pointercancel", lift);
-  new ResizeObserver(layOut).observe(stage);
+  watchZoom({ stage, svg, view, layOut, unitsPerScreenPixel, scroll: (by) => {
+    const place = at + by;
+    if (!volume || place < 0 || place >= slices.length) return false;
+    if (by) showSlice(place);
+    return true;
+  } });
 
   const tick = (id) => () => { $(id).checked = !$(id).checked; show(); };
   const toggleChange = () => {
     document.querySelector(`input[name=view][value=${mode() === "change" ? "mask" : "change"}]`).checked = true;
     show();
   };
+  const up = (by) => () => (volume ? showSlice(at + by) : byHand(position - by));
   const keys = {
-    ArrowLeft: () => byHand(position - 1), ArrowUp: () => byHand(position - 1),
-    ArrowRight: () => byHand(position + 1), ArrowDown: () => byHand(position + 1),
+    ArrowLeft: () => byHand(position - 1), ArrowUp: up(1), ArrowRight: () => byHand(position + 1), ArrowDown: up(-1),
     Home: () => byHand(0), End: () => byHand(steps.length), " ": togglePlay,
     c: toggleChange, f: tick("show-fill"), o: tick("show-outline"), m: tick("show-marks"), s: tick("smooth"),
-    "+": () => zoomBy(1.5), "=": () => zoomBy(1.5), "-": () => zoomBy(1 / 1.5), "0": fit,
+    "+": () => $("zoom-in").click(), "=": () => $("zoom-in").click(), "-": () => $("zoom-out").click(), "0": () => $("zoom-fit").click(),
   };
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -378,22 +325,36 @@
     act();
   });
 
-  // ---- on paper: one figure a step --------------------------------------------------------------------
-  const figureOf = (step, index) => {
-    const k = Math.max(width / 330, height / 220);
-    const image = draw("image", { x: 0, y: 0, width, height, preserveAspectRatio: "none", href: pixels.getAttribute("href") });
-    const mask = draw("path", { class: "mask", "fill-rule": "evenodd", d: outlineOf(index + 1) });
-    const marks = marksUpTo(index + 1, k);
-    const change = signed(areas[index + 1] - areas[index]);
-    return make("figure", {}, draw("svg", { viewBox: `0 0 ${width} ${height}` }, image, mask, ...marks),
-      make("figcaption", {}, make("strong", {
-        textContent: `${step.number}. ${nameOf(step)} ${actor(step)} · ${measure(step.area)} (${change})` }),
-      step.answer ? `${step.thinking.trim()}\n${step.answer}` : step.thinking.trim()));
+  // ---- on paper: a figure a step; of a volume the cuts, the clicked slices and others between them ---------------
+  const paperK = Math.max(width / 330, height / 220);
+  const figureOf = (place, path, marks, title, text) => make("figure", {},
+    draw("svg", { viewBox: `0 0 ${width} ${height}` },
+      draw("image", { x: 0, y: 0, width, height, preserveAspectRatio: "none", href: source(slices[place].png) }),
+      draw("path", { class: "mask", "fill-rule": "evenodd", d: path }), ...marksOf(grid, marks, paperK)),
+    make("figcaption", {}, make("strong", { textContent: title }), text));
+  const said = (step) => [step.words && capital(step.words), step.thinking.trim(), step.answer].filter(Boolean).join("\n");
+  const sliceSheet = () => steps.map((step, index) => figureOf(step.slice, outlineAfter(index + 1), step.marks,
+    `${step.number}. ${nameOf(step)} ${actor(step)} · ${measure(step.area)} (${signed(changeOf(index + 1))})`, said(step)));
+  const volumeSheet = () => {
+    const masked = slices.map((_, place) => place).filter((place) => slices[place].area > 0);
+    const spread = masked.filter((_, n) => n % Math.ceil(masked.length / 12) === 0);
+    const places = [...new Set([...spread, ...masked.filter((place) => slices[place].anchor)])].sort((a, b) => a - b);
+    const cuts = run.cuts.map((cut) => make("figure", {}, drawCut(cut).querySelector("svg"),
+      make("figcaption", {}, make("strong", { textContent: `${capital(cut.plane)} cut` }))));
+    const lines = steps.map((step, n) => make("li", { textContent: `${n + 1}. ${capital(sliceName(step.slice))}: ${said(step) || nameOf(step)}` }));
+    return [...cuts, drawPlot(draw("svg", { class: "plot", viewBox: "0 0 600 100", preserveAspectRatio: "none" })),
+      ...places.map((place) => figureOf(place, outlineAtEnd(place), slices[place].marks,
+        `${capital(sliceName(place))} · ${measure(slices[place].area)}`, "")),
+      make("ol", {}, ...lines)];
   };
-  addEventListener("beforeprint", () => { $("record").open = true; $("sheet").replaceChildren(...steps.map(figureOf)); });
-  addEventListener("afterprint", () => $("sheet").replaceChildren());
+  const layOutSheet = () => { if (!$("sheet").firstChild) $("sheet").replaceChildren(...(volume ? volumeSheet() : sliceSheet())); };
+  // Ahead of time: pictures that a printer asks for at once would still be undecoded.
+  (window.requestIdleCallback || setTimeout)(layOutSheet);
+  addEventListener("beforeprint", () => { $("record").open = true; layOutSheet(); });
 
   if (matchMedia("(max-width: 860px)").matches) $("record").open = false;
+  new ResizeObserver(layOut).observe(stage);
   const asked = /^#(\d+)$/.exec(location.hash);
   go(asked ? Number(asked[1]) : steps.length, false);
+  if (volume && !asked) showSlice(run.key);
 })();

@@ -18,8 +18,8 @@ from ibis_agent.scan.scan import Scan
 torch = pytest.importorskip("torch")
 
 import ibis_agent.segmenter as segmenters
+from ibis_agent.record.review import review_page
 from ibis_agent.record.volume_record import VolumeTrajectory, volume_to_json
-from ibis_agent.record.volume_review import volume_review_page
 from ibis_agent.run.key_slice import Search
 from ibis_agent.run.volume_actions import VolumeLimits, Watch
 from ibis_agent.run.volume_run import VolumeRun
@@ -314,11 +314,11 @@ def test_a_thousand_slices_cost_only_those_that_are_visited(scan: Scan, segmente
 def test_the_review_page_shows_every_slice_and_lets_nothing_act(done: VolumeRun) -> None:
     record = json.loads(json.dumps(volume_to_json(done, "lesion.nii.gz")))
     record["question"] = "</script><script>alert(1)</script>"
-    page = volume_review_page(record)
+    page = review_page(record)
     assert page.count("<script") == 2 and "alert(1)</script>" not in page
-    assert all(row["picture"]["png"][-40:] in page for row in record["slices"])
-    with pytest.raises(InputError, match="schema"):
-        volume_review_page({"schema": "ibis-trajectory/1"})
+    assert all(f'"index":{row["slice"]},' in page for row in record["slices"])
+    with pytest.raises(InputError, match="not a trajectory"):
+        review_page({"schema": "ibis-trajectory/1"})
 
 
 def test_what_cannot_be_a_stack_is_refused(scan: Scan) -> None:

@@ -26,8 +26,8 @@ from bright_volumes import (
 from ibis_agent.actions import Click
 from ibis_agent.errors import Cancelled
 from ibis_agent.policy.contract import Turn
+from ibis_agent.record.review import review_page
 from ibis_agent.record.volume_record import VolumeTrajectory, volume_to_json
-from ibis_agent.record.volume_review import volume_review_page
 from ibis_agent.run.volume_actions import Watch
 from ibis_agent.run.volume_run import VolumeRun
 
@@ -170,7 +170,7 @@ def test_a_run_that_went_back_to_its_question_is_recorded_too() -> None:
     record = json.loads(json.dumps(volume_to_json(run, "made.nii.gz")))
     recorded = VolumeTrajectory.from_json(record)
     assert recorded.actions == [] and not recorded.volume().any()
-    assert "made.nii.gz" in volume_review_page(record)
+    assert "made.nii.gz" in review_page(record)
 
 
 def test_finding_a_recorded_run_again_can_be_stopped_and_leaves_the_run_where_it_was() -> None:

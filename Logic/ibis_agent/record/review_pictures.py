@@ -1,0 +1,132 @@
+"""Pictures and masks as the review page holds them: PNGs that a browser decodes by itself, and run lengths.
+
+Grey pictures become grey PNGs (60 % of the same in RGB). Slices on which nothing happened are made smaller; where
+the page would still be too large, so are those that only have a mask. The record keeps all of them as they were.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import itertools
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ibis_agent.mask.masks import MOST_PIXELS
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+# Bytes of PNG in one page. In base64 they are a third more, and the page stays under 10 MB.
+ROOM = 6_500_000
+# How much smaller the side of a slice on which nothing happened is.
+_QUIET = 4
+_SMALLEST = 96
+
+
+class Shown(NamedTuple):
+    """A picture for the page: base64 of a PNG, and by how much its sides were divided (1: as recorded)."""
+
+    png: str
+    reduced: int
+
+
+def read_png(text: Any, height: int, width: int) -> np.ndarray:
+    """The (H, W) or (H, W, 3) uint8 pixels of a recorded picture. Raises ValueError for anything else."""
+    from PIL import Image
+
+    try:
+        data = base64.b64decode(str(text), validate=True)
+    except binascii.Error as error:
+        raise ValueError("the picture is not base64") from error
+    if not data.startswith(_PNG) or height * width > MOST_PIXELS:
+        raise ValueError("the picture is not a PNG")
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            # The size stands in the header: compared before anything is unpacked.
+            if image.size != (width, height):
+                raise ValueError("the picture has another size than its record says")
+            pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError("the picture is not a PNG") from error
+    grey = pixels.ndim == 3 and (pixels == pixels[..., :1]).all()
+    return pixels[..., 0] if grey else pixels
+
+
+def to_png(pixels: np.ndarray, reduce: int = 1) -> bytes:
+    """A PNG of (H, W) or (H, W, 3) uint8 pixels, its sides divided by `reduce`."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    (image if reduce == 1 else image.reduce(reduce)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def to_base64(pixels: np.ndarray) -> str:
+    return base64.b64encode(to_png(pixels)).decode("ascii")
+
+
+def fitted(
+    pictures: Iterable[tuple[int, np.ndarray]],
+    worked: Collection[int],
+    masked: Collection[int],
+    room: int = ROOM,
+) -> dict[int, Shown]:
+    """The pictures of a run as they fit in a page.
+
+    Args:
+        pictures: slice and pixels, one after the other.
+        worked: slices that were clicked or looked at; masked: that have a mask. They keep their size while there
+            is room. Where there is not, the masked ones are made smaller, but for some spread over them; then all.
+        room: bytes of PNG.
+    """
+    made: dict[int, tuple[bytes, int]] = {}
+    for index, pixels in pictures:
+        quiet = index not in worked and index not in masked
+        made[index] = _encoded(pixels, _QUIET if quiet else 1)
+    for group in (sorted(set(masked) - set(worked)), sorted(worked)):
+        _shrink(made, group, room)
+    return {index: Shown(base64.b64encode(png).decode("ascii"), each) for index, (png, each) in made.items()}
+
+
+def _shrink(made: dict[int, tuple[bytes, int]], group: Sequence[int], room: int) -> None:
+    """Make the group smaller until everything fits; as many of it as still fit keep their size, evenly spread."""
+    whole = {index: made[index] for index in group}
+
+    def spare() -> int:
+        return room - sum(len(png) for png, _ in made.values())
+
+    for reduce in (2, 3, 4):
+        if not whole or spare() >= 0:
+            break
+        made |= {index: _encoded(_decoded(png), reduce) for index, (png, _) in whole.items()}
+    saved = sum(len(whole[index][0]) - len(made[index][0]) for index in group)
+    if saved and spare() > 0:
+        back = int(spare() * len(group) / saved)
+        for place in np.linspace(0, len(group) - 1, min(back, len(group)), dtype=int):
+            made[group[place]] = whole[group[place]]
+
+
+def runs_of(mask: np.ndarray) -> list[int]:
+    """Row-major run lengths, the first a run of zeros; the last run of zeros is left out."""
+    flat = np.asarray(mask).ravel() != 0
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    bounds = [0, *edges.tolist(), flat.size]
+    runs = [stop - start for start, stop in itertools.pairwise(bounds)]
+    if flat[0]:
+        runs.insert(0, 0)
+    return runs[: len(runs) - len(runs) % 2]
+
+
+def _encoded(pixels: np.ndarray, reduce: int) -> tuple[bytes, int]:
+    """As PNG, and by how much the sides were divided: by `reduce`, or less where little would be left."""
+    reduce = max(1, min(reduce, min(pixels.shape[:2]) // _SMALLEST))
+    return to_png(pixels, reduce), reduce
+
+
+def _decoded(png: bytes) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(png)))

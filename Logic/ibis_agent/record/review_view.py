@@ -1,0 +1,337 @@
+"""What the review page shows of a run's record, in the page's own words: plain values for one JSON text.
+
+A slice and a volume come out in one form: slices (a run on one slice has one), and steps, each on one of them.
+The steps of a volume are what its actions consist of. Masks are run lengths, areas mm² (pixels for a photograph).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ibis_agent.mask.masks import decode_rle
+from ibis_agent.record.review_pictures import fitted, read_png, runs_of, to_base64
+from ibis_agent.scan.geometry import PictureGeometry, slice_geometry
+
+_AXES = (("R", "L"), ("A", "P"), ("S", "I"))
+_OUTCOMES = {"ended": "Ended", "paused": "Paused", "ready": "Unfinished"}
+
+Json = Mapping[str, Any]
+
+
+def view_of(record: Json) -> dict[str, Any]:
+    """The page's view of a record, of a slice (with "picture") or of a volume (with "slices" and "actions").
+
+    Raises ValueError, KeyError, TypeError and their like where it is not one.
+    """
+    volume = "slices" in record
+    rows = record["slices"] if volume else [{"picture": record["picture"]}]
+    geometries = [_geometry(row["picture"]) for row in rows]
+    one = geometries[0]
+    if any((each.axis, each.shape) != (one.axis, one.shape) for each in geometries):
+        raise ValueError("the slices are not of one volume")
+    order = sorted(range(len(rows)), key=lambda n: geometries[n].index)
+    where = {geometries[n].index: place for place, n in enumerate(order)}
+    if len(where) < len(rows):
+        raise ValueError("a slice is there twice")
+    steps = list(_volume_steps(record, where, one) if volume else _slice_steps(record, one))
+    shape = one.height, one.width
+    texts = [row["mask_rle"] for row in rows] if volume else [_last_mask(record)]
+    masks = {geometries[n].index: decode_rle(texts[n], shape) for n in order}
+    pictures = {geometries[n].index: rows[n]["picture"] for n in order}
+    worked = {index for index, place in where.items() if any(step["slice"] == place for step in steps)}
+    shown, cuts = _pictures_and_cuts(pictures, masks, worked, one)
+    standing = _standing(record, volume)
+    key = (record.get("volume") or {}).get("key") if volume else one.index
+    largest = max(masks, key=lambda index: int(masks[index].sum()))
+    status = str(record.get("status") or "ready")
+    each = one.pixel_area_mm2 or 1.0
+    return {
+        "question": str(record["question"]),
+        "answer": str(record.get("answer") or ""),
+        "outcome": _OUTCOMES.get(status, status),
+        "reason": str(record.get("reason") or ""),
+        "note": str(record.get("note") or ""),
+        "facts": _facts(record, one),
+        "volume": volume,
+        "ml": round(float((record.get("volume") or {}).get("ml") or 0.0), 2) if volume else None,
+        "key": where.get(key, where[largest]) if key is not None else where[largest],
+        "picture": {
+            "width": one.width,
+            "height": one.height,
+            "col_mm": one.col_mm or 1.0,
+            "row_mm": one.row_mm or 1.0,
+            "real_mm": one.row_mm is not None,
+            "edges": _edges(one) if one.row_mm is not None else {},
+        },
+        "slices": [
+            {
+                "index": index,
+                "png": shown[index].png,
+                "reduced": shown[index].reduced,
+                "runs": runs_of(masks[index]),
+                "area": round(float(masks[index].sum()) * each, 2),
+                "score": _number(rows[order[place]].get("score")),
+                "anchor": bool(rows[order[place]].get("anchor")),
+                "marks": standing.get(index, []),
+            }
+            for index, place in where.items()
+        ],
+        "steps": steps,
+        "cuts": cuts,
+        "measures": [],
+    }
+
+
+def _slice_steps(record: Json, geometry: PictureGeometry) -> Iterator[dict[str, Any]]:
+    marks: list[dict[str, Any]] = []
+    for place, step in enumerate(record["steps"]):
+        made = _step(step, geometry, marks)
+        marks = made["marks"]
+        yield {**made, "slice": 0, "before": place, "words": ""}
+
+
+def _volume_steps(
+    record: Json, where: Mapping[int, int], geometry: PictureGeometry
+) -> Iterator[dict[str, Any]]:
+    """Every step of every action, and the actions that have none, such as growing through the slices."""
+    position = 0
+    for number, action in enumerate(record["actions"], 1):
+        index, kind, steps = int(action["slice"]), str(action["kind"]), action["steps"]
+        common = {"slice": where[index], "words": str(action.get("words") or "")}
+        if not steps:
+            position += 1
+            yield {
+                **dict.fromkeys(("thinking", "reply", "unreadable", "answer"), ""),
+                **dict.fromkeys(("runs", "area", "score")),
+                "number": number,
+                "kind": kind,
+                "by": _author(action),
+                "seconds": {"total": _number(action.get("seconds")) or 0.0},
+                "marks": [],
+                "before": 0,
+                **common,
+            }
+            continue
+        marks: list[dict[str, Any]] = []
+        clicks = action.get("clicks") or []
+        # What the slice stood on before this action; the clicks of its own come with its steps.
+        own = sum(step["action"]["kind"] == "click" for step in steps)
+        if kind in ("click", "done"):
+            marks = [_mark(click, n) for n, click in enumerate(clicks[: max(0, len(clicks) - own)], 1)]
+        before = 0
+        for step in steps:
+            made = _step(step, geometry, marks, number=len(marks) + 1)
+            marks, position = made["marks"], position + 1
+            yield {**made, **common, "before": before}
+            before = position
+
+
+def _step(
+    step: Json, geometry: PictureGeometry, marks: Sequence[Json], number: int | None = None
+) -> dict[str, Any]:
+    """number: of its mark in the picture; None takes the step's own."""
+    action, mask = step["action"], decode_rle(step["mask_rle"], (geometry.height, geometry.width))
+    number = int(step["number"]) if number is None else number
+    made: dict[str, Any] = {
+        "number": number,
+        "by": _author(step),
+        "thinking": str(step.get("thinking") or ""),
+        "reply": str(step.get("reply") or ""),
+        "unreadable": str(step.get("unreadable") or ""),
+        "kind": "click" if action["kind"] == "click" else "terminate",
+        "answer": str(action.get("answer") or ""),
+        "runs": runs_of(mask),
+        "area": round(float(np.count_nonzero(mask)) * (geometry.pixel_area_mm2 or 1.0), 2),
+        "score": _number(step.get("score")),
+        "seconds": {key: round(float(value), 4) for key, value in (step.get("seconds") or {}).items()},
+        "marks": list(marks),
+    }
+    if made["kind"] == "click":
+        made["marks"].append({**_mark(action, number), "by": made["by"]})
+        made |= {"x": float(action["x"]), "y": float(action["y"]), "positive": bool(action["positive"])}
+    return made
+
+
+def _standing(record: Json, volume: bool) -> dict[int, list[dict[str, Any]]]:
+    """The clicks that each slice stands on at the end."""
+    if not volume:
+        return {}
+    last = {int(each["slice"]): each["clicks"] for each in record["actions"] if each["kind"] == "click"}
+    return {index: [_mark(click, n) for n, click in enumerate(clicks, 1)] for index, clicks in last.items()}
+
+
+def _mark(click: Json, number: int) -> dict[str, Any]:
+    return {
+        "x": float(click["x"]),
+        "y": float(click["y"]),
+        "positive": bool(click["positive"]),
+        "number": number,
+    }
+
+
+def _pictures_and_cuts(
+    pictures: Mapping[int, Json], masks: Mapping[int, np.ndarray], worked: set[int], one: PictureGeometry
+) -> tuple[dict[int, Any], list[dict[str, Any]]]:
+    """The slices' pictures as they fit, and the two cuts across them where the mask is widest."""
+    rows, cols = (sum(mask.sum(axis=axis, dtype=np.int64) for mask in masks.values()) for axis in (1, 0))
+    row, col = (
+        int(np.argmax(each)) if np.any(each) else len(each) // 2
+        for each in (np.asarray(rows), np.asarray(cols))
+    )
+    lines: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def pass_through() -> Iterator[tuple[int, np.ndarray]]:
+        for index, picture in pictures.items():
+            pixels = read_png(picture["png"], one.height, one.width)
+            lines[index] = pixels[row].copy(), pixels[:, col].copy()
+            yield index, pixels
+
+    shown = fitted(pass_through(), worked, {index for index, mask in masks.items() if mask.any()})
+    if len(pictures) < 2:
+        return shown, []
+    across_rows = {index: mask[row] for index, mask in masks.items()}
+    across_cols = {index: mask[:, col] for index, mask in masks.items()}
+    cuts = [
+        _cut({index: line[0] for index, line in lines.items()}, across_rows, one, one.col_axis, row),
+        _cut({index: line[1] for index, line in lines.items()}, across_cols, one, one.row_axis, col),
+    ]
+    return shown, sorted(cuts, key=lambda cut: str(cut["plane"]))
+
+
+def _cut(
+    lines: Mapping[int, np.ndarray],
+    masks: Mapping[int, np.ndarray],
+    one: PictureGeometry,
+    along: int,
+    place: int,
+) -> dict[str, Any]:
+    """The picture across all slices, of one row or one column of each. Slices that were not met are black.
+
+    along: the voxel axis that the lines run along. place: the row or column.
+    """
+    low, high = min(lines), max(lines)
+    colour = any(line.ndim == 2 for line in lines.values())
+    length = len(next(iter(lines.values())))
+    pixels = np.zeros((high - low + 1, length, 3) if colour else (high - low + 1, length), np.uint8)
+    mask = np.zeros((high - low + 1, length), bool)
+    for index, line in lines.items():
+        pixels[index - low] = line[:, None] if colour and line.ndim == 1 else line
+        mask[index - low] = masks[index]
+    across = one.row_axis if along == one.col_axis else one.col_axis
+    flipped, backwards = (
+        (one.flip_cols, one.flip_rows) if along == one.col_axis else (one.flip_rows, one.flip_cols)
+    )
+    if flipped:  # into the order of the file's voxels
+        pixels, mask = pixels[:, ::-1], mask[:, ::-1]
+    index = one.shape[across] - 1 - place if backwards else place
+    geometry = slice_geometry(one.shape, one.affine, "xyz"[across], index)
+    down = geometry.row_axis == one.axis
+    if not down:
+        pixels, mask = pixels.swapaxes(0, 1), mask.T
+    turn = (
+        slice(None, None, -1 if geometry.flip_rows else 1),
+        slice(None, None, -1 if geometry.flip_cols else 1),
+    )
+    pixels, mask = pixels[turn], mask[turn]
+    return {
+        "plane": geometry.plane,
+        "png": to_base64(pixels),
+        "width": mask.shape[1],
+        "height": mask.shape[0],
+        "col_mm": geometry.col_mm or 1.0,
+        "row_mm": geometry.row_mm or 1.0,
+        "edges": _edges(geometry),
+        "runs": runs_of(mask),
+        "first": low,
+        "down": down,
+        "backwards": geometry.flip_rows if down else geometry.flip_cols,
+    }
+
+
+def _geometry(picture: Json) -> PictureGeometry:
+    height, width = int(picture["height"]), int(picture["width"])
+    if not picture.get("geometry"):
+        return PictureGeometry.of_picture(height, width)
+    geometry = PictureGeometry.from_json(picture["geometry"])
+    if (geometry.height, geometry.width) != (height, width):
+        raise ValueError("the picture and its geometry differ in size")
+    return geometry
+
+
+def _last_mask(record: Json) -> str:
+    return str(record["steps"][-1]["mask_rle"]) if record["steps"] else ""
+
+
+def _author(each: Json) -> str:
+    return "person" if each.get("by") == "person" else "policy"
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else round(float(value), 4)
+
+
+def _edges(geometry: PictureGeometry) -> dict[str, str]:
+    """The patient's direction at each side of the picture: R, L, A, P, S or I."""
+    right = geometry.affine[:3, geometry.col_axis] * (-1 if geometry.flip_cols else 1)
+    down = geometry.affine[:3, geometry.row_axis] * (-1 if geometry.flip_rows else 1)
+    return {"right": _letter(right), "left": _letter(-right), "bottom": _letter(down), "top": _letter(-down)}
+
+
+def _letter(direction: np.ndarray) -> str:
+    axis = int(np.argmax(np.abs(direction)))
+    return _AXES[axis][0 if direction[axis] > 0 else 1]
+
+
+def _facts(record: Json, one: PictureGeometry) -> list[tuple[str, str]]:
+    """The record's other facts as (term, words); what the record does not say is left out."""
+    volume = record.get("volume") or {}
+    picture = record["slices"][0]["picture"] if volume else record["picture"]
+    facts = [
+        ("Scan", str(volume.get("source") or picture.get("source") or "")),
+        ("Made", str(record.get("created") or "")),
+    ]
+    if volume:
+        visited = len(record["slices"])
+        facts.append(
+            (
+                "Slices",
+                f"{one.plane}, {volume['first']} to {volume['last']} of {volume['count']}, {visited} visited",
+            )
+        )
+        facts.append(("Slice to slice", f"{float(volume.get('gap_mm') or 0):g} mm"))
+        facts.append(("Volume", f"{float(volume.get('ml') or 0):.2f} mL"))
+    elif one.plane != "picture":
+        facts.append(("Slice", f"{one.plane}, index {one.index} of {one.shape[one.axis]}"))
+    window = picture.get("window")
+    if isinstance(window, Sequence) and len(window) == 2:
+        facts.append(("Window", f"{float(window[0]):g} to {float(window[1]):g}"))
+    facts.append(("Orientation", str(picture.get("orientation") or "")))
+    for role, identity in (record.get("models") or {}).items():
+        facts.append((str(role).capitalize(), _identity(identity)))
+    facts += [(_term(key), _words(value)) for key, value in (record.get("limits") or {}).items()]
+    if record.get("reason"):
+        facts.append(("Why it stopped", str(record["reason"])))
+    if not volume:
+        facts.append(("Picture, SHA-256", str(picture.get("sha256") or "")))
+    facts.append(("Format", str(record.get("schema") or "")))
+    return [(term, value) for term, value in facts if value]
+
+
+def _identity(identity: Any) -> str:
+    if not isinstance(identity, Mapping):
+        return str(identity or "none")
+    rest = (f"{key} {value}" for key, value in identity.items() if key != "name" and value)
+    return ", ".join([str(identity.get("name", "")), *rest])
+
+
+def _term(key: Any) -> str:
+    return str(key).replace("_", " ").capitalize()
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(key).replace('_', ' ')} {_words(each)}" for key, each in value.items())
+    return str(value)
