@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ibis_agent.mask.masks import decode_rle
+from ibis_agent.mask.measurements import Measurements, measure
 from ibis_agent.record.review_pictures import fitted, read_png, runs_of, to_base64
 from ibis_agent.scan.geometry import PictureGeometry, slice_geometry
 
@@ -81,7 +82,7 @@ def view_of(record: Json) -> dict[str, Any]:
         ],
         "steps": steps,
         "cuts": cuts,
-        "measures": [],
+        "measures": _measures(record, masks, one),
     }
 
 
@@ -283,6 +284,21 @@ def _edges(geometry: PictureGeometry) -> dict[str, str]:
 def _letter(direction: np.ndarray) -> str:
     axis = int(np.argmax(np.abs(direction)))
     return _AXES[axis][0 if direction[axis] > 0 else 1]
+
+
+def _measures(record: Json, masks: Mapping[int, np.ndarray], one: PictureGeometry) -> list[tuple[str, str]]:
+    """What the record says was measured; otherwise what its masks say, which know no grey values."""
+    if record.get("measurements"):
+        return Measurements(**record["measurements"]).lines()
+    in_plane = None if one.row_mm is None or one.col_mm is None else (one.row_mm, one.col_mm)
+    if "slices" not in record:
+        return measure(masks[one.index], in_plane).lines()
+    low, high = min(masks), max(masks)
+    stack = np.zeros((high - low + 1, one.height, one.width), bool)
+    for index, mask in masks.items():
+        stack[index - low] = mask
+    gap = float(np.linalg.norm(one.affine[:3, one.axis]))
+    return measure(stack, in_plane and (gap, *in_plane), first=low).lines()
 
 
 def _facts(record: Json, one: PictureGeometry) -> list[tuple[str, str]]:

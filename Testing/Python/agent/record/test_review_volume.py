@@ -13,6 +13,7 @@ import pytest
 from browser import Browser, missing
 from ibis_agent.errors import InputError
 from ibis_agent.mask.masks import encode_rle
+from ibis_agent.mask.measurements import measure
 from ibis_agent.record.review import review_page, write_review
 from ibis_agent.record.review_pictures import fitted, read_png, runs_of
 from ibis_agent.record.review_view import view_of
@@ -125,6 +126,16 @@ def test_a_step_of_a_volume_shows_the_clicks_that_its_slice_stood_on() -> None:
         ("click", 1), ("click", 1), ("click", 2), ("terminate", 2), ("grow", 0),
     ]  # fmt: skip
     assert steps[-1]["runs"] is None and steps[-1]["words"] == "followed"
+
+
+def test_the_page_says_how_large_the_object_is() -> None:
+    lines = dict(view_of(volume_record())["measures"])
+    assert lines["Volume"] == f"{body().sum() * 12 / 1000:.2f} mL" and lines["Parts"] == "1"
+    record = volume_record()
+    values = grey().astype(float)
+    record["measurements"] = measure(body(), (2.0, 2.0, 3.0), 2, values, ct=True).to_json()
+    told = dict(view_of(record)["measures"])
+    assert told.pop("Mean inside").endswith("HU") and told == lines
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
