@@ -36,15 +36,18 @@ from ibis_agent.scan.picture import check_window
 from tqdm import tqdm
 
 from training.common.commands import STOPPED, check_output, ending
-from training.common.pictures import Choice
+from training.common.pictures import Choice, refuse_overlap
+from training.common.policy_folder import scans_learned
+from training.common.processes import Shard
 from training.evaluation import table
 from training.evaluation.figures import figures
 from training.evaluation.measure import Measures, Row, measure
 from training.evaluation.page import page
-from training.evaluation.rows import RowStore, Shard, check_same, is_done, merged, read_rows, read_settings
+from training.evaluation.rows import RowStore, check_same, is_done, merged, read_rows, read_settings
 from training.evaluation.sources import (
     MOST_PHANTOMS,
     SMALLEST,
+    LabelledData,
     Phantoms,
     Pictures,
     labelled_data,
@@ -79,6 +82,9 @@ def options() -> argparse.ArgumentParser:
     more.add_argument("--window", type=float, nargs=2, metavar=("MIN", "MAX"), help="of --data")
     more.add_argument("--bad", choices=("skip", "refuse"), default="skip", help="bad data of --data (skip)")
     more.add_argument("--follow", choices=("auto", "memory", "carry"), default="auto", help="in volumes")
+    more.add_argument(
+        "--seen", action="store_true", help="also measure on scans that the policy learned from"
+    )
     agent = parser.add_argument_group("the agent")
     agent.add_argument("--policy", type=Path, help="a policy's folder (the demo policy)")
     agent.add_argument("--segmenter", type=Path, help="a checkpoint (the demo segmenter)")
@@ -152,6 +158,9 @@ def run(args: argparse.Namespace) -> int:
     segmenter = segmenters.open(args.segmenter, args.segmenter_config, args.device)
     policy = None
     if not args.oracle_only:
+        if isinstance(pictures, LabelledData) and not args.seen:
+            learned = scans_learned(args.policy or demo_policy())
+            refuse_overlap(dict.fromkeys(learned, "what the policy learned from"), pictures.scans)
         policy = policies.open(args.policy, args.device, args.precision)
     how = measures_of(args, pictures)
     settings = settings_of(pictures, how, policy.identity if policy else None, segmenter.identity)

@@ -7,7 +7,8 @@ and clicking is in expert.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -67,6 +68,7 @@ class Shown:
 
     Attributes:
         key: unlike that of all other pictures of the source, such as "patient 3/axial-012".
+        scan: what the scan holds, as a digest: equal for the same voxels, whatever their file is called.
         picture: as the agent cuts it.
         truths: structure → (H, W) bool, for all that are large enough to ask for.
         traces: the same for those that are too small: neither asked for nor absent.
@@ -83,6 +85,7 @@ class Shown:
     file: Path | None = None
     masks: dict[str, tuple[Path, int | None]] = field(default_factory=dict)
     reverse: bool = False
+    scan: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,12 +134,14 @@ class Source:
 
     Attributes:
         places: (plane, index) of every chosen picture.
+        scan: a digest of what it holds, see Shown.
     """
 
     def __init__(self, group: Group, choice: Choice) -> None:
         self.group, self.choice = group, choice
         self.problems: list[Problem] = []
         self.places: list[tuple[str, int]] = [("picture", 0)]
+        self.scan = "" if group.phantom is None else f"phantom-{group.phantom}"
         if group.phantom is not None:
             return
         self._scan: Scan | None = None
@@ -154,13 +159,15 @@ class Source:
                 self._take(loaded)
         if self._scan is None:
             self.places = []
-        elif self._scan.kind == "volume":
+            return
+        self.scan = digest_of(self._scan)
+        if self._scan.kind == "volume":
             self.places = [place for plane in choice.planes for place in self._chosen(plane)]
 
     def show(self, place: tuple[str, int]) -> Shown | Problem:
         """The picture at one of the `places`; a Problem where it cannot be cut."""
         if self.group.phantom is not None:
-            return _phantom(self.group, self.choice)
+            return dataclasses.replace(_phantom(self.group, self.choice), scan=self.scan)
         assert self._scan is not None
         plane, index = place
         flat = self._scan.kind == "picture"
@@ -177,6 +184,7 @@ class Source:
             return Problem("unreadable", name, str(case.image), text)
         truths = {each: region.in_picture(picture.geometry) for each, region in self._regions.items()}
         shown = _sorted_out(name, picture, truths, self._absent, self.choice.least_area)
+        shown.scan = self.scan
         shown.file, shown.reverse = case.image, case.reverse or self.choice.reverse_mask
         shown.masks = {each: region.origin for each, region in self._regions.items()}
         return shown
@@ -266,6 +274,27 @@ class _Region:
             plane[tuple(box)] = np.take(self._part, [at], axis=geometry.axis)
         shape = (thin[0], thin[1], thin[2])
         return np.ascontiguousarray(dataclasses.replace(geometry, shape=shape, index=0).extract(plane))
+
+
+def digest_of(scan: Scan) -> str:
+    """32 hexadecimal digits for the voxels of a scan: the same whatever file and whole-number type hold them."""
+    digest = hashlib.blake2b(str(scan.voxels.shape).encode(), digest_size=16)
+    for part in scan.voxels:  # by slabs: a whole volume is not copied
+        digest.update(np.ascontiguousarray(part, dtype=np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def refuse_overlap(learned: Mapping[str, str], held: Mapping[str, str], file: str | None = None) -> None:
+    """Refuse to measure on what is learned from. Both: digest of a scan → its name. Raises InputError."""
+    both = [digest for digest in held if digest in learned]
+    if both:
+        named = [f"{held[digest]} is {learned[digest]}" for digest in both[:3]]
+        raise InputError(
+            f"{len(both)} of {len(held)} held scans hold the same voxels as scans that are learned from",
+            file=file,
+            value=", ".join(named) + (", …" if len(both) > 3 else ""),
+            remedy="Hold out other patients.",
+        )
 
 
 def _wanted(case: Case, choice: Choice) -> bool:

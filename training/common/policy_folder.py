@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,12 @@ def read_history(folder: Path) -> dict[str, Any] | None:
     """How the policy or adapter in a folder was made, or None where it does not say."""
     path = folder / HISTORY
     return read_json(path) if path.is_file() else None
+
+
+def scans_learned(base: Path, scans: Iterable[str] = ()) -> list[str]:
+    """Digests of all scans that a policy has learned from: those of its base and these. Phantoms are not listed."""
+    before = (read_history(base) or {}).get("scans") or []
+    return sorted({str(each) for each in (*before, *scans) if not str(each).startswith("phantom-")})
 
 
 def write_policy(

@@ -141,12 +141,21 @@ def done_thought(name: str) -> str:
     return f"The mask covers the {name} well."
 
 
+def part_thought(name: str) -> str:
+    """For an end on a mask that is not a good one."""
+    return f"The mask covers part of the {name}."
+
+
 def absent_answer(name: str) -> str:
     return f"There is no {name} in this picture."
 
 
 def done_answer(name: str) -> str:
     return f"The {name} is segmented."
+
+
+def part_answer(name: str) -> str:
+    return f"The {name} is segmented in part."
 
 
 def first_reply(name: str, click: Click) -> str:

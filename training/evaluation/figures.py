@@ -1,7 +1,8 @@
 """From rows to figures: means over questions and structures.
 
 F1 is that of finding: a mask with IoU ≥ 0.5 is a find, any other mask a false one, any other structure a
-missed one. An answer "not there" about a structure that is there scores IoU 0.
+missed one. That is our reading: the paper prints an F1 and does not say of what. An answer "not there" about a
+structure that is there scores IoU 0.
 """
 
 from __future__ import annotations

@@ -8,41 +8,18 @@ written, and a picture that two shards measured counts once.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ibis_agent.errors import InputError
 from ibis_agent.files import check_writable_folder, output_error, write_json
 
+from training.common.processes import Shard
 from training.evaluation.measure import Row
 
 SCHEMA = "ibis-evaluation/1"
 SETTINGS = "settings.json"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Part `number` of `count`, numbered from 1: every `count`-th picture."""
-
-    number: int = 1
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> Shard:
-        """Reads "2/8". Raises InputError."""
-        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
-        number, count = (int(found[1]), int(found[2])) if found else (0, 0)
-        if not 1 <= number <= count:
-            raise InputError(
-                "--shard says which part of how many", value=text, remedy="Such as 1/4, 2/4, 3/4 and 4/4."
-            )
-        return cls(number, count)
-
-    def indices(self, total: int) -> range:
-        return range(self.number - 1, total, self.count)
 
 
 class RowStore:

@@ -92,6 +92,9 @@ class LabelledData:
     """Slices and pictures of people's own cases.
 
     All of it is read once at the start, so that bad data is known before slow work; then one scan at a time.
+
+    Attributes:
+        scans: digest of each scan → its name.
     """
 
     def __init__(self, cases: Sequence[Case], choice: Choice, problems: Sequence[Problem] = ()) -> None:
@@ -102,6 +105,7 @@ class LabelledData:
         self._groups = groups_of(cases)
         self._places: list[tuple[int, tuple[str, int]]] = []
         self._held: tuple[int, Source] | None = None
+        self.scans: dict[str, str] = {}
         for number, group in enumerate(tqdm(self._groups, desc="reading", mininterval=2, leave=False)):
             try:
                 source = self._read(number)
@@ -111,6 +115,8 @@ class LabelledData:
                 continue
             self.problems += source.problems
             self._places += [(number, place) for place in source.places]
+            if source.places:
+                self.scans[source.scan] = group.key
         self.identity = {
             "kind": "cases",
             "pictures": len(self._places),

@@ -8,9 +8,9 @@ from typing import Any
 Cells = Sequence[Sequence[str]]
 NOTE = (
     "IoU and DSC are means over the structures asked for; F1 is that of finding (a mask with IoU ≥ 0.5 is a "
-    "find). Oracle clicks are simulated from the truth and the box is drawn around it: what the segmenter can "
-    "do with perfect prompts. One that was never trained with boxes does badly with them. Seconds include "
-    "embedding the picture."
+    "find), which is our reading of the paper's: it does not say of what its F1 is. Oracle clicks are simulated "
+    "from the truth and the box is drawn around it: what the segmenter can do with perfect prompts. One that "
+    "was never trained with boxes does badly with them. Seconds include embedding the picture."
 )
 _METHODS = {"agent": "agent, by itself"}
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from ibis_agent.actions import Terminate
 from torch import Tensor
 
 from training.grpo import rewards
 from training.grpo.settings import RewardSettings
+from training.rollouts.figures import figures_of, mean
 from training.rollouts.roller import Rollout
 
 _LEAST_SPREAD = 1e-6
@@ -47,12 +47,12 @@ def score(rollout: Rollout, settings: RewardSettings) -> dict[str, float]:
     A turn's rewards are averaged over the turns: longer is not better by itself.
     """
     turns, outcome = turn_rewards(rollout, settings), outcome_rewards(rollout, settings)
-    mean = {name: _mean(one[name] for one in turns) for name in settings.turn}
-    total = settings.turn_credit * _sum(mean, settings.turn)
+    means = {name: mean(one[name] for one in turns) for name in settings.turn}
+    total = settings.turn_credit * _sum(means, settings.turn)
     total += settings.outcome_credit * _sum(outcome, settings.outcome)
     return {
         "score": total,
-        **{f"turn_{name}": value for name, value in mean.items()},
+        **{f"turn_{name}": value for name, value in means.items()},
         **{f"outcome_{name}": value for name, value in outcome.items()},
     }
 
@@ -88,38 +88,17 @@ def divergence(new: Tensor, reference: Tensor) -> Tensor:
 
 
 def figures(groups: Sequence[Sequence[Rollout]], settings: RewardSettings | None = None) -> dict[str, float]:
-    """Means over rollouts, for curves and tables; with `settings` also of every weighted reward and the `score`.
-
-    `iou`, `dice`, `clicks`, `hit` are over the questions whose structure is there, `absent_recall` over the
-    others, `false_absence` the share of the first that ended without a click.
-    """
+    """Those of training.rollouts.figures; with `settings` also of every weighted reward and the `score`."""
     every = [rollout for group in groups for rollout in group]
-    present = [each for each in every if each.question.present]
-    absent = [each for each in every if not each.question.present]
-    found = {
-        "iou": _mean(each.iou for each in present),
-        "dice": _mean(each.dice for each in present),
-        "clicks": _mean(len(each.clicks) for each in present),
-        "hit": _mean(each.hit for each in present),
-        "false_absence": _mean(each.said_absent for each in present),
-        "absent_recall": _mean(each.said_absent for each in absent),
-        "turns": _mean(len(each.turns) for each in every),
-        "ended": _mean(isinstance(each.turns[-1].state.action, Terminate) for each in every),
-        "unreadable": _mean(each.turns[-1].state.action is None for each in every),
-    }
+    found = figures_of(every)
     if settings is not None:
         turns = [one for each in every for one in turn_rewards(each, settings)]
         outcomes = [outcome_rewards(each, settings) for each in every]
-        found |= {f"turn_{name}": _mean(one[name] for one in turns) for name in settings.turn}
-        found |= {f"outcome_{name}": _mean(one[name] for one in outcomes) for name in settings.outcome}
-        found["reward"] = _mean(score(each, settings)["score"] for each in every)
+        found |= {f"turn_{name}": mean(one[name] for one in turns) for name in settings.turn}
+        found |= {f"outcome_{name}": mean(one[name] for one in outcomes) for name in settings.outcome}
+        found["reward"] = mean(score(each, settings)["score"] for each in every)
     return {name: value for name, value in found.items() if not np.isnan(value)}
 
 
 def _sum(values: dict[str, float], weights: dict[str, float]) -> float:
     return sum(weights[name] * value for name, value in values.items())
-
-
-def _mean(values: object) -> float:
-    listed = [float(each) for each in values]  # type: ignore[attr-defined]
-    return float(np.mean(listed)) if listed else float("nan")

@@ -75,6 +75,8 @@ class GrpoSettings:
         tune, lora, vision: as for training.sft.
         replies: written at a time; tokens: computed at a time. What memory allows.
         evaluate_every, save_every: updates; evaluate_every 0 measures at the end only.
+        keep: which state becomes the policy: of those measured, the "best" on the held questions, or the "last".
+        collapse: the run ends where the held questions' quality falls below this share of the best; 0: never.
         precision: "bf16" computes in bf16 on CUDA; what is trained is kept in fp32.
     """
 
@@ -107,6 +109,8 @@ class GrpoSettings:
     replies: int = setting(256, least=1)
     tokens: int = setting(16_000, least=64)
     evaluate_every: int = setting(0, least=0)
+    keep: Literal["best", "last"] = "best"
+    collapse: float = setting(0.5, least=0, most=1)
     save_every: int = setting(5, least=1)
     threads: int = setting(0, least=0, most=1024)
     seed: int = setting(1, least=0, most=2**31)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,14 +33,21 @@ PHANTOM = Choice()
 class Tasks:
     """Pictures that questions are asked about, each given by a function.
 
-    `identity`: of the pictures and their truth where no settings decide them, else empty.
+    `identity`: of the pictures and their truth where no settings decide them, else empty. `scans`: digest of
+    each scan among them → its name.
     """
 
-    def __init__(self, pictures: Sequence[Callable[[], Shown]], identity: str = "") -> None:
+    def __init__(
+        self,
+        pictures: Sequence[Callable[[], Shown]],
+        identity: str = "",
+        scans: Mapping[str, str] | None = None,
+    ) -> None:
         if not pictures:
             raise InputError("there is no picture to ask about", remedy="Give more phantoms or cases.")
         self._pictures = list(pictures)
         self.identity = identity
+        self.scans = dict(scans or {})
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -79,7 +86,8 @@ class Tasks:
 def phantom_tasks(count: int, seed: int, first: int = 0) -> Tasks:
     """Phantoms `first` … `first + count − 1` of a seed; no other seed has any of them."""
     groups = phantom_groups(first + count, seed)[first:]
-    return Tasks([functools.cache(functools.partial(_phantom, group)) for group in groups])
+    pictures = [functools.cache(functools.partial(_phantom, group)) for group in groups]
+    return Tasks(pictures, "", {f"phantom-{group.phantom}": group.key for group in groups})
 
 
 def case_tasks(manifest: Path, choice: Choice | None = None) -> Tasks:
@@ -89,9 +97,12 @@ def case_tasks(manifest: Path, choice: Choice | None = None) -> Tasks:
     """
     cases, problems = read_cases(manifest)
     kept: list[_Kept] = []
+    scans: dict[str, str] = {}
     for group in tqdm(groups_of(cases), desc="reading", mininterval=2, leave=False):
         source = Source(group, choice or Choice())
         problems += source.problems
+        if source.places:
+            scans[source.scan] = group.key
         for place in source.places:
             shown = source.show(place)
             if isinstance(shown, Problem):
@@ -103,7 +114,7 @@ def case_tasks(manifest: Path, choice: Choice | None = None) -> Tasks:
     digest = hashlib.sha256()
     for each in kept:
         each.tell(digest.update)
-    return Tasks([each.whole for each in kept], digest.hexdigest())
+    return Tasks([each.whole for each in kept], digest.hexdigest(), scans)
 
 
 class _Kept:

@@ -19,6 +19,7 @@ a kill, goes on with the same command and ends as one left alone: every update's
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,9 +37,10 @@ from ibis_agent.run.episode import Limits
 from ibis_agent.segmenter.contract import Segmenter
 from torch import Tensor, nn
 
+from training.common.best import BEST, Best
 from training.common.commands import ending, settings_parser
-from training.common.pictures import Choice
-from training.common.policy_folder import HISTORY, history_of, named, new_folder, write_policy
+from training.common.pictures import Choice, refuse_overlap
+from training.common.policy_folder import HISTORY, history_of, named, new_folder, scans_learned, write_policy
 from training.common.resuming import Curves, learning_rate, save_atomically
 from training.common.run_folder import SETTINGS, same_run
 from training.common.settings import read_settings, settings_to_json
@@ -76,6 +78,7 @@ class Run:
         self.out = check_writable_folder(settings.out)
         self.tasks = tasks or tasks_of(settings.tasks, self.card)
         self.held = tasks_of(settings.held, self.card)
+        refuse_overlap(self.tasks.scans, self.held.scans, file)
         facts = {
             "model": self.found.sha256,
             "segmenter": self.segmenter.identity["sha256"],
@@ -83,7 +86,7 @@ class Run:
             "held": self.held.identity,
         }
         _same_run(settings, facts)
-        self.update = 0
+        self.update, self.measured, self.collapsed = 0, dict[str, float](), ""
         self._load(device, precision)
 
     def _load(self, device: str, precision: str) -> None:
@@ -105,6 +108,7 @@ class Run:
         self.optimiser = torch.optim.AdamW(
             self.trained.values(), lr=settings.rate, weight_decay=settings.weight_decay
         )
+        self.best = Best(self.out / BEST, settings.collapse, device)
         checkpoint = self.out / _CHECKPOINT
         if checkpoint.is_file():
             state = torch.load(checkpoint, weights_only=True, map_location=device)
@@ -131,8 +135,6 @@ class Run:
             for rollout, values in zip(group, advantages(group, settings.rewards), strict=True):
                 turns += zip(rollout.turns, values.tolist(), strict=True)
         chances = np.concatenate([turn.said.logprobs for turn, _ in turns])
-        if not settings.kl:
-            turns = [(turn, value) for turn, value in turns if value]
         self._set_rate()
         sums = {"clipped": 0.0, "kl": 0.0, "gradient": 0.0, "tokens": 0.0, "steps": 0.0}
         rng = np.random.default_rng([settings.seed, self.update, 1])
@@ -144,13 +146,21 @@ class Run:
             "clipped": sums["clipped"] / tokens,
             "gradient": sums["gradient"] / steps,
             "entropy": -float(chances.mean()),
-            "turns_learned": float(len(turns)),
+            "turns_learned": float(sum(bool(value) for _, value in turns)),
             **({"kl": sums["kl"] / tokens} if settings.kl else {}),
         }
 
     def _step(self, turns: Sequence[tuple[RolloutTurn, float]], sums: dict[str, float]) -> None:
-        """One step of the optimiser: the mean over all tokens of `turns`."""
+        """One step of the optimiser: the mean over all tokens of `turns`.
+
+        Turns without an advantage are not computed, but counted: the loss is the same as if they were.
+        """
         settings = self.settings
+        count = sum(len(turn.said.ids) for turn, _ in turns)
+        if not settings.kl:
+            turns = [(turn, value) for turn, value in turns if value]
+        if not turns:
+            return
         # What was said several times in the same state is computed once.
         alike: dict[tuple[bytes, tuple[int, ...]], list[tuple[Sample, float]]] = {}
         said: list[tuple[Request, tuple[int, ...]]] = []
@@ -161,7 +171,6 @@ class Run:
                 said.append((turn.request, turn.said.ids))
             alike.setdefault(key, []).append((turn.said, value))
         several = list(alike.values())
-        count = sum(len(turn.said.ids) for turn, _ in turns)
         self.optimiser.zero_grad(set_to_none=True)
         for batch in self.policy.batches(said, settings.tokens):
             mine = [said[n] for n in batch]
@@ -211,18 +220,22 @@ class Run:
         return torch.autocast(self.policy.device.type, torch.bfloat16)
 
     def measure(self) -> dict[str, float]:
-        """Greedy figures on the held questions."""
+        """Greedy figures on the held questions; the state is kept if it is the best so far."""
         questions, most = self.held.every(2, self.settings.seed), self.settings.replies
         groups: list[list[Rollout]] = []
         with self._computing():
             for start in range(0, len(questions), most):  # what all would be asked may not fit the memory
                 groups += self.roller.run(questions[start : start + most], 1, 0.0)
-        return {f"held_{k}": v for k, v in figures(groups).items()}
+        self.measured = {f"held_{k}": v for k, v in figures(groups).items()}
+        self.collapsed = self.best.note(self.update, self.measured, self.trained)
+        return self.measured
 
-    def measured_before(self, curves: Curves) -> dict[str, float]:
-        """What was measured after the last of the updates done, where the run was stopped behind it."""
+    def remember(self, curves: Curves) -> None:
+        """Take up what was measured after the last of the updates done, where the run was stopped behind it."""
         rows = [row for row in curves.rows if row["step"] == self.update]
-        return {k: v for row in rows for k, v in row.items() if k.startswith("held_")}
+        self.measured = {k: v for row in rows for k, v in row.items() if k.startswith("held_")}
+        if self.measured:  # it may have been stopped between the collapse and the end
+            self.collapsed = self.best.collapse(self.measured)
 
     def save(self) -> None:
         """The checkpoint: what is trained, the optimiser's state, and the updates done."""
@@ -230,12 +243,16 @@ class Run:
         state = {"trained": trained, "optimiser": self.optimiser.state_dict(), "update": self.update}
         save_atomically(state, self.out / _CHECKPOINT)
 
-    def finish(self, seconds: float, found: dict[str, float]) -> Path:
-        """Write the adapter or the policy's folder. Raises OutputError."""
+    def finish(self, seconds: float) -> Path:
+        """Write the adapter or the policy's folder, of the state to be kept. Raises OutputError."""
         settings, before = self.settings, self.card.name
+        found, kept = self.measured, self.update
+        if self.collapsed or (settings.keep == "best" and self.best.step >= 0):
+            found, kept = self.best.figures, self.best.step
+            self.best.restore(self.trained)
         how = f"LoRA of rank {settings.lora.rank}" if settings.tune == "lora" else "all weights"
         origin = (
-            f"GRPO ({how}, {self.update} updates of {settings.questions} × {settings.group} rollouts, "
+            f"GRPO ({how}, {kept} updates of {settings.questions} × {settings.group} rollouts, "
             f"seed {settings.seed}) of {before} ({self.found.sha256[:12]})."
         )
         history = history_of(
@@ -245,6 +262,9 @@ class Run:
             settings=settings_to_json(settings),
             segmenter=self.segmenter.identity,
             updates=self.update,
+            kept_update=kept,
+            **({"collapsed": self.collapsed} if self.collapsed else {}),
+            scans=scans_learned(self.found.folder, self.tasks.scans),
             seconds=round(seconds, 1),
             figures={key: round(value, 5) for key, value in found.items()},
         )
@@ -297,10 +317,13 @@ def train(
         for name, value in row.items():
             board.add_scalar(name, value, run.update)
 
-    stopping, measured = Stopping(), run.measured_before(curves)
+    stopping = Stopping()
+    run.remember(curves)
     try:
         with stopping.listening():
-            while run.update < settings.updates:
+            if settings.evaluate_every and not run.update:
+                note(run.measure())
+            while run.update < settings.updates and not run.collapsed:
                 started = time.perf_counter()
                 groups = run.rollouts()
                 rolled = time.perf_counter()
@@ -311,16 +334,17 @@ def train(
                 note(row)
                 last = run.update == settings.updates
                 if last or (settings.evaluate_every and run.update % settings.evaluate_every == 0):
-                    measured = run.measure()
-                    note(measured)
-                if last or stopping.asked or run.update % settings.save_every == 0:
+                    note(run.measure())
+                if last or run.collapsed or stopping.asked or run.update % settings.save_every == 0:
                     run.save()
-                if stopping.asked and not last:
+                if stopping.asked and not last and not run.collapsed:
                     raise Cancelled(f"stopped at update {run.update}; the same command goes on from there")
     finally:
         curves.plot(settings.out / "curves.png", run.card.name)
         board.close()
-    return run.finish(time.perf_counter() - begun, measured)
+    if run.collapsed:
+        print(f"{run.collapsed}; the state of update {run.best.step} is kept", file=sys.stderr, flush=True)
+    return run.finish(time.perf_counter() - begun)
 
 
 def result_of(settings: GrpoSettings) -> Path:

@@ -135,13 +135,14 @@ class ReplyTrainer(Trainer):
 class Plotted(TrainerCallback):
     """The curves as JSON lines, a plot and TensorBoard files; rewound when a run goes on from a checkpoint."""
 
-    def __init__(self, folder: Path, title: str, resumed_at: int) -> None:
+    def __init__(self, folder: Path, title: str, resumed_at: int, watch: Any = None) -> None:
+        """watch: what asks the held questions before this is called; its `figures` are shown, too."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._curves, self._folder, self._title = Curves(folder, resumed_at), folder, title
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1)
         self._begun = self._plotted = time.perf_counter()
-        self._step = resumed_at
+        self._step, self._watch = resumed_at, watch
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         row = {name: float(logs[key]) for key, name in _SHOWN.items() if key in (logs or {})}
@@ -164,6 +165,10 @@ class Plotted(TrainerCallback):
         self._plot()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._watch is not None:
+            self._curves.add(step=state.global_step, **self._watch.figures)
+            for name, value in self._watch.figures.items():
+                self._board.add_scalar(name, value, state.global_step)
         if state.global_step >= state.max_steps:
             self._plot()
 

@@ -46,6 +46,10 @@ class SftSettings:
         checkpointing: computes activations twice instead of keeping them.
         longest: tokens of a sample; 0: as many as the policy reads.
         held: share of the scans that is measured on and not learned from.
+        asked: so many held questions are answered, with the segmenter, at every measurement; 0: none.
+        segmenter: a checkpoint, for them; None for the demo's.
+        keep_state: the "best" of the states in which they were asked becomes the policy, or the "last".
+        collapse: the run ends where their quality falls below this share of the best; 0: never.
         evaluate_every, save_every, log_every: steps; evaluate_every 0 measures at the end only.
         keep: checkpoints; at least two, so that a kill while one is written leaves the other.
         bad_data: "skip" lists what cannot be used in data.json and goes on, "refuse" stops at the first.
@@ -76,6 +80,10 @@ class SftSettings:
     checkpointing: bool = False
     longest: int = setting(0, least=0)
     held: float = setting(0.05, least=0, most=0.9)
+    asked: int = setting(16, least=0)
+    segmenter: Path | None = None
+    keep_state: Literal["best", "last"] = "best"
+    collapse: float = setting(0.5, least=0, most=1)
     evaluate_every: int = setting(0, least=0)
     save_every: int = setting(200, least=1)
     log_every: int = setting(10, least=1)

@@ -29,15 +29,25 @@ from ibis_agent.policy.folder import PolicyFolder, look_into
 from ibis_agent.policy.qwen25.chat import Chat
 from ibis_agent.policy.qwen25.local import load_model
 from ibis_agent.policy.required_memory import free_bytes, gigabytes
+from ibis_agent.segmenter.sam2.predictor import Segmenter
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from training.common.commands import ending, settings_parser
-from training.common.policy_folder import HISTORY, history_of, named, new_folder, quietly, write_policy
+from training.common.policy_folder import (
+    HISTORY,
+    history_of,
+    named,
+    new_folder,
+    quietly,
+    scans_learned,
+    write_policy,
+)
 from training.common.run_folder import SETTINGS, same_run
 from training.common.settings import read_settings, settings_to_json
 from training.sft.reply_trainer import Batches, Marked, Plotted, ReplyTrainer, Stopping, last_checkpoint
 from training.sft.settings import FREE, SftSettings, changed_card
 from training.sft.turn_data import Checked, Turns, check_data
+from training.sft.watch import Watch, held_questions, trained_of
 
 _LANGUAGE = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 _VISION = r"model\.visual\.(blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate|up|down)_proj)|merger\.mlp\.[02])"
@@ -75,25 +85,42 @@ def fine_tune(settings: SftSettings, file: str | None = None) -> Path:
     checkpoint, step = last_checkpoint(out / "checkpoints", clear=first)
     if checkpoint and first:
         print(f"going on from step {step}", flush=True)
-    stopping = Stopping()
+    stopping, watch = Stopping(), _watch(settings, data, chat, card, device)
     trainer = ReplyTrainer(
         model=model,
         args=arguments,
         data_collator=Batches(chat, settings.digits),
         train_dataset=Turns(data.places, chat, card),
         eval_dataset=Turns(data.held, chat, card) if data.held else None,
-        callbacks=[Marked(), stopping, *([Plotted(out, card.name, step)] if first else [])],
+        callbacks=[
+            Marked(),
+            stopping,
+            *([watch] if watch else []),
+            *([Plotted(out, card.name, step, watch)] if first else []),
+        ],
     )
     trainer.remove_callback(PrinterCallback)  # Plotted prints
     with stopping.listening(), quietly():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if stopping.asked and trainer.state.global_step < trainer.state.max_steps:
+    collapsed = watch.collapsed if watch else ""
+    if watch and collapsed:
+        print(f"{collapsed}; the state of step {watch.best.step} is kept", file=sys.stderr, flush=True)
+    if stopping.asked and not collapsed and trainer.state.global_step < trainer.state.max_steps:
         raise Cancelled(f"stopped at step {trainer.state.global_step}; the same command goes on from there")
     now = trainer.state.global_step
     if data.held and not any("eval_loss" in row and row["step"] == now for row in trainer.state.log_history):
         trainer.evaluate()
-    _finish(settings, found, card, trainer, data, result, time.perf_counter() - begun)
+    _finish(settings, found, card, trainer, data, result, time.perf_counter() - begun, watch)
     return result
+
+
+def _watch(settings: SftSettings, data: Checked, chat: Chat, card: ModelCard, device: str) -> Watch | None:
+    """Who asks the held questions. Sharded weights cannot be asked without being brought together each time."""
+    if not data.held or not settings.asked or settings.trainer.get("fsdp"):
+        return None
+    segmenter = Segmenter.load(settings.segmenter, device="cpu" if device == "cpu" else device)
+    questions = held_questions(data.held, settings.asked)
+    return Watch(questions, segmenter, chat, card, settings.out, settings.collapse)
 
 
 def trainable_model(settings: SftSettings, found: PolicyFolder, device: str, precision: str) -> Any:
@@ -233,7 +260,14 @@ def _finish(
     data: Checked,
     result: Path,
     seconds: float,
+    watch: Watch | None,
 ) -> None:
+    kept, asked = trainer.state.global_step, dict[str, float]()
+    if watch is not None:
+        asked = watch.figures
+        if watch.best.step >= 0 and (settings.keep_state == "best" or watch.collapsed):
+            kept, asked = watch.best.step, watch.best.figures
+            watch.best.restore(trained_of(trainer.model))
     model = trainer.accelerator.unwrap_model(trainer.model)
     # Sharded weights are brought together by all processes.
     state = trainer.accelerator.get_state_dict(trainer.model) if trainer.args.world_size > 1 else None
@@ -243,7 +277,7 @@ def _finish(
     steps = trainer.state.global_step
     how = f"LoRA of rank {settings.lora.rank}" if settings.tune == "lora" else "all weights"
     origin = (
-        f"Supervised fine-tuning ({how}, {steps} steps, seed {settings.seed}) of {load_card(settings.model).name} "
+        f"Supervised fine-tuning ({how}, {kept} steps, seed {settings.seed}) of {load_card(settings.model).name} "
         f"({found.sha256[:12]}) on {data.questions} questions about {data.pictures} pictures."
     )
     history = history_of(
@@ -253,8 +287,15 @@ def _finish(
         settings=settings_to_json(settings),
         data=data.to_json() | {"refused": len(data.refused)},
         steps=steps,
+        kept_step=kept,
+        **({"collapsed": watch.collapsed} if watch is not None and watch.collapsed else {}),
+        scans=scans_learned(settings.model, data.scans),
         seconds=round(seconds, 1),
-        figures={k: round(float(last[k]), 5) for k in ("loss", "eval_loss", "eval_accuracy") if k in last},
+        figures={
+            k: round(float(v), 5)
+            for k, v in {**last, **asked}.items()
+            if k in ("loss", "eval_loss", "eval_accuracy") or k in asked
+        },
     )
     new = named(card, settings.name, origin)
     if settings.tune == "full":

@@ -51,6 +51,7 @@ class Checked:
         questions: usable ones, the held ones included.
         pictures: different ones.
         mistakes: turns that are shown but not learned.
+        scans: digests of the scans that the places are from, where the folders tell them.
         sha256: of the files' contents.
     """
 
@@ -60,6 +61,7 @@ class Checked:
     questions: int = 0
     pictures: int = 0
     mistakes: int = 0
+    scans: list[str] = field(default_factory=list)
     sha256: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -96,6 +98,7 @@ def check_data(
     """
     found = Checked()
     seen: set[str] = set()
+    digests: set[str] = set()
     pictures: dict[Path, tuple[int, int]] = {}
     groups: dict[str, list[Place]] = {}
     digest = hashlib.sha256()
@@ -118,6 +121,8 @@ def check_data(
                 found.refused.append(f"{where}: {why}")
                 continue
             seen.add(record["id"])
+            if record.get("scan"):
+                digests.add(str(record["scan"]))
             group = groups.setdefault(scan_of(folder, record), [])
             for number, turn in enumerate(record["turns"]):
                 if turn.get("learn", True):
@@ -127,6 +132,7 @@ def check_data(
     aside = held_out(list(groups), held)
     for name, places in groups.items():
         (found.held if name in aside else found.places).extend(places)
+    found.scans = sorted(digests - aside)
     found.questions, found.pictures, found.sha256 = len(seen), len(pictures), digest.hexdigest()
     if not found.places:
         raise InputError(
@@ -257,7 +263,12 @@ def _picture_size(path: Path) -> tuple[int, int]:
 
 
 def scan_of(folder: Path, record: Mapping[str, Any]) -> str:
-    """What a question shares with others: the scan that its picture is from, by the number in its name."""
+    """What a question shares with others: the scan that its picture is from, by its content.
+
+    Folders of older versions do not tell it: there by the number in the picture's name.
+    """
+    if record.get("scan"):
+        return str(record["scan"])
     return f"{folder.name}/{Path(record['image']).stem.partition('-')[0]}"
 
 

@@ -68,6 +68,13 @@ class Run:
     slip: tuple[int, str] | None = None
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A question without a run, and why."""
+
+    reason: str
+
+
 def work(
     segmenter: Any,
     embedding: Any,
@@ -76,14 +83,14 @@ def work(
     others: Mapping[str, np.ndarray],
     recipe: Recipe,
     rng: np.random.Generator,
-) -> Run | None:
-    """Click on the structure `truth` until it is good enough; None where the run is left out.
+) -> Run | LeftOut:
+    """Click on the structure `truth` until it is good enough; LeftOut where there is nothing to learn from.
 
     Whether a mistake is made, when and of which kind is drawn from `rng`: among the clicks that the same
     expert needs without one, so that the share is met.
     """
     run = _finished(_clicked(segmenter, embedding, rgb, truth, others, recipe, rng), recipe)
-    if run is None or rng.random() >= recipe.mistake_share:
+    if isinstance(run, LeftOut) or rng.random() >= recipe.mistake_share:
         return run
     kinds = [str(kind) for kind in rng.permutation(list(recipe.mistake_kinds))]
     at = int(rng.integers(len(run.steps)))
@@ -92,7 +99,7 @@ def work(
         for _ in range(_TRIES if kind == "beside" else 1):  # the one that often does no harm
             tried = _clicked(segmenter, embedding, rgb, truth, others, recipe, rng, (when, kind))
             slipped = _finished(tried, recipe) if _hurts(tried, run) else None
-            if slipped is not None:
+            if isinstance(slipped, Run):
                 return slipped
     return run
 
@@ -122,7 +129,7 @@ def turns_of(
         turns.append(turn_row(number + 1, mask, overlap, step.click, text, step.iou, kind))
         mask, overlap, after = step.mask, step.iou, kind
     if run.ended:
-        end = Terminate(templates.answer(structure, present, recipe.style, rng))
+        end = Terminate(templates.answer(structure, present, recipe.style, rng, overlap))
         moment = templates.Moment(structure, end, not run.steps, present, overlap, after)
         text = templates.thinking(moment, recipe.style, rng)
         turns.append(turn_row(len(turns) + 1, mask, overlap, end, text, overlap, None))
@@ -204,23 +211,27 @@ def _clicked(
     return Run(tuple(steps), False, slipped[0] if slipped else None)
 
 
-def _finished(run: Run, recipe: Recipe) -> Run | None:
+def _finished(run: Run, recipe: Recipe) -> Run | LeftOut:
     """The run with its end, by the recipe's rule for unfinished ones."""
     steps = run.steps
     if not steps:
-        return None
+        return LeftOut("there is nothing to click on")
     if steps[-1].iou >= recipe.iou_threshold:
         return Run(steps, True, run.slip)
     if recipe.unfinished == "keep":
         return Run(steps, False, run.slip)
+    best = max(range(len(steps)), key=lambda n: steps[n].iou)
+    reached = f"the best of {len(steps)} clicks came to IoU {steps[best].iou:.2f}"
     if recipe.unfinished == "drop":
-        return None
+        return LeftOut(f"{reached}, below --iou-threshold {recipe.iou_threshold:g}")
     # A recovery must stay: what comes before it is not looked at.
     first = 0 if run.slip is None else run.slip[0] + 1
     if first >= len(steps):
-        return None
+        return LeftOut("the mistake was never recovered from")
     best = max(range(first, len(steps)), key=lambda n: steps[n].iou)
-    return Run(steps[: best + 1], True, run.slip) if steps[best].iou >= recipe.least_iou else None
+    if steps[best].iou < recipe.least_iou:
+        return LeftOut(f"{reached}, below --least-iou {recipe.least_iou:g}")
+    return Run(steps[: best + 1], True, run.slip)
 
 
 def _next(mask: np.ndarray | None, truth: np.ndarray, past: list[Click]) -> Click | None:

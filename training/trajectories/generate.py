@@ -9,36 +9,35 @@ mask on them, `published.json` (the published generator's format, with the click
 our own trajectory form for each, and `report.json`: what came of it and what was wrong with the data, by name.
 
 A run that was stopped, by Ctrl-C or a kill, goes on with the same command and ends with the same files as one
-left alone. The same options and seed give the same files, with any number of workers on the same machine.
+left alone. The same options and seed give the same files, with any number of workers on the same machine. A
+finished folder is not begun again; scans that came to SOURCE since are added to it. `--shard 2/8` does one of
+eight parts, on any machine that sees DIR; the part that ends last puts everything together.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import shutil
 import sys
 import time
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-import numpy as np
 from ibis_agent.cases.case import Problem
-from ibis_agent.cases.cases import refuse, tally
+from ibis_agent.cases.cases import refuse
 from ibis_agent.errors import InputError
-from ibis_agent.files import atomic_write, check_writable_folder, write_json
+from ibis_agent.files import check_writable_folder
 from tqdm import tqdm
 
 from training.common.commands import ending
 from training.common.pictures import Group
+from training.common.processes import Shard, one_at_a_time
 from training.common.run_folder import same_run
+from training.trajectories import folder
+from training.trajectories.folder import NAME
 from training.trajectories.options import arguments, groups_for, work_of
-from training.trajectories.parts import Work, do_all, load_segmenter, read_parts
-
-NAME = "trajectories.jsonl"
+from training.trajectories.parts import Work, do_all, is_done, load_segmenter
 
 
 class Turn(TypedDict):
@@ -64,9 +63,7 @@ class Turn(TypedDict):
     iou_after: float
 
 
-class Sample(TypedDict):
-    """One question about one picture. `image` is relative to the folder; an empty target is not there."""
-
+class _Asked(TypedDict):
     id: str
     image: str
     height: int
@@ -77,9 +74,18 @@ class Sample(TypedDict):
     turns: list[Turn]
 
 
-def read_trajectories(folder: Path) -> Iterator[Sample]:
+class Sample(_Asked, total=False):
+    """One question about one picture. `image` is relative to the folder; an empty target is not there.
+
+    `scan` is a digest of the voxels that the picture is from; folders of older versions lack it.
+    """
+
+    scan: str
+
+
+def read_trajectories(source: Path) -> Iterator[Sample]:
     """The samples of a folder that this command filled, in their order. Raises InputError."""
-    path = Path(folder) / NAME
+    path = Path(source) / NAME
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
@@ -87,7 +93,7 @@ def read_trajectories(folder: Path) -> Iterator[Sample]:
                     sample = json.loads(line)
                 except ValueError as error:
                     raise InputError(f"line {number} is not JSON", file=path, value=error) from error
-                if not isinstance(sample, dict) or set(Sample.__annotations__) - set(sample):
+                if not isinstance(sample, dict) or Sample.__required_keys__ - set(sample):
                     raise InputError(f"line {number} is no question about a picture", file=path)
                 yield sample  # type: ignore[misc]
     except OSError as error:
@@ -106,8 +112,13 @@ def make(
     workers: int = 1,
     strict: bool = False,
     segmenter: Any = None,
+    shard: Shard | None = None,
 ) -> dict[str, Any]:
     """Make the trajectories of all groups, or go on making them, and return the report.
+
+    A finished folder is left as it is; groups that it does not have yet are added behind. With a `shard`,
+    only its groups are read, and the report is empty until the other shards are done: the last one puts
+    everything together.
 
     Raises InputError for a folder that holds another run's, and with `strict` for the first problem;
     KeyboardInterrupt leaves everything so that the same call goes on. segmenter: one that is loaded already
@@ -115,106 +126,54 @@ def make(
     """
     if strict:
         refuse(problems)
-    out = check_writable_folder(work.out)
+    out, shard = check_writable_folder(work.out), shard or Shard()
+    segmenter = segmenter or load_segmenter(work)
+    with one_at_a_time(out / ".lock"):
+        _same_run(work, segmenter.identity)
+        numbers = folder.numbered(out, groups)
+    done = folder.finished(out, len(numbers))
+    if done is not None:
+        print(f"{out} is finished already", file=sys.stderr)
+        return done
     check_writable_folder(out / "parts")
     check_writable_folder(out / "pictures")
-    segmenter = segmenter or load_segmenter(work)
-    _same_run(work, groups, segmenter.identity)
+    merged = folder.merged(out)
+    mine = [(number, group) for number, group in numbers if number >= merged and shard.has(number)]
     begun = time.perf_counter()
     with tqdm(total=0, desc="pictures", unit="picture", mininterval=1, smoothing=0.05) as progress:
-        do_all(work, groups, workers, segmenter, progress)
+        do_all(work, mine, workers, segmenter, progress)
         made = progress.n
     seconds = time.perf_counter() - begun
-    report = _merge(work, groups, list(problems), segmenter.identity, strict)
-    shutil.rmtree(out / "parts")
     print(f"{made} pictures in {seconds:.0f} s, {made / max(seconds, 1e-9):.2f} a second", file=sys.stderr)
-    return report
+    with one_at_a_time(out / ".lock"):
+        done = folder.finished(out, len(numbers))
+        if done is not None:  # by another shard
+            return done
+        missing = sum(not is_done(out, number) for number, _ in numbers if number >= merged)
+        if missing:
+            print(f"part {shard.number} of {shard.count} is done, {missing} scans are not", file=sys.stderr)
+            return {}
+        return folder.merge(out, len(numbers), problems, segmenter.identity, strict)
 
 
-def _same_run(work: Work, groups: Sequence[Group], identity: dict[str, str]) -> None:
+def _same_run(work: Work, identity: dict[str, str]) -> None:
     """Refuse a folder that other options began."""
     options = {
         key: value
         for key, value in dataclasses.asdict(work).items()
-        if key not in ("out", "segmenter", "device", "root")
+        if key not in ("out", "segmenter", "device", "root", "store")
     }
-    cases = [[case.id, sorted(case.labels.items())] for group in groups for case in group.cases]
-    cases += [[group.key, []] for group in groups if group.phantom is not None]
-    listed = hashlib.sha256(json.dumps(cases).encode()).hexdigest()
-    facts = {"segmenter": identity, "cases": listed}
-    same_run(work.out / "options.json", json.loads(json.dumps(options)), facts)
-
-
-def _merge(
-    work: Work, groups: Sequence[Group], problems: list[Problem], identity: dict[str, str], strict: bool
-) -> dict[str, Any]:
-    """All parts as the final files. Every question is written once, in the order of the groups."""
-    counts: Counter[str] = Counter()
-    mistakes: Counter[str] = Counter()
-    clicks: dict[str, list[int]] = defaultdict(list)
-    ious: dict[str, list[float]] = defaultdict(list)
-    left_out: list[dict[str, str]] = []
-    with atomic_write(work.out / NAME) as lines, atomic_write(work.out / "published.json") as published:
-        with (
-            lines.open("w", encoding="utf-8") as line_file,
-            published.open("w", encoding="utf-8") as json_file,
-        ):
-            begun = False
-            for number in range(len(groups)):
-                for part in read_parts(work.out, number):
-                    problems += [Problem(**each) for each in part["problems"]]
-                    left_out += part.get("left_out", [])
-                    counts["pictures"] += bool(part.get("samples"))
-                    for sample in part.get("samples", []):
-                        line_file.write(json.dumps(sample, ensure_ascii=False) + "\n")
-                        _count(sample, counts, mistakes, clicks, ious)
-                    for each in part.get("published", []):
-                        counts["without_published_form"] += each is None
-                        if each is not None:
-                            json_file.write(
-                                (",\n" if begun else "[\n") + json.dumps(each, ensure_ascii=False)
-                            )
-                            begun = True
-            json_file.write("\n]\n" if begun else "[]\n")
-        if strict:
-            refuse(problems)
-    report = {
-        **counts,
-        "mistakes": dict(sorted(mistakes.items())),
-        "structures": {
-            name: {
-                "questions": len(clicks[name]),
-                "clicks_mean": round(float(np.mean(clicks[name])), 3),
-                "iou_mean": round(float(np.mean(ious[name])), 4),
-            }
-            for name in sorted(clicks)
-        },
-        "left_out": {"count": len(left_out), "each": left_out},
-        "problems": tally(problems),
-        "segmenter": identity,
-    }
-    write_json(work.out / "report.json", report)
-    return report
-
-
-def _count(sample: Any, counts: Any, mistakes: Any, clicks: Any, ious: Any) -> None:
-    turns = sample["turns"]
-    counts["questions"] += 1
-    counts["turns"] += len(turns)
-    mistakes.update(turn["mistake"] for turn in turns if turn["mistake"])
-    if sample["target_rle"]:
-        clicks[sample["structure"]].append(sum(turn["kind"] == "click" for turn in turns))
-        ious[sample["structure"]].append(turns[-1]["iou_after"])
-    else:
-        counts["absent"] += 1
+    same_run(work.out / "options.json", json.loads(json.dumps(options)), {"segmenter": identity})
 
 
 def main() -> None:
-    args = arguments(__doc__).parse_args()
     with ending("stopped; the same command goes on from here"):
+        args = arguments(__doc__).parse_args()
         work = work_of(args)
         groups, problems = groups_for(args)
-        report = make(work, groups, problems, args.workers, args.strict)
+        report = make(work, groups, problems, args.workers, args.strict, shard=args.shard)
+    if not report:
+        return
     for problem in report["problems"]["each"]:
         print(f"{problem['kind']}: {problem['case']}: {problem['text']}", file=sys.stderr)
     print(

@@ -13,6 +13,7 @@ from ibis_agent.scan.geometry import PLANES, Orientation
 from ibis_agent.scan.picture import check_window
 
 from training.common.pictures import Choice, Group, groups_of, phantom_groups
+from training.common.processes import Shard
 from training.common.questions import NEVER_PRESENT
 from training.trajectories import templates
 from training.trajectories.expert import Recipe
@@ -32,6 +33,7 @@ def arguments(description: str = "") -> argparse.ArgumentParser:
     add("--phantoms", type=int, help="so many phantom pictures instead of a source")
     add("--seed", type=int, default=0)
     add("--workers", type=int, default=1, help="processes, each with one core and a segmenter of its own")
+    add("--shard", type=Shard.parse, default=Shard(), metavar="I/N", help="only part I of N of the scans")
     add("--names", type=Path, help="JSON: the names of the masks' values")
     add("--strict", action="store_true", help="refuse bad data instead of skipping it")
     add("--image", type=Path, help="a single scan or picture, with --mask (and --names) instead of a source")

@@ -33,6 +33,7 @@ from ibis_agent.run.episode import Step
 
 from training.common import questions
 from training.common.pictures import Choice, Group, Shown, Source
+from training.common.processes import end_with_parent
 from training.trajectories import expert
 
 
@@ -118,18 +119,20 @@ class Bench:
             rng = drawn_for(self.work.seed, shown.key, name)
             truth = everything.get(name, np.zeros(shown.picture.rgb.shape[:2], bool))
             others = {other: each for other, each in everything.items() if other != name}
-            run: expert.Run | None = expert.Run((), True)
+            run: expert.Run | expert.LeftOut = expert.Run((), True)
             if name in wanted:
                 rgb = shown.picture.rgb
                 run = expert.work(self.segmenter, embedding, rgb, truth, others, self.work.recipe, rng)
-            if run is None:
-                part["left_out"].append({"picture": shown.key, "structure": name})
+            if isinstance(run, expert.LeftOut):
+                reason = run.reason
+                part["left_out"].append({"picture": shown.key, "structure": name, "reason": reason})
                 continue
             asked = self.work.question.replace("{structure}", name) or questions.question(name, rng)
             turns = expert.turns_of(run, name, truth, self.work.recipe, rng)
             sample = {
                 "id": f"{shown.key}/{name}",
                 "image": file,
+                "scan": shown.scan,
                 "height": truth.shape[0],
                 "width": truth.shape[1],
                 "structure": name,
@@ -211,12 +214,16 @@ def recorded(shown: Shown, sample: dict[str, Any], run: expert.Run, identity: di
 # ---- many at a time --------------------------------------------------------------------------------------
 
 
-def do_all(work: Work, groups: Sequence[Group], workers: int, segmenter: Any, progress: Any) -> None:
-    """Make the parts that are not there yet. Raises KeyboardInterrupt once all processes have stopped.
+def do_all(
+    work: Work, groups: Sequence[tuple[int, Group]], workers: int, segmenter: Any, progress: Any
+) -> None:
+    """Make the parts of numbered groups that are not there yet.
+
+    Raises KeyboardInterrupt once all processes have stopped.
 
     segmenter: the one to use where there is but one worker. progress: a tqdm bar, in pictures.
     """
-    todo = [(number, group) for number, group in enumerate(groups) if not _done(work.out, number)]
+    todo = [(number, group) for number, group in groups if not is_done(work.out, number)]
     progress.total = len(todo)  # one picture for each group, until it is read
     if workers <= 1:
         bench = Bench(work, segmenter)
@@ -235,7 +242,7 @@ def do_all(work: Work, groups: Sequence[Group], workers: int, segmenter: Any, pr
         workers, mp_context=context, initializer=_begin, initargs=(work, news, stop)
     ) as pool:
         # The group's own part comes with share 0, which is begun first and so usually ends first; the others
-        # are found missing by `_done` if the run is killed between them.
+        # are found missing by `is_done` if the run is killed between them.
         waiting: set[Future[None]] = {
             pool.submit(_share, number, group, (k, shares)) for number, group in todo for k in range(shares)
         }
@@ -265,6 +272,7 @@ def _begin(work: Work, news: Any, stop: Any) -> None:
     """Once in every process. Ctrl-C is the parent's business."""
     global _place
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     _place = (Bench(work, load_segmenter(work)), news, stop)
 
 
@@ -323,7 +331,8 @@ def read_parts(out: Path, number: int) -> Iterator[dict[str, Any]]:
         yield json.loads((out / "parts" / part_name(number, n)).read_text(encoding="utf-8"))
 
 
-def _done(out: Path, number: int) -> bool:
+def is_done(out: Path, number: int) -> bool:
+    """Whether all parts of a group are there."""
     own = out / "parts" / group_name(number)
     if not own.is_file():
         return False

@@ -1,8 +1,8 @@
 """What a teacher is asked for one turn, and whether its answer can be used.
 
 The teacher sees what the policy sees, with a ring where the click will be; it is never given coordinates, so
-that it has none to repeat. An answer that tells what a policy
-cannot know, or argues for another step than the one taken, is refused with the reason.
+that it has none to repeat. An answer that tells what a policy cannot know, or argues for another step than
+the one taken, is refused with the reason.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
-VERSION = 1  # of the texts below; answers to another one are asked for anew
+from training.trajectories.templates import WELL
+
+VERSION = 2  # of the texts below; answers to another one are asked for anew
 SIDE = 768  # pixels of the longer side of the picture that is sent
 LONGEST, SHORTEST = 700, 20
 
@@ -35,6 +37,7 @@ _STEPS = {
     "positive": "It places a positive point at the yellow ring, to add what lies there.",
     "negative": "It places a negative point at the yellow ring, to take out what is green there.",
     "terminate": "It ends: the green area is good enough.",
+    "stop": "It ends: the green area is not exact, but further points no longer improve it.",
     "absent": "It ends without a point: what is asked for is not in the picture.",
 }
 _SLIPS = {
@@ -70,6 +73,11 @@ _NOT_THERE = re.compile(
 _COVERED = re.compile(
     r"\b(?:green|mask|segmentation) (?:area )?(?:covers|fits|follows|matches)|well covered", re.IGNORECASE
 )
+_FLAWLESS = re.compile(
+    r"\b(?:well|fully|completely|entirely|exactly) (?:covered|outlined|segmented)\b|"
+    r"\b(?:covers|fits|follows|matches)\b[^.]*\b(?:well|exactly|completely|fully)\b",
+    re.IGNORECASE,
+)
 _PLACES = re.compile(
     r"\b(left|right|upper|top|lower|bottom)(?:[- ](?:left|right))?(?:[- ]?hand)? "
     r"(?:side|half|part|edge|corner|third|quadrant)?\s?of the (?:picture|image|slice|frame)",
@@ -102,7 +110,8 @@ def messages_for(
     slip = slip_before(sample, turn)
     if slip is not None:
         state += f" {_SLIPS[slip]}; say how one sees that it was a mistake, and that this step mends it."
-    text = f'The question is: "{sample["question"]}"\n{state} {_STEPS[step]}'
+    told = "stop" if _falls_short(step, turn) else step
+    text = f'The question is: "{sample["question"]}"\n{state} {_STEPS[told]}'
     picture = picture_url(seen, (turn["x"], turn["y"]) if turn["kind"] == "click" else None)
     return [
         {"role": "system", "content": SYSTEM},
@@ -142,6 +151,8 @@ def checked(text: str, sample: Mapping[str, Any], turn: Mapping[str, Any]) -> st
         raise ValueError(f'the thinking contradicts the step: "{against.group()}"')
     if step in ("positive", "terminate") and _NOT_THERE.search(thinking):
         raise ValueError("the thinking says that what is there is not")
+    if _falls_short(step, turn) and _FLAWLESS.search(thinking):
+        raise ValueError("the thinking praises a mask that is not a good one")
     if step == "absent" and _COVERED.search(thinking):
         raise ValueError("the thinking sees a mask where there is none")
     if turn["kind"] == "click":
@@ -169,6 +180,11 @@ def tokens_of(height: int, width: int) -> tuple[int, int]:
     """(in, out): about how many tokens one turn costs. A picture counts one token for 28 × 28 pixels."""
     scale = SIDE / max(height, width) / 28
     return int(height * scale + 1) * int(width * scale + 1) + len(SYSTEM) // 4 + 90, 110
+
+
+def _falls_short(step: str, turn: Mapping[str, Any]) -> bool:
+    """Whether the turn ends on a mask that must not be called a good one."""
+    return step == "terminate" and float(turn["iou_before"]) < WELL
 
 
 def _check_places(thinking: str, x: float, y: float) -> None:

@@ -15,6 +15,7 @@ from training.common import questions
 from training.common.questions import zone
 
 STYLES = ("plain", "varied")
+WELL = 0.8  # IoU from which a mask may be called a good one: the published expert's own threshold
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ _DONE = (
     "The mask covers the {n} and keeps to it, so I stop here.",
     "The {n} is covered up to its border; further points would not improve it.",
 )
+_AS_FAR_AS_IT_GOES = (
+    "The green area covers most of the {n}, not all of its border. More points did not bring it closer.",
+    "The mask of the {n} is not exact, but further points have stopped improving it, so I end here.",
+    "Parts of the {n}'s border are still off. I leave it at that, since points no longer help.",
+)
 _ABSENT = (
     "I look through the picture for the {n} and do not find it.",
     "None of the structures here is the {n}; this slice does not reach it.",
@@ -76,6 +82,11 @@ _DONE_ANSWERS = (
     "The {n} is segmented.",
     "The {n} is visible and segmented.",
     "The green area shows the {n}.",
+)
+_PART_ANSWERS = (
+    "The {n} is segmented in part; its border needs a second look.",
+    "Most of the {n} is segmented.",
+    "The green area shows the {n}, though not exactly.",
 )
 _ABSENT_ANSWERS = (
     "There is no {n} in this picture.",
@@ -90,7 +101,8 @@ def thinking(moment: Moment, style: str, rng: np.random.Generator) -> str:
     if style == "plain":
         return _plain(moment)
     if isinstance(action, Terminate):
-        return _pick(_DONE if moment.present else _ABSENT, rng).format(n=name)
+        ends = _ABSENT if not moment.present else _DONE if moment.iou >= WELL else _AS_FAR_AS_IT_GOES
+        return _pick(ends, rng).format(n=name)
     where = zone(action.x, action.y)
     if moment.first and action.positive:
         return _pick(_FIRST, rng).format(n=name, z=where)
@@ -100,11 +112,14 @@ def thinking(moment: Moment, style: str, rng: np.random.Generator) -> str:
     return f"{before.format(n=name)} {text}" if before else text
 
 
-def answer(structure: str, present: bool, style: str, rng: np.random.Generator) -> str:
-    """What the question is answered with at the end."""
+def answer(structure: str, present: bool, style: str, rng: np.random.Generator, iou: float = 1.0) -> str:
+    """What the question is answered with at the end; `iou` is that of the mask."""
     if style == "plain":
+        if present and iou < WELL:
+            return questions.part_answer(structure)
         return questions.done_answer(structure) if present else questions.absent_answer(structure)
-    return _pick(_DONE_ANSWERS if present else _ABSENT_ANSWERS, rng).format(n=structure)
+    ends = _ABSENT_ANSWERS if not present else _DONE_ANSWERS if iou >= WELL else _PART_ANSWERS
+    return _pick(ends, rng).format(n=structure)
 
 
 def _plain(moment: Moment) -> str:
@@ -113,7 +128,9 @@ def _plain(moment: Moment) -> str:
         if moment.first and action.positive:
             return questions.first_thought(name, action)
         return questions.correction_thought(name, action)
-    return questions.done_thought(name) if moment.present else questions.absent_thought(name)
+    if not moment.present:
+        return questions.absent_thought(name)
+    return questions.done_thought(name) if moment.iou >= WELL else questions.part_thought(name)
 
 
 def _pick(texts: tuple[str, ...], rng: np.random.Generator) -> str:

@@ -23,13 +23,14 @@ from ibis_agent.segmenter.contract import Segmenter
 from training import evaluate
 from training.bench.volume import PreparedSlices, plain_predictor
 from training.common.pictures import Shown
+from training.common.processes import Shard
 from training.evaluation import table
 from training.evaluation.box import box_of, predict_box
 from training.evaluation.drawing import edges
 from training.evaluation.figures import figures
 from training.evaluation.measure import Measures, OnePicture, ask, measure
 from training.evaluation.page import choose_worst, page
-from training.evaluation.rows import Shard, read_rows
+from training.evaluation.rows import read_rows
 from training.evaluation.sources import Phantoms
 
 PHANTOMS = ["--phantoms", "3", "--seed", "7", "--oracle-only"]

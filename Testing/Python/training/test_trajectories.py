@@ -343,8 +343,9 @@ def test_a_run_that_never_gets_good_enough_ends_at_its_best_or_goes_on_or_is_lef
     assert [turn["kind"] for turn in turns_of(kept, "liver", TRUTH, never, np.random.default_rng(0))] == [
         "click"
     ] * 12
-    assert run(replace(never, unfinished="drop")) is None
-    assert run(replace(never, least_iou=0.99)) is None
+    assert "below --iou-threshold 0.999" in run(replace(never, unfinished="drop")).reason
+    left = run(replace(never, least_iou=0.99))
+    assert f"IoU {max(ious):.2f}, below --least-iou 0.99" in left.reason
     patient = run(replace(never, unfinished="keep", patience=2))
     assert len(patient.steps) < 12 and max(s.iou for s in patient.steps) >= 0.9 * max(ious)
 
