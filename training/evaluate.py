@@ -158,8 +158,8 @@ def run(args: argparse.Namespace) -> int:
     segmenter = segmenters.open(args.segmenter, args.segmenter_config, args.device)
     policy = None
     if not args.oracle_only:
-        if isinstance(pictures, LabelledData) and not args.seen:
-            learned = scans_learned(args.policy or demo_policy())
+        if args.policy is not None and isinstance(pictures, LabelledData) and not args.seen:
+            learned = scans_learned(args.policy)
             refuse_overlap(dict.fromkeys(learned, "what the policy learned from"), pictures.scans)
         policy = policies.open(args.policy, args.device, args.precision)
     how = measures_of(args, pictures)

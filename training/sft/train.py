@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ibis_agent.segmenter as segmenters
 import torch
 from ibis_agent.errors import Cancelled, InputError, ModelError
 from ibis_agent.files import check_writable_folder, write_json
@@ -29,7 +30,6 @@ from ibis_agent.policy.folder import PolicyFolder, look_into
 from ibis_agent.policy.qwen25.chat import Chat
 from ibis_agent.policy.qwen25.local import load_model
 from ibis_agent.policy.required_memory import free_bytes, gigabytes
-from ibis_agent.segmenter.sam2.predictor import Segmenter
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from training.common.commands import ending, settings_parser
@@ -118,7 +118,7 @@ def _watch(settings: SftSettings, data: Checked, chat: Chat, card: ModelCard, de
     """Who asks the held questions. Sharded weights cannot be asked without being brought together each time."""
     if not data.held or not settings.asked or settings.trainer.get("fsdp"):
         return None
-    segmenter = Segmenter.load(settings.segmenter, device="cpu" if device == "cpu" else device)
+    segmenter = segmenters.open(settings.segmenter, device=device)
     questions = held_questions(data.held, settings.asked)
     return Watch(questions, segmenter, chat, card, settings.out, settings.collapse)
 

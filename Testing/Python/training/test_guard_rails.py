@@ -14,11 +14,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("sam2")
 
-from ibis_agent.cli.request import demo_policy
+import ibis_agent.segmenter as segmenters
 from ibis_agent.errors import InputError
 from ibis_agent.policy.card import load_card
 from ibis_agent.policy.qwen25.chat import Chat
-from ibis_agent.segmenter.sam2.predictor import Segmenter
+from ibis_agent.policy.qwen25.source import demo_folder
 from phantom_trajectories import make_trajectories
 
 from training.common.best import Best
@@ -47,7 +47,7 @@ def _scan(folder: Path, name: str, seed: int) -> None:
 
 def _grpo(out: Path, *changes: str) -> GrpoSettings:
     small = ["questions=2", "group=2", "updates=3", "max_turns=2", "save_every=1", "minibatches=1"]
-    small += ["evaluate_every=1", "held.phantoms=2", f"model={demo_policy()}", f"out={out}"]
+    small += ["evaluate_every=1", "held.phantoms=2", f"model={demo_folder()}", f"out={out}"]
     return read_settings(CONFIGS / "grpo-demo.yaml", GrpoSettings, [*small, *changes])
 
 
@@ -71,8 +71,8 @@ def test_two_folders_about_one_scan_are_held_out_together(tmp_path: Path) -> Non
             record["scan"] = f"{Path(record['image']).stem:0>32}"
         text = "".join(json.dumps(each) + "\n" for each in records)
         (folder / "trajectories.jsonl").write_text(text, "utf-8")
-    card = load_card(demo_policy())
-    found = check_data(folders, Chat.load(demo_policy(), card), card, held=0.3)
+    card = load_card(demo_folder())
+    found = check_data(folders, Chat.load(demo_folder(), card), card, held=0.3)
     sides = []
     for places in (found.places, found.held):
         scans = set()
@@ -108,7 +108,7 @@ def test_a_collapse_at_once_goes_back_to_the_start(tmp_path: Path) -> None:
 def test_a_grpo_run_that_collapses_ends_with_the_best_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    segmenter, tasks = Segmenter.load(device="cpu"), phantom_tasks(2, seed=8)
+    segmenter, tasks = segmenters.open(device="cpu"), phantom_tasks(2, seed=8)
     learn = grpo.Run.learn
 
     def ruined(run: grpo.Run, groups: Any) -> dict[str, float]:
@@ -138,7 +138,7 @@ def test_a_fine_tuning_that_collapses_ends_with_the_best_state(
     changes = [
         f"data={data}",
         f"out={tmp_path / 'out'}",
-        f"model={demo_policy()}",
+        f"model={demo_folder()}",
         "tune=full",
         "vision=false",
     ]
@@ -153,7 +153,7 @@ def test_turns_without_an_advantage_do_not_change_the_scale_of_the_loss(tmp_path
     run = grpo.Run(
         _grpo(tmp_path / "out", "clip=1000000", "rewards.turn_credit=0"),
         None,
-        Segmenter.load(device="cpu"),
+        segmenters.open(device="cpu"),
         phantom_tasks(2, seed=8),
     )
     turns = [turn for group in run.rollouts() for rollout in group for turn in rollout.turns]
