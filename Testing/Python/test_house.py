@@ -21,7 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 LOGIC = ROOT / "Logic" / "ibis_agent"
 # Everything else must be importable where there is no torch: in Slicer, or before anything is installed.
 NEED_TORCH = {
+    "policy.qwen25.block",
+    "policy.qwen25.build",
     "policy.qwen25.decoding",
+    "policy.qwen25.network",
+    "policy.qwen25.reference",
     "segmenter.sam2.predictor",
     "segmenter.sam2.propagation",
     "segmenter.sam2.segmenter",

@@ -155,6 +155,7 @@ def teach(policy: LocalPolicy, turn: Turn, text: str) -> None:
     import numpy as np
     import torch
     from ibis_agent.policy.messages import build_messages, pictures_of
+    from ibis_agent.policy.qwen25.network import Dense
     from transformers import DynamicCache
 
     request = policy.chat.encode(
@@ -174,3 +175,4 @@ def teach(policy: LocalPolicy, turn: Turn, text: str) -> None:
         head = torch.nn.Linear(seen.shape[1], goal.shape[1], bias=False)
         head.weight.copy_((torch.linalg.pinv(seen) @ goal).T)
         policy.model.lm_head = head.requires_grad_(False)
+        policy.network.language.head = Dense(head.weight)

@@ -213,7 +213,7 @@ def measure(
         raise ModelError("the policy gave no readable reply, so there is nothing to time", remedy=remedy)
     result: dict[str, Any] = {
         "machine": machine(policy.device),
-        "policy": {**policy.identity, "parameters": sum(p.numel() for p in policy.model.parameters())},
+        "policy": {**policy.identity, "parameters": policy.network.parameters},
         "segmenter": dict(segmenter.identity),
         "precision": policy.precision,
         "turns": len(costs["ours"]),

@@ -164,8 +164,8 @@ def _recipe(settings: SftSettings, chat: Chat, out: Path, longest: int, sets: li
     """The package's own YAML for the same training."""
     values: dict[str, Any] = {
         "model_name_or_path": os.fspath(settings.model),
-        "image_max_pixels": int(chat.image_processor.size["longest_edge"]),
-        "image_min_pixels": int(chat.image_processor.size["shortest_edge"]),
+        "image_max_pixels": chat.pictures.most,
+        "image_min_pixels": chat.pictures.least,
         "stage": "sft",
         "do_train": True,
         "finetuning_type": settings.tune,

@@ -17,7 +17,7 @@ from typing import Any
 from ibis_agent.errors import InputError, ModelError
 from ibis_agent.policy.card import CARD_NAME, load_card
 from ibis_agent.policy.folder import PolicyFolder, look_into, read_header, read_json
-from ibis_agent.policy.qwen25.local import load_model
+from ibis_agent.policy.qwen25.reference import load_model
 from ibis_agent.policy.required_memory import free_bytes, gigabytes
 
 from training.common.commands import ending

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from ibis_agent.policy.folder import PolicyFolder, read_json
+from ibis_agent.policy.folder import look_into
 from ibis_agent.policy.qwen25.chat import Chat, Encoded
-from ibis_agent.policy.qwen25.local import load_model
+from ibis_agent.policy.qwen25.reference import load_model
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
@@ -120,7 +120,7 @@ class ReplyTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         folder = Path(resume_from_checkpoint)
-        found = PolicyFolder(folder, read_json(folder / "config.json"), (), {}, "")
+        found = look_into(folder, weights_only=True)
         model.load_state_dict(load_model(found, "cpu", "fp32").state_dict())
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

@@ -28,7 +28,7 @@ from ibis_agent.files import check_writable_folder, write_json
 from ibis_agent.policy.card import ModelCard, load_card, save_card
 from ibis_agent.policy.folder import PolicyFolder, look_into
 from ibis_agent.policy.qwen25.chat import Chat
-from ibis_agent.policy.qwen25.local import load_model
+from ibis_agent.policy.qwen25.reference import load_model
 from ibis_agent.policy.required_memory import free_bytes, gigabytes
 from transformers import PrinterCallback, TrainingArguments, set_seed
 

@@ -48,6 +48,8 @@ class ModelCard:
             question. See policy.vocabulary.
         modalities, planes: what it was trained on, such as ("CT",) and ("axial",); empty for anything.
         drafts: replies that this policy often writes. They only save time (decoding), never change a reply.
+        generation_config: whether the folder's generation_config.json counts (its repetition penalty), as it
+            does in the published inference; else plain greedy choice.
         note: shown wherever the model is named, such as "demonstration on phantoms".
         origin: how the weights came about.
     """
@@ -68,6 +70,7 @@ class ModelCard:
     modalities: tuple[str, ...] = ()
     planes: tuple[str, ...] = ()
     drafts: tuple[str, ...] = ()
+    generation_config: bool = True
     note: str = ""
     origin: str = ""
 
@@ -264,6 +267,12 @@ def _vocabulary(value: Any) -> dict[str, tuple[str, ...]]:
     return {_text(name): _texts(words) for name, words in value.items()}
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
     "name": _text,
     "orientation": Orientation,
@@ -280,6 +289,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "modalities": _texts,
     "planes": _texts,
     "drafts": _texts,
+    "generation_config": _flag,
     "note": _text,
     "origin": _text,
 }
@@ -299,6 +309,7 @@ _EXPECTED = {
     "modalities": "a list of texts",
     "planes": "a list of texts",
     "drafts": "a list of texts",
+    "generation_config": "true or false",
     "note": "a text",
     "origin": "a text",
 }

@@ -1,44 +1,33 @@
-"""What a policy's folder holds, told from its files alone, before anything is loaded.
+"""Which files of a folder are the policy: decided here, once. They are checked, hashed and loaded, and no others.
 
 Reads config.json and the headers of the safetensors files itself (a length, then JSON), so it needs no torch,
-takes milliseconds for 16 GB, and says what is wrong in words. Loading is in policy, memory in memory.
+takes milliseconds for 16 GB, and says what is wrong in words. Loading is in qwen25, memory in required_memory.
+
+The rule: the shards that model.safetensors.index.json names, or else model.safetensors. A folder that holds
+two sets of weights, or whole weights and an adapter, is refused: nothing in it says which was meant.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ibis_agent.errors import ModelError
+from ibis_agent.policy.formats import refuse_other_formats, refuse_quantised
+from ibis_agent.policy.headers import AGAIN, Tensor, read_header, read_json
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 _ARCHITECTURE = "qwen2_5_vl"
-_LARGEST_HEADER = 100 * 2**20
-_LFS = b"version https://git-lfs.github.com/spec/"
-_AGAIN = "Download the folder again; a download may have stopped half-way."
+ADAPTER_NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json")
 # Files up to this size enter the identity whole, larger ones by blocks at even distances.
 _WHOLE = 64 * 2**20
 _BLOCK, _BLOCKS = 64 * 2**10, 64
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor of a safetensors file: its shape and what its numbers are ("F32", "BF16", …)."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def count(self) -> int:
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -49,7 +38,10 @@ class PolicyFolder:
         config: config.json.
         files: the safetensors files.
         tensors: every tensor by name.
-        sha256: see `identity_of`.
+        sha256: of the weights, see `identity_of`.
+        settings_sha256: of what else decides a reply: configuration, tokenizer, pictures, generation.
+        stamps: size, time and place of every file when it was hashed, so that a change before or during
+            loading is seen.
     """
 
     folder: Path
@@ -57,6 +49,18 @@ class PolicyFolder:
     files: tuple[Path, ...]
     tensors: dict[str, Tensor]
     sha256: str
+    settings_sha256: str = ""
+    stamps: tuple[tuple[int, ...], ...] = ()
+
+    def check_unchanged(self) -> None:
+        """Raises ModelError where a weight file is no longer the one that was hashed."""
+        for path, stamp in zip(self.files, self.stamps, strict=True):
+            if stamp_of(path) != stamp:
+                raise ModelError(
+                    "was changed while it was being loaded",
+                    file=path,
+                    remedy="Load it again when it is written to no more.",
+                )
 
     @property
     def parameters(self) -> int:
@@ -80,8 +84,10 @@ class PolicyFolder:
         return self.config.get("text_config") or self.config
 
 
-def look_into(folder: str | os.PathLike[str]) -> PolicyFolder:
+def look_into(folder: str | os.PathLike[str], weights_only: bool = False) -> PolicyFolder:
     """Check a policy's folder: architecture, every file present and whole. Loads nothing.
+
+    weights_only: a checkpoint of a training, which has no tokenizer; only its weights are asked for.
 
     Raises ModelError naming the file, what is wrong and the remedy.
     """
@@ -91,61 +97,59 @@ def look_into(folder: str | os.PathLike[str]) -> PolicyFolder:
         raise ModelError(
             "is not a folder" if folder.exists() else "does not exist", file=folder, remedy=remedy
         )
+    refuse_other_formats(folder)
     config = _config(folder)
     files, promised = _files(folder)
+    stamps = tuple(stamp_of(path) for path in files)
+    tensors = _tensors(folder, files, promised)
+    refuse_quantised(folder, config, tensors)
+    tokenizer = [] if weights_only else tokenizer_files(folder)
+    for path in tokenizer:
+        if path.suffix == ".json":
+            read_json(path)
+    settings = _settings_of(folder, config, tokenizer)
+    return PolicyFolder(folder, config, tuple(files), tensors, identity_of(files), settings, stamps)
+
+
+def is_policy_folder(folder: Path) -> bool:
+    """Whether a folder is meant as a policy, whole or not: a configuration, or weights of any kind, lie in it."""
+    return (folder / "config.json").exists() or any(
+        path.suffix in (".safetensors", ".gguf") for path in folder.iterdir()
+    )
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """What the tokenizer is read from: tokenizer.json, or else vocab.json and merges.txt. Raises ModelError."""
+    whole, parts = folder / "tokenizer.json", [folder / "vocab.json", folder / "merges.txt"]
+    if whole.is_file():
+        return [whole]
+    if all(path.is_file() for path in parts):
+        return parts
+    remedy = "Copy it, or vocab.json and merges.txt, from the model that this one was fine-tuned from."
+    raise ModelError("tokenizer.json is missing", file=folder, remedy=remedy)
+
+
+def _tensors(folder: Path, files: list[Path], promised: dict[str, str]) -> dict[str, Tensor]:
+    """Every tensor with its file. Raises ModelError where index and files disagree about them."""
     tensors: dict[str, Tensor] = {}
     for path in files:
-        tensors.update(read_header(path))
+        for name, tensor in read_header(path).items():
+            if name in tensors or promised.get(name, path.name) != path.name:
+                raise ModelError(
+                    "one tensor lies in two files, or in another than the index says",
+                    file=path,
+                    value=name,
+                    remedy="The files are of two exports. " + AGAIN,
+                )
+            tensors[name] = tensor
     absent = sorted(set(promised) - set(tensors))
     if absent:
         raise ModelError(
             f"the index promises {len(absent)} tensors that are in no file",
             file=folder,
             value=absent[0],
-            remedy=_AGAIN,
+            remedy=AGAIN,
         )
-    tokenizer = folder / "tokenizer.json"
-    if not tokenizer.is_file():
-        remedy = "Copy it from the model that this one was fine-tuned from."
-        raise ModelError("tokenizer.json is missing", file=folder, remedy=remedy)
-    read_json(tokenizer)
-    return PolicyFolder(folder, config, tuple(files), tensors, identity_of(files))
-
-
-def read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors that a safetensors file declares, after checking that the file is as long as they need.
-
-    Raises ModelError for anything that is not a whole safetensors file.
-    """
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as stream:
-            start = stream.read(len(_LFS))
-            if start == _LFS:
-                raise ModelError(
-                    "is a Git LFS pointer, not the weights themselves",
-                    file=path,
-                    remedy="Run `git lfs pull` there.",
-                )
-            if size < 8:
-                raise ModelError("is empty or cut off", file=path, value=f"{size} bytes", remedy=_AGAIN)
-            (length,) = struct.unpack("<Q", start[:8])
-            if length > min(size - 8, _LARGEST_HEADER):
-                problem = "is cut off inside its header, or no safetensors file"
-                raise ModelError(problem, file=path, value=f"{size} bytes", remedy=_AGAIN)
-            stream.seek(8)
-            header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        tensors = {name: Tensor(tuple(each["shape"]), each["dtype"]) for name, each in header.items()}
-        needed = 8 + length + max((each["data_offsets"][1] for each in header.values()), default=0)
-    except OSError as error:
-        remedy = "Check the file and its permissions."
-        raise ModelError(f"cannot be read: {error.strerror}", file=path, remedy=remedy) from error
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
-        raise ModelError("is not a safetensors file", file=path, remedy=_AGAIN) from error
-    if size != needed:
-        problem = "is cut off" if size < needed else "is longer than its header says"
-        raise ModelError(problem, file=path, value=f"{size} of {needed} bytes", remedy=_AGAIN)
     return tensors
 
 
@@ -171,24 +175,23 @@ def identity_of(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: Path, largest: int = 64 * 2**20) -> dict[str, Any]:
-    """A JSON object from one of a model's files. Raises ModelError."""
-    try:
-        if path.stat().st_size > largest:
-            raise ModelError(
-                "is too large for what it is", file=path, value=path.stat().st_size, remedy=_AGAIN
-            )
-        data = path.read_bytes()
-        if data.startswith(_LFS):
-            raise ModelError("is a Git LFS pointer", file=path, remedy="Run `git lfs pull` there.")
-        values = json.loads(data.decode("utf-8-sig"))
-    except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}", file=path, remedy=_AGAIN) from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError("is not JSON", file=path, remedy=_AGAIN) from error
-    if not isinstance(values, dict):
-        raise ModelError("is not a JSON object", file=path, remedy=_AGAIN)
-    return values
+def stamp_of(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced: size, time of change, device and place on it."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_dev, found.st_ino
+
+
+def _settings_of(folder: Path, config: dict[str, Any], tokenizer: Iterable[Path]) -> str:
+    """SHA-256 of what beside the weights decides a reply. Notes of the programs that wrote it do not count."""
+    digest = hashlib.sha256()
+    optional = ("preprocessor_config.json", "processor_config.json", "generation_config.json")
+    values = {name: read_json(folder / name) for name in optional if (folder / name).is_file()}
+    for part in ({"config.json": config} | values).values():
+        kept = {key: part[key] for key in part if not key.startswith("_") and key != "transformers_version"}
+        digest.update(json.dumps(kept, sort_keys=True).encode() + b"\0")
+    for path in tokenizer:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -214,30 +217,46 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _files(folder: Path) -> tuple[list[Path], list[str]]:
-    """The weight files and the tensor names that the index promises."""
-    index = folder / INDEX_NAME
+def _files(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The weight files, and for each tensor that the index promises the name of its file."""
+    index, single = folder / INDEX_NAME, folder / SINGLE_NAME
+    _refuse_adapter(folder)
     if index.is_file():
         weight_map: Any = read_json(index).get("weight_map")
         values = list(weight_map.values()) if isinstance(weight_map, dict) else []
         # A name is a file of this folder: nothing of an index may lead elsewhere.
         if not values or not all(isinstance(name, str) and Path(name).name == name for name in values):
-            raise ModelError("is not an index of safetensors files", file=index, remedy=_AGAIN)
+            raise ModelError("is not an index of safetensors files", file=index, remedy=AGAIN)
         names = set(values)
+        if single.is_file() and single.name not in names:
+            raise ModelError(
+                f"holds two sets of weights: {SINGLE_NAME}, and {len(names)} files that {INDEX_NAME} names",
+                file=folder,
+                value=", ".join(sorted(names)),
+                remedy=f"Move the older away: {SINGLE_NAME} alone, or {INDEX_NAME} and all that it names.",
+            )
         missing = sorted(name for name in names if not (folder / name).is_file())
         if missing:
             raise ModelError(
                 f"{len(missing)} of {len(names)} weight files are missing",
                 file=folder,
                 value=", ".join(missing),
-                remedy=_AGAIN,
+                remedy=AGAIN,
             )
-        return [folder / name for name in sorted(names)], list(weight_map)
-    if (folder / SINGLE_NAME).is_file():
-        return [folder / SINGLE_NAME], []
-    if any(folder.glob("model-*-of-*.safetensors")):
+        return [folder / name for name in sorted(names)], weight_map
+    shards = sorted(path.name for path in folder.glob("model-*-of-*.safetensors"))
+    if single.is_file() and shards:
         raise ModelError(
-            f"{INDEX_NAME} is missing, so the shards cannot be put together", file=folder, remedy=_AGAIN
+            f"holds two sets of weights: {SINGLE_NAME}, and shards without {INDEX_NAME}",
+            file=folder,
+            value=", ".join(shards),
+            remedy="Move away what does not belong to the model.",
+        )
+    if single.is_file():
+        return [single], {}
+    if shards:
+        raise ModelError(
+            f"{INDEX_NAME} is missing, so the shards cannot be put together", file=folder, remedy=AGAIN
         )
     pickles = sorted(path.name for end in ("*.bin", "*.pt", "*.pth") for path in folder.glob(end))
     if pickles:
@@ -248,4 +267,16 @@ def _files(folder: Path) -> tuple[list[Path], list[str]]:
             remedy="Get the safetensors version, or convert it on a machine that may be lost: load it with "
             "transformers and save_pretrained it again.",
         )
-    raise ModelError("holds no weights: model.safetensors is missing", file=folder, remedy=_AGAIN)
+    raise ModelError("holds no weights: model.safetensors is missing", file=folder, remedy=AGAIN)
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Weights and an adapter in one folder: merged into them already, or still to be merged? It does not say."""
+    found = [name for name in ADAPTER_NAMES if (folder / name).is_file()]
+    if found:
+        raise ModelError(
+            "holds whole weights and an adapter (LoRA): whether it is merged into them already, no file says",
+            file=folder,
+            value=", ".join(found),
+            remedy="If it is, move these files away. If not, merge it: python -m training.sft.merge.",
+        )

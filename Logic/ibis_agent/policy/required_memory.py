@@ -17,9 +17,9 @@ from ibis_agent.policy.folder import PolicyFolder
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int4")
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-# NF4: half a byte a weight, and one float32 scale for every 64 of them.
-_NF4_BYTES = 0.5 + 4 / 64
-_QUANTIZED = re.compile(r"(?:layers|blocks|merger)\..*\.weight$")
+# NF4: half a byte a weight, and a scale of one byte for every 64 of them, with a float32 for every 256 scales.
+_NF4_BYTES = 0.5 + (1 + 4 / 256) / 64
+_QUANTIZED = re.compile(r"layers\..*\.weight$")
 # Room that torch, its kernels and fragmentation take beside tensors; a CUDA context alone is about 0.5 GB.
 _OVERHEAD = {"cpu": 0.3e9, "cuda": 1.0e9}
 _PROMPT_TOKENS = 2048
@@ -30,7 +30,7 @@ class NotEnoughMemoryError(ModelError):
 
 
 def weight_bytes(folder: PolicyFolder, precision: str) -> int:
-    """Memory for the weights alone, in bytes. In int4 the embeddings and the output layer stay at 16 bits."""
+    """Memory for the weights alone, in bytes. In int4 the vision tower, embeddings and output stay at 16 bits."""
     if precision != "int4":
         return folder.parameters * _BYTES[precision]
     total = 0.0
@@ -40,10 +40,16 @@ def weight_bytes(folder: PolicyFolder, precision: str) -> int:
     return math.ceil(total)
 
 
-def run_bytes(folder: PolicyFolder, precision: str, device: str = "cpu", max_new_tokens: int = 512) -> int:
+def run_bytes(
+    folder: PolicyFolder,
+    precision: str,
+    device: str = "cpu",
+    max_new_tokens: int = 512,
+    prompt_tokens: int = _PROMPT_TOKENS,
+) -> int:
     """Memory for loading and running, in bytes: weights, keys and values, the largest intermediate results.
 
-    Meant for a turn of up to 2048 prompt tokens (one picture of about a megapixel).
+    Before a request is known, for one of 2048 tokens (a picture of about a megapixel).
     """
     text, vision = folder.text_config, folder.config.get("vision_config") or {}
     each = 4 if precision == "fp32" else 2
@@ -61,8 +67,8 @@ def run_bytes(folder: PolicyFolder, precision: str, device: str = "cpu", max_new
     of_a_patch = patch * 4 + 8 * int(vision.get("hidden_size") or 0) * each
     of_a_patch += 3 * int(vision.get("intermediate_size") or 0) * each
     of_a_token = (8 * hidden + 3 * int(text.get("intermediate_size") or 0)) * each
-    tokens = _PROMPT_TOKENS + max_new_tokens
-    passing = max(_PROMPT_TOKENS * merge * of_a_patch, _PROMPT_TOKENS * of_a_token)
+    tokens = prompt_tokens + max_new_tokens
+    passing = max(prompt_tokens * merge * of_a_patch, min(prompt_tokens, _PROMPT_TOKENS) * of_a_token)
     total = weight_bytes(folder, precision) + tokens * keys_and_values * each + passing
     return math.ceil(total + _OVERHEAD["cuda" if device.startswith("cuda") else "cpu"])
 
@@ -88,6 +94,8 @@ def check_memory(folder: PolicyFolder, precision: str, device: str, max_new_toke
     """Raises NotEnoughMemoryError, in plain words and with what would fit, before anything is loaded."""
     needed, free = run_bytes(folder, precision, device, max_new_tokens), free_bytes(device)
     if free is None or needed <= free:
+        if device.startswith("cuda"):
+            _check_main_memory(folder)
         return
     where = "on the graphics card" if device.startswith("cuda") else "in memory"
     fits = [
@@ -105,6 +113,35 @@ def check_memory(folder: PolicyFolder, precision: str, device: str, max_new_toke
         file=folder.folder,
         remedy=remedy,
     )
+
+
+def check_request(
+    folder: PolicyFolder, precision: str, device: str, max_new_tokens: int, tokens: int
+) -> None:
+    """Raises NotEnoughMemoryError where a request is far longer than `check_memory` assumed, and does not fit."""
+    if tokens <= _PROMPT_TOKENS:
+        return
+    assumed = run_bytes(folder, precision, device, max_new_tokens)
+    more, free = run_bytes(folder, precision, device, max_new_tokens, tokens) - assumed, free_bytes(device)
+    if free is not None and more > free:
+        raise NotEnoughMemoryError(
+            f"a request of {tokens} tokens needs about {gigabytes(more)} more, and {gigabytes(free)} are free",
+            file=folder.folder,
+            remedy="Set a smaller max_pixels in the folder's ibis_model.json, or keep less history.",
+        )
+
+
+def _check_main_memory(folder: PolicyFolder) -> None:
+    """On the way to a card one tensor at a time passes through main memory, as stored and as it is needed."""
+    largest = max((tensor.count for tensor in folder.tensors.values()), default=0)
+    needed, free = largest * 8 + _OVERHEAD["cpu"], free_bytes("cpu")
+    if free is not None and needed > free:
+        raise NotEnoughMemoryError(
+            f"needs about {gigabytes(needed)} in memory on its way to the graphics card, and "
+            f"{gigabytes(free)} are free",
+            file=folder.folder,
+            remedy="Close other programs.",
+        )
 
 
 def gigabytes(number: float) -> str:

@@ -17,19 +17,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from ibis_agent.errors import InputError, ModelError
+from ibis_agent.errors import ModelError
 from ibis_agent.policy.card import ModelCard
-from ibis_agent.policy.folder import read_json
+from ibis_agent.policy.folder import read_json, tokenizer_files
 from ibis_agent.policy.messages import Message
+from ibis_agent.policy.qwen25.pictures import PictureProcessor, load_processor
 
 START, END, PICTURE = "<|im_start|>", "<|im_end|>", "<|image_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 _CONTROL = (START, END, PICTURE, VISION_START, VISION_END)
+# Qwen2's control tokens in the order of their numbers, which follow the vocabulary.
+_QWEN_TOKENS = (
+    *("<|endoftext|>", START, END, "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"),
+    *("<|box_end|>", "<|quad_start|>", "<|quad_end|>", VISION_START, VISION_END, "<|vision_pad|>"),
+    *(PICTURE, "<|video_pad|>", "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>"),
+    *("<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"),
+)
+# How its text is cut before pairs are merged: contractions, words, single digits, punctuation, white space.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # What Qwen's template says where no system message is given.
 _SYSTEM = "You are a helpful assistant."
-_SETTINGS = ("patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std", "resample")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +68,14 @@ class Encoded:
 
 
 class Chat:
-    """A folder's tokenizer and image processor. Loaded with `Chat.load`."""
+    """A folder's tokenizer and how it prepares pictures. Loaded with `Chat.load`."""
 
-    def __init__(self, tokenizer: Any, image_processor: Any, stops: frozenset[int], merge: int) -> None:
+    def __init__(self, tokenizer: Any, pictures: PictureProcessor, stops: frozenset[int]) -> None:
         self.tokenizer = tokenizer
-        self.image_processor = image_processor
+        self.pictures = pictures
         self.stops = stops
         """Tokens that end a reply."""
-        self._merge = merge
+        self._merge = pictures.merge_size
         self._token = {text: tokenizer.token_to_id(text) for text in _CONTROL}
 
     @classmethod
@@ -72,12 +83,13 @@ class Chat:
         """Read tokenizer and picture settings from a policy's folder. Raises ModelError."""
         folder = Path(folder)
         config = read_json(folder / "config.json")
-        tokenizer = _load_tokenizer(folder / "tokenizer.json")
+        files = tokenizer_files(folder)
+        tokenizer = _load_tokenizer(folder, files)
         for text in _CONTROL:
             if tokenizer.token_to_id(text) is None:
                 raise ModelError(
                     f"the tokenizer has no {text}",
-                    file=folder / "tokenizer.json",
+                    file=files[0],
                     remedy="Use the tokenizer of a Qwen2.5-VL model.",
                 )
         picture = tokenizer.token_to_id(PICTURE)
@@ -89,8 +101,8 @@ class Chat:
                 remedy="Take both from the same model.",
             )
         vision = config.get("vision_config") or {}
-        processor = _load_image_processor(folder, vision, card or ModelCard())
-        return cls(tokenizer, processor, _stops(folder, config, tokenizer), int(processor.merge_size))
+        processor = load_processor(folder, vision, card or ModelCard())
+        return cls(tokenizer, processor, _stops(folder, config, tokenizer))
 
     @property
     def picture_token(self) -> int:
@@ -120,22 +132,12 @@ class Chat:
 
     def length(self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]]) -> int:
         """How many tokens `encode` would give for pictures of these (height, width), without the pictures."""
-        patches = [self.image_processor.get_number_of_image_patches(*size) for size in sizes]
+        patches = [self.pictures.patches_of(*size) for size in sizes]
         return len(self._conversation(messages, [each // self._merge**2 for each in patches])[0])
 
     def as_seen(self, picture: np.ndarray) -> np.ndarray:
         """(h, w, 3) uint8: an (H, W, 3) uint8 picture in the size in which the policy sees it."""
-        from transformers.image_utils import SizeDict
-
-        processor = self.image_processor
-        size = processor.size if isinstance(processor.size, SizeDict) else SizeDict(**processor.size)
-        seen = processor.resize(
-            np.ascontiguousarray(picture.transpose(2, 0, 1)),
-            size=size,
-            resample=processor.resample,
-            factor=processor.patch_size * processor.merge_size,
-        )
-        return np.ascontiguousarray(np.asarray(seen, dtype=np.uint8).transpose(1, 2, 0))
+        return self.pictures.scaled(picture)
 
     def reply_tokens(self, reply: str) -> list[int]:
         """A reply as the assistant writes it: its tokens and the one that ends it."""
@@ -183,25 +185,11 @@ class Chat:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _pixels(self, pictures: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        if not pictures:
-            width = 3 * self.image_processor.temporal_patch_size * self.image_processor.patch_size**2
-            return np.zeros((0, width), np.float32), np.zeros((0, 3), np.int64)
-        for picture in pictures:
-            if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
-                raise InputError(
-                    "a picture must be (height, width, 3) of 8 bits", value=f"{picture.shape} {picture.dtype}"
-                )
-            height, width = picture.shape[:2]
-            if max(height, width) > 200 * min(height, width):
-                raise InputError(
-                    "the picture is too thin for the policy",
-                    value=f"{width} × {height} pixels",
-                    remedy="Choose another plane or a larger part.",
-                )
-        # As PIL images: of small arrays the processor would have to guess which axis holds the colours.
-        images = [Image.fromarray(picture) for picture in pictures]
-        found = self.image_processor.preprocess(images, return_tensors="np")
-        return np.asarray(found["pixel_values"], np.float32), np.asarray(found["image_grid_thw"], np.int64)
+        found = [self.pictures.patches(picture) for picture in pictures]
+        width = 3 * self.pictures.temporal_patch_size * self.pictures.patch_size**2
+        pixels = [each for each, _ in found] or [np.zeros((0, width), np.float32)]
+        grid = np.array([each for _, each in found], np.int64).reshape(-1, 3)
+        return np.concatenate(pixels), grid
 
 
 def rotary_positions(types: np.ndarray, grid: np.ndarray, merge: int) -> np.ndarray:
@@ -230,20 +218,25 @@ def rotary_positions(types: np.ndarray, grid: np.ndarray, merge: int) -> np.ndar
     return positions
 
 
-def _load_tokenizer(path: Path) -> Any:
+def _load_tokenizer(folder: Path, files: Sequence[Path]) -> Any:
     from tokenizers import Tokenizer
 
-    values = read_json(path)
-    for token in values.get("added_tokens") or []:
-        # Some exports lose this mark; without it, control tokens written out in a question would be obeyed.
-        if isinstance(token, dict) and str(token.get("content", "")).startswith("<|"):
-            token["special"] = True
     try:
-        tokenizer = Tokenizer.from_str(json.dumps(values))
+        if len(files) == 1:
+            values = read_json(files[0])
+            for token in values.get("added_tokens") or []:
+                # Some exports lose this mark; without it, written-out control tokens would be obeyed.
+                if isinstance(token, dict) and str(token.get("content", "")).startswith("<|"):
+                    token["special"] = True
+            tokenizer = Tokenizer.from_str(json.dumps(values))
+        else:
+            tokenizer = _tokenizer_of_parts(folder, *files)
+    except ModelError:
+        raise
     except Exception as error:  # the library raises plain Exception for every kind of trouble
         raise ModelError(
             f"the tokenizer cannot be read: {error}",
-            file=path,
+            file=files[0],
             remedy="Copy it again from the original model.",
         ) from error
     tokenizer.encode_special_tokens = True
@@ -252,39 +245,34 @@ def _load_tokenizer(path: Path) -> Any:
     return tokenizer
 
 
-def _load_image_processor(folder: Path, vision: dict[str, Any], card: ModelCard) -> Any:
-    # By name: AutoProcessor and AutoImageProcessor of transformers 5 want torchvision.
-    from transformers import Qwen2VLImageProcessorPil
+def _tokenizer_of_parts(folder: Path, vocabulary: Path, merges: Path) -> Any:
+    """Qwen2's tokenizer, as its own files of 2024 hold it: byte-level pairs, and the control tokens beside them.
 
-    values: dict[str, Any] = {}
-    if (folder / "preprocessor_config.json").is_file():
-        values = read_json(folder / "preprocessor_config.json")
-    elif (folder / "processor_config.json").is_file():
-        values = read_json(folder / "processor_config.json").get("image_processor") or {}
-    size = values.get("size") or {}
-    least = card.min_pixels or values.get("min_pixels") or size.get("shortest_edge") or 56 * 56
-    most = card.max_pixels or values.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280
-    if least > most:
-        raise ModelError(
-            "the smallest picture is above the largest", file=folder, value=f"{least} and {most} pixels"
-        )
-    settings = {key: values[key] for key in _SETTINGS if values.get(key) is not None}
-    processor = Qwen2VLImageProcessorPil(
-        **{**settings, "size": {"shortest_edge": int(least), "longest_edge": int(most)}}
-    )
-    for key, theirs in (
-        ("patch_size", "patch_size"),
-        ("temporal_patch_size", "temporal_patch_size"),
-        ("merge_size", "spatial_merge_size"),
-    ):
-        if vision.get(theirs, getattr(processor, key)) != getattr(processor, key):
+    Their numbers stand in added_tokens.json or tokenizer_config.json, or follow the vocabulary in Qwen's order.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    tokenizer.normalizer = normalizers.NFC()
+    words = pre_tokenizers.Split(Regex(_WORDS), "isolated")
+    pairs = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pairs])
+    tokenizer.decoder = decoders.ByteLevel()
+    numbers = {text: int(n) for text, n in _optional(folder / "added_tokens.json").items()}
+    for n, token in (_optional(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}).items():
+        numbers.setdefault(token["content"], int(n))
+    for text in sorted(numbers, key=lambda each: numbers[each]) or _QWEN_TOKENS:
+        special = text.startswith("<|")
+        tokenizer.add_tokens([AddedToken(text, special=special, normalized=False)])
+        if tokenizer.token_to_id(text) != numbers.get(text, tokenizer.token_to_id(text)):
             raise ModelError(
-                f"picture settings and configuration disagree on the {key}",
+                "the numbers of the control tokens do not follow the vocabulary",
                 file=folder,
-                value=f"{getattr(processor, key)} and {vision[theirs]}",
-                remedy="Take both from the same model.",
+                value=f"{text} {numbers[text]}",
+                remedy="Copy tokenizer.json from the original model.",
             )
-    return processor
+    tokenizer.add_special_tokens([text for text in _CONTROL if tokenizer.token_to_id(text) is not None])
+    return tokenizer
 
 
 def _stops(folder: Path, config: dict[str, Any], tokenizer: Any) -> frozenset[int]:

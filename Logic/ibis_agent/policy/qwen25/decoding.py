@@ -4,10 +4,12 @@ Faster than transformers' `generate` and equal to it token by token, because it
 - keeps the keys and values of what the last requests began with (the system message; with a history, the
   turns before) and the features of the last pictures;
 - stops at the token that completes the action;
-- tries likely continuations (`drafts`) several tokens at a time and keeps those that greedy choice confirms.
+- always passes a block of the same few tokens through the model: the last one and a guess of what follows
+  (guesses), and keeps those that greedy choice confirms.
 
-The conversation is always computed in the same parts (Encoded.parts), whether they were kept or not, so that
-the same request gives the same numbers whatever was asked before it: going back in an episode is exact.
+A block has one size, whatever was guessed, and the conversation is always computed in the same parts
+(Encoded.parts), whether they were kept or not: the same request gives the same text whatever was asked before
+it. Going back in an episode is exact.
 """
 
 from __future__ import annotations
@@ -17,21 +19,20 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache
 
 from ibis_agent.errors import Cancelled
+from ibis_agent.policy.qwen25.block import Blocks
 from ibis_agent.policy.qwen25.chat import Encoded
+from ibis_agent.policy.qwen25.choice import BROKEN, Chooser, Generation
+from ibis_agent.policy.qwen25.guesses import Guesses
+from ibis_agent.policy.qwen25.network import Memory, Network, rounds_of
 
 _KEPT_PICTURES = 4
-# How drafts are compared: the last twelve tokens, the latest of them counting most.
-_WEIGHTS = np.array([1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 4, 8])
-_LEAST = 4
-# How many of their tokens are tried at once.
-_GUESSED = 12
+# Memory for keys and values is taken in steps of so many tokens.
+_STEP = 512
 # Text that ends inside a letter waits for its rest, but no longer than this many tokens.
 _LONGEST_WAIT = 16
 
@@ -54,31 +55,35 @@ class Decoded:
 
 
 class Decoder:
-    """Generates from one model, a `Qwen2_5_VLForConditionalGeneration`. Not for several threads at once."""
+    """Generates from one network. Not for several threads at once."""
 
     def __init__(
         self,
-        model: Any,
+        network: Network,
         decode: Callable[[Sequence[int]], str],
         stops: frozenset[int],
         drafts: Sequence[Sequence[int]] = (),
+        generation: Generation | None = None,
+        precision: str = "",
     ) -> None:
         """decode: tokens → text. stops: tokens that end a reply. drafts: tokens of likely replies."""
-        self._model = model
-        self._language = model.model.language_model
+        self._network = network
         self._decode = decode
         self._stops = stops
-        self._drafts = Drafts(drafts)
+        self._guesses = Guesses(drafts)
+        self._generation = generation or Generation()
+        self._precision = precision
+        self._blocks = Blocks(network)
         self._features: OrderedDict[bytes, torch.Tensor] = OrderedDict()
         self._cancelled: Callable[[], bool] | None = None
-        self._cache: Any = None
-        self._kept: list[tuple[bytes, int]] = []  # key and end of every part in the cache
-        for layer in [*self._language.layers, *model.model.visual.blocks]:
-            layer.register_forward_pre_hook(self._check)
+        self._memory: Memory | None = None
+        self._kept: list[tuple[bytes, int]] = []  # key and end of every part in the memory
 
     def forget(self) -> None:
         """Drop everything that is kept between requests."""
-        self._cache = None
+        self._memory = None
+        self._blocks.forget()
+        self._guesses.forget()
         self._features.clear()
 
     def run(
@@ -92,14 +97,15 @@ class Decoder:
         """Generate until a stop token, `is_complete(text)`, or `max_new_tokens`.
 
         `on_text` gets whole letters only. `cancelled` is asked before every layer, so that it takes effect
-        within a token also on a slow machine. Raises Cancelled; the next request starts afresh then.
+        within a token also on a slow machine; on CUDA before every block. Raises Cancelled, and ModelError where
+        the numbers break off; the next request starts afresh then.
         """
         self._cancelled = cancelled
         try:
             with torch.inference_mode():
                 return self._run(request, max_new_tokens, on_text, is_complete)
         except BaseException:
-            self._cache = None  # the layers may differ in how far they got
+            self._kept.clear()  # the layers may differ in how far they got
             raise
         finally:
             self._cancelled = None
@@ -112,119 +118,89 @@ class Decoder:
         is_complete: Callable[[str], bool] | None,
     ) -> Decoded:
         started = time.perf_counter()
-        reused, token = self._prefill(_parts_of(request))
+        prompt = request.ids.tolist()
+        room = len(prompt) + max_new_tokens + self._blocks.size
+        memory, reused, logits = self._prefill(_parts_of(request), room)
+        chooser = Chooser(self._generation, prompt, logits, self._precision)
+        fresh = chooser.choose(logits, ())
+        if fresh[0] == BROKEN:
+            raise chooser.broken()
         prefilled = time.perf_counter()
-        position = int(request.positions.max()) + 1
+        ahead = (
+            int(request.positions.max()) + 1 - len(prompt)
+        )  # of its place in the memory, a token's position
         reply = _Reply(self._stops, max_new_tokens, is_complete, _Text(self._decode, on_text))
-        fresh = [token]
+        guesses = self._guesses.beside(request.ids[request.types == 0])
         forwards = 0
-        while not reply.take(fresh):
+        while not reply.take(fresh, self._check):
             ids = reply.ids
-            guess = self._drafts.propose(ids, min(_GUESSED, max_new_tokens - len(ids) - 1))
-            choice = self._forward([ids[-1], *guess], position + len(ids) - 1)
+            chooser.accept(fresh)
+            # Blocks lie at fixed places of the reply, so that no number depends on what was guessed before.
+            start = (len(ids) - 1) // self._blocks.size * self._blocks.size
+            known = ids[start:]
+            room_here = min(self._blocks.size - len(known), max_new_tokens - len(ids) - 1)
+            guess = guesses.propose(ids, room_here)
+            memory.length = len(prompt) + start
+            logits = self._blocks.run(memory, [*known, *guess], ahead, room, self._check)
+            rows = logits[len(known) - 1 : len(known) + len(guess)]
+            choice = chooser.choose(rows, [ids[-1], *guess])
             forwards += 1
             right = next((n for n, each in enumerate(guess) if choice[n] != each), len(guess))
-            self._crop(len(guess) - right)
             fresh = choice[: right + 1]
+            if BROKEN in fresh:
+                raise chooser.broken()
         decoded = time.perf_counter()
+        self._guesses.remember(reply.ids)
         text = reply.text.finish()
         return Decoded(text, tuple(reply.ids), prefilled - started, decoded - prefilled, reused, forwards)
 
-    def _prefill(self, parts: list[_Part]) -> tuple[int, int]:
-        """Fill the cache with a request. Returns how many tokens were there before, and the first new one."""
+    def _prefill(self, parts: list[_Part], room: int) -> tuple[Memory, int, torch.Tensor]:
+        """Fill the memory with a request. Returns it, the tokens that were there before, and the last logits."""
+        memory, language = self._memory, self._network.language
         same = 0
         # The last part is computed in any case: its last token's logits are needed.
-        if self._cache is not None:
-            while same < min(len(parts) - 1, len(self._kept)) and self._kept[same][0] == parts[same].key:
-                same += 1
+        while same < min(len(parts) - 1, len(self._kept)) and self._kept[same][0] == parts[same].key:
+            same += 1
+        if memory is None:
+            same = 0
         del self._kept[same:]
         reused = self._kept[-1][1] if same else 0
-        if reused:
-            self._crop(self._cache.get_seq_length() - reused)
-        else:
-            self._cache = DynamicCache()
+        if memory is None:
+            memory = Memory(language.shape, rounds_of(room, _STEP), language.embeddings)
+        memory.length = reused
+        if memory.capacity < room:
+            memory = memory.grown(language.shape, rounds_of(room, _STEP))
+        self._memory = memory
         for part in parts[same:]:
-            hidden = self._language(
-                inputs_embeds=self._embed(part),
-                position_ids=self._to_device(part.positions[:, None]),
-                past_key_values=self._cache,
-                use_cache=True,
-            ).last_hidden_state
+            hidden = language.read(self._embed(part), self._to_device(part.positions), memory, self._check)
             self._kept.append((part.key, part.stop))
-        return reused, int(self._model.lm_head(hidden[:, -1:]).argmax())
-
-    def _forward(self, ids: list[int], position: int) -> list[int]:
-        """Append tokens to the cache; the greedy choice after each of them."""
-        positions = torch.arange(position, position + len(ids), device=self._model.device)
-        hidden = self._language(
-            inputs_embeds=self._language.embed_tokens(torch.tensor([ids], device=self._model.device)),
-            position_ids=positions.expand(3, 1, -1),
-            past_key_values=self._cache,
-            use_cache=True,
-        ).last_hidden_state
-        return list(self._model.lm_head(hidden)[0].argmax(-1).tolist())
-
-    def _crop(self, tokens: int) -> None:
-        if tokens:
-            self._cache.crop(-tokens)
+        return memory, reused, language.logits(hidden)
 
     def _embed(self, part: _Part) -> torch.Tensor:
-        """(1, L, hidden) embeddings of a part, its pictures' features in their places."""
-        embedded = self._language.embed_tokens(self._to_device(part.ids[None]))
+        """(L, hidden) embeddings of a part, its pictures' features in their places."""
+        embedded = self._network.language.embed(self._to_device(part.ids))
         if part.pictures:
             features = torch.cat([self._picture_features(*each) for each in part.pictures])
-            embedded[0, self._to_device(part.types).bool()] = features.to(embedded.dtype)
+            embedded[self._to_device(part.types).bool()] = features.to(embedded.dtype)
         return embedded
 
     def _picture_features(self, key: bytes, pixels: np.ndarray, grid: np.ndarray) -> torch.Tensor:
         """The language model's tokens for one picture, computed once for the last few pictures."""
         if key not in self._features:
-            found = self._model.get_image_features(
-                self._to_device(pixels), self._to_device(grid), return_dict=True
-            )
-            self._features[key] = torch.cat(list(found.pooler_output))
+            rows, columns = (int(each) for each in grid[0, 1:])
+            vision = self._network.vision
+            self._features[key] = vision.look(self._to_device(pixels), rows, columns, self._check)
             if len(self._features) > _KEPT_PICTURES:
                 self._features.popitem(last=False)
         self._features.move_to_end(key)
         return self._features[key]
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._model.device)
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._network.device)
 
-    def _check(self, *_: object) -> None:
+    def _check(self) -> None:
         if self._cancelled is not None and self._cancelled():
             raise Cancelled()
-
-
-class Drafts:
-    """Replies that are likely, as a source of guesses. A wrong guess costs time, never the result."""
-
-    def __init__(self, drafts: Sequence[Sequence[int]]) -> None:
-        """drafts: the tokens of each."""
-        self._drafts = [list(each) for each in drafts]
-        self._places = [(n, end) for n, each in enumerate(self._drafts) for end in range(1, len(each))]
-        windows = [_window(self._drafts[n][:end]) for n, end in self._places]
-        self._windows = np.array(windows, dtype=np.int64).reshape(-1, len(_WEIGHTS))
-
-    def propose(self, ids: Sequence[int], length: int) -> list[int]:
-        """Up to `length` tokens that may follow `ids`.
-
-        They are what follows the place in a draft whose last tokens are most like those of `ids`; single ones
-        may differ, as the digits of coordinates do. Of equal places the first wins.
-        """
-        if length < 1 or not self._places:
-            return []
-        alike = (self._windows == np.array(_window(ids))) @ _WEIGHTS
-        best = int(alike.argmax())
-        if alike[best] < _LEAST:
-            return []
-        number, end = self._places[best]
-        return self._drafts[number][end : end + length]
-
-
-def _window(ids: Sequence[int]) -> list[int]:
-    """The last tokens; what would lie before the first counts as equal."""
-    return [-1] * (len(_WEIGHTS) - len(ids)) + list(ids[-len(_WEIGHTS) :])
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,9 +262,10 @@ class _Reply:
         self._most = most
         self._is_complete = is_complete
 
-    def take(self, tokens: Sequence[int]) -> bool:
-        """Add tokens up to where the reply ends; True if it does."""
+    def take(self, tokens: Sequence[int], check: Callable[[], object]) -> bool:
+        """Add tokens up to where the reply ends; True if it does. `check` is called before each."""
         for token in tokens:
+            check()
             if token in self._stops:
                 return True
             self.ids.append(token)

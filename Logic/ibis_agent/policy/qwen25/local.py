@@ -1,16 +1,14 @@
-"""Policies: picture and question in, text out.
+"""A Qwen2.5-VL folder on this machine.
 
-`Policy` is what an Episode needs to know of one. `ScriptedPolicy` plays given replies; `LocalPolicy` runs a
-Qwen2.5-VL folder on this machine. Prompts are in prompts, tokens in chat, the token loop in decoding, the
-look at a folder before it is loaded in weights. Torch is imported when a LocalPolicy is loaded, not before.
+Tokens are in chat, the network in network, its building in build, the token loop in decoding, the look at a
+folder before it is loaded in policy.folder. Torch is imported when a policy is loaded, not before.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import importlib.util
 import os
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ibis_agent.actions import reply_is_complete
@@ -19,11 +17,18 @@ from ibis_agent.policy.card import ModelCard, load_card
 from ibis_agent.policy.contract import IsCancelled, OnText, Turn
 from ibis_agent.policy.folder import PolicyFolder, look_into
 from ibis_agent.policy.messages import build_messages, pictures_of
-from ibis_agent.policy.required_memory import PRECISIONS, NotEnoughMemoryError, check_memory
+from ibis_agent.policy.qwen25.shape import read_shape
+from ibis_agent.policy.required_memory import (
+    PRECISIONS,
+    NotEnoughMemoryError,
+    check_memory,
+    check_request,
+)
 
 if TYPE_CHECKING:
     from ibis_agent.policy.qwen25.chat import Chat
     from ibis_agent.policy.qwen25.decoding import Decoded, Decoder
+    from ibis_agent.policy.qwen25.network import Network
 
 
 class LocalPolicy:
@@ -34,22 +39,25 @@ class LocalPolicy:
     """
 
     def __init__(
-        self, model: Any, chat: Chat, card: ModelCard, identity: dict[str, str], device: str, precision: str
+        self, network: Network, chat: Chat, card: ModelCard, found: PolicyFolder, device: str, precision: str
     ) -> None:
+        from ibis_agent.policy.qwen25.choice import Generation, read_generation
         from ibis_agent.policy.qwen25.decoding import Decoder
 
-        self.model = model
+        self.network = network
         self.chat = chat
         self.card = card
-        self.identity = identity
+        self.folder = found
         self.device = device
         self.precision = precision
+        self.generation = read_generation(found.folder) if card.generation_config else Generation()
+        self.identity = {"name": card.name, "sha256": found.sha256, "settings": found.settings_sha256}
+        if self.generation.words:
+            self.identity["generation"] = self.generation.words
         self.last: Decoded | None = None
         """The last reply's tokens and times."""
         drafts = [chat.tokenizer.encode(text, add_special_tokens=False).ids for text in card.drafts]
-        self._decoder: Decoder = Decoder(model, chat.decode, chat.stops, drafts)
-        text = model.config.text_config
-        self._longest = int(getattr(text, "max_position_embeddings", 0) or 2**31)
+        self._decoder: Decoder = Decoder(network, chat.decode, chat.stops, drafts, self.generation, precision)
 
     @classmethod
     def load(
@@ -66,24 +74,31 @@ class LocalPolicy:
         """
         card = load_card(folder)
         found = look_into(folder)
+        read_shape(found.config, found.folder / "config.json")
         device = _device(device)
         precision = _precision(found, device, precision, card.max_new_tokens)
         check_memory(found, precision, device, card.max_new_tokens)
+        from ibis_agent.policy.qwen25.build import build
         from ibis_agent.policy.qwen25.chat import Chat
 
         chat = Chat.load(folder, card)
         try:
-            model = load_model(found, device, precision)
+            network = build(found, device, precision)
         except ModelError:
             raise
         except (MemoryError, RuntimeError) as error:
             raise _run_error(error, found.folder) from error
-        except Exception as error:  # the libraries raise all kinds for files that do not fit together
-            raise ModelError(
-                f"cannot be loaded: {_first_line(error)}", file=folder, remedy="Download the folder again."
-            ) from error
-        identity = {"name": card.name, "sha256": found.sha256}
-        return cls(model, chat, card, identity, device, precision)
+        return cls(network, chat, card, found, device, precision)
+
+    @functools.cached_property
+    def model(self) -> Any:
+        """The same weights as a transformers model, loaded at the first use: to compare with, and to train.
+
+        Raises ModelError.
+        """
+        from ibis_agent.policy.qwen25.reference import load_model
+
+        return load_model(self.folder, self.device, self.precision)
 
     def forget(self) -> None:
         """Give back the memory of what is kept between turns; they only cost time again."""
@@ -93,13 +108,15 @@ class LocalPolicy:
         """The reply to one turn. Raises Cancelled, InputError, ModelError."""
         messages = build_messages(self.card, turn)
         request = self.chat.encode(messages, pictures_of(self.card, turn))
-        room = self._longest - len(request.ids)
+        longest = self.network.shape.text.longest
+        room = longest - len(request.ids)
         if room < 1:
             raise InputError(
                 "the question and its pictures are longer than this policy can read",
-                value=f"{len(request.ids)} of {self._longest} tokens",
+                value=f"{len(request.ids)} of {longest} tokens",
                 remedy="Shorten the question, or use a smaller picture or less history.",
             )
+        check_request(self.folder, self.precision, self.device, self.card.max_new_tokens, len(request.ids))
         try:
             self.last = self._decoder.run(
                 request, min(room, self.card.max_new_tokens), on_text, cancelled, reply_is_complete
@@ -131,13 +148,11 @@ def _precision(found: PolicyFolder, device: str, precision: str, max_new_tokens:
             raise InputError(
                 "unknown precision", value=precision, remedy=f"Choose auto, {', '.join(PRECISIONS)}."
             )
-        if precision == "int4":
-            missing = [name for name in ("bitsandbytes", "accelerate") if not importlib.util.find_spec(name)]
-            if missing:
-                raise ModelError(
-                    f"the precision int4 needs {' and '.join(missing)}",
-                    remedy=f"pip install {' '.join(missing)}, or choose another precision.",
-                )
+        if precision == "int4" and not importlib.util.find_spec("bitsandbytes"):
+            raise ModelError(
+                "the precision int4 needs bitsandbytes",
+                remedy="pip install bitsandbytes, or choose another precision.",
+            )
         return precision
     if device.startswith("cuda"):
         return "bf16" if _torch().cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -146,72 +161,6 @@ def _precision(found: PolicyFolder, device: str, precision: str, max_new_tokens:
     except NotEnoughMemoryError:
         return "bf16"
     return "fp32"
-
-
-def load_model(found: PolicyFolder, device: str, precision: str) -> Any:
-    """The transformers model of a folder, frozen and in evaluation mode, on "cpu", "cuda" or "cuda:1".
-
-    precision: "fp32", "bf16", "fp16" or "int4". Raises ModelError for weights that do not fit the configuration.
-    """
-    torch = _torch()
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    types = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    options: dict[str, Any] = {}
-    if precision == "int4":
-        from transformers import BitsAndBytesConfig
-
-        compute = torch.bfloat16 if device == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
-        )
-        options["device_map"] = {"": device}
-        types["int4"] = compute
-    elif importlib.util.find_spec("accelerate"):
-        options["device_map"] = {"": device}  # straight to the card, without a whole copy in main memory
-    # The configuration by its class: a folder's own code is never looked for, whatever its files say.
-    config = Qwen2_5_VLConfig.from_dict({k: v for k, v in found.config.items() if k != "auto_map"})
-    loaded: Any  # with output_loading_info a pair, which the library's annotation does not say
-    with no_progress_bar():
-        loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            found.folder,
-            config=config,
-            dtype=types[precision],
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
-    model, report = loaded
-    missing = sorted(report["missing_keys"])
-    if missing or report.get("mismatched_keys"):
-        # transformers would go on with random numbers in their place.
-        bad = missing or sorted(str(each[0]) for each in report["mismatched_keys"])
-        raise ModelError(
-            f"{len(bad)} tensors that the configuration asks for are missing or of another size",
-            file=found.folder,
-            value=bad[0],
-            remedy="Take config.json and the weights from the same model.",
-        )
-    if not options:
-        model.to(device)
-    return model.eval().requires_grad_(False)
-
-
-@contextlib.contextmanager
-def no_progress_bar() -> Iterator[None]:
-    """transformers' bar on stderr is not for the people who use this."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _run_error(error: Exception, folder: object) -> ModelError:

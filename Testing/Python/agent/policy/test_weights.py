@@ -222,10 +222,10 @@ def like_the_published_model(folder):
 
 
 def test_the_published_model_is_estimated_as_it_is_known(tmp_path):
-    """16.6 GB in bf16 and about 6 GB in 4 bits; a run in bf16 fits a card of 24 GB."""
+    """16.6 GB in bf16 and about 7 GB in 4 bits (the vision tower stays whole); a run in bf16 fits a card of 24 GB."""
     found = like_the_published_model(tmp_path)
     assert weight_bytes(found, "bf16") == pytest.approx(16.58e9, rel=0.01)
-    assert weight_bytes(found, "int4") == pytest.approx(6.2e9, rel=0.06)
+    assert weight_bytes(found, "int4") == pytest.approx(6.9e9, rel=0.03)
     assert weight_bytes(found, "bf16") < run_bytes(found, "bf16", "cuda") < 24e9
     assert run_bytes(found, "int4", "cuda") < 10e9
 

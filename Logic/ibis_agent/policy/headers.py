@@ -1,0 +1,86 @@
+"""The files of a model, read without torch: JSON, and what a safetensors file declares before its numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ibis_agent.errors import ModelError
+
+AGAIN = "Download the folder again; a download may have stopped half-way."
+_LARGEST_HEADER = 100 * 2**20
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a safetensors file: its shape, what its numbers are ("F32", "BF16", …), and the file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path | None = field(default=None, compare=False)
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """The tensors that a safetensors file declares, after checking that the file is as long as they need.
+
+    Raises ModelError for anything that is not a whole safetensors file.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as stream:
+            start = stream.read(len(_LFS))
+            if start == _LFS:
+                raise ModelError(
+                    "is a Git LFS pointer, not the weights themselves",
+                    file=path,
+                    remedy="Run `git lfs pull` there.",
+                )
+            if size < 8:
+                raise ModelError("is empty or cut off", file=path, value=f"{size} bytes", remedy=AGAIN)
+            (length,) = struct.unpack("<Q", start[:8])
+            if length > min(size - 8, _LARGEST_HEADER):
+                problem = "is cut off inside its header, or no safetensors file"
+                raise ModelError(problem, file=path, value=f"{size} bytes", remedy=AGAIN)
+            stream.seek(8)
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        tensors = {name: Tensor(tuple(each["shape"]), each["dtype"], path) for name, each in header.items()}
+        needed = 8 + length + max((each["data_offsets"][1] for each in header.values()), default=0)
+    except OSError as error:
+        remedy = "Check the file and its permissions."
+        raise ModelError(f"cannot be read: {error.strerror}", file=path, remedy=remedy) from error
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+        raise ModelError("is not a safetensors file", file=path, remedy=AGAIN) from error
+    if size != needed:
+        problem = "is cut off" if size < needed else "is longer than its header says"
+        raise ModelError(problem, file=path, value=f"{size} of {needed} bytes", remedy=AGAIN)
+    return tensors
+
+
+def read_json(path: Path, largest: int = 64 * 2**20) -> dict[str, Any]:
+    """A JSON object from one of a model's files. Raises ModelError."""
+    try:
+        if path.stat().st_size > largest:
+            raise ModelError(
+                "is too large for what it is", file=path, value=path.stat().st_size, remedy=AGAIN
+            )
+        data = path.read_bytes()
+        if data.startswith(_LFS):
+            raise ModelError("is a Git LFS pointer", file=path, remedy="Run `git lfs pull` there.")
+        values = json.loads(data.decode("utf-8-sig"))
+    except OSError as error:
+        raise ModelError(f"cannot be read: {error.strerror}", file=path, remedy=AGAIN) from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError("is not JSON", file=path, remedy=AGAIN) from error
+    if not isinstance(values, dict):
+        raise ModelError("is not a JSON object", file=path, remedy=AGAIN)
+    return values

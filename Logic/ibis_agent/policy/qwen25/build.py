@@ -1,0 +1,264 @@
+"""A policy's folder → the network, weight by weight: each goes from its file to its place on the device.
+
+Main memory holds one tensor at a time beside what is built there. Merged products (query, key and value; gate
+and up) are filled part by part. In int4 the language model's products are packed when they are full, so no more
+than a few of them are ever whole; the vision tower stays at 16 bits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ibis_agent.errors import ModelError
+from ibis_agent.policy.folder import PolicyFolder
+from ibis_agent.policy.qwen25.network import Block, Dense, Language, Network, Vision
+from ibis_agent.policy.qwen25.shape import Shape, read_shape
+from ibis_agent.policy.qwen25.weights import check_finite, read_tensors
+
+TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# Older files hold tables that are computed here.
+_COMPUTED = re.compile(r"rotary_(?:pos_)?emb\.(?:original_)?inv_freq$")
+_HEAD, _EMBEDDINGS = "lm_head.weight", "text.embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a stored tensor goes: rows of a part of the network, and the shape that it must have."""
+
+    part: str
+    start: int
+    shape: tuple[int, ...]
+
+
+def build(found: PolicyFolder, device: str, precision: str) -> Network:
+    """The network on "cpu", "cuda" or "cuda:1" in "fp32", "bf16", "fp16" or "int4".
+
+    Raises ModelError naming the tensor that is missing, surplus, of another size or no number.
+    """
+    shape = read_shape(found.config, found.folder / "config.json")
+    packer = _Packer(device) if precision == "int4" else None
+    dtype = packer.dtype if packer else TYPES[precision]
+    places = dict(_places(shape))
+    _check_names(found, shape, places)
+    rows: dict[str, int] = {}
+    for place in places.values():
+        rows[place.part] = max(rows.get(place.part, 0), place.start + place.shape[0])
+    parts: dict[str, Any] = {}
+    left = dict(rows)
+    head: Tensor | None = None
+    for stored, tensor in read_tensors(found):
+        name = _plain_name(stored)
+        if shape.text.tied and name == _HEAD:
+            head = tensor
+        if name not in places:
+            continue
+        place = places[name]
+        if place.part not in parts:
+            size = (rows[place.part], *place.shape[1:])
+            parts[place.part] = torch.empty(size, dtype=dtype, device=device)
+        target = parts[place.part][place.start : place.start + place.shape[0]]
+        target.copy_(tensor.reshape(place.shape))
+        if dtype == torch.float16:
+            check_finite(target, stored, found, "fp16")
+        left[place.part] -= place.shape[0]
+        if packer and not left[place.part] and _is_packed(place.part):
+            parts[place.part] = packer.pack(parts[place.part])
+    if head is not None and not torch.equal(head.to(dtype).to(device), parts[_EMBEDDINGS]):
+        raise ModelError(
+            "says that input and output share their weights, and holds others for the output",
+            file=found.folder / "config.json",
+            value="tie_word_embeddings true",
+            remedy="Set it to what the model was trained with.",
+        )
+    return _assembled(shape, parts)
+
+
+def _plain_name(name: str) -> str:
+    """One name for what writers of 2025 and of now call differently: "text.…", "visual.…" or "lm_head.…"."""
+    for prefix, plain in (
+        ("model.language_model.", "text."),
+        ("model.visual.", "visual."),
+        ("language_model.model.", "text."),
+        ("visual.", "visual."),
+        ("model.", "text."),
+    ):
+        if name.startswith(prefix):
+            return plain + name[len(prefix) :]
+    return name
+
+
+def _places(shape: Shape) -> Iterator[tuple[str, _Place]]:
+    """Every stored tensor by its plain name, and its place."""
+    text, vision = shape.text, shape.vision
+    yield _EMBEDDINGS, _Place(_EMBEDDINGS, 0, (text.vocabulary, text.hidden))
+    yield "text.norm.weight", _Place("text.norm.weight", 0, (text.hidden,))
+    if not text.tied:
+        yield _HEAD, _Place(_HEAD, 0, (text.vocabulary, text.hidden))
+    kept = text.kept_heads * text.head
+    for n in range(text.layers):
+        at = f"text.layers.{n}."
+        start = 0
+        for name, rows in (("q_proj", text.hidden), ("k_proj", kept), ("v_proj", kept)):
+            yield f"{at}self_attn.{name}.weight", _Place(at + "qkv.weight", start, (rows, text.hidden))
+            yield f"{at}self_attn.{name}.bias", _Place(at + "qkv.bias", start, (rows,))
+            start += rows
+        for name, start in (("gate_proj", 0), ("up_proj", text.inner)):
+            yield f"{at}mlp.{name}.weight", _Place(at + "gate_up.weight", start, (text.inner, text.hidden))
+        yield f"{at}self_attn.o_proj.weight", _Place(at + "out.weight", 0, (text.hidden, text.hidden))
+        yield f"{at}mlp.down_proj.weight", _Place(at + "down.weight", 0, (text.hidden, text.inner))
+        for name, part in (("input_layernorm", "norm_in"), ("post_attention_layernorm", "norm_mid")):
+            yield f"{at}{name}.weight", _Place(at + part, 0, (text.hidden,))
+    for n in range(vision.depth):
+        at = f"visual.blocks.{n}."
+        for name, part, size in (
+            ("attn.qkv", "qkv", (3 * vision.hidden, vision.hidden)),
+            ("attn.proj", "out", (vision.hidden, vision.hidden)),
+            ("mlp.down_proj", "down", (vision.hidden, vision.inner)),
+        ):
+            yield f"{at}{name}.weight", _Place(f"{at}{part}.weight", 0, size)
+            yield f"{at}{name}.bias", _Place(f"{at}{part}.bias", 0, size[:1])
+        for name, start in (("gate_proj", 0), ("up_proj", vision.inner)):
+            yield (
+                f"{at}mlp.{name}.weight",
+                _Place(at + "gate_up.weight", start, (vision.inner, vision.hidden)),
+            )
+            yield f"{at}mlp.{name}.bias", _Place(at + "gate_up.bias", start, (vision.inner,))
+        for name, part in (("norm1", "norm_in"), ("norm2", "norm_mid")):
+            yield f"{at}{name}.weight", _Place(at + part, 0, (vision.hidden,))
+    unit = vision.hidden * vision.merge**2
+    others: tuple[tuple[str, tuple[int, ...]], ...] = (
+        ("patch_embed.proj.weight", (vision.hidden, vision.patch_numbers)),
+        ("merger.ln_q.weight", (vision.hidden,)),
+        ("merger.mlp.0.weight", (unit, unit)),
+        ("merger.mlp.0.bias", (unit,)),
+        ("merger.mlp.2.weight", (vision.out, unit)),
+        ("merger.mlp.2.bias", (vision.out,)),
+    )
+    for name, whole in others:
+        yield f"visual.{name}", _Place(f"visual.{name}", 0, whole)
+
+
+def _check_names(found: PolicyFolder, shape: Shape, places: dict[str, _Place]) -> None:
+    """Compare what is stored with what the configuration asks for, by the headers alone."""
+    stored = {_plain_name(name): (name, tensor) for name, tensor in found.tensors.items()}
+    wrong = []
+    for name, place in places.items():
+        if name not in stored:
+            wrong.append(name)
+            continue
+        size = stored[name][1].shape
+        if name == "visual.patch_embed.proj.weight":  # a convolution whose steps do not overlap: a product
+            size = (size[0], stored[name][1].count // max(size[0], 1)) if size else size
+        if size != place.shape:
+            wrong.append(name)
+    if wrong:
+        raise ModelError(
+            f"{len(wrong)} tensors that the configuration asks for are missing or of another size",
+            file=found.folder,
+            value=wrong[0],
+            remedy="Take config.json and the weights from the same model.",
+        )
+    known = {*places, _HEAD} if shape.text.tied else set(places)
+    surplus = [
+        name for plain, (name, _) in stored.items() if plain not in known and not _COMPUTED.search(plain)
+    ]
+    if surplus:
+        raise ModelError(
+            f"holds {len(surplus)} tensors that a Qwen2.5-VL of this configuration has no place for",
+            file=found.folder,
+            value=surplus[0],
+            remedy="Take config.json and the weights from the same model; merge an adapter first.",
+        )
+
+
+def _assembled(shape: Shape, parts: dict[str, Any]) -> Network:
+    def product(name: str) -> Any:
+        weight, bias = parts[name + ".weight"], parts.get(name + ".bias")
+        return Dense(weight, bias) if isinstance(weight, Tensor) else weight.with_bias(bias)
+
+    def block(at: str) -> Block:
+        return Block(
+            parts[at + "norm_in"],
+            product(at + "qkv"),
+            product(at + "out"),
+            parts[at + "norm_mid"],
+            product(at + "gate_up"),
+            product(at + "down"),
+        )
+
+    vision = Vision(
+        shape.vision,
+        product("visual.patch_embed.proj"),
+        [block(f"visual.blocks.{n}.") for n in range(shape.vision.depth)],
+        parts["visual.merger.ln_q.weight"],
+        product("visual.merger.mlp.0"),
+        product("visual.merger.mlp.2"),
+    )
+    embeddings = parts[_EMBEDDINGS]
+    language = Language(
+        shape.text,
+        embeddings,
+        [block(f"text.layers.{n}.") for n in range(shape.text.layers)],
+        parts["text.norm.weight"],
+        Dense(embeddings if shape.text.tied else parts[_HEAD]),
+    )
+    return Network(shape, vision, language)
+
+
+def _is_packed(part: str) -> bool:
+    return bool(re.match(r"text\.layers\.\d+\.(?:qkv|out|gate_up|down)\.weight$", part))
+
+
+@dataclass
+class FourBit:
+    """A product whose weight is packed as NF4 by bitsandbytes."""
+
+    packed: Tensor
+    state: Any
+    bias: Tensor | None = None
+
+    def with_bias(self, bias: Tensor | None) -> FourBit:
+        return FourBit(self.packed, self.state, bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        import bitsandbytes
+
+        return bitsandbytes.matmul_4bit(x, self.packed.t(), quant_state=self.state, bias=self.bias)
+
+    def onto(self, rest: Tensor, x: Tensor) -> Tensor:
+        return rest + self(x)
+
+
+class _Packer:
+    """bitsandbytes on one device, tried out before anything is loaded. Raises ModelError."""
+
+    def __init__(self, device: str) -> None:
+        plain = device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+        self.dtype = torch.bfloat16 if plain else torch.float16
+        try:
+            tried = self.pack(torch.eye(128, dtype=self.dtype, device=device))
+            seen = tried(torch.ones(2, 128, dtype=self.dtype, device=device))
+            works = bool(torch.isclose(seen.float(), torch.ones_like(seen.float()), atol=0.2).all())
+            problem = "" if works else "its products are wrong"
+        except Exception as error:  # a missing library, operator or instruction: all kinds
+            problem = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        if problem:
+            raise ModelError(
+                f"bitsandbytes cannot serve the precision int4 on this {'processor' if device == 'cpu' else 'card'}",
+                value=problem,
+                remedy="Choose the precision bf16, or install another version of bitsandbytes.",
+            )
+
+    def pack(self, weight: Tensor) -> FourBit:
+        import bitsandbytes.functional
+
+        packed, state = bitsandbytes.functional.quantize_4bit(
+            weight, blocksize=64, compress_statistics=True, quant_type="nf4"
+        )
+        return FourBit(packed, state)

@@ -1,0 +1,61 @@
+"""Reading the tensors of a policy's folder: exactly the files that were checked and hashed, one tensor at a time.
+
+Nothing passes through main memory whole: a file is mapped, and a tensor goes from there to where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ibis_agent.errors import ModelError
+from ibis_agent.policy.folder import PolicyFolder
+
+if TYPE_CHECKING:
+    import torch
+
+
+def read_tensors(found: PolicyFolder) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of every tensor, mapped from its file, on the CPU and as it is stored; file by file.
+
+    Raises ModelError where a file changed since it was hashed, or a tensor holds what is not a number.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found.check_unchanged()
+    for path in found.files:
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                for name in file.keys():  # noqa: SIM118 - it is no mapping
+                    tensor = file.get_tensor(name)
+                    check_finite(tensor, name, found)
+                    yield name, tensor
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                "cannot be read", file=path, value=str(error), remedy="Download the folder again."
+            ) from error
+    found.check_unchanged()
+
+
+def check_finite(tensor: torch.Tensor, name: str, found: PolicyFolder, precision: str = "") -> None:
+    """Raises ModelError for a tensor with NaN or infinite numbers; `precision`: what it was converted to."""
+    import torch
+
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    low, high = torch.aminmax(tensor)
+    if bool(torch.isfinite(low) & torch.isfinite(high)):
+        return
+    if precision:
+        raise ModelError(
+            f"has weights too large for the precision {precision}",
+            file=found.folder,
+            value=name,
+            remedy="Choose the precision bf16 or fp32.",
+        )
+    raise ModelError(
+        "holds weights that are not numbers (NaN or infinite)",
+        file=found.folder,
+        value=name,
+        remedy="Its training failed or the file is damaged: use an earlier checkpoint, or fetch it again.",
+    )
