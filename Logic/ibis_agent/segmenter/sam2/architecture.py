@@ -7,14 +7,16 @@ How the architecture is found, in this order:
 1. the `config` that the caller gives: a YAML file, or a name of `NAMES`;
 2. a YAML file with the checkpoint's own stem beside it (`segmenter.pt`, `segmenter.yaml`);
 3. the shapes of the weights, for the eight architectures that the sam2 package brings. MedSAM2's weights have
-   the very shapes of `sam2.1_hiera_t` and differ only in the size of the picture, which no weight tells: a
-   file whose name contains "medsam2" or "t512" is taken as `sam2.1_hiera_t512`, any other needs `config`.
+   the very shapes of `sam2.1_hiera_t` and differ only in the size of the picture, which no weight tells. What
+   tells are names: the file's, and the one that it was saved under, which PyTorch keeps inside. Where they say
+   nothing, or not the same, the caller is asked for `config`.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect as signatures
 import os
 import re
 from collections.abc import Mapping
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ibis_agent.errors import ModelError
-from ibis_agent.segmenter.sam2.checkpoint import read_weights
+from ibis_agent.segmenter.sam2.checkpoint import read_weights, saved_as
 from ibis_agent.segmenter.sam2.config import checked_settings, read_settings
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ _PACKAGED = {
 }
 MEDSAM2 = "sam2.1_hiera_t512"
 NAMES = (*_PACKAGED, MEDSAM2)
+_MEDSAM2 = re.compile(r"medsam2|t(?:iny)?_?512", re.IGNORECASE)
+_TINY = re.compile(r"sam2[._]1_hiera_t(?:iny)?(?![a-z])", re.IGNORECASE)
 # Width of the first stage and number of blocks of the image encoder.
 _SIZES = {(96, 12): "t", (96, 16): "s", (112, 24): "b+", (144, 48): "l"}
 
@@ -171,10 +175,26 @@ def _recognise(file: Path, weights: Mapping[str, Tensor]) -> str:
             remedy=f"Put its configuration beside it as {file.stem}.yaml, or name the YAML file.",
         )
     generation = "sam2.1" if "no_obj_embed_spatial" in weights else "sam2"
-    hint = file.name.lower()
-    if (generation, size) == ("sam2.1", "t") and ("medsam2" in hint or "t512" in hint):
-        return MEDSAM2
+    if (generation, size) == ("sam2.1", "t"):
+        return _tiny_or_medsam2(file)
     return f"{generation}_hiera_{size}"
+
+
+def _tiny_or_medsam2(file: Path) -> str:
+    names = (file.stem, saved_as(file))
+    told = {MEDSAM2 for name in names if _MEDSAM2.search(name)}
+    told |= {"sam2.1_hiera_t" for name in names if _TINY.search(name) and not _MEDSAM2.search(name)}
+    if len(told) != 1:
+        raise ModelError(
+            "may be SAM2.1 tiny, which sees pictures of 1024 pixels, or MedSAM2, of 512: their weights have the "
+            "same names and shapes, and "
+            + ("the file's names contradict each other" if told else "the file's name says neither"),
+            file=file,
+            value=", ".join(filter(None, names)) if told else None,
+            remedy=f"Name the configuration, {MEDSAM2} (MedSAM2) or sam2.1_hiera_t: --segmenter-config in the "
+            "terminal, the field beside the segmenter in Slicer.",
+        )
+    return told.pop()
 
 
 def _other_architecture(weights: Mapping[str, Tensor], file: Path) -> ModelError:
@@ -198,7 +218,7 @@ def _check_against_weights(architecture: Architecture, weights: Mapping[str, Ten
     def setting(*path: str) -> Any:
         value: Any = settings
         for part in path:
-            value = value.get(part) if isinstance(value, dict) else None
+            value = _value_of(value, part)
         return value
 
     def side(key: str, axis: int) -> int | None:
@@ -210,7 +230,7 @@ def _check_against_weights(architecture: Architecture, weights: Mapping[str, Ten
     pairs = {
         "embed_dim": (setting(*encoder, "embed_dim"), side("image_encoder.trunk.patch_embed.proj.weight", 0)),
         "stages": (
-            sum(stages) if isinstance(stages, list) else None,
+            sum(stages) if isinstance(stages, (list, tuple)) else None,
             _count(weights, "image_encoder.trunk.blocks.") or None,
         ),
         "d_model": (setting("image_encoder", "neck", "d_model"), side("no_mem_embed", 2)),
@@ -239,6 +259,20 @@ def _check_against_weights(architecture: Architecture, weights: Mapping[str, Ten
             value="; ".join(wrong[:4]),
             remedy="Use the configuration that belongs to these weights.",
         )
+
+
+def _value_of(part: Any, key: str) -> Any:
+    """A setting, or what sam2's code takes where the configuration leaves it out (base_plus: its stages)."""
+    if not isinstance(part, dict):
+        return None
+    if key in part or "_target_" not in part:
+        return part.get(key)
+    module, _, name = part["_target_"].rpartition(".")
+    try:
+        default = signatures.signature(getattr(importlib.import_module(module), name)).parameters[key].default
+    except (ImportError, AttributeError, KeyError):
+        return None
+    return None if default is signatures.Parameter.empty else default
 
 
 def _check_same_shapes(

@@ -37,6 +37,17 @@ def read_weights(checkpoint: str | os.PathLike[str]) -> dict[str, Tensor]:
     return _state_dict(content, file)
 
 
+def saved_as(file: Path) -> str:
+    """The name under which PyTorch saved a checkpoint, which it keeps inside; empty where there is none."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            inner = next((name for name in archive.namelist() if name.endswith("/data.pkl")), "")
+    except (zipfile.BadZipFile, OSError):
+        return ""
+    name = inner.split("/")[0]
+    return "" if name == "archive" else name
+
+
 def _kind_of(file: Path) -> str:
     """ "safetensors", "zip" or "pickle", by content; raises ModelError for what is plainly no checkpoint."""
     if file.is_dir():
@@ -96,7 +107,8 @@ def _read_torch(file: Path, kind: str) -> Any:
     import torch
 
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=kind == "zip")
+        with torch.serialization.safe_globals(_numbers()):
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=kind == "zip")
     except pickle.UnpicklingError as error:
         named = re.search(
             r"(?:GLOBAL|Unsupported (?:class|operand|global:?(?: GLOBAL)?)) ([\w.]+)", str(error)
@@ -114,6 +126,23 @@ def _read_torch(file: Path, kind: str) -> Any:
     except Exception as error:  # what torch raises on damaged files is of every kind
         problem = " ".join(str(error).split())
         raise ModelError("is damaged or cut off", file=file, value=problem, remedy=_AGAIN) from error
+
+
+def _numbers() -> list[Any]:
+    """What NumPy's scalars and arrays of numbers are pickled as: a training's best score may be one.
+
+    They hold bytes and build nothing else; arrays of objects, which could, are refused by torch.
+    """
+    import _codecs
+
+    import numpy as np
+
+    kinds = [type(np.dtype(each)) for each in "?bBhHiIlLqQefdgFD"]
+    scalar, rebuild = np._core.multiarray.scalar, np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+    allowed: list[Any] = [np.dtype, np.ndarray, _codecs.encode, *dict.fromkeys(kinds)]
+    for package in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before NumPy 2, and since
+        allowed += [(scalar, f"{package}.scalar"), (rebuild, f"{package}._reconstruct")]
+    return allowed
 
 
 def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from ibis_agent.cli.request import demo_policy
 from ibis_agent.errors import ModelError
 from ibis_agent.policy.card import ModelCard, load_card, save_card
 from ibis_agent.policy.contract import Turn
@@ -20,6 +19,7 @@ from ibis_agent.policy.qwen25.block import Blocks
 from ibis_agent.policy.qwen25.build import Dense
 from ibis_agent.policy.qwen25.local import LocalPolicy
 from ibis_agent.policy.qwen25.network import Memory
+from ibis_agent.policy.qwen25.source import demo_folder as demo_policy
 from safetensors.torch import load_file, save_file
 from test_policy import by_generate, picture
 from test_which_files import case
@@ -271,7 +271,7 @@ def test_inference_needs_neither_transformers_nor_torchvision():
     """Their imports are what a short run would wait for, and a torchvision of another torch breaks them."""
     program = (
         "import sys\n"
-        "from ibis_agent.cli.request import demo_policy\n"
+        "from ibis_agent.policy.qwen25.source import demo_folder as demo_policy\n"
         "from ibis_agent.policy.contract import Turn\n"
         "from ibis_agent.policy.qwen25.local import LocalPolicy\n"
         "import numpy as np\n"

@@ -86,21 +86,75 @@ def test_building_gives_the_network_that_hydra_gives(parity: Path) -> None:
     assert shapes[0] == shapes[1]
 
 
-def test_the_file_name_tells_medsam2_from_sam2(tiny: dict[str, Any], tmp_path: Path) -> None:
-    sizes = {"MedSAM2_latest.pt": 512, "sam2.1_hiera_t512.pt": 512, "sam2.1_hiera_tiny.pt": 1024}
-    file = tmp_path / "x.pt"
-    torch.save({"model": tiny}, file)
-    for name, size in sizes.items():
-        os.replace(file, tmp_path / name)
-        file = tmp_path / name
-        found = architecture.inspect(file)
-        assert found.image_size == size
-        assert found.name == ("sam2.1_hiera_t512" if size == 512 else "sam2.1_hiera_t")
+@pytest.mark.parametrize("name", architecture.NAMES)
+def test_every_published_layout_loads(name: str, tmp_path: Path) -> None:
+    """The eight of SAM2 and SAM2.1, and MedSAM2: told by their weights alone, with one number each on the disk."""
+    shapes = architecture.build(architecture.named_settings(name)).state_dict()
+    number = torch.rand(())
+    official = {"t512": "t512", "t": "tiny", "s": "small", "b+": "base_plus", "l": "large"}
+    generation, _, size = name.split("_")
+    file = tmp_path / f"{generation}_hiera_{official[size]}.pt"
+    torch.save({"model": {key: number.expand(each.shape) for key, each in shapes.items()}}, file)
+    model, found = architecture.load(file)
+    assert (found.name, model.image_size) == (name, 512 if size == "t512" else 1024)
+    weight = model.image_encoder.trunk.patch_embed.proj.weight
+    assert torch.equal(weight, number.expand(weight.shape))
+
+
+@pytest.mark.parametrize(
+    ("saved", "name", "size"),
+    [
+        ("archive", "MedSAM2_latest", 512),
+        ("archive", "MedSAM2_US_Heart", 512),
+        ("archive", "sam2.1_hiera_t512", 512),
+        ("archive", "sam2.1_hiera_tiny512_FLARE_RECIST", 512),
+        ("archive", "sam2.1_hiera_tiny", 1024),
+        ("archive", "sam2_1_hiera_t", 1024),
+        ("MedSAM2_latest", "latest", 512),  # renamed: what it was saved as stands inside
+        ("archive", "latest", None),
+        ("checkpoint", "hiera_tiny", None),
+        ("MedSAM2_latest", "sam2.1_hiera_tiny", None),
+    ],
+)
+def test_medsam2_is_told_from_sam2_by_its_names_or_asked_for(
+    saved: str, name: str, size: int | None, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.save({"model": tiny}, tmp_path / f"{saved}.pt")
+    file = tmp_path / f"{name}.pt"
+    os.replace(tmp_path / f"{saved}.pt", file)
+    if size is None:
+        with pytest.raises(ModelError, match=r"1024 pixels, or MedSAM2, of 512.*--segmenter-config"):
+            architecture.inspect(file)
+    else:
+        assert architecture.inspect(file).image_size == size
     assert architecture.inspect(file, "sam2.1_hiera_t512").image_size == 512, "a named configuration wins"
     assert architecture.inspect(file, "configs/sam2.1/sam2.1_hiera_t.yaml").image_size == 1024
-    del tiny["no_obj_embed_spatial"]
-    torch.save(tiny, file)
-    assert architecture.inspect(file).name == "sam2_hiera_t"
+
+
+def test_the_first_generations_tiny_has_no_twin(tiny: dict[str, Any], tmp_path: Path) -> None:
+    torch.save({key: each for key, each in tiny.items() if key != "no_obj_embed_spatial"}, tmp_path / "x.pt")
+    assert architecture.inspect(tmp_path / "x.pt").name == "sam2_hiera_t"
+
+
+@pytest.mark.parametrize("package", ["numpy._core.multiarray", "numpy.core.multiarray"])
+def test_a_checkpoint_that_holds_numbers_of_numpy_is_read(
+    package: str, weights: dict[str, Any], place: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training's best score, as NumPy 1 and 2 write it; code beside it stays refused."""
+    import numpy as np
+
+    monkeypatch.setattr(np._core.multiarray.scalar, "__module__", package, raising=False)
+    best = {"dice": np.float64(0.87), "steps": np.int64(3), "curve": np.arange(4.0), "flag": np.bool_(True)}
+    file = place({"model": weights, "best": best})
+    read = checkpoint.read_weights(file)
+    assert all(torch.equal(read[name], each) for name, each in weights.items())
+
+
+def test_an_array_of_objects_is_refused(weights: dict[str, Any], place: Callable[..., Path]) -> None:
+    import numpy as np
+
+    with pytest.raises(ModelError):
+        checkpoint.read_weights(place({"model": weights, "best": np.array([print, {}], dtype=object)}))
 
 
 def test_the_yaml_beside_the_checkpoint_is_used(parity: Path) -> None:
