@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
-from ibis_agent.cli.request import DEMO_POLICY
 from ibis_agent.errors import InputError
 from ibis_agent.mask.structures import another_structure
 from ibis_agent.policy.card import ModelCard, card_from_json, card_to_json, load_card
 from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.messages import build_messages
+from ibis_agent.policy.qwen25.source import demo_folder
 from ibis_agent.policy.vocabulary import check_asked, understand, wording
 
 from training.common.questions import QUESTIONS, VOCABULARY, WORDS
 
-CARD = load_card(DEMO_POLICY)
+CARD = load_card(demo_folder())
 
 
 @pytest.mark.parametrize(
