@@ -18,6 +18,7 @@ from typing import Any
 
 from ibis_agent import files
 from ibis_agent.cli import inspection, runner, terminal
+from ibis_agent.cli.compare import run_compare
 from ibis_agent.cli.options import (
     BAD_INPUT,
     BAD_MODEL,
@@ -279,6 +280,7 @@ _COMMANDS = {
     "run": _run,
     "replay": _replay,
     "review": _review,
+    "compare": run_compare,
     "convert": _convert,
     "info": _info,
     "import-prompts": _import_prompts,

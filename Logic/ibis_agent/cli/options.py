@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from ibis_agent import __version__
 from ibis_agent.cli import terminal
+from ibis_agent.cli.compare import add_compare
 from ibis_agent.cli.request import MASK_FORMATS
 from ibis_agent.scan.geometry import PLANES, Orientation
 
@@ -183,6 +184,8 @@ def _add_others(commands: Any) -> None:
         "--out", type=Path, metavar="FILE", help="the page (default: review.html beside the trajectory)"
     )
     review.add_argument("--open", action="store_true", help="show it in the browser")
+
+    add_compare(commands)
 
     convert = commands.add_parser(
         "convert",

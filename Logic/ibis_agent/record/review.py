@@ -11,7 +11,7 @@ import hashlib
 import html
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +30,15 @@ def review_page(record: Mapping[str, Any]) -> str:
     """
     try:
         view = view_of(record)
-        data = _script_safe(view)
+        return page_of(
+            view, "review_page.html", title=f"{view['question'][:80]} – IBIS review", scripts=_SCRIPTS
+        )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise InputError(
             "this is not a trajectory of this program",
             value=f"{type(error).__name__}: {error}",
             remedy="Pass a trajectory.json that `ibis-agent run` wrote.",
         ) from error
-    return sealed_page(
-        _resource("review_page.html"),
-        title=f"{view['question'][:80]} – IBIS review",
-        style=_resource("review_page.css"),
-        script="".join(map(_resource, _SCRIPTS)),
-        data=data,
-    )
 
 
 def write_review(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
@@ -51,21 +46,23 @@ def write_review(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Non
     files.write_text(path, review_page(record))
 
 
-def sealed_page(template: str, *, title: str, style: str, script: str, data: str) -> str:
-    """A page in which only this style and this script may act, and which fetches nothing, not even from the disk.
+def page_of(view: Mapping[str, Any], template: str, *, title: str, scripts: Sequence[str]) -> str:
+    """A page in which only its own style and script may act, and which fetches nothing, not even from the disk.
 
-    title: plain text. data: JSON that is safe inside a script element, see `_script_safe`.
+    view: what it shows. template, scripts: files of this package. title: plain text. Raises ValueError for a view
+    with numbers that JSON does not know.
     """
+    style, script = _resource("review_page.css"), "".join(map(_resource, scripts))
     policy = (
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
     return _fill(
-        template,
+        _resource(template),
         policy=html.escape(policy, quote=False),
         title=html.escape(title),
         style=style,
-        data=data,
+        data=_script_safe(view),
         script=script,
     )
 

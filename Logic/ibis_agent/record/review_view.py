@@ -13,6 +13,7 @@ import numpy as np
 
 from ibis_agent.mask.masks import decode_rle
 from ibis_agent.mask.measurements import Measurements, measure
+from ibis_agent.record.recorded_slices import recorded_slices
 from ibis_agent.record.review_pictures import fitted, read_png, runs_of, to_base64
 from ibis_agent.scan.geometry import PictureGeometry, slice_geometry
 
@@ -28,21 +29,13 @@ def view_of(record: Json) -> dict[str, Any]:
     Raises ValueError, KeyError, TypeError and their like where it is not one.
     """
     volume = "slices" in record
-    rows = record["slices"] if volume else [{"picture": record["picture"]}]
-    geometries = [_geometry(row["picture"]) for row in rows]
-    one = geometries[0]
-    if any((each.axis, each.shape) != (one.axis, one.shape) for each in geometries):
-        raise ValueError("the slices are not of one volume")
-    order = sorted(range(len(rows)), key=lambda n: geometries[n].index)
-    where = {geometries[n].index: place for place, n in enumerate(order)}
-    if len(where) < len(rows):
-        raise ValueError("a slice is there twice")
+    found = recorded_slices(record)
+    one = found[0].geometry
+    where = {each.geometry.index: place for place, each in enumerate(found)}
     steps = list(_volume_steps(record, where, one) if volume else _slice_steps(record, one))
-    shape = one.height, one.width
-    texts = [row["mask_rle"] for row in rows] if volume else [_last_mask(record)]
-    masks = {geometries[n].index: decode_rle(texts[n], shape) for n in order}
-    pictures = {geometries[n].index: rows[n]["picture"] for n in order}
-    worked = {index for index, place in where.items() if any(step["slice"] == place for step in steps)}
+    masks = {each.geometry.index: each.mask for each in found}
+    pictures = {each.geometry.index: each.picture for each in found}
+    worked = {found[step["slice"]].geometry.index for step in steps}
     shown, cuts = _pictures_and_cuts(pictures, masks, worked, one)
     standing = _standing(record, volume)
     key = (record.get("volume") or {}).get("key") if volume else one.index
@@ -65,7 +58,7 @@ def view_of(record: Json) -> dict[str, Any]:
             "col_mm": one.col_mm or 1.0,
             "row_mm": one.row_mm or 1.0,
             "real_mm": one.row_mm is not None,
-            "edges": _edges(one) if one.row_mm is not None else {},
+            "edges": edges_of(one) if one.row_mm is not None else {},
         },
         "slices": [
             {
@@ -74,8 +67,8 @@ def view_of(record: Json) -> dict[str, Any]:
                 "reduced": shown[index].reduced,
                 "runs": runs_of(masks[index]),
                 "area": round(float(masks[index].sum()) * each, 2),
-                "score": _number(rows[order[place]].get("score")),
-                "anchor": bool(rows[order[place]].get("anchor")),
+                "score": _number(found[place].row.get("score")),
+                "anchor": bool(found[place].row.get("anchor")),
                 "marks": standing.get(index, []),
             }
             for index, place in where.items()
@@ -244,26 +237,12 @@ def _cut(
         "height": mask.shape[0],
         "col_mm": geometry.col_mm or 1.0,
         "row_mm": geometry.row_mm or 1.0,
-        "edges": _edges(geometry),
+        "edges": edges_of(geometry),
         "runs": runs_of(mask),
         "first": low,
         "down": down,
         "backwards": geometry.flip_rows if down else geometry.flip_cols,
     }
-
-
-def _geometry(picture: Json) -> PictureGeometry:
-    height, width = int(picture["height"]), int(picture["width"])
-    if not picture.get("geometry"):
-        return PictureGeometry.of_picture(height, width)
-    geometry = PictureGeometry.from_json(picture["geometry"])
-    if (geometry.height, geometry.width) != (height, width):
-        raise ValueError("the picture and its geometry differ in size")
-    return geometry
-
-
-def _last_mask(record: Json) -> str:
-    return str(record["steps"][-1]["mask_rle"]) if record["steps"] else ""
 
 
 def _author(each: Json) -> str:
@@ -274,7 +253,7 @@ def _number(value: Any) -> float | None:
     return None if value is None else round(float(value), 4)
 
 
-def _edges(geometry: PictureGeometry) -> dict[str, str]:
+def edges_of(geometry: PictureGeometry) -> dict[str, str]:
     """The patient's direction at each side of the picture: R, L, A, P, S or I."""
     right = geometry.affine[:3, geometry.col_axis] * (-1 if geometry.flip_cols else 1)
     down = geometry.affine[:3, geometry.row_axis] * (-1 if geometry.flip_rows else 1)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import copy
 import hashlib
 import html.parser
-import io
 import json
 import re
 from collections.abc import Iterator
@@ -19,82 +17,15 @@ from browser import Browser, missing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ibis_agent.errors import InputError
-from ibis_agent.mask.masks import encode_rle
 from ibis_agent.record.review import review_page, write_review
-from ibis_agent.scan.geometry import slice_geometry
-from PIL import Image
+from recorded_runs import H, W, masks
+from recorded_runs import slice_record as record
 
-H, W = 24, 40
 HOSTILE = (
     '</script><img src=x onerror="document.body.dataset.hacked=1">'
     "<script>document.body.dataset.hacked=2</script>"
     "<!--<script>{{data}}]]>'\"&lt;\u2028\u202e<svg onload=alert(1)><a href=javascript:alert(2)>"
 )
-
-
-def masks() -> list[np.ndarray]:
-    """Three masks: a block; the block with a hole, and a diagonal; one that touches every border."""
-    first = np.zeros((H, W), bool)
-    first[5:15, 8:20] = True
-    second = first.copy()
-    second[8:11, 12:15] = False
-    second[[16, 17, 18], [21, 22, 23]] = True
-    third = np.ones((H, W), bool)
-    third[3:20, 4:30] = False
-    return [first, second, third]
-
-
-def record(**changes: Any) -> dict[str, Any]:
-    """The record of a run of three clicks and an end, on an axial slice with pixels twice as high as wide."""
-    geometry = slice_geometry((W, H, 5), np.diag([1.5, 3.0, 5.0, 1.0]), "axial", 2)
-    rgb = np.random.default_rng(1).integers(0, 255, (H, W, 3), np.uint8)
-    png = io.BytesIO()
-    Image.fromarray(rgb).save(png, "PNG")
-    clicks = [(0.3, 0.4, True, "policy"), (0.34, 0.39, False, "person"), (0.9, 0.9, True, "policy")]
-    steps = [
-        {
-            "number": number,
-            "by": by,
-            "thinking": f"thought {number}" if by == "policy" else "",
-            "reply": "",
-            "action": {"kind": "click", "x": x, "y": y, "positive": positive},
-            "mask_rle": encode_rle(mask),
-            "score": 0.5 + number / 10,
-            "area_px": int(mask.sum()),
-            "area_mm2": float(mask.sum() * 4.5),
-            "seconds": {"policy": 1.25, "segmenter": 0.05, "total": 1.3},
-        }
-        for number, (mask, (x, y, positive, by)) in enumerate(zip(masks(), clicks, strict=True), 1)
-    ]
-    ending = copy.deepcopy(steps[-1])
-    ending |= {
-        "number": 4,
-        "thinking": "enough",
-        "action": {"kind": "terminate", "answer": "That is it."},
-        "score": None,
-    }
-    made = {
-        "schema": "ibis-trajectory/1",
-        "created": "2026-01-01T00:00:00Z",
-        "question": "Segment the liver",
-        "answer": "That is it.",
-        "status": "ended",
-        "reason": "",
-        "models": {"policy": {"name": "p", "sha256": "aa"}, "segmenter": {"name": "s", "sha256": "bb"}},
-        "picture": {
-            "source": "scan.nii.gz",
-            "geometry": geometry.to_json(),
-            "window": [-160, 240],
-            "orientation": "radiological",
-            "height": H,
-            "width": W,
-            "sha256": hashlib.sha256(rgb.tobytes()).hexdigest(),
-            "png": base64.b64encode(png.getvalue()).decode(),
-        },
-        "limits": {"max_turns": 20, "max_repeats": 3},
-        "steps": [*steps, ending],
-    }
-    return made | changes
 
 
 class _Elements(html.parser.HTMLParser):

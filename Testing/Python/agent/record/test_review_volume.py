@@ -12,93 +12,16 @@ import numpy as np
 import pytest
 from browser import Browser, missing
 from ibis_agent.errors import InputError
-from ibis_agent.mask.masks import encode_rle
 from ibis_agent.mask.measurements import measure
+from ibis_agent.record.comparison_page import write_comparison
 from ibis_agent.record.review import review_page, write_review
 from ibis_agent.record.review_pictures import fitted, read_png, runs_of
 from ibis_agent.record.review_view import view_of
 from ibis_agent.scan.geometry import slice_geometry
 from PIL import Image
+from recorded_runs import LPS, SHAPE, body, grey, volume_record
 
-SHAPE = (20, 16, 12)
-LPS = np.diag([-2.0, -2.0, 3.0, 1.0])
 HOSTILE = '</script><img src=x onerror="document.body.dataset.hacked=1"><script>document.body.dataset.hacked=2</script>'
-
-
-def body(shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
-    """(I, J, K) bool: a block that is wider below, and off the middle along every axis."""
-    mask = np.zeros(shape, bool)
-    mask[4:9, 3:7, 2:10] = True
-    mask[4:13, 3:10, 2:5] = True
-    return mask
-
-
-def grey(shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
-    return np.random.default_rng(2).integers(0, 255, shape, np.uint8)
-
-
-def click(x: float, y: float, positive: bool = True) -> dict[str, Any]:
-    return {"kind": "click", "x": x, "y": y, "positive": positive}
-
-
-def volume_record(
-    plane: str = "axial", affine: np.ndarray = LPS, met: range | None = None, **changes: Any
-) -> dict[str, Any]:
-    """The record of a run that looked at a slice, clicked another twice, grew, and ended."""
-    voxels, mask = grey(), body()
-    middle = slice_geometry(SHAPE, affine, plane, None)
-    met = met or range(1, middle.shape[middle.axis])
-    rows = []
-    for index in met:
-        geometry = slice_geometry(SHAPE, affine, plane, index)
-        pixels, inside = geometry.extract(voxels), geometry.extract(mask)
-        png = io.BytesIO()
-        Image.fromarray(np.repeat(pixels[..., None], 3, axis=2)).save(png, "PNG")
-        picture = {
-            "source": "scan.nii.gz", "geometry": geometry.to_json(), "window": [0, 255], "sha256": "",
-            "orientation": "radiological", "height": geometry.height, "width": geometry.width,
-            "png": base64.b64encode(png.getvalue()).decode(),
-        }  # fmt: skip
-        rows.append(
-            {
-                "slice": index,
-                "mask_rle": encode_rle(inside),
-                "area_px": int(inside.sum()),
-                "score": 0.9,
-                "anchor": index == 4,
-                "picture": picture,
-            }
-        )
-    small = np.zeros((middle.height, middle.width), bool)
-    small[3:6, 4:8] = True
-
-    def step(number: int, action: dict[str, Any], mask: np.ndarray) -> dict[str, Any]:
-        return {
-            "number": number, "by": "policy", "thinking": f"thought {number}", "reply": "", "action": action,
-            "mask_rle": encode_rle(mask), "score": 0.8, "seconds": {"total": 1.0},
-        }  # fmt: skip
-
-    at_four = slice_geometry(SHAPE, affine, plane, 4).extract(mask)
-    done = {"kind": "terminate", "answer": "It is there."}
-    a, b = click(0.3, 0.4), click(0.6, 0.6, False)
-    actions = [
-        {"kind": "look", "slice": 3, "words": "seen", "steps": [step(1, a, small)], "clicks": []},
-        {"kind": "click", "slice": 4, "words": "begins", "steps": [step(1, a, small)], "clicks": [a]},
-        {"kind": "click", "slice": 4, "words": "", "steps": [step(2, b, at_four)], "clicks": [a, b]},
-        {"kind": "done", "slice": 4, "words": "", "steps": [step(3, done, at_four)], "clicks": [a, b]},
-        {"kind": "grow", "slice": 4, "words": "followed", "steps": [], "clicks": []},
-    ]
-    made: dict[str, Any] = {
-        "schema": "ibis-volume/1", "created": "", "note": "", "question": "Where is it?", "models": {},
-        "limits": {"looks": 4, "episode": {"max_turns": 6}}, "answer": "It is there.", "status": "ended",
-        "reason": "", "slices": rows,
-        "actions": [{"number": n, "by": "policy", "seconds": 1.0, **each} for n, each in enumerate(actions, 1)],
-        "volume": {
-            "source": "scan.nii.gz", "first": 0, "last": middle.shape[middle.axis] - 1, "gap_mm": 3.0, "key": 4,
-            "count": middle.shape[middle.axis], "ml": 1.5,
-        },
-    }  # fmt: skip
-    return made | changes
 
 
 def decoded(runs: list[int], shape: tuple[int, ...]) -> np.ndarray:
@@ -383,3 +306,28 @@ def test_a_run_over_a_volume_without_any_action_opens(browser: Browser, tmp_path
     opened(browser, tmp_path, record)
     browser.press("up", "down", "left", "right", " ")
     assert browser.complaints() == [] and browser.text("#question") == "Where is it?"
+
+
+def test_two_masks_stand_side_by_side_and_the_worst_slice_comes_first(
+    browser: Browser, tmp_path: Path
+) -> None:
+    geometry = slice_geometry(SHAPE, LPS, "axial", 4)
+    masks = {n: (truth(n), truth(n)) for n in range(2, 10)}
+    masks[6] = truth(6), np.roll(truth(6), 3, axis=1)
+    pictures = {row["slice"]: row["picture"] for row in volume_record()["slices"]}
+    page = tmp_path / "comparison.html"
+    write_comparison(page, (HOSTILE, "reference"), [("Dice", "0.9")], geometry, masks, pictures)
+    browser.complaints()
+    browser.open(page)
+    assert browser.run("return document.body.dataset.slice") == "6"
+    assert browser.text("h1") == f"{HOSTILE} – reference"
+    inside = _INSIDE.replace(
+        'document.getElementById("fill")', "document.querySelectorAll('.sides path')[arguments[4]]"
+    )
+    drawn = [np.array(browser.run(inside, 16, 20, 1, 1, n), bool).reshape(16, 20) for n in range(5)]
+    a, b = masks[6]
+    for found, wanted in zip(drawn, (a, b, a & ~b, b & ~a, a & b), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    browser.press("right")
+    assert browser.text("#slice-text").startswith("7 · Dice 1.000")
+    assert browser.complaints() == [] and browser.run("return document.body.dataset.hacked || ''") == ""

@@ -1,0 +1,171 @@
+"""`ibis-agent compare A B`: two runs, or a run and a reference mask, in figures and on a page side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ibis_agent.cli import terminal
+from ibis_agent.errors import InputError
+from ibis_agent.fields import read_json
+from ibis_agent.mask.comparison import compare
+from ibis_agent.record.comparison_page import write_comparison
+from ibis_agent.record.recorded_slices import recorded_slices
+from ibis_agent.scan.geometry import PictureGeometry, slice_geometry
+
+_RECORD = "trajectory.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """A mask that is compared.
+
+    Attributes:
+        name: for people. path: the file.
+        mask: (I, J, K) bool in the scan's voxel order.
+        geometry: of one of its slices; of the only one where it is a run on a slice.
+        single: whether only that slice counts.
+        pictures: by slice, as a record holds them.
+    """
+
+    name: str
+    path: Path
+    mask: np.ndarray
+    geometry: PictureGeometry
+    single: bool
+    pictures: dict[int, Any]
+
+
+def add_compare(commands: Any) -> None:
+    """The subcommand's options."""
+    found = commands.add_parser(
+        "compare",
+        help="two runs, or a run and a reference mask: Dice, HD95, volumes, a page side by side",
+        description="Compare two masks of one scan. Each is a run's folder, its trajectory.json, or a mask file.",
+    )
+    found.add_argument("a", type=Path, metavar="A", help="a run, or a mask file")
+    found.add_argument("b", type=Path, metavar="B", help="a run, or a mask file such as the reference")
+    found.add_argument(
+        "--label", type=int, metavar="N", help="only this value of mask files (default: all but zero)"
+    )
+    found.add_argument(
+        "--out", type=Path, metavar="FILE", help="the page (default: comparison.html beside the run)"
+    )
+    found.add_argument("--no-page", action="store_true", help="print the figures alone")
+    found.add_argument("--json", action="store_true", help="print one JSON object in place of text")
+    found.add_argument("--open", action="store_true", help="show the page in the browser")
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    """Compare, print, write the page. Raises InputError, OutputError."""
+    a, b = (read_side(path, options.label) for path in (options.a, options.b))
+    _check_grid(a, b)
+    # A run on one slice says nothing about the others.
+    single = next((side for side in (a, b) if side.single), None)
+    if a.single and b.single and a.geometry.index != b.geometry.index:
+        raise InputError(
+            "the runs are on different slices",
+            file=b.path,
+            value=f"{a.geometry.index} and {b.geometry.index}",
+            remedy="Compare runs on one slice, or whole volumes.",
+        )
+    geometry = (single or (a if a.pictures else b)).geometry
+    if single:
+        found = compare(geometry.extract(a.mask), geometry.extract(b.mask), _in_plane(geometry))
+    else:
+        found = compare(a.mask, b.mask, tuple(np.linalg.norm(geometry.affine[:3, :3], axis=0)))
+    page = None
+    if not options.no_page:
+        page = options.out or (a if a.pictures or not b.pictures else b).path.with_name("comparison.html")
+        _write_page(page, a, b, geometry, single is not None, found.lines())
+    if options.json:
+        told = {
+            "a": str(a.path),
+            "b": str(b.path),
+            **found.to_json(),
+            "page": None if page is None else str(page),
+        }
+        print(json.dumps(told))
+    else:
+        screen = terminal.Screen()
+        for term, value in [*found.lines(), *([("Page", str(page))] if page else [])]:
+            screen.line(f"{screen.dim(f'{term:<22}')} {terminal.one_line(value)}")
+    if options.open and page is not None:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+    return 0
+
+
+def read_side(path: Path, label: int | None = None) -> Side:
+    """A run's mask, or a mask file. label: only this value of a file. Raises InputError naming the file."""
+    if path.is_dir() and (path / _RECORD).is_file():
+        path = path / _RECORD
+    if path.suffix == ".json":
+        return _recorded(path)
+    from ibis_agent.scan.load import load_scan
+
+    scan = load_scan(path)
+    voxels = scan.voxels if scan.kind == "volume" else scan.voxels.max(axis=-1)
+    mask = voxels != 0 if label is None else voxels == label
+    if label is not None and not mask.any():
+        raise InputError("the mask file does not have this label", file=path, value=label)
+    if scan.kind == "picture":
+        geometry = PictureGeometry.of_picture(*mask.shape)
+        return Side(path.name, path, geometry.embed_mask(mask) != 0, geometry, True, {})
+    geometry = slice_geometry(voxels.shape, scan.affine, "axial", None)
+    return Side(path.name, path, mask, geometry, False, {})
+
+
+def _recorded(path: Path) -> Side:
+    record = read_json(path)
+    try:
+        found = recorded_slices(record)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InputError(
+            "this is not a trajectory of this program", file=path, value=f"{type(error).__name__}: {error}"
+        ) from error
+    mask = np.zeros(found[0].geometry.shape, np.uint8)
+    for each in found:
+        each.geometry.embed_mask(each.mask, mask)
+    name = f"{path.parent.name}/{path.name}" if path.name == _RECORD else path.name
+    pictures = {each.geometry.index: each.picture for each in found}
+    return Side(name, path, mask != 0, found[0].geometry, "slices" not in record, pictures)
+
+
+def _check_grid(a: Side, b: Side) -> None:
+    """Raises InputError where the two are not masks of one scan's grid."""
+    same = a.mask.shape == b.mask.shape and np.allclose(a.geometry.affine, b.geometry.affine, atol=0.02)
+    if not same:
+        shapes = (" × ".join(map(str, each.mask.shape)) for each in (a, b))
+        raise InputError(
+            f"lies in another grid than {a.path}",
+            file=b.path,
+            value=" and ".join(shapes) + " voxels"
+            if a.mask.shape != b.mask.shape
+            else "another place or spacing",
+            remedy="Resample one to the other first; in 3D Slicer: Resample Image (BRAINS), nearest neighbour.",
+        )
+
+
+def _in_plane(geometry: PictureGeometry) -> tuple[float, float] | None:
+    return None if geometry.row_mm is None or geometry.col_mm is None else (geometry.row_mm, geometry.col_mm)
+
+
+def _write_page(
+    page: Path, a: Side, b: Side, geometry: PictureGeometry, single: bool, lines: list[tuple[str, str]]
+) -> None:
+    others = tuple(n for n in range(3) if n != geometry.axis)
+    either = np.flatnonzero((a.mask | b.mask).any(axis=others)).tolist() or [geometry.index]
+    masks = {}
+    for index in [geometry.index] if single else either:
+        values = {**geometry.to_json(), "index": index}
+        here = PictureGeometry.from_json(values)
+        masks[index] = here.extract(a.mask), here.extract(b.mask)
+    pictures = {**b.pictures, **a.pictures}
+    write_comparison(page, (a.name, b.name), lines, geometry, masks, pictures)

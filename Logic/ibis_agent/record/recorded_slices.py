@@ -1,0 +1,57 @@
+"""The slices of a run's record with their masks as they are at the end, whatever kind of run it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ibis_agent.mask.masks import decode_rle
+from ibis_agent.scan.geometry import PictureGeometry
+
+Json = Mapping[str, Any]
+
+
+class RecordedSlice(NamedTuple):
+    """One slice: its geometry, its (H, W) bool mask, its recorded picture and all else recorded of it."""
+
+    geometry: PictureGeometry
+    mask: np.ndarray
+    picture: Json
+    row: Json
+
+
+def recorded_slices(record: Json) -> list[RecordedSlice]:
+    """In the order of their indices: one for a run on a slice, those that were visited for a volume.
+
+    Raises ValueError, KeyError, TypeError and their like where it is not a record.
+    """
+    rows: list[Json] = list(record["slices"]) if "slices" in record else [_of_slice_run(record)]
+    found = []
+    for row in rows:
+        geometry = _geometry(row["picture"])
+        mask = decode_rle(row["mask_rle"], (geometry.height, geometry.width))
+        found.append(RecordedSlice(geometry, mask, row["picture"], row))
+    one = found[0].geometry
+    if any((each.geometry.axis, each.geometry.shape) != (one.axis, one.shape) for each in found):
+        raise ValueError("the slices are not of one volume")
+    found.sort(key=lambda each: each.geometry.index)
+    if len({each.geometry.index for each in found}) < len(found):
+        raise ValueError("a slice is there twice")
+    return found
+
+
+def _of_slice_run(record: Json) -> Json:
+    mask = record["steps"][-1]["mask_rle"] if record["steps"] else ""
+    return {"picture": record["picture"], "mask_rle": mask}
+
+
+def _geometry(picture: Json) -> PictureGeometry:
+    height, width = int(picture["height"]), int(picture["width"])
+    if not picture.get("geometry"):
+        return PictureGeometry.of_picture(height, width)
+    geometry = PictureGeometry.from_json(picture["geometry"])
+    if (geometry.height, geometry.width) != (height, width):
+        raise ValueError("the picture and its geometry differ in size")
+    return geometry
