@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -69,3 +69,60 @@ def write_series(folder: Path, volume: np.ndarray, prefix: str = "a", **tags: An
         name = folder / f"{prefix}{len(volume) - n:03}.dcm"
         write_slice(name, pixels, (-10, 5, 20 + 3 * n), InstanceNumber=(n * 7) % 5 + 1, **tags)
     return folder
+
+
+def write_frames(
+    file: Path,
+    slices: Sequence[tuple[np.ndarray, Sequence[float], Sequence[float], dict[str, Any]]],
+    shared: dict[str, Any] | None = None,
+) -> None:
+    """An enhanced multi-frame CT of (pixels, position, orientation, tags) each, in that order.
+
+    shared: tags of a rescale for all frames; a frame's own RescaleSlope and RescaleIntercept go before them.
+    """
+    kinds = [int(each[3].get("PixelRepresentation", 0)) for each in slices]
+    raw = np.stack([each[0] for each in slices]).astype(np.uint16)
+    write_slice(
+        file,
+        raw[0],
+        None,
+        sop_class="1.2.840.10008.5.1.4.1.1.2.1",
+        PixelSpacing=None,
+        RescaleSlope=None,
+        RescaleIntercept=None,
+        NumberOfFrames=len(slices),
+        PixelRepresentation=kinds[0],
+        PixelData=raw.tobytes(),
+        SharedFunctionalGroupsSequence=[
+            _group(
+                PixelMeasuresSequence={"PixelSpacing": [2.0, 1.0]},
+                **({"PixelValueTransformationSequence": shared} if shared else {}),
+            )
+        ],
+        PerFrameFunctionalGroupsSequence=[
+            _group(
+                PlanePositionSequence={"ImagePositionPatient": [float(p) for p in place]},
+                PlaneOrientationSequence={"ImageOrientationPatient": [float(p) for p in turn]},
+                **(
+                    {
+                        "PixelValueTransformationSequence": {
+                            key: tags[key] for key in ("RescaleSlope", "RescaleIntercept")
+                        }
+                    }
+                    if "RescaleSlope" in tags
+                    else {}
+                ),
+            )
+            for _, place, turn, tags in slices
+        ],
+    )
+
+
+def _group(**sequences: dict[str, Any]) -> Dataset:
+    group = Dataset()
+    for name, tags in sequences.items():
+        item = Dataset()
+        for key, value in tags.items():
+            setattr(item, key, value)
+        setattr(group, name, [item])
+    return group

@@ -13,9 +13,9 @@ import numpy as np
 
 from ibis_agent.cases.case import ANY, Case, Problem
 from ibis_agent.errors import IbisError, InputError
-from ibis_agent.scan.checks import suffix_of
+from ibis_agent.scan.checks import suffix_of, whole_numbers
 from ibis_agent.scan.geometry import PictureGeometry
-from ibis_agent.scan.load import load_scan
+from ibis_agent.scan.load import load_labels, load_scan
 from ibis_agent.scan.scan import Scan
 
 _PICTURES = (".png", ".jpg", ".jpeg")
@@ -115,9 +115,9 @@ def read_mask(path: Path, reverse: bool = False) -> tuple[np.ndarray, np.ndarray
     elif suffix_of(path) == ".npz":
         labels, affine = _archive_labels(path), None
     else:
-        scan = load_scan(path)
+        scan = load_labels(path)
         labels, affine = scan.voxels, scan.affine
-    labels = _integers(labels, path)
+    labels = whole_numbers(labels, path)
     return ((labels == 0).astype(np.uint8) if reverse else labels), affine
 
 
@@ -151,20 +151,6 @@ def _archive_labels(path: Path) -> np.ndarray:
             return np.asarray(held["gts"]).transpose()
     except (OSError, ValueError, EOFError, KeyError) as error:
         raise InputError("the archive cannot be read", file=path, value=error) from error
-
-
-def _integers(labels: np.ndarray, path: Path) -> np.ndarray:
-    if labels.dtype.kind in "iu":
-        return labels
-    if labels.dtype.kind == "b":
-        return labels.astype(np.uint8)
-    if not np.isfinite(labels).all():
-        raise InputError("the mask holds NaN or infinite values", file=path)
-    whole = np.rint(labels)
-    if np.abs(whole - labels).max(initial=0) > 1e-3:
-        odd = labels[np.abs(whole - labels) > 1e-3].flat[0]
-        raise InputError("the mask's values are no whole numbers", file=path, value=f"{odd:g}")
-    return whole.astype(np.int32)
 
 
 def _apart(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> float:

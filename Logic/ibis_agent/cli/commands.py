@@ -153,6 +153,7 @@ def _request(options: argparse.Namespace) -> Request:
         window=tuple(options.window) if options.window else None,
         orientation=Orientation(options.orientation) if options.orientation else None,
         series=options.series,
+        modality=options.modality,
         policy=options.policy,
         segmenter=options.segmenter,
         segmenter_config=options.segmenter_config,
@@ -257,7 +258,9 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    found = inspection.inspect(options.path, config=options.segmenter_config, load=options.load)
+    found = inspection.inspect(
+        options.path, options.segmenter_config, options.load, options.series, options.modality
+    )
     if options.json:
         print(json.dumps(found, indent=1))
         return OK

@@ -30,13 +30,18 @@ Facts = dict[str, str]
 
 
 def inspect(
-    path: str | os.PathLike[str] | None = None, config: str | None = None, load: bool = False
+    path: str | os.PathLike[str] | None = None,
+    config: str | None = None,
+    load: bool = False,
+    series: str | None = None,
+    modality: str | None = None,
 ) -> dict[str, Facts]:
     """Facts by title; None stands for the demo models.
 
     Args:
         config: architecture of a segmenter's checkpoint, as in architecture.load.
         load: load a model however large it is.
+        series, modality: of a scan, as in load.load_scan.
 
     Raises IbisError where it is none of what this package reads, or cannot be used.
     """
@@ -48,13 +53,13 @@ def inspect(
     if path.is_dir():
         if (path / "config.json").exists() or any(path.glob("*.safetensors")):
             return {"Policy": _policy(path, load)}
-        return {"Scan": _scan(path)}
+        return {"Scan": _scan(path, series, modality)}
     name = path.name.lower()
     if name.endswith(_CHECKPOINTS):
         return {"Segmenter": _segmenter(path, config, load)}
     if name.endswith(".json"):
         return {"Trajectory": _trajectory(path)}
-    return {"Scan": _scan(path)}
+    return {"Scan": _scan(path, series, modality)}
 
 
 def _policy(where: Path | None, load: bool) -> Facts:
@@ -138,10 +143,11 @@ def _trajectory(path: Path) -> Facts:
     )
 
 
-def _scan(path: Path) -> Facts:
+def _scan(path: Path, series: str | None, modality: str | None) -> Facts:
+    from ibis_agent.cli.request import reading_lines
     from ibis_agent.scan.load import load_scan
 
-    scan = load_scan(path)
+    scan = load_scan(path, series=series, modality=modality)
     facts = {
         "file": str(path),
         "kind": scan.kind,
@@ -151,9 +157,14 @@ def _scan(path: Path) -> Facts:
     }
     if scan.kind == "volume":
         spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
-        facts["spacing"] = " × ".join(f"{each:g}" for each in spacing) + " mm"
+        size = " × ".join(f"{each:g}" for each in spacing) + " mm"
+        facts["spacing"] = size if scan.sized else "not said: measures are in pixels"
     if scan.window:
         facts["window"] = f"{scan.window[0]:g} to {scan.window[1]:g}"
+    if scan.inverted:
+        facts["shown"] = "small values bright (MONOCHROME1)"
+    for n, (term, note) in enumerate(reading_lines(scan.told)):
+        facts[term if n == 0 else f"{term} {n + 1}"] = note
     return _without_blanks(facts)
 
 

@@ -96,6 +96,7 @@ def _add_run(commands: Any) -> None:
         help=("how the slice is turned (default: as the policy was trained)"),
     )
     picture.add_argument("--series", metavar="UID", help="which series of a DICOM folder")
+    _add_modality(picture)
 
     models = run.add_argument_group("which models")
     models.add_argument(
@@ -171,6 +172,14 @@ def _add_run(commands: Any) -> None:
     shown.add_argument("--json", action="store_true", help="print one JSON object a line in place of text")
 
 
+def _add_modality(group: Any) -> None:
+    group.add_argument(
+        "--modality",
+        metavar="NAME",
+        help="what the scan is, such as CT or MR (default: as its file says, or by its grey values)",
+    )
+
+
 def _add_others(commands: Any) -> None:
     replay = commands.add_parser("replay", help="rebuild the masks of a trajectory with the segmenter alone")
     replay.add_argument("trajectory", type=Path, metavar="TRAJECTORY.json")
@@ -219,6 +228,8 @@ def _add_others(commands: Any) -> None:
     info.add_argument(
         "--segmenter-config", metavar="NAME|FILE", help="architecture of a segmenter's checkpoint"
     )
+    info.add_argument("--series", metavar="UID", help="which series of a DICOM folder")
+    _add_modality(info)
     info.add_argument("--load", action="store_true", help="load a model however large it is")
     info.add_argument("--json", action="store_true", help="print JSON")
 

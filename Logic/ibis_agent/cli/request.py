@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +26,7 @@ from ibis_agent.record.trajectory import Trajectory, orientation_of
 from ibis_agent.run.episode import Limits
 from ibis_agent.scan.geometry import Orientation, PictureGeometry
 from ibis_agent.scan.load import load_scan
+from ibis_agent.scan.modality import UNNAMED
 from ibis_agent.scan.picture import Picture, check_window, cut
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?", re.ASCII)
@@ -53,6 +55,7 @@ class Request:
     window: tuple[float, ...] | None = None
     orientation: Orientation | None = None
     series: str | None = None
+    modality: str | None = None
     policy: Path | None = None
     segmenter: Path | None = None
     segmenter_config: str | None = None
@@ -115,6 +118,12 @@ def check(request: Request) -> Job:
     return Job(request, policy, card, question, picture, source, limits, resumed, folder, paths)
 
 
+def reading_lines(notes: Iterable[str]) -> list[tuple[str, str]]:
+    """What a person should know about how the scan was read, as lines of a run's description."""
+    hint = " (--modality)"
+    return [("reading", note + hint if note.startswith(UNNAMED) else note) for note in notes]
+
+
 def _card(policy: PolicySource, history: int | None) -> ModelCard:
     card = policy.card
     if history is None:
@@ -160,7 +169,7 @@ def _picture(request: Request, card: ModelCard, resumed: Trajectory | None) -> t
     if request.scan is None:
         raise InputError("there is no scan", remedy="Name a picture, a volume or a DICOM folder.")
     window = None if request.window is None else check_window(request.window)
-    scan = load_scan(request.scan, series=request.series)
+    scan = load_scan(request.scan, series=request.series, modality=request.modality)
     preferred = card.window if scan.may_be_ct else None
     orientation = request.orientation or card.orientation
     picture = cut(scan, request.plane or "axial", request.index, window, orientation, preferred)
@@ -179,6 +188,7 @@ def _resumed_picture(request: Request, card: ModelCard, resumed: Trajectory) -> 
         ("--window", request.window),
         ("--orientation", request.orientation),
         ("--series", request.series),
+        ("--modality", request.modality),
     ):
         if value is not None:
             raise InputError(

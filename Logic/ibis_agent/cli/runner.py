@@ -19,7 +19,7 @@ import numpy as np
 import ibis_agent.segmenter as segmenters
 from ibis_agent import files
 from ibis_agent.actions import Click, format_click
-from ibis_agent.cli.request import MASK_FORMATS, Request, check
+from ibis_agent.cli.request import MASK_FORMATS, Request, check, reading_lines
 from ibis_agent.mask import files as mask_files
 from ibis_agent.mask import masks, structures
 from ibis_agent.policy.contract import OnText, Policy, PolicySource
@@ -82,6 +82,7 @@ class Run:
             ("question", self.job.question),
             ("policy", models),
             ("segmenter", segmenter),
+            *reading_lines(picture.notes),
         ]
 
     def load(self) -> None:

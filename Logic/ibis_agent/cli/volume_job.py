@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ibis_agent.policy as policies
 from ibis_agent import files
 from ibis_agent.cli import request, runner
-from ibis_agent.cli.request import MASK_FORMATS, Request
+from ibis_agent.cli.request import MASK_FORMATS, Request, reading_lines
 from ibis_agent.cli.runner import REVIEW_NAME, TRAJECTORY_NAME, load_policy, load_segmenter
 from ibis_agent.errors import InputError
 from ibis_agent.fields import Fields
@@ -116,6 +116,7 @@ class VolumeJob:
             ("question", self.question),
             ("policy", self.card.name + (f" ({self.card.note})" if self.card.note else "")),
             ("segmenter", base.segmenter.name if base.segmenter else "demo segmenter"),
+            *reading_lines(stack.scan.told),
         ]
 
     def load(self) -> None:
@@ -203,7 +204,7 @@ class VolumeJob:
     def _stack(self, base: Request) -> Stack:
         assert base.scan is not None
         window = None if base.window is None else check_window(base.window)
-        scan = load_scan(base.scan, series=base.series)
+        scan = load_scan(base.scan, series=base.series, modality=base.modality)
         if window is None and scan.window is None and scan.may_be_ct:
             window = self.card.window
         return stack_of(
@@ -244,7 +245,7 @@ class VolumeJob:
                 remedy="Choose the policy that it was made with, or start a new run.",
             )
         stack = stack_of(
-            load_scan(base.scan, series=base.series),
+            load_scan(base.scan, series=base.series, modality=base.modality),
             "xyz"[volume.whole("axis", 0) % 3],
             [each.plain_number() for each in volume.list_of("window", 2)],
             orientation,

@@ -1,7 +1,8 @@
 """Writing a mask so that other programs find it where it belongs.
 
-A volume's mask is written in the scan's own grid: the same index order, the same affine. Formats: NIfTI,
-NRRD, 3D Slicer's segmentation (.seg.nrrd) with name and colour, and PNG for pictures.
+A volume's mask is written in the scan's own grid: the same index order, the same affine; a NIfTI mask of a
+NIfTI scan gets that one's sform, qform, codes and unit. Formats: NIfTI, NRRD, 3D Slicer's segmentation
+(.seg.nrrd) with name and colour, and PNG for pictures.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ibis_agent.mask.structures import Structure
 from ibis_agent.scan.geometry import PictureGeometry
 
 if TYPE_CHECKING:
+    from ibis_agent.scan.nifti_place import NiftiPlace
     from ibis_agent.scan.scan import Scan
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd")
@@ -89,8 +91,10 @@ def write_mask(
         mask = source.embed_mask(mask) != 0
     voxels = mask.astype(np.uint8)
     if suffix in (".nii", ".nii.gz"):
-        _write_nifti(path, voxels, affine)
+        _write_nifti(path, voxels, affine, source.place)
     else:
+        if source.place is not None and source.place.itk:
+            affine = np.reshape(source.place.itk, (4, 4))
         fields = segment_fields(voxels, affine, name, colour, structure) if suffix == ".seg.nrrd" else {}
         _write_nrrd(path, voxels, affine, fields)
     return Path(path)
@@ -144,14 +148,24 @@ def _write_png(path: str | os.PathLike[str], mask: np.ndarray) -> None:
         Image.fromarray(mask.astype(np.uint8) * 255).save(temporary, format="PNG", optimize=True)
 
 
-def _write_nifti(path: str | os.PathLike[str], voxels: np.ndarray, affine: np.ndarray) -> None:
+def _write_nifti(
+    path: str | os.PathLike[str], voxels: np.ndarray, affine: np.ndarray, place: NiftiPlace | None
+) -> None:
     import nibabel
 
-    image = nibabel.Nifti1Image(voxels, affine)
-    # Both forms with code 1 (scanner): some programs read only one of them.
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
-    image.header.set_xyzt_units("mm")
+    if place is not None:  # a mask of a NIfTI file lies where that lies, by whatever rule a program goes
+        second = place.version == 2
+        header = (nibabel.Nifti2Header if second else nibabel.Nifti1Header)()
+        header.set_data_dtype(np.uint8)
+        header.set_data_shape(voxels.shape)
+        place.fill(header)
+        image = (nibabel.Nifti2Image if second else nibabel.Nifti1Image)(voxels, None, header)
+    else:
+        image = nibabel.Nifti1Image(voxels, affine)
+        # Both forms with code 1 (scanner): some programs read only one of them.
+        image.set_sform(affine, code=1)
+        image.set_qform(affine, code=1)
+        image.header.set_xyzt_units("mm")
     with atomic_write(path) as temporary:
         nibabel.save(image, temporary)
 

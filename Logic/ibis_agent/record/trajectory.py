@@ -357,6 +357,7 @@ def picture_to_json(picture: Picture, source: str = "", orientation: str | None 
         "width": picture.rgb.shape[1],
         "sha256": _sha256(picture.rgb),
         "png": _to_png(picture.rgb),
+        **({"notes": list(picture.notes)} if picture.notes else {}),
     }
 
 
@@ -379,7 +380,8 @@ def picture_from_json(record: Any) -> Picture:
     rgb = _from_png(fields, height, width)
     if fields.text("sha256") != _sha256(rgb):
         raise fields.error("sha256", "is not that of the picture: it was changed")
-    return Picture(rgb, geometry, window)
+    notes = fields.value("notes", None) or []
+    return Picture(rgb, geometry, window, tuple(str(note) for note in notes if isinstance(note, str)))
 
 
 def _orientation_from(fields: Fields) -> str | None:

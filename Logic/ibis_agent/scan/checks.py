@@ -83,6 +83,26 @@ def native(array: np.ndarray) -> np.ndarray:
         return array.astype(np.float32, copy=False)
 
 
+def whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
+    """Integers as they are, in this machine's byte order; floats and booleans in the smallest type that holds
+    them. Raises InputError for what is no whole number.
+    """
+    if values.dtype.kind in "iub":
+        return native(values)
+    if not np.isfinite(values).all():
+        raise InputError("the mask holds NaN or infinite values", file=path)
+    whole = np.rint(values)
+    odd = np.abs(whole - values) > 1e-3
+    if odd.any():
+        value = f"{values[odd].flat[0]:g}"
+        raise InputError("the mask's values are no whole numbers", file=path, value=value)
+    low, high = whole.min(initial=0), whole.max(initial=0)
+    for kind in (np.uint8, np.int16, np.int32):
+        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+            return whole.astype(kind)
+    raise InputError("the mask's values are too large for labels", file=path, value=f"{high:g}")
+
+
 def damaged(path: Path, error: Exception) -> InputError:
     reason = " ".join(str(error).split()).rsplit("ERROR:", 1)[-1]
     reason = re.sub(r"\w{1,40}\(0x[0-9a-f]{1,16}\):", "", reason).replace(str(path), path.name).strip()

@@ -1,33 +1,33 @@
 """Reading DICOM: one series of a folder, or one file → a Scan.
 
-ITK's GDCM reader finds, sorts and decodes the slices and applies the rescale slope and intercept; here stands
-what it does not say: which series there are, and whether the slices of one make an even stack.
+Which series there are, wherever their files lie, is found here; what a file says is in dicom_header, how its
+frames make a stack in dicom_stack, and its voxels in dicom_pixels.
 """
 
 from __future__ import annotations
 
-import math
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ibis_agent.errors import InputError
-from ibis_agent.scan.checks import check_length, damaged
-from ibis_agent.scan.itk import check_itk_header, voxels_and_affine
+from ibis_agent.scan.checks import check_size
+from ibis_agent.scan.dicom_header import Frame, Header, NotAnImage, looks_like_dicom, quietly, read_header
+from ibis_agent.scan.dicom_pixels import check_lengths, same_values, voxels_of
+from ibis_agent.scan.dicom_stack import square, stacked
+from ibis_agent.scan.geometry import check_affine
 from ibis_agent.scan.scan import Scan
 
-_POSITION, _ORIENTATION, _SPACING = "0020|0032", "0020|0037", "0028|0030"
-_DESCRIPTION, _NUMBER, _MODALITY = "0008|103e", "0020|0011", "0008|0060"
-_STORAGE_CLASS, _TRANSFER_SYNTAX = b"\x02\x00\x02\x00", b"\x02\x00\x10\x00"
-_UNPACKED = (b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.1", b"1.2.840.10008.1.2.2")
 _MOST_FOLDERS = 1000
 
 
 def read_dicom_folder(path: Path, series: str | None = None) -> Scan:
-    """The one series of a folder, or the one whose UID is `series`; subfolders are looked through where the
-    folder itself holds none. Raises InputError, which lists the series where there are several.
+    """The one series of a folder, or the one whose UID is `series`.
+
+    A series may be dealt out over subfolders, and be reached through links. Where the folder itself holds
+    images, only their series count. Raises InputError, which lists the series where there are several.
     """
     found = _find_series(path)
     if not found:
@@ -46,184 +46,179 @@ def read_dicom_folder(path: Path, series: str | None = None) -> Scan:
         raise InputError(
             "the folder has no such series", file=path, value=series, remedy=f"It holds:\n{_listed(found)}"
         )
-    uid = series if series is not None else next(iter(found))
-    return _read(path, found[uid])
+    return _read(path, found[series if series is not None else next(iter(found))])
 
 
 def read_dicom_file(path: Path, series: str | None = None) -> Scan:
-    """One DICOM file as a volume: one slice, or all the frames of an enhanced multi-frame file."""
-    return _read(path, [str(path)])
+    """One DICOM file as a volume: one slice, or all the frames of a multi-frame file. Raises InputError."""
+    try:
+        header = read_header(path)
+    except NotAnImage as kind:
+        remedy = "Give the file or the folder of the scan that it belongs to."
+        problem = "the DICOM file holds no image that can be read"
+        raise InputError(problem, file=path, value=_kind(kind.sop_class), remedy=remedy) from kind
+    return _read(path, [header])
 
 
-def _find_series(path: Path) -> dict[str, list[str]]:
-    """Series UID → its files in order of position, only those that hold images."""
-    import SimpleITK as sitk
-
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    found: dict[str, list[str]] = {}
-    for count, (folder, _, _) in enumerate(os.walk(path)):
-        if count > _MOST_FOLDERS:
-            raise InputError("the folder has too many subfolders to look through", file=path)
-        known: set[str] = set()
-        for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(folder):
-            files = list(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(folder, uid))
-            known.update(os.path.basename(file) for file in files)
-            if files and _header(files[0]) is not None:
-                found.setdefault(uid, []).extend(files)
-        _check_all_known(Path(folder), known)
-        if found and count == 0:
-            break
+def _find_series(path: Path) -> dict[str, list[Header]]:
+    """Series UID → the headers of its files."""
+    found: dict[str, list[Header]] = {}
+    own: set[str] = set()  # the series of the folder itself
+    others: list[tuple[Path, str]] = []
+    refused: list[InputError] = []
+    for file in _files(path):
+        head = _head(file)
+        if not looks_like_dicom(head):
+            if not head and file.suffix.lower() in (".dcm", ".ima"):
+                refused.append(_unreadable(file))
+            continue
+        try:
+            header = read_header(file)
+        except NotAnImage as kind:
+            others.append((file, kind.sop_class))
+            continue
+        except InputError as error:
+            refused.append(error)
+            continue
+        found.setdefault(header.series, []).append(header)
+        if file.parent == path:
+            own.add(header.series)
+    if own:
+        found = {uid: headers for uid, headers in found.items() if uid in own}
+    if not found:
+        if refused:
+            raise refused[0]
+        return found
+    _check_all_known(path, found, others, refused, bool(own))
     return found
 
 
-def _check_all_known(folder: Path, known: set[str]) -> None:
-    """Refuse a folder in which a slice cannot be read: GDCM passes over it, and the scan would be short.
+def _check_all_known(
+    path: Path,
+    found: dict[str, list[Header]],
+    others: list[tuple[Path, str]],
+    refused: list[InputError],
+    only_own: bool,
+) -> None:
+    """Refuse a folder in which a slice cannot be read: passed over, the scan would be short.
 
-    A slice is a DICOM file of the same class as one that GDCM knows; reports and directories are others.
+    A file without an image that says it is of the same class as the slices is a slice that was cut off;
+    reports and directories are others.
     """
-    classes = {_meta(folder / name, _STORAGE_CLASS) for name in known} - {b""}
-    for file in sorted(folder.iterdir()):
-        if file.name not in known and file.is_file() and _meta(file, _STORAGE_CLASS) in classes:
+    folders = {header.file.parent for headers in found.values() for header in headers}
+    classes = {header.sop_class for headers in found.values() for header in headers} - {""}
+    for file, sop_class in others:
+        if file.parent in folders and (sop_class in classes or not sop_class):
+            raise _unreadable(file)
+    for error in refused:
+        if error.file is not None and (Path(error.file).parent in folders or not only_own):
+            raise error
+
+
+def _unreadable(file: Path) -> InputError:
+    return InputError(
+        "a slice of the folder cannot be read, it may be cut off",
+        file=file,
+        remedy="Copy the folder again, or take the file out of it.",
+    )
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """All files that may be images in a folder and below, links followed, in the order of their names.
+
+    Every file once, however many links lead to it.
+    """
+    seen: set[str] = set()
+    files: set[str] = set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        if len(seen) > _MOST_FOLDERS:
             raise InputError(
-                "a slice of the folder cannot be read, it may be cut off",
-                file=file,
-                remedy="Copy the folder again, or take the file out of it.",
+                "the folder has too many subfolders to look through",
+                file=path,
+                remedy="Give the folder of the one series.",
             )
+        folders.sort()
+        for name in sorted(names):
+            if name.startswith(".") or name == "DICOMDIR":
+                continue
+            file = Path(folder) / name
+            there = os.path.realpath(file)
+            if there not in files and os.path.isfile(there):
+                files.add(there)
+                yield file
 
 
-def _meta(file: Path, tag: bytes) -> bytes:
-    """A UID of a DICOM file's meta information, which is always little-endian; empty where there is none."""
+def _head(file: Path) -> bytes:
     try:
         with file.open("rb") as stream:
-            head = stream.read(1024)
-    except OSError:
-        return b""
-    at = head.find(tag + b"UI") if head[128:132] == b"DICM" else -1
-    if at < 0:
-        return b""
-    length = int.from_bytes(head[at + 6 : at + 8], "little")
-    return head[at + 8 : at + 8 + length].rstrip(b"\0")
+            return stream.read(256)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        remedy = "Check its permissions."
+        raise InputError("cannot be read", file=file, value=reason, remedy=remedy) from error
 
 
-def _read(path: Path, files: list[str]) -> Scan:
-    import SimpleITK as sitk
-
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    header = _header(files[0])
-    if header is None:
-        raise InputError(
-            "the DICOM file holds no image that can be read", file=files[0], remedy="Export it again."
-        )
-    check_itk_header(header, path)
-    _check_grid(header, files[0])
-    unpacked = _meta(Path(files[0]), _TRANSFER_SYNTAX) in _UNPACKED
-    check_length(Path(files[0]), math.prod(header.GetSize()) // 8, packing=1 if unpacked else 10_000)
-    try:
-        if len(files) == 1:
-            header.SetFileName(files[0])
-            image = header.Execute()
-        else:
-            reader = sitk.ImageSeriesReader()
-            reader.SetFileNames(files)
-            reader.MetaDataDictionaryArrayUpdateOn()
-            image = reader.Execute()
-            _check_stack(path, files, reader)
-    except (RuntimeError, ValueError) as error:  # the latter for a position that is no number
-        raise damaged(path, error) from error
-    voxels, affine = voxels_and_affine(image, path)
-    name = _tag(header, _DESCRIPTION) or (path.name if path.is_dir() else path.stem)
-    return Scan(voxels, affine, "volume", path, name, _tag(header, _MODALITY))
-
-
-def _check_grid(header: Any, file: str) -> None:
-    """Refuse pixels without a size and rows that are not square to the columns, which GDCM passes over.
-
-    Where a file says nothing of these, as photographs in DICOM, there is nothing to check.
-    """
-    remedy = "Its header is damaged: export it again."
-    spacing, turn = _numbers(header, _SPACING), _numbers(header, _ORIENTATION)
-    if spacing is not None and not (np.isfinite(spacing).all() and spacing.min() > 0):
-        raise InputError("a pixel has no size", file=file, value=_tag(header, _SPACING), remedy=remedy)
-    if turn is None:
-        return
-    row, column = turn[:3], turn[3:]
-    products = np.array([row @ row, column @ column, row @ column]) if len(turn) == 6 else np.zeros(3)
-    if not np.abs(products - (1, 1, 0)).max() < 0.01:
-        problem = "its rows and columns do not stand square to each other (Image Orientation)"
-        raise InputError(problem, file=file, value=_tag(header, _ORIENTATION), remedy=remedy)
+def _read(path: Path, headers: Sequence[Header]) -> Scan:
+    first = headers[0]
+    for header in headers:
+        if header.shape != first.shape:
+            raise InputError(
+                "the images of the series differ in size",
+                file=path,
+                value=" and ".join(f"{h.file.name} {h.shape[1]} × {h.shape[0]}" for h in (first, header)),
+                remedy="Take localizers and other images out, or choose a complete series.",
+            )
+    frames = [frame for header in headers for frame in header.frames]
+    check_size((first.shape[1], first.shape[0], len(frames)), path)
+    check_lengths(headers)
+    by_file = {header.file: header for header in headers}
+    notes = [*dict.fromkeys(note for header in headers for note in header.notes)]
+    if len(frames) == 1:
+        affine = _alone(first, frames[0])
+    else:
+        frames, affine, told = stacked(path, frames, lambda a, b: same_values(a, b, by_file))
+        notes += told
+    voxels = voxels_of(frames, by_file)
+    return Scan(
+        voxels.transpose(1, 0, 2),
+        check_affine(affine, path),
+        "volume",
+        path,
+        first.description or (path.name if path.is_dir() else path.stem),
+        first.modality,
+        sized=frames[0].spacing is not None,
+        inverted=first.inverted,
+        notes=tuple(notes),
+    )
 
 
-def _numbers(header: Any, key: str) -> np.ndarray | None:
-    """The numbers of a tag; NaN where it holds something else, None where it is missing or empty."""
-    text = _tag(header, key)
-    try:
-        return np.array([float(part) for part in text.split("\\")]) if text else None
-    except ValueError:
-        return np.array([np.nan])
+def _alone(header: Header, frame: Frame) -> np.ndarray:
+    """The affine of one slice; what it does not say is taken as 1 mm, straight, at the origin."""
+    turn = np.array([1.0, 0, 0, 0, 1, 0]) if frame.orientation is None else frame.orientation
+    rows, columns = (1.0, 1.0) if frame.spacing is None else frame.spacing
+    affine = np.eye(4)
+    affine[:3, :3] = square(turn).T * (columns, rows, abs(header.gap or 1.0))
+    affine[:3, 3] = 0 if frame.position is None else frame.position
+    affine[:2] *= -1
+    return affine
 
 
-def _check_stack(path: Path, files: list[str], reader: Any) -> None:
-    """Refuse a series whose slices do not stand parallel, once each, and evenly behind one another."""
-    remedy = "Choose a complete series, or make an even one from it in 3D Slicer (DICOM module)."
-    places, turns = [], []
-    for n in range(len(files)):
-        if not (reader.HasMetaDataKey(n, _POSITION) and reader.HasMetaDataKey(n, _ORIENTATION)):
-            raise InputError("a slice does not say where it lies", file=files[n], remedy=remedy)
-        places.append([float(part) for part in reader.GetMetaData(n, _POSITION).split("\\")])
-        turns.append([float(part) for part in reader.GetMetaData(n, _ORIENTATION).split("\\")])
-    if np.abs(np.array(turns) - turns[0]).max() > 1e-3:
-        raise InputError("the slices of the series are not parallel", file=path, remedy=remedy)
-    row, column = np.array(turns[0][:3]), np.array(turns[0][3:])
-    steps = np.diff(np.array(places), axis=0)
-    along = steps @ np.cross(row, column)
-    step = float(np.median(along))
-    if abs(step) < 1e-4 or (np.abs(along) < 1e-4).any():
-        raise InputError("several slices of the series lie at the same place", file=path, remedy=remedy)
-    uneven = np.abs(along - step) > max(0.05 * abs(step), 0.01)
-    if uneven.any():
-        n = int(np.argmax(uneven))
-        raise InputError(
-            "the slices of the series are not evenly spaced, some may be missing",
-            file=path,
-            value=f"{abs(along[n]):g} mm after slice {n}, {abs(step):g} mm elsewhere",
-            remedy=remedy,
-        )
-    aside = steps - np.outer(along, np.cross(row, column))
-    if np.linalg.norm(aside, axis=1).max() > 0.01 * abs(step) + 0.01:
-        raise InputError(
-            "the slices of the series are shifted sideways (gantry tilt)", file=path, remedy=remedy
-        )
+def _kind(sop_class: str) -> str | None:
+    from pydicom.uid import UID
+
+    with quietly():
+        return UID(sop_class[:64]).name or None
 
 
-def _header(file: str) -> Any:
-    """A SimpleITK reader that has read the header of a DICOM image, or None where there is none."""
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(file)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        return None
-    return reader
-
-
-def _tag(reader: Any, key: str) -> str:
-    text = str(reader.GetMetaData(key)) if reader.HasMetaDataKey(key) else ""
-    raw = text.encode("utf-8", "surrogateescape")  # bytes that are not UTF-8 come as lone surrogates
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    return text.strip("\0 ")
-
-
-def _listed(found: dict[str, list[str]]) -> str:
+def _listed(found: dict[str, list[Header]]) -> str:
     lines = []
-    for uid, files in found.items():
-        header = _header(files[0])
-        number, words, modality = (_tag(header, key) for key in (_NUMBER, _DESCRIPTION, _MODALITY))
-        words = words or "no description"
-        lines.append(f"  {uid}  number {number or '?'}, {modality or '?'}, {len(files)} files, {words}")
+    for uid, headers in found.items():
+        one = headers[0]
+        words, count = one.description or "no description", f"{len(headers)} files"
+        lines.append(f"  {uid}  number {one.number or '?'}, {one.modality or '?'}, {count}, {words}")
     return "\n".join(lines)

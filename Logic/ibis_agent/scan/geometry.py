@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ibis_agent.errors import InputError
+from ibis_agent.scan.nifti_place import NiftiPlace
 
 # Screen right, screen up and the normal of each plane in RAS, as 3D Slicer shows them (patient right on the
 # left).
@@ -57,6 +58,8 @@ class PictureGeometry:
         row_axis, col_axis: the voxel axes that run along the picture's rows (down) and columns (right).
         flip_rows, flip_cols: whether the index falls from top to bottom, from left to right.
         plane: "axial", "sagittal", "coronal", or "picture" for a photograph, which has no millimetres.
+        sized: whether the scan says how large a voxel is.
+        place: where the scan lies as its NIfTI header has it, for a mask of it; None for other files.
     """
 
     shape: tuple[int, int, int]
@@ -68,6 +71,8 @@ class PictureGeometry:
     flip_rows: bool
     flip_cols: bool
     plane: str
+    sized: bool = True
+    place: NiftiPlace | None = None
 
     def __post_init__(self) -> None:
         affine = np.array(self.affine, dtype=np.float64)
@@ -100,17 +105,17 @@ class PictureGeometry:
 
     @property
     def row_mm(self) -> float | None:
-        """Distance of neighbouring rows in mm; None for a photograph, where nobody knows it."""
+        """Distance of neighbouring rows in mm; None for a photograph and where the scan does not say it."""
         return self._spacing(self.row_axis)
 
     @property
     def col_mm(self) -> float | None:
-        """Distance of neighbouring columns in mm; None for a photograph."""
+        """Distance of neighbouring columns in mm; None where `row_mm` is."""
         return self._spacing(self.col_axis)
 
     @property
     def pixel_area_mm2(self) -> float | None:
-        """Area of a pixel in mm²; None for a photograph."""
+        """Area of a pixel in mm²; None where `row_mm` is."""
         if self.row_mm is None or self.col_mm is None:
             return None
         return self.row_mm * self.col_mm
@@ -190,7 +195,7 @@ class PictureGeometry:
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, strings and lists."""
-        return {
+        record: dict[str, Any] = {
             "shape": list(self.shape),
             "affine": self.affine.tolist(),
             "axis": self.axis,
@@ -201,6 +206,11 @@ class PictureGeometry:
             "flip_cols": self.flip_cols,
             "plane": self.plane,
         }
+        if not self.sized:
+            record["sized"] = False
+        if self.place is not None:
+            record["nifti"] = self.place.to_json()
+        return record
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> PictureGeometry:
@@ -212,6 +222,8 @@ class PictureGeometry:
             affine = check_affine(np.array(record["affine"], dtype=np.float64))
             flips = bool(record["flip_rows"]), bool(record["flip_cols"])
             plane = record["plane"]
+            sized = bool(record.get("sized", True))
+            place = None if record.get("nifti") is None else NiftiPlace.from_json(record["nifti"])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError("this is no picture geometry", value=str(error)) from error
         if plane not in (*_SCREEN, "picture"):
@@ -224,7 +236,8 @@ class PictureGeometry:
             or not 0 <= index < shape[axes[0]]
         ):
             raise InputError("this picture geometry contradicts itself", value=record)
-        return cls((shape[0], shape[1], shape[2]), affine, axes[0], index, axes[1], axes[2], *flips, plane)
+        sides = (shape[0], shape[1], shape[2])
+        return cls(sides, affine, axes[0], index, axes[1], axes[2], *flips, plane, sized, place)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PictureGeometry) and self.to_json() == other.to_json()
@@ -233,7 +246,8 @@ class PictureGeometry:
         return hash((self.shape, self.axis, self.index, self.row_axis, self.col_axis, self.plane))
 
     def _spacing(self, axis: int) -> float | None:
-        return None if self.plane == "picture" else float(np.linalg.norm(self.affine[:3, axis]))
+        unknown = self.plane == "picture" or not self.sized
+        return None if unknown else float(np.linalg.norm(self.affine[:3, axis]))
 
 
 def slice_geometry(

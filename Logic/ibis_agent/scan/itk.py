@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ def read_itk(path: Path, series: str | None = None) -> Scan:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetImageIO("MetaImageIO" if suffix in (".mha", ".mhd") else "NrrdImageIO")
+    _check_data_file(path)
     try:
         reader.ReadImageInformation()
         check_itk_header(reader, path)
@@ -32,6 +34,28 @@ def read_itk(path: Path, series: str | None = None) -> Scan:
     except RuntimeError as error:
         raise damaged(path, error) from error
     return Scan(*voxels_and_affine(image, path), "volume", path, stem(path))
+
+
+def _check_data_file(path: Path) -> None:
+    """Refuse a header whose voxels lie in a file of their own that is not there."""
+    if suffix_of(path) not in (".mhd", ".nhdr"):
+        return
+    with path.open("rb") as stream:
+        head = stream.read(2**16).decode("latin-1")
+    found = re.search(
+        r"^\s*(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", head, re.MULTILINE | re.IGNORECASE
+    )
+    name = found[1] if found else ""
+    if not name or name.upper().startswith(("LOCAL", "LIST", "SKIPLIST")) or "%" in name:
+        return
+    data = path.parent / name.replace("\\", "/")
+    if not data.is_file():
+        raise InputError(
+            "the file that holds its voxels is not there",
+            file=path,
+            value=name,
+            remedy=f"Put {Path(name).name} beside it, or give a file that holds everything (.mha, .nrrd).",
+        )
 
 
 def _packs_without_limit(path: Path) -> bool:
@@ -63,6 +87,12 @@ def voxels_and_affine(image: Any, path: Path) -> tuple[np.ndarray, np.ndarray]:
     import SimpleITK as sitk
 
     shape = three_axes(image.GetSize(), path)
+    array = sitk.GetArrayFromImage(image)
+    return native(array.transpose().reshape(shape)), check_affine(affine_of(image), path)
+
+
+def affine_of(image: Any) -> np.ndarray:
+    """The (4, 4) affine to RAS mm of a SimpleITK image, or of a reader that has read a header."""
     dimension = image.GetDimension()
     affine = np.eye(4)
     direction = np.array(image.GetDirection()).reshape(dimension, dimension)
@@ -70,5 +100,4 @@ def voxels_and_affine(image: Any, path: Path) -> tuple[np.ndarray, np.ndarray]:
     affine[:n, :n] = direction[:n, :n] * np.array(image.GetSpacing())[:n]
     affine[:n, 3] = image.GetOrigin()[:n]
     affine[:2] *= -1
-    array = sitk.GetArrayFromImage(image)
-    return native(array.transpose().reshape(shape)), check_affine(affine, path)
+    return affine

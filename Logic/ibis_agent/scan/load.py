@@ -6,7 +6,9 @@ once.
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,11 +44,14 @@ _READABLE = (
 Reader = Callable[[Path, str | None], Scan]
 
 
-def load_scan(path: str | os.PathLike[str], *, series: str | None = None) -> Scan:
+def load_scan(
+    path: str | os.PathLike[str], *, series: str | None = None, modality: str | None = None
+) -> Scan:
     """Read a PNG or JPEG, NIfTI, NRRD, MetaImage, MedSAM2-style .npz, or a DICOM folder.
 
     Args:
         series: which series of a DICOM folder, by its UID; needed only where there are several.
+        modality: what the scan is, such as "CT" or "MR", whatever its file says or does not say.
 
     Raises InputError naming the file, what is wrong with it, and the remedy. What can be seen in the header is
     refused before the voxels are read.
@@ -58,9 +63,45 @@ def load_scan(path: str | os.PathLike[str], *, series: str | None = None) -> Sca
         there = False
     if not there:
         raise InputError("there is no such file", file=path, remedy="Check the path.")
+    path = _beside_directory(path)
     if series is not None and not path.is_dir():
         raise InputError("a series can be chosen in a DICOM folder only", file=path, value=series)
-    return reader_for(path)(path, series)
+    named = None if modality is None else check_modality(modality)
+    scan = reader_for(path)(path, series)
+    if named is None:
+        return scan
+    other = scan.modality not in ("", named)
+    notes = (f"taken as {named}, as was asked; the file says {scan.modality}",) if other else ()
+    return dataclasses.replace(scan, modality=named, notes=(*scan.notes, *notes))
+
+
+def check_modality(modality: str) -> str:
+    """A modality in capitals, as DICOM writes them. Raises InputError."""
+    if not re.fullmatch(r"[A-Za-z]{2,16}", modality.strip()):
+        remedy = "Give it as DICOM does: CT, MR, PT, US, CR, DX, NM."
+        raise InputError("this is no modality", value=modality, remedy=remedy)
+    return modality.strip().upper()
+
+
+def load_labels(path: str | os.PathLike[str]) -> Scan:
+    """Read a volume's label map; the voxels of a NIfTI file come out as whole numbers. Raises InputError."""
+    path = Path(path)
+    if path.is_file() and suffix_of(path) in (".nii", ".nii.gz"):
+        reader_for(path)
+        from ibis_agent.scan.nifti import read_nifti_labels
+
+        return read_nifti_labels(path)
+    return load_scan(path)
+
+
+def _beside_directory(path: Path) -> Path:
+    """The folder of a DICOMDIR, which lists the scans around it; every other path as it is."""
+    if path.name.upper() == "DICOMDIR" and path.is_file():
+        from ibis_agent.scan.dicom_header import is_directory
+
+        if is_directory(path):
+            return path.parent
+    return path
 
 
 def reader_for(path: Path) -> Reader:
@@ -83,6 +124,8 @@ def reader_for(path: Path) -> Reader:
     if not head:
         raise InputError("the file is empty", file=path, remedy="Export or copy it again.")
     contents = _contents(head)
+    if not contents and suffix in (".dcm", ".ima") and head[:2] in (b"\x08\0", b"\x02\0"):
+        contents = "DICOM"  # without its preamble, as older programs leave it
     # DICOM files often end in a number, which is no ending of a kind of file.
     kind = _KINDS.get(suffix, "DICOM" if contents == "DICOM" else None)
     if kind is None:

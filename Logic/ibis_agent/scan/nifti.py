@@ -1,9 +1,16 @@
-"""Reading NIfTI → a Scan."""
+"""Reading NIfTI → a Scan, in its own index order; or a label map, as whole numbers.
+
+The header is read as it stands; where the voxels lie is in nifti_place. Voxels are converted part by part, so
+that a label map stored as floats takes no more memory than its numbers need.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import gzip
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +26,13 @@ from ibis_agent.scan.checks import (
     stem,
     suffix_of,
     three_axes,
+    whole_numbers,
 )
 from ibis_agent.scan.geometry import check_affine
+from ibis_agent.scan.nifti_place import NiftiPlace
 from ibis_agent.scan.scan import Scan
 
-_MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
+_PART = 2**22  # voxels
 
 
 def read_nifti(path: Path, series: str | None = None) -> Scan:
@@ -31,36 +40,150 @@ def read_nifti(path: Path, series: str | None = None) -> Scan:
 
     Raises InputError.
     """
+    return _read(path, labels=False)
+
+
+def read_nifti_labels(path: Path) -> Scan:
+    """The same, its voxels as whole numbers in the smallest type that holds them. Raises InputError, also for
+    values that are no whole numbers.
+    """
+    return _read(path, labels=True)
+
+
+def _read(path: Path, labels: bool) -> Scan:
     packed = suffix_of(path) == ".nii.gz"
     opened: Any = gzip.open if packed else open
     try:
         with opened(path, "rb") as stream:
-            image = _image(stream)
-            kind = image.header.get_data_dtype()
-            shape = three_axes(image.shape, path)
+            header = _header(stream)
+            kind = header.get_data_dtype()
+            shape = three_axes(_sides(header), path)
             check_kind(kind, path)
             check_size(shape, path)
             check_length(path, math.prod(shape) * kind.itemsize, packing=1032 if packed else 1)
-            affine = np.array(image.affine, dtype=np.float64)
-            affine[:3] *= _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+            place = NiftiPlace.of(header)
+            _check_numbers(header, place, path)
+            affine, sized, notes = place.affine(shape)
             affine = check_affine(affine, path)
-            source = image.dataobj
-            plain = source.slope == 1 and source.inter == 0
-            array = source.get_unscaled() if plain else np.asarray(source, dtype=np.float32)
-            while stream.read(2**20):
-                pass  # to the end, where gzip compares its checksum
-    except InputError:
-        raise
-    except Exception as error:  # nibabel raises a dozen unrelated kinds on damaged files
+            start = max(int(header["vox_offset"]), int(header["sizeof_hdr"]) + 4)
+            _pass_over(stream, start - int(header["sizeof_hdr"]))
+            parts = _parts(stream, math.prod(shape), kind, *_scaling(header, notes))
+            voxels = _put_together(parts, math.prod(shape), labels, path).reshape(shape, order="F")
+            notes += _to_the_end(stream)
+    except InputError as error:
+        raise InputError(
+            error.problem, file=error.file or path, value=error.value, remedy=error.remedy
+        ) from error
+    except Exception as error:  # nibabel and gzip raise a dozen unrelated kinds on damaged files
         raise damaged(path, error) from error
-    return Scan(native(array.reshape(shape)), affine, "volume", path, stem(path))
+    if notes or place.units not in (0, 2) or place.sform is None:
+        place = _as_itk_has_it(path, place, affine)
+    return Scan(voxels, affine, "volume", path, stem(path), sized=sized, notes=tuple(notes), place=place)
 
 
-def _image(stream: Any) -> Any:
-    """The nibabel image, its voxels not read yet."""
+def _header(stream: Any) -> Any:
+    """The nibabel header as it stands in the file: nibabel would put some of its fields right."""
     import nibabel
 
     length = stream.read(4)
-    stream.seek(0)
     second = 540 in (int.from_bytes(length, order) for order in ("little", "big"))
-    return (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_stream(stream)
+    kind = nibabel.Nifti2Header if second else nibabel.Nifti1Header
+    block = length + stream.read((540 if second else 348) - 4)
+    header = kind(block, check=False)
+    if int(header["sizeof_hdr"]) not in (348, 540):
+        raise ValueError(f"the header's length is {int(header['sizeof_hdr'])}")
+    return header
+
+
+def _sides(header: Any) -> tuple[int, ...]:
+    count = int(header["dim"][0])
+    if not 1 <= count <= 7:
+        raise ValueError(f"the header has {count} axes")
+    return tuple(int(side) for side in header["dim"][1 : count + 1])
+
+
+def _check_numbers(header: Any, place: NiftiPlace, path: Path) -> None:
+    """Refuse a header whose only place in the patient holds what is no number."""
+    rows = [float(each) for axis in "xyz" for each in header[f"srow_{axis}"]]
+    if place.sform_code > 0 and place.qform_code <= 0 and not np.isfinite(rows).all():
+        remedy = "Give the scan a valid sform or qform, or export it again."
+        raise InputError("the affine holds impossible numbers", file=path, value=rows, remedy=remedy)
+
+
+def _scaling(header: Any, notes: list[str]) -> tuple[float, float]:
+    """(slope, intercept), (1, 0) where the header asks for none: a slope of 0 or one that is no number."""
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if not np.isfinite(slope) or slope == 0:  # the standard's way to say that nothing is scaled
+        if np.isfinite(intercept) and intercept != 0:
+            notes.append(
+                f"its slope is {slope:g}: nothing was scaled, its intercept {intercept:g} is not added"
+            )
+        return 1.0, 0.0
+    if not np.isfinite(intercept):
+        notes.append("its intercept (scl_inter) is no number: it was taken as 0")
+        return slope, 0.0
+    return slope, intercept
+
+
+def _pass_over(stream: Any, count: int) -> None:
+    while count > 0:
+        held = len(stream.read(min(count, 2**20)))
+        if not held:
+            raise EOFError("the file ends before its voxels")
+        count -= held
+
+
+def _parts(stream: Any, count: int, kind: np.dtype, slope: float, intercept: float) -> Iterator[np.ndarray]:
+    for begin in range(0, count, _PART):
+        size = min(_PART, count - begin) * kind.itemsize
+        data = stream.read(size)
+        if len(data) < size:
+            raise EOFError("the file ends within its voxels")
+        part = np.frombuffer(data, kind)
+        if (slope, intercept) != (1, 0):
+            with np.errstate(over="ignore", invalid="ignore"):
+                part = part.astype(np.float64) * slope + intercept
+        yield part
+
+
+def _put_together(parts: Iterator[np.ndarray], count: int, labels: bool, path: Path) -> np.ndarray:
+    out, begin = np.empty(0, np.uint8), 0
+    for part in parts:
+        part = whole_numbers(part, path) if labels else native(part)
+        if begin == 0:
+            out = np.empty(count, part.dtype)
+        elif np.promote_types(out.dtype, part.dtype) != out.dtype:
+            out = out.astype(np.promote_types(out.dtype, part.dtype))
+        out[begin : begin + len(part)] = part
+        begin += len(part)
+    return out
+
+
+def _to_the_end(stream: Any) -> list[str]:
+    """Read on to the end, where gzip compares its checksum. Bytes after the whole archive are told, as a note."""
+    try:
+        while stream.read(2**20):
+            pass
+    except gzip.BadGzipFile as error:
+        if "Not a gzipped file" not in str(error):
+            raise
+        return ["other bytes after the end of the file were passed over"]
+    return []
+
+
+def _as_itk_has_it(path: Path, place: NiftiPlace, affine: np.ndarray) -> NiftiPlace:
+    """The place with ITK's affine in it, where that is another one: for masks in ITK's own kinds of file."""
+    import SimpleITK as sitk
+
+    from ibis_agent.scan.itk import affine_of
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("NiftiImageIO")
+    reader.SetFileName(str(path))
+    with contextlib.suppress(RuntimeError, InputError):  # what ITK cannot read lies nowhere in it
+        reader.ReadImageInformation()
+        theirs = check_affine(affine_of(reader), path)
+        if np.abs(theirs - affine).max() > 1e-3 * np.abs(affine[:3, :3]).max():
+            return dataclasses.replace(place, itk=tuple(float(each) for each in theirs.ravel()))
+    return place

@@ -31,7 +31,8 @@ def read_photograph(path: Path, series: str | None = None) -> Scan:
             size = image.size
             if size[0] * size[1] > _MOST_PIXELS:
                 raise InputError("the picture is too large", file=path, value=_by(size))
-            if getattr(image, "n_frames", 1) > 1:
+            # A camera's JPEG may hold a second, smaller picture (MPO): the first is the photograph.
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise InputError("the picture moves", file=path, remedy="Save one frame of it as a picture.")
             image.load()
             rgb = _rgb(ImageOps.exif_transpose(image), path)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ibis_agent.errors import InputError
-from ibis_agent.scan.geometry import PLANES, Orientation, PictureGeometry, slice_geometry
+from ibis_agent.scan.geometry import PLANES, Orientation, PictureGeometry
 
 if TYPE_CHECKING:
     from ibis_agent.scan.scan import Scan
@@ -42,11 +42,13 @@ class Picture:
         rgb: (H, W, 3) uint8.
         geometry: where its pixels lie.
         window: the grey values shown as black and as white; None for a photograph.
+        notes: what a person should know about how the scan was read.
     """
 
     rgb: np.ndarray
     geometry: PictureGeometry
     window: tuple[float, float] | None
+    notes: tuple[str, ...] = ()
 
 
 def cut(
@@ -75,9 +77,7 @@ def cut(
     """
     if scan.kind == "picture":
         return _cut_photograph(scan, plane, index, window)
-    geometry = slice_geometry(
-        scan.voxels.shape, scan.affine, plane, index, Orientation(orientation), scan.path
-    )
+    geometry = scan.geometry(plane, index, orientation)
     short, long = sorted((geometry.height, geometry.width))
     if short < 2 or long > LONGEST_RATIO * short:
         raise InputError(
@@ -102,7 +102,9 @@ def cut(
                 value=f"values from {values.min():g} to {values.max():g}",
                 remedy="Give a window that fits its values, or choose another slice.",
             )
-    return Picture(np.repeat(grey[:, :, None], 3, axis=2), geometry, chosen)
+    if scan.inverted:
+        grey = 255 - grey
+    return Picture(np.repeat(grey[:, :, None], 3, axis=2), geometry, chosen, scan.told)
 
 
 def check_window(window: Sequence[float]) -> tuple[float, float]:

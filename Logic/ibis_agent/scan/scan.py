@@ -6,14 +6,16 @@ module reads one kind of file: it refuses from the header what cannot be used, t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-_FAT = -50  # Hounsfield units
+from ibis_agent.scan.geometry import Orientation, PictureGeometry, slice_geometry
+from ibis_agent.scan.modality import UNNAMED, like_ct
+from ibis_agent.scan.nifti_place import NiftiPlace
 
 
 @dataclass(eq=False)
@@ -29,6 +31,10 @@ class Scan:
         name: for people.
         modality: "CT", "MR", another DICOM modality, or "" where nothing says it.
         window: the (minimum, maximum) that the file asks to be shown with, if any.
+        sized: whether the file says how large a voxel is; where not, one unit of the affine is one voxel.
+        inverted: small values are to be shown bright (DICOM's MONOCHROME1).
+        place: where a NIfTI file lies, as its header has it; None for other files.
+        notes: what a person should know about how the file was read.
     """
 
     voxels: np.ndarray
@@ -38,15 +44,37 @@ class Scan:
     name: str = ""
     modality: str = ""
     window: tuple[float, float] | None = None
+    sized: bool = True
+    inverted: bool = False
+    place: NiftiPlace | None = None
+    notes: tuple[str, ...] = ()
 
-    @cached_property
+    def geometry(
+        self,
+        plane: str = "axial",
+        index: int | None = None,
+        orientation: Orientation | str = Orientation.RADIOLOGICAL,
+    ) -> PictureGeometry:
+        """The geometry of one slice of a volume, see `slice_geometry`. Raises InputError naming the file."""
+        turned = Orientation(orientation)
+        cut = slice_geometry(self.voxels.shape, self.affine, plane, index, turned, self.path)
+        return replace(cut, sized=self.sized, place=self.place)
+
+    @property
     def may_be_ct(self) -> bool:
-        """Whether a window in Hounsfield units fits: it is a CT or, where nothing says what it is, there is air.
-
-        Only a CT has values this far below zero; what is cut out of one without any air or fat does not tell.
-        """
+        """Whether a window in Hounsfield units fits: it is a CT or, where nothing says what it is, looks like one."""
         if self.modality or self.kind == "picture":
             return self.modality == "CT"
-        # One slice may stand for all (see workbench.scan_of): it need not be searched again and again.
-        once = tuple(np.s_[:1] if stride == 0 else np.s_[:] for stride in self.voxels.strides)
-        return bool(np.fmin.reduce(self.voxels[once], axis=None) < _FAT)  # the least that is a number
+        return self._likeness[0]
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """All that a person should know about how the scan was read, what was decided about it included."""
+        if self.modality or self.kind == "picture" or self.window is not None:
+            return self.notes
+        taken = "taken as CT" if self._likeness[0] else "not taken as CT"
+        return (*self.notes, f"{UNNAMED}, {taken}: {self._likeness[1]}")
+
+    @cached_property
+    def _likeness(self) -> tuple[bool, str]:
+        return like_ct(self.voxels)

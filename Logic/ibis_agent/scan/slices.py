@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from ibis_agent.errors import InputError
-from ibis_agent.scan.geometry import Orientation, PictureGeometry, slice_geometry
+from ibis_agent.scan.geometry import Orientation, PictureGeometry
 from ibis_agent.scan.picture import Picture, apply_window, check_window, cut, percentile_window
 from ibis_agent.scan.scan import Scan
 
@@ -68,9 +68,7 @@ class Stack:
         return int(self.scan.voxels.shape[self.geometry(self.first).axis])
 
     def geometry(self, index: int) -> PictureGeometry:
-        return slice_geometry(
-            self.scan.voxels.shape, self.scan.affine, self.plane, index, self.orientation, self.scan.path
-        )
+        return self.scan.geometry(self.plane, index, self.orientation)
 
     def picture(self, index: int) -> Picture:
         return cut(self.scan, self.plane, index, self.window, self.orientation)
@@ -117,7 +115,7 @@ def stack_of(
         remedy = "Leave --volume out, or give a volume."
         raise InputError("a picture has no slices to run through", file=scan.path, remedy=remedy)
     turned = Orientation(orientation)
-    geometry = slice_geometry(scan.voxels.shape, scan.affine, plane, None, turned, scan.path)
+    geometry = scan.geometry(plane, None, turned)
     count = geometry.shape[geometry.axis]
     first, last = (0, count - 1) if slices is None else (int(slices[0]), int(slices[1]))
     if not 0 <= first <= last < count:

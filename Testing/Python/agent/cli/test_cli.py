@@ -141,6 +141,7 @@ def test_a_policy_s_window_for_ct_is_not_used_on_what_cannot_be_ct(
     save_card(card, tmp_path / "policy")
     path = tmp_path / "unnamed.nii.gz"
     values = np.random.default_rng(3).integers(lowest, 1000, SHAPE, np.int16)
+    values[::3] = lowest  # air
     nib.save(nib.Nifti1Image(values, AFFINE), path)
     run(path, "--out", tmp_path / "out", "--max-turns", 1)
     low, high = recorded(tmp_path / "out").picture.window

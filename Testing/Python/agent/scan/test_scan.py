@@ -12,11 +12,13 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from ibis_agent.errors import InputError
 from ibis_agent.scan.load import load_scan
 from ibis_agent.scan.picture import cut
 from ibis_agent.scan.scan import Scan
 from PIL import Image
 from scan_files import AFFINE, OBLIQUE, VOLUME, save_itk, save_nifti
+from scipy import ndimage
 
 
 @pytest.mark.parametrize(
@@ -204,3 +206,50 @@ def test_a_window_in_hounsfield_units_is_for_ct_and_what_may_be_one(data: Path) 
     ):
         scan = Scan(voxels, np.eye(4), "volume", Path("scan.nrrd"), modality=modality)
         assert scan.may_be_ct is expected
+
+
+def histograms() -> dict[str, tuple[np.ndarray, bool]]:
+    """Scans that do not say what they are, and whether they are CT."""
+    rng = np.random.default_rng(11)
+    body = np.zeros((40, 40, 30))
+    body[8:32, 8:32] = 1
+    noise = rng.normal(0, 12, body.shape)
+    fat = rng.random(body.shape) < 0.3
+    ct = np.where(body > 0, np.where(fat, -100, 45), -1000) + noise
+    tissue = np.where(body > 0, rng.choice([200, 500, 900], body.shape), 0.0)
+    mr = ndimage.zoom(tissue, 1.4, order=3)  # splines overshoot at each border
+    phase = rng.uniform(-3142, 3142, body.shape)
+    flow = np.where(body > 0, rng.normal(0, 5, body.shape), rng.uniform(-150, 150, body.shape))
+    return {
+        "ct": (ct, True),
+        "ct of the inside": (ct[8:32, 8:32], True),
+        "ct clipped to a window": (np.clip(ct, -160, 240), True),
+        "ct with padding around it": (np.where(ct < -900, -3024, ct), True),
+        "mr": (tissue, False),
+        "mr resampled by splines": (mr, False),
+        "mr resampled, of large values": (mr * 8, False),
+        "one odd voxel": (np.where(np.arange(tissue.size).reshape(tissue.shape) == 7, -900, tissue), False),
+        "normalised mr": ((mr - mr.mean()) / mr.std(), False),
+        "phase": (phase, False),
+        "flow": (flow, False),
+        "pet": (rng.gamma(1, 2, body.shape), False),
+    }
+
+
+@pytest.mark.parametrize("name", histograms())
+def test_whether_it_is_a_ct_is_told_by_all_grey_values_and_said(name: str) -> None:
+    voxels, expected = histograms()[name]
+    scan = Scan(voxels.astype(np.float32), np.eye(4), "volume", Path("scan.nrrd"))
+    assert scan.may_be_ct is expected
+    said = "no modality given, taken as CT" if expected else "no modality given, not taken as CT"
+    assert scan.told[-1].startswith(said)
+    assert cut(scan, "z").notes == scan.told
+
+
+def test_a_person_can_say_what_a_scan_is(tmp_path: Path) -> None:
+    path = save_nifti(tmp_path / "a.nii.gz", np.abs(VOLUME))
+    assert not load_scan(path).may_be_ct
+    scan = load_scan(path, modality="ct")
+    assert scan.may_be_ct and scan.modality == "CT" and not scan.told
+    with pytest.raises(InputError, match="no modality"):
+        load_scan(path, modality="C T")

@@ -89,7 +89,7 @@ def test_a_series_with_a_hole_a_double_or_a_tilt_is_refused(tmp_path: Path) -> N
     refused(crossed, "not parallel")
     sizes = series("sizes", [(0, 0, 3 * z) for z in range(4)])
     write_slice(sizes / "x.dcm", RAW[5][:4], (0, 0, 12))
-    refused(sizes, "cannot be read")
+    refused(sizes, "differ in size", "x.dcm 10 × 4")
     (tmp_path / "nowhere").mkdir()
     for n in range(3):
         write_slice(tmp_path / "nowhere" / f"{n}.dcm", RAW[n], None)

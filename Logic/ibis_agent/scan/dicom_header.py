@@ -1,0 +1,421 @@
+"""What the header of one DICOM file says: its frames, each with its place, its turn and its own rescale.
+
+A single slice is a file of one frame; in an enhanced multi-frame file the groups of each frame are read, then
+the shared ones. No voxels here, and nothing is guessed: what a header does not say is None.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ibis_agent.errors import InputError
+from ibis_agent.scan.checks import check_size
+
+REMEDY = "Its header is damaged: export it again."
+_SEGMENTATION, _DIRECTORY = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.1.3.10"
+# What may tell frames apart that lie at the same place: keyword → the functional group that holds it.
+_APART = {
+    "EchoTime": "",
+    "EffectiveEchoTime": "MREchoSequence",
+    "TemporalPositionIdentifier": "",
+    "TemporalPositionIndex": "FrameContentSequence",
+    "AcquisitionNumber": "",
+    "DiffusionBValue": "MRDiffusionSequence",
+    "TriggerTime": "",
+    "NominalPercentageOfCardiacPhase": "",
+    "StackID": "FrameContentSequence",
+    "InversionTime": "",
+    "ImageType": "",
+    "AcquisitionTime": "",
+    "ContentTime": "",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One slice of a file.
+
+    Attributes:
+        file, index: where its pixels are.
+        position: (3,) LPS mm of the centre of its first pixel, or None.
+        orientation: (6,) the directions of its rows and columns in LPS, or None.
+        spacing: (2,) mm between rows and between columns, or None.
+        slope, intercept: stored value → value.
+        marks: what may tell it from others at the same place, such as its echo time.
+    """
+
+    file: Path
+    index: int
+    position: np.ndarray | None
+    orientation: np.ndarray | None
+    spacing: np.ndarray | None
+    slope: float
+    intercept: float
+    marks: dict[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """One DICOM file that holds an image.
+
+    Attributes:
+        series, sop_class: UIDs.
+        description, number, modality: as the file has them, "" where it has not.
+        shape: (rows, columns).
+        stored: (bits allocated, bits stored, high bit, whether signed).
+        encoded: the pixels are compressed or otherwise not plainly there.
+        inverted: small values are to be shown bright (MONOCHROME1).
+        gap: mm from slice to slice that the header gives, or None; negative against the normal.
+        frames: in the file's order.
+        notes: what a person should know about how it was read.
+    """
+
+    file: Path
+    series: str
+    sop_class: str
+    description: str
+    number: str
+    modality: str
+    shape: tuple[int, int]
+    stored: tuple[int, int, int, bool]
+    encoded: bool
+    inverted: bool
+    gap: float | None
+    frames: tuple[Frame, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+
+
+class NotAnImage(Exception):  # noqa: N818 - nothing is wrong with such a file
+    """A DICOM file of another kind, such as a report; `sop_class` is its UID, "" where it has none."""
+
+    def __init__(self, sop_class: str) -> None:
+        self.sop_class = sop_class
+        super().__init__(sop_class)
+
+
+def looks_like_dicom(head: bytes) -> bool:
+    """Whether a file that begins so may be DICOM, with its preamble or without."""
+    bare = head[:2] in (b"\x08\0", b"\x02\0") and head[2:4] < b"\x20\0" and len(head) >= 8 and head[3] == 0
+    return head[128:132] == b"DICM" or bare
+
+
+def is_directory(file: Path) -> bool:
+    """Whether a file is a DICOMDIR, which only lists the files around it."""
+    try:
+        with quietly():
+            return _text(dataset(file).file_meta, "MediaStorageSOPClassUID") == _DIRECTORY
+    except (InputError, AttributeError):
+        return False
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without pydicom's warnings of values that break a rule of the standard and can be read all the same."""
+    import pydicom
+
+    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def dataset(file: Path, pixels: bool = False) -> Any:
+    """The file as pydicom reads it. Raises InputError where it cannot be."""
+    import pydicom
+
+    try:
+        with quietly():
+            return pydicom.dcmread(file, stop_before_pixels=not pixels, force=True)
+    except Exception as error:  # pydicom raises a dozen unrelated kinds on damaged files
+        raise InputError(
+            "the DICOM file cannot be read, it may be cut off or damaged",
+            file=file,
+            value=" ".join(str(error).split())[:160] or type(error).__name__,
+            remedy="Copy or export it again.",
+        ) from error
+
+
+def read_header(file: Path) -> Header:
+    """The header of a DICOM image. Raises NotAnImage for another kind of DICOM file, InputError for what cannot
+    be used.
+    """
+    whole = dataset(file)
+    try:
+        with quietly():
+            return _header(file, whole)
+    except (InputError, NotAnImage):
+        raise
+    except Exception as error:
+        raise InputError(
+            "the DICOM header cannot be read, it may be damaged",
+            file=file,
+            value=" ".join(str(error).split())[:160] or type(error).__name__,
+            remedy="Copy or export it again.",
+        ) from error
+
+
+def _header(file: Path, whole: Any) -> Header:
+    meta: Any = getattr(whole, "file_meta", {})
+    sop_class = _text(meta, "MediaStorageSOPClassUID") or _text(whole, "SOPClassUID")
+    if "Rows" not in whole or "Columns" not in whole or sop_class in (_SEGMENTATION, _DIRECTORY):
+        raise NotAnImage(sop_class)
+    _check_kind(file, whole)
+    rows, columns, count = (_whole(file, whole, each) for each in ("Rows", "Columns", "NumberOfFrames"))
+    if min(rows, columns, count) < 1:
+        raise InputError(
+            "the image is empty", file=file, value=f"{columns} × {rows} × {count}", remedy=REMEDY
+        )
+    check_size((columns, rows, count), file)
+    notes: list[str] = []
+    spacing = _flat_spacing(file, whole, notes)
+    per_frame, shared = _groups(file, whole, count)
+    places, gap = _places(file, whole, count)
+    frames = []
+    for n in range(count):
+        look = _Look(file, whole, per_frame[n] if per_frame else None, shared)
+        slope, intercept = look.rescale()
+        own = look.numbers("PixelMeasuresSequence", "PixelSpacing", 2)
+        frames.append(
+            Frame(
+                file,
+                n,
+                places[n] if places else look.numbers("PlanePositionSequence", "ImagePositionPatient", 3),
+                look.orientation(),
+                spacing if own is None else _checked_spacing(file, own),
+                slope,
+                intercept,
+                look.marks(),
+            )
+        )
+    allocated = _whole(file, whole, "BitsAllocated")
+    stored = _whole(file, whole, "BitsStored", allocated)
+    high = _whole(file, whole, "HighBit", stored - 1)
+    signed = _whole(file, whole, "PixelRepresentation") == 1
+    if allocated not in (8, 16, 32, 64) or not 0 < stored <= allocated or not stored - 1 <= high < allocated:
+        raise InputError(
+            "the pixels are stored in a way that cannot be read",
+            file=file,
+            value=f"{stored} bits up to bit {high} of {allocated}",
+            remedy="Export it again in 8, 16 or 32 bits.",
+        )
+    return Header(
+        file,
+        _text(whole, "SeriesInstanceUID"),
+        sop_class,
+        _text(whole, "SeriesDescription"),
+        _text(whole, "SeriesNumber"),
+        _text(whole, "Modality"),
+        (rows, columns),
+        (allocated, stored, high, signed),
+        bool(meta and meta.get("TransferSyntaxUID") and meta.TransferSyntaxUID.is_compressed)
+        and not str(meta.TransferSyntaxUID).startswith("1.2.840.10008.1.2.1.99"),  # inflated on reading
+        _text(whole, "PhotometricInterpretation") == "MONOCHROME1",
+        gap,
+        tuple(frames),
+        tuple(notes),
+    )
+
+
+def _check_kind(file: Path, whole: Any) -> None:
+    photometric = _text(whole, "PhotometricInterpretation")
+    colours = _whole(file, whole, "SamplesPerPixel")
+    if colours > 1 or photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
+        raise InputError(
+            "the image is in colour",
+            file=file,
+            value=f"{colours} values a pixel, {photometric}",
+            remedy="Convert it to one grey value a pixel, or save it as a PNG.",
+        )
+    if "MOSAIC" in _text(whole, "ImageType"):
+        raise InputError(
+            "the file holds many slices side by side in one picture (mosaic)",
+            file=file,
+            remedy="Convert the series to NIfTI with dcm2niix, or export it from the scanner without mosaics.",
+        )
+
+
+class _Look:
+    """Where a frame's values stand: in its own group, in the shared group, or in the file itself."""
+
+    def __init__(self, file: Path, whole: Any, own: Any, shared: Any) -> None:
+        self.file, self.whole, self.groups = file, whole, [each for each in (own, shared) if each is not None]
+
+    def item(self, sequence: str) -> Any:
+        for group in self.groups:
+            held = group.get(sequence)
+            if held:
+                return held[0]
+        return self.whole
+
+    def numbers(self, sequence: str, keyword: str, count: int) -> np.ndarray | None:
+        return _numbers(self.file, self.item(sequence), keyword, count)
+
+    def orientation(self) -> np.ndarray | None:
+        turn = self.numbers("PlaneOrientationSequence", "ImageOrientationPatient", 6)
+        if turn is None:
+            turn = _numbers(self.file, _first(self.whole, "DetectorInformationSequence"), _TURN, 6)
+        if turn is None:
+            return None
+        row, column = turn[:3], turn[3:]
+        products = np.array([row @ row, column @ column, row @ column])
+        if not np.abs(products - (1, 1, 0)).max() < 0.01:
+            problem = "its rows and columns do not stand square to each other (Image Orientation)"
+            value = "\\".join(f"{each:g}" for each in turn)
+            raise InputError(problem, file=self.file, value=value, remedy=REMEDY)
+        return turn
+
+    def rescale(self) -> tuple[float, float]:
+        """(slope, intercept) of the values. Raises InputError for a slope that makes all values equal."""
+        held = self.item("PixelValueTransformationSequence")
+        if held is self.whole and "DoseGridScaling" in self.whole:
+            slope, intercept = _numbers(self.file, self.whole, "DoseGridScaling", 1), None
+        else:
+            slope, intercept = (
+                _numbers(self.file, held, key, 1) for key in ("RescaleSlope", "RescaleIntercept")
+            )
+        factor = 1.0 if slope is None else float(slope[0])
+        if factor == 0:
+            raise InputError("the rescale slope is 0", file=self.file, value="0", remedy=REMEDY)
+        return factor, 0.0 if intercept is None else float(intercept[0])
+
+    def marks(self) -> dict[str, str]:
+        found = {}
+        for keyword, sequence in _APART.items():
+            words = _text(self.item(sequence) if sequence else self.whole, keyword)
+            if words:
+                found[keyword] = words
+        return found
+
+
+_PLACE, _TURN = "ImagePositionPatient", "ImageOrientationPatient"
+
+
+def _groups(file: Path, whole: Any, count: int) -> tuple[Any, Any]:
+    """The functional groups of each frame, and those of all; None where there are none."""
+    per_frame = whole.get("PerFrameFunctionalGroupsSequence") or None
+    shared = whole.get("SharedFunctionalGroupsSequence") or None
+    if per_frame is not None and len(per_frame) != count:
+        raise InputError(
+            "the header does not tell of each frame",
+            file=file,
+            value=f"{len(per_frame)} groups for {count} frames",
+            remedy=REMEDY,
+        )
+    return per_frame, shared[0] if shared else None
+
+
+def _places(file: Path, whole: Any, count: int) -> tuple[list[np.ndarray] | None, float | None]:
+    """The places of frames that only a step tells apart (nuclear medicine, dose), and mm from slice to slice.
+
+    Raises InputError for frames that are moments or views, not slices.
+    """
+    step = _numbers(file, whole, "SpacingBetweenSlices", 1)
+    thick = _numbers(file, whole, "SliceThickness", 1)
+    gap = next((float(each[0]) for each in (step, thick) if each is not None and each[0] != 0), None)
+    if count == 1 and "PerFrameFunctionalGroupsSequence" not in whole:
+        detector = _numbers(file, _first(whole, "DetectorInformationSequence"), _PLACE, 3)
+        return (None if detector is None or _PLACE in whole else [detector]), gap
+    if "PerFrameFunctionalGroupsSequence" in whole:
+        return None, gap
+    offsets = _numbers(file, whole, "GridFrameOffsetVector", count) if "DoseGridScaling" in whole else None
+    origin = _numbers(file, whole, _PLACE, 3)
+    if origin is None:
+        origin = _numbers(file, _first(whole, "DetectorInformationSequence"), _PLACE, 3)
+    turn = _numbers(file, whole, _TURN, 6)
+    if turn is None:
+        turn = _numbers(file, _first(whole, "DetectorInformationSequence"), _TURN, 6)
+    tomographic = "RECON TOMO" in _text(whole, "ImageType") and _one_of_each(whole, count)
+    if offsets is None and tomographic and gap is not None:
+        offsets = np.arange(count) * gap
+    if offsets is None or origin is None or turn is None:
+        raise InputError(
+            "the frames of the file are no slices of a volume, or do not say where they lie",
+            file=file,
+            value=f"{count} frames, {_text(whole, 'ImageType') or 'no image type'}",
+            remedy="Save the frame in question as a PNG, or export the reconstructed slices.",
+        )
+    if (
+        offsets[0] != 0 and abs(offsets[0] - origin[2]) < 1e-3
+    ):  # the older way: places, not steps from the first
+        offsets = offsets - offsets[0]
+    normal = np.cross(turn[:3], turn[3:])
+    return [origin + offset * normal for offset in offsets], gap
+
+
+def _one_of_each(whole: Any, count: int) -> bool:
+    """Whether a file of nuclear medicine has one frame for each slice: no further energies, phases or times."""
+    slices = whole.get("SliceVector")
+    if slices is not None:
+        numbers = [int(each) for each in np.atleast_1d(slices)]
+        return numbers == list(range(1, count + 1))
+    return int(whole.get("NumberOfSlices") or count) == count
+
+
+def _flat_spacing(file: Path, whole: Any, notes: list[str]) -> np.ndarray | None:
+    """(2,) mm between rows and columns that the file itself gives, or None."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
+        spacing = _numbers(file, whole, keyword, 2)
+        if spacing is not None:
+            if keyword != "PixelSpacing":
+                what = "the detector" if keyword == "ImagerPixelSpacing" else "the scanned film"
+                notes.append(f"millimetres are those at {what}, not in the patient ({keyword})")
+            return _checked_spacing(file, spacing)
+    return None
+
+
+def _checked_spacing(file: Path, spacing: np.ndarray) -> np.ndarray:
+    if not (np.isfinite(spacing).all() and spacing.min() > 0):
+        value = "\\".join(f"{each:g}" for each in spacing)
+        raise InputError("a pixel has no size", file=file, value=value, remedy=REMEDY)
+    return spacing
+
+
+def _first(whole: Any, sequence: str) -> Any:
+    held = whole.get(sequence)
+    return held[0] if held else {}
+
+
+def _numbers(file: Path, held: Any, keyword: str, count: int) -> np.ndarray | None:
+    """(count,) the finite numbers of an element; None where it is missing or empty. Raises InputError."""
+    try:
+        value = held.get(keyword)
+        if value is None or value == "" or (not np.isscalar(value) and len(value) == 0):
+            return None
+        numbers = np.array([float(part) for part in np.atleast_1d(value)])
+    except (TypeError, ValueError, OverflowError):
+        numbers = np.array([np.nan])
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        remedy = REMEDY
+        raise InputError(
+            f"{keyword} is not {count} number{'s' * (count > 1)}", file=file, value=value, remedy=remedy
+        )
+    return numbers
+
+
+_DEFAULTS = {"NumberOfFrames": 1, "SamplesPerPixel": 1, "PixelRepresentation": 0}
+
+
+def _whole(file: Path, whole: Any, keyword: str, default: int | None = None) -> int:
+    value, default = whole.get(keyword), _DEFAULTS.get(keyword, default)
+    if value in (None, "") and default is not None:
+        return default
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{keyword} is no number", file=file, value=value, remedy=REMEDY) from error
+
+
+def _text(held: Any, keyword: str) -> str:
+    value = held.get(keyword) if held else None
+    if value is None:
+        return ""
+    text = (
+        str(value) if isinstance(value, str) or np.isscalar(value) else "\\".join(str(each) for each in value)
+    )
+    return text.strip("\0 ")
