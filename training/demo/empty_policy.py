@@ -56,6 +56,7 @@ DEMO_CARD: dict[str, Any] = {
     "script": "LATIN",
     "min_pixels": TOKENS * (2 * PATCH) ** 2,
     "max_pixels": TOKENS * (2 * PATCH) ** 2,
+    "cell": 2 * PATCH,
     "prompts": {
         "system": "You segment medical pictures by clicking.",
         "first": "{question}",

@@ -1,6 +1,6 @@
 """Policies, one package a kind, and `open`, the one place that tells the kinds apart.
 
-policy = open("policies/ibis-7b")        # a folder, or "demo"
+policy = open("policies/ibis-7b")        # a folder, a server's address, or "demo"
 policy.reply(observe(policy.card, Situation(rgb, "Segment the liver")))
 """
 
@@ -12,24 +12,43 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ibis_agent.policy.contract import Policy
     from ibis_agent.policy.qwen25.source import Qwen25Folder
+    from ibis_agent.policy.remote.source import RemoteAddress
 
 DEMO = "demo"
 
 
-def find(where: str | os.PathLike[str] | None = DEMO) -> Qwen25Folder:
+def find(
+    where: str | os.PathLike[str] | None = DEMO,
+    model: str = "",
+    card: str | os.PathLike[str] | None = None,
+    agreed: str = "",
+) -> Qwen25Folder | RemoteAddress:
     """What lies at `where`, told without loading it: its card, whether it can be used, what it needs.
 
-    where: a policy's folder, or "demo" (None, too) for the demonstration policy of this package.
+    Args:
+        where: a policy's folder, a server's address (http:// or https://), or "demo" (None, too) for the
+            demonstration policy of this package.
+        model, card, agreed: for a server: the model's name there; its card or the folder that has one (None for the
+            published settings); the host that the person agreed to send pictures to.
+
+    Raises InputError, ModelError.
     """
+    if isinstance(where, str) and where.lower().startswith(("http://", "https://")):
+        from ibis_agent.policy.remote.source import RemoteAddress
+
+        return RemoteAddress(where, model, card, agreed)
     from ibis_agent.policy.qwen25.source import Qwen25Folder, demo_folder
 
     return Qwen25Folder(demo_folder() if where is None or where == DEMO else where)
 
 
 def open(
-    where: str | os.PathLike[str] | None = DEMO, device: str = "auto", precision: str = "auto"
+    where: str | os.PathLike[str] | None = DEMO,
+    device: str = "auto",
+    precision: str = "auto",
+    **server: str,
 ) -> Policy:
-    """Load the policy at `where`, see `find`.
+    """Load the policy at `where`, or connect to it; see `find`, which takes `server`, too.
 
     Args:
         device: "auto" (CUDA where there is a device), "cpu", "cuda" or "cuda:1".
@@ -38,4 +57,4 @@ def open(
 
     Raises ModelError, NotEnoughMemoryError (a ModelError), naming the file and the remedy.
     """
-    return find(where).open(device, precision)
+    return find(where, **server).open(device, precision)

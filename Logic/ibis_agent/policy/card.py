@@ -39,6 +39,8 @@ class ModelCard:
         max_new_tokens: a reply is cut off here.
         min_pixels, max_pixels: pictures are scaled into this range, keeping their shape; None takes what the
             folder's image processor says.
+        cell: pixels of the side of what a token of a picture shows. Pictures are sent to servers in whole cells, so that
+            they are not scaled there; on this machine the folder's image processor knows it.
         window: grey values shown as black and white where the person chose none; None for the 1st and 99th
             percentile.
         max_question: longest question in characters.
@@ -63,6 +65,7 @@ class ModelCard:
     max_new_tokens: int = 512
     min_pixels: int | None = None
     max_pixels: int | None = None
+    cell: int = 28
     window: tuple[float, float] | None = None
     max_question: int = 4_000
     script: str = ""
@@ -90,9 +93,11 @@ class ModelCard:
 def load_card(folder: str | os.PathLike[str]) -> ModelCard:
     """Read the card in a policy's folder, or give the published defaults where there is none.
 
-    Raises ModelError naming the file, the key and the remedy.
+    folder: or the card's file itself. Raises ModelError naming the file, the key and the remedy.
     """
     folder = Path(folder)
+    if folder.is_file():
+        return card_from_json(_read_object(folder), folder)
     if not folder.is_dir():
         raise ModelError(
             "is not a policy's folder", file=folder, remedy="Give the folder that holds config.json."
@@ -282,6 +287,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "max_new_tokens": _integer(1, 32768),
     "min_pixels": _pixels,
     "max_pixels": _pixels,
+    "cell": _integer(4, 512),
     "window": _window,
     "max_question": _integer(1, 100_000),
     "script": _text,
@@ -302,6 +308,7 @@ _EXPECTED = {
     "max_new_tokens": "an integer from 1 to 32768",
     "min_pixels": "an integer of at least 784, or null",
     "max_pixels": "an integer of at least 784, or null",
+    "cell": "an integer from 4 to 512 (pixels)",
     "window": "two numbers, the smaller first, or null",
     "max_question": "an integer from 1 to 100000 (characters)",
     "script": "a text",

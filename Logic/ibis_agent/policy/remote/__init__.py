@@ -1,0 +1,1 @@
+"""A policy on a server: any that speaks the OpenAI-compatible chat API with pictures."""

@@ -1,0 +1,137 @@
+"""Server-sent events with pieces of a chat's answer, read from bytes as they come.
+
+Format: the WHATWG HTML standard, section 9.2 (server-sent events), and OpenAI's chat completion chunks as llama.cpp,
+LM Studio, Ollama, vLLM and SGLang send them. Some of them take the thinking out of the text; here it is put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ibis_agent.policy.remote.connection import parsed
+
+_LONGEST_LINE = 2**20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one event brought.
+
+    Attributes:
+        prompt_tokens, tokens: as the server counts question and answer; 0 where it does not tell.
+        last: the text ends here.
+    """
+
+    text: str = ""
+    prompt_tokens: int = 0
+    tokens: int = 0
+    model: str = ""
+    last: bool = False
+
+
+class Joiner:
+    """Puts thinking that a server sends beside the text back into it, in `<think>` tags."""
+
+    def __init__(self) -> None:
+        self._thinking = False
+
+    def join(self, values: Any) -> Piece:
+        """One chunk, or one whole answer. Raises ValueError for anything else."""
+        if not isinstance(values, dict):
+            raise ValueError("an answer of another form")
+        if values.get("error"):
+            raise ServerError(_words(values["error"]))
+        choices = values.get("choices")
+        if not isinstance(choices, list):
+            raise ValueError("an answer of another form")
+        text, last = "", False
+        if choices:
+            first = choices[0] if isinstance(choices[0], dict) else {}
+            said = first.get("delta", first.get("message"))
+            if not isinstance(said, dict):
+                raise ValueError("an answer of another form")
+            last = bool(first.get("finish_reason"))
+            thought = _text(said.get("reasoning_content") or said.get("reasoning"))
+            if thought:
+                text += ("" if self._thinking else "<think>") + thought
+                self._thinking = True
+            content = _text(said.get("content"))
+            if content:
+                text += ("</think>\n" if self._thinking else "") + content
+                self._thinking = False
+        usage = values.get("usage")
+        usage = usage if isinstance(usage, dict) else {}
+        model = values.get("model")
+        return Piece(
+            text,
+            _count(usage.get("prompt_tokens")),
+            _count(usage.get("completion_tokens")),
+            model if isinstance(model, str) else "",
+            last,
+        )
+
+
+class ServerError(Exception):
+    """The server says, in the middle of an answer, that it failed."""
+
+
+def pieces(data: Iterable[bytes]) -> Iterator[Piece]:
+    """The pieces of a stream of events, until it says that it is done. Raises ValueError, ServerError.
+
+    A stream that ends before that raises EOFError.
+    """
+    joiner, whole = Joiner(), False
+    for event in _events(data):
+        if event == "[DONE]":
+            return
+        piece = joiner.join(parsed(event))
+        whole = whole or piece.last
+        yield piece
+    if not whole:
+        raise EOFError
+
+
+def _events(data: Iterable[bytes]) -> Iterator[str]:
+    """The `data` of every event."""
+    held: list[str] = []
+    for line in _lines(data):
+        if not line:
+            if held:
+                yield "\n".join(held)
+            held = []
+        elif line.startswith("data:"):
+            held.append(line[5:].removeprefix(" "))
+        elif line.startswith(("<", "{")):
+            raise ValueError("an answer that is a web page" if line[0] == "<" else "an answer without events")
+    if held:
+        yield "\n".join(held)
+
+
+def _lines(data: Iterable[bytes]) -> Iterator[str]:
+    rest = b""
+    for part in data:
+        *lines, rest = (rest + part).replace(b"\r\n", b"\n").split(b"\n")
+        if len(rest) > _LONGEST_LINE:
+            raise ValueError("a line without end")
+        for line in lines:
+            yield line.decode("utf-8", errors="replace").rstrip("\r")
+    if rest:
+        yield rest.decode("utf-8", errors="replace").rstrip("\r")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):  # parts, as some servers send a whole message
+        value = "".join(_text(part.get("text")) for part in value if isinstance(part, dict))
+    return value if isinstance(value, str) else ""
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31 else 0
+
+
+def _words(error: Any) -> str:
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("code") or "an error without words"
+    return str(error)[:300]

@@ -1,0 +1,221 @@
+"""Does a served policy see pictures as they were sent, and do its clicks land where it means them?
+
+Servers scale pictures, and some models answer in other coordinates. So before the first use the policy is asked about
+made pictures whose answer is known: bright discs and crosses in many places and sizes; for a policy with a vocabulary
+of organs a plain cross-section of a body, as it is and mirrored. Where clicks miss, or the server counts other numbers
+of tokens for a picture than it should, it is refused, with the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ibis_agent.actions import Click, parse_reply
+from ibis_agent.errors import ModelError, ReplyError
+from ibis_agent.policy.card import ModelCard
+from ibis_agent.policy.contract import IsCancelled
+from ibis_agent.policy.observation import Situation, observe
+from ibis_agent.policy.remote.picture import sent_size
+from ibis_agent.policy.remote.remote import RemotePolicy
+
+_NEAR = 0.75  # of the way from the middle of a thing to its edge
+_MOST_MISSED = 0.2
+_TOKENS = (
+    0.7,
+    1.15,
+)  # what may be counted for a picture, of what it should be: cells may be of 32 pixels, not 28
+_RESCALED = (
+    "Let the server leave pictures as they are: llama.cpp --image-min-tokens 4, "
+    "vLLM and SGLang min_pixels 3136 among the processor's settings."
+)
+_ORGANS = {
+    "liver": (0.32, 0.45, 0.16, 0.17),
+    "spleen": (0.76, 0.48, 0.07, 0.12),
+    "spine": (0.5, 0.68, 0.06, 0.07),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Plate:
+    """A made picture and where the thing asked for is.
+
+    Attributes:
+        rgb: (H, W, 3) uint8.
+        question: about it.
+        x, y: the middle of the thing, 0 to 1.
+        across, down: from there to its edge.
+    """
+
+    rgb: np.ndarray
+    question: str
+    x: float
+    y: float
+    across: float
+    down: float
+
+    def hit(self, click: tuple[float, float]) -> bool:
+        return float(np.hypot((click[0] - self.x) / self.across, (click[1] - self.y) / self.down)) <= _NEAR
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the probe brought.
+
+    Attributes:
+        wanted: (x, y) of each thing.
+        clicked: (x, y) of each click; None where there was none.
+        hits: of each.
+        tokens: (by the server's count, by ours) by how many tokens a larger picture was larger; None where the server
+            does not count.
+    """
+
+    wanted: tuple[tuple[float, float], ...]
+    clicked: tuple[tuple[float, float] | None, ...]
+    hits: tuple[bool, ...]
+    tokens: tuple[int, int] | None
+
+    def check(self) -> None:
+        """Raises ModelError, with the figures, where the server cannot be trusted with clicks."""
+        if self.tokens is not None:
+            seen, due = self.tokens
+            if not _TOKENS[0] * due <= seen <= _TOKENS[1] * due:
+                raise ModelError(
+                    "the server changes the size of pictures, so that clicks would drift",
+                    value=f"a picture larger by {due} tokens was counted as larger by {seen}",
+                    remedy=_RESCALED,
+                )
+        if self.hits.count(False) > _MOST_MISSED * len(self.hits):
+            raise ModelError(
+                f"the served policy's clicks miss {self.hits.count(False)} of {len(self.hits)} known places",
+                value=self.figures,
+                remedy=f"{self.advice} Or choose another model.",
+            )
+
+    @property
+    def figures(self) -> str:
+        """The places that were missed, and where the clicks were."""
+        missed = [
+            f"({x:.2f}, {y:.2f}) → " + ("no click" if click is None else f"({click[0]:.2f}, {click[1]:.2f})")
+            for (x, y), click, hit in zip(self.wanted, self.clicked, self.hits, strict=True)
+            if not hit
+        ]
+        return "; ".join(missed[:4]) or "none missed"
+
+    @property
+    def advice(self) -> str:
+        """What the misses look like: exchanged axes, another scale, or nothing in particular."""
+        pairs = [(w, c) for w, c in zip(self.wanted, self.clicked, strict=True) if c is not None]
+        if len(pairs) < 3:
+            return "Is this a policy of the kind that its card says? Name its card with --card."
+        wanted, clicked = (np.array(each) for each in zip(*pairs, strict=True))
+        straight = float(np.abs(clicked - wanted).mean())
+        if float(np.abs(clicked[:, ::-1] - wanted).mean()) < straight / 3:
+            return "It exchanges x and y."
+        scale = float((clicked * wanted).sum() / (wanted**2).sum())
+        if float(np.abs(clicked - scale * wanted).mean()) < straight / 2:
+            return f"Its clicks are {scale:.2f} times too far from the upper left corner. {_RESCALED}"
+        return "Name the card that belongs to the model with --card."
+
+    @property
+    def words(self) -> str:
+        """All of it in a line."""
+        counted = "their size there is not known" if self.tokens is None else "pictures keep their size"
+        return f"{self.hits.count(True)} of {len(self.hits)} known places hit; {counted}"
+
+
+def probe(policy: RemotePolicy, cancelled: IsCancelled | None = None) -> Findings:
+    """Ask about every plate. Raises Cancelled, and ModelError where the server does not answer."""
+    made = plates(policy.card)
+    clicked = [_click(policy, plate, cancelled) for plate in made]
+    hits = tuple(click is not None and plate.hit(click) for plate, click in zip(made, clicked, strict=True))
+    return Findings(
+        tuple((plate.x, plate.y) for plate in made),
+        tuple(clicked),
+        hits,
+        _counted(policy, made[0].question, cancelled),
+    )
+
+
+def plates(card: ModelCard) -> list[Plate]:
+    """The made pictures for a policy of this card. Raises ModelError where its vocabulary has none of their things."""
+    if not card.vocabulary:
+        places = [(0.2, 0.25), (0.8, 0.3), (0.3, 0.75), (0.72, 0.7), (0.5, 0.5), (0.12, 0.6)]
+        sizes = [0.09, 0.06, 0.12, 0.08, 0.05, 0.1]
+        shapes = [(336, 336), (252, 392), (448, 280), (336, 448), (512, 512), (224, 224)]
+        return [
+            _marked(shape, *place, size, "disc" if number % 2 else "cross")
+            for number, (place, size, shape) in enumerate(zip(places, sizes, shapes, strict=True))
+        ]
+    organs = [name for name in _ORGANS if name in card.vocabulary]
+    if not organs:
+        raise ModelError(
+            "there is no made picture for what this policy knows",
+            value=", ".join(card.vocabulary)[:100],
+            remedy="Use it on this machine.",
+        )
+    return [
+        _body(shape, name, mirrored)
+        for shape in ((224, 224), (224, 280))
+        for mirrored in (False, True)
+        for name in organs
+    ]
+
+
+def _click(policy: RemotePolicy, plate: Plate, cancelled: IsCancelled | None) -> tuple[float, float] | None:
+    turn = observe(policy.card, Situation(plate.rgb, plate.question))
+    try:
+        action = parse_reply(policy.reply(turn, None, cancelled)).action
+    except ReplyError:
+        return None
+    return (action.x, action.y) if isinstance(action, Click) and action.positive else None
+
+
+def _counted(policy: RemotePolicy, question: str, cancelled: IsCancelled | None) -> tuple[int, int] | None:
+    """By how many tokens a large picture is larger than a small one: (as counted by the server, as it should be)."""
+    counts, due = [], []
+    for side in (224, 448):
+        shown = np.zeros((side, side, 3), np.uint8)
+        situation = Situation(shown, question)
+        answer = policy.answer(observe(policy.card, situation), None, cancelled, whole=True)
+        counts.append(answer.prompt_tokens)
+        rows, columns = sent_size(side, side, policy.card)
+        due.append(rows * columns // policy.card.cell**2)
+    return (counts[1] - counts[0], due[1] - due[0]) if all(counts) and due[1] > due[0] else None
+
+
+def _marked(shape: tuple[int, int], x: float, y: float, size: float, kind: str) -> Plate:
+    """A disc or a cross on black."""
+    height, width = shape
+    rows, columns = np.mgrid[:height, :width]
+    radius = size * min(shape)
+    down, across = np.abs(rows + 0.5 - y * height), np.abs(columns + 0.5 - x * width)
+    mark = np.hypot(down, across) < radius
+    if kind == "cross":
+        mark = (np.minimum(down, across) < radius / 3) & (np.maximum(down, across) < radius)
+    rgb = np.repeat((mark * np.uint8(255))[:, :, None], 3, axis=2)
+    return Plate(rgb, f"Segment the bright {kind}.", x, y, radius / width, radius / height)
+
+
+def _body(shape: tuple[int, int], organ: str, mirrored: bool) -> Plate:
+    """A plain cross-section of a body, as a CT shows it."""
+    height, width = shape
+    rows, columns = np.mgrid[:height, :width]
+    y, x = (rows + 0.5) / height, (columns + 0.5) / width
+    grey = np.zeros(shape)
+
+    def fill(at: Sequence[float], value: float) -> None:
+        grey[((x - at[0]) / at[2]) ** 2 + ((y - at[1]) / at[3]) ** 2 < 1] = value
+
+    fill((0.5, 0.5, 0.42, 0.32), 70)
+    fill((0.5, 0.5, 0.39, 0.29), 110)
+    for name, value in (("liver", 165), ("spleen", 170), ("spine", 250)):
+        fill(_ORGANS[name], value)
+    grey += np.random.default_rng(0).normal(0, 4, shape)
+    rgb = np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+    at_x, at_y, across, down = _ORGANS[organ]
+    if mirrored:
+        rgb, at_x = np.ascontiguousarray(rgb[:, ::-1]), 1 - at_x
+    return Plate(rgb, f"Segment the {organ}", at_x, at_y, across, down)

@@ -1,0 +1,99 @@
+"""The policy on a server: asked as the one on this machine is, with the same conversation and the same stopping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import requests
+
+from ibis_agent.actions import reply_is_complete
+from ibis_agent.errors import ModelError
+from ibis_agent.policy.card import ModelCard
+from ibis_agent.policy.contract import IsCancelled, OnText, Turn
+from ibis_agent.policy.messages import Message, build_messages, pictures_of
+from ibis_agent.policy.remote.chat import Answer, Patience, ask
+from ibis_agent.policy.remote.connection import TROUBLE, Connection, read_json
+from ibis_agent.policy.remote.picture import data_address
+
+
+class RemotePolicy:
+    """A model behind an address: greedy, streamed, cancellable within a moment.
+
+    Attributes:
+        identity: "name" (the model's on the server), "sha256" (empty: nobody can tell), "address" (where pictures
+            and questions went).
+        last: the last answer, with the tokens that the server counts.
+    """
+
+    # Several questions may be under way at once: that is what a server is good at.
+    together = 4
+
+    def __init__(
+        self, connection: Connection, model: str, card: ModelCard, patience: Patience | None = None
+    ) -> None:
+        self.connection, self.model, self.card = connection, model, card
+        self.identity = {"name": model or card.name, "sha256": "", "address": connection.base}
+        self.patience = patience or Patience()
+        self.last: Answer | None = None
+
+    def reply(self, turn: Turn, on_text: OnText | None = None, cancelled: IsCancelled | None = None) -> str:
+        """The reply to one turn. Raises Cancelled, InputError, ModelError."""
+        return self.answer(turn, on_text, cancelled).text
+
+    def answer(
+        self,
+        turn: Turn,
+        on_text: OnText | None = None,
+        cancelled: IsCancelled | None = None,
+        whole: bool = False,
+    ) -> Answer:
+        """`reply`, with what the server counts. whole: to the server's own end, not to that of the action."""
+        messages = chat_messages(build_messages(self.card, turn), pictures_of(self.card, turn), self.card)
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": messages,
+            "max_tokens": self.card.max_new_tokens,
+            "temperature": 0,
+        }
+        enough = None if whole else reply_is_complete
+        self.last = ask(self.connection, body, on_text, cancelled, enough, self.patience)
+        return self.last
+
+
+def chat_messages(
+    messages: Sequence[Message], pictures: Sequence[np.ndarray], card: ModelCard
+) -> list[dict[str, Any]]:
+    """The conversation in the API's form; a user's picture stands before the text."""
+    sent: list[dict[str, Any]] = []
+    for message in messages:
+        content: Any = message.text
+        if message.picture is not None:
+            address = data_address(pictures[message.picture], card)
+            content = [
+                {"type": "image_url", "image_url": {"url": address}},
+                {"type": "text", "text": message.text},
+            ]
+        sent.append({"role": message.role, "content": content})
+    return sent
+
+
+def models_of(connection: Connection) -> list[str]:
+    """The models that a server offers; empty where it does not say. Raises ModelError where it cannot be reached."""
+    try:
+        with connection.open("GET", "/models", timeout=(10, 20)) as answer:
+            if answer.status_code in (401, 403):
+                raise connection.refusal(answer)
+            values = read_json(answer) if answer.status_code == 200 else {}
+    except (requests.RequestException, *TROUBLE) as error:
+        raise ModelError(
+            "the server cannot be reached",
+            value=f"{connection.host}: {type(error).__name__}",
+            remedy="See whether it runs, and check the address.",
+        ) from error
+    except ValueError:
+        return []
+    listed = values.get("data") if isinstance(values, dict) else None
+    names = [each.get("id") for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    return [name for name in names if isinstance(name, str)]
