@@ -7,8 +7,6 @@ the run at once, for asking again would only cost.
 
 from __future__ import annotations
 
-import email.utils
-import ipaddress
 import os
 import random
 import threading
@@ -16,15 +14,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
-from ibis_agent.errors import InputError, ModelError
+from ibis_agent.errors import ModelError
+from ibis_agent.policy.remote.connection import AGAIN, TROUBLE, Connection, read_json, retry_after
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 _LONGEST_WAIT = 120.0
-_LARGEST_ANSWER = 2**20
 
 
 class Unanswered(Exception):  # noqa: N818 - a teacher that did not answer is no failure of the program
@@ -90,27 +86,12 @@ class Teacher:
         tries: int = 6,
         sleep: Callable[[float], object] | None = None,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(
-                "is no address of a teacher", value=url, remedy="Such as https://host.example/v1."
-            )
-        if parts.username or parts.password:
-            raise InputError("keep the key out of the address", remedy=f"Put it into {KEY_VARIABLE}.")
-        base = url.rstrip("/").removesuffix("/chat/completions")
-        self.address, self.host, self.model = f"{base}/chat/completions", parts.hostname, model
-        self.local = _is_local(parts.hostname)
-        self.key = os.environ.get(KEY_VARIABLE) if key is None else key
-        if self.key and parts.scheme == "http" and not self.local:
-            raise InputError(
-                "the key would travel unencrypted",
-                value=url,
-                remedy="Use https, or a teacher on this machine.",
-            )
+        key = os.environ.get(KEY_VARIABLE) if key is None else key
+        self._connection = Connection(url, key, KEY_VARIABLE)
+        self.host, self.local, self.model = self._connection.host, self._connection.local, model
         self.stopped = threading.Event()  # once set nothing is waited for, and nothing asked again
         self._timeout, self._tries, self._sleep = timeout, tries, sleep or self.stopped.wait
         self.pace, self.spent = Pace(per_minute, self._sleep), Spent()
-        self._thread = threading.local()
 
     def ask(self, messages: Sequence[Mapping[str, Any]], max_tokens: int = 400) -> str:
         """The text of one answer.
@@ -132,33 +113,20 @@ class Teacher:
                 raise Unanswered("stopped")
             pause = min(_LONGEST_WAIT, 2.0**number) * random.uniform(0.75, 1.25)
             try:
-                with self._session().post(
-                    self.address,
-                    json=body,
-                    timeout=(min(20, self._timeout), self._timeout),
-                    allow_redirects=False,  # pictures go where the person agreed to, and nowhere else
-                    stream=True,
-                ) as answer:
+                limits = (min(20, self._timeout), self._timeout)
+                with self._connection.open("POST", "/chat/completions", body, limits) as answer:
                     self.spent.add(requests=1)
                     if answer.status_code == 200:
-                        return self._text(_json(answer))
-                    if answer.status_code not in _AGAIN:
-                        raise ModelError(
-                            f"the teacher refused: {answer.status_code} {answer.reason}",
-                            value=_start_of(answer),
-                            remedy="Check the address, the model's name and the key.",
-                        )
+                        return self._text(read_json(answer))
+                    if answer.status_code not in AGAIN:
+                        raise self._connection.refusal(answer)
                     reason = f"{answer.status_code} {answer.reason}"
-                    asked = _retry_after(answer.headers.get("Retry-After"))
+                    asked = retry_after(answer.headers.get("Retry-After"))
                     if asked is not None:
                         pause = min(_LONGEST_WAIT, asked)
                         self.pace.hold(pause)
-            except (
-                requests.Timeout,
-                requests.ConnectionError,
-                requests.exceptions.ChunkedEncodingError,
-            ) as e:
-                reason = type(e).__name__
+            except TROUBLE as error:
+                reason = type(error).__name__
             except requests.RequestException as error:
                 raise ModelError("the teacher cannot be asked", value=type(error).__name__) from error
             except ValueError as error:
@@ -166,14 +134,6 @@ class Teacher:
             if number + 1 < self._tries:
                 self._sleep(pause)
         raise Unanswered(f"no answer after {self._tries} tries: {reason}")
-
-    def _session(self) -> requests.Session:
-        session = getattr(self._thread, "session", None)
-        if session is None:
-            session = self._thread.session = requests.Session()
-            session.trust_env = not self.local  # a proxy has no business between this machine and itself
-            session.auth = _Key(self.key)
-        return session
 
     def _text(self, values: Any) -> str:
         try:
@@ -190,53 +150,3 @@ class Teacher:
         except (AttributeError, KeyError, IndexError, TypeError) as error:
             raise ValueError("an answer of another form") from error
         return content
-
-
-class _Key(requests.auth.AuthBase):
-    """Sets the key itself, so that requests does not look for one in the person's .netrc."""
-
-    def __init__(self, key: str | None) -> None:
-        self._key = key
-
-    def __call__(self, request: Any) -> Any:
-        if self._key:
-            request.headers["Authorization"] = f"Bearer {self._key}"
-        return request
-
-
-def _json(answer: requests.Response) -> Any:
-    import json
-
-    held = bytearray()
-    for piece in answer.iter_content(2**16):
-        held += piece
-        if len(held) > _LARGEST_ANSWER:
-            raise ValueError("an answer of more than a megabyte")
-    return json.loads(held)
-
-
-def _start_of(answer: requests.Response) -> str:
-    return next(iter(answer.iter_content(300)), b"").decode("utf-8", errors="replace")
-
-
-def _retry_after(text: str | None) -> float | None:
-    """Seconds that a server asks to wait: a number or a date."""
-    if not text:
-        return None
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
-
-
-def _is_local(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

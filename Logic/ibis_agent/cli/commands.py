@@ -16,8 +16,10 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import ibis_agent.policy as policies
 from ibis_agent import files
 from ibis_agent.cli import inspection, runner, terminal
+from ibis_agent.cli.chosen_policy import chosen
 from ibis_agent.cli.compare import run_compare
 from ibis_agent.cli.options import (
     BAD_INPUT,
@@ -154,7 +156,7 @@ def _request(options: argparse.Namespace) -> Request:
         orientation=Orientation(options.orientation) if options.orientation else None,
         series=options.series,
         modality=options.modality,
-        policy=options.policy,
+        policy=chosen(options),
         segmenter=options.segmenter,
         segmenter_config=options.segmenter_config,
         device=options.device,
@@ -258,9 +260,10 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    found = inspection.inspect(
-        options.path, options.segmenter_config, options.load, options.series, options.modality
-    )
+    options.policy = options.path
+    on_server = options.model or options.card or options.send_pictures_to or policies.is_address(options.path)
+    what = chosen(options) if on_server else options.path
+    found = inspection.inspect(what, options.segmenter_config, options.load, options.series, options.modality)
     if options.json:
         print(json.dumps(found, indent=1))
         return OK

@@ -17,8 +17,8 @@ import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
 from ibis_agent.errors import IbisError, InputError
 from ibis_agent.fields import read_json
-from ibis_agent.policy import required_memory as memory
-from ibis_agent.policy.required_memory import gigabytes
+from ibis_agent.policy.contract import PolicySource
+from ibis_agent.policy.required_memory import count_words, gigabytes
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.record.volume_record import VolumeTrajectory, is_volume_record
 
@@ -30,13 +30,13 @@ Facts = dict[str, str]
 
 
 def inspect(
-    path: str | os.PathLike[str] | None = None,
+    path: str | os.PathLike[str] | PolicySource | None = None,
     config: str | None = None,
     load: bool = False,
     series: str | None = None,
     modality: str | None = None,
 ) -> dict[str, Facts]:
-    """Facts by title; None stands for the demo models.
+    """Facts by title; None stands for the demo models, and a policy may be given by its source.
 
     Args:
         config: architecture of a segmenter's checkpoint, as in architecture.load.
@@ -46,13 +46,18 @@ def inspect(
     Raises IbisError where it is none of what this package reads, or cannot be used.
     """
     if path is None:
-        return {"Demo policy": _policy(None, load), "Demo segmenter": _segmenter(None, config, load)}
+        return {
+            "Demo policy": _policy(policies.find(), load),
+            "Demo segmenter": _segmenter(None, config, load),
+        }
+    if not isinstance(path, (str, os.PathLike)):
+        return {"Policy": _policy(path, load)}
     path = Path(path)
     if not path.exists():
         raise InputError("there is no such file or folder", file=path, remedy="Check the path.")
     if path.is_dir():
         if (path / "config.json").exists() or any(path.glob("*.safetensors")):
-            return {"Policy": _policy(path, load)}
+            return {"Policy": _policy(policies.find(path), load)}
         return {"Scan": _scan(path, series, modality)}
     name = path.name.lower()
     if name.endswith(_CHECKPOINTS):
@@ -62,37 +67,27 @@ def inspect(
     return {"Scan": _scan(path, series, modality)}
 
 
-def _policy(where: Path | None, load: bool) -> Facts:
-    from ibis_agent.policy.card import CARD_NAME
+def _policy(source: PolicySource, load: bool) -> Facts:
     from ibis_agent.policy.prompts import DEFAULT_PROMPTS
 
-    source = policies.find(where)
-    found, card = source.inspect(), source.card
-    folder = source.folder
-    free = memory.free_bytes("cpu")
-    needed = (f"{each} {gigabytes(memory.run_bytes(found, each))}" for each in memory.PRECISIONS)
-    facts = {
-        "folder": str(folder),
-        "name": card.name,
-        "note": card.note,
-        "origin": card.origin,
-        "model": f"{source.kind}, {_count(found.parameters)} parameters",
-        "stored": f"{found.stored_as}, {gigabytes(found.stored_bytes)} in {_files(len(found.files))}",
-        "sha256": found.sha256,
-        "card": CARD_NAME if (folder / CARD_NAME).exists() else "none: the published settings are used",
-        "pictures": f"{card.orientation.value}, overlay {card.overlay_colour} at {card.overlay_alpha:g}",
-        "prompts": "this program's own" if card.prompts == DEFAULT_PROMPTS else "the card's",
-        "history": f"{card.history} earlier turns" if card.history else "none",
-        "memory to run": ", ".join(needed),
-        "memory free": gigabytes(free) if free is not None else "unknown",
-    }
+    of_its_kind, card = source.facts(), source.card
 
     def load_it() -> str:
         policy = source.open()
         where = [f"{key} {getattr(policy, key)}" for key in ("device", "precision") if hasattr(policy, key)]
-        return ", ".join(where)
+        return ", ".join(where) or f"its clicks were probed: {of_its_kind.get('probe') or 'now'}"
 
-    small = memory.run_bytes(found, "fp32") < _QUICK
+    facts = {
+        "name": card.name,
+        "note": card.note,
+        "origin": card.origin,
+        "model": source.kind,
+        **of_its_kind,
+        "pictures": f"{card.orientation.value}, overlay {card.overlay_colour} at {card.overlay_alpha:g}",
+        "prompts": "this program's own" if card.prompts == DEFAULT_PROMPTS else "the card's",
+        "history": f"{card.history} earlier turns" if card.history else "none",
+    }
+    small = source.run_bytes("fp32", "cpu") < _QUICK
     return _without_blanks(facts | {"loads": _tried(load_it, load or small)})
 
 
@@ -102,7 +97,7 @@ def _segmenter(where: Path | None, config: str | None, load: bool) -> Facts:
     facts = {
         "file": str(file),
         "architecture": found.name,
-        "model": f"{source.kind}, {_count(found.parameters)} parameters",
+        "model": f"{source.kind}, {count_words(found.parameters)} parameters",
         "stored": gigabytes(file.stat().st_size),
         "sha256": source.sha256(),
         "sees pictures of": f"{found.image_size} × {found.image_size}",
@@ -185,17 +180,6 @@ def _identity(identity: Mapping[str, str] | None) -> str:
 
 def _seconds(since: float) -> str:
     return f"{time.perf_counter() - since:.1f} s"
-
-
-def _count(number: int) -> str:
-    for size, word in ((10**9, "billion"), (10**6, "million")):
-        if number >= size:
-            return f"{number / size:.2f} {word}"
-    return str(number)
-
-
-def _files(number: int) -> str:
-    return "1 file" if number == 1 else f"{number} files"
 
 
 def _without_blanks(facts: Facts) -> Facts:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from ibis_agent import __version__
 from ibis_agent.cli import terminal
+from ibis_agent.cli.chosen_policy import place
 from ibis_agent.cli.compare import add_compare
 from ibis_agent.cli.request import MASK_FORMATS
 from ibis_agent.scan.geometry import PLANES, Orientation
@@ -100,8 +101,13 @@ def _add_run(commands: Any) -> None:
 
     models = run.add_argument_group("which models")
     models.add_argument(
-        "--policy", type=Path, metavar="DIR", help="a Qwen2.5-VL folder (default: the demo policy)"
+        "--policy",
+        type=place,
+        metavar="DIR|URL",
+        help="a policy's folder, or the address of a server such as http://localhost:8080/v1 (default: the demo "
+        "policy); a server's key is read from IBIS_API_KEY",
     )
+    _add_server(models)
     _add_segmenter(models)
     models.add_argument(
         "--precision",
@@ -219,12 +225,12 @@ def _add_others(commands: Any) -> None:
     info.add_argument(
         "path",
         nargs="?",
-        type=Path,
-        metavar="DIR|FILE",
-        help=(
-            "a policy's folder, a segmenter's checkpoint, a trajectory or a scan (default: the demo models)"
-        ),
+        type=place,
+        metavar="DIR|FILE|URL",
+        help="a policy's folder or the address of its server, a segmenter's checkpoint, a trajectory or a scan "
+        "(default: the demo models)",
     )
+    _add_server(info)
     info.add_argument(
         "--segmenter-config", metavar="NAME|FILE", help="architecture of a segmenter's checkpoint"
     )
@@ -240,6 +246,21 @@ def _add_others(commands: Any) -> None:
     )
     prompts.add_argument("checkout", type=Path, metavar="CHECKOUT", help="folder of the published code")
     prompts.add_argument("policy", type=Path, metavar="DIR", help="folder of the policy")
+
+
+def _add_server(group: Any) -> None:
+    group.add_argument("--model", metavar="NAME", help="the policy's name on the server")
+    group.add_argument(
+        "--card",
+        type=Path,
+        metavar="DIR|FILE",
+        help="the card of a policy on a server (default: the published settings)",
+    )
+    group.add_argument(
+        "--send-pictures-to",
+        metavar="HOST",
+        help="yes, the slices and the question may be sent to the server on this other machine",
+    )
 
 
 def _add_segmenter(group: Any) -> None:

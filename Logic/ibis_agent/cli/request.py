@@ -56,7 +56,7 @@ class Request:
     orientation: Orientation | None = None
     series: str | None = None
     modality: str | None = None
-    policy: Path | None = None
+    policy: Path | PolicySource | None = None
     segmenter: Path | None = None
     segmenter_config: str | None = None
     device: str = "auto"

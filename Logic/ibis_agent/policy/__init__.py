@@ -10,30 +10,35 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ibis_agent.policy.contract import Policy
-    from ibis_agent.policy.qwen25.source import Qwen25Folder
-    from ibis_agent.policy.remote.source import RemoteAddress
+    from ibis_agent.policy.contract import Policy, PolicySource
 
 DEMO = "demo"
 
 
+def is_address(where: object) -> bool:
+    """Whether a policy's place is a server's address."""
+    return isinstance(where, str) and where.lower().startswith(("http://", "https://"))
+
+
 def find(
-    where: str | os.PathLike[str] | None = DEMO,
+    where: str | os.PathLike[str] | PolicySource | None = DEMO,
     model: str = "",
     card: str | os.PathLike[str] | None = None,
     agreed: str = "",
-) -> Qwen25Folder | RemoteAddress:
+) -> PolicySource:
     """What lies at `where`, told without loading it: its card, whether it can be used, what it needs.
 
     Args:
         where: a policy's folder, a server's address (http:// or https://), or "demo" (None, too) for the
-            demonstration policy of this package.
+            demonstration policy of this package. What `find` gave before is given back.
         model, card, agreed: for a server: the model's name there; its card or the folder that has one (None for the
             published settings); the host that the person agreed to send pictures to.
 
     Raises InputError, ModelError.
     """
-    if isinstance(where, str) and where.lower().startswith(("http://", "https://")):
+    if where is not None and not isinstance(where, (str, os.PathLike)):
+        return where
+    if isinstance(where, str) and is_address(where):
         from ibis_agent.policy.remote.source import RemoteAddress
 
         return RemoteAddress(where, model, card, agreed)

@@ -39,8 +39,8 @@ class ModelCard:
         max_new_tokens: a reply is cut off here.
         min_pixels, max_pixels: pictures are scaled into this range, keeping their shape; None takes what the
             folder's image processor says.
-        cell: pixels of the side of what a token of a picture shows. Pictures are sent to servers in whole cells, so that
-            they are not scaled there; on this machine the folder's image processor knows it.
+        cell: pixels of the side of what a token of a picture shows. Pictures are sent to servers in whole cells, so
+            that they are not scaled there; on this machine the folder's image processor knows it.
         window: grey values shown as black and white where the person chose none; None for the 1st and 99th
             percentile.
         max_question: longest question in characters.

@@ -71,6 +71,10 @@ class PolicySource(Protocol):
         """Memory of this machine that it needs, in bytes; 0 for a policy that runs elsewhere. Raises ModelError."""
         ...
 
+    def facts(self) -> dict[str, str]:
+        """What there is to know of it, by short terms, for people. Raises ModelError."""
+        ...
+
     def open(self, device: str = "auto", precision: str = "auto") -> Policy: ...
 
 

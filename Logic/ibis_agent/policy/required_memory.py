@@ -144,6 +144,14 @@ def _check_main_memory(folder: PolicyFolder) -> None:
         )
 
 
+def count_words(number: int) -> str:
+    """How many parameters, as people read it: 8.29 billion."""
+    for size, word in ((10**9, "billion"), (10**6, "million")):
+        if number >= size:
+            return f"{number / size:.2f} {word}"
+    return str(number)
+
+
 def gigabytes(number: float) -> str:
     """Bytes as people read them: 16.6 GB, or MB below one."""
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"

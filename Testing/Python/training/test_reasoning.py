@@ -19,6 +19,7 @@ from ibis_agent.actions import Click, Reply, Terminate, format_reply, parse_repl
 from ibis_agent.errors import InputError, ModelError
 from ibis_agent.files import atomic_write
 from ibis_agent.mask.masks import encode_rle, iou
+from ibis_agent.policy.remote.connection import retry_after
 from PIL import Image
 
 from training.trajectories import reasoning
@@ -26,7 +27,7 @@ from training.trajectories.expert import turn_row
 from training.trajectories.generate import NAME, read_trajectories
 from training.trajectories.parts import write_png
 from training.trajectories.reasoning_checks import checked, messages_for
-from training.trajectories.teacher import Pace, Teacher, Unanswered, _retry_after
+from training.trajectories.teacher import Pace, Teacher, Unanswered
 
 ROOT = Path(__file__).resolve().parents[3]
 GOOD = {
@@ -320,7 +321,7 @@ def test_the_key_goes_to_the_teacher_only_and_never_unencrypted_over_the_network
     assert all(b"secret" not in each.read_bytes() for each in folder.rglob("*") if each.is_file())
     with pytest.raises(InputError, match="unencrypted"):
         Teacher("http://teacher.example/v1", "wise")
-    with pytest.raises(InputError, match="no address"):
+    with pytest.raises(InputError, match="not the address"):
         Teacher("teacher.example", "wise")
 
 
@@ -338,8 +339,8 @@ def test_requests_are_spaced_by_the_rate_and_held_when_the_server_asks() -> None
     pace.hold(9)
     pace.wait()
     assert slept[-1] == 9.0
-    assert _retry_after("3") == 3.0 and _retry_after("soon") is None
-    assert _retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert retry_after("3") == 3.0 and retry_after("soon") is None
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
 
 
 def turn_of(folder: Path, step: str) -> tuple[Any, Any]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from ibis_agent.errors import ModelError
 from ibis_agent.policy import required_memory
-from ibis_agent.policy.card import ModelCard, load_card
+from ibis_agent.policy.card import CARD_NAME, ModelCard, load_card
 from ibis_agent.policy.folder import PolicyFolder, look_into
+from ibis_agent.policy.required_memory import count_words, gigabytes
 
 if TYPE_CHECKING:
     from ibis_agent.policy.qwen25.local import LocalPolicy
@@ -41,6 +42,23 @@ class Qwen25Folder:
     def run_bytes(self, precision: str, device: str) -> int:
         """Memory that it needs, in bytes; see required_memory."""
         return required_memory.run_bytes(self.inspect(), precision, device, self.card.max_new_tokens)
+
+    def facts(self) -> dict[str, str]:
+        """See contract.PolicySource."""
+        found, free = self.inspect(), required_memory.free_bytes("cpu")
+        needed = (f"{each} {gigabytes(self.run_bytes(each, 'cpu'))}" for each in required_memory.PRECISIONS)
+        count = len(found.files)
+        files = "1 file" if count == 1 else f"{count} files"
+        has_card = (self.folder / CARD_NAME).exists()
+        return {
+            "folder": str(self.folder),
+            "model": f"{self.kind}, {count_words(found.parameters)} parameters",
+            "stored": f"{found.stored_as}, {gigabytes(found.stored_bytes)} in {files}",
+            "sha256": found.sha256,
+            "card": CARD_NAME if has_card else "none: the published settings are used",
+            "memory to run": ", ".join(needed),
+            "memory free": gigabytes(free) if free is not None else "unknown",
+        }
 
     def open(self, device: str = "auto", precision: str = "auto") -> LocalPolicy:
         """Check this machine, then load; see policy.open."""

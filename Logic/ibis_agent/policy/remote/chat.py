@@ -202,7 +202,7 @@ def _read(connection: Connection, body: dict[str, Any], reading: _Reading, patie
             reading.answer = answer
             if answer.status_code in AGAIN:
                 reason = f"{answer.status_code} {answer.reason}"
-                raise _AskAgainError(reason, retry_after(answer))
+                raise _AskAgainError(reason, retry_after(answer.headers.get("Retry-After")))
             if answer.status_code != 200:
                 raise connection.refusal(answer)
             if "json" in answer.headers.get("Content-Type", ""):  # it does not stream

@@ -151,9 +151,8 @@ def parsed(text: str | bytes) -> Any:
         raise ValueError(f"an answer that is {kind}") from error
 
 
-def retry_after(answer: requests.Response) -> float | None:
-    """Seconds that a server asks to wait: a number or a date."""
-    text = answer.headers.get("Retry-After")
+def retry_after(text: str | None) -> float | None:
+    """Seconds that a server's Retry-After asks to wait: a number or a date."""
     if not text:
         return None
     try:

@@ -73,7 +73,7 @@ class RemoteAddress:
 
     def check(self) -> None:
         """Raises InputError where a yes is missing, ModelError where the server or the model cannot be had."""
-        self._check_yes()
+        self.check_yes()
         self.chosen()
 
     def chosen(self) -> str:
@@ -96,9 +96,24 @@ class RemoteAddress:
         """Nothing of this machine."""
         return 0
 
+    def facts(self) -> dict[str, str]:
+        """See contract.PolicySource. Asks the server, which is sent nothing, for its models."""
+        model = self.chosen()
+        probed = _settings().get("probed")
+        known = probed.get(self._probed_as(model)) if isinstance(probed, dict) else None
+        return {
+            "address": self.connection.base,
+            "model": f"{model} on a server",
+            "runs on": "this machine"
+            if self.connection.local
+            else f"{self.host}, which is sent {WHAT_IS_SENT}",
+            "card": "none: the published settings are used" if self._card is None else str(self._card),
+            "probe": str(known or ""),
+        }
+
     def open(self, device: str = "auto", precision: str = "auto") -> RemotePolicy:
         """The policy, probed if this address, model and card were not yet. Raises as `check`, and where it fails."""
-        self._check_yes()
+        self.check_yes()
         policy = RemotePolicy(self.connection, self.chosen(), self.card, self._patience)
         self.probe(policy)
         return policy
@@ -114,7 +129,8 @@ class RemoteAddress:
         _keep(probed={**probed, key: findings.words})
         return findings.words
 
-    def _check_yes(self) -> None:
+    def check_yes(self) -> None:
+        """Raises InputError where pictures would leave this machine and nobody has agreed to that."""
         if self.needs_yes:
             raise InputError(
                 "pictures would leave this machine",
@@ -125,11 +141,6 @@ class RemoteAddress:
     def _probed_as(self, model: str) -> str:
         about = json.dumps([self.connection.base, model, card_to_json(self.card)], sort_keys=True)
         return hashlib.sha256(about.encode()).hexdigest()[:32]
-
-
-def is_address(where: object) -> bool:
-    """Whether a policy's place is a server's address, not a path."""
-    return isinstance(where, str) and where.lower().startswith(("http://", "https://"))
 
 
 def settings_file() -> Path:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +20,8 @@ from chained_segmenter import ENDING, ChainedSegmenter, clicking
 from chained_segmenter import picture as small_picture
 from chat_server import ChatServer, conversation, hostile, seeing, served, serving
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
+from ibis_agent.cli import chosen_policy
+from ibis_agent.cli import commands as cli
 from ibis_agent.errors import Cancelled, IbisError, InputError, ModelError
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.observation import Situation, observe
@@ -29,6 +34,7 @@ from ibis_agent.policy.remote.remote import RemotePolicy
 from ibis_agent.policy.remote.source import RemoteAddress, settings_file
 from ibis_agent.run.episode import Episode
 from ibis_agent.scan.picture import Picture, PictureGeometry
+from PIL import Image
 
 KEY = "sk-very-secret-123456"
 HASTY = Patience(connect=2, first=0.4, between=0.4, whole=2, tries=2, pause=0.01)
@@ -489,3 +495,70 @@ def test_a_server_that_rescales_pictures_is_refused_with_what_to_set(scale: floa
     words = r"larger by 192 tokens was counted as .*image-min-tokens"
     with serving(seeing(pointing(), scale)) as server, pytest.raises(ModelError, match=words):
         opened(server)
+
+
+# ---- the command line ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    path = tmp_path / "scan.png"
+    Image.fromarray(organs()).save(path)
+    return path
+
+
+def command(*arguments: object) -> int:
+    return cli.main(["run", *map(str, arguments), "--quiet", "--no-review", "--prompt", "Segment the liver"])
+
+
+def replies(folder: Path) -> list[Any]:
+    return [step["reply"] for step in json.loads((folder / "trajectory.json").read_text())["steps"]]
+
+
+def test_a_run_on_a_server_leaves_what_a_run_here_leaves_and_says_where_it_went(
+    scan: Path, demo_server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here, there, server = (
+        tmp_path / "here",
+        tmp_path / "there",
+        ["--policy", demo_server.url, "--model", "demo"],
+    )
+    assert (
+        command(scan, "--out", here) == command(scan, "--out", there, *server, "--card", demo_folder()) == 0
+    )
+    assert replies(here) == replies(there) and replies(here)
+    assert (here / "mask.png").read_bytes() == (there / "mask.png").read_bytes()
+    recorded = json.loads((there / "trajectory.json").read_text())
+    assert recorded["models"]["policy"]["address"] == demo_server.url
+    assert cli.main(["info", demo_server.url, "--card", str(demo_folder())]) == 0
+    assert "12 of 12 known places hit" in capsys.readouterr().out
+
+
+def test_a_far_server_is_sent_nothing_before_the_person_says_yes(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Connection, "open", lambda *_: pytest.fail("something was sent"))
+    far = [scan, "--out", tmp_path / "out", "--policy", "https://far.example/v1", "--model", "m"]
+    assert command(*far) == 2 and "--send-pictures-to far.example" in capsys.readouterr().err
+    assert command(*far, "--send-pictures-to", "other.example") == 2
+    assert "another host" in capsys.readouterr().err
+    answers = io.StringIO("no\n")
+    monkeypatch.setattr(answers, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdin", answers)
+    assert command(*far) == 2 and "Type yes" in capsys.readouterr().err
+    assert command(scan, "--model", "m") == 2 and "--model is for" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() and not settings_file().exists()
+
+
+def test_a_yes_at_the_terminal_holds_for_that_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    far = {"policy": "https://far.example/v1", "model": "m", "card": None, "send_pictures_to": None}
+    monkeypatch.setattr(sys, "stdin", Terminal("yes\n"))
+    chosen_policy.chosen(argparse.Namespace(**far))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    chosen_policy.chosen(argparse.Namespace(**far))
+    with pytest.raises(InputError, match="would leave this machine"):
+        chosen_policy.chosen(argparse.Namespace(**{**far, "policy": "https://near.example/v1"}))
