@@ -196,12 +196,12 @@ def merge(args: argparse.Namespace) -> int:
 
 def pictures_of(args: argparse.Namespace) -> Pictures:
     """What is measured on. Raises InputError."""
-    if args.phantoms is not None:
-        return Phantoms(args.phantoms, args.seed)
     if args.oracle_only:
         card = ModelCard(name="none", orientation=Orientation.RADIOLOGICAL)
     else:
         card = policies.find(args.policy).card
+    if args.phantoms is not None:
+        return Phantoms(args.phantoms, args.seed, card.frame)
     if args.scan is not None:
         return labelled_scan(args.scan, args.labels, args.label_names, card)
     window = None if args.window is None else check_window(args.window)
@@ -212,6 +212,7 @@ def pictures_of(args: argparse.Namespace) -> Pictures:
         orientation=card.orientation.value,
         window=window,
         card_window=card.window,
+        frame=card.frame,
     )
     return labelled_data(args.data, args.label_names, choice, args.bad == "refuse")
 

@@ -18,6 +18,7 @@ from ibis_agent.cases.case import ANY, Case, Problem
 from ibis_agent.cases.data import LoadedCase, load_case
 from ibis_agent.errors import IbisError, InputError
 from ibis_agent.scan.checks import stem
+from ibis_agent.scan.frame import Kind, find_frame
 from ibis_agent.scan.geometry import Orientation, PictureGeometry, slice_geometry
 from ibis_agent.scan.picture import Picture, apply_window, cut
 from ibis_agent.scan.scan import Scan
@@ -46,6 +47,7 @@ class Choice:
         window: grey values shown as black and white; None for the case's own, or as the agent chooses.
         card_window: the policy's own, which the agent takes for CT, and what may be CT, where nothing else
             says one.
+        frame: what the models see of a scan's slice: the whole "slice", or the "body".
         reverse_mask: the masks of pictures show the structure in black.
     """
 
@@ -60,6 +62,7 @@ class Choice:
     window: tuple[float, float] | None = None
     reverse_mask: bool = False
     card_window: tuple[float, float] | None = None
+    frame: Kind = "slice"
 
 
 @dataclass(eq=False)
@@ -178,7 +181,9 @@ class Source:
                 picture = cut(self._scan)
             else:
                 window = self.choice.window or case.window or self._cards_window(self._scan)
-                picture = cut(self._scan, plane, index, window, self.choice.orientation)
+                picture = cut(
+                    self._scan, plane, index, window, self.choice.orientation, frame=self.choice.frame
+                )
         except IbisError as error:
             text = str(InputError(error.problem, value=error.value))
             return Problem("unreadable", name, str(case.image), text)
@@ -310,7 +315,10 @@ def _phantom(group: Group, choice: Choice) -> Shown:
     phantom = random_slice(group.phantom, mirrored=choice.orientation == Orientation.UPSTREAM.value)
     window = choice.window or choice.card_window or PHANTOM_WINDOW
     grey = apply_window(phantom.hu, window)
-    picture = Picture(np.repeat(grey[:, :, None], 3, 2), PictureGeometry.of_picture(*grey.shape), window)
+    frame = find_frame(phantom.hu, phantom.spacing) if choice.frame == "body" else None
+    picture = Picture(
+        np.repeat(grey[:, :, None], 3, 2), PictureGeometry.of_picture(*grey.shape), window, frame
+    )
     names = [name for name in STRUCTURES if not choice.structures or name in choice.structures]
     truths = {name: phantom.masks[name] for name in names}
     return _sorted_out(group.key, picture, truths, [], choice.least_area)

@@ -81,7 +81,12 @@ def _clip_slice(number: int) -> tuple[np.ndarray, np.ndarray, float, bool]:
 
 
 def make(
-    out: Path, count: int, workers: int = 2, one: Callable[..., tuple] = _one, first: int = TRAINING_SEEDS
+    out: Path,
+    count: int,
+    workers: int = 2,
+    one: Callable[..., tuple] = _one,
+    first: int = TRAINING_SEEDS,
+    side: int = SIDE,
 ) -> None:
     """Fill `out` with `count` slices, one(first), one(first + 1), …"""
     if count < 1 or workers < 1:
@@ -96,7 +101,7 @@ def make(
             return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
         return np.lib.format.open_memmap(path, mode="r+")
 
-    hu, bits = field("hu", "<i2", (count, SIDE, SIDE)), field("bits", "<u2", (count, SIDE, SIDE))
+    hu, bits = field("hu", "<i2", (count, side, side)), field("bits", "<u2", (count, side, side))
     aspect, mirrored, done = (
         field("aspect", "<f4", (count,)),
         field("mirrored", "?", (count,)),
@@ -112,8 +117,37 @@ def make(
             done[n] = True
 
 
-def load(folder: Path) -> Slices:
-    """The slices made so far under `folder`. Raises InputError where there are none."""
+class Joined:
+    """Arrays of several folders as one: by a number, or by an array of them, which gives a stack."""
+
+    def __init__(self, parts: list[np.ndarray]) -> None:
+        self._parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, which: int | np.ndarray) -> np.ndarray:
+        if np.ndim(which):
+            return np.stack([self[int(each)] for each in which])
+        part = int(np.searchsorted(self._ends, which, "right"))
+        return self._parts[part][int(which) - (int(self._ends[part - 1]) if part else 0)]
+
+
+def load(*folders: Path) -> Slices:
+    """The slices made so far under `folders`, all of one side. Raises InputError where there are none."""
+    each = [_load(folder) for folder in folders]
+    if len(each) == 1:
+        return each[0]
+    return Slices(
+        Joined([one.hu for one in each]),
+        Joined([one.bits for one in each]),
+        np.concatenate([one.aspect for one in each]),
+        np.concatenate([one.mirrored for one in each]),
+    )
+
+
+def _load(folder: Path) -> Slices:
     if not (folder / "done.npy").is_file():
         raise InputError(
             "holds no slices", file=folder, remedy="Make them: python -m training.demo.dataset --help."

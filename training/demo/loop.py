@@ -30,7 +30,7 @@ def add_options(
     parser: argparse.ArgumentParser, out: Path, steps: int, rate: float, every: int = 250
 ) -> None:
     """The options that every demo training has."""
-    parser.add_argument("--data", type=Path, default=Path("build/phantoms"))
+    parser.add_argument("--data", type=Path, nargs="+", default=[Path("build/phantoms")])
     parser.add_argument("--out", type=Path, default=out)
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--rate", type=float, default=rate, help="the peak of the learning rate")

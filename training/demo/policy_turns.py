@@ -28,6 +28,15 @@ CELL = 2 * PATCH
 GREEN = np.array(DEMO_CARD["overlay_colour"], np.float32) / 255
 ALPHA = float(DEMO_CARD["overlay_alpha"])
 _POINT = re.compile(r"Point \(([\d.]+), ([\d.]+)\)")
+ON_TRUNKS = (
+    "urinary bladder",
+    "prostate",
+    "uterus",
+    "ovary",
+    "heart",
+    "femur",
+    "trachea",
+)  # some slices show them
 SMALLEST = 40  # pixels on the SIDE grid: fewer is neither asked for nor called absent
 
 
@@ -122,11 +131,15 @@ def grid_of(aspect: float, small: bool) -> tuple[int, int]:
 def augmented(
     data: Slices, n: int, rng: np.random.Generator, change: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Grey (SIDE, SIDE) 0–1 and bits (SIDE, SIDE) of slice n, moved, stretched, windowed and grained a little."""
+    """Grey (S, S) 0–1 and bits (SIDE, SIDE) of slice n, moved, stretched, windowed and grained a little.
+
+    S is the side that the slices are kept at: the picture is scaled once, as the policy's own processor does.
+    """
     hu = np.asarray(data.hu[n], np.float32) + 1024
     bits = np.asarray(data.bits[n])
+    side = hu.shape[0]
     if change:
-        turn, zoom, stretch = rng.normal(0, 0.07), rng.uniform(0.86, 1.12), np.exp(rng.normal(0, 0.06))
+        turn, zoom, stretch = rng.normal(0, 0.06), rng.uniform(0.9, 1.1), np.exp(rng.normal(0, 0.06))
         matrix = np.array(
             [
                 [np.cos(turn) * zoom * stretch, -np.sin(turn) * zoom],
@@ -134,10 +147,11 @@ def augmented(
             ],
             np.float32,
         )
-        shift = rng.uniform(-0.07, 0.07, 2)
+        shift = rng.uniform(-0.06, 0.06, 2)
         theta = torch.from_numpy(np.concatenate([matrix, shift[:, None].astype(np.float32)], 1)[None])
-        grid = F.affine_grid(theta, [1, 1, SIDE, SIDE], align_corners=False)
+        grid = F.affine_grid(theta, [1, 1, side, side], align_corners=False)
         hu = F.grid_sample(torch.from_numpy(hu)[None, None], grid, align_corners=False)[0, 0].numpy()
+        grid = F.affine_grid(theta, [1, 1, SIDE, SIDE], align_corners=False)
         bits = (
             F.grid_sample(
                 torch.from_numpy(bits.astype(np.float32))[None, None],
@@ -148,7 +162,10 @@ def augmented(
             .numpy()
             .astype(np.uint16)
         )
-    lower, width = (rng.normal(-155, 18), np.exp(rng.normal(np.log(400), 0.13))) if change else (-160, 400)
+    elif side != SIDE:
+        rows = (np.arange(SIDE) + 0.5) * side / SIDE
+        bits = bits[np.ix_(rows.astype(int), rows.astype(int))]
+    lower, width = some_window(hu - 1024, rng) if change else (-160.0, 400.0)
     grey = np.clip((hu - 1024 - lower) / width, 0, 1)
     if change and rng.random() < 0.5:
         grey = np.clip(
@@ -158,6 +175,18 @@ def augmented(
             1,
         )
     return grey, bits
+
+
+def some_window(hu: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    """Lower end and width: mostly for soft tissue, sometimes narrow, wide, or what the picture itself suggests."""
+    chance = rng.random()
+    if chance < 0.72:
+        return rng.normal(-155, 22), float(np.exp(rng.normal(np.log(400), 0.16)))
+    if chance < 0.9:
+        lower = rng.uniform(-1000, -120)
+        return lower, rng.uniform(150, 900) - lower
+    lower, upper = np.percentile(hu[::4, ::4], (rng.uniform(0, 3), rng.uniform(97, 99.8)))
+    return float(lower), float(max(upper - lower, 100))
 
 
 def with_note(
@@ -243,15 +272,18 @@ def show(
             asked.append(writer.ask(*with_note(prompt, reply, name, masks[name], click, value, aspect, rng)))
         # …and so is what is often taken for a neighbour when it is not there.
         feared = [n for n in ALIKE if n in absent and rng.random() < 0.7]
-        wanted = (feared + [str(n) for n in rng.permutation(absent) if n not in feared])[:2]
-        if rng.random() < 0.25:
-            wanted.append(str(rng.choice(q.NEVER_PRESENT)))
+        wanted = (feared + [str(n) for n in rng.permutation(absent) if n not in feared])[:3]
+        if rng.random() < 0.15:
+            wanted.append(str(rng.choice([n for n in q.NEVER_PRESENT if n not in ON_TRUNKS])))
         for name in wanted:
             asked.append(writer.ask(first.format(question=q.asked(name, rng)), q.absent_reply(name)))
     rows, columns = grid
     size = (rows * CELL, columns * CELL)
     rgb = np.repeat(grey[None], 3, 0)
-    rgb = np.where(mask[None], rgb * (1 - ALPHA) + GREEN[:, None, None] * ALPHA, rgb) if mask.any() else rgb
+    if mask.any():
+        near = (np.arange(grey.shape[0]) + 0.5) * SIDE / grey.shape[0]
+        shown = mask[np.ix_(near.astype(int), near.astype(int))]
+        rgb = np.where(shown[None], rgb * (1 - ALPHA) + GREEN[:, None, None] * ALPHA, rgb)
     picture = (
         F.interpolate(
             torch.from_numpy(rgb.astype(np.float32))[None], size=size, mode="bicubic", antialias=True

@@ -57,13 +57,22 @@ def batch_of(
         grid = F.affine_grid(torch.from_numpy(theta), [count, 1, side, side], align_corners=False)
         hu = F.grid_sample(hu + 1024, grid, mode="bilinear", align_corners=False) - 1024
         bits = F.grid_sample(bits, grid, mode="nearest", align_corners=False)
-    elif side != SIDE:
+    elif side != hu.shape[-1]:
         hu = F.interpolate(hu, size=(side, side), mode="bilinear")
         bits = F.interpolate(bits, size=(side, side), mode="nearest-exact")
     lower = torch.from_numpy(rng.normal(-150, 30 * augment, count).astype(np.float32))[:, None, None, None]
     width = torch.from_numpy(np.exp(rng.normal(np.log(400), 0.22 * augment, count)).astype(np.float32))[
         :, None, None, None
     ]
+    for n in np.flatnonzero(
+        rng.random(count) < 0.25 * min(1.0, 2 * augment)
+    ):  # wide ones, or the picture's own
+        if rng.random() < 0.6:
+            lower[n] = float(rng.uniform(-1000, -120))
+            width[n] = float(rng.uniform(150, 900)) - lower[n]
+        else:
+            low, high = np.percentile(hu[n, 0, ::4, ::4].numpy(), (rng.uniform(0, 3), rng.uniform(97, 99.8)))
+            lower[n], width[n] = float(low), float(max(high - low, 100))
     grey = ((hu - lower) / width).clamp(0, 1)
     if augment:
         if rng.random() < 0.3 * augment:  # the look of coarse pixels
@@ -85,14 +94,14 @@ def batch_of(
 def _grow_mass(hu: np.ndarray, bits: np.ndarray, rng: np.random.Generator) -> None:
     """Put a mass of any shape and shade somewhere into the body: the phantoms' own lesions are few and alike.
 
-    `hu` and `bits` (SIDE, SIDE) are changed. As for those lesions, what a mass covers is no part of the organ.
+    `hu` and `bits` (S, S) are changed. As for those lesions, what a mass covers is no part of the organ.
     """
     rows, columns = np.nonzero((hu > -140) & (hu < 250))
     if not len(rows):
         return
     at = int(rng.integers(len(rows)))
-    y, x = np.ogrid[:SIDE, :SIDE]
-    y, x = y - rows[at], x - columns[at]
+    y, x = np.ogrid[: hu.shape[0], : hu.shape[1]]
+    y, x = (y - rows[at]) * SIDE / hu.shape[0], (x - columns[at]) * SIDE / hu.shape[1]
     angle, reach = np.arctan2(y, x) + rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(np.log(3), np.log(14)))
     outline = 1 + sum(rng.normal(0, 0.25 / k) * np.cos(k * angle + rng.uniform(0, 6.3)) for k in (1, 2, 3, 4))
     inside = 1 / (1 + np.exp((np.hypot(y, x) - reach * np.maximum(outline, 0.3)) * 2))  # an edge of a pixel

@@ -228,8 +228,8 @@ def greedy(
 def how_often(data: Slices, n: int) -> float:
     """How much oftener than others slice n is shown: lesions are rare, and what is small is missed most."""
     if data.mask(n, "lesion").sum() >= SMALLEST:
-        return 4.0
-    return 3.0 if any(SMALLEST <= data.mask(n, name).sum() < SMALL for name in ALIKE) else 1.0
+        return 2.0
+    return 2.5 if any(SMALLEST <= data.mask(n, name).sum() < SMALL for name in ALIKE) else 1.0
 
 
 def main() -> None:
@@ -255,7 +255,7 @@ def main() -> None:
 def train(args: argparse.Namespace) -> None:
     """Train, or go on training, and write the model. Raises InputError for what is not there."""
     start = weights_folder(args.start) if args.start else None
-    data = load(args.data)
+    data = load(*args.data)
     loop.prepare(args)
     tokenizer_file = args.out / "tokenizer.json"
 

@@ -322,7 +322,7 @@ def train(args: argparse.Namespace) -> None:
     """Train, or go on training, and write the model. Raises InputError for what is not there."""
     if args.start and not args.start.is_file():
         raise InputError("there are no such weights", file=args.start)
-    data = load(args.data)
+    data = load(*args.data)
     clips = load(args.clips) if args.carried else None
     loop.prepare(args)
     model, head = build(args.config), DenseHead(OmegaConf.load(args.config).model.image_encoder.neck.d_model)

@@ -16,7 +16,9 @@ from ibis_agent.actions import Click
 from ibis_agent.mask.masks import dice, encode_rle, iou
 from ibis_agent.policy.contract import Policy
 from ibis_agent.run.episode import Episode, Limits
+from ibis_agent.scan.picture import Picture
 from ibis_agent.segmenter.contract import Embedding, Prediction, Segmenter
+from ibis_agent.segmenter.framed import framed
 
 from training.common.pictures import Shown
 from training.evaluation.box import box_of, predict_box
@@ -45,16 +47,17 @@ class Measures:
 class OnePicture:
     """A segmenter that knows the embedding of one picture already, and times its predictions."""
 
-    def __init__(self, segmenter: Segmenter, rgb: np.ndarray) -> None:
+    def __init__(self, segmenter: Segmenter, picture: Picture) -> None:
         self.identity = segmenter.identity
-        self._segmenter, self._rgb = segmenter, rgb
+        self._segmenter, self._rgb = framed(segmenter, picture.frame), picture.rgb
+        self.frame = picture.frame  # an episode need not put it around this
         begun = time.perf_counter()
-        self.embedding = segmenter.embed(rgb)
+        self.embedding = self._segmenter.embed(picture.rgb)
         self.embedded = time.perf_counter() - begun
         self.spent: list[float] = []
 
     def embed(self, rgb: np.ndarray) -> Embedding:
-        return self.embedding if rgb is self._rgb else self._segmenter.embed(rgb)
+        return self.embedding if rgb is self._rgb else self._segmenter.embed(rgb)  # type: ignore[no-any-return]
 
     def predict(
         self, embedding: Embedding, clicks: Sequence[Click], previous_logits: np.ndarray | None = None
@@ -78,7 +81,7 @@ def measure(
     Raises InputError for data, or a question, that cannot be used, and ModelError.
     """
     shown = pictures.show(index)
-    view = OnePicture(segmenter, shown.picture.rgb) if shown.truths or policy is not None else None
+    view = OnePicture(segmenter, shown.picture) if shown.truths or policy is not None else None
     row: Row = {"index": index, "name": shown.key, "prompted": [], "asked": []}
     if view is None:
         return row
@@ -114,8 +117,12 @@ def prompted(segmenter: Segmenter, view: OnePicture, shown: Shown, truth: np.nda
         for n, step in enumerate(steps)
     ]
     begun = time.perf_counter()
-    mask, _ = predict_box(segmenter, view.embedding, box_of(truth))
+    inside = truth if view.frame is None else view.frame.crop(truth)
+    mask = np.zeros_like(inside)
+    if inside.any():
+        mask, _ = predict_box(segmenter, view.embedding, box_of(inside))
     spent = time.perf_counter() - begun
+    mask = mask if view.frame is None else view.frame.paste(mask)
     box = {"iou": iou(mask, truth), "dsc": dice(mask, truth), "seconds": spent}
     return {"clicks": clicks, "box": box}
 

@@ -18,6 +18,7 @@ from ibis_agent.cases.cases import read_cases, refuse
 from ibis_agent.errors import InputError
 from ibis_agent.fields import read_json
 from ibis_agent.policy.card import ModelCard
+from ibis_agent.scan.frame import Kind
 from tqdm import tqdm
 
 from training.common.pictures import PHANTOM_WINDOW, Choice, Group, Shown, Source, groups_of
@@ -68,8 +69,8 @@ class Pictures(Protocol):
 class Phantoms:
     """Pictures of patients never trained on, as Slicer shows them, in a soft-tissue window."""
 
-    def __init__(self, count: int, seed: int) -> None:
-        self._count, self._seed = count, seed
+    def __init__(self, count: int, seed: int, frame: Kind = "slice") -> None:
+        self._count, self._seed, self._choice = count, seed, Choice(frame=frame)
         self.identity = {"kind": "phantoms", "pictures": count, "seed": seed}
         self.problems: list[Problem] = []
         self.questions: int | None = 2
@@ -81,7 +82,7 @@ class Phantoms:
         return f"phantom {self._seed}-{index}"
 
     def show(self, index: int) -> Shown:
-        source = Source(Group(self.name(index), phantom=self._seed * MOST_PHANTOMS + index), Choice())
+        source = Source(Group(self.name(index), phantom=self._seed * MOST_PHANTOMS + index), self._choice)
         return _shown(source, source.places[0])
 
     def wording(self, structure: str, rng: np.random.Generator) -> str:
@@ -126,6 +127,7 @@ class LabelledData:
             "per_plane": choice.per_plane,
             "window": choice.window or choice.card_window,
             "orientation": choice.orientation,
+            "frame": choice.frame,
         }
 
     def __len__(self) -> int:
@@ -167,7 +169,11 @@ def labelled_data(source: Path, names: Path | None, choice: Choice, strict: bool
 def labelled_scan(scan: Path, labels: Path, names: Path, card: ModelCard) -> LabelledData:
     """Every axial slice of one labelled CT, in the window that the demo models know. Raises InputError."""
     choice = Choice(
-        slices="all", least_area=SMALLEST, orientation=card.orientation.value, window=PHANTOM_WINDOW
+        slices="all",
+        least_area=SMALLEST,
+        orientation=card.orientation.value,
+        window=PHANTOM_WINDOW,
+        frame=card.frame,
     )
     case = Case(scan.name, scan, labels, _organs(names))
     for problem in checked(case):

@@ -14,9 +14,11 @@ from typing import Any, Literal
 import numpy as np
 from ibis_agent.errors import InputError
 from ibis_agent.mask.masks import dice
+from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import Policy
 from ibis_agent.run.volume_actions import VolumeLimits
 from ibis_agent.run.volume_run import VolumeRun
+from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.load import load_scan
 from ibis_agent.scan.scan import Scan
 from ibis_agent.scan.slices import Stack, stack_of
@@ -97,7 +99,8 @@ def measure_phantoms(
     agent: list[dict[str, Any]] = []
     for n in tqdm(range(count), desc="volumes", mininterval=2):
         scan, organs = phantom_scan(seed * 100_000 + n)
-        stack = stack_of(scan, "axial", WINDOW, policy.card.orientation if policy else "radiological")
+        card = policy.card if policy else ModelCard(orientation=Orientation.RADIOLOGICAL)
+        stack = stack_of(scan, "axial", WINDOW, card.orientation, frame=card.frame)
         for name, truth in organs.items():
             spread.setdefault(name, []).append(
                 oracle_propagation(stack, truth, segmenter, follow=limits.follow)

@@ -256,6 +256,8 @@ class Anatomy:
     def _soft_organs(self, a: Canvas) -> None:
         inside = self.cavity < -0.02
         for centre, radii, turn, kind, k in self.loops:
+            if np.abs(a.z - centre[2]).min() > radii.max():
+                continue
             f = field_of(a, centre, radii, turn)
             loop = (f < 0) & inside
             if not loop.any():

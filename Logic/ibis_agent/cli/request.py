@@ -172,7 +172,7 @@ def _picture(request: Request, card: ModelCard, resumed: Trajectory | None) -> t
     scan = load_scan(request.scan, series=request.series, modality=request.modality)
     preferred = card.window if scan.may_be_ct else None
     orientation = request.orientation or card.orientation
-    picture = cut(scan, request.plane or "axial", request.index, window, orientation, preferred)
+    picture = cut(scan, request.plane or "axial", request.index, window, orientation, preferred, card.frame)
     name = request.scan.resolve().name
     geometry = picture.geometry
     stem = _stem(name) + ("" if geometry.plane == "picture" else f"-{geometry.plane}-{geometry.index}")

@@ -25,6 +25,7 @@ from ibis_agent.policy.card import ModelCard
 from ibis_agent.record.volume_record import VolumeTrajectory
 from ibis_agent.run.episode import Limits
 from ibis_agent.run.volume_actions import Follow, VolumeLimits
+from ibis_agent.scan.frame import frame_from
 from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.load import load_scan
 from ibis_agent.scan.picture import check_window
@@ -214,6 +215,7 @@ class VolumeJob:
             base.orientation or self.card.orientation,
             self.asked.slices,
             self.asked.roi,
+            self.card.frame,
         )
 
     def _stack_again(self, recorded: VolumeTrajectory) -> Stack:
@@ -251,6 +253,7 @@ class VolumeJob:
             orientation,
             (recorded.first, recorded.last),
             volume.value("roi"),
+            frame_from(volume) or "slice",
         )
         recorded.check_stack(stack, base.resume)
         return stack

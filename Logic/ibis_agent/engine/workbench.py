@@ -26,6 +26,7 @@ from ibis_agent.errors import Cancelled as Stopped
 from ibis_agent.errors import InputError, ModelError
 from ibis_agent.policy import DEMO
 from ibis_agent.policy import required_memory as memory
+from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import Policy
 from ibis_agent.policy.vocabulary import check_asked
 from ibis_agent.record.trajectory import head_of, picture_from_json, step_from_json, step_to_json
@@ -201,7 +202,7 @@ class Workbench:
                     remedy="Choose the policy that it was made with under Models, or ask the question anew.",
                 )
         else:
-            picture = cut_picture(request["image"], card.orientation, card.window)
+            picture = cut_picture(request["image"], card)
             self._has_read(request["image"])
             source = str(request["image"].get("name") or "")
         episode = Episode(picture, str(request["question"]), self._policy, self._segmenter, limits)
@@ -314,8 +315,8 @@ class Workbench:
 _DEFAULTS = {"policy": DEMO, "segmenter": DEMO, "segmenter_config": "", "device": "auto", "precision": "auto"}
 
 
-def cut_picture(image: Message, orientation: Any, preferred: Sequence[float] | None) -> Picture:
-    """The picture of the slice that an `ask` describes. Raises InputError.
+def cut_picture(image: Message, card: ModelCard) -> Picture:
+    """The picture of the slice that an `ask` describes, as the policy of this card wants it. Raises InputError.
 
     `image` holds
 
@@ -323,15 +324,15 @@ def cut_picture(image: Message, orientation: Any, preferred: Sequence[float] | N
       thick; it then stands for the whole volume, which costs nothing;
     - "shape" (I, J, K) of the volume, "affine" (4, 4) voxel → RAS mm, "axis" and "index" of the slice;
     - "window": (minimum, maximum) in grey values that must be used, or None;
-    - "shown": the one used where neither a person nor the policy's card (`preferred`, for what may be CT) asks
+    - "shown": the one used where neither a person nor the policy's card (for what may be CT) asks
       for one, or None for the 1st and 99th percentile;
     - "range", for a whole volume: first and last slice, and "roi": six voxel indices, see stack.stack_of;
     - "name" and "modality", for people.
     """
     scan, window = scan_of(image), image.get("window") or None
-    if preferred is None or not scan.may_be_ct:
-        preferred = image.get("shown")
-    return cut(scan, "xyz"[int(image["axis"])], int(image["index"]), window, orientation, preferred)
+    preferred = card.window if card.window is not None and scan.may_be_ct else image.get("shown")
+    plane, index = "xyz"[int(image["axis"])], int(image["index"])
+    return cut(scan, plane, index, window, card.orientation, preferred, card.frame)
 
 
 def scan_of(image: Message) -> Scan:

@@ -17,6 +17,7 @@ from ibis_agent.policy.card import ModelCard
 from ibis_agent.record.volume_record import action_from_json, action_to_json, head_of_run, slice_to_json
 from ibis_agent.run.episode import Limits
 from ibis_agent.run.volume_actions import Progress, VolumeAction, VolumeLimits, Watch
+from ibis_agent.scan.frame import Frame, Kind, frame_from
 from ibis_agent.scan.slices import Stack, stack_of
 
 Emit = Callable[..., None]
@@ -128,6 +129,7 @@ class VolumeQuestion:
 
 def stack_from(image: Message, scan: Any, card: ModelCard, head: Message | None) -> Stack:
     """The slices that an `ask` is about; those of `head` where a run goes on. Raises InputError."""
+    frame: Kind | Frame
     if head:
         volume = head["volume"]
         if volume.get("orientation") != card.orientation.value:
@@ -136,8 +138,9 @@ def stack_from(image: Message, scan: Any, card: ModelCard, head: Message | None)
                 remedy="Choose the policy that it was made with under Models, or ask the question anew.",
             )
         window, roi = volume["window"], volume["roi"]
+        frame = frame_from(Fields(volume)) or "slice"
         slices: Any = (volume["first"], volume["last"])
     else:
-        slices, roi = image.get("range"), image.get("roi")
+        slices, roi, frame = image.get("range"), image.get("roi"), card.frame
         window = image.get("window") or (card.window if scan.may_be_ct else None) or image.get("shown")
-    return stack_of(scan, "xyz"[int(image["axis"])], window, card.orientation, slices, roi)
+    return stack_of(scan, "xyz"[int(image["axis"])], window, card.orientation, slices, roi, frame)

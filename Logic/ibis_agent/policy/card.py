@@ -19,6 +19,7 @@ from typing import Any
 from ibis_agent.errors import InputError, ModelError
 from ibis_agent.files import write_json
 from ibis_agent.policy.prompts import DEFAULT_PROMPTS, PLACEHOLDERS, Prompts, placeholders_in
+from ibis_agent.scan.frame import KINDS, Kind
 from ibis_agent.scan.geometry import Orientation
 
 CARD_NAME = "ibis_model.json"
@@ -43,6 +44,7 @@ class ModelCard:
             that they are not scaled there; on this machine the folder's image processor knows it.
         window: grey values shown as black and white where the person chose none; None for the 1st and 99th
             percentile.
+        frame: what the policy and its segmenter see of a slice: the whole "slice", or the patient's "body".
         max_question: longest question in characters.
         script: the one script of the questions that it reads, by its Unicode name ("LATIN"); empty for any.
             Only a small policy needs it: asked in another script it would answer nonsense.
@@ -67,6 +69,7 @@ class ModelCard:
     max_pixels: int | None = None
     cell: int = 28
     window: tuple[float, float] | None = None
+    frame: Kind = "slice"
     max_question: int = 4_000
     script: str = ""
     vocabulary: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -278,6 +281,12 @@ def _flag(value: Any) -> bool:
     return value
 
 
+def _frame(value: Any) -> Kind:
+    if value not in KINDS:
+        raise ValueError
+    return value
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
     "name": _text,
     "orientation": Orientation,
@@ -289,6 +298,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "max_pixels": _pixels,
     "cell": _integer(4, 512),
     "window": _window,
+    "frame": _frame,
     "max_question": _integer(1, 100_000),
     "script": _text,
     "vocabulary": _vocabulary,
@@ -310,6 +320,7 @@ _EXPECTED = {
     "max_pixels": "an integer of at least 784, or null",
     "cell": "an integer from 4 to 512 (pixels)",
     "window": "two numbers, the smaller first, or null",
+    "frame": '"slice" or "body"',
     "max_question": "an integer from 1 to 100000 (characters)",
     "script": "a text",
     "vocabulary": 'an object of lists of texts, such as {"liver": ["hepatic parenchyma"]}',

@@ -28,9 +28,11 @@ from ibis_agent.mask.masks import MOST_PIXELS, area, decode_rle, encode_rle, iou
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import Policy
 from ibis_agent.run.episode import Author, Episode, Limits, Status, Step
+from ibis_agent.scan.frame import frame_from
 from ibis_agent.scan.geometry import Orientation, PictureGeometry, slice_geometry
 from ibis_agent.scan.picture import Picture
 from ibis_agent.segmenter.contract import PictureSegmenter
+from ibis_agent.segmenter.framed import framed
 
 SCHEMA = "ibis-trajectory/1"
 
@@ -171,6 +173,7 @@ class Trajectory:
     def replay(self, segmenter: PictureSegmenter) -> Replay:
         """Make all clicks again with the segmenter alone and compare. Raises what the segmenter raises."""
         notes = other_weights("segmenter", self.segmenter, segmenter.identity)
+        segmenter = framed(segmenter, self.picture.frame)
         embedding = segmenter.embed(self.picture.rgb) if any(_clicks(self.steps)) else None
         redone: list[Step] = []
         for step in self.steps:
@@ -351,6 +354,7 @@ def picture_to_json(picture: Picture, source: str = "", orientation: str | None 
     return {
         "source": source,
         "geometry": picture.geometry.to_json(),
+        "frame": None if picture.frame is None else picture.frame.to_json(),
         "window": None if picture.window is None else list(picture.window),
         "orientation": orientation or orientation_of(picture.geometry),
         "height": picture.rgb.shape[0],
@@ -380,8 +384,12 @@ def picture_from_json(record: Any) -> Picture:
     rgb = _from_png(fields, height, width)
     if fields.text("sha256") != _sha256(rgb):
         raise fields.error("sha256", "is not that of the picture: it was changed")
+    frame = frame_from(fields)
+    if frame is not None and (frame.height, frame.width) != (height, width):
+        raise fields.error("frame", f"is not of a picture of {height} × {width}")
     notes = fields.value("notes", None) or []
-    return Picture(rgb, geometry, window, tuple(str(note) for note in notes if isinstance(note, str)))
+    told = tuple(str(note) for note in notes if isinstance(note, str))
+    return Picture(rgb, geometry, window, told, frame)
 
 
 def _orientation_from(fields: Fields) -> str | None:

@@ -327,6 +327,7 @@ def _how_cut(slices: Slices) -> dict[str, Any]:
         "orientation": slices.orientation.value,
         "window": list(slices.window),
         "roi": roi,
+        "frame": None if slices.frame is None else slices.frame.to_json(),
     }
 
 

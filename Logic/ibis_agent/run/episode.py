@@ -26,6 +26,7 @@ from ibis_agent.policy.observation import Situation, observe
 from ibis_agent.policy.prompts import check_question, rejection_note, retry_note
 from ibis_agent.scan.picture import Picture
 from ibis_agent.segmenter.contract import PictureSegmenter, Prediction
+from ibis_agent.segmenter.framed import framed
 
 Status = Literal["ready", "paused", "ended"]
 Author = Literal["policy", "person"]
@@ -117,7 +118,7 @@ class Episode:
         """
         asked = (policy.card.max_question, policy.card.script) if policy is not None else ()
         self.question = check_question(question, *asked)
-        self.picture, self.policy, self.segmenter = picture, policy, segmenter
+        self.picture, self.policy, self.segmenter = picture, policy, framed(segmenter, picture.frame)
         self.limits = limits or Limits()
         self._start = start
         self._state = _State()
@@ -200,6 +201,8 @@ class Episode:
         begun = time.perf_counter()
         text, parsed, unreadable, problem = self._ask(on_text, cancelled, on_retry)
         asked = time.perf_counter() - begun
+        if parsed is not None:
+            parsed = replace(parsed, action=self._outward(parsed.action))
         if parsed is None:
             reason = f"The policy's reply could not be read, twice: {problem}"
             self._commit(replace(self._state, status="paused", reason=reason, unused=text))
@@ -268,7 +271,7 @@ class Episode:
         last = self.steps[-1]
         note = ""
         if self.policy is not None and last.by == "policy":
-            note = rejection_note(self.policy.card.prompts, _in_words(last.action))
+            note = rejection_note(self.policy.card.prompts, _in_words(self._inward(last.action)))
         self._commit(replace(self._after(self.steps[:-1]), note=note))
 
     def undo(self) -> None:
@@ -318,10 +321,26 @@ class Episode:
             prompted = self._start is not None or _has_click(steps[:done])
             return self._mask_of(steps[:done]) if prompted else None
 
-        said = [_reply_of(step) for step in steps]
+        said = [self._reply_of(step) for step in steps]
         started, note = self._start is not None, self._state.note
-        situation = Situation(self.picture.rgb, self.question, said, mask_after, started, note)
+        situation = Situation(
+            self.picture.rgb, self.question, said, mask_after, started, note, self.picture.frame
+        )
         return observe(self.policy.card, situation)
+
+    def _outward(self, action: Action) -> Action:
+        """What the policy said about what it sees, about the whole picture."""
+        frame = self.picture.frame
+        return action if frame is None or not isinstance(action, Click) else frame.click_outward(action)
+
+    def _inward(self, action: Action) -> Action:
+        """An action as the policy would put it."""
+        frame = self.picture.frame
+        return action if frame is None or not isinstance(action, Click) else frame.click_inward(action)
+
+    def _reply_of(self, step: Step) -> str:
+        """What stands in the conversation for a step: the policy's text, or the person's action put so."""
+        return step.reply or format_reply(ParsedReply(step.thinking, self._inward(step.action)))
 
     def _ask(
         self, on_text: OnText | None, cancelled: IsCancelled | None, on_retry: Callable[[str], object] | None
@@ -415,11 +434,6 @@ class Episode:
 
 def _has_click(steps: Sequence[Step]) -> bool:
     return any(isinstance(step.action, Click) for step in steps)
-
-
-def _reply_of(step: Step) -> str:
-    """What stands in the conversation for a step: the policy's text, or the person's action put so."""
-    return step.reply or format_reply(ParsedReply(step.thinking, step.action))
 
 
 def _in_words(action: Action) -> str:

@@ -35,6 +35,7 @@ from ibis_agent.run.volume_history import History, Moment
 from ibis_agent.run.volume_plan import answer_of, before_growth, clicks_on, key_of, seen_at, unfinished
 from ibis_agent.scan.slices import Slices
 from ibis_agent.segmenter.contract import Found, Prediction, Segmenter
+from ibis_agent.segmenter.framed import framed
 
 _MOST_UNDOS = 200
 _Place = tuple[tuple[VolumeAction, ...], VolumeAction | None]  # `actions` and `rejected`
@@ -70,7 +71,7 @@ class VolumeRun:
         self.question = check_question(question, *asked)
         geometry = slices.geometry(slices.first)
         size = geometry.height, geometry.width
-        self.memory = segmenter.follower(
+        self.memory = framed(segmenter, slices.picture(slices.first).frame).follower(
             lambda index: slices.picture(index).rgb, len(slices), size, self.limits.follow
         )
         self.row_mm, self.col_mm = geometry.row_mm or 1.0, geometry.col_mm or 1.0

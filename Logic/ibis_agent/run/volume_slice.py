@@ -22,6 +22,7 @@ class SliceSegmenter:
     def __init__(self, run: VolumeRun, index: int) -> None:
         self._run, self._index = run, index
         self.identity = run.segmenter.identity
+        self.frame = run.slices.picture(index).frame  # the run's memory sees that alone
 
     def embed(self, rgb: np.ndarray) -> Any:
         """Nothing to do: the slice's features are kept by the run."""

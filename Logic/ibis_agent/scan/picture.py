@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ibis_agent.errors import InputError
+from ibis_agent.scan.frame import Frame, Kind, find_frame
 from ibis_agent.scan.geometry import PLANES, Orientation, PictureGeometry
 
 if TYPE_CHECKING:
@@ -43,12 +44,14 @@ class Picture:
         geometry: where its pixels lie.
         window: the grey values shown as black and as white; None for a photograph.
         notes: what a person should know about how the scan was read.
+        frame: the part that the models see; None for all of it. Clicks and masks are of the whole picture.
     """
 
     rgb: np.ndarray
     geometry: PictureGeometry
     window: tuple[float, float] | None
     notes: tuple[str, ...] = ()
+    frame: Frame | None = None
 
 
 def cut(
@@ -58,6 +61,7 @@ def cut(
     window: Sequence[float] | None = None,
     orientation: Orientation | str = Orientation.RADIOLOGICAL,
     preferred: Sequence[float] | None = None,
+    frame: Kind | Frame = "slice",
 ) -> Picture:
     """Cut one slice of a scan and make it a picture.
 
@@ -69,6 +73,7 @@ def cut(
         orientation: how the slice is turned.
         preferred: a window that nobody asked for, such as a policy's; unlike `window` it does not mean that a
             slice in which it shows nothing is to be seen so.
+        frame: what the models see: the whole "slice", the patient's "body" in it, or a frame found before.
 
     A photograph is cut to itself; index 0 and the plane "axial" or "picture" are its only ones, and it has no
     window.
@@ -104,7 +109,10 @@ def cut(
             )
     if scan.inverted:
         grey = 255 - grey
-    return Picture(np.repeat(grey[:, :, None], 3, axis=2), geometry, chosen, scan.told)
+    if frame == "body":
+        frame = find_frame(values, (geometry.row_mm or 1.0, geometry.col_mm or 1.0))
+    inside = frame if isinstance(frame, Frame) and not frame.is_whole else None
+    return Picture(np.repeat(grey[:, :, None], 3, axis=2), geometry, chosen, scan.told, inside)
 
 
 def check_window(window: Sequence[float]) -> tuple[float, float]:

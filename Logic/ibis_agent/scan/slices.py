@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from ibis_agent.errors import InputError
+from ibis_agent.scan.frame import MOST_SLICES, Frame, Kind, find_frame
 from ibis_agent.scan.geometry import Orientation, PictureGeometry
 from ibis_agent.scan.picture import Picture, apply_window, check_window, cut, percentile_window
 from ibis_agent.scan.scan import Scan
@@ -54,6 +55,7 @@ class Stack:
     Attributes:
         window: (minimum, maximum) shown as black and white, in all slices.
         roi: ((3,), (3,)) first and last voxel of a box that masks must stay in, or None.
+        frame: what the models see of every slice; None for all of it.
     """
 
     scan: Scan
@@ -63,6 +65,7 @@ class Stack:
     first: int
     last: int
     roi: tuple[tuple[int, int, int], tuple[int, int, int]] | None = None
+    frame: Frame | None = None
 
     def __len__(self) -> int:
         return int(self.scan.voxels.shape[self.geometry(self.first).axis])
@@ -71,7 +74,7 @@ class Stack:
         return self.scan.geometry(self.plane, index, self.orientation)
 
     def picture(self, index: int) -> Picture:
-        return cut(self.scan, self.plane, index, self.window, self.orientation)
+        return cut(self.scan, self.plane, index, self.window, self.orientation, frame=self.frame or "slice")
 
     def inside(self, index: int) -> np.ndarray | None:
         if self.roi is None:
@@ -99,6 +102,7 @@ def stack_of(
     orientation: Orientation | str = Orientation.RADIOLOGICAL,
     slices: tuple[int, int] | None = None,
     roi: Sequence[int] | None = None,
+    frame: Kind | Frame = "slice",
 ) -> Stack:
     """The slices of a volume that a run is about.
 
@@ -108,6 +112,7 @@ def stack_of(
             the stack.
         slices: first and last slice, both included; None takes all.
         roi: six voxel indices, first and last of each axis of the file: i0 i1 j0 j1 k0 k1, both included.
+        frame: what the models see: whole slices, the "body" with one frame for the whole range, or a known frame.
 
     Raises InputError naming the scan's file.
     """
@@ -141,9 +146,21 @@ def stack_of(
             value=f"values from {lowest:g} to {highest:g}",
             remedy="Give a window that fits its values, or choose another range of slices.",
         )
-    stack = Stack(scan, plane, turned, chosen, first, last, box)
+    stack = Stack(scan, plane, turned, chosen, first, last, box, _body(scan, geometry, first, last, frame))
     stack.picture(first)  # slices too thin for a picture are refused now, not when a run comes to them
     return stack
+
+
+def _body(scan: Scan, geometry: PictureGeometry, first: int, last: int, frame: Kind | Frame) -> Frame | None:
+    """One frame for the slices from `first` to `last`; None for whole slices."""
+    if frame == "slice":
+        return None
+    if isinstance(frame, Frame):
+        return frame
+    every = np.unique(np.linspace(first, last, min(last - first + 1, MOST_SLICES)).round().astype(int))
+    values = np.stack([replace(geometry, index=int(n)).extract(scan.voxels) for n in every])
+    found = find_frame(values, (geometry.row_mm or 1.0, geometry.col_mm or 1.0))
+    return None if found.is_whole else found
 
 
 def sha256_of_picture(rgb: np.ndarray) -> str:

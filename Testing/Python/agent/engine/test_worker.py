@@ -504,5 +504,5 @@ def test_a_policy_s_window_for_ct_is_not_used_on_what_cannot_be_ct(
     voxels = np.load(asked["file"])
     np.save(asked["file"], np.where(voxels < 0, lowest, voxels).astype(np.int16))
     card = ModelCard(name="scripted", orientation=Orientation.RADIOLOGICAL, window=(-160.0, 240.0))
-    assert cut_picture(asked, card.orientation, card.window).window == expected
+    assert cut_picture(asked, card).window == expected
     assert stack_from(asked, scan_of(asked), card, None).window == expected

@@ -1,0 +1,210 @@
+"""The part of a slice that the models see: the patient's body with a margin, or the whole slice.
+
+A picture filled with air and table shows a small policy a small patient. A frame is found once for a range of
+slices, so that neighbours stay comparable. It only crops: clicks and masks go into it and back exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from scipy import ndimage
+
+from ibis_agent.actions import Click
+from ibis_agent.errors import InputError
+from ibis_agent.fields import Fields
+
+Kind = Literal["slice", "body"]  # what a model card may ask for
+KINDS: tuple[Kind, ...] = ("slice", "body")
+AIR = -250.0  # HU between air, foam, clothes and the body
+MARGIN = 0.04  # of the body's larger side
+LEAST_SHARE = 0.02  # of the slice: a smaller "body" is taken for noise, and the whole slice is shown
+WORKING_SIDE = 160  # pixels: finer than this the body is not looked for
+MOST_SLICES = 24  # of a range are looked at
+BRIDGE_MM = 7.0  # thinner connections are cut: table, clothes, arms that touch the body
+BRIDGE_SHARE = 0.018  # the same where nobody knows the millimetres, of the slice's larger side
+_SURELY_AIR, _SHARE_OF_AIR = -500.0, 0.02  # a range with so much below so few HU is CT
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Rows `top` to `bottom` and columns `left` to `right` (exclusive) of a slice of (height, width) pixels."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        rows, columns = 0 <= self.top < self.bottom <= self.height, 0 <= self.left < self.right <= self.width
+        if not rows or not columns:
+            raise InputError("the frame does not lie in the slice", value=self)
+
+    @classmethod
+    def whole(cls, height: int, width: int) -> Frame:
+        """The frame that leaves out nothing."""
+        return cls(0, 0, height, width, height, width)
+
+    @property
+    def is_whole(self) -> bool:
+        return (self.top, self.left, self.bottom, self.right) == (0, 0, self.height, self.width)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns inside."""
+        return self.bottom - self.top, self.right - self.left
+
+    def click_inward(self, click: Click) -> Click:
+        x, y = self.inward(click.x, click.y)
+        return replace(click, x=x, y=y)
+
+    def click_outward(self, click: Click) -> Click:
+        x, y = self.outward(click.x, click.y)
+        return replace(click, x=x, y=y)
+
+    def clicks_inward(self, clicks: Sequence[Click]) -> list[Click]:
+        """Clicks on the slice as clicks on the frame."""
+        return [self.click_inward(each) for each in clicks]
+
+    def to_json(self) -> dict[str, int]:
+        """Plain values, for records; `frame_from` reads them."""
+        return dataclasses.asdict(self)
+
+    def crop(self, values: np.ndarray) -> np.ndarray:
+        """(height, width, …) → what lies inside, a view. Raises InputError for another size."""
+        if values.shape[:2] != (self.height, self.width):
+            raise InputError("the frame is of another slice", value=f"{self} and {values.shape[:2]}")
+        return values[self.top : self.bottom, self.left : self.right]
+
+    def paste(self, values: np.ndarray) -> np.ndarray:
+        """What lies inside → (height, width, …), zero outside the frame. Raises InputError for another size."""
+        if values.shape[:2] != self.shape:
+            raise InputError("does not fit the frame", value=f"{values.shape[:2]} and {self.shape}")
+        whole = np.zeros((self.height, self.width, *values.shape[2:]), dtype=values.dtype)
+        whole[self.top : self.bottom, self.left : self.right] = values
+        return whole
+
+    def inward(self, x: float, y: float) -> tuple[float, float]:
+        """A normalised point of the slice → of the frame; one that lies outside is moved to the edge."""
+        return (
+            _mapped(x, self.width, self.left, self.right, inward=True),
+            _mapped(y, self.height, self.top, self.bottom, inward=True),
+        )
+
+    def outward(self, x: float, y: float) -> tuple[float, float]:
+        """A normalised point of the frame → of the slice: it falls on the same pixel of the same values."""
+        return (
+            _mapped(x, self.width, self.left, self.right, inward=False),
+            _mapped(y, self.height, self.top, self.bottom, inward=False),
+        )
+
+
+def find_frame(
+    slices: np.ndarray, spacing: tuple[float, float] | None = None, threshold: float | None = None
+) -> Frame:
+    """One frame around the body in all `slices`.
+
+    Args:
+        slices: (H, W) or (N, H, W) grey values of one range: HU, MR signal or a picture's grey.
+        spacing: (row, column) mm, if known.
+        threshold: values above are body; None takes AIR where the values are HU, else one between the two
+            kinds of grey that the range has (Otsu).
+
+    The body is the largest connected part of each slice once thin connections are cut, so that table, clothes and
+    arms that lie apart stay outside. Where no body is found the frame is the whole slice.
+    """
+    stack = slices[None] if slices.ndim == 2 else slices
+    if stack.ndim != 3 or not stack.size:
+        raise InputError("a frame needs slices of (H, W) pixels", value=slices.shape)
+    count, height, width = stack.shape
+    step = max(1, -(-max(height, width) // WORKING_SIDE))
+    every = np.unique(np.linspace(0, count - 1, min(count, MOST_SLICES)).round().astype(int))
+    small = np.nan_to_num(stack[every, ::step, ::step].astype(np.float32))
+    limit = body_threshold(small) if threshold is None else threshold
+    if spacing is None:
+        reach = BRIDGE_SHARE * max(height, width) / step
+    else:
+        reach = BRIDGE_MM / (step * float(np.mean(spacing)))
+    boxes = [box for each in small if (box := _body_box(each > limit, reach)) is not None]
+    if not boxes:
+        return Frame.whole(height, width)
+    found = np.array(boxes)
+    top, left = found[:, :2].min(0) * step
+    bottom, right = found[:, 2:].max(0) * step
+    margin = round(MARGIN * max(bottom - top, right - left))
+    return Frame(
+        max(0, int(top) - margin),
+        max(0, int(left) - margin),
+        min(height, int(bottom) + margin),
+        min(width, int(right) + margin),
+        height,
+        width,
+    )
+
+
+def body_threshold(values: np.ndarray) -> float:
+    """Between background and body: AIR where a part of the values is air in HU; else from the values themselves.
+
+    MR and pictures: half-way between the background and Otsu's threshold, since fat or muscle may be dark there.
+    """
+    if np.mean(values < _SURELY_AIR) > _SHARE_OF_AIR:
+        return AIR
+    low, high = (float(v) for v in np.percentile(values, (0.5, 99.0)))
+    if low >= high:
+        return high
+    counts, edges = np.histogram(np.clip(values, low, high), 128)
+    middles = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)[:-1].astype(np.float64)
+    above = counts.sum() - below
+    total = np.cumsum(counts * middles)
+    apart = (total[:-1] / below - (total[-1] - total[:-1]) / above) ** 2
+    return low + 0.5 * (float(middles[int(np.argmax(below * above * apart))]) - low)
+
+
+def _body_box(above: np.ndarray, reach: float) -> tuple[int, int, int, int] | None:
+    """(top, left, bottom, right) of the largest part of what is thicker than twice `reach` pixels; None: no body."""
+    if above.all():
+        return 0, 0, *above.shape
+    # The slice's edge is no end of the body: it may go on beyond it.
+    labels, count = ndimage.label(ndimage.distance_transform_edt(above) > reach)
+    if not count:
+        return None
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    core = labels == int(sizes.argmax())
+    body = above & (ndimage.distance_transform_edt(~core) <= reach + 1)
+    if body.sum() < LEAST_SHARE * above.size:
+        return None
+    rows, columns = np.flatnonzero(body.any(1)), np.flatnonzero(body.any(0))
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+
+
+def _mapped(value: float, size: int, first: int, last: int, *, inward: bool) -> float:
+    """One normalised coordinate into the frame or out of it, on the same pixel after the int() rule."""
+    inside = last - first
+    if inward:
+        exact, count = (value * size - first) / inside, inside
+        pixel = min(max(min(max(int(value * size), 0), size - 1) - first, 0), inside - 1)
+    else:
+        exact, count = (value * inside + first) / size, size
+        pixel = min(max(int(value * inside), 0), inside - 1) + first
+    # Rounding may carry a point on a pixel's edge over to the neighbour: then its middle is taken.
+    return exact if int(exact * count) == pixel and 0 <= exact <= 1 else (pixel + 0.5) / count
+
+
+def frame_from(fields: Fields) -> Frame | None:
+    """The "frame" of a record's picture or volume; None where it has none: the models saw all of it.
+
+    Raises InputError naming the field.
+    """
+    if fields.value("frame", None) is None:
+        return None
+    inside = fields.inside("frame")
+    sides = [inside.whole(each.name, 0) for each in dataclasses.fields(Frame)]
+    return inside.checked(lambda: Frame(*sides))

@@ -1,0 +1,151 @@
+"""Any segmenter with a frame: it sees a part of every slice, and is asked and answers in the slice's own pixels.
+
+seen = framed(segmenter, picture.frame)
+seen.predict(seen.embed(picture.rgb), clicks).mask      # of the whole picture
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ibis_agent.actions import Click
+from ibis_agent.scan.frame import Frame
+from ibis_agent.segmenter.contract import (
+    Abilities,
+    Follower,
+    Found,
+    PictureOf,
+    PictureSegmenter,
+    Prediction,
+    Way,
+)
+
+
+def framed(segmenter: Any, frame: Frame | None) -> Any:
+    """The segmenter as it is for no frame, or if it has that frame; else one that sees `frame` alone."""
+    if frame is None or getattr(segmenter, "frame", None) == frame:
+        return segmenter
+    return FramedSegmenter(segmenter, frame)
+
+
+class FramedSegmenter:
+    """A segmenter.contract.Segmenter of whole slices that shows another one the frame."""
+
+    def __init__(self, segmenter: PictureSegmenter, frame: Frame) -> None:
+        self.inner: Any = segmenter
+        self.frame, self.identity = frame, segmenter.identity
+
+    @property
+    def can(self) -> Abilities:
+        return self.inner.can
+
+    def embed(self, rgb: np.ndarray) -> Any:
+        return self.inner.embed(np.ascontiguousarray(self.frame.crop(rgb)))
+
+    def predict(
+        self, embedding: Any, clicks: Sequence[Click], previous_logits: np.ndarray | None = None
+    ) -> Prediction:
+        made = self.inner.predict(embedding, self.frame.clicks_inward(clicks), previous_logits)
+        return replace(made, mask=self.frame.paste(made.mask))
+
+    def predict_many(
+        self,
+        embeddings: Sequence[Any],
+        clicks: Sequence[Sequence[Click]],
+        previous_logits: Sequence[np.ndarray | None],
+    ) -> list[Prediction]:
+        inside = [self.frame.clicks_inward(each) for each in clicks]
+        made = self.inner.predict_many(embeddings, inside, previous_logits)
+        return [replace(each, mask=self.frame.paste(each.mask)) for each in made]
+
+    def follower(
+        self, picture_of: PictureOf, count: int, size: tuple[int, int], way: Way = "auto"
+    ) -> FramedFollower:
+        frame, segmenter = self.frame, self.inner
+
+        def inside(index: int) -> np.ndarray:
+            return np.ascontiguousarray(frame.crop(picture_of(index)))
+
+        return FramedFollower(segmenter.follower(inside, count, frame.shape, way), frame)
+
+
+@dataclass(frozen=True)
+class FramedState:
+    """A follower's state, with masks of whole slices."""
+
+    inner: Any
+    found: dict[int, Found]
+
+    def pieces(self) -> dict[int, int]:
+        own = {id(each.mask): each.mask.nbytes for each in self.found.values()}
+        return {**self.inner.pieces(), **own}
+
+
+class FramedFollower:
+    """A segmenter.contract.Follower in slices of which another one sees the frame."""
+
+    def __init__(self, inner: Follower, frame: Frame) -> None:
+        self.inner, self.frame = inner, frame
+        self.size, self.way = (frame.height, frame.width), inner.way
+        self._whole: dict[
+            int, tuple[Found, Found]
+        ] = {}  # slice → as the other knows it, and of the whole slice
+
+    @property
+    def found(self) -> dict[int, Found]:
+        return {index: self._outward(each) for index, each in self.inner.found.items()}
+
+    @property
+    def anchors(self) -> list[int]:
+        return self.inner.anchors
+
+    def state(self) -> FramedState:
+        return FramedState(self.inner.state(), self.found)
+
+    def restore(self, state: FramedState) -> None:
+        self.inner.restore(state.inner)
+
+    def predict(
+        self, index: int, clicks: Sequence[Click], previous_logits: np.ndarray | None = None
+    ) -> Prediction:
+        made = self.inner.predict(index, self.frame.clicks_inward(clicks), previous_logits)
+        return replace(made, mask=self.frame.paste(made.mask))
+
+    def standing(self, index: int) -> Prediction | None:
+        known = self.inner.standing(index)
+        return None if known is None else replace(known, mask=self.frame.paste(known.mask))
+
+    def anchor(self, index: int, clicks: Sequence[Click], previous_logits: np.ndarray | None = None) -> Found:
+        return self._outward(self.inner.anchor(index, self.frame.clicks_inward(clicks), previous_logits))
+
+    def anchor_mask(self, index: int, mask: np.ndarray) -> Found:
+        """What of the mask lies outside of the frame is lost."""
+        return self._outward(self.inner.anchor_mask(index, self.frame.crop(mask)))
+
+    def release(self, index: int) -> None:
+        self.inner.release(index)
+
+    def follow(
+        self, start: int, direction: int, last: int, patience: int | None = None, settle: bool = False
+    ) -> Iterator[Found]:
+        for each in self.inner.follow(start, direction, last, patience, settle):
+            yield self._outward(each)
+
+    def missed(self, start: int, direction: int) -> int:
+        return self.inner.missed(start, direction)
+
+    def forget_beyond(self, index: int, direction: int, last: int) -> None:
+        self.inner.forget_beyond(index, direction, last)
+
+    def _outward(self, found: Found) -> Found:
+        """The same object for the same one: who compares what was known before by identity may do so."""
+        known = self._whole.get(found.index)
+        if known is None or known[0] is not found:
+            mask = self.frame.paste(found.mask)
+            mask.setflags(write=False)
+            known = self._whole[found.index] = found, replace(found, mask=mask)
+        return known[1]

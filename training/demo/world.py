@@ -1,0 +1,78 @@
+"""A wide world of pictures for the demo models: many phantoms' bodies, and one real patient bent a thousand ways.
+
+python -m training.demo.world --count 6000 --patient SCAN.nii.gz --out build/patient
+python -m training.demo.world --count 3000 --out build/wide      # phantoms alone
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from pathlib import Path
+
+import numpy as np
+from ibis_agent.errors import InputError
+
+from training.common.commands import ending
+from training.demo.dataset import CLIP_SEEDS, FRAMES, make
+from training.phantoms.patient import SIDE, Patient
+
+WORLD_SEEDS = 3_000_000_000
+
+
+@functools.lru_cache(1)
+def _patient(scan: str) -> Patient:
+    path = Path(scan)
+    stem = path.name.split(".nii")[0]
+    labels = path.with_name(stem + "_labels.nii.gz")
+    return Patient.load(path, labels, path.with_name(stem + "_labels.json"))
+
+
+def _bent(seed: int, scan: str, held: bool) -> tuple[np.ndarray, np.ndarray, float, bool]:
+    hu, bits, aspect, _ = _patient(scan).picture(seed, held=held)
+    return np.round(hu).astype(np.int16), bits, aspect, False
+
+
+def _bent_clip(number: int, scan: str) -> tuple[np.ndarray, np.ndarray, float, bool]:
+    """Slice `number` of the clips: FRAMES neighbours of one bent body, 2 to 8 mm apart."""
+    clip, frame = divmod(number, FRAMES)
+    patient = _patient(scan)
+    gap = np.random.default_rng([clip, 9]).uniform(2, 8) / patient.step
+    hu, bits, aspect, _ = patient.picture(CLIP_SEEDS + clip, above=gap * (frame + 0.5))
+    return np.round(hu).astype(np.int16), bits, aspect, False
+
+
+def _imagined(seed: int) -> tuple[np.ndarray, np.ndarray, float, bool]:
+    from training.phantoms.wide import wide_slice
+
+    hu, bits, aspect, _ = wide_slice(seed)
+    return np.round(hu).astype(np.int16), bits, aspect, False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--count", type=int, default=6000)
+    parser.add_argument("--patient", type=Path, help="a labelled CT to bend, in place of phantoms")
+    parser.add_argument(
+        "--clips", type=int, help="runs of neighbouring slices of the patient instead of single ones"
+    )
+    parser.add_argument("--held", action="store_true", help="levels kept for measuring")
+    parser.add_argument("--out", type=Path, default=Path("build/world"))
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--first", type=int, default=WORLD_SEEDS)
+    args = parser.parse_args()
+    if args.clips is not None and not args.patient:
+        raise InputError("clips are made from a patient", mend="Give --patient.")
+    one = functools.partial(_bent, scan=str(args.patient), held=args.held) if args.patient else _imagined
+    with ending("stopped; the same command goes on from here"):
+        if args.clips is not None:
+            one = functools.partial(_bent_clip, scan=str(args.patient))
+            make(args.out, args.clips * FRAMES, args.workers, one, 0, SIDE)
+            return
+        make(args.out, args.count, args.workers, one, args.first, SIDE)
+
+
+if __name__ == "__main__":
+    main()
