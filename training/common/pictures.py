@@ -317,7 +317,7 @@ def _phantom(group: Group, choice: Choice) -> Shown:
     grey = apply_window(phantom.hu, window)
     frame = find_frame(phantom.hu, phantom.spacing) if choice.frame == "body" else None
     picture = Picture(
-        np.repeat(grey[:, :, None], 3, 2), PictureGeometry.of_picture(*grey.shape), window, frame
+        np.repeat(grey[:, :, None], 3, 2), PictureGeometry.of_picture(*grey.shape), window, frame=frame
     )
     names = [name for name in STRUCTURES if not choice.structures or name in choice.structures]
     truths = {name: phantom.masks[name] for name in names}
