@@ -1,7 +1,6 @@
-"""From rollouts to a loss: rewards of turns and outcomes, group-normalised advantages, the clipped objective.
+"""From advantages to a loss: the clipped objective and its variants; and rollouts in figures with their rewards.
 
-GRPO (DeepSeekMath, section 4.1) with credit on two levels: a turn's advantage is the sum of its own, among the
-turns of the same number in its group, and its rollout's, among the outcomes of its group. Pure functions.
+Which turn gets which advantage is in credit. Pure functions.
 """
 
 from __future__ import annotations
@@ -12,33 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.grpo import rewards
+from training.grpo.credit import outcome_rewards, turn_rewards, weighed
 from training.grpo.settings import RewardSettings
 from training.rollouts.figures import figures_of, mean
 from training.rollouts.roller import Rollout
-
-_LEAST_SPREAD = 1e-6
-
-
-def normalised(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """(n,) values less their mean, over their standard deviation; zeros where all are equal."""
-    values = np.asarray(values, dtype=np.float64)
-    spread = float(values.std()) if values.size else 0.0
-    if spread < _LEAST_SPREAD:
-        return np.zeros_like(values)
-    return (values - values.mean()) / spread
-
-
-def turn_rewards(rollout: Rollout, settings: RewardSettings) -> list[dict[str, float]]:
-    """Of every turn, each reward that has a weight, unweighted."""
-    steps = settings.optimal_steps
-    return [{name: rewards.TURN[name](turn.state, steps) for name in settings.turn} for turn in rollout.turns]
-
-
-def outcome_rewards(rollout: Rollout, settings: RewardSettings) -> dict[str, float]:
-    """Each reward of the outcome that has a weight, unweighted."""
-    last, steps = rollout.turns[-1].state, settings.optimal_steps
-    return {name: rewards.OUTCOME[name](last, steps) for name in settings.outcome}
 
 
 def score(rollout: Rollout, settings: RewardSettings) -> dict[str, float]:
@@ -48,8 +24,8 @@ def score(rollout: Rollout, settings: RewardSettings) -> dict[str, float]:
     """
     turns, outcome = turn_rewards(rollout, settings), outcome_rewards(rollout, settings)
     means = {name: mean(one[name] for one in turns) for name in settings.turn}
-    total = settings.turn_credit * _sum(means, settings.turn)
-    total += settings.outcome_credit * _sum(outcome, settings.outcome)
+    total = settings.turn_credit * weighed(means, settings.turn)
+    total += settings.outcome_credit * weighed(outcome, settings.outcome)
     return {
         "score": total,
         **{f"turn_{name}": value for name, value in means.items()},
@@ -57,28 +33,50 @@ def score(rollout: Rollout, settings: RewardSettings) -> dict[str, float]:
     }
 
 
-def advantages(group: Sequence[Rollout], settings: RewardSettings) -> list[np.ndarray]:
-    """For each rollout of one question, (turns,) the advantage of each of its turns."""
-    outcomes = normalised([_sum(outcome_rewards(each, settings), settings.outcome) for each in group])
-    turns = [[_sum(one, settings.turn) for one in turn_rewards(each, settings)] for each in group]
-    found = [np.full(len(mine), settings.outcome_credit * outcomes[n]) for n, mine in enumerate(turns)]
-    for number in range(max(len(mine) for mine in turns)):
-        there = [n for n, mine in enumerate(turns) if number < len(mine)]
-        own = normalised([turns[n][number] for n in there])
-        for n, value in zip(there, own, strict=True):
-            found[n][number] += settings.turn_credit * value
-    return found
+def surrogate(
+    new: Tensor, old: Tensor, advantage: float, low: float, high: float, ratio: str = "token"
+) -> tuple[Tensor, Tensor]:
+    """(n,) loss of each token of one reply, and where the clip held it back.
 
-
-def clipped(new: Tensor, old: Tensor, advantage: float, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """(n,) loss of each token, and where the clip held it back.
-
-    `new`, `old` (n,) log-probabilities; the ratio of the probabilities is clipped to 1 − low … 1 + high where
-    that makes the objective smaller (Schulman et al. 2017, equation 7).
+    Args:
+        new, old: (n,) log-probabilities.
+        low, high: ratios of new to old probability are kept within 1 − low and 1 + high.
+        ratio: "token": each token's own, clipped where that makes the objective smaller (Schulman et al. 2017,
+            equation 7). "sequence": one for the whole reply, the geometric mean (GSPO, Zheng et al. 2025).
+            "cispo": the ratio is a weight without a gradient, cut at 1 + high, so that no token is left out
+            (MiniMax-M1 2025).
     """
-    ratio = (new - old).exp()
-    plain, held = ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage
+    if ratio == "cispo":
+        weight = (new - old).exp().detach()
+        return -weight.clamp(max=1 + high) * advantage * new, weight > 1 + high
+    apart = new - old
+    if ratio == "sequence":
+        apart = apart.mean().expand_as(apart)
+    each = apart.exp()
+    plain, held = each * advantage, each.clamp(1 - low, 1 + high) * advantage
     return -torch.minimum(plain, held), (held < plain).detach()
+
+
+def importance(trainer: Tensor, rollout: Tensor, cap: float) -> Tensor:
+    """(n,) weights that correct for a rollout engine whose numbers are not the trainer's, cut at `cap`.
+
+    Truncated importance sampling: the ratio of the probabilities by which a token was sampled, as the trainer
+    and as the engine computed them.
+    """
+    return (trainer - rollout).exp().clamp(max=cap).detach()
+
+
+def shares(lengths: Sequence[int], average: str, longest: int) -> list[float]:
+    """What each token of a reply weighs in the loss, for replies of these lengths.
+
+    average: "token": all tokens alike (DAPO); "reply": all replies alike (GRPO as first described);
+    "constant": over as many tokens as replies could have, so that a long one is not diluted (Dr. GRPO).
+    """
+    if average == "token":
+        return [1 / max(1, sum(lengths))] * len(lengths)
+    if average == "reply":
+        return [1 / (len(lengths) * max(1, length)) for length in lengths]
+    return [1 / (len(lengths) * longest)] * len(lengths)
 
 
 def divergence(new: Tensor, reference: Tensor) -> Tensor:
@@ -89,7 +87,9 @@ def divergence(new: Tensor, reference: Tensor) -> Tensor:
 
 def figures(groups: Sequence[Sequence[Rollout]], settings: RewardSettings | None = None) -> dict[str, float]:
     """Those of training.rollouts.figures; with `settings` also of every weighted reward and the `score`."""
-    every = [rollout for group in groups for rollout in group]
+    every = [
+        rollout for group in groups for rollout in group if not rollout.own
+    ]  # branches would count twice
     found = figures_of(every)
     if settings is not None:
         turns = [one for each in every for one in turn_rewards(each, settings)]
@@ -98,7 +98,3 @@ def figures(groups: Sequence[Sequence[Rollout]], settings: RewardSettings | None
         found |= {f"outcome_{name}": mean(one[name] for one in outcomes) for name in settings.outcome}
         found["reward"] = mean(score(each, settings)["score"] for each in every)
     return {name: value for name, value in found.items() if not np.isnan(value)}
-
-
-def _sum(values: dict[str, float], weights: dict[str, float]) -> float:
-    return sum(weights[name] * value for name, value in values.items())

@@ -149,6 +149,18 @@ def patience(action: Action | None, iou_after: float, worth: float = ANSWER_LEVE
     return 1.0 if iou_after > worth else -1.0
 
 
+def ending(state: State) -> float:
+    """What an end is worth, 0 for everything else: the IoU of the mask that it leaves.
+
+    1 for "not there" said rightly, −1 for saying it of what is there.
+    """
+    if not isinstance(state.action, Terminate):
+        return 0.0
+    if not state.truth.any():
+        return float(not state.after.any())
+    return state.iou_after if state.after.any() else -1.0
+
+
 # What a configuration may give weights to. A turn's rewards are those of its own action; an outcome's, of the
 # state in which the episode ended.
 TURN: Mapping[str, Callable[[State, int], float]] = {
@@ -160,6 +172,9 @@ TURN: Mapping[str, Callable[[State, int], float]] = {
     "length": lambda state, optimal: length(state.number, optimal),
     "gain": lambda state, optimal: gain(state.iou_before, state.iou_after),
     "patience": lambda state, optimal: patience(state.action, state.iou_after),
+    "ending": lambda state, optimal: ending(state),
+    "click": lambda state, optimal: float(isinstance(state.action, Click)),
+    "format_fault": lambda state, optimal: house_format(state.reply) - 1,
 }
 OUTCOME: Mapping[str, Callable[[State, int], float]] = {
     "answer": lambda state, optimal: _answer(state),

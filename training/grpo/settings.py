@@ -38,13 +38,17 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """Weights of the rewards, by their names in training.grpo.rewards.
+    """Weights of the rewards, by their names in training.grpo.rewards, and how turns are credited.
 
     Attributes:
-        turn: rewards of a turn's own action; outcome: of the state in which the episode ended. `length`
-            belongs to the outcome: turns are compared with those of the same number, where it is the same.
-        turn_credit, outcome_credit: what a turn's advantage takes of either, each normalised in its group.
+        turn: rewards of a turn's own action; outcome: of the state in which the episode ended.
+        turn_credit, outcome_credit: what a turn's advantage takes of either.
         optimal_steps: of the length reward.
+        credit: "state" or "turn", see training.grpo.credit. With "state" rewards of turns add up: one that every
+            turn gets, such as `format`, would pay for more turns.
+        divisor: of an advantage: the "deviation" of what it is compared with (GRPO), that of the whole "batch"
+            (REINFORCE++), or "none" (Dr. GRPO).
+        least: turns that a comparison needs; with fewer there is no credit from it.
     """
 
     turn: dict[str, Any] = field(
@@ -54,6 +58,9 @@ class RewardSettings:
     turn_credit: float = setting(1.0, least=0)
     outcome_credit: float = setting(1.0, least=0)
     optimal_steps: int = setting(rewards.OPTIMAL_STEPS, least=1)
+    credit: Literal["turn", "state"] = "turn"
+    divisor: Literal["deviation", "batch", "none"] = "deviation"
+    least: int = setting(2, least=2)
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,14 @@ class GrpoSettings:
         epochs, minibatches: how often an update's rollouts are learned from, in how many optimiser steps.
         rate, warmup: peak learning rate, and updates in which it rises; it falls to a tenth at the end.
         clip_low, clip_high: the ratio of new to old probability stays within 1 − low and 1 + high.
+        ratio: of "token", "sequence" (GSPO) or "cispo"; average: of the loss, by "token" (DAPO), "reply" (GRPO as
+            first described) or "constant" (Dr. GRPO); see training.grpo.objective.
+        importance_cap: truncated importance correction between what rollouts were sampled by and the model that
+            learns, cut there; 0: none. Here both are one model; it matters where they compute in other numbers.
+        refill: groups whose rollouts all earned the same are replaced by new questions (DAPO's dynamic sampling),
+            at most so many times the questions of an update; 0: never.
+        branch_states, branch_replies: from so many later states of a group, replies are sampled until there are
+            so many from each: a baseline over equal states. 0: no branching.
         kl: weight of the divergence from the start; 0 needs no reference model.
         tune, lora, vision: as for training.sft.
         replies: written at a time; tokens: computed at a time. What memory allows.
@@ -100,6 +115,12 @@ class GrpoSettings:
     clip: float = setting(1.0, above=0)
     clip_low: float = setting(0.2, above=0, most=1)
     clip_high: float = setting(0.2, above=0)
+    ratio: Literal["token", "sequence", "cispo"] = "token"
+    average: Literal["token", "reply", "constant"] = "token"
+    importance_cap: float = setting(0.0, least=0)
+    refill: int = setting(0, least=0, most=20)
+    branch_states: int = setting(0, least=0)
+    branch_replies: int = setting(4, least=2)
     kl: float = setting(0.0, least=0)
     tune: Literal["lora", "full"] = "lora"
     lora: LoraSettings = field(default_factory=LoraSettings)
@@ -134,6 +155,13 @@ def check(settings: GrpoSettings, file: str | None = None) -> None:
     outcome = given.outcome_credit * sum(abs(w) for w in given.outcome.values())
     if not turn and not outcome:
         raise InputError("no reward has a weight", file=file, remedy="Give at least one under rewards.")
+    if settings.group < given.least:
+        raise InputError(
+            "a group is smaller than rewards.least: nothing could be compared",
+            file=file,
+            value=f"group {settings.group}, rewards.least {given.least}",
+            remedy="Make groups larger, or rewards.least smaller.",
+        )
     if settings.lora.dropout:
         raise InputError(
             "lora.dropout must be 0: what is learnt from must be what was sampled",

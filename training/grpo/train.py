@@ -44,7 +44,8 @@ from training.common.policy_folder import HISTORY, history_of, named, new_folder
 from training.common.resuming import Curves, learning_rate, save_atomically
 from training.common.run_folder import SETTINGS, same_run
 from training.common.settings import read_settings, settings_to_json
-from training.grpo.objective import advantages, clipped, divergence, figures
+from training.grpo.credit import advantages, credit_figures, differ
+from training.grpo.objective import divergence, figures, importance, shares, surrogate
 from training.grpo.settings import FREE, GrpoSettings, TaskSettings, check
 from training.grpo.tasks import Tasks, case_tasks, phantom_tasks
 from training.rollouts.roller import Roller, Rollout, RolloutTurn
@@ -108,6 +109,8 @@ class Run:
         self.optimiser = torch.optim.AdamW(
             self.trained.values(), lr=settings.rate, weight_decay=settings.weight_decay
         )
+        self.dropped: list[list[Rollout]] = []
+        self._before: dict[int, Tensor] = {}
         self.best = Best(self.out / BEST, settings.collapse, device)
         checkpoint = self.out / _CHECKPOINT
         if checkpoint.is_file():
@@ -123,17 +126,37 @@ class Run:
         settings = self.settings
         rng = np.random.default_rng([settings.seed, self.update])
         generator = torch.Generator(self.policy.device).manual_seed(int(rng.integers(2**62)))
-        questions = self.tasks.draw(settings.questions, rng, settings.tasks.absent)
-        with self._computing():
-            return self.roller.run(questions, settings.group, settings.temperature, generator)
+        branches = (settings.branch_states, settings.branch_replies) if settings.branch_states else None
+        told: list[list[Rollout]] = []
+        same: list[list[Rollout]] = []
+        for attempt in range(1 + settings.refill):
+            missing = settings.questions - len(told)
+            questions = self.tasks.draw(missing, rng, settings.tasks.absent)
+            with self._computing():
+                found = self.roller.run(
+                    questions, settings.group, settings.temperature, generator, branches, rng
+                )
+            if attempt == settings.refill:  # also where nothing is to be refilled
+                told += found
+                break
+            told += [group for group in found if differ(group, settings.rewards)]
+            same += [group for group in found if not differ(group, settings.rewards)]
+            if len(told) == settings.questions:
+                break
+        self.dropped = same
+        return told
 
     def learn(self, groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
         """Learn from the groups; what happened, in figures."""
         settings = self.settings
+        values = advantages(groups, settings.rewards)
         turns: list[tuple[RolloutTurn, float]] = []
-        for group in groups:
-            for rollout, values in zip(group, advantages(group, settings.rewards), strict=True):
-                turns += zip(rollout.turns, values.tolist(), strict=True)
+        for group, mine in zip(groups, values, strict=True):
+            for rollout, each in zip(group, mine, strict=True):
+                turns += list(zip(rollout.turns, each.tolist(), strict=True))[rollout.own :]
+        self._before = {}
+        if settings.importance_cap:
+            self._score_before([turn for turn, value in turns if value])
         chances = np.concatenate([turn.said.logprobs for turn, _ in turns])
         self._set_rate()
         sums = {"clipped": 0.0, "kl": 0.0, "gradient": 0.0, "tokens": 0.0, "steps": 0.0}
@@ -148,15 +171,18 @@ class Run:
             "entropy": -float(chances.mean()),
             "turns_learned": float(sum(bool(value) for _, value in turns)),
             **({"kl": sums["kl"] / tokens} if settings.kl else {}),
+            **credit_figures(groups, values),
         }
 
     def _step(self, turns: Sequence[tuple[RolloutTurn, float]], sums: dict[str, float]) -> None:
-        """One step of the optimiser: the mean over all tokens of `turns`.
+        """One step of the optimiser: the mean over `turns`, see objective.shares.
 
         Turns without an advantage are not computed, but counted: the loss is the same as if they were.
         """
         settings = self.settings
-        count = sum(len(turn.said.ids) for turn, _ in turns)
+        lengths = [len(turn.said.ids) for turn, _ in turns]
+        count, each_share = sum(lengths), shares(lengths, settings.average, self.card.max_new_tokens)
+        share_of = {id(turn.said): share for (turn, _), share in zip(turns, each_share, strict=True)}
         if not settings.kl:
             turns = [(turn, value) for turn, value in turns if value]
         if not turns:
@@ -181,14 +207,20 @@ class Run:
             for k, n in enumerate(batch):
                 for sample, value in several[n]:
                     old = torch.from_numpy(sample.logprobs).to(new[k].device)
-                    each, held = clipped(new[k], old, value, settings.clip_low, settings.clip_high)
+                    weight = None
+                    if settings.importance_cap:
+                        before = self._before[id(sample)]
+                        weight, old = importance(before, old, settings.importance_cap), before
+                    clip = (settings.clip_low, settings.clip_high, settings.ratio)
+                    each, held = surrogate(new[k], old, value, *clip)
+                    each = each if weight is None else each * weight
                     sums["clipped"] += float(held.sum())
                     if fixed is not None:
                         apart = divergence(new[k], fixed[k])
                         each = each + settings.kl * apart
                         sums["kl"] += float(apart.detach().sum())
-                    total = total + each.sum()
-            (total / count).backward()
+                    total = total + each.sum() * share_of[id(sample)]
+            total.backward()
         gradient = nn.utils.clip_grad_norm_(self.trained.values(), settings.clip)
         if not bool(torch.isfinite(gradient)):
             raise InputError(
@@ -203,6 +235,15 @@ class Run:
         sums["tokens"] += count
         sums["steps"] += 1
         sums["gradient"] += float(gradient)
+
+    @torch.no_grad()
+    def _score_before(self, turns: Sequence[RolloutTurn]) -> None:
+        """The log-probabilities of this update's replies by the model that is about to learn."""
+        said = [(turn.request, turn.said.ids) for turn in turns if turn.request is not None]
+        for batch in self.policy.batches(said, self.settings.tokens):
+            with self._computing():
+                scores = self.policy.score([said[n] for n in batch], self.settings.temperature)
+            self._before.update((id(turns[n].said), score) for n, score in zip(batch, scores, strict=True))
 
     @torch.no_grad()
     def _reference(self, said: Sequence[Any]) -> list[Tensor]:
@@ -329,7 +370,10 @@ def train(
                 rolled = time.perf_counter()
                 learned = run.learn(groups)
                 run.update += 1
-                row = {**figures(groups, settings.rewards), **learned}
+                every = [*groups, *run.dropped]
+                row = {**figures(every, settings.rewards), **learned}
+                if settings.refill:
+                    row["refilled"] = float(len(run.dropped))
                 row |= {"rollout_seconds": rolled - started, "learn_seconds": time.perf_counter() - rolled}
                 note(row)
                 last = run.update == settings.updates

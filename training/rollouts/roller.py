@@ -11,7 +11,7 @@ Where questions come from is in training.grpo.tasks, what a turn is worth in tra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,13 +72,17 @@ class RolloutTurn:
 
 @dataclass(eq=False)
 class Rollout:
-    """One episode of the policy. `reason` is ENDED, LIMIT, REPEATED or UNREADABLE once it is over."""
+    """One episode of the policy. `reason` is ENDED, LIMIT, REPEATED or UNREADABLE once it is over.
+
+    The first `own` turns of a branch are another rollout's, from whose state it went another way.
+    """
 
     question: Question
     turns: list[RolloutTurn] = field(default_factory=list)
     mask: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), bool))
     logits: np.ndarray | None = None
     reason: str = ""
+    own: int = 0
 
     def __post_init__(self) -> None:
         if not self.mask.size:
@@ -174,11 +178,31 @@ class Roller:
         group: int = 1,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        branches: tuple[int, int] | None = None,
+        rng: np.random.Generator | None = None,
     ) -> list[list[Rollout]]:
-        """`group` rollouts of each question. temperature 0 is greedy."""
+        """`group` rollouts of each question. temperature 0 is greedy.
+
+        branches: from so many later states of a group, chosen by `rng`, replies are sampled until each state has
+        so many: they stand at the end of the group, see Rollout. The segmenter goes on from the state's logits.
+        """
         groups = [[Rollout(question) for _ in range(group)] for question in questions]
-        going = [rollout for each in groups for rollout in each]
         done: dict[tuple[str, tuple[Click, ...]], Prediction] = {}
+        self._play([rollout for each in groups for rollout in each], temperature, generator, done)
+        if branches is not None:
+            more = [_branches(each, *branches, rng or np.random.default_rng(0), done) for each in groups]
+            self._play([rollout for each in more for rollout in each], temperature, generator, done)
+            groups = [[*each, *others] for each, others in zip(groups, more, strict=True)]
+        return groups
+
+    def _play(
+        self,
+        going: list[Rollout],
+        temperature: float,
+        generator: torch.Generator | None,
+        done: dict[tuple[str, tuple[Click, ...]], Prediction],
+    ) -> None:
+        """Take turns in step until all rollouts are over; `done` gets every prediction."""
         while going:
             requests = self._requests(going)
             samples = self.policy.sample(requests, temperature, generator, self.batch)
@@ -196,7 +220,6 @@ class Roller:
                 request = requests[n] if temperature else None
                 rollout.take(request, samples[n], actions[n], prediction, self.limits)
             going = [rollout for rollout in going if not rollout.reason]
-        return groups
 
     def _requests(self, rollouts: Sequence[Rollout]) -> list[Request]:
         """What each is asked now; equal states share one request."""
@@ -234,6 +257,29 @@ class Roller:
                 )
                 done.update(zip((key for key, _ in part), found, strict=True))
         return [done[key] for key in keys]
+
+
+def _branches(
+    group: Sequence[Rollout],
+    states: int,
+    replies: int,
+    rng: np.random.Generator,
+    done: Mapping[tuple[str, tuple[Click, ...]], Prediction],
+) -> list[Rollout]:
+    """Rollouts that begin where others of the group had come to, ready to be played."""
+    at: dict[tuple[Action | None, ...], list[tuple[Rollout, int]]] = {}
+    for rollout in group:
+        for n in range(1, len(rollout.turns)):
+            at.setdefault(tuple(turn.state.action for turn in rollout.turns[:n]), []).append((rollout, n))
+    places = list(at.values())
+    found = []
+    for which in rng.permutation(len(places))[:states]:
+        origin, n = places[which][0]
+        clicks = tuple(t.state.action for t in origin.turns[:n] if isinstance(t.state.action, Click))
+        state = done[origin.question.picture, clicks]
+        for _ in range(replies - len(places[which])):
+            found.append(Rollout(origin.question, origin.turns[:n], state.mask, state.logits, own=n))
+    return found
 
 
 def read_action(text: str) -> Action | None:

@@ -28,7 +28,8 @@ from ibis_agent.segmenter.contract import Segmenter
 from training.common.policy_folder import HISTORY
 from training.common.settings import read_settings
 from training.grpo import train as grpo
-from training.grpo.objective import advantages, clipped, divergence, figures, normalised
+from training.grpo.credit import advantages, normalised
+from training.grpo.objective import divergence, figures, surrogate
 from training.grpo.settings import GrpoSettings, RewardSettings, TaskSettings
 from training.grpo.tasks import Tasks, phantom_tasks
 from training.reproduction import reproduce
@@ -63,7 +64,13 @@ def _settings(out: Path, *changes: str) -> GrpoSettings:
         "minibatches=1",
         "epochs=1",
     ]
-    small += ["evaluate_every=0", "held.phantoms=1", f"model={demo_folder()}", f"out={out}"]
+    small += [
+        "evaluate_every=0",
+        "held.phantoms=1",
+        "rewards.least=2",
+        f"model={demo_folder()}",
+        f"out={out}",
+    ]
     return read_settings(CONFIGS / "grpo-demo.yaml", GrpoSettings, [*small, *changes])
 
 
@@ -94,14 +101,12 @@ def test_a_turn_gets_credit_for_itself_and_for_the_outcome() -> None:
     group = [good, lucky, failed]
     own = RewardSettings(turn={"placement": 1.0}, outcome={}, outcome_credit=0.0)
     outcome = RewardSettings(turn={}, outcome={"answer": 1.0}, turn_credit=0.0)
-    first = [each[0] for each in advantages(group, own)]
+    first = [each[0] for each in advantages([group], own)[0]]
     assert first[0] > 0 > first[1] == pytest.approx(first[2])
-    last = [each[1] for each in advantages(group, outcome)]
+    last = [each[1] for each in advantages([group], outcome)[0]]
     assert last[0] == pytest.approx(last[1]) and last[0] > 0 > last[2]
     both = RewardSettings(turn={"placement": 1.0}, outcome={"answer": 1.0})
-    for summed, a, b in zip(
-        advantages(group, both), advantages(group, own), advantages(group, outcome), strict=True
-    ):
+    for summed, a, b in zip(*(advantages([group], each)[0] for each in (both, own, outcome)), strict=True):
         assert np.allclose(summed, a + b)
 
 
@@ -109,14 +114,14 @@ def test_a_turn_that_no_other_rollout_reached_gets_no_credit_of_its_own() -> Non
     short = _rollout((INSIDE, TRUTH))
     long = _rollout((OUTSIDE, ~TRUTH), (INSIDE, TRUTH))
     settings = RewardSettings(turn={"placement": 1.0}, outcome={}, outcome_credit=0.0)
-    assert advantages([short, long], settings)[1][1] == 0
+    assert advantages([[short, long]], settings)[0][1][1] == 0
 
 
 def test_the_objective_is_clipped_only_where_that_makes_it_smaller() -> None:
     old = torch.zeros(4)
     new = torch.tensor([0.0, 1.0, -1.0, 0.1], requires_grad=True)
     for advantage, held in ((1.0, [False, True, False, False]), (-1.0, [False, False, True, False])):
-        loss, clip = clipped(new, old, advantage, 0.2, 0.2)
+        loss, clip = surrogate(new, old, advantage, 0.2, 0.2)
         assert clip.tolist() == held
         (gradient,) = torch.autograd.grad(loss.sum(), new)
         assert [bool(each == 0) for each in gradient] == held
@@ -144,6 +149,7 @@ def test_figures_tell_what_is_there_from_what_is_not() -> None:
         ("rewards.turn.plaecment=1", "no such reward"),
         ("rewards.outcome.answer=much", "must be a number"),
         ("group=1", "at least 2"),
+        ("rewards.least=4", "smaller than rewards.least"),
         ("rewards.turn_credit=0 rewards.outcome_credit=0", "no reward has a weight"),
         ("held.phantom_seed=101", "held phantoms are among"),
         ("lora.dropout=0.1", "must be 0"),
@@ -158,7 +164,7 @@ def test_settings_are_refused_before_anything_slow(tmp_path: Path, change: str, 
 
 
 def test_the_shipped_settings_are_whole() -> None:
-    for name in ("grpo-demo.yaml", "grpo-7b-lora.yaml"):
+    for name in ("grpo-demo.yaml", "grpo-7b-lora.yaml", "grpo-published.yaml"):
         grpo.check(read_settings(CONFIGS / name, GrpoSettings), name)
 
 
@@ -169,14 +175,14 @@ def test_what_was_better_than_its_group_becomes_likelier(
     changes = ("rate=5e-5", "questions=2", "group=6", "temperature=2")
     run = grpo.Run(_settings(tmp_path, *changes), None, segmenter, tasks)
     groups = run.rollouts()
-    values = [advantages(group, run.settings.rewards) for group in groups]
+    values = advantages(groups, run.settings.rewards)
     learned = run.learn(groups)
     assert learned["turns_learned"] > 0 and np.isfinite(learned["gradient"])
     told = [
         (turn, value)
         for group, mine in zip(groups, values, strict=True)
         for rollout, each in zip(group, mine, strict=True)
-        for turn, value in zip(rollout.turns, each, strict=True)
+        for turn, value in list(zip(rollout.turns, each, strict=True))[rollout.own :]
         if value
     ]
     with torch.no_grad():
@@ -185,6 +191,39 @@ def test_what_was_better_than_its_group_becomes_likelier(
         )
     rise = [float(new.sum() - turn.said.logprobs.sum()) for (turn, _), new in zip(told, scores, strict=True)]
     assert np.dot([value for _, value in told], rise) > 0
+
+
+def test_questions_that_have_nothing_to_teach_are_replaced(
+    tmp_path: Path, segmenter: Segmenter, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = grpo.Run(_settings(tmp_path, "refill=2", "branch_states=0"), None, segmenter, tasks)
+    asked: list[int] = []
+
+    def rolled(questions: Any, group: int, *_: Any) -> list[list[Rollout]]:
+        asked.append(len(questions))
+        same = [_rollout((INSIDE, TRUTH)) for _ in range(group)]
+        told = [_rollout((INSIDE, TRUTH)), *(_rollout((OUTSIDE, ~TRUTH)) for _ in range(group - 1))]
+        return [told if n == 0 and len(asked) < 3 else same for n in range(len(questions))]
+
+    monkeypatch.setattr(run.roller, "run", rolled)
+    groups = run.rollouts()
+    assert asked == [2, 1] and len(groups) == 2 and len(run.dropped) == 1
+    asked.clear()
+    monkeypatch.setattr(
+        run.roller, "run", lambda questions, *_: [[_rollout((INSIDE, TRUTH))]] * len(questions)
+    )
+    assert len(run.rollouts()) == 2 and len(run.dropped) == 4  # it does not look for ever
+
+
+def test_an_importance_correction_learns_as_without_where_both_are_one_model(
+    tmp_path: Path, segmenter: Segmenter, tasks: Tasks
+) -> None:
+    gradients = []
+    for cap in (0, 2):
+        changes = (f"importance_cap={cap}", "temperature=2", "questions=1", "branch_states=0")
+        run = grpo.Run(_settings(tmp_path / str(cap), *changes), None, segmenter, tasks)
+        gradients.append(run.learn(run.rollouts())["gradient"])
+    assert gradients[0] == pytest.approx(gradients[1], rel=1e-2) and gradients[0] > 0
 
 
 def test_a_run_that_was_killed_ends_as_one_left_alone(

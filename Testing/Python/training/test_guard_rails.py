@@ -46,7 +46,15 @@ def _scan(folder: Path, name: str, seed: int) -> None:
 
 
 def _grpo(out: Path, *changes: str) -> GrpoSettings:
-    small = ["questions=2", "group=2", "updates=3", "max_turns=2", "save_every=1", "minibatches=1"]
+    small = [
+        "questions=2",
+        "group=2",
+        "rewards.least=2",
+        "updates=3",
+        "max_turns=2",
+        "save_every=1",
+        "minibatches=1",
+    ]
     small += ["evaluate_every=1", "held.phantoms=2", f"model={demo_folder()}", f"out={out}"]
     return read_settings(CONFIGS / "grpo-demo.yaml", GrpoSettings, [*small, *changes])
 

@@ -187,3 +187,34 @@ def test_questions_are_drawn_alike_for_the_same_numbers() -> None:
     assert drawn[0] == drawn[1] != drawn[2]
     every = tasks.every(per_picture=2, seed=7)
     assert all(question.present == (n % 3 < 2) for n, question in enumerate(every))
+
+
+def test_branches_go_on_from_the_states_that_their_group_had_come_to(
+    policy: BatchPolicy, segmenter: Segmenter, questions: list[Question]
+) -> None:
+    roller, present = Roller(policy, segmenter, LIMITS), [each for each in questions if each.present][:2]
+    groups = roller.run(present, 3, 1.5, _generator(3), branches=(1, 4), rng=np.random.default_rng(0))
+    branches = [rollout for group in groups for rollout in group if rollout.own]
+    assert branches
+    for group in groups:
+        originals = [rollout for rollout in group if not rollout.own]
+        assert len(originals) == 3
+        states: dict[Any, int] = {}
+        for rollout in group:
+            for n in range(max(1, rollout.own), len(rollout.turns)):
+                key = tuple(turn.state.action for turn in rollout.turns[:n])
+                states[key] = states.get(key, 0) + 1
+        for branch in (rollout for rollout in group if rollout.own):
+            start = tuple(turn.state.action for turn in branch.turns[: branch.own])
+            assert states[start] >= 4
+            assert any(
+                tuple(turn.state.action for turn in each.turns[: branch.own]) == start for each in originals
+            )
+            first = branch.turns[branch.own].state
+            assert np.array_equal(first.before, branch.turns[branch.own - 1].state.after)
+            # Its masks are those of an episode that made all of its clicks.
+            embedding, logits, mask = segmenter.embed(branch.question.rgb), None, None
+            for n in range(len(branch.clicks)):
+                found = segmenter.predict(embedding, branch.clicks[: n + 1], logits)
+                logits, mask = found.logits, found.mask
+            assert mask is not None and (mask != branch.mask).mean() < 1e-3

@@ -1,0 +1,161 @@
+"""What each turn of an update's rollouts is credited with: its advantage.
+
+Two ways (`rewards.credit` in the settings):
+- "turn", as this project did first: a turn's own rewards among the turns of the same number in its group, and the
+  outcome's among the outcomes of its group (GRPO, DeepSeekMath section 4.1, on two levels). Turns of one number
+  stand before different masks, so this compares what cannot be compared; it is kept to be measured against.
+- "state": what was earned from this turn on, less what is usually earned from the state that it was in. The
+  usual is the mean over the replies to this very state (every first turn, and states that were branched, see
+  training.rollouts), or, where those are too few, over the update's turns before about equally good masks. So an
+  end on a poor mask is worth less than the clicks that would have mended it, and one on a good mask more.
+
+A baseline that does not look at the turn's own action leaves the gradient's mean as it is. Pure functions.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ibis_agent.actions import Click, Terminate
+
+from training.grpo import rewards
+from training.grpo.settings import RewardSettings
+from training.rollouts.figures import GOOD, POOR, mean
+from training.rollouts.roller import Rollout
+
+_LEAST_SPREAD = 1e-6
+_BANDS = (
+    1e-9,
+    0.3,
+    0.5,
+    0.65,
+    0.8,
+    0.9,
+)  # of the IoU before a turn: masks in one band are about equally good
+
+Values = list[list[np.ndarray]]
+"""Of each group, of each rollout, (turns,) one number a turn."""
+
+
+def turn_rewards(rollout: Rollout, settings: RewardSettings) -> list[dict[str, float]]:
+    """Of every turn, each reward that has a weight, unweighted."""
+    steps = settings.optimal_steps
+    return [{name: rewards.TURN[name](turn.state, steps) for name in settings.turn} for turn in rollout.turns]
+
+
+def outcome_rewards(rollout: Rollout, settings: RewardSettings) -> dict[str, float]:
+    """Each reward of the outcome that has a weight, unweighted."""
+    last, steps = rollout.turns[-1].state, settings.optimal_steps
+    return {name: rewards.OUTCOME[name](last, steps) for name in settings.outcome}
+
+
+def weighed(values: dict[str, float], weights: dict[str, float]) -> float:
+    return sum(weights[name] * value for name, value in values.items())
+
+
+def normalised(values: Sequence[float] | np.ndarray, divide: bool = True) -> np.ndarray:
+    """(n,) values less their mean, over their standard deviation; zeros where all are equal."""
+    values = np.asarray(values, dtype=np.float64)
+    spread = float(values.std()) if values.size else 0.0
+    if spread < _LEAST_SPREAD:
+        return np.zeros_like(values)
+    return (values - values.mean()) / (spread if divide else 1.0)
+
+
+def returns(rollout: Rollout, settings: RewardSettings) -> np.ndarray:
+    """(turns,) what was earned from each turn on: its own rewards and the later ones', and the outcome's."""
+    each = [settings.turn_credit * weighed(one, settings.turn) for one in turn_rewards(rollout, settings)]
+    each[-1] += settings.outcome_credit * weighed(outcome_rewards(rollout, settings), settings.outcome)
+    return np.cumsum(each[::-1])[::-1]
+
+
+def differ(group: Sequence[Rollout], settings: RewardSettings) -> bool:
+    """Whether the rollouts of a question earned differently, so that there is something to learn from them."""
+    return bool(np.ptp([returns(each, settings)[0] for each in group]) > _LEAST_SPREAD)
+
+
+def advantages(groups: Sequence[Sequence[Rollout]], settings: RewardSettings) -> Values:
+    """The advantage of every turn of an update's groups; turns that a branch shares with its origin get 0."""
+    if settings.credit == "state":
+        found = _from_states(groups, settings)
+    else:
+        found = [_among_turns(group, settings) for group in groups]
+    if settings.divisor == "batch":
+        listed = [value for group in found for each in group for value in each]
+        spread = float(np.std(listed)) if listed else 0.0
+        found = [[each / max(spread, _LEAST_SPREAD) for each in group] for group in found]
+    return found
+
+
+def _among_turns(group: Sequence[Rollout], settings: RewardSettings) -> list[np.ndarray]:
+    divide = settings.divisor == "deviation"
+    outcomes = normalised(
+        [weighed(outcome_rewards(each, settings), settings.outcome) for each in group], divide
+    )
+    turns = [[weighed(one, settings.turn) for one in turn_rewards(each, settings)] for each in group]
+    found = [np.full(len(mine), settings.outcome_credit * outcomes[n]) for n, mine in enumerate(turns)]
+    for number in range(max(len(mine) for mine in turns)):
+        there = [n for n, mine in enumerate(turns) if number < len(mine)]
+        if len(there) < settings.least:
+            continue
+        own = normalised([turns[n][number] for n in there], divide)
+        for n, value in zip(there, own, strict=True):
+            found[n][number] += settings.turn_credit * value
+    return found
+
+
+def _from_states(groups: Sequence[Sequence[Rollout]], settings: RewardSettings) -> Values:
+    earned = [[returns(rollout, settings) for rollout in group] for group in groups]
+    found = [[np.zeros(len(each)) for each in group] for group in earned]
+    equal: dict[Any, list[tuple[int, int, int]]] = {}
+    alike: dict[Any, list[tuple[int, int, int]]] = {}
+    for g, group in enumerate(groups):
+        for r, rollout in enumerate(group):
+            for t in range(rollout.own, len(rollout.turns)):
+                equal.setdefault((g, *_before(rollout, t)), []).append((g, r, t))
+                state = rollout.turns[t].state
+                band = bisect(_BANDS, state.iou_before) if rollout.question.present else -1
+                alike.setdefault((band, t > 0), []).append((g, r, t))
+
+    # What was compared with equal states is not compared with alike ones.
+    for together in (*alike.values(), *equal.values()):
+        if len(together) < settings.least:
+            continue
+        own = normalised([earned[g][r][t] for g, r, t in together], settings.divisor == "deviation")
+        for (g, r, t), advantage in zip(together, own, strict=True):
+            found[g][r][t] = advantage
+    return found
+
+
+def _before(rollout: Rollout, turn: int) -> tuple[Any, ...]:
+    """What tells a state of a question: the actions that led to it."""
+    return tuple(each.state.action for each in rollout.turns[:turn])
+
+
+def credit_figures(groups: Sequence[Sequence[Rollout]], values: Values) -> dict[str, float]:
+    """The mean advantage by kind of turn, for the curves: whether ends are credited by what they end on.
+
+    "credit_click", "credit_end_good", "…_fair", "…_poor" (IoU from 0.80, from 0.50, below), "credit_absence" and
+    "credit_false_absence" (ends without a mask, rightly and wrongly).
+    """
+    kinds: dict[str, list[float]] = {}
+    for group, mine in zip(groups, values, strict=True):
+        for rollout, each in zip(group, mine, strict=True):
+            for turn, advantage in list(zip(rollout.turns, each, strict=True))[rollout.own :]:
+                kinds.setdefault(_kind(turn.state, rollout.question.present), []).append(float(advantage))
+    return {f"credit_{kind}": mean(each) for kind, each in sorted(kinds.items()) if kind}
+
+
+def _kind(state: Any, present: bool) -> str:
+    if isinstance(state.action, Click):
+        return "click"
+    if not isinstance(state.action, Terminate):
+        return ""
+    if not state.after.any():
+        return "false_absence" if present else "absence"
+    if not present:
+        return "end_poor"
+    return "end_good" if state.iou_after >= GOOD else "end_poor" if state.iou_after < POOR else "end_fair"
