@@ -305,7 +305,9 @@ def refuse_overlap(learned: Mapping[str, str], held: Mapping[str, str], file: st
 def _wanted(case: Case, choice: Choice) -> bool:
     """Whether a case can hold anything that is asked for: told before its mask is read."""
     named = not choice.structures or any(name in choice.structures for name in case.structures)
-    valued = not choice.mask_values or any(v in choice.mask_values or v == ANY for v in case.labels)
+    valued = not choice.mask_values or any(
+        v in choice.mask_values or v == ANY for values in case.labels.values() for v in values
+    )
     return named and valued
 
 

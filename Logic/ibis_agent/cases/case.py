@@ -10,11 +10,13 @@ from typing import Any
 
 from ibis_agent.errors import InputError
 from ibis_agent.fields import read_json
-from ibis_agent.scan.checks import stem
+from ibis_agent.mask.segmentations import numbered, segments_of
+from ibis_agent.scan.checks import stem, suffix_of
 
 ANY = -1  # as a label's value: whatever is not zero
 
 
+Labels = dict[str, tuple[int, ...]]
 KINDS = ("manifest", "missing", "duplicate", "unreadable", "size", "place", "nan", "empty", "label", "names")
 
 
@@ -26,8 +28,8 @@ class Case:
         id: unlike all others of its source.
         image: a scan as ibis_agent.scan.scan reads it.
         mask: a label map of the same size, or a picture; for `.npz` the same file.
-        labels: value in the mask → structure; ANY stands for whatever is not zero. Several values may make
-            up one structure.
+        labels: structure → its values in the mask; ANY stands for whatever is not zero. A value may belong to
+            several structures. A .seg.nrrd has its segments' numbers, see segmentations.numbered.
         window: grey values shown as black and white; None where nothing is said.
         reverse: the mask shows the structure in black (pictures only).
         own_labels: the names were given for this case alone, so that each must occur in its mask.
@@ -36,7 +38,7 @@ class Case:
     id: str
     image: Path
     mask: Path
-    labels: dict[int, str] = field(hash=False)
+    labels: Labels = field(hash=False)
     window: tuple[float, float] | None = None
     reverse: bool = False
     own_labels: bool = False
@@ -44,7 +46,7 @@ class Case:
     @property
     def structures(self) -> tuple[str, ...]:
         """The names, each once."""
-        return tuple(dict.fromkeys(self.labels.values()))
+        return tuple(self.labels)
 
 
 @dataclass(frozen=True)
@@ -64,29 +66,35 @@ class Problem:
         return f"{self.case}: {self.text}"
 
 
-def read_labels(file: Path, content: Any = None) -> dict[int, str]:
-    """Value → structure from a JSON file: {"1": "liver"}, {"liver": 1}, or either under "labels".
+def read_labels(file: Path, content: Any = None) -> Labels:
+    """Structure → values from a JSON file: {"1": "liver"}, {"liver": 1}, or either under "labels".
 
-    Raises InputError naming the file.
+    A structure may be made of several values, as in a region-based dataset.json: {"organ": [1, 2]}. The names
+    "background" of 0 and "ignore" are no structures. Raises InputError naming the file.
     """
     content = read_json(file, remedy='Such as {"1": "liver", "2": "spleen"}.') if content is None else content
     if isinstance(content, Mapping) and isinstance(content.get("labels"), Mapping):
         content = content["labels"]
     if not isinstance(content, Mapping):
         raise InputError("holds no names of labels", file=file, remedy='Such as {"1": "liver"}.')
-    labels: dict[int, str] = {}
+    labels: Labels = {}
     for key, value in content.items():
-        number, name = (value, key) if label_value(value) is not None else (key, value)
-        whole = label_value(number)
-        if whole is None or not isinstance(name, str) or not name.strip():
+        named = isinstance(value, (list, tuple)) or label_value(value) is not None
+        name, numbers = (key, value) if named else (value, key)
+        values = [
+            label_value(each) for each in (numbers if isinstance(numbers, (list, tuple)) else [numbers])
+        ]
+        if None in values or not values or not isinstance(name, str) or not name.strip():
             raise InputError(
                 "a label needs a whole number and a name",
                 file=file,
                 value=f"{key}: {value}",
-                remedy="Structures that overlap need masks of their own.",
+                remedy='A structure of several values is a list of them: {"organ": [1, 2]}.',
             )
-        if whole != 0:
-            labels[whole] = plain_name(name)
+        kept = [each for each in values if each]
+        if kept and name.strip().lower() != "ignore":
+            known = labels.get(plain_name(name), ())
+            labels[plain_name(name)] = tuple(dict.fromkeys((*known, *kept)))
     if not labels:
         raise InputError("names no label", file=file, remedy='Such as {"1": "liver"}.')
     return labels
@@ -99,11 +107,15 @@ def plain_name(name: str) -> str:
     return f"{sided[2]} {sided[1]}{sided[3] or ''}" if sided and "_" in name else text
 
 
-def names_for(mask: Path, root: Path, names: dict[int, str] | None) -> tuple[dict[int, str], bool]:
+def names_for(mask: Path, root: Path, names: Labels | None) -> tuple[Labels, bool]:
     """(labels, whether they are the mask's own). Raises InputError where there are none."""
     own = mask.with_name(f"{stem(mask)}.json")
     if own.is_file():
         return read_labels(own), True
+    if suffix_of(mask) == ".seg.nrrd" and mask.is_file():
+        segments = numbered(segments_of(mask))
+        if segments:
+            return _joined({number: each.name for number, each in segments.items()}), True
     if names:
         return names, False
     for name in ("dataset.json", "labels.json"):
@@ -115,6 +127,13 @@ def names_for(mask: Path, root: Path, names: dict[int, str] | None) -> tuple[dic
         file=mask,
         remedy=f'Write {own.name}, such as {{"1": "liver"}}, or labels.json for all.',
     )
+
+
+def _joined(names: Mapping[int, str]) -> Labels:
+    labels: Labels = {}
+    for number, name in names.items():
+        labels[plain_name(name)] = (*labels.get(plain_name(name), ()), number)
+    return labels
 
 
 def checked(case: Case) -> Iterator[Case | Problem]:

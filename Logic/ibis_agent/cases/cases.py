@@ -6,14 +6,14 @@ becomes a `Problem` and never stops the others.
 
 Folders that are understood:
 - pairs beside each other: `scan.nii.gz` with `scan_labels.nii.gz` (or _label, _mask, _seg, _segmentation);
-- `images/` with `masks/` or `labels/` (imagesTr and labelsTr too; a channel's `_0000` is passed over), and
-  `masks/STRUCTURE/` with one mask a structure;
+- `images/` with `masks/` or `labels/` (imagesTr and labelsTr too; a channel's `_0000` is passed over, and
+  further channels are left), and `masks/STRUCTURE/` with one mask a structure;
 - one folder a patient, with `segmentations/STRUCTURE.nii.gz` beside the one scan;
 - MedSAM2-style `.npz` that hold `gts`.
 
-A mask's values get their names from `NAME.json` beside it (or beside it without the `.nii`), from
-`dataset.json` or `labels.json` of the folder, or from `names`: {"1": "liver"} or {"liver": 1}. The key "any"
-names whatever is not zero.
+A mask's values get their names from `NAME.json` beside it (or beside it without the `.nii`), from the segments
+of a `.seg.nrrd`, from `dataset.json` or `labels.json` of the folder, or from `names`: {"1": "liver"},
+{"liver": 1} or {"organ": [1, 2]}. The key "any" names whatever is not zero.
 
 A manifest has the columns (or keys) `image` and `mask`, and where wanted `id`, `structure`, `value`, `labels`
 ("1=liver;2=spleen", an object, or a JSON file), `window_min`, `window_max`, `reverse`. Paths in it are

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ibis_agent.cases.case import ANY, Case, Problem
 from ibis_agent.errors import IbisError, InputError
+from ibis_agent.mask.segmentations import read_segmentation, segments_of
 from ibis_agent.scan.checks import suffix_of, whole_numbers
 from ibis_agent.scan.geometry import PictureGeometry
 from ibis_agent.scan.load import load_labels, load_scan
@@ -59,36 +59,29 @@ def load_case(
     def problem(kind: str, file: Path, text: str, skipped: bool = True) -> Problem:
         return Problem(kind, case.id, str(file), text, skipped)
 
-    read: dict[str, Any] = {} if scan is None else {"scan": scan}
-    for what, file in (("scan", case.image), ("labels", case.mask))[len(read) :]:
-        try:
-            read[what] = load_scan(file) if what == "scan" else read_mask(file, case.reverse)
-        except IbisError as error:
-            # Said without the path: the problem names the file.
-            kind = "nan" if "NaN" in str(error) else "unreadable"
-            return None, [problem(kind, file, str(type(error)(error.problem, value=error.value)))]
-        except (OSError, MemoryError) as error:
-            return None, [problem("unreadable", file, f"cannot be read: {error}")]
-    scan, (labels, affine) = read["scan"], read["labels"]
-    assert scan is not None
-    size = scan.voxels.shape[:2] if scan.kind == "picture" else scan.voxels.shape
-    if labels.shape != size:
-        text = f"the mask has the size {_by(labels.shape)}, the picture {_by(size)}"
-        return None, [problem("size", case.mask, text)]
+    file = case.image
+    try:
+        scan = load_scan(file) if scan is None else scan
+        file = case.mask
+        mask = _read(file, case.reverse)
+    except IbisError as error:
+        # Said without the path: the problem names the file.
+        kind = "nan" if "NaN" in str(error) else "unreadable"
+        return None, [problem(kind, file, str(type(error)(error.problem, value=error.value)))]
+    except (OSError, MemoryError) as error:
+        return None, [problem("unreadable", file, f"cannot be read: {error}")]
     if scan.voxels.dtype.kind == "f" and not np.isfinite(scan.voxels).all():
         bad = int(scan.voxels.size - np.count_nonzero(np.isfinite(scan.voxels)))
         return None, [problem("nan", case.image, f"{bad} voxels are not numbers (NaN or infinite)")]
-    if affine is not None and scan.kind == "volume":
-        apart = _apart(scan.affine, affine, size)
-        if apart > 0.5:
-            text = f"the mask lies {apart:.1f} voxels away from the picture"
-            return None, [problem("place", case.mask, text)]
-    there = {int(value) for value in np.unique(labels)} - {0}
+    try:
+        labels = _on_scan(mask, scan, case.mask)
+    except _Misplaced as error:
+        return None, [problem(error.kind, case.mask, str(error))]
+    there = _values_in(labels)
     structures: dict[str, tuple[int, ...]] = {}
-    for name in case.structures:
-        values = tuple(
-            v for v, n in case.labels.items() if n == name and (v in there or (v == ANY and there))
-        )
+    for name, numbers in case.labels.items():
+        meant = [code for number in numbers for code in mask.codes.get(number, (number,))]
+        values = tuple(v for v in dict.fromkeys(meant) if v in there or (v == ANY and there))
         if values:
             structures[name] = values
     missing = tuple(name for name in case.structures if name not in structures)
@@ -102,6 +95,108 @@ def load_case(
         ]
         missing = ()  # the labelling itself is in doubt
     return LoadedCase(case, scan, labels, structures, missing), problems
+
+
+@dataclass(frozen=True, eq=False)
+class _Mask:
+    """Labels as a file holds them, where they lie, and what the numbers of segments stand for in them."""
+
+    labels: np.ndarray
+    affine: np.ndarray | None
+    codes: dict[int, tuple[int, ...]]
+    part: bool = False  # it may hold a part of the scan's grid only
+
+
+class _Misplaced(Exception):  # noqa: N818 - becomes a Problem
+    """A mask that does not lie on its scan; `kind` as in Problem."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        self.kind = kind
+        super().__init__(text)
+
+
+def _read(path: Path, reverse: bool) -> _Mask:
+    if suffix_of(path) == ".seg.nrrd" and segments_of(path):
+        held = read_segmentation(path)
+        labels = (held.labels == 0).astype(np.uint8) if reverse else held.labels
+        return _Mask(labels, held.affine, {} if reverse else held.codes, part=not reverse)
+    return _Mask(*read_mask(path, reverse), {})
+
+
+def _on_scan(mask: _Mask, scan: Scan, path: Path) -> np.ndarray:
+    """The labels in the scan's own index order. Raises _Misplaced.
+
+    A mask of the same grid whose axes are stored otherwise is turned; a segmentation that holds a part of the
+    grid is put where it lies. Everything else must be of the same size and lie where the scan does.
+    """
+    labels, affine = mask.labels, mask.affine
+    size = scan.voxels.shape[:2] if scan.kind == "picture" else scan.voxels.shape
+    by_size = _Misplaced("size", f"the mask has the size {_by(labels.shape)}, the picture {_by(size)}")
+    if affine is None or scan.kind == "picture":
+        if labels.shape != size:
+            raise by_size
+        return labels
+    target = scan.affine
+    if scan.place is not None and scan.place.itk and suffix_of(path) not in (".nii", ".nii.gz"):
+        target = np.reshape(scan.place.itk, (4, 4))  # what ITK's programs wrote lies where they see the scan
+    apart = _apart(target, affine, size) if labels.shape == size else np.inf
+    if apart <= 0.5:
+        return labels
+    turned = _turned(labels, np.linalg.inv(target) @ affine)
+    if turned is not None:
+        labels, start = turned
+        if labels.shape == size and start == (0, 0, 0):
+            return labels
+        if mask.part:
+            return _put(labels, start, size)
+    if labels.shape != size and not mask.part:
+        raise by_size
+    apart = min(apart, _apart(target, affine, size))
+    raise _Misplaced("place", f"the mask lies {apart:.1f} voxels away from the picture")
+
+
+def _turned(labels: np.ndarray, to_scan: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]] | None:
+    """(labels with the scan's axes, the scan's voxel of their first one), or None where the grids differ.
+
+    to_scan: (4, 4) voxel of the mask → voxel of the scan.
+    """
+    turn, shift = np.rint(to_scan[:3, :3]), to_scan[:3, 3]
+    if not ((np.abs(turn).sum(0) == 1).all() and (np.abs(turn).sum(1) == 1).all()):
+        return None
+    corners = np.array(np.meshgrid(*[(0, side - 1) for side in labels.shape])).reshape(3, -1)
+    off = (to_scan[:3, :3] - turn) @ corners + (shift - np.rint(shift))[:, None]
+    if np.abs(off).max() > 0.5:
+        return None
+    axes = [int(np.argmax(np.abs(turn[axis]))) for axis in range(3)]
+    backward = [bool(turn[axis, axes[axis]] < 0) for axis in range(3)]
+    labels = labels.transpose(axes)[tuple(np.s_[::-1] if each else np.s_[:] for each in backward)]
+    first = np.rint(shift).astype(int)
+    start = [int(first[axis]) - (labels.shape[axis] - 1 if backward[axis] else 0) for axis in range(3)]
+    return labels, (start[0], start[1], start[2])
+
+
+def _put(labels: np.ndarray, start: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray:
+    """A part of the grid in all of it, (I, J, K). Raises _Misplaced where labels lie outside."""
+    out = np.zeros(size, labels.dtype)
+    low = [max(0, first) for first in start]
+    high = [min(side, first + own) for side, first, own in zip(size, start, labels.shape, strict=True)]
+    inside = tuple(
+        slice(max(0, a - first), max(0, b - first)) for a, b, first in zip(low, high, start, strict=True)
+    )
+    held = labels[inside]
+    if np.count_nonzero(held) != np.count_nonzero(labels):
+        raise _Misplaced("place", "a part of the mask lies outside the picture")
+    if held.size:
+        out[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = held
+    return out
+
+
+def _values_in(labels: np.ndarray) -> set[int]:
+    """All values but zero; slice by slice, so that a large map needs no copy of itself."""
+    found: set[int] = set()
+    for part in np.moveaxis(labels, -1, 0) if labels.ndim > 2 else [labels]:
+        found.update(int(value) for value in np.unique(part))
+    return found - {0}
 
 
 def read_mask(path: Path, reverse: bool = False) -> tuple[np.ndarray, np.ndarray | None]:

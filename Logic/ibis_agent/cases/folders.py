@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ibis_agent.cases.case import ANY, Case, Problem, checked, names_for, plain_name
+from ibis_agent.cases.case import ANY, Case, Labels, Problem, checked, names_for, plain_name
 from ibis_agent.errors import InputError
 from ibis_agent.scan.checks import stem, suffix_of
 
@@ -16,7 +16,7 @@ _IMAGE_FOLDERS = ("images", "imagesTr", "image", "imgs", "volumes", "scans")
 _MASK_FOLDERS = ("masks", "labels", "labelsTr", "mask", "label", "gts", "annotations")
 
 
-def in_folder(root: Path, names: dict[int, str] | None) -> Iterator[Case | Problem]:
+def in_folder(root: Path, names: Labels | None) -> Iterator[Case | Problem]:
     for images in _IMAGE_FOLDERS:
         for masks in _MASK_FOLDERS:
             if (root / images).is_dir() and (root / masks).is_dir():
@@ -31,31 +31,38 @@ def in_folder(root: Path, names: dict[int, str] | None) -> Iterator[Case | Probl
             name = f"{path.parent.parent.relative_to(root).as_posix()}/{stem(path)}".removeprefix("./")
             if len(beside) == 1:
                 taken.add(beside[0])
-                labels = {ANY: plain_name(stem(path))}
+                labels: Labels = {plain_name(stem(path)): (ANY,)}
                 yield from checked(Case(name, beside[0], path, labels))
             else:
                 text = f"{len(beside)} scans lie beside its folder, one is needed"
                 yield Problem("missing", name, str(path), text)
     rest = [each for each in paths if each not in taken]
     bare_names = {path: bare for path in rest if (bare := _without_ending(path)) is not None}
-    unmatched = {_key(root, path): path for path in rest if path not in bare_names}
+    unmatched: dict[str, list[Path]] = {}
+    for path in rest:
+        if path not in bare_names:
+            unmatched.setdefault(_key(root, path), []).append(path)
+    matched: set[str] = set()
     for path, bare in bare_names.items():
         key = _key(root, path.with_name(bare + suffix_of(path)))
-        image = unmatched.pop(key, None)
-        if image is None:
+        if key in matched:
+            yield Problem("duplicate", key, str(path), f"a second mask of the same name: {path.name}")
+            continue
+        those = sorted(unmatched.pop(key, []), key=lambda each: suffix_of(each) != suffix_of(path))
+        if not those:
             yield Problem("missing", key, str(path), f"there is no picture {bare} for the mask {path.name}")
-        else:
-            yield from _case_of(root, key, image, path, names)
-    for key, path in unmatched.items():
+            continue
+        matched.add(key)
+        yield from _second_images(key, those)
+        yield from _case_of(root, key, those[0], path, names)
+    for key, path in ((name, each) for name, those in unmatched.items() for each in those):
         if suffix_of(path) == ".npz":
             yield from _case_of(root, key, path, path, names)
         else:
             yield Problem("missing", key, str(path), "there is no mask for it")
 
 
-def _two_folders(
-    root: Path, images: Path, masks: Path, names: dict[int, str] | None
-) -> Iterator[Case | Problem]:
+def _two_folders(root: Path, images: Path, masks: Path, names: Labels | None) -> Iterator[Case | Problem]:
     found: dict[str, list[Path]] = {}
     inside: dict[str, list[tuple[Path, str]]] = {}  # masks/STRUCTURE/NAME, by NAME
     for path in _scans_in(masks):
@@ -65,8 +72,21 @@ def _two_folders(
         if slash:
             inside.setdefault(rest, []).append((path, structure))
     used: set[Path] = set()
+    pictures: dict[str, list[Path]] = {}
+    channels = images.name.startswith("imagesT") or (root / "dataset.json").is_file()
     for image in _scans_in(images):
-        key = re.sub(r"_0000$", "", (image.parent.relative_to(images) / stem(image)).as_posix())
+        key = (image.parent.relative_to(images) / stem(image)).as_posix()
+        channel = re.fullmatch(r"(.*)_(\d{4})", key) if key not in found else None
+        if channel is not None and channel[2] == "0000":
+            key = channel[1]
+        elif channel is not None and channels:
+            first = image.with_name(image.name.replace(f"_{channel[2]}.", "_0000."))
+            if first.is_file():
+                continue  # a further channel of the same case: the first one is asked about
+        pictures.setdefault(key, []).append(image)
+    for key, those in pictures.items():
+        image = those[0]
+        yield from _second_images(key, those)
         own = found.get(key, [])
         split = [each for each in inside.get(key, []) if each[0] not in own]
         for path in own[:1]:
@@ -78,7 +98,7 @@ def _two_folders(
             yield Problem("duplicate", key, str(path), text)
         for path, structure in split:
             used.add(path)
-            yield from checked(Case(f"{key}/{structure}", image, path, {ANY: plain_name(structure)}))
+            yield from checked(Case(f"{key}/{structure}", image, path, {plain_name(structure): (ANY,)}))
         if not own and not split:
             yield Problem("missing", key, str(image), "there is no mask for it")
     for key, paths in found.items():
@@ -87,9 +107,14 @@ def _two_folders(
                 yield Problem("missing", key, str(path), f"there is no picture for the mask {path.name}")
 
 
-def _case_of(
-    root: Path, key: str, image: Path, mask: Path, names: dict[int, str] | None
-) -> Iterator[Case | Problem]:
+def _second_images(key: str, images: list[Path]) -> Iterator[Problem]:
+    """What is told of images of one name: only the first of them is used."""
+    for image in images[1:]:
+        text = f"a second image of the same name: {image.name}, {images[0].name} is used"
+        yield Problem("duplicate", key, str(image), text)
+
+
+def _case_of(root: Path, key: str, image: Path, mask: Path, names: Labels | None) -> Iterator[Case | Problem]:
     try:
         labels, own = names_for(mask, root, names)
     except InputError as error:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ibis_agent.cases.case import ANY, Case, Problem, checked, label_value, names_for, plain_name, read_labels
+from ibis_agent.cases.case import (
+    ANY,
+    Case,
+    Labels,
+    Problem,
+    checked,
+    label_value,
+    names_for,
+    plain_name,
+    read_labels,
+)
 from ibis_agent.errors import InputError
 from ibis_agent.fields import read_json
 from ibis_agent.scan.checks import stem
@@ -28,11 +39,10 @@ _COLUMNS = (
 )
 
 
-def in_csv(path: Path, names: dict[int, str] | None) -> Iterator[Case | Problem]:
+def in_csv(path: Path, names: Labels | None) -> Iterator[Case | Problem]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        dialect = csv.Sniffer().sniff(text[:4096], ",;\t") if text.strip() else csv.excel
-        rows = list(csv.DictReader(io.StringIO(text), dialect=dialect))
+        text = _text(path.read_bytes())
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text)))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             "cannot be read as CSV", file=path, value=error, remedy="Save it as UTF-8."
@@ -42,7 +52,28 @@ def in_csv(path: Path, names: dict[int, str] | None) -> Iterator[Case | Problem]
         yield from _from_row({k: v for k, v in row.items() if v not in (None, "")}, number, path, names)
 
 
-def in_json(path: Path, names: dict[int, str] | None) -> Iterator[Case | Problem]:
+def _text(data: bytes) -> str:
+    """The file's text, also as spreadsheets save it: UTF-16, or the alphabet of Windows in Western Europe; their
+    first line `sep=;` left out.
+    """
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        text = data.decode("utf-16")
+    else:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = data.decode("cp1252")
+    first, _, rest = text.partition("\n")
+    return rest if re.fullmatch(r"sep=.\s*", first) else text
+
+
+def _delimiter(text: str) -> str:
+    """What stands most often between the names of the columns."""
+    header = text.partition("\n")[0]
+    return max(",;\t", key=header.count)
+
+
+def in_json(path: Path, names: Labels | None) -> Iterator[Case | Problem]:
     content = read_json(path, remedy="A manifest is a list of objects with image and mask.")
     if isinstance(content, Mapping):
         if isinstance(content.get("labels"), Mapping):
@@ -67,9 +98,7 @@ def _check_columns(columns: Any, path: Path) -> None:
         )
 
 
-def _from_row(
-    row: dict[str, Any], number: int, path: Path, names: dict[int, str] | None
-) -> Iterator[Case | Problem]:
+def _from_row(row: dict[str, Any], number: int, path: Path, names: Labels | None) -> Iterator[Case | Problem]:
     name = str(row.get("id", f"{'row' if path.suffix.lower() == '.csv' else 'entry'} {number}"))
     try:
         unknown = [each for each in row if each not in _COLUMNS]
@@ -78,7 +107,7 @@ def _from_row(
         for key in ("image", "mask"):
             if not isinstance(row.get(key), str):
                 raise InputError(f"names no {key}")
-        image, mask = (path.parent / row[key] for key in ("image", "mask"))
+        image, mask = (_beside(path, row[key]) for key in ("image", "mask"))
         labels, own = _labels_of_row(row, path, mask), True
         if not labels:
             labels, own = names_for(mask, path.parent, names)
@@ -95,13 +124,19 @@ def _from_row(
     yield from checked(Case(name, image, mask, labels, window, reverse, own))
 
 
-def _labels_of_row(row: dict[str, Any], path: Path, mask: Path) -> dict[int, str]:
+def _beside(path: Path, name: str) -> Path:
+    """A path of the manifest, relative to it; written on Windows it is read elsewhere too."""
+    found = path.parent / name
+    return found if "\\" not in name or found.exists() else path.parent / name.replace("\\", "/")
+
+
+def _labels_of_row(row: dict[str, Any], path: Path, mask: Path) -> Labels:
     if "structure" in row:
         value = row.get("value", ANY)
         whole = label_value(value)
         if whole is None or whole == 0:
             raise InputError("value must be a whole number but 0", value=value)
-        return {whole: plain_name(str(row["structure"]))}
+        return {plain_name(str(row["structure"])): (whole,)}
     labels = row.get("labels")
     if labels is None:
         return {}
@@ -109,7 +144,7 @@ def _labels_of_row(row: dict[str, Any], path: Path, mask: Path) -> dict[int, str
         parts = (each.split("=", 1) for each in labels.split(";") if each.strip())
         labels = {part[0].strip(): part[1].strip() if len(part) > 1 else "" for part in parts}
     elif isinstance(labels, str):
-        return read_labels(path.parent / labels)
+        return read_labels(_beside(path, labels))
     return read_labels(path, labels)
 
 
@@ -121,5 +156,5 @@ def single_case(image: Path, mask: Path, names: Path | None = None) -> Case:
     for file in (image, mask):
         if not file.exists():
             raise InputError("there is no such file", file=file, remedy="Check the path.")
-    labels, own = ({ANY: "structure"}, True) if names is None else (read_labels(names), True)
-    return Case(stem(image), image, mask, labels, own_labels=own)
+    labels: Labels = {"structure": (ANY,)} if names is None else read_labels(names)
+    return Case(stem(image), image, mask, labels, own_labels=True)

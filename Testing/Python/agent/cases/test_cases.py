@@ -66,7 +66,7 @@ def test_pairs_beside_each_other_are_found(tmp_path: Path) -> None:
     write(tmp_path / "labels.json", LABELS)
     cases, problems = read_cases(tmp_path)
     assert [case.id for case in cases] == ["a", "deep/b"] and problems == []
-    assert cases[0].labels == {1: "liver", 2: "left kidney"} and not cases[0].own_labels
+    assert cases[0].labels == {"liver": (1,), "left kidney": (2,)} and not cases[0].own_labels
 
 
 def test_folders_of_images_and_of_labels_are_found_with_a_channel_in_the_name(tmp_path: Path) -> None:
@@ -86,11 +86,11 @@ def test_a_folder_of_masks_for_each_structure_gives_a_case_for_each(tmp_path: Pa
     label_map(tmp_path / "other" / "s1" / "segmentations" / "kidney_right.nii.gz")
     cases, _ = read_cases(tmp_path)
     assert [(case.id, case.labels) for case in cases] == [
-        ("x/liver", {ANY: "liver"}),
-        ("x/spleen", {ANY: "spleen"}),
+        ("x/liver", {"liver": (ANY,)}),
+        ("x/spleen", {"spleen": (ANY,)}),
     ]
     cases, _ = read_cases(tmp_path / "other")
-    assert [(case.id, case.labels) for case in cases] == [("s1/kidney_right", {ANY: "right kidney"})]
+    assert [(case.id, case.labels) for case in cases] == [("s1/kidney_right", {"right kidney": (ANY,)})]
 
 
 def test_a_csv_and_a_json_manifest_say_the_same(tmp_path: Path) -> None:
@@ -117,8 +117,8 @@ def test_a_csv_and_a_json_manifest_say_the_same(tmp_path: Path) -> None:
     ]
     from_json, more = read_cases(write(tmp_path / "list.json", entries))
     assert from_csv == from_json and problems == more == []
-    assert from_csv[0].labels == {1: "liver", 2: "left kidney"} and from_csv[0].window == (-100, 200)
-    assert from_csv[1].labels == {255: "lesion"} and from_csv[1].reverse
+    assert from_csv[0].labels == {"liver": (1,), "left kidney": (2,)} and from_csv[0].window == (-100, 200)
+    assert from_csv[1].labels == {"lesion": (255,)} and from_csv[1].reverse
 
 
 def test_all_that_can_be_wrong_with_a_case_is_told_by_its_name_and_the_others_are_used(

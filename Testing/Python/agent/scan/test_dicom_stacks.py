@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dicom_files import CT_IMAGE, write_frames, write_slice
+from dicom_files import write_frames, write_slice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ibis_agent.errors import InputError
@@ -246,4 +246,3 @@ def test_a_segmentation_beside_a_series_is_no_second_series(tmp_path: Path) -> N
     write_slice(tmp_path / "seg.dcm", RAW[0], None, (), "1.2.77", "1.2.840.10008.5.1.4.1.1.66.4")
     assert load_scan(tmp_path).voxels.shape == (10, 8, 3)
     refused(tmp_path / "seg.dcm", "no image", "Segmentation")
-    assert CT_IMAGE
