@@ -7,6 +7,7 @@ policy.reply(observe(policy.card, Situation(rgb, "Segment the liver")))
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,9 +43,12 @@ def find(
         from ibis_agent.policy.remote.source import RemoteAddress
 
         return RemoteAddress(where, model, card, agreed)
+    from ibis_agent.policy.generic.source import GenericFolder, model_type_of
     from ibis_agent.policy.qwen25.source import Qwen25Folder, demo_folder
 
-    return Qwen25Folder(demo_folder() if where is None or where == DEMO else where)
+    folder = demo_folder() if where is None or where == DEMO else Path(where)
+    kind = model_type_of(folder)
+    return Qwen25Folder(folder) if kind in ("", "qwen2_5_vl") else GenericFolder(folder)
 
 
 def open(

@@ -84,10 +84,13 @@ class PolicyFolder:
         return self.config.get("text_config") or self.config
 
 
-def look_into(folder: str | os.PathLike[str], weights_only: bool = False) -> PolicyFolder:
+def look_into(
+    folder: str | os.PathLike[str], weights_only: bool = False, model_type: str | None = _ARCHITECTURE
+) -> PolicyFolder:
     """Check a policy's folder: architecture, every file present and whole. Loads nothing.
 
-    weights_only: a checkpoint of a training, which has no tokenizer; only its weights are asked for.
+    weights_only: a checkpoint of a training, which has no tokenizer; only its weights are asked for. model_type: the
+    architecture that it has to have; None for any.
 
     Raises ModelError naming the file, what is wrong and the remedy.
     """
@@ -98,7 +101,7 @@ def look_into(folder: str | os.PathLike[str], weights_only: bool = False) -> Pol
             "is not a folder" if folder.exists() else "does not exist", file=folder, remedy=remedy
         )
     refuse_other_formats(folder)
-    config = _config(folder)
+    config = _config(folder, model_type)
     files, promised = _files(folder)
     stamps = tuple(stamp_of(path) for path in files)
     tensors = _tensors(folder, files, promised)
@@ -194,7 +197,7 @@ def _settings_of(folder: Path, config: dict[str, Any], tokenizer: Iterable[Path]
     return digest.hexdigest()
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _config(folder: Path, model_type: str | None) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         if (folder / "adapter_config.json").is_file():
@@ -207,7 +210,7 @@ def _config(folder: Path) -> dict[str, Any]:
         raise ModelError("config.json is missing: this is not a policy's folder", file=folder, remedy=remedy)
     config = read_json(path)
     kind = config.get("model_type")
-    if kind != _ARCHITECTURE:
+    if model_type is not None and kind != model_type:
         raise ModelError(
             "is not a Qwen2.5-VL model",
             file=path,

@@ -7,7 +7,6 @@ folder before it is loaded in policy.folder. Torch is imported when a policy is 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,10 @@ from ibis_agent.errors import InputError, ModelError
 from ibis_agent.policy.card import ModelCard, load_card
 from ibis_agent.policy.contract import IsCancelled, OnText, Turn
 from ibis_agent.policy.folder import PolicyFolder, look_into
+from ibis_agent.policy.machine import device_of, precision_for, run_error
 from ibis_agent.policy.messages import build_messages, pictures_of
 from ibis_agent.policy.qwen25.shape import read_shape
 from ibis_agent.policy.required_memory import (
-    PRECISIONS,
-    NotEnoughMemoryError,
     check_memory,
     check_request,
 )
@@ -75,8 +73,8 @@ class LocalPolicy:
         card = load_card(folder)
         found = look_into(folder)
         read_shape(found.config, found.folder / "config.json")
-        device = _device(device)
-        precision = _precision(found, device, precision, card.max_new_tokens)
+        device = device_of(device)
+        precision = precision_for(found, device, precision, card.max_new_tokens)
         check_memory(found, precision, device, card.max_new_tokens)
         from ibis_agent.policy.qwen25.build import build
         from ibis_agent.policy.qwen25.chat import Chat
@@ -87,7 +85,7 @@ class LocalPolicy:
         except ModelError:
             raise
         except (MemoryError, RuntimeError) as error:
-            raise _run_error(error, found.folder) from error
+            raise run_error(error, found.folder) from error
         return cls(network, chat, card, found, device, precision)
 
     @functools.cached_property
@@ -122,70 +120,5 @@ class LocalPolicy:
                 request, min(room, self.card.max_new_tokens), on_text, cancelled, reply_is_complete
             )
         except (MemoryError, RuntimeError) as error:
-            raise _run_error(error, None) from error
+            raise run_error(error, None) from error
         return self.last.text
-
-
-def _device(device: str) -> str:
-    torch = _torch()
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
-        raise InputError("unknown device", value=device, remedy='Choose "auto", "cpu" or "cuda".')
-    if kind == "cuda" and (not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count()):
-        raise InputError(
-            "this machine has no such CUDA device, or torch was installed without CUDA",
-            value=device,
-            remedy='Choose "cpu", or install a CUDA build of torch.',
-        )
-    return device
-
-
-def _precision(found: PolicyFolder, device: str, precision: str, max_new_tokens: int) -> str:
-    if precision != "auto":
-        if precision not in PRECISIONS:
-            raise InputError(
-                "unknown precision", value=precision, remedy=f"Choose auto, {', '.join(PRECISIONS)}."
-            )
-        if precision == "int4" and not importlib.util.find_spec("bitsandbytes"):
-            raise ModelError(
-                "the precision int4 needs bitsandbytes",
-                remedy="pip install bitsandbytes, or choose another precision.",
-            )
-        return precision
-    if device.startswith("cuda"):
-        return "bf16" if _torch().cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    try:
-        check_memory(found, "fp32", device, max_new_tokens)
-    except NotEnoughMemoryError:
-        return "bf16"
-    return "fp32"
-
-
-def _run_error(error: Exception, folder: object) -> ModelError:
-    """A failure of torch in words: out of memory, or something else."""
-    text = _first_line(error)
-    low = text.lower()
-    if isinstance(error, MemoryError) or "out of memory" in low or "can't allocate memory" in low:
-        return NotEnoughMemoryError(
-            "there was not enough memory",
-            value=text,
-            remedy='Choose a lower precision such as "int4", a smaller picture, or less history.',
-        )
-    return ModelError(f"the model failed: {text}", file=None if folder is None else str(folder))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise ModelError(
-            "torch is not installed",
-            remedy="Install the models' software: make venv in the checkout, or Install in Slicer's panel.",
-        ) from error
-    return torch

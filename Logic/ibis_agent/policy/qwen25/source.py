@@ -54,6 +54,7 @@ class Qwen25Folder:
             "folder": str(self.folder),
             "model": f"{self.kind}, {count_words(found.parameters)} parameters",
             "stored": f"{found.stored_as}, {gigabytes(found.stored_bytes)} in {files}",
+            "way": "its own network: fast, reads a turn's beginning once",
             "sha256": found.sha256,
             "card": CARD_NAME if has_card else "none: the published settings are used",
             "memory to run": ", ".join(needed),

@@ -1,0 +1,124 @@
+"""A folder of a vision-language model other than Qwen2.5-VL: whether transformers knows it, and how it is opened."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ibis_agent.errors import ModelError
+from ibis_agent.policy.folder import PolicyFolder, look_into, read_json
+from ibis_agent.policy.machine import device_of, precision_for, run_error
+from ibis_agent.policy.qwen25.source import Qwen25Folder
+from ibis_agent.policy.required_memory import check_memory
+
+if TYPE_CHECKING:
+    from ibis_agent.policy.generic.generic import GenericPolicy
+
+
+class GenericFolder(Qwen25Folder):
+    """A folder of weights that runs through transformers; see policy.find."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        super().__init__(folder)
+        self.model_type = model_type_of(self.folder)
+        self.kind = self.model_type
+
+    def inspect(self) -> PolicyFolder:
+        """See folder.look_into."""
+        return look_into(self.folder, model_type=None)
+
+    def check(self) -> None:
+        """Raises ModelError for what `open` would refuse in the files."""
+        self.inspect()
+        self._known()
+
+    def facts(self) -> dict[str, str]:
+        """See contract.PolicySource."""
+        way = f"transformers' own processor and generate: the fast way is for Qwen2.5-VL, this is {self.model_type}"
+        return {**super().facts(), "way": way}
+
+    def open(self, device: str = "auto", precision: str = "auto") -> GenericPolicy:  # type: ignore[override]
+        """Check this machine, then load; see policy.open."""
+        card, found = self.card, self.inspect()
+        self._known()
+        if precision == "int4":
+            raise ModelError(
+                "int4 is for Qwen2.5-VL",
+                value=self.model_type,
+                remedy="Choose another precision, or serve the model and name the server with --policy.",
+            )
+        device = device_of(device)
+        precision = precision_for(found, device, precision, card.max_new_tokens)
+        check_memory(found, precision, device, card.max_new_tokens)
+        from ibis_agent.policy.generic.generic import GenericPolicy
+        from ibis_agent.policy.generic.processor import Conversations
+
+        chat = Conversations.load(self.folder, self.model_type)
+        try:
+            model = self._load(found, precision).to(device)
+        except ModelError:
+            raise
+        except (MemoryError, RuntimeError) as error:
+            raise run_error(error, self.folder) from error
+        except Exception as error:  # the libraries raise all kinds for files that do not fit together
+            raise ModelError(
+                "cannot be loaded",
+                file=self.folder,
+                value=f"{type(error).__name__}: {error}"[:200],
+                remedy="Take config.json and the weights from the same model.",
+            ) from error
+        return GenericPolicy(model.eval().requires_grad_(False), chat, card, found, device, precision)
+
+    def _known(self) -> None:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+        if self.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+            import transformers
+
+            raise ModelError(
+                "is not a vision-language model that the installed transformers knows",
+                file=self.folder / "config.json",
+                value=f"model_type {self.model_type}, transformers {transformers.__version__}",
+                remedy="A newer transformers may; or serve it, and name the server with --policy.",
+            )
+
+    def _load(self, found: PolicyFolder, precision: str) -> Any:
+        from transformers import AutoConfig, AutoModelForImageTextToText
+
+        from ibis_agent.policy.generic.generic import TYPES
+        from ibis_agent.policy.qwen25.reference import no_progress_bar
+
+        # The configuration by its class: a folder's own code is never looked for, whatever its files say.
+        values = {key: value for key, value in found.config.items() if key not in ("auto_map", "model_type")}
+        config = AutoConfig.for_model(self.model_type, **values)
+        with no_progress_bar():
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                found.folder,
+                config=config,
+                dtype=TYPES[precision],
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        model, report = loaded
+        bad = sorted(report["missing_keys"]) or sorted(
+            str(each[0]) for each in report.get("mismatched_keys") or ()
+        )
+        if bad:  # transformers would go on with random numbers in their place
+            raise ModelError(
+                f"{len(bad)} tensors that the configuration asks for are missing or of another size",
+                file=found.folder,
+                value=bad[0],
+                remedy="Take config.json and the weights from the same model.",
+            )
+        return model
+
+
+def model_type_of(folder: Path) -> str:
+    """What config.json says; empty where there is none, or none that can be read."""
+    try:
+        return str(read_json(folder / "config.json").get("model_type") or "")
+    except ModelError:
+        return ""

@@ -1,0 +1,77 @@
+"""What this machine can do for a policy: its device, the numbers it computes in, and what its failures mean."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from ibis_agent.errors import InputError, ModelError
+from ibis_agent.policy.folder import PolicyFolder
+from ibis_agent.policy.required_memory import PRECISIONS, NotEnoughMemoryError, check_memory
+
+
+def device_of(device: str) -> str:
+    """ "cpu", "cuda" or "cuda:1" for a name, "auto" among them. Raises InputError, ModelError without torch."""
+    torch = _torch()
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise InputError("unknown device", value=device, remedy='Choose "auto", "cpu" or "cuda".')
+    if kind == "cuda" and (not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count()):
+        raise InputError(
+            "this machine has no such CUDA device, or torch was installed without CUDA",
+            value=device,
+            remedy='Choose "cpu", or install a CUDA build of torch.',
+        )
+    return device
+
+
+def precision_for(found: PolicyFolder, device: str, precision: str, max_new_tokens: int) -> str:
+    """What "auto" means for a folder on a device; other names are checked. Raises InputError, ModelError."""
+    if precision != "auto":
+        if precision not in PRECISIONS:
+            raise InputError(
+                "unknown precision", value=precision, remedy=f"Choose auto, {', '.join(PRECISIONS)}."
+            )
+        if precision == "int4" and not importlib.util.find_spec("bitsandbytes"):
+            raise ModelError(
+                "the precision int4 needs bitsandbytes",
+                remedy="pip install bitsandbytes, or choose another precision.",
+            )
+        return precision
+    if device.startswith("cuda"):
+        return "bf16" if _torch().cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    try:
+        check_memory(found, "fp32", device, max_new_tokens)
+    except NotEnoughMemoryError:
+        return "bf16"
+    return "fp32"
+
+
+def run_error(error: Exception, folder: object) -> ModelError:
+    """A failure of torch in words: out of memory, or something else."""
+    text = _first_line(error)
+    low = text.lower()
+    if isinstance(error, MemoryError) or "out of memory" in low or "can't allocate memory" in low:
+        return NotEnoughMemoryError(
+            "there was not enough memory",
+            value=text,
+            remedy='Choose a lower precision such as "int4", a smaller picture, or less history.',
+        )
+    return ModelError(f"the model failed: {text}", file=None if folder is None else str(folder))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise ModelError(
+            "torch is not installed",
+            remedy="Install the models' software: make venv in the checkout, or Install in Slicer's panel.",
+        ) from error
+    return torch
