@@ -9,7 +9,8 @@ What is read, and how doubts are settled:
   over.
 - A missing `</action>` is forgiven where the action is plainly complete (a closed bracket, or Terminate), and
   so are missing action tags where a stretch of text outside all tags begins with an action.
-  A click that stops in the middle of a number is never guessed.
+  A click that stops in the middle of a number is never guessed: without its closing bracket only `</action>`
+  says that it is whole, and then no number may end in its point.
 - Coordinates are numbers from 0 to 1; percentages, pixels and whatever else is refused, with the reason.
 - Full-width digits, brackets and commas are read as their ASCII forms.
 
@@ -168,7 +169,7 @@ def _scan(text: str) -> _Found:
         if inside == "think":
             thoughts.append(piece)
         elif inside == "action" and found.action is None:
-            action = _read_action(piece, cut=tag is None)
+            action = _read_action(piece, cut=name != "/action")
             if isinstance(action, ReplyError):
                 found.error = found.error or action
             else:
@@ -208,7 +209,7 @@ def _name(tag: re.Match[str] | None) -> str:
 
 
 def _read_action(body: str, *, cut: bool) -> Action | ReplyError:
-    """The action that `body` begins with, or why there is none. `cut`: the text may have been cut off here.
+    """The action that `body` begins with, or why there is none. `cut`: no `</action>` says that it is whole.
 
     What follows a click is passed over; nothing but decoration may follow Terminate.
     """
@@ -222,7 +223,7 @@ def _read_action(body: str, *, cut: bool) -> Action | ReplyError:
             return _refused("a click needs two numbers, as in Positive Point (0.4213, 0.5500)", body)
         return _refused("this is not an action", body)
     sign, opened, x, x_percent, y, y_percent, shut = click.groups()
-    if cut and not shut:
+    if not shut and (cut or x.endswith(".") or y.endswith(".")):
         return _refused("the click was cut off before its closing bracket", body)
     left_open = opened and not shut and start[click.end() :].strip(_DECORATION)
     if left_open or (opened and shut and shut != _BRACKETS[opened]):

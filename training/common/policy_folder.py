@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from ibis_agent.errors import InputError, OutputError
 from ibis_agent.files import check_writable_folder, output_error, write_json
-from ibis_agent.policy.card import ModelCard, save_card
+from ibis_agent.policy.card import WITHOUT_CARD, ModelCard, save_card
 from ibis_agent.policy.folder import PolicyFolder, look_into, read_json
 from ibis_agent.policy.qwen25.reference import no_progress_bar
 
@@ -158,5 +158,10 @@ def write_policy(
 
 
 def named(card: ModelCard, name: str, origin: str) -> ModelCard:
-    """The card of a policy that was trained from that of `card`."""
-    return dataclasses.replace(card, name=name or f"{card.name}, fine-tuned", origin=origin)
+    """The card of a policy that was trained from that of `card`.
+
+    It is decoded as it was trained and sampled, without the repetition penalty that its base's folder may hold.
+    """
+    note = "" if card.note == WITHOUT_CARD else card.note
+    new = name or f"{card.name}, fine-tuned"
+    return dataclasses.replace(card, name=new, origin=origin, note=note, generation_config=False)

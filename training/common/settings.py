@@ -67,24 +67,52 @@ def _load(path: Path) -> dict[str, Any]:
         raise InputError(f"is not YAML: {text}", file=path, remedy="Correct that place.") from error
     if not isinstance(values, dict):
         raise InputError(
-            "holds no settings", file=path, value=values, remedy="Write one `key: value` a line."
+            "holds no settings", file=path, value=_bare(values), remedy="Write one `key: value` a line."
         )
     return values
 
 
+@dataclasses.dataclass(frozen=True)
+class _Scalar:
+    """What YAML takes for a number, a date, a truth value or nothing, with the text that stands there.
+
+    A folder may be called 2026-11-24, 1_000 or 0x1F: which of the two is meant, the field says.
+    """
+
+    value: Any
+    text: str
+
+
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, which YAML would settle in silence."""
+    """Keeps the text of every scalar; refuses a key that stands twice, which YAML would settle in silence."""
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep=deep)
+        except ValueError:  # such as a date of the thirteenth month
+            value = node.value
+        scalar = isinstance(node, yaml.ScalarNode) and not isinstance(value, str)
+        return _Scalar(value, node.value) if scalar else value
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            key = _bare(self.construct_object(key_node, deep=True))
             if isinstance(key, (list, dict)) or key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands twice", key_node.start_mark
                 )
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        return {_bare(key): value for key, value in super().construct_mapping(node, deep).items()}
+
+
+def _bare(value: Any, text: bool = False) -> Any:
+    """Without the wrapping of scalars, at any depth: their values, or with `text` what stands there."""
+    if isinstance(value, _Scalar):
+        return value.text if text else value.value
+    if isinstance(value, dict):
+        return {key: _bare(each, text) for key, each in value.items()}
+    return [_bare(each, text) for each in value] if isinstance(value, list) else value
 
 
 def _apply(values: dict[str, Any], change: str) -> None:
@@ -109,7 +137,7 @@ def _apply(values: dict[str, Any], change: str) -> None:
 def _dataclass(values: Any, kind: type[T], prefix: str, file: str | None) -> T:
     if not isinstance(values, Mapping):
         raise InputError(
-            f"{prefix[:-1]} must have parts", file=file, value=values, remedy="Indent `key: value`."
+            f"{prefix[:-1]} must have parts", file=file, value=_bare(values), remedy="Indent `key: value`."
         )
     fields = {each.name: each for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(kind)
@@ -135,6 +163,7 @@ def _value(value: Any, hint: Any, key: str, file: str | None) -> Any:
     if dataclasses.is_dataclass(hint):
         return _dataclass(value, typing.cast(type, hint), key + ".", file)
     if origin is Literal:
+        value = _bare(value, text=str(_bare(value)) not in map(str, parts))
         if value not in parts or isinstance(value, bool):
             near = difflib.get_close_matches(str(value), [str(part) for part in parts], n=1)
             remedy = f"Did you mean {near[0]}?" if near else "Choose one of them."
@@ -143,7 +172,7 @@ def _value(value: Any, hint: Any, key: str, file: str | None) -> Any:
             )
         return value
     if origin in (Union, types.UnionType):
-        if value is None:
+        if _bare(value) is None:
             if type(None) in parts:
                 return None
             raise _wrong(value, "given", key, file)
@@ -159,6 +188,7 @@ def _value(value: Any, hint: Any, key: str, file: str | None) -> Any:
             for n, (one, kind) in enumerate(zip(values, kinds, strict=True))
         )
     if origin is dict or hint is dict:
+        value = _bare(value)
         if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
             raise _wrong(value, "`key: value` lines", key, file)
         return value
@@ -166,6 +196,7 @@ def _value(value: Any, hint: Any, key: str, file: str | None) -> Any:
 
 
 def _plain(value: Any, hint: Any, key: str, file: str | None) -> Any:
+    value = _bare(value, text=hint in (Path, str))
     if hint is Path and isinstance(value, str) and value.strip():
         return Path(value).expanduser()
     if hint is float and isinstance(value, str):
@@ -196,4 +227,4 @@ def _limits(value: Any, limits: Mapping[str, float], key: str, file: str | None)
 
 
 def _wrong(value: Any, expected: str, key: str, file: str | None) -> InputError:
-    return InputError(f"{key} must be {expected}", file=file, value=value, remedy="Correct it.")
+    return InputError(f"{key} must be {expected}", file=file, value=_bare(value), remedy="Correct it.")

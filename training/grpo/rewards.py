@@ -1,9 +1,13 @@
 """Rewards, each one a pure function: the published ones exactly, and the house's variants of them.
 
 The published functions (`published_*`, `answer`, `placement`, `improvement`, `length`) give what the published
-reward code gives, number for number. Two of them need a variant here: its format reward wants line breaks
-inside the tags and the word `Termination`, which our replies do not have (`house_format`), and its rows knew
-neither the IoU before the action nor the number of the step, which are real in a rollout.
+reward code gives, number for number, on any reply. What they are given is where a rollout differs from the
+published rows, and why:
+- the masks are those of the rollout; the published code asks a server, without the mask before;
+- the IoU before the action and the number of the step are real; the published rows lack both, so that there
+  improvement is judged against 0 and length is 0. Give 0 and None to get the same.
+Its format reward wants line breaks inside the tags and the word `Termination`, which our replies do not have:
+`house_format` is its variant for them.
 
 What becomes of rewards (sums, advantages) is in objective; where the states come from, in rollouts.
 """
@@ -22,46 +26,42 @@ from training.rollouts.state import State
 OPTIMAL_STEPS = 5
 ANSWER_LEVELS = ((0.80, 3.0), (0.70, 2.0), (0.50, 1.0))
 
-_THINK = re.compile(r"<think>\n.*?\n</think>", re.DOTALL)
+# The published rules, whose parts read one reply in two ways: what is well formed may have white space around
+# the action, what is scored may not; and the first action decides the form, but any scored one the score.
+_SHOWN = re.compile(r"<think>\n.*?\n</think>\n\s*<action>\n.*?\n</action>", re.DOTALL)
 _ACTION = re.compile(r"<action>\n(.*?)\n</action>", re.DOTALL)
-_NUMBER = r"\s*(\d{1,20}(?:\.\d{1,40})?)\s*"
-_POINT = re.compile(rf"(Positive|Negative) Point \({_NUMBER},{_NUMBER}\)", re.ASCII)
-_ANSWER = re.compile(r"<answer>.*?</answer>", re.DOTALL)
+_FRACTION = r"\s*(0(?:\.\d+)?|1(?:\.0+)?)\s*"
+_POINT = re.compile(rf"(Positive|Negative) Point \({_FRACTION},{_FRACTION}\)")
+_SCORED_POINT = re.compile(rf"<action>\n{_POINT.pattern}\n</action>")
+_SCORED_END = re.compile(r"<action>\n\s*Termination\s*\n</action>")
 
 
 def published_action(reply: str) -> Action | None:
-    """The action by the published strict reading: on a line of its own inside its tags, `Termination` to end."""
-    found = _ACTION.search(reply)
-    if found is None:
-        return None
-    text = found[1].strip()
-    if text == "Termination":
-        return Terminate()
-    point = _POINT.fullmatch(text)
-    if point is None:
-        return None
-    x, y = float(point[2]), float(point[3])
-    return Click(x, y, point[1] == "Positive") if 0 <= x <= 1 and 0 <= y <= 1 else None
+    """The action that the published code scores: a click anywhere on a line of its own in its tags, else the end."""
+    point = _SCORED_POINT.search(reply)
+    if point is not None:
+        return Click(float(point[2]), float(point[3]), point[1] == "Positive")
+    return Terminate() if _SCORED_END.search(reply) else None
 
 
 def published_think_format(reply: str) -> float:
-    """1 where the thinking stands on lines of its own between its tags, else 0."""
-    return float(_THINK.search(reply) is not None)
+    """1 where thinking and then an action stand on lines of their own between their tags, else 0."""
+    return float(_SHOWN.search(reply) is not None)
 
 
 def published_point_format(reply: str) -> float:
-    """1 where `published_action` reads an action, else 0."""
-    return float(published_action(reply) is not None)
+    """1 where the first action is a click of two fractions, or `Termination`, else 0."""
+    found = _ACTION.search(reply)
+    text = found[1].strip() if found else ""
+    return float(text == "Termination" or _POINT.fullmatch(text) is not None)
 
 
 def published_answer_format(reply: str) -> float:
-    """1 where no answer tag stands alone, and an ending reply has an answer; else 0."""
-    opened, closed = reply.count("<answer>"), reply.count("</answer>")
-    whole = len(_ANSWER.findall(reply))
-    if opened != closed or whole != opened:
-        return 0.0
-    ends = isinstance(published_action(reply), Terminate)
-    return float(whole > 0) if ends else 1.0
+    """1 where an answer opens before one closes, or where there is none and the reply does not end; else 0."""
+    opened, closed = reply.find("<answer>"), reply.find("</answer>")
+    if opened < 0:
+        return float(_SCORED_END.search(reply) is None)
+    return float(opened < closed)
 
 
 def published_format(reply: str) -> float:
@@ -123,14 +123,17 @@ def published_score(state: State, optimal: int = OPTIMAL_STEPS) -> dict[str, flo
     The action is read from `state.reply` by the published rules, whatever `state.action` says.
     """
     action = published_action(state.reply)
+    ends = _SCORED_END.search(state.reply) is not None
+    # Two empty masks are no success there.
+    reached = state.iou_after if state.truth.any() or state.after.any() else 0.0
     components = {
         "think_format_score": published_think_format(state.reply),
         "point_format_score": published_point_format(state.reply),
         "answer_format_score": published_answer_format(state.reply),
         "unified_format_score": published_format(state.reply),
-        "ans_score": answer(state.iou_after) if action is not None else 0.0,
+        "ans_score": answer(reached) if action is not None else 0.0,
         "placement_score": placement(action, state.before, state.truth),
-        "pseg_score": improvement(action, state.iou_before, state.iou_after),
+        "pseg_score": 0.0 if ends else improvement(action, state.iou_before, reached),
         "len_score": length(state.number, optimal),
     }
     summed = ("unified_format_score", "ans_score", "placement_score", "pseg_score", "len_score")

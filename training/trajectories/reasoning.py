@@ -338,6 +338,10 @@ def _digest(path: Path) -> str:
         raise InputError("the picture cannot be read", file=path, value=error.strerror) from error
 
 
+def _temperature(text: str) -> float | None:
+    return None if text == "none" else float(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m training.trajectories.reasoning",
@@ -356,6 +360,8 @@ def main() -> None:
     add("--price-out", type=float, help="for a million tokens out")
     add("--per-minute", type=float, default=60, help="requests at most")
     add("--parallel", type=int, default=4)
+    add("--max-tokens", type=int, default=400, help="of one answer; one that thinks needs thousands")
+    add("--temperature", type=_temperature, default=0.4, help="a number, or none for the teacher's own")
     add("--timeout", type=float, default=120, help="seconds for one answer")
     add("--tries", type=int, default=6, help="for one answer, where the server is busy or fails")
     add("--attempts", type=int, default=3, help="for one turn, where answers cannot be used")
@@ -379,6 +385,8 @@ def main() -> None:
             per_minute=args.per_minute,
             timeout=args.timeout,
             tries=args.tries,
+            max_tokens=args.max_tokens,
+            temperature=args.temperature,
         )
         known = read_cache(args.folder)
         todo = {t.key: t for t in tasks_of(args.folder, args.model) if t.key not in known}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -71,7 +72,9 @@ class Pace:
 
 
 class Teacher:
-    """One model behind one address.
+    """One model behind one address. `max_tokens`: of an answer, thinking included; `temperature` None: its own.
+
+    Newer servers refuse `max_tokens`, or any temperature: they are then asked in their way, which is told once.
 
     Raises InputError for an address that is none.
     """
@@ -85,6 +88,8 @@ class Teacher:
         timeout: float = 120,
         tries: int = 6,
         sleep: Callable[[float], object] | None = None,
+        max_tokens: int = 400,
+        temperature: float | None = 0.4,
     ) -> None:
         key = os.environ.get(KEY_VARIABLE) if key is None else key
         self._connection = Connection(url, key, KEY_VARIABLE)
@@ -92,18 +97,13 @@ class Teacher:
         self.stopped = threading.Event()  # once set nothing is waited for, and nothing asked again
         self._timeout, self._tries, self._sleep = timeout, tries, sleep or self.stopped.wait
         self.pace, self.spent = Pace(per_minute, self._sleep), Spent()
+        self._max_tokens, self._limit, self._temperature = max_tokens, "max_tokens", temperature
 
-    def ask(self, messages: Sequence[Mapping[str, Any]], max_tokens: int = 400) -> str:
+    def ask(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The text of one answer.
 
         Raises Unanswered where it stays silent, ModelError where it refuses.
         """
-        body: Any = {
-            "model": self.model,
-            "messages": list(messages),
-            "max_tokens": max_tokens,
-            "temperature": 0.4,
-        }
         reason = ""
         for number in range(self._tries):
             if number:
@@ -112,6 +112,7 @@ class Teacher:
             if self.stopped.is_set():
                 raise Unanswered("stopped")
             pause = min(_LONGEST_WAIT, 2.0**number) * random.uniform(0.75, 1.25)
+            body = self._body(messages)
             try:
                 limits = (min(20, self._timeout), self._timeout)
                 with self._connection.open("POST", "/chat/completions", body, limits) as answer:
@@ -119,7 +120,14 @@ class Teacher:
                     if answer.status_code == 200:
                         return self._text(read_json(answer))
                     if answer.status_code not in AGAIN:
-                        raise self._connection.refusal(answer)
+                        refusal = self._connection.refusal(answer)
+                        if answer.status_code in (400, 422):
+                            if self._adapts(str(refusal.value), body):
+                                continue
+                            refusal.remedy = (
+                                f"{refusal.remedy} What is asked for: --max-tokens, --temperature."
+                            )
+                        raise refusal
                     reason = f"{answer.status_code} {answer.reason}"
                     asked = retry_after(answer.headers.get("Retry-After"))
                     if asked is not None:
@@ -135,6 +143,27 @@ class Teacher:
                 self._sleep(pause)
         raise Unanswered(f"no answer after {self._tries} tries: {reason}")
 
+    def _body(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        body = {"model": self.model, "messages": list(messages), self._limit: self._max_tokens}
+        return body if self._temperature is None else {**body, "temperature": self._temperature}
+
+    def _adapts(self, said: str, body: Mapping[str, Any]) -> bool:
+        """Whether a refusal of this body names a parameter that can be given otherwise; from now on it is."""
+        with self.spent.lock:
+            if "max_tokens" in body and "max_tokens" in said and "max_completion_tokens" in said:
+                if self._limit == "max_tokens":
+                    print(
+                        "the teacher refuses max_tokens: asking with max_completion_tokens", file=sys.stderr
+                    )
+                self._limit = "max_completion_tokens"
+                return True
+            if "temperature" in body and "temperature" in said:
+                if self._temperature is not None:
+                    print("the teacher refuses a temperature: asking without one", file=sys.stderr)
+                self._temperature = None
+                return True
+        return False
+
     def _text(self, values: Any) -> str:
         try:
             usage = values.get("usage") or {}
@@ -142,7 +171,14 @@ class Teacher:
                 tokens_in=int(usage.get("prompt_tokens") or 0),
                 tokens_out=int(usage.get("completion_tokens") or 0),
             )
-            content = values["choices"][0]["message"]["content"]
+            choice = values["choices"][0]
+            content = choice["message"]["content"]
+            if not content and choice.get("finish_reason") == "length":
+                raise ModelError(
+                    f"the teacher used all of its {self._max_tokens} tokens for thinking and said nothing",
+                    value="finish_reason length",
+                    remedy="Give it more with --max-tokens, or switch its thinking off where it runs.",
+                )
             if isinstance(content, list):
                 content = "".join(part.get("text", "") for part in content)
             if not isinstance(content, str):

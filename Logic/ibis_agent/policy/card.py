@@ -23,6 +23,10 @@ from ibis_agent.scan.frame import KINDS, Kind
 from ibis_agent.scan.geometry import Orientation
 
 CARD_NAME = "ibis_model.json"
+WITHOUT_CARD = (
+    "It has no card and gets this program's prompts; "
+    "`ibis-agent import-prompts CHECKOUT FOLDER` brings the published ones."
+)
 _LARGEST_CARD = 4 * 2**20
 _SCHEMA = "ibis-model/1"
 
@@ -107,7 +111,7 @@ def load_card(folder: str | os.PathLike[str]) -> ModelCard:
         )
     path = folder / CARD_NAME
     if not path.exists():
-        return ModelCard(name=folder.resolve().name)
+        return ModelCard(name=folder.resolve().name, note=WITHOUT_CARD)
     card = card_from_json(_read_object(path), path)
     return card if card.name else dataclasses.replace(card, name=folder.resolve().name)
 

@@ -29,7 +29,7 @@ _SCALED = re.compile(r"\.weight_scale(?:_inv)?$")
 _BITSANDBYTES = re.compile(r"\.(?:absmax|quant_state\..*|SCB)$")
 _INSTEAD = (
     "Take the model that it was made from, in BF16 safetensors, and choose the precision int4 to save memory; "
-    "or serve this one with a program of its kind"
+    "or serve this one and give the server's address as the policy"
 )
 
 

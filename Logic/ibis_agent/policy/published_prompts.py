@@ -15,22 +15,31 @@ if TYPE_CHECKING:
     pass
 
 _LARGEST_SOURCE = 2**20
+# The form of a published reply; what stands in it is guessed wrongly and costs nothing.
+PUBLISHED_DRAFTS = (
+    "<think>\nThe\n</think>\n<action>\nPositive Point (0.5000, 0.5000)\n</action>",
+    "<think>\nThe\n</think>\n<action>\nNegative Point (0.5000, 0.5000)\n</action>",
+    "<think>\nThe\n</think>\n<action>\nTerminate\n</action>\n<answer>\nThe\n</answer>",
+)
 
 
 def import_prompts(checkout: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path:
     """Read the published prompts from a checkout of the published code into the card of a policy's folder.
 
-    The sources are parsed, never run. The rest of an existing card stays. The published code also sends its
+    The sources are parsed, never run. The rest of an existing card stays; one without drafts gets the published
+    form of a reply, which the decoder guesses from. The published code also sends its
     picture marker as literal text, in addition to the picture; that is left out here.
 
     Returns the card's file. Raises InputError, ModelError, OutputError.
     """
-    from ibis_agent.policy.card import load_card, save_card
+    from ibis_agent.policy.card import WITHOUT_CARD, load_card, save_card
 
     card = load_card(folder)
     system, refine = _published_texts(Path(checkout))
     prompts = dataclasses.replace(card.prompts, system=system, first="{question}", refine=refine)
-    return save_card(dataclasses.replace(card, prompts=prompts), folder)
+    note = "" if card.note == WITHOUT_CARD else card.note
+    drafts = card.drafts or PUBLISHED_DRAFTS
+    return save_card(dataclasses.replace(card, prompts=prompts, note=note, drafts=drafts), folder)
 
 
 def _published_texts(checkout: Path) -> tuple[str, str]:

@@ -270,6 +270,32 @@ def test_a_click_that_was_cut_off_is_never_guessed(cut: str) -> None:
         parse_reply(f"<think>a</think>{cut}")
 
 
+CLICK_TEXT = "Positive Point (0.3125, 0.4375)"
+
+
+@pytest.mark.parametrize("after", ["", "</think>", "<answer>", "</answer>", "<action>", "<think>"])
+@pytest.mark.parametrize("where", ["<action>", ""])
+@pytest.mark.parametrize("length", range(1, len(CLICK_TEXT)))
+def test_a_number_that_stops_in_its_middle_is_never_an_action(length: int, where: str, after: str) -> None:
+    """Wherever a reply breaks off, and whatever tag comes then."""
+    with pytest.raises(ReplyError):
+        parse_reply(f"<think>a</think>{where}{CLICK_TEXT[:length]}{after}")
+
+
+@pytest.mark.parametrize("text", ["(0.3, 0.", "(0., 0.3", "0.3, 0.", "(0.3, 0"])
+def test_an_open_click_needs_its_closing_tag_and_whole_numbers(text: str) -> None:
+    for after in ("</think>", "</answer>", "<answer>"):
+        with pytest.raises(ReplyError, match="cut off"):
+            parse_reply(f"<think>a</think><action>Positive Point {text}{after}")
+    if text.endswith(".") or "0.," in text:
+        with pytest.raises(ReplyError, match="cut off"):
+            parse_reply(f"<action>Positive Point {text}</action>")
+
+
+def test_a_number_that_ends_in_its_point_is_whole_within_brackets() -> None:
+    assert parse_reply("<action>Positive Point (0., 1.)</action>").action == Click(0, 1)
+
+
 def test_completion_needs_the_answer_at_the_end_and_only_the_action_before() -> None:
     assert reply_is_complete("<think>a</think><action>Positive Point (0.5, 0.5)</action>")
     assert not reply_is_complete("<think>a</think><action>Positive Point (0.5, 0.5)")

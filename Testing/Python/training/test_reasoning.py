@@ -276,6 +276,49 @@ def test_a_refusal_ends_the_run_and_no_redirection_is_followed(folder: Path, sch
     assert thoughts(folder) == ["Old words."] * 5
 
 
+def refusing(parameter: str, instead: str = "") -> Behaviour:
+    """A server that refuses a parameter as the newer ones do."""
+    said = f"Unsupported parameter: '{parameter}' is not supported with this model. {instead}"
+    return lambda number, body: (
+        (400, {}, json.dumps({"error": {"message": said}}).encode()) if parameter in body else None
+    )
+
+
+def test_a_teacher_that_refuses_max_tokens_or_a_temperature_is_asked_in_its_way(
+    folder: Path, school: School, capsys: pytest.CaptureFixture[str]
+) -> None:
+    school.behave = refusing("max_tokens", "Use 'max_completion_tokens' instead.")
+    reasoning.from_teacher(folder, teacher(school), parallel=1)
+    refused = ["max_tokens" in body for body in school.bodies]
+    assert refused[0] and not any(refused[1:]) and school.bodies[1]["max_completion_tokens"] == 400
+    assert "max_completion_tokens" in capsys.readouterr().err
+    school.bodies.clear()
+    school.behave = refusing("temperature")
+    teacher(school).ask(school_messages())
+    assert ["temperature" in body for body in school.bodies] == [True, False]
+    with pytest.raises(ModelError, match="--max-tokens"):  # no other way is known: one try
+        school.behave = refusing("messages")
+        teacher(school).ask(school_messages())
+
+
+def test_a_teacher_that_thinks_all_its_tokens_away_is_asked_once_and_the_option_is_named(
+    folder: Path, school: School
+) -> None:
+    message = {"role": "assistant", "content": None, "reasoning_content": "Let me look ..."}
+    thought = {"choices": [{"finish_reason": "length", "message": message}]}
+    school.behave = lambda number, body: (200, {}, json.dumps(thought).encode())
+    with pytest.raises(ModelError, match=r"all of its 400 tokens for thinking.*--max-tokens"):
+        reasoning.from_teacher(folder, teacher(school), parallel=1)
+    assert len(school.bodies) == 1
+    with pytest.raises(ModelError, match="all of its 4000 tokens"):
+        teacher(school, max_tokens=4000).ask(school_messages())
+    assert school.bodies[-1]["max_tokens"] == 4000
+
+
+def school_messages() -> list[dict[str, Any]]:
+    return [{"role": "system"}, {"role": "user", "content": [{}, {"text": "a positive point"}]}]
+
+
 def test_answers_that_cannot_be_used_are_asked_for_again_with_the_reason(
     folder: Path, school: School
 ) -> None:

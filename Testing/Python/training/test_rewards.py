@@ -53,6 +53,66 @@ def test_every_component_of_all_recorded_scores_is_met(parity: Path) -> None:
         assert found == pytest.approx(case["score"], abs=1e-9), case["reply"]
 
 
+THOUGHT = "<think>\na\n</think>\n"
+POINT = "Positive Point (0.5, 0.5)"
+CLICKED = f"<action>\n{POINT}\n</action>"
+# What the published functions said of odd replies: thinking, point and answer format; what was scored.
+ODD = [
+    (f"{THOUGHT}{CLICKED}", "111", "click"),
+    (f"{THOUGHT.rstrip()}{CLICKED}", "011", "click"),
+    (f"{THOUGHT} \n\t{CLICKED}", "111", "click"),
+    (f"{THOUGHT}so {CLICKED}", "011", "click"),
+    (f"<think>a</think>\n{CLICKED}", "011", "click"),
+    (f"{THOUGHT}<action>\n {POINT} \n</action>", "111", "none"),
+    (f"{THOUGHT}<action>\n\n{POINT}\n</action>", "111", "none"),
+    (f"{THOUGHT}<action>{POINT}</action>", "001", "none"),
+    (f"{THOUGHT}<action>\nPositive Point ( 0.3 ,0.4 )\n</action>", "111", "click"),
+    (f"{THOUGHT}<action>\nPositive Point (00.5, 0.5)\n</action>", "101", "none"),
+    (f"{THOUGHT}<action>\nNegative Point (1, 1.00)\n</action>", "111", "click"),
+    (f"{THOUGHT}<action>\nNegative Point (1.01, 0)\n</action>", "101", "none"),
+    (f"{THOUGHT}<action>\nPositive Point (.5, 0.)\n</action>", "101", "none"),
+    (f"{THOUGHT}<action>\n{POINT}.\n</action>", "101", "none"),
+    (f"{THOUGHT}<action>\nTermination\n</action>", "110", "end"),
+    (f"{THOUGHT}<action>\n  Termination\n \n</action><answer></answer>", "111", "end"),
+    (f"{THOUGHT}<action>\nTerminate\n</action>\n<answer>a</answer>", "101", "none"),
+    (f"{THOUGHT}{CLICKED}</answer>", "111", "click"),
+    (f"{THOUGHT}{CLICKED}</answer><answer>", "110", "click"),
+    (f"{THOUGHT}{CLICKED}<answer>a</answer><answer>", "111", "click"),
+    (f"{THOUGHT}{CLICKED}<answer>", "110", "click"),
+    (f"{THOUGHT}<action>\nno\n</action>\n{CLICKED}", "101", "click"),
+    (f"{THOUGHT}{CLICKED}\n<action>\nTermination\n</action>", "110", "click"),
+    (f"{CLICKED}\n{THOUGHT}{CLICKED}", "111", "click"),
+    ("", "001", "none"),
+]
+
+
+@pytest.mark.parametrize(("reply", "formats", "scored"), ODD)
+def test_odd_replies_are_judged_as_the_published_code_judged_them(
+    reply: str, formats: str, scored: str
+) -> None:
+    parts = (
+        rewards.published_think_format,
+        rewards.published_point_format,
+        rewards.published_answer_format,
+    )
+    assert "".join(str(int(part(reply))) for part in parts) == formats
+    kinds = {Click: "click", Terminate: "end", type(None): "none"}
+    assert kinds[type(rewards.published_action(reply))] == scored
+
+
+def test_a_click_beside_an_end_is_scored_but_counts_as_no_improvement() -> None:
+    reply = f"{THOUGHT}<action>\nTermination\n</action>\n{CLICKED}<answer>a</answer>"
+    state = State.of(reply, rewards.published_action(reply), EMPTY, TRUTH, TRUTH, None)
+    found = rewards.published_score(state)
+    assert (found["pseg_score"], found["placement_score"], found["ans_score"]) == (0, 1, 3)
+
+
+def test_two_empty_masks_are_no_success_to_the_published_score() -> None:
+    reply = f"{THOUGHT}<action>\nTermination\n</action><answer>a</answer>"
+    state = State.of(reply, Terminate("a"), EMPTY, EMPTY, EMPTY, None)
+    assert state.iou_after == 1 and rewards.published_score(state)["ans_score"] == 0
+
+
 @given(
     st.text(st.characters(exclude_characters="<>"), min_size=1).filter(str.strip),
     st.floats(0, 1),

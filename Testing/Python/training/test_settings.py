@@ -64,7 +64,8 @@ def test_what_is_written_is_read_and_changes_win(tmp_path):
         ("model: a\nloud: yes please", "loud must be true or false"),
         ("model: a\nmodel: b", "stands twice"),
         ("model: [a", "is not YAML"),
-        ("model: 3", "model must be a path"),
+        ("model: [3]", "model must be a path"),
+        ("model:", "model must be a path"),
         ("- a", "holds no settings"),
     ],
 )
@@ -86,3 +87,26 @@ def test_a_change_that_is_none_is_refused(tmp_path, change):
 def test_the_settings_that_are_shipped_are_right(name):
     settings = read_settings(ROOT / "training" / "configs" / f"{name}.yaml", SftSettings)
     assert settings.tune == ("full" if name.endswith("full") else "lora")
+
+
+@pytest.mark.parametrize(
+    "name", ["2026-11-24", "20261124", "1_000", "0x1F", "on", "2026-13-45", "12:30", "1e3"]
+)
+def test_folders_may_be_named_by_a_date_or_a_number(tmp_path, name):
+    """As acquisition days and study numbers are; YAML would take them for something else."""
+    path = written(tmp_path, f"model: {name}\ndata: [{name}, b]\n")
+    assert read_settings(path, Whole).model == Path(name)
+    assert read_settings(path, Whole).data == (Path(name), Path("b"))
+    changed = read_settings(path, Whole, [f"data={name}", f"model=in/{name}", "limit=null", "part.rank=0x10"])
+    assert changed.data == (Path(name),) and changed.model == Path("in") / name
+    assert changed.limit is None and changed.part.rank == 16
+
+
+@pytest.mark.parametrize("name", ["2026-11-24", "1_000", "monday"])
+def test_a_training_looks_for_its_data_where_it_was_told(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    settings = read_settings(
+        ROOT / "training/configs/sft-demo.yaml", SftSettings, [f"data={name}", "out=run"]
+    )
+    assert settings.data == (Path(name),) and settings.data[0].is_dir()

@@ -183,6 +183,20 @@ def test_the_folder_of_the_inference_code_itself_will_do(tmp_path):
     assert load_card(tmp_path).prompts.refine.startswith("Refine.")
 
 
+def test_a_folder_without_a_card_says_whose_prompts_it_gets_until_they_are_imported(tmp_path):
+    assert "import-prompts" in load_card(tmp_path).note
+    import_prompts(checkout(tmp_path / "code"), tmp_path)
+    assert load_card(tmp_path).note == ""
+
+
+def test_an_imported_card_brings_the_form_of_a_reply_for_the_decoder_to_guess(tmp_path):
+    import_prompts(checkout(tmp_path / "code"), tmp_path)
+    assert any("<action>\nPositive Point (" in each for each in load_card(tmp_path).drafts)
+    save_card(ModelCard(drafts=("mine",)), tmp_path)
+    import_prompts(tmp_path / "code", tmp_path)
+    assert load_card(tmp_path).drafts == ("mine",)
+
+
 @pytest.mark.parametrize(
     ("turn", "engine", "told"),
     [
