@@ -69,7 +69,7 @@ def _find_series(path: Path) -> dict[str, list[Header]]:
     for file in _files(path):
         head = _head(file)
         if not looks_like_dicom(head):
-            if not head and file.suffix.lower() in (".dcm", ".ima"):
+            if len(head) < 132 and file.suffix.lower() in (".dcm", ".ima"):
                 refused.append(_unreadable(file))
             continue
         try:

@@ -24,7 +24,8 @@ def read_itk(path: Path, series: str | None = None) -> Scan:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetImageIO("MetaImageIO" if suffix in (".mha", ".mhd") else "NrrdImageIO")
-    _check_data_file(path)
+    header = _header(path)
+    _check_data_file(path, header)
     try:
         reader.ReadImageInformation()
         check_itk_header(reader, path)
@@ -33,19 +34,23 @@ def read_itk(path: Path, series: str | None = None) -> Scan:
         image = reader.Execute()
     except RuntimeError as error:
         raise damaged(path, error) from error
-    return Scan(*voxels_and_affine(image, path), "volume", path, stem(path))
+    notes = _unsized(header)
+    voxels, affine = voxels_and_affine(image, path)
+    return Scan(voxels, affine, "volume", path, stem(path), sized=not notes, notes=tuple(notes))
 
 
-def _check_data_file(path: Path) -> None:
+def _header(path: Path) -> str:
+    """The text at the beginning of an NRRD or MetaImage file."""
+    with path.open("rb") as stream:
+        head = stream.read(2**16)
+    return re.split(rb"\n\r?\n|(?<=LOCAL)\s", head, maxsplit=1)[0].decode("latin-1")
+
+
+def _check_data_file(path: Path, header: str) -> None:
     """Refuse a header whose voxels lie in a file of their own that is not there."""
     if suffix_of(path) not in (".mhd", ".nhdr"):
         return
-    with path.open("rb") as stream:
-        head = stream.read(2**16).decode("latin-1")
-    found = re.search(
-        r"^\s*(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", head, re.MULTILINE | re.IGNORECASE
-    )
-    name = found[1] if found else ""
+    name = _field(header, "ElementDataFile|data ?file")
     if not name or name.upper().startswith(("LOCAL", "LIST", "SKIPLIST")) or "%" in name:
         return
     data = path.parent / name.replace("\\", "/")
@@ -56,6 +61,22 @@ def _check_data_file(path: Path) -> None:
             value=name,
             remedy=f"Put {Path(name).name} beside it, or give a file that holds everything (.mha, .nrrd).",
         )
+
+
+def _unsized(header: str) -> list[str]:
+    """Why no millimetres can be told, as a note; empty where they can."""
+    size = _field(header, "space directions|spacings|ElementSpacing|ElementSize")
+    if not size or "nan" in size.lower():
+        return ["no size of a voxel in the file: measures are in pixels"]
+    units = set(re.findall(r'"([^"]*)"', _field(header, "space units"))) - {"mm", "millimeter", "", "???"}
+    if units:
+        return [f"its lengths are in {min(units)}, not in mm: measures are in pixels"]
+    return []
+
+
+def _field(header: str, names: str) -> str:
+    found = re.search(rf"^\s*(?:{names})\s*[:=](?!=)\s*(.+?)\s*$", header, re.MULTILINE | re.IGNORECASE)
+    return found[1] if found else ""
 
 
 def _packs_without_limit(path: Path) -> bool:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
+import SimpleITK as sitk
 from dicom_files import write_frames, write_slice
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -246,3 +248,35 @@ def test_a_segmentation_beside_a_series_is_no_second_series(tmp_path: Path) -> N
     write_slice(tmp_path / "seg.dcm", RAW[0], None, (), "1.2.77", "1.2.840.10008.5.1.4.1.1.66.4")
     assert load_scan(tmp_path).voxels.shape == (10, 8, 3)
     refused(tmp_path / "seg.dcm", "no image", "Segmentation")
+
+
+@pytest.mark.parametrize("coding", ["JPEG", "JPEG2000"])
+@pytest.mark.parametrize("kind", ["u1", "i2", "u2"])
+def test_compressed_slices_have_their_own_rescale_too(tmp_path: Path, coding: str, kind: str) -> None:
+    rng = np.random.default_rng(3)
+    stored = [rng.integers(-100 if kind == "i2" else 0, 200, (16, 16)).astype(kind) for _ in range(3)]
+    for n, pixels in enumerate(stored):
+        writer = sitk.ImageFileWriter()
+        writer.SetImageIO("GDCMImageIO")
+        writer.SetUseCompression(True)
+        writer.SetCompressor(coding)
+        writer.SetFileName(str(tmp_path / f"{n}.dcm"))
+        writer.Execute(sitk.GetImageFromArray(pixels))
+        slice_ = pydicom.dcmread(tmp_path / f"{n}.dcm")
+        slice_.RescaleSlope, slice_.RescaleIntercept = n + 0.5, -100
+        slice_.ImagePositionPatient, slice_.ImageOrientationPatient = [0, 0, 2 * n], [1, 0, 0, 0, 1, 0]
+        slice_.SeriesInstanceUID, slice_.PixelSpacing = "1.2.3", [1, 1]
+        slice_.PhotometricInterpretation = "MONOCHROME1"
+        slice_.save_as(tmp_path / f"{n}.dcm")
+    voxels = load_scan(tmp_path).voxels
+    for n, pixels in enumerate(stored):
+        assert np.allclose(voxels[:, :, n].T, pixels * (n + 0.5) - 100)
+
+
+def test_a_slice_of_which_next_to_nothing_was_copied_is_not_left_out(tmp_path: Path) -> None:
+    for n in range(3):
+        write_slice(tmp_path / f"{n}.dcm", RAW[n], (0, 0, 3 * n))
+    for content in (b"", b"\0" * 100):
+        (tmp_path / "3.dcm").write_bytes(content)
+        with pytest.raises(InputError, match=r"3\.dcm.*cut off"):
+            load_scan(tmp_path)

@@ -102,6 +102,42 @@ def test_millimetres_are_meant_whatever_unit_the_header_has(tmp_path: Path) -> N
     assert np.allclose(load_scan(tmp_path / "a.nii.gz").affine[:3], AFFINE[:3] / 1000)
 
 
+@pytest.mark.parametrize(
+    ("name", "header", "sized"),
+    [
+        ("a.nrrd", "", False),
+        ("a.nrrd", "spacings: nan 2 3\n", False),
+        ("a.nrrd", "spacings: 2 2 3\n", True),
+        ("a.nrrd", "space: RAS\nspace directions: (2,0,0) (0,2,0) (0,0,3)\n", True),
+        (
+            "a.nrrd",
+            'space: RAS\nspace units: "um" "um" "um"\nspace directions: (2,0,0) (0,2,0) (0,0,3)\n',
+            False,
+        ),
+        ("a.mha", "", False),
+        ("a.mha", "ElementSpacing = 2 2 3\n", True),
+        ("a.mha", "ElementSize = 2 2 3\n", True),
+    ],
+)
+def test_a_file_that_gives_no_millimetres_is_measured_in_pixels(
+    tmp_path: Path, name: str, header: str, sized: bool
+) -> None:
+    sides = "6 8 10"
+    if name == "a.nrrd":
+        text = (
+            f"NRRD0004\ntype: short\ndimension: 3\nsizes: {sides}\nencoding: raw\nendian: little\n{header}\n"
+        )
+    else:
+        text = f"ObjectType = Image\nNDims = 3\nDimSize = {sides}\nElementType = MET_SHORT\n{header}"
+        text += "ElementDataFile = LOCAL\n"
+    (tmp_path / name).write_bytes(text.encode() + VOLUME.tobytes(order="F"))
+    scan = load_scan(tmp_path / name)
+    assert np.array_equal(scan.voxels, VOLUME)
+    area = cut(scan, "z").geometry.pixel_area_mm2
+    assert area == (pytest.approx(4) if sized else None)
+    assert bool(scan.notes) is not sized
+
+
 # --- pictures
 
 

@@ -1,0 +1,93 @@
+"""A folder of results belongs to one run at a time: it is claimed, atomically, before anything is written into it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from pathlib import Path
+
+from ibis_agent.errors import OutputError
+from ibis_agent.files import output_error
+
+LOCK_NAME = ".ibis-run.lock"
+_TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+
+
+def new_folder(first: Path) -> Path:
+    """Make a folder that nobody else has: `first`, or the next of `first-2`, `first-3`, … that is free.
+
+    Raises OutputError.
+    """
+    folder, number = first, 2
+    try:
+        first.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:
+                folder, number = first.with_name(f"{first.name}-{number}"), number + 1
+    except OSError as error:
+        raise output_error(error, folder) from error
+
+
+class Claim:
+    """The right to write into a folder, until `release` or the end of this process, however it ends."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises OutputError where another run has it."""
+        self._path, self._handle = folder / LOCK_NAME, -1
+        while self._handle < 0:
+            try:
+                handle = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o666)
+            except OSError as error:
+                raise output_error(error, self._path) from error
+            try:
+                _lock(handle)
+            except OSError as error:
+                os.close(handle)
+                if error.errno not in _TAKEN:
+                    return  # a file system without locks: nothing can be claimed there
+                raise OutputError(
+                    "another run is writing into this folder",
+                    file=folder,
+                    remedy="Wait until it has ended, or choose another --out.",
+                ) from error
+            if _is_at(handle, self._path):
+                self._handle = handle
+            else:  # whoever had it took the file away meanwhile: claim the one that is there now
+                os.close(handle)
+
+    def release(self) -> None:
+        """Give the folder back; nothing is left of the claim in it."""
+        if self._handle < 0:
+            return
+        if sys.platform == "win32":  # an open file cannot be removed there
+            os.close(self._handle)
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+        if sys.platform != "win32":
+            os.close(self._handle)
+        self._handle = -1
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        there = os.stat(path)
+    except OSError:
+        return False
+    return os.path.samestat(os.fstat(handle), there)
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(handle: int) -> None:
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _lock(handle: int) -> None:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
