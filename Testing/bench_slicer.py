@@ -67,7 +67,8 @@ def measure(slicer_host: object, count: int) -> dict[str, list[tuple[float, floa
     import slicer
     from ibis_agent.actions import Click
     from ibis_agent.engine.protocol import decode, encode
-    from ibis_agent.record.trajectory import Trajectory, step_to_json
+    from ibis_agent.record.steps import step_to_json
+    from ibis_agent.record.trajectory import Trajectory
     from ibis_agent.run.episode import Step
     from ibis_agent.scan.geometry import slice_geometry
     from ibis_agent.scan.picture import Picture
@@ -85,7 +86,7 @@ def measure(slicer_host: object, count: int) -> dict[str, list[tuple[float, floa
     geometry = slice_geometry(SHAPE, np.array(run._image["affine"]), "z", 150)
     noise = np.random.default_rng(0).integers(0, 255, (512, 512), np.uint8)
     picture = Picture(np.repeat(noise[:, :, None], 3, axis=2), geometry, (-160.0, 240.0))
-    run.record.open(Trajectory(picture, "Segment the liver.", ()).head())
+    run.record.open(Trajectory.of_slice(picture, "Segment the liver.", ()).head())
     rows, cols = np.ogrid[:512, :512]
     steps, drawings = [], []
     for n in range(1, count + 1):

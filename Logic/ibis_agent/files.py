@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,42 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     write_bytes(path, text.encode("utf-8", errors="replace"))
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as indented JSON, atomically. Raises OutputError, and ValueError for NaN and infinity."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(
+    path: str | os.PathLike[str], value: Any, rows: tuple[str, Iterable[Any]] | None = None
+) -> None:
+    """Write `value` as indented JSON, atomically. Raises OutputError, and ValueError for NaN and infinity.
+
+    rows: a last key of `value` and the items of its list, one by one, where they would not fit in memory together.
+    """
+    whole = _json(value)
+    if rows is None:
+        write_text(path, whole + "\n")
+        return
+    key, items = rows
+    with (
+        atomic_write(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="replace", newline="\n") as stream,
+    ):
+        stream.write(f"{whole[:-2]},\n {json.dumps(key)}: [")
+        for number, item in enumerate(items):
+            stream.write(("," if number else "") + "\n" + _json(item))
+        stream.write("]\n}\n")
+
+
+def append_line(path: str | os.PathLike[str], value: Any) -> None:
+    """Add a line of JSON to a file and bring it to the disk. Raises OutputError, ValueError."""
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+    try:
+        with open(path, "ab") as stream:
+            stream.write(line.encode("utf-8", errors="replace"))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise output_error(error, path) from error
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def check_writable_folder(path: str | os.PathLike[str], need_bytes: int = 0) -> Path:

@@ -17,13 +17,13 @@ from ibis_agent.policy.contract import ScriptedPolicy, Turn
 from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.scan import Scan
 from ibis_agent.scan.slices import stack_of
-from ibis_agent.segmenter.contract import Abilities, Found, PictureOf, Way
+from ibis_agent.segmenter.contract import Abilities, Following, Found, PictureOf, Way
 from scipy import ndimage
 
 torch = pytest.importorskip("torch")
 
-from ibis_agent.run.volume_actions import VolumeLimits
-from ibis_agent.run.volume_run import VolumeRun
+from ibis_agent.run.run import Run
+from ibis_agent.run.settings import Settings
 from ibis_agent.segmenter.sam2.propagation import Propagation
 
 SIDE = 32
@@ -38,8 +38,10 @@ class Bright(Propagation):
     visits: list[int]
     blind: frozenset[int] = frozenset()
 
-    def __init__(self, picture_of: PictureOf, count: int, size: tuple[int, int], way: Way) -> None:
-        super().__init__(SEGMENTER, picture_of, count, size, "memory" if way == "auto" else way)
+    def __init__(
+        self, picture_of: PictureOf, count: int, size: tuple[int, int], way: Way, following: Following
+    ) -> None:
+        super().__init__(SEGMENTER, picture_of, count, size, "memory" if way == "auto" else way, following)
 
     def _clicked(self, index: int, clicks: Sequence[Click], previous_logits: Any) -> dict[str, Any]:
         parts, mask = self._parts(index), np.zeros(self.size, bool)
@@ -116,14 +118,14 @@ def run_over(
     policy: Any = None,
     limits: Any = None,
     **options: Any,
-) -> VolumeRun:
+) -> Run:
     """A run over (SIDE, SIDE) bool slices, as bright as their True is."""
     voxels = np.stack([np.where(each, 200, 10) for each in slices]).astype(np.int16).transpose()
     affine = np.diag([-1.0, -1.0, gap_mm, 1.0])
     scan = Scan(voxels, affine, "volume", Path("made.nii.gz"), "made", "CT")
     stack = stack_of(scan, window=(0, 255))
-    limits = limits or VolumeLimits(follow="memory", patience_mm=12.0)
-    return VolumeRun(stack, "Segment it", policy, SEGMENTER, limits, **options)
+    limits = limits or Settings(follow="memory", patience_mm=12.0)
+    return Run(stack, "Segment it", policy, SEGMENTER, limits, **options)
 
 
 def disc(radius: float = 6, row: float = 16, column: float = 16) -> np.ndarray:
@@ -134,7 +136,7 @@ def disc(radius: float = 6, row: float = 16, column: float = 16) -> np.ndarray:
 NOTHING = np.zeros((SIDE, SIDE), bool)
 
 
-def grown(slices: Sequence[np.ndarray], key: int, gap_mm: float = 3.0) -> VolumeRun:
+def grown(slices: Sequence[np.ndarray], key: int, gap_mm: float = 3.0) -> Run:
     run = run_over(slices, gap_mm)
     rows, columns = np.nonzero(slices[key])
     run.click(key, Click((columns[0] + 0.5) / SIDE, (rows[0] + 0.5) / SIDE))
@@ -142,7 +144,7 @@ def grown(slices: Sequence[np.ndarray], key: int, gap_mm: float = 3.0) -> Volume
     return run
 
 
-def shown(run: VolumeRun) -> list[int]:
+def shown(run: Run) -> list[int]:
     return [index for index, area in run.areas_mm2().items() if area]
 
 
@@ -150,7 +152,7 @@ def two_things() -> list[np.ndarray]:
     return [disc(5) | disc(3, 5, 5) if 4 <= n <= 15 else NOTHING for n in range(24)]
 
 
-def begun(policy: Any) -> VolumeRun:
+def begun(policy: Any) -> Run:
     """A run over `two_things` up to the policy's first click."""
     run = run_over(two_things(), policy=policy)
     while run.key is None:

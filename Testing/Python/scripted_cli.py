@@ -32,6 +32,7 @@ class Found:
     mask: np.ndarray
     logits: np.ndarray
     score: float
+    scores: np.ndarray | None = None
 
 
 class DiscSegmenter:

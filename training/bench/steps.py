@@ -37,7 +37,9 @@ from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.messages import build_messages, pictures_of
 from ibis_agent.policy.qwen25.local import LocalPolicy
 from ibis_agent.policy.qwen25.source import Qwen25Folder
-from ibis_agent.run.episode import Episode, Limits, Step
+from ibis_agent.run.episode import Limits, Step
+from ibis_agent.run.run import Run
+from ibis_agent.run.settings import Settings
 from ibis_agent.scan.picture import Picture, PictureGeometry, apply_window
 from ibis_agent.segmenter.contract import Segmenter
 from PIL import Image
@@ -108,18 +110,19 @@ def ours(
     Stops before a turn whose reply could not be read at once.
     """
     policy.forget()
-    episode = Episode(picture, question, policy, segmenter, Limits(max_turns=turns))
+    run = Run.on_picture(picture, question, policy, segmenter, Settings(Limits(max_turns=turns)))
     begun = time.perf_counter()
-    episode.prepare()
+    run.prepare()
     synchronize(policy)
     embedding = time.perf_counter() - begun
     work, costs = [], []
-    while episode.status == "ready":
-        turn = episode.turn()
+    while run.status == "ready":
+        turn = run.turn()
         begun = time.perf_counter()
-        step = episode.step()
+        done = run.step()
         total = time.perf_counter() - begun
         last = policy.last
+        step = None if done is None else done.steps[-1]
         if step is None or step.unreadable or last is None:
             break
         asked, predicted = step.seconds["policy"], step.seconds["segmenter"]
@@ -130,7 +133,7 @@ def ours(
             "segmenter predict": predicted,
             "rest": total - asked - predicted,
         }
-        work.append(Work(turn, *clicks_of(episode.steps)))
+        work.append(Work(turn, *clicks_of(run.steps)))
         costs.append(Cost(seconds, len(last.ids), last.forwards + 1))
     return work, costs, embedding
 

@@ -15,7 +15,9 @@ import numpy as np
 from ibis_agent.actions import Click
 from ibis_agent.mask.masks import dice, encode_rle, iou
 from ibis_agent.policy.contract import Policy
-from ibis_agent.run.episode import Episode, Limits
+from ibis_agent.run.episode import Limits
+from ibis_agent.run.run import Run
+from ibis_agent.run.settings import Settings
 from ibis_agent.scan.picture import Picture
 from ibis_agent.segmenter.contract import Embedding, Prediction, Segmenter
 from ibis_agent.segmenter.framed import framed
@@ -130,12 +132,12 @@ def prompted(segmenter: Segmenter, view: OnePicture, shown: Shown, truth: np.nda
 def ask(shown: Shown, structure: str, wording: str, policy: Policy, view: OnePicture, limits: Limits) -> Row:
     """The agent by itself, from a question to its end. `truths` without the structure: it is not there."""
     begun = time.perf_counter()
-    episode = Episode(shown.picture, wording, policy, view, limits)
+    episode = Run.on_picture(shown.picture, wording, policy, view, Settings(limits))
     episode.run()
     spent = time.perf_counter() - begun
     truth = shown.truths.get(structure)
     clicks = [step.action for step in episode.steps if isinstance(step.action, Click)]
-    found = episode.mask
+    found = episode.mask()
     return {
         "structure": structure,
         "question": wording,

@@ -10,7 +10,7 @@ import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
 from ibis_agent.files import write_json
 from ibis_agent.run.episode import Limits
-from ibis_agent.run.volume_actions import VolumeLimits
+from ibis_agent.run.settings import Settings
 
 from training.evaluation.volumes import measure_lesions, measure_phantoms
 
@@ -23,7 +23,7 @@ def run_volumes(args: argparse.Namespace) -> None:
     if args.phantom_volumes is not None:
         if not args.oracle_only:
             policy = policies.open(args.policy, args.device, args.precision)
-        limits = VolumeLimits(episode=Limits(max_turns=args.max_turns), follow=args.follow)
+        limits = Settings(episode=Limits(max_turns=args.max_turns), follow=args.follow)
         result = measure_phantoms(args.phantom_volumes, args.seed, policy, segmenter, limits)
     if args.lesion_volumes is not None:
         result["lesions"] = measure_lesions(args.lesion_volumes, segmenter, args.follow)

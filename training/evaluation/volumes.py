@@ -16,8 +16,8 @@ from ibis_agent.errors import InputError
 from ibis_agent.mask.masks import dice
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import Policy
-from ibis_agent.run.volume_actions import VolumeLimits
-from ibis_agent.run.volume_run import VolumeRun
+from ibis_agent.run.run import Run
+from ibis_agent.run.settings import Settings
 from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.load import load_scan
 from ibis_agent.scan.scan import Scan
@@ -59,7 +59,7 @@ def oracle_propagation(
     axis = stack.geometry(stack.first).axis
     if key is None:
         key = int(truth.sum(tuple(each for each in range(3) if each != axis)).argmax())
-    run = VolumeRun(stack, "oracle", None, segmenter, VolumeLimits(follow=follow))
+    run = Run(stack, "oracle", None, segmenter, Settings(follow=follow))
     click = next_click(None, stack.geometry(key).extract(truth))
     if click is None:
         raise InputError("there is nothing to segment", file=stack.scan.path)
@@ -74,10 +74,10 @@ def agent_alone(
     truth: np.ndarray,
     policy: Policy,
     segmenter: Segmenter,
-    limits: VolumeLimits,
+    limits: Settings,
 ) -> dict[str, float]:
     """3D Dice after growing ("dsc_without_second_looks") and at the end ("dsc"), and how many looks it took."""
-    run = VolumeRun(stack, question, policy, segmenter, limits)
+    run = Run(stack, question, policy, segmenter, limits)
     while run.stage in ("look", "work", "grow") and run.status == "ready":
         run.step()
     before = float(dice(run.volume() != 0, truth))
@@ -91,10 +91,10 @@ def agent_alone(
 
 
 def measure_phantoms(
-    count: int, seed: int, policy: Policy | None, segmenter: Segmenter, limits: VolumeLimits | None = None
+    count: int, seed: int, policy: Policy | None, segmenter: Segmenter, limits: Settings | None = None
 ) -> dict[str, Any]:
     """The figures over `count` phantom patients and all their organs; policy None: propagation only."""
-    limits = limits or VolumeLimits()
+    limits = limits or Settings()
     spread: dict[str, list[float]] = {}
     agent: list[dict[str, Any]] = []
     for n in tqdm(range(count), desc="volumes", mininterval=2):

@@ -199,10 +199,10 @@ def recorded(shown: Shown, sample: dict[str, Any], run: expert.Run, identity: di
         reply = format_reply(Reply(turn["thinking"], action))
         steps.append(Step(turn["number"], action, "person", mask, None, score, turn["thinking"], reply))
     source = shown.file.name if shown.file else f"{slug(shown.key)}.png"
-    return Trajectory(
-        picture=shown.picture,
-        question=sample["question"],
-        steps=tuple(steps),
+    return Trajectory.of_slice(
+        shown.picture,
+        sample["question"],
+        steps,
         status="ended" if run.ended else "ready",
         reason="The expert ended." if run.ended else "",
         segmenter=dict(identity),

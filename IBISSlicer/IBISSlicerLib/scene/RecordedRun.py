@@ -14,8 +14,9 @@ import numpy as np
 import slicer
 from ibis_agent.errors import InputError
 from ibis_agent.fields import read_json
-from ibis_agent.record.trajectory import Trajectory, picture_to_json
-from ibis_agent.record.volume_record import is_volume_record
+from ibis_agent.record.forms import is_volume_record
+from ibis_agent.record.pictures import picture_to_json
+from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.scan.geometry import PictureGeometry
 
 from .Geometry import SlicePlace, vtkMatrix

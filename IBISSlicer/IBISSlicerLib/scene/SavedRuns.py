@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 
 from ibis_agent.errors import InputError
+from ibis_agent.record.run_record import SCOPES
 
 from .SceneRun import ATTRIBUTE, SceneRun, runsInScene
 from .VolumeSceneRun import VolumeSceneRun
@@ -18,7 +19,7 @@ def classOf(textNode) -> type[SceneRun]:
         schema = json.loads(textNode.GetText() or "null")["run"]["schema"]
     except (TypeError, KeyError, ValueError):
         return SceneRun
-    return VolumeSceneRun if schema == VolumeSceneRun.recordClass.schema else SceneRun
+    return VolumeSceneRun if SCOPES.get(schema) == VolumeSceneRun.scope else SceneRun
 
 
 def openLastRun(isFree: Callable[[object], bool]) -> SceneRun | None:

@@ -38,7 +38,6 @@ class SceneRun:
     """
 
     scope = "slice"
-    recordClass = RunRecord
 
     def __init__(self, record: RunRecord, textNode, image: dict, toRas: np.ndarray) -> None:
         """See `create` and `open`."""
@@ -47,7 +46,7 @@ class SceneRun:
         self.shown = 0
         self.mask: MaskDisplay | None = None
         self.marks: ClickMarks | None = None
-        self._image = image  # how the worker gets the slice; see ibis_agent.engine.workbench.cut_picture
+        self._image = image  # how the worker gets the slice; see ibis_agent.engine.question.cut_picture
         self._toRas = toRas
 
     @classmethod
@@ -73,7 +72,7 @@ class SceneRun:
             "modality": modalityOf(volumeNode),
             **more,
         }
-        record = cls.recordClass(question)
+        record = RunRecord(question, cls.scope)
         textNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTextNode", f"IBIS: {name_for(question)}")
         textNode.SetForceCreateStorageNode(textNode.CreateStorageNodeAlways)
         textNode.SetAttribute(ATTRIBUTE, "open")
@@ -118,7 +117,7 @@ class SceneRun:
             if saved["schema"] != _SCHEMA:
                 raise ValueError(f"schema {saved['schema']}")
             toRas = np.array(saved["toRas"], dtype=float).reshape(4, 4)
-            return cls.recordClass.from_json(saved["run"]), dict(saved["image"]), toRas, int(saved["shown"])
+            return RunRecord.from_json(saved["run"]), dict(saved["image"]), toRas, int(saved["shown"])
         except (TypeError, KeyError, ValueError) as error:
             raise InputError(f"the text {textNode.GetName()} holds no run", value=str(error)) from error
 

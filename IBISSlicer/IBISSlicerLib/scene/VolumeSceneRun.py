@@ -13,7 +13,6 @@ import slicer
 from ibis_agent.actions import Click
 from ibis_agent.errors import InputError
 from ibis_agent.record.review import write_review
-from ibis_agent.record.volume_run_record import VolumeRunRecord
 from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.picture import cut
 from ibis_agent.scan.scan import Scan
@@ -28,7 +27,6 @@ class VolumeSceneRun(SceneRun):
     """A run about a volume, or a range of its slices, across one voxel axis."""
 
     scope = "volume"
-    recordClass = VolumeRunRecord
 
     def __init__(self, record, textNode, image: dict, toRas: np.ndarray) -> None:
         super().__init__(record, textNode, image, toRas)
@@ -153,7 +151,7 @@ class VolumeSceneRun(SceneRun):
         volume = self.record.head["volume"]
         axis, orientation = "xyz"[self.place.axis], Orientation(volume["orientation"])
         window = tuple(volume["window"])
-        record = self.record.trajectory_with(lambda index: cut(scan, axis, index, window, orientation))
+        record = self.record.trajectory(lambda index: cut(scan, axis, index, window, orientation))
         write_review(path, record)
 
     def _put(self, index: int, known: dict | None) -> None:

@@ -14,7 +14,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import ibis_agent.policy as policies
 from ibis_agent import files
@@ -35,6 +34,7 @@ from ibis_agent.cli.options import (
     with_negative_numbers,
 )
 from ibis_agent.cli.request import Request
+from ibis_agent.cli.runner import Runner
 from ibis_agent.cli.session import Session, Stopped
 from ibis_agent.errors import Cancelled, IbisError, InputError, ModelError, OutputError
 from ibis_agent.fields import read_json
@@ -42,7 +42,6 @@ from ibis_agent.policy.prompts import check_question
 from ibis_agent.record import published
 from ibis_agent.record.review import write_review
 from ibis_agent.record.trajectory import Trajectory
-from ibis_agent.record.volume_record import VolumeTrajectory, is_volume_record
 from ibis_agent.scan.geometry import Orientation
 
 _OF_THE_MODELS = {
@@ -122,26 +121,7 @@ def _fail(options: argparse.Namespace, code: int, text: str) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     screen = terminal.Screen(quiet=options.quiet or options.json)
-    if options.volume:
-        return _run_volume(options, screen)
-    for option in ("--range", "--roi", "--looks", "--follow"):
-        if getattr(options, option[2:]) is not None:
-            raise InputError(f"{option} is for whole volumes", remedy="Add --volume, or leave it out.")
-    run = runner.Run(_request(options))
-    session = Session(run, screen, by_hand=options.step, as_json=options.json)
-    session.load()
-    session.go()
-    return PAUSED if run.episode.status == "paused" and not options.step else OK
-
-
-def _run_volume(options: argparse.Namespace, screen: terminal.Screen) -> int:
-    from ibis_agent.cli.volume_job import VolumeJob, VolumeRequest
-    from ibis_agent.cli.volume_session import VolumeSession
-
-    slices = None if options.range is None else (options.range[0], options.range[1])
-    roi = None if options.roi is None else tuple(options.roi)
-    asked = VolumeRequest(_request(options), slices, roi, options.looks, options.follow or "auto")
-    session = VolumeSession(VolumeJob(asked), screen, by_hand=options.step, as_json=options.json)
+    session = Session(Runner(_request(options)), screen, by_hand=options.step, as_json=options.json)
     session.load()
     return PAUSED if session.go() == "paused" and not options.step else OK
 
@@ -169,6 +149,11 @@ def _request(options: argparse.Namespace) -> Request:
         mask_formats=tuple(options.mask_format or ()),
         resume=options.resume,
         review=not options.no_review,
+        volume=options.volume,
+        slices=None if options.range is None else (options.range[0], options.range[1]),
+        roi=None if options.roi is None else tuple(options.roi),
+        looks=options.looks,
+        follow=options.follow,
     )
 
 
@@ -180,49 +165,26 @@ def _replay(options: argparse.Namespace) -> int:
     asked = Request(
         segmenter=options.segmenter, segmenter_config=options.segmenter_config, device=options.device
     )
-    record = read_json(options.trajectory)
-    if is_volume_record(record):
-        return _replay_volume(options, VolumeTrajectory.from_json(record, options.trajectory), asked, screen)
-    recorded = Trajectory.from_json(record, options.trajectory)
-    geometry = recorded.picture.geometry
+    recorded = Trajectory.load(options.trajectory)
     replay = recorded.replay(runner.load_segmenter(asked))
     for note in replay.warnings:
         screen.line(screen.warn(terminal.one_line(note)))
     differences = {each.number: each for each in replay.differences}
-    for number in range(1, len(recorded.steps) + 1):
-        found = differences.get(number)
-        screen.line(f"{number:>3}  " + (screen.bad(str(found)) if found else "the same mask"))
-    if options.mask is not None and replay.steps:
-        runner.write_mask(options.mask, replay.masks[-1], geometry, recorded.question, recorded.answer or "")
-        screen.line(f"     {screen.dim('mask')}  {terminal.one_line(options.mask)}")
-    return DIFFERENT if differences else OK
-
-
-def _replay_volume(
-    options: argparse.Namespace, recorded: VolumeTrajectory, asked: Request, screen: terminal.Screen
-) -> int:
-    segmenter: Any = runner.load_segmenter(asked)
-    replay = recorded.replay(segmenter)
-    for note in replay.warnings:
-        screen.line(screen.warn(terminal.one_line(note)))
-    differences = {each.number: each for each in replay.differences}
-    for index in sorted(recorded.masks):
-        found = differences.get(index)
-        screen.line(f"slice {index:>4}  " + (screen.bad(str(found)) if found else "the same mask"))
-    if options.mask is not None:
-        geometry = next(iter(recorded.pictures.values())).geometry
-        runner.write_mask(options.mask, replay.volume, geometry, recorded.question, recorded.answer)
+    numbers = range(1, len(recorded.steps) + 1) if recorded.alone else recorded.visited
+    for number in numbers:
+        found, what = differences.get(number), f"{number:>3}" if recorded.alone else f"slice {number:>4}"
+        screen.line(f"{what}  " + (screen.bad(str(found)) if found else "the same mask"))
+    if options.mask is not None and recorded.actions:
+        mask = replay.masks[-1] if recorded.alone else replay.volume
+        where = recorded.picture.geometry
+        runner.write_mask(options.mask, mask, where, recorded.question, recorded.answer or "")
         screen.line(f"     {screen.dim('mask')}  {terminal.one_line(options.mask)}")
     return DIFFERENT if differences else OK
 
 
 def _review(options: argparse.Namespace) -> int:
-    record = read_json(options.trajectory)
+    record = Trajectory.load(options.trajectory).to_json()
     path = options.out or options.trajectory.with_name(runner.REVIEW_NAME)
-    if is_volume_record(record):
-        VolumeTrajectory.from_json(record, options.trajectory)
-    else:
-        record = Trajectory.from_json(record, options.trajectory).to_json()
     write_review(path, record)
     print(path)
     if options.open:
@@ -240,8 +202,8 @@ def _convert(options: argparse.Namespace) -> int:
     if options.prompt is not None:
         check_question(options.prompt)
     if isinstance(content, dict) and "schema" in content:
-        recorded = Trajectory.from_json(content, options.trajectory)
-        published.save(options.out, [published.from_trajectory(recorded)])
+        recorded = Trajectory.load(options.trajectory)
+        published.save(options.out, published.from_record(recorded))
         print(options.out)
         return OK
     found = published.load(options.trajectory)

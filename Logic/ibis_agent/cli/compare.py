@@ -12,8 +12,8 @@ import numpy as np
 
 from ibis_agent.cli import terminal
 from ibis_agent.errors import InputError
-from ibis_agent.fields import read_json
 from ibis_agent.mask.comparison import compare
+from ibis_agent.record import journal
 from ibis_agent.record.comparison_page import write_comparison
 from ibis_agent.record.recorded_slices import recorded_slices
 from ibis_agent.scan.geometry import PictureGeometry, slice_geometry
@@ -123,7 +123,7 @@ def read_side(path: Path, label: int | None = None) -> Side:
 
 
 def _recorded(path: Path) -> Side:
-    record = read_json(path)
+    record = journal.read(path)
     try:
         found = recorded_slices(record)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

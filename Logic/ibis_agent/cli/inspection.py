@@ -16,11 +16,9 @@ import numpy as np
 import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
 from ibis_agent.errors import IbisError, InputError
-from ibis_agent.fields import read_json
 from ibis_agent.policy.contract import PolicySource
 from ibis_agent.policy.required_memory import count_words, gigabytes
 from ibis_agent.record.trajectory import Trajectory
-from ibis_agent.record.volume_record import VolumeTrajectory, is_volume_record
 
 # Above this a model is loaded only on request: it would take a minute and most of a small machine's memory.
 _QUICK = 2 * 10**9
@@ -115,21 +113,29 @@ def _segmenter(where: Path | None, config: str | None, load: bool) -> Facts:
 
 
 def _trajectory(path: Path) -> Facts:
-    record = read_json(path)
-    if is_volume_record(record):
-        return _without_blanks({"file": str(path), **VolumeTrajectory.from_json(record, path).facts()})
-    recorded = Trajectory.from_json(record, path)
-    geometry = recorded.picture.geometry
-    people = sum(step.by == "person" for step in recorded.steps)
+    recorded = Trajectory.load(path)
+    slices, geometry = recorded.slices, recorded.picture.geometry
+    people = sum(each.by == "person" for each in recorded.actions)
+    count = f"{len(recorded.actions)}, {people} of them by a person"
+    facts = {"file": str(path), "question": recorded.question, "answer": recorded.answer or ""}
+    if recorded.alone:
+        facts |= {"steps": count, "picture": f"{geometry.plane}, {geometry.width} × {geometry.height}"}
+    else:
+        visited, shown = recorded.visited, [n for n, each in sorted(recorded.rows.items()) if each["area_px"]]
+        span = f"{slices.first} to {slices.last} of {len(slices)}"
+        key, where = recorded.key, f"slices {shown[0]} to {shown[-1]}" if shown else "no slice"
+        facts |= {
+            "actions": count,
+            "second looks": str(max((each.look for each in recorded.actions), default=0)),
+            "slices": f"{geometry.plane}, {span}, {len(visited)} visited",
+            "key slice": "" if key is None else str(key),
+            "object": f"in {where}, {recorded.ml:.2f} mL",
+        }
     return _without_blanks(
         {
-            "file": str(path),
-            "question": recorded.question,
-            "answer": recorded.answer or "",
-            "steps": f"{len(recorded.steps)}, {people} of them by a person",
+            **facts,
             "status": f"{recorded.status}. {recorded.reason}".strip(" ."),
             "scan": recorded.source,
-            "picture": f"{geometry.plane}, {geometry.width} × {geometry.height}",
             "made": recorded.created,
             "policy": _identity(recorded.policy),
             "segmenter": _identity(recorded.segmenter),

@@ -1,6 +1,6 @@
 """What a person asks of a run, and whether it can be done: every check that needs no model.
 
-A `Request` is what was said; `check` turns it into a `Job`, in which nothing is missing or doubtful any more.
+A `Request` is what was said; `check` turns it into a `Task`, in which nothing is missing or doubtful any more.
 Nothing is written here and no model is loaded; torch is imported to look into a checkpoint.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
@@ -22,23 +22,19 @@ from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import PolicySource
 from ibis_agent.policy.prompts import check_question
 from ibis_agent.policy.vocabulary import check_asked
-from ibis_agent.record.trajectory import Trajectory, orientation_of
+from ibis_agent.record.pictures import orientation_of
+from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.episode import Limits
+from ibis_agent.run.settings import Follow, Settings
 from ibis_agent.scan.geometry import Orientation, PictureGeometry
 from ibis_agent.scan.load import load_scan
 from ibis_agent.scan.modality import UNNAMED
 from ibis_agent.scan.picture import Picture, check_window, cut
+from ibis_agent.scan.slices import Slices, Stack, one_slice, stack_of
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?", re.ASCII)
 # What --mask-format may say, and the end of the file that it makes.
 MASK_FORMATS = {"nii.gz": ".nii.gz", "nrrd": ".nrrd", "seg.nrrd": ".seg.nrrd", "png": ".png"}
-
-
-class Asked(Protocol):
-    """A recorded run, as far as its question goes."""
-
-    @property
-    def question(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -69,10 +65,15 @@ class Request:
     mask_formats: tuple[str, ...] = ()
     resume: Path | None = None
     review: bool = True
+    volume: bool = False
+    slices: tuple[int, int] | None = None
+    roi: tuple[int, ...] | None = None
+    looks: int | None = None
+    follow: Follow | None = None
 
 
 @dataclass(frozen=True)
-class Job:
+class Task:
     """A request that passed every check.
 
     Attributes:
@@ -80,9 +81,9 @@ class Job:
         policy: where the policy comes from.
         card: the policy's, with the request's history in it.
         question: what is asked.
-        picture: what is worked on.
+        slices: what is worked on: one, or a stack.
         source: the name of the scan.
-        limits: None where a resumed run keeps its own.
+        settings: None where a resumed run keeps its own.
         resumed: the run to go on from.
         folder: where the results go; it may not exist yet.
         masks: the files that the mask goes to.
@@ -92,36 +93,62 @@ class Job:
     policy: PolicySource
     card: ModelCard
     question: str
-    picture: Picture
+    slices: Slices
     source: str
-    limits: Limits | None
+    settings: Settings | None
     resumed: Trajectory | None
     folder: Path
     masks: tuple[Path, ...]
 
 
-def check(request: Request) -> Job:
+def check(request: Request) -> Task:
     """Raises InputError or ModelError naming the file, the value and the remedy."""
     policy = policies.find(request.policy)
     card = _card(policy, request.history)
-    limits = _limits(request)
     if not _DEVICE.fullmatch(request.device):
         raise InputError(
             "there is no such device", value=request.device, remedy="Use auto, cpu, cuda or cuda:1."
         )
     resumed = None if request.resume is None else Trajectory.load(request.resume)
+    volume = request.volume if resumed is None else not resumed.alone
+    _check_scope(request, volume, resumed)
+    settings = _settings(request, volume, resumed)
     question = _question(request, card, resumed)
-    picture, source, stem = _picture(request, card, resumed)
+    slices: Slices
+    if volume:
+        slices, source, stem = _stack(request, card, resumed)
+    else:
+        picture, source, stem = _picture(request, card, resumed)
+        slices = one_slice(picture)
     folder = _folder(request, stem)
-    paths = tuple(_mask_paths(request, folder, picture.geometry))
+    paths = tuple(_mask_paths(request, folder, slices.geometry(slices.first), volume))
     _check_models(request, policy)
-    return Job(request, policy, card, question, picture, source, limits, resumed, folder, paths)
+    return Task(request, policy, card, question, slices, source, settings, resumed, folder, paths)
 
 
 def reading_lines(notes: Iterable[str]) -> list[tuple[str, str]]:
     """What a person should know about how the scan was read, as lines of a run's description."""
     hint = " (--modality)"
     return [("reading", note + hint if note.startswith(UNNAMED) else note) for note in notes]
+
+
+def _check_scope(request: Request, volume: bool, resumed: Trajectory | None) -> None:
+    """What is said of volumes must not be said of a slice, and the other way round."""
+    if request.volume and not volume:
+        raise InputError(
+            "the run to resume is of one slice", file=request.resume, remedy="Leave --volume out."
+        )
+    if volume and request.index is not None:
+        remedy = "Leave it out, or leave --volume out."
+        raise InputError("--slice cannot be used with --volume", value=request.index, remedy=remedy)
+    said = {
+        "--range": request.slices, "--roi": request.roi, "--looks": request.looks, "--follow": request.follow,
+    }  # fmt: skip
+    for option, value in said.items():
+        if value is not None and not volume:
+            raise InputError(f"{option} is for whole volumes", remedy="Add --volume, or leave it out.")
+    if request.looks is not None and request.looks < 0:
+        raise InputError("the second looks cannot be negative", value=request.looks, remedy="0 is for none.")
 
 
 def _card(policy: PolicySource, history: int | None) -> ModelCard:
@@ -134,14 +161,24 @@ def _card(policy: PolicySource, history: int | None) -> ModelCard:
     return dataclasses.replace(card, history=history)
 
 
-def _limits(request: Request) -> Limits | None:
-    """None where nothing was said: a resumed run then keeps its own."""
+def _settings(request: Request, volume: bool, resumed: Trajectory | None) -> Settings | None:
+    """Those asked for; None where nothing was said, and a resumed run keeps its own."""
     said = {"max_turns": request.max_turns, "max_repeats": request.max_repeats}
     given = {name: value for name, value in said.items() if value is not None}
-    return Limits(**given) if given else None
+    if not volume:
+        episode = Limits(**given) if given or resumed is None else None
+        return None if episode is None else Settings(episode, follow="alone")
+    follow = None if request.follow == "auto" else request.follow
+    if resumed is not None and not given and request.looks is None and follow is None:
+        return None
+    own = Settings() if resumed is None else resumed.settings
+    changes: dict[str, Any] = {"looks": request.looks, "follow": follow}
+    if given:
+        changes["episode"] = dataclasses.replace(own.episode or Limits(max_turns=6), **given)
+    return dataclasses.replace(own, **{key: value for key, value in changes.items() if value is not None})
 
 
-def _question(request: Request, card: ModelCard, resumed: Asked | None) -> str:
+def _question(request: Request, card: ModelCard, resumed: Trajectory | None) -> str:
     if request.question is None and resumed is not None:
         try:
             return check_question(resumed.question, card.max_question, card.script)
@@ -181,31 +218,86 @@ def _picture(request: Request, card: ModelCard, resumed: Trajectory | None) -> t
 
 def _resumed_picture(request: Request, card: ModelCard, resumed: Trajectory) -> Picture:
     """The recorded picture; whatever else the request says about it would be another run."""
-    for option, value in (
-        ("SCAN", request.scan),
-        ("--plane", request.plane),
-        ("--slice", request.index),
-        ("--window", request.window),
-        ("--orientation", request.orientation),
-        ("--series", request.series),
-        ("--modality", request.modality),
-    ):
+    _refuse_again(
+        request,
+        {
+            "SCAN": request.scan,
+            "--plane": request.plane,
+            "--slice": request.index,
+            "--window": request.window,
+        },
+        {"--orientation": request.orientation, "--series": request.series, "--modality": request.modality},
+    )
+    recorded = orientation_of(resumed.picture.geometry)
+    if recorded is not None:
+        _check_orientation(request, card, recorded)
+    return resumed.picture
+
+
+def _stack(request: Request, card: ModelCard, resumed: Trajectory | None) -> tuple[Stack, str, str]:
+    """The slices of a volume, the name of the scan, and a name for the folder of the results."""
+    if request.scan is None and resumed is not None:
+        raise InputError(
+            "a run over a volume is resumed with its scan, which is not in the record",
+            file=request.resume,
+            value=resumed.source,
+            remedy=f"Name it too: ibis-agent run SCAN --resume {request.resume}",
+        )
+    if request.scan is None:
+        raise InputError("there is no scan", remedy="Name a volume or a DICOM folder.")
+    name = request.scan.resolve().name
+    if resumed is not None:
+        return _recorded_stack(request, card, resumed), name, ""
+    window = None if request.window is None else check_window(request.window)
+    scan = load_scan(request.scan, series=request.series, modality=request.modality)
+    if window is None and scan.window is None and scan.may_be_ct:
+        window = card.window
+    orientation = request.orientation or card.orientation
+    stack = stack_of(
+        scan, request.plane or "axial", window, orientation, request.slices, request.roi, card.frame
+    )
+    return stack, name, f"{_stem(name)}-{stack.geometry(stack.first).plane}"
+
+
+def _recorded_stack(request: Request, card: ModelCard, resumed: Trajectory) -> Stack:
+    """The slices that a recorded run was about, cut anew. Raises InputError where they are others now."""
+    _refuse_again(
+        request,
+        {"--plane": request.plane, "--window": request.window, "--orientation": request.orientation},
+        {"--range": request.slices, "--roi": request.roi},
+    )
+    assert request.scan is not None
+    cut = resumed.cut
+    if cut is None:
+        remedy = "Use a record that ibis-agent run wrote."
+        raise InputError("does not say how its volume was cut", file=request.resume, remedy=remedy)
+    _check_orientation(request, card, str(resumed.orientation))
+    scan, plane = load_scan(request.scan, series=request.series, modality=request.modality), "xyz"[cut.axis]
+    limits = resumed.slices.first, resumed.slices.last
+    stack = stack_of(scan, plane, cut.window, card.orientation, limits, cut.roi, cut.frame or "slice")
+    resumed.check_stack(stack, request.resume)
+    return stack
+
+
+def _refuse_again(request: Request, *said: Mapping[str, object]) -> None:
+    for option, value in (item for options in said for item in options.items()):
         if value is not None:
             raise InputError(
                 f"{option} cannot be chosen again for a run that is resumed",
                 file=request.resume,
                 value=value,
-                remedy="Leave it out: the picture is in the trajectory.",
+                remedy="Leave it out: it is in the trajectory.",
             )
-    recorded = orientation_of(resumed.picture.geometry)
-    if recorded is not None and recorded != card.orientation.value:
+
+
+def _check_orientation(request: Request, card: ModelCard, recorded: str) -> None:
+    if recorded != card.orientation.value:
         raise InputError(
             "the run to resume was made with pictures turned another way than this policy expects",
             file=request.resume,
             value=f"{recorded}, the policy wants {card.orientation.value}",
             remedy="Choose the policy that it was made with, or start a new run.",
         )
-    return resumed.picture
 
 
 def _stem(name: str) -> str:
@@ -228,7 +320,7 @@ def _folder(request: Request, stem: str) -> Path:
     return folder
 
 
-def _mask_paths(request: Request, folder: Path, geometry: PictureGeometry) -> list[Path]:
+def _mask_paths(request: Request, folder: Path, geometry: PictureGeometry, volume: bool) -> list[Path]:
     kind = "picture" if geometry.plane == "picture" else "volume"
     if request.mask is not None:
         if request.mask_formats:
@@ -241,7 +333,7 @@ def _mask_paths(request: Request, folder: Path, geometry: PictureGeometry) -> li
     paths = [folder / f"mask{MASK_FORMATS[each]}" for each in dict.fromkeys(formats)]
     for path in paths:
         # A PNG beside other formats is the mask as it was seen; alone it would lose its place in the scan.
-        if not (path.suffix == ".png" and len(paths) > 1):
+        if volume or not (path.suffix == ".png" and len(paths) > 1):
             mask_files.check_mask_path(path, kind)
     _spare_the_scan(request, paths)
     return paths

@@ -1,7 +1,7 @@
-"""One run from files to files: picture → episode → mask, trajectory, review page.
+"""One run from files to files: scan → run → mask, trajectory, review page.
 
-What can be wrong with what the person gave is found when a `Run` is made (by request.check), before a model
-is loaded or a file written. Options and printing are in cli and session; what a step does is in episode.
+What can be wrong with what the person gave is found when a `Runner` is made (by request.check), before a model
+is loaded or a file written. Options and printing are in commands and session; what a step does is in run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,137 +20,149 @@ import ibis_agent.segmenter as segmenters
 from ibis_agent import files
 from ibis_agent.actions import Click, format_click
 from ibis_agent.cli.request import MASK_FORMATS, Request, check, reading_lines
+from ibis_agent.errors import IbisError
 from ibis_agent.mask import files as mask_files
 from ibis_agent.mask import masks, structures
-from ibis_agent.policy.contract import OnText, Policy, PolicySource
-from ibis_agent.record import review
-from ibis_agent.record.trajectory import Trajectory
-from ibis_agent.run.episode import Episode, Step
-from ibis_agent.scan.geometry import PictureGeometry
-from ibis_agent.segmenter.contract import PictureSegmenter, Segmenter
+from ibis_agent.policy.contract import Policy, PolicySource
+from ibis_agent.record.review import write_review
+from ibis_agent.record.run_file import RunFile
+from ibis_agent.run.run import Run
+from ibis_agent.run.state import Place
+from ibis_agent.scan.slices import Stack
+from ibis_agent.segmenter.contract import Segmenter
 
 TRAJECTORY_NAME, REVIEW_NAME = "trajectory.json", "review.html"
-# Room for the results of one slice; a mask of a volume is compressed and nearly empty.
-_ROOM = 16 * 2**20
+# Room for the results of a slice, and of a volume; its mask is compressed and nearly empty.
+_ROOM, _ROOM_OF_A_VOLUME = 16 * 2**20, 64 * 2**20
 
 
-class Run:
-    """A run over one picture.
+class Runner:
+    """A run over a slice or a volume, and its files.
 
-        run = Run(Request(scan=Path("ct.nii.gz"), question="Segment the liver", out=Path("out")))
-        run.load()
-        while run.episode.status == "ready":
-            run.step()
-        run.finish()
+        runner = Runner(Request(scan=Path("ct.nii.gz"), question="Segment the liver", out=Path("out")))
+        runner.load()
+        while runner.run.status == "ready":
+            runner.do(runner.run.step)
+        runner.finish()
 
     Attributes:
-        job: what is done, checked.
-        episode: there after `load`.
+        task: what is done, checked.
+        run: there after `load`.
         notes: what a person should know, such as that other weights are used than in the resumed run.
     """
 
-    episode: Episode
+    run: Run
 
     def __init__(self, request: Request) -> None:
         """Check everything, and make the folders. Raises IbisError, and leaves nothing behind then."""
-        self.job = check(request)
+        self.task = check(request)
         self.notes: list[str] = []
         self._saved = False
-        self._created = self.job.resumed.created if self.job.resumed else ""
+        self._kept: Place | None = None  # how the run stood when it was saved, or resumed
+        created = self.task.resumed.created if self.task.resumed else ""
+        self._file = RunFile(self.task.folder / TRAJECTORY_NAME, self.task.source, created)
         self._made_folders: list[Path] = []
+        room = _ROOM_OF_A_VOLUME if isinstance(self.task.slices, Stack) else _ROOM
         try:
-            for folder in (self.job.folder, *(path.parent for path in self.job.masks)):
+            for folder in (self.task.folder, *(path.parent for path in self.task.masks)):
                 self._made_folders[:0] = _missing_folders(folder)
-                files.check_writable_folder(folder, _ROOM)
+                files.check_writable_folder(folder, room)
         except BaseException:
             self.abandon()
             raise
 
     def description(self) -> list[tuple[str, str]]:
         """What is going to be done, as (term, words)."""
-        picture, geometry = self.job.picture, self.job.picture.geometry
-        where = f"{geometry.width} × {geometry.height} pixels"
-        if geometry.plane != "picture":
-            where = f"{geometry.plane}, slice {geometry.index} of {geometry.shape[geometry.axis]}, {where}"
-        if picture.window:
-            where += f", window {picture.window[0]:g} to {picture.window[1]:g}"
-        models = self.job.card.name + (f" ({self.job.card.note})" if self.job.card.note else "")
-        segmenter = self.job.request.segmenter.name if self.job.request.segmenter else "demo segmenter"
+        task, slices = self.task, self.task.slices
+        geometry = slices.geometry(slices.first)
+        if isinstance(slices, Stack):
+            notes: Iterable[str] = slices.scan.told
+            term, where = (
+                "slices",
+                f"{geometry.plane}, slices {slices.first} to {slices.last} of {len(slices)}",
+            )
+            window: tuple[float, float] | None = slices.window
+        else:
+            term, where = "picture", f"{geometry.width} × {geometry.height} pixels"
+            if geometry.plane != "picture":
+                where = f"{geometry.plane}, slice {geometry.index} of {len(slices)}, {where}"
+            picture = slices.picture(slices.first)
+            window, notes = picture.window, picture.notes
+        if window:
+            where += f", window {window[0]:g} to {window[1]:g}"
+        if isinstance(slices, Stack) and slices.roi is not None:
+            where += ", inside the region of interest"
         return [
-            ("scan", self.job.source),
-            ("picture", where),
-            ("question", self.job.question),
-            ("policy", models),
-            ("segmenter", segmenter),
-            *reading_lines(picture.notes),
+            ("scan", task.source),
+            (term, where),
+            ("question", task.question),
+            ("policy", task.card.name + (f" ({task.card.note})" if task.card.note else "")),
+            ("segmenter", task.request.segmenter.name if task.request.segmenter else "demo segmenter"),
+            *reading_lines(notes),
         ]
 
     def load(self) -> None:
-        """Load the models and open the episode. Raises ModelError."""
-        segmenter = load_segmenter(self.job.request)
-        policy = load_policy(self.job.policy, self.job.request)
-        policy.card = dataclasses.replace(policy.card, history=self.job.card.history)
+        """Load the models and open the run. Raises ModelError."""
+        segmenter = load_segmenter(self.task.request)
+        policy = load_policy(self.task.policy, self.task.request)
+        policy.card = dataclasses.replace(policy.card, history=self.task.card.history)
         self.begin(policy, segmenter)
 
-    def begin(self, policy: Policy | None, segmenter: PictureSegmenter) -> None:
-        """Open the episode with models that are loaded already."""
-        job = self.job
-        if job.resumed is None:
-            self.episode = Episode(job.picture, job.question, policy, segmenter, job.limits)
+    def begin(self, policy: Policy | None, segmenter: Segmenter) -> None:
+        """Open the run with models that are loaded already."""
+        task = self.task
+        if task.resumed is None:
+            self.run = Run(task.slices, task.question, policy, segmenter, task.settings)
             return
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            self.episode = job.resumed.to_episode(policy, segmenter, job.limits)
+            self.run = task.resumed.to_run(policy, segmenter, task.settings, task.slices)
+        self._kept = self.run.place()
         self.notes += [str(each.message) for each in told if each.category is UserWarning]
 
-    def step(
-        self,
-        on_text: OnText | None = None,
-        on_retry: Callable[[str], object] | None = None,
-        cancelled: Callable[[], bool] | None = None,
-    ) -> Step | None:
-        """Let the policy act once and keep the result on disk. See Episode.step."""
-        step = self.episode.step(on_text, cancelled, on_retry)
-        self.save()
-        return step
-
-    def change(self, do: Callable[[], object]) -> None:
-        """Do something to the episode and keep the result on disk."""
-        do()
+    def do(self, act: Callable[[], object]) -> None:
+        """Do something to the run and keep the result on disk; what is done before a failure, too."""
+        try:
+            act()
+        except BaseException:
+            with contextlib.suppress(IbisError):
+                self.save()
+            raise
         self.save()
 
     def save(self) -> Path:
-        """Write the trajectory as it stands, whole or not at all. Returns its file. Raises OutputError."""
-        path = self.job.folder / TRAJECTORY_NAME
-        resume, untouched = self.job.request.resume, not (self.episode.can_undo or self.episode.can_redo)
-        if untouched and resume is not None and path.exists() and path.samefile(resume):
-            return path  # nothing was done yet: the record stays, and the mask beside it
-        trajectory = Trajectory.of(self.episode, self.job.source)
-        self._created = self._created or trajectory.created
-        if not self._saved and path.exists():
-            remove_stale_results(self.job.folder, self.job.request.scan)
-        dataclasses.replace(trajectory, created=self._created).save(path)
-        self._saved = True
-        return path
+        """Keep the run on disk as it stands, whole or not at all. Returns its file. Raises OutputError."""
+        place, kept = self.run.place(), self._kept
+        if kept is None or (place.actions, place.halt) != (kept.actions, kept.halt):
+            if place.actions or self._saved or place.halt:
+                self._remove_earlier()
+                self._file.save(self.run)
+                self._saved = True
+            self._kept = place
+        return self._file.path
 
     def finish(self) -> dict[str, Path]:
         """Write everything. Returns the files by what they are. Raises OutputError."""
-        written = {"trajectory": self.save()}
-        answer = self.episode.answer or ""
-        for path in self.job.masks:
-            write_mask(path, self.episode.mask, self.job.picture.geometry, self.job.question, answer)
-            written["mask" if len(self.job.masks) == 1 else _kind(path)] = path
-        if self.job.request.review:
-            record = Trajectory.of(self.episode, self.job.source)
-            path = self.job.folder / REVIEW_NAME
-            review.write_review(path, dataclasses.replace(record, created=self._created).to_json())
-            written["review"] = path
+        task, run, record = self.task, self.run, None
+        if not self._is_untouched():
+            self._remove_earlier()
+            record = self._file.finish(run)
+            self._saved = True
+        written = {"trajectory": self._file.path}
+        mask: np.ndarray = run.mask() if run.alone else run.volume()
+        for path in task.masks:
+            self._write_mask(path, mask)
+            written["mask" if len(task.masks) == 1 else _kind(path)] = path
+        if task.request.review:
+            record = record or self._file.record(run)
+            written["review"] = task.folder / REVIEW_NAME
+            write_review(written["review"], record.to_json())
         return written
 
     def discard(self) -> None:
         """Leave nothing of this run behind. A resumed run's own file stays as the last step left it."""
-        if self._saved and self.job.resumed is None:
-            (self.job.folder / TRAJECTORY_NAME).unlink(missing_ok=True)
+        if self._saved and self.task.resumed is None:
+            self._file.remove()
         self.abandon()
 
     def abandon(self) -> None:
@@ -159,13 +171,35 @@ class Run:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
+    def _is_untouched(self) -> bool:
+        """Nothing was done to a resumed run yet: its record stays, and the mask beside it."""
+        self.save()
+        resume, path = self.task.request.resume, self._file.path
+        return not self._saved and resume is not None and path.exists() and path.samefile(resume)
+
+    def _remove_earlier(self) -> None:
+        """Mask and page of an earlier run in this folder: beside the new record they would belie it."""
+        if self._saved or not self._file.path.exists():
+            return
+        names, scan = [REVIEW_NAME, *(f"mask{end}" for end in MASK_FORMATS.values())], self.task.request.scan
+        for path in (self.task.folder / name for name in names):
+            if path.is_file() and not (scan is not None and path.samefile(scan)):
+                path.unlink()
+
+    def _write_mask(self, path: Path, mask: np.ndarray) -> None:
+        geometry: Any = self.task.slices.geometry(self.task.slices.first)
+        if isinstance(self.task.slices, Stack):
+            geometry = self.task.slices.scan
+        write_mask(path, mask, geometry, self.task.question, self.run.answer or "")
+
+    # What there is to tell
+
     def facts_of(self, number: int) -> dict[str, Any]:
-        """What there is to tell about step `number`: plain values, and `…_text` for people."""
-        step = self.episode.steps[number - 1]
-        before = masks.area(self.episode.steps[number - 2].mask) if number > 1 else 0
-        pixels = masks.area(step.mask)
+        """What there is to tell about step `number` on a slice alone: plain values, and `…_text` for people."""
+        steps = self.run.steps
+        step, before = steps[number - 1], masks.area(steps[number - 2].mask) if number > 1 else 0
+        pixels, each = masks.area(step.mask), self._pixel_mm2
         clicked = isinstance(step.action, Click)
-        each = self.job.picture.geometry.pixel_area_mm2
         return {
             "number": step.number,
             "by": step.by,
@@ -179,7 +213,7 @@ class Run:
             "change_text": self._amount(pixels - before, sign=True),
             "score": step.score if clicked else None,
             "seconds": dict(step.seconds),
-            "seconds_text": _seconds_text(step),
+            "seconds_text": _seconds_text(step.seconds),
         }
 
     def area_text(self, mask: np.ndarray) -> str:
@@ -188,32 +222,32 @@ class Run:
 
     def summary(self, written: dict[str, Path]) -> dict[str, Any]:
         """The whole run in plain values."""
-        episode, each = self.episode, self.job.picture.geometry.pixel_area_mm2
-        pixels = masks.area(episode.mask)
-        return {
-            "question": self.job.question,
-            "answer": episode.answer,
-            "status": episode.status,
-            "reason": episode.reason,
-            "steps": len(episode.steps),
-            "area_px": pixels,
-            "area_mm2": None if each is None else pixels * each,
-            "files": {what: str(path) for what, path in written.items()},
+        run, each = self.run, self._pixel_mm2
+        facts: dict[str, Any] = {
+            "question": run.question,
+            "answer": run.answer,
+            "status": run.status,
+            "reason": run.reason,
         }
+        if run.alone:
+            pixels = masks.area(run.mask())
+            area = None if each is None else pixels * each
+            facts |= {"steps": len(run.steps), "area_px": pixels, "area_mm2": area}
+        else:
+            areas = {str(index): area for index, area in run.areas_mm2().items() if area}
+            facts |= {"key_slice": run.key, "actions": len(run.actions), "second_looks": run.looks}
+            facts |= {"volume_ml": run.volume_ml, "areas_mm2": areas}
+        return {**facts, "files": {what: str(path) for what, path in written.items()}}
+
+    @property
+    def _pixel_mm2(self) -> float | None:
+        return self.task.slices.geometry(self.task.slices.first).pixel_area_mm2
 
     def _amount(self, pixels: int, sign: bool = False) -> str:
-        each = self.job.picture.geometry.pixel_area_mm2
+        each = self._pixel_mm2
         number, unit = (pixels, "px") if each is None else (pixels * each, "mm²")
         digits = ".1f" if abs(number) < 10 and number != int(number) else ".0f"
         return f"{number:{'+' if sign else ''}{digits}} {unit}"
-
-
-def remove_stale_results(folder: Path, scan: Path | None) -> None:
-    """Mask and page of an earlier run in this folder: beside the new record they would belie it."""
-    names = [REVIEW_NAME, *(f"mask{end}" for end in MASK_FORMATS.values())]
-    for path in (folder / name for name in names):
-        if path.is_file() and not (scan is not None and path.samefile(scan)):
-            path.unlink()
 
 
 def load_policy(found: PolicySource, request: Request) -> Policy:
@@ -226,12 +260,15 @@ def load_segmenter(request: Request) -> Segmenter:
     return segmenters.open(request.segmenter, request.segmenter_config, request.device)
 
 
-def write_mask(path: Path, mask: np.ndarray, geometry: PictureGeometry, question: str, answer: str) -> None:
-    """Write a (H, W) mask into the scan's grid, named and coloured after the question or the answer."""
+def write_mask(path: Path, mask: np.ndarray, where: Any, question: str, answer: str) -> None:
+    """Write a mask into the scan's grid, named and coloured after the question or the answer.
+
+    mask, where: (H, W) and its PictureGeometry, or (I, J, K) and the Scan or a geometry.
+    """
     mask_files.write_mask(
         path,
         mask,
-        geometry,
+        where,
         name=structures.name_for(question, answer),
         colour=structures.colour_for(question, answer),
         structure=structures.structure_for(question, answer),
@@ -253,8 +290,6 @@ def _missing_folders(folder: Path) -> list[Path]:
     return missing
 
 
-def _seconds_text(step: Step) -> str:
-    parts = [
-        f"{who} {step.seconds.get(who, 0):.2f}" for who in ("policy", "segmenter") if step.seconds.get(who)
-    ]
-    return f"{step.seconds.get('total', 0):.2f} s" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")
+def _seconds_text(seconds: Any) -> str:
+    parts = [f"{who} {seconds.get(who, 0):.2f}" for who in ("policy", "segmenter") if seconds.get(who)]
+    return f"{seconds.get('total', 0):.2f} s" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")

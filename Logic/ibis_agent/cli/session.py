@@ -1,6 +1,7 @@
-"""A run at the terminal: steps as they come, the person's word between them, and an end that loses nothing.
+"""A run at the terminal: what is done as it comes, the person's word in between, and an end that loses nothing.
 
-The command's options are in cli, files in runner, what is typed and how text is shown in terminal.
+The command's options are in commands, files in runner, what is typed and how text is shown in terminal, Ctrl-C in
+signals.
 """
 
 from __future__ import annotations
@@ -8,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 from ibis_agent.cli import terminal
-from ibis_agent.cli.runner import Run
-from ibis_agent.cli.terminal import Add, Back, Do, Replace, Screen, one_line
+from ibis_agent.cli.runner import Runner
+from ibis_agent.cli.signals import Stopper
+from ibis_agent.cli.terminal import Add, Back, Do, Replace, Screen, Spread, ThinkingStream, one_line
 from ibis_agent.errors import Cancelled, IbisError, InputError
+from ibis_agent.run.action import Progress, RunAction, Watch
+from ibis_agent.segmenter.contract import Found
 
 
 class Stopped(Exception):  # noqa: N818 - not a failure: the person pressed Ctrl-C, and this says what was kept
@@ -24,97 +27,117 @@ class Stopped(Exception):  # noqa: N818 - not a failure: the person pressed Ctrl
 
 
 class Session:
-    """Takes a checked run through loading and steps to its results.
+    """Takes a checked run through loading and its actions to its results.
 
     Args:
         by_hand: wait for the person after each action.
         as_json: print one JSON object a line instead of text; the screen is then quiet.
     """
 
-    def __init__(self, run: Run, screen: Screen, *, by_hand: bool = False, as_json: bool = False) -> None:
-        self.run, self.screen, self.by_hand, self.as_json = run, screen, by_hand, as_json
+    def __init__(
+        self, runner: Runner, screen: Screen, *, by_hand: bool = False, as_json: bool = False
+    ) -> None:
+        self.runner, self.screen, self.by_hand, self.as_json = runner, screen, by_hand, as_json
+        self.stopper = Stopper()
+        self._thinking = ThinkingStream()
+        self._watch = Watch(
+            self._on_action, self._on_progress, self._on_text, self._on_retry, lambda: self.stopper.asked
+        )
 
     def load(self) -> None:
         """Say what is going to be done, and load the models. Whatever stops it leaves nothing behind."""
-        screen, job = self.screen, self.run.job
+        screen, task = self.screen, self.runner.task
         try:
-            if job.resumed is not None and job.resumed.status == "ended" and job.limits is None:
-                self._refuse_an_ended_run(job.resumed.reason)
+            resumed = task.resumed
+            if resumed and resumed.status == "ended" and not (resumed.alone and task.settings):
+                self._refuse_an_ended_run(resumed.reason)
             screen.line(screen.bold("IBIS agent") + screen.dim("  research use only, not for patients"))
-            for term, value in self.run.description():
+            for term, value in self.runner.description():
                 screen.line(f"  {screen.dim(f'{term:<10}')} {one_line(value)}")
-            with screen.passing("  loading the models …"):
-                self.run.load()
-            for note in self.run.notes:
+            with self.stopper, screen.passing("  loading the models …"):
+                self.runner.load()
+            for note in self.runner.notes:
                 screen.line(f"  {screen.warn('note')}       {one_line(note)}")
             screen.line()
         except KeyboardInterrupt:
-            self.run.abandon()
+            self.runner.abandon()
             raise Stopped("stopped while the models were loading; nothing was written") from None
         except BaseException:
-            self.run.abandon()
+            self.runner.abandon()
             raise
 
-    def go(self) -> None:
-        """Step until the run ends, or as the person says; then write the results.
+    def go(self) -> str:
+        """Go on until the run ends, or as the person says; write the results, and return the status.
 
-        Raises Stopped after Ctrl-C, with the steps so far on the disk; IbisError, likewise.
+        Raises Stopped after Ctrl-C, with what was done on the disk; IbisError, likewise.
         """
-        if self.run.episode.status == "ended":
-            self._refuse_an_ended_run(self.run.episode.reason)
-        try:
-            if not self.by_hand:
-                self._alone()
-            elif not self._with_the_person():
-                with _deaf():
-                    self.run.discard()
-                self.screen.line("  discarded, nothing was kept")
-                return
-            self._finish()
-        except (KeyboardInterrupt, Cancelled):
-            raise Stopped(self._keep()) from None
-        except BaseException:
-            # A model that fails or a full disk must not cost the steps that are there.
-            with contextlib.suppress(IbisError):
-                self._keep()
-            raise
+        run = self.runner.run
+        if run.status == "ended":
+            self._refuse_an_ended_run(run.reason)
+        with self.stopper:
+            try:
+                if not self.by_hand:
+                    self._alone()
+                elif not self._with_the_person():
+                    with self.stopper.deaf():
+                        self.runner.discard()
+                    self.screen.line("  discarded, nothing was kept")
+                    return run.status
+                self._finish()
+            except (KeyboardInterrupt, Cancelled):
+                raise Stopped(self._keep()) from None
+            except BaseException:
+                # A model that fails or a full disk must not cost what is there.
+                with contextlib.suppress(IbisError):
+                    self._keep()
+                raise
+        return run.status
 
     def _keep(self) -> str:
-        """Make sure that the steps so far are on the disk, and say where."""
-        with contextlib.suppress(OSError):  # nobody may be reading any more; the steps are kept all the same
+        """Make sure that what was done is on the disk, and say where."""
+        with contextlib.suppress(OSError):  # nobody may be reading any more; all is kept the same
             self.screen.end_flow()
-        steps = len(self.run.episode.steps)
-        with _deaf():
-            if not steps:
-                self.run.abandon()
-                return "stopped before the first step; nothing was written"
-            path = self.run.save()
-        kept = "1 step is kept" if steps == 1 else f"{steps} steps are kept"
-        return f"stopped; {kept} in {path}. Go on with: ibis-agent run --resume {shlex.quote(str(path))}"
+        run, what = self.runner.run, "step" if self.runner.run.alone else "action"
+        count = len(run.actions)
+        with self.stopper.deaf():
+            if not count:
+                self.runner.abandon()
+                return f"stopped before the first {what}; nothing was written"
+            path = self.runner.save()
+            if not run.alone and not self.stopper.final:  # one who ends us may not wait for mask and page
+                self.runner.finish()
+        kept = f"1 {what} is kept" if count == 1 else f"{count} {what}s are kept"
+        scan = "" if run.alone else f"{shlex.quote(str(self.runner.task.request.scan))} "
+        return (
+            f"stopped; {kept} in {path}. Go on with: ibis-agent run {scan}--resume {shlex.quote(str(path))}"
+        )
 
     def _refuse_an_ended_run(self, reason: str) -> None:
         """A person can go back in it; a policy has nothing more to do."""
         if not self.by_hand:
             raise InputError(
                 "the run to resume has ended",
-                file=self.run.job.request.resume,
+                file=self.runner.task.request.resume,
                 value=reason,
                 remedy="Go back in it with --step, or allow more with --max-turns.",
             )
 
     def _alone(self) -> None:
-        episode = self.run.episode
-        self._step()
-        while episode.status == "ready":
+        """The agent without a person; a paused one is tried once more."""
+        while True:
             self._step()
+            if self.runner.run.status != "ready":
+                return
+
+    # The person
 
     def _with_the_person(self) -> bool:
-        """Steps and waits in turn. False if the person discards the run."""
-        episode = self.run.episode
-        if not episode.steps and episode.status == "ready":
-            self._step()
-        elif episode.steps:
+        """Acts and waits in turn. False if the person discards the run."""
+        run = self.runner.run
+        if run.actions:
             self._tell_state()
+        elif run.status == "ready":
+            self._try(self._step)
         while True:
             try:
                 command = self._ask()
@@ -122,18 +145,19 @@ class Session:
                     return True
                 if command == Do("discard"):
                     return False
-                if command == Do("accept") or (command == Do("continue") and episode.status == "ended"):
-                    if episode.answer is None:
-                        self.run.change(episode.finish)
+                if command == Do("accept") or (command == Do("continue") and run.status == "ended"):
+                    if run.status != "ended" or (run.alone and run.answer is None):
+                        self.runner.do(run.finish)
                     return True
-                self._obey(command)
+                self._try(lambda: self._obey(command))  # noqa: B023 - called at once
             except InputError as error:
                 self.screen.line(self.screen.warn(f"     {one_line(error)}"))
 
     def _ask(self) -> terminal.Command | None:
         """The person's next command; None when nobody is there any more (the input has ended)."""
+        run = self.runner.run
         hints = {"ready": "Enter goes on", "ended": "Enter accepts", "paused": "Enter asks it again"}
-        hint = f"{hints[self.run.episode.status]}, a accepts, ? helps: "
+        hint = f"{hints[run.status]}, a accepts, ? helps: "
         self.screen.ask(f"   {self.screen.mark('›')} {self.screen.dim(hint)}")
         try:
             typed = sys.stdin.readline()
@@ -144,52 +168,105 @@ class Session:
             raise InputError("that is not understood", remedy="Type ? for what there is.") from error
         if not sys.stdin.isatty():
             self.screen.line()
-        height, width = self.run.job.picture.rgb.shape[:2]
-        return terminal.read_command(typed, height, width) if typed else None
+        return terminal.read_command(typed, *run.memory.size, not run.alone) if typed else None
+
+    def _try(self, act: Callable[[], object]) -> None:
+        """In a volume Ctrl-C stops what is being done, not the program."""
+        try:
+            act()
+        except Cancelled:
+            if self.runner.run.alone or self.stopper.final:
+                raise
+            self.screen.line(self.screen.warn("     stopped; what was done is kept"))
 
     def _obey(self, command: terminal.Command) -> None:
-        run, episode = self.run, self.run.episode
+        run, runner, watch = self.runner.run, self.runner, self._watch
+        last = run.actions[-1].index if run.actions else run.slices.first
         if isinstance(command, Add):
-            run.change(lambda: episode.add(command.click))
-            self._tell_step()
+            index = last if command.index is None else command.index
+            self._work(lambda: run.click(index, command.click, command.moved, watch))
         elif isinstance(command, Replace):
-            run.change(lambda: episode.replace(command.number, command.click))
-            self._tell_step()
+            self._work(lambda: run.replace(command.number, command.click, watch))
+        elif isinstance(command, Spread):
+            self._work(lambda: run.spread(last if command.index is None else command.index, watch))
         elif isinstance(command, Back):
-            run.change(lambda: episode.back(max(0, len(episode.steps) - command.steps)))
+            runner.do(lambda: run.back(max(0, len(run.actions) - command.steps)))
             self._tell_state()
         elif command.word in ("undo", "redo", "reject"):
-            changes = {"undo": episode.undo, "redo": episode.redo, "reject": episode.reject}
-            run.change(changes[command.word])
+            runner.do({"undo": run.undo, "redo": run.redo, "reject": run.reject}[command.word])
             self._tell_state()
         elif command.word == "help":
-            self.screen.line(terminal.HELP)
+            self.screen.line(terminal.HELP if run.alone else terminal.HELP_IN_A_VOLUME)
+        elif command.word == "all":
+            self._alone()
         else:
             self._step()
 
+    # What is done and told
+
     def _step(self) -> None:
-        episode, screen = self.run.episode, self.screen
-        count = len(episode.steps)
-        screen.line(screen.bold(f"{count + 1:>3}"))
-        stream = terminal.ThinkingStream()
-
-        def begin_again(problem: str) -> None:
-            nonlocal stream
-            stream = terminal.ThinkingStream()
-            screen.line(
-                screen.warn(f"     its reply could not be read ({one_line(problem)}); asking once more")
-            )
-
-        self.run.step(lambda piece: screen.flow(stream.feed(piece)), begin_again)
+        run, screen = self.runner.run, self.screen
+        if run.alone:
+            screen.line(screen.bold(f"{len(run.actions) + 1:>3}"))
+        self._thinking = ThinkingStream()
+        self._work(lambda: run.step(self._watch))
         screen.end_flow()
-        if len(episode.steps) > count:
+        if run.status == "paused" or (run.alone and run.status == "ended" and run.answer is None):
+            screen.line(screen.warn(f"     {one_line(run.reason)}"))
+
+    def _work(self, act: Callable[[], object]) -> None:
+        with self.stopper.work():
+            self.runner.do(act)
+
+    def _on_text(self, piece: str) -> None:
+        self.screen.flow(self._thinking.feed(piece))
+
+    def _on_retry(self, problem: str) -> None:
+        self._thinking = ThinkingStream()
+        self.screen.line(
+            self.screen.warn(f"     its reply could not be read ({one_line(problem)}); asking once more")
+        )
+
+    def _on_action(self, action: RunAction) -> None:
+        """Keep it, then tell of it."""
+        self.runner.save()
+        self._thinking = ThinkingStream()
+        self.screen.end_flow()
+        if self.runner.run.alone:
             self._tell_step()
-        if episode.status != "ready" and episode.answer is None:
-            screen.line(screen.warn(f"     {one_line(episode.reason)}"))
+            return
+        self._wipe()
+        if self.as_json:
+            event: dict[str, Any] = {
+                "number": action.number,
+                "kind": action.kind,
+                "slice": action.index,
+                "by": action.by,
+            }
+            event |= {"words": action.words, "clicks": len(action.clicks), "seconds": action.seconds}
+            self._emit("action", event)
+        words = f"slice {action.index}: {action.words}"
+        if action.kind == "click":
+            words = f"{words}, {self.runner.run.areas_mm2()[action.index]:.0f} mm²"
+        self.screen.line(f"{action.number:>3}  {self.screen.mark(action.kind):<6}  {one_line(words)}")
+
+    def _on_progress(self, progress: Progress, found: Found) -> None:
+        left = round(progress.seconds_left, 2)
+        if self.as_json:
+            event = {"slice": progress.index, "done": progress.done, "total": progress.total}
+            self._emit("slice", {**event, "seconds_left": left})
+            return
+        text = f"  slice {progress.index}, {progress.done} of at most {progress.total}"
+        self._wipe(f"{text}, {left:.0f} s left\r")
+
+    def _wipe(self, text: str = "") -> None:
+        """The line of the progress, on a terminal."""
+        if self.screen.stream.isatty() and not self.screen.quiet:
+            print(f"\033[K{text}", end="", flush=True)
 
     def _tell_step(self) -> None:
         """The line of the last step: action, area, change, score, seconds."""
-        facts = self.run.facts_of(len(self.run.episode.steps))
+        facts = self.runner.facts_of(len(self.runner.run.steps))
         self._emit("step", facts)
         screen = self.screen
         paint = {"+": screen.good, "-": screen.bad}.get(facts["sign"], screen.mark)
@@ -206,41 +283,34 @@ class Session:
             screen.line(f"       {screen.dim(rest)}")
 
     def _tell_state(self) -> None:
-        steps = len(self.run.episode.steps)
-        area = self.run.area_text(self.run.episode.mask)
-        where = f"after step {steps}, area {area}" if steps else "at the question, no mask"
+        run, count = self.runner.run, len(self.runner.run.actions)
+        where = "at the question, no mask"
+        if count and run.alone:
+            where = f"after step {count}, area {self.runner.area_text(run.mask())}"
+        elif count:
+            where = f"after action {count}, {run.volume_ml:.1f} mL"
         self.screen.line(self.screen.dim(f"     now {where}"))
 
     def _finish(self) -> None:
-        with _deaf():
-            written = self.run.finish()
-        episode, screen = self.run.episode, self.screen
+        with self.stopper.deaf():
+            written = self.runner.finish()
+        run, screen = self.runner.run, self.screen
+        self._emit("done", self.runner.summary(written))
         screen.line()
-        if episode.answer:
+        if run.answer:
             screen.line(screen.bold("  Answer"))
-            screen.flow(episode.answer)
+            screen.flow(run.answer)
             screen.end_flow()
-        facts = {"area": self.run.area_text(episode.mask), **written}
-        if episode.reason and not episode.answer:
-            facts = {"stopped": episode.reason, **facts}
-        for term, value in facts.items():
+        facts: dict[str, Any] = {}
+        if run.reason and not (run.alone and run.answer):
+            facts["stopped"] = run.reason
+        if run.alone:
+            facts["area"] = self.runner.area_text(run.mask())
+        elif shown := [index for index, each in run.areas_mm2().items() if each]:
+            facts["volume"] = f"{run.volume_ml:.1f} mL in slices {shown[0]} to {shown[-1]}"
+        for term, value in {**facts, **written}.items():
             screen.line(f"  {screen.dim(f'{term:<10}')} {one_line(value)}")
-        self._emit("done", self.run.summary(written))
 
     def _emit(self, event: str, values: dict[str, Any]) -> None:
         if self.as_json:
             print(json.dumps({"event": event, **values}), flush=True)
-
-
-@contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """Ctrl-C waits until the block is done. Only the main thread may change how signals are taken."""
-    try:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -179,7 +179,7 @@ class Screen:
         self.stream.flush()
 
 
-Word = Literal["continue", "undo", "redo", "reject", "accept", "discard", "quit", "help"]
+Word = Literal["continue", "all", "undo", "redo", "reject", "accept", "discard", "quit", "help"]
 
 
 @dataclass(frozen=True)
@@ -198,9 +198,14 @@ class Back:
 
 @dataclass(frozen=True)
 class Add:
-    """The person's own click."""
+    """The person's own click; in a volume on a slice, None for that of the last action.
+
+    moved: which of the slice's clicks it takes the place of.
+    """
 
     click: Click
+    index: int | None = None
+    moved: int | None = None
 
 
 @dataclass(frozen=True)
@@ -211,7 +216,14 @@ class Replace:
     click: Click
 
 
-Command = Do | Back | Add | Replace
+@dataclass(frozen=True)
+class Spread:
+    """Find the neighbours of a slice again, None for that of the last action."""
+
+    index: int | None
+
+
+Command = Do | Back | Add | Replace | Spread
 
 HELP = """\
      Enter       go on with the agent          b [n]       back by one step, or by n
@@ -221,6 +233,16 @@ HELP = """\
      q           stop here, keep everything    ?           this help
      x to the right and y down from 0 to 1; or pixels, column then row:  + 91 48 px"""
 
+HELP_IN_A_VOLUME = """\
+     Enter       go on with the agent          b [n]       back by one action, or by n
+     57 + x y    your own positive click on slice 57, without the number on the slice of the last action
+     57 - x y    your own negative click there u / r       undo / redo the last change of masks
+     57.2 + x y  move the second click of slice 57; the later ones there go
+     57 g        find the neighbours of slice 57 again, until they come out as they were
+     all         let the agent go on to its end            a / q       accept, or stop here: keep everything
+     x           reject: take back, and tell the agent so  d           discard and end, ? this help
+     x to the right and y down from 0 to 1; or pixels, column then row:  57 + 91 48 px"""
+
 _WORDS: dict[str, Word] = {
     "": "continue", "c": "continue", "continue": "continue", "u": "undo", "undo": "undo", "r": "redo",
     "redo": "redo", "x": "reject", "reject": "reject", "a": "accept", "accept": "accept", "d": "discard",
@@ -228,25 +250,33 @@ _WORDS: dict[str, Word] = {
     "help": "help",
 }  # fmt: skip
 _BACK = re.compile(r"b(?:ack)?\s*(\d{1,9})?", re.ASCII)
-_CLICK = re.compile(r"(?:(\d{1,9})\s*)?([+-])\s*(\S{1,40})[\s,]+(\S{1,40}?)\s*(px)?", re.ASCII)
+_SPREAD = re.compile(r"(\d{1,9})?\s*g(?:row)?", re.ASCII)
+_CLICK = re.compile(
+    r"(?:(\d{1,9})(?:\.(\d{1,9}))?\s*)?([+-])\s*(\S{1,40})[\s,]+(\S{1,40}?)\s*(px)?", re.ASCII
+)
 
 
-def read_command(text: str, height: int, width: int) -> Command:
-    """What the person typed, for a picture of `height` × `width` pixels.
+def read_command(text: str, height: int, width: int, volume: bool = False) -> Command:
+    """What the person typed, for pictures of `height` × `width` pixels.
 
     Raises InputError, in words that say what would be understood.
     """
     typed = text.strip().lower()
     if typed in _WORDS:
         return Do(_WORDS[typed])
-    back = _BACK.fullmatch(typed)
-    if back:
+    if back := _BACK.fullmatch(typed):
         return Back(int(back.group(1) or 1))
+    if volume and typed == "all":
+        return Do("all")
+    if volume and (spread := _SPREAD.fullmatch(typed)):
+        return Spread(int(spread.group(1)) if spread.group(1) else None)
     click = _CLICK.fullmatch(typed)
-    if click:
-        number, sign, x, y, pixels = click.groups()
+    if click and (volume or not click.group(2)):
+        number, which, sign, x, y, pixels = click.groups()
         chosen = _click(x.rstrip(","), y, sign == "+", (height, width) if pixels else None)
-        return Add(chosen) if number is None else Replace(int(number), chosen)
+        if volume or number is None:
+            return Add(chosen, int(number) if number else None, int(which) if which else None)
+        return Replace(int(number), chosen)
     raise InputError("that is not understood", value=one_line(text)[:60], remedy="Type ? for what there is.")
 
 

@@ -1,6 +1,6 @@
 """The process that holds the models: `python -m ibis_agent.engine`, spoken to as protocol.py says.
 
-Here: stdin, stdout, threads, the private folder, and the end. What requests do is in workbench.py.
+Here: stdin, stdout, threads, the private folder, and the end. What requests do is in engine.py.
 
 - stdout belongs to the protocol alone: it is taken away before anything heavy is imported, so that what
   libraries print goes to stderr.
@@ -28,8 +28,8 @@ from typing import BinaryIO
 
 from ibis_agent import __version__
 from ibis_agent.engine import protocol
+from ibis_agent.engine.engine import Engine
 from ibis_agent.engine.protocol import Framer, Message
-from ibis_agent.engine.workbench import Workbench
 from ibis_agent.errors import Cancelled, IbisError, InputError, ModelError, ReplyError
 
 _PREFIX = "ibis-worker-"
@@ -39,14 +39,14 @@ _LAST_WORDS = 2.0  # seconds between the end of stdin and the end of the process
 class Worker:
     """One conversation: reads requests from `source`, writes events to `channel`."""
 
-    def __init__(self, channel: BinaryIO, source: int, workbench: Workbench):
-        self._channel, self._source, self._workbench = channel, source, workbench
+    def __init__(self, channel: BinaryIO, source: int, engine: Engine):
+        self._channel, self._source, self._engine = channel, source, engine
         self._writing = threading.Lock()
         self._requests: queue.Queue[Message | None] = queue.Queue()
         self._cancelled: set[int] = set()
         self._ending = threading.Event()
         self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))  # mode 0700
-        workbench.folder = self.folder
+        engine.folder = self.folder
 
     def run(self) -> None:
         """Serve until stdin closes or `shutdown` comes."""
@@ -58,7 +58,7 @@ class Worker:
                 "pid": os.getpid(),
                 "python": platform.python_version(),
                 "folder": str(self.folder),
-                "scopes": list(self._workbench.scopes),
+                "scopes": list(self._engine.scopes),
             }
         )
         threading.Thread(target=self._read, name="requests", daemon=True).start()
@@ -115,17 +115,17 @@ class Worker:
         try:
             if cancelled():
                 raise Cancelled()
-            answer = self._workbench.do(
+            answer = self._engine.do(
                 request, lambda event, **parts: self.emit({"event": event, **tags, **parts}), cancelled
             )
         except Exception as error:  # a request must not end the process
             answer = _failure(error)
             if answer["kind"] == protocol.MEMORY:
-                self._workbench.free_memory()
+                self._engine.free_memory()
             if answer["kind"] == protocol.INTERNAL:
                 traceback.print_exc(file=sys.stderr)
         self._cancelled.discard(number)
-        self.emit({**answer, **tags, "memory": self._workbench.memory()})
+        self.emit({**answer, **tags, "memory": self._engine.memory()})
 
 
 def _failure(error: Exception) -> Message:
@@ -210,12 +210,12 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(nothing.fileno(), 0)
     _sweep()
     if options.script:
-        from ibis_agent.engine.script import ScriptedWorkbench
+        from ibis_agent.engine.script import ScriptedEngine
 
-        workbench: Workbench = ScriptedWorkbench.read(options.script, channel)
+        engine: Engine = ScriptedEngine.read(options.script, channel)
     else:
-        workbench = Workbench()
-    worker = Worker(channel, source, workbench)
+        engine = Engine()
+    worker = Worker(channel, source, engine)
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is for the application
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -18,11 +18,11 @@ Requests (to the worker's stdin), each with an integer `id`:
 | cancel   | target (the id of a request) | the target ends with `error`, kind `cancelled` |
 | shutdown | | the process ends |
 
-`image` is described at workbench.cut_picture; `head` is a trajectory without its steps, `known` its steps by
+`image` is described at question.cut_picture; `head` is a trajectory without its steps, `known` its steps by
 uid. Going back, undoing and redoing need no request: `after` says which steps a request builds on.
 
 A question of scope "volume" is about a whole volume or a range: its steps are the actions of a volume run (see
-volume_run_record), it needs the image to be resumed as well, and while it grows there is a `slice` event for every
+run_record), it needs the image to be resumed as well, and while it grows there is a `slice` event for every
 slice (slice, known, done, total, seconds_left). A growth that is cancelled ends with `step` and `done`, `stopped`
 true: the slices done count.
 

@@ -6,7 +6,7 @@
      "seconds": 0.02,        between two pieces of a reply
      "loading": 0.5,         seconds that loading the models takes
      "radius": 0.15,         how far a click reaches, as a part of the picture's width
-     "memory": {…}, "fit": {…}   what to tell of the memory, and of what a policy needs (see Workbench.memory, info)
+     "memory": {…}, "fit": {…}   what to tell of the memory, and of what a policy needs (see Engine.memory, info)
      "segmenter": "demo",    a real segmenter instead (see protocol.py, `load`), and "config" if it needs one
      "faults": [{"request": "step", "nth": 2, "fault": "die"}]}
 
@@ -29,9 +29,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ibis_agent.actions import Click
+from ibis_agent.engine.engine import Cancelled as IsStopped
+from ibis_agent.engine.engine import Emit, Engine
 from ibis_agent.engine.protocol import Message
-from ibis_agent.engine.workbench import Cancelled as IsStopped
-from ibis_agent.engine.workbench import Emit, Workbench
 from ibis_agent.errors import Cancelled, InputError, ModelError
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import IsCancelled, OnText, Turn
@@ -41,8 +41,8 @@ _PIECE = 4  # letters
 _GREY = 26  # how far grey values of one region may lie apart
 
 
-class ScriptedWorkbench(Workbench):
-    """A workbench whose models are a script, and which fails where the script says so."""
+class ScriptedEngine(Engine):
+    """A engine whose models are a script, and which fails where the script says so."""
 
     def __init__(self, script: Mapping[str, Any], channel: BinaryIO):
         super().__init__()
@@ -52,7 +52,7 @@ class ScriptedWorkbench(Workbench):
         self._counts: Counter[str] = Counter()
 
     @classmethod
-    def read(cls, path: Path, channel: BinaryIO) -> ScriptedWorkbench:
+    def read(cls, path: Path, channel: BinaryIO) -> ScriptedEngine:
         """Raises InputError for a file that is no script."""
         try:
             script = json.loads(path.read_text(encoding="utf-8"))

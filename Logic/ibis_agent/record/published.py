@@ -185,6 +185,21 @@ def from_trajectory(
     )
 
 
+def from_record(record: Trajectory) -> list[PublishedTrajectory]:
+    """The published form of a record: of a slice alone one, of a volume one for every slice that was clicked.
+
+    Raises InputError where nothing was clicked in a volume, and as `from_trajectory`.
+    """
+    if record.alone:
+        return [from_trajectory(record)]
+    clicked = sorted({each.index for each in record.actions if each.kind == "click"})
+    if not clicked:
+        raise InputError(
+            "no slice was clicked in this volume", remedy="The published format holds clicks and their masks."
+        )
+    return [from_trajectory(record.on_slice(index)) for index in clicked]
+
+
 def to_trajectory(
     published: PublishedTrajectory, folder: str | os.PathLike[str], question: str | None = None
 ) -> Trajectory:
@@ -226,10 +241,10 @@ def to_trajectory(
     if published.answer is not None:
         mask = steps[-1].mask if steps else np.zeros(published.shape, dtype=bool)
         steps.append(Step(len(steps) + 1, Terminate(published.answer), "person", mask, None, None))
-    return Trajectory(
-        picture=picture,
-        question=question or published.question or "",
-        steps=tuple(steps),
+    return Trajectory.of_slice(
+        picture,
+        question or published.question or "",
+        steps,
         status="ended" if published.answer is not None else "ready",
         source=path.name,
         orientation=None if published.nii_data is None else Orientation.UPSTREAM.value,

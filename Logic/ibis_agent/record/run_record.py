@@ -1,35 +1,42 @@
-"""What a run consists of, kept by the side that must not lose it: question, picture, steps, and the way back.
+"""What a run consists of, kept by the side that must not lose it: question, slices, actions, and the way back.
 
 A `RunRecord` needs no models and no worker: going back, undoing and redoing only choose which of the steps
 that exist count. The worker is told which ones (`after`) when something is to follow them. The record is also
 what is saved with a scene, and it gives the trajectory at any moment.
 
-Steps are the JSON objects of trajectories (schema ibis-trajectory/1) with one more key, `uid`, which names
-the step to the worker. How trajectories are read and written as files is in trajectory.py.
+Steps are the JSON objects of records with one more key, `uid`, which names the step to the worker: of a slice
+alone the steps (schema ibis-trajectory/1), of a volume the actions (ibis-volume/1). Those have a further key:
+`touched` holds what has become known of slices with them, by slice (see steps.slice_to_json; null for a slice that
+is not known any more). How records are read and written as files is in trajectory.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
 from ibis_agent.actions import Click
 from ibis_agent.errors import InputError
 from ibis_agent.mask.masks import decode_rle
+from ibis_agent.record.forms import put_together
+from ibis_agent.record.steps import click_from_json
+from ibis_agent.run.trail import Trail
 from ibis_agent.scan.geometry import PictureGeometry
+from ibis_agent.scan.picture import Picture
 
-SCHEMA = "ibis-run/1"
-_MOST_UNDOS = 200
+Scope = Literal["slice", "volume"]
+SCOPES: dict[str, Scope] = {"ibis-run/1": "slice", "ibis-volume-run/1": "volume"}
+_ACCEPTED = "The person accepted the mask."
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class _State:
+class Position:
     """One position in a run: which steps count, and how it stands."""
 
     steps: tuple[str, ...] = ()
@@ -40,25 +47,22 @@ class _State:
 
 
 class RunRecord:
-    """One question's run.
+    """One question's run, about a slice or a volume. `number` means: after so many steps; None is after all.
 
     Attributes:
         session: names the run to the worker; new for every record, kept when it is saved.
         question: what was asked.
-        head: the trajectory without its steps and outcome (picture, models, limits), once the worker has
-            answered.
+        scope: "slice" or "volume".
+        head: the record without its steps and outcome (pictures, models, limits), once the worker has answered.
     """
 
-    schema = SCHEMA
-
-    def __init__(self, question: str, session: str | None = None):
+    def __init__(self, question: str, scope: Scope = "slice", session: str | None = None):
         self.session = session or uuid.uuid4().hex
-        self.question = question
+        self.question, self.scope = question, scope
         self.head: Json = {}
         self._known: dict[str, Json] = {}
-        self._state = _State()
-        self._undo: list[_State] = []
-        self._redo: list[_State] = []
+        self._state = Position()
+        self._trail: Trail[Position] = Trail()
 
     # What is
 
@@ -92,51 +96,88 @@ class RunRecord:
 
     @property
     def geometry(self) -> PictureGeometry:
-        """Where the picture lies. Raises InputError before the worker has opened the run."""
-        if "picture" not in self.head:
-            raise InputError("this run has no picture yet")
-        return PictureGeometry.from_json(self.head["picture"]["geometry"])
+        """Of the slice, or the first one of the range. Raises InputError before the worker has opened the run."""
+        if not self.head:
+            raise InputError("this run has no slices yet")
+        return PictureGeometry.from_json(self._cut["geometry"])
+
+    def geometry_of(self, index: int) -> PictureGeometry:
+        return replace(self.geometry, index=index)
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """The first and the last slice that may be worked on."""
+        if self.scope == "slice":
+            return self.geometry.index, self.geometry.index
+        return int(self._cut["first"]), int(self._cut["last"])
+
+    @property
+    def _cut(self) -> Json:
+        cut: Json = self.head["picture" if self.scope == "slice" else "volume"]
+        return cut
 
     def can_undo(self) -> bool:
-        return bool(self._undo)
+        return bool(self._trail.past)
 
     def can_redo(self) -> bool:
-        return bool(self._redo)
+        return bool(self._trail.future)
 
     def can_reject(self) -> bool:
         """Whether the last step is something the policy said, so that it can be told that it was wrong."""
-        steps = self.steps
-        return (
-            bool(steps)
-            and steps[-1]["by"] == "policy"
-            and steps[-1]["action"]["kind"] in ("click", "terminate")
-        )
+        return self._last_word() is not None
 
-    def mask(self, number: int | None = None) -> np.ndarray:
-        """(H, W) bool mask after step `number` (0: before the first; None: the last)."""
-        steps = self.steps
-        number = len(steps) if number is None else number
-        picture = self.head["picture"]
-        shape = (int(picture["height"]), int(picture["width"]))
-        if not 0 <= number <= len(steps):
-            raise InputError("there is no such step", value=number, remedy=f"There are {len(steps)}.")
-        return decode_rle(steps[number - 1]["mask_rle"], shape) if number else np.zeros(shape, bool)
+    def slices(self, number: int | None = None) -> dict[int, Json]:
+        """What is known of every slice (see steps.slice_to_json)."""
+        steps, known = self.steps[:number], dict[int, Json]()
+        if self.scope == "slice":
+            return {self.geometry.index: steps[-1]} if steps else {}
+        for action in steps:
+            for index, each in action["touched"].items():
+                if each is None:
+                    known.pop(int(index), None)
+                else:
+                    known[int(index)] = each
+        return known
+
+    def mask(self, number: int | None = None, index: int | None = None) -> np.ndarray:
+        """(H, W) bool: the object in a slice, None for the first of the range. Raises InputError for a step that is
+        not there.
+        """
+        if number is not None and not 0 <= number <= len(self.after):
+            raise InputError("there is no such step", value=number, remedy=f"There are {len(self.after)}.")
+        return self.decode(self.slices(number).get(self.range[0] if index is None else index))
+
+    def decode(self, known: Mapping[str, Any] | None) -> np.ndarray:
+        """(H, W) bool of an entry of `slices`; empty for None."""
+        shape = self.geometry.height, self.geometry.width
+        return np.zeros(shape, bool) if known is None else decode_rle(str(known["mask_rle"]), shape)
+
+    def areas_mm2(self, number: int | None = None) -> dict[int, float]:
+        """By slice, of all that were visited."""
+        return {index: float(each["area_mm2"]) for index, each in sorted(self.slices(number).items())}
+
+    def volume_ml(self, number: int | None = None) -> float:
+        return sum(self.areas_mm2(number).values()) * float(self._cut["gap_mm"]) / 1000
 
     def clicks(self, number: int | None = None) -> list[tuple[int, Click]]:
-        """(step number, click) of every click up to step `number` (None: the last)."""
-        found = []
-        for step in self.steps[: len(self._state.steps) if number is None else number]:
-            action = step["action"]
-            if action["kind"] == "click":
-                found.append((int(step["number"]), Click(action["x"], action["y"], action["positive"])))
-        return found
+        """(step number, click) of every click on a slice alone up to step `number`."""
+        steps = self.steps[:number]
+        clicked = [each for each in steps if each.get("action", {}).get("kind") == "click"]
+        return [(int(each["number"]), click_from_json(each["action"])) for each in clicked]
+
+    def clicks_on(self, index: int, number: int | None = None) -> list[Click]:
+        """All clicks that a slice of a volume stands on."""
+        made = [each for each in self.steps[:number] if each["kind"] == "click" and each["slice"] == index]
+        return [click_from_json(each) for each in made[-1]["clicks"]] if made else []
+
+    def clicked(self, number: int | None = None) -> list[int]:
+        """The slices of a volume that were clicked."""
+        return sorted({int(each["slice"]) for each in self.steps[:number] if each["kind"] == "click"})
 
     # What happens
 
     def open(self, head: Mapping[str, Any]) -> None:
-        """The worker has cut the picture. A record that has one already keeps it: its steps belong to that
-        one.
-        """
+        """The worker has cut the slices. A record that has some already keeps them: its steps belong to those."""
         if not self.head:
             self.head = dict(head)
         else:
@@ -150,7 +191,7 @@ class RunRecord:
             return False
         uid = str(step["uid"])
         self._known[uid] = {**step, "number": len(base) + 1}
-        self._go(_State((*base, uid), **_outcome(outcome)))
+        self._go(Position((*base, uid), **_outcome(outcome)))
         return True
 
     def settle(self, outcome: Mapping[str, Any]) -> None:
@@ -159,125 +200,164 @@ class RunRecord:
 
     def back(self, number: int) -> None:
         """Keep the first `number` steps. Can be undone."""
-        if not 0 <= number <= len(self._state.steps):
-            raise InputError(
-                "there is no such step", value=number, remedy=f"There are {len(self._state.steps)}."
-            )
-        if number < len(self._state.steps):
+        count = len(self._state.steps)
+        if not 0 <= number <= count:
+            raise InputError("there is no such step", value=number, remedy=f"There are {count}.")
+        if number < count:
             kept = self._state.steps[:number]
-            self._go(_State(kept, **self._left_by(kept)))
+            self._go(Position(kept, **self._left_by(kept)))
 
     def reject(self) -> None:
-        """Take the last step back, and let the policy know of it at the next one. Can be undone."""
-        if not self._state.steps:
-            raise InputError("there is no step to reject")
-        self._reject(len(self._state.steps))
+        """Take the policy's last word back, with what grew from it, and let the policy know of it at the next one.
+        Can be undone. On a slice alone also a person's last step.
+
+        Raises InputError where there is nothing to take back.
+        """
+        number = self._last_word() or (len(self.after) if self.scope == "slice" else 0)
+        if not number:
+            raise InputError("the last action is no word of the policy's", remedy="Go back instead.")
+        kept = self._state.steps[: number - 1]
+        self._go(Position(kept, **self._left_by(kept), rejected=self._state.steps[number - 1]))
+
+    def _last_word(self) -> int | None:
+        """The number of the step that `reject` takes back: the last one, or the look that growth followed."""
+        steps = self.steps
+        number = len(steps)
+        if self.scope == "slice":
+            return number if steps and steps[-1]["by"] == "policy" else None
+        while (
+            number
+            and steps[number - 1]["kind"] == "grow"
+            and steps[number - 1]["slice"] == steps[-1]["slice"]
+        ):
+            number -= 1
+        word = steps[number - 1] if number else {}
+        of_policy = word.get("by") == "policy" and bool(word.get("steps"))
+        return number if of_policy and (number == len(steps) or word.get("look")) else None
 
     def finish(self) -> None:
         """The person accepts the mask as it is: an end of theirs, unless the run has ended already."""
         steps = self.steps
-        if not steps or steps[-1]["action"]["kind"] == "terminate":
+        if not steps or self._ends(steps[-1]):
             return
-        end = {
-            **steps[-1],
-            "uid": uuid.uuid4().hex[:12],
-            "by": "person",
-            "thinking": "",
-            "reply": "",
-            "action": {"kind": "terminate", "answer": ""},
-            "seconds": {},
-        }
-        self.extend(
-            self.after, end, {"status": "ended", "reason": "The person accepted the mask.", "answer": ""}
-        )
+        end: Json = {**steps[-1], "thinking": "", "reply": "", "seconds": {}}
+        end["action"] = {"kind": "terminate", "answer": ""}
+        answer: str | None = ""
+        if self.scope == "volume":
+            end = {
+                "kind": "end",
+                "slice": steps[-1]["slice"],
+                "words": _ACCEPTED,
+                "touched": {},
+                "seconds": 0.0,
+            }
+            end |= {key: [] for key in ("steps", "clicks", "ways")}
+            answer = self.answer
+        end |= {"uid": uuid.uuid4().hex[:12], "by": "person"}
+        self.extend(self.after, end, {"status": "ended", "reason": _ACCEPTED, "answer": answer})
 
     def undo(self) -> None:
-        if self._undo:
-            self._redo.append(self._state)
-            self._state = self._undo.pop()
+        """Take the last change back, if there is one."""
+        if self.can_undo():
+            self._trail.undo(self._state, self._stand)
 
     def redo(self) -> None:
-        if self._redo:
-            self._undo.append(self._state)
-            self._state = self._redo.pop()
+        """Do again what `undo` took back, if there is anything."""
+        if self.can_redo():
+            self._trail.redo(self._state, self._stand)
 
-    def _reject(self, number: int) -> None:
-        """Go back to before step `number`, which the policy is told of."""
-        kept = self._state.steps[: number - 1]
-        self._go(_State(kept, **self._left_by(kept), rejected=self._state.steps[number - 1]))
+    def _stand(self, position: Position) -> None:
+        self._state = position
+
+    def _go(self, position: Position) -> None:
+        self._trail.leave(self._state)
+        self._state = position
+
+    def _ends(self, step: Json) -> bool:
+        return step["kind"] == "end" if self.scope == "volume" else step["action"]["kind"] == "terminate"
 
     def _left_by(self, uids: Sequence[str]) -> Json:
         """How a run stands after these steps: ended, where a click had followed an end and was taken back."""
-        last = self._known[uids[-1]] if uids else {}
-        if not uids or last["action"]["kind"] != "terminate":
-            return _outcome({})
-        who = "The person accepted the mask." if last["by"] == "person" else "The policy ended."
-        return {"status": "ended", "reason": who, "answer": last["action"]["answer"]}
-
-    def _go(self, state: _State) -> None:
-        self._undo = [*self._undo, self._state][-_MOST_UNDOS:]
-        self._redo = []
-        self._state = state
+        kept = [self._known[uid] for uid in uids]
+        ended, reason, answer = bool(kept) and self._ends(kept[-1]), "", None
+        if self.scope == "volume":
+            said = [each["steps"][-1]["action"] for each in kept if each["kind"] == "done" and each["steps"]]
+            reason, answer = kept[-1]["words"] if ended else "", said[-1].get("answer") if said else None
+        elif ended:
+            reason = _ACCEPTED if kept[-1]["by"] == "person" else "The policy ended."
+            answer = kept[-1]["action"]["answer"]
+        return _outcome({"status": "ended" if ended else "ready", "reason": reason, "answer": answer})
 
     # What lasts
 
-    def trajectory(self) -> Json:
-        """The record of the run so far, in the trajectories' schema."""
-        return {
-            **self.head,
-            "question": self.question,
-            "answer": self._state.answer,
-            "status": self._state.status,
-            "reason": self._state.reason,
-            "steps": self.steps,
-        }
+    def trajectory(
+        self,
+        picture_of: Callable[[int], Picture] | None = None,
+        inside: Callable[[int], np.ndarray | None] = lambda index: None,
+    ) -> Json:
+        """The whole record of the run so far. picture_of: the picture of a slice of a volume; a slice alone has its
+        own.
+        """
+        outcome = {"answer": self.answer, "status": self.status, "reason": self.reason}
+        if self.scope == "slice":
+            return {**self.head, "question": self.question, **outcome, "steps": self.steps}
+        if picture_of is None:
+            raise InputError("the record of a volume needs its pictures")
+        told = ("uid", "touched")
+        actions = [{key: each[key] for key in each if key not in told} for each in self.steps]
+        return put_together(self.head, outcome, actions, self.slices(), picture_of, inside)
 
     def known(self) -> Json:
-        """All steps that can still come to count, by uid, as a worker needs them to go on with the run."""
-        kept = [self._state, *self._undo, *self._redo]
+        """All steps that can still come to count, by uid, as a worker needs them to go on with the run: without the
+        masks of a volume's slices, which a worker makes again.
+        """
+        return {
+            uid: {key: each[key] for key in each if key != "touched"} for uid, each in self._all().items()
+        }
+
+    def _all(self) -> dict[str, Json]:
+        kept = [self._state, *self._trail.past, *self._trail.future]
         used = {uid for state in kept for uid in (*state.steps, state.rejected)}
         return {uid: step for uid, step in self._known.items() if uid in used}
 
     def to_json(self) -> Json:
         """Everything, the way back included."""
         return {
-            "schema": self.schema,
+            "schema": next(schema for schema, scope in SCOPES.items() if scope == self.scope),
             "session": self.session,
             "question": self.question,
             "head": self.head,
-            "known": RunRecord.known(self),
-            "state": _state_to_json(self._state),
-            "undo": [_state_to_json(state) for state in self._undo],
-            "redo": [_state_to_json(state) for state in self._redo],
+            "known": self._all(),
+            "state": asdict(self._state),
+            "undo": [asdict(state) for state in self._trail.past],
+            "redo": [asdict(state) for state in self._trail.future],
         }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> RunRecord:
-        """The reverse of `to_json`. Raises InputError for anything that is no record."""
+        """The reverse of `to_json`. Raises InputError for anything else."""
         try:
-            if record["schema"] != cls.schema:
+            scope = SCOPES.get(record["schema"])
+            if scope is None:
                 raise ValueError(f"schema {record['schema']}")
-            run = cls(str(record["question"]), str(record["session"]))
+            run = cls(str(record["question"]), scope, str(record["session"]))
             run.head = dict(record["head"])
             run._known = {str(uid): dict(step) for uid, step in record["known"].items()}
             run._state = run._checked(record["state"])
-            run._undo = [run._checked(state) for state in record["undo"]]
-            run._redo = [run._checked(state) for state in record["redo"]]
+            past, future = ([run._checked(each) for each in record[key]] for key in ("undo", "redo"))
+            run._trail = Trail(past, future)
             if run._known:
-                run._check_head()
+                PictureGeometry.from_json(run._cut["geometry"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError("this is no saved run", value=f"{type(error).__name__}: {error}") from error
         return run
 
-    def _check_head(self) -> None:
-        PictureGeometry.from_json(self.head["picture"]["geometry"])
-
-    def _checked(self, state: Mapping[str, Any]) -> _State:
+    def _checked(self, state: Mapping[str, Any]) -> Position:
         steps = tuple(str(uid) for uid in state["steps"])
         missing = [uid for uid in steps if uid not in self._known]
         if missing:
             raise ValueError(f"a step is missing: {missing[0]}")
-        return _State(steps, **_outcome(state), rejected=state.get("rejected"))
+        return Position(steps, **_outcome(state), rejected=state.get("rejected"))
 
 
 def _outcome(message: Mapping[str, Any]) -> Json:
@@ -285,14 +365,4 @@ def _outcome(message: Mapping[str, Any]) -> Json:
         "status": str(message.get("status", "ready")),
         "reason": str(message.get("reason") or ""),
         "answer": message.get("answer"),
-    }
-
-
-def _state_to_json(state: _State) -> Json:
-    return {
-        "steps": list(state.steps),
-        "status": state.status,
-        "reason": state.reason,
-        "answer": state.answer,
-        "rejected": state.rejected,
     }

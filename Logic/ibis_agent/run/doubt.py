@@ -11,20 +11,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from ibis_agent.mask.masks import dice
 from ibis_agent.segmenter.contract import Found
 
-# A mask changes its area from slice to slice at most as a ball of its own size does, times this.
-_STEEPER = 1.8
-_LEAST_CHANGE = 0.35  # … and only changes of this share of the larger area count at all
-_PART = 0.1  # of the area, from which on a piece counts as a part of its own
-_LOW_SCORE = 0.6
-_UNSURE = 0.35  # how near the presence must be to 0 or 1
-_LEAST_WEIGHT = 0.3  # less is not worth a look
-_OTHERWISE = 0.5  # Dice: masks that overlap less are of different things
-_SUPPORT = 0.15  # by so much more Dice the looks beside must agree with what was seen than with what grew
+
+@dataclass(frozen=True)
+class Thresholds:
+    """From where on a slice is doubtful.
+
+    Attributes:
+        steeper: a mask changes its area from slice to slice at most as a ball of its own size does, times this…
+        least_change: … and only changes of this share of the larger area count at all.
+        part: of the area, from which on a piece counts as a part of its own.
+        low_score: a mask of less is doubtful.
+        unsure: how near the presence must be to 0 or 1.
+        least_weight: less is not worth a look.
+        otherwise: Dice; masks that overlap less are of different things.
+        support: by so much more Dice the looks beside must agree with what was seen than with what grew.
+    """
+
+    steeper: float = 1.8
+    least_change: float = 0.35
+    part: float = 0.1
+    low_score: float = 0.6
+    unsure: float = 0.35
+    least_weight: float = 0.3
+    otherwise: float = 0.5
+    support: float = 0.15
 
 
 @dataclass(frozen=True)
@@ -44,26 +58,29 @@ class Doubt:
     seen: bool = False
 
 
-def seen_otherwise(found: Mapping[int, Found], looks: Mapping[int, Found]) -> list[Doubt]:
+def seen_otherwise(
+    found: Mapping[int, Found], looks: Mapping[int, Found], limits: Thresholds | None = None
+) -> list[Doubt]:
     """The slices whose mask grew to something else than was seen there, the most doubtful first.
 
     looks: by slice, what single slices gave before anything grew. One of low score, or that no other look or anchor
     agrees with, is not believed: the nearest on each side are asked.
     """
+    limits = limits or Thresholds()
     known = {n: each.mask for n, each in looks.items() if each.mask.any()}
     known |= {n: each.mask for n, each in found.items() if each.anchor and each.mask.any()}
     wanted = []
     for index, look in looks.items():
-        if index not in found or found[index].anchor or not look.mask.any() or look.score < _LOW_SCORE:
+        if index not in found or found[index].anchor or not look.mask.any() or look.score < limits.low_score:
             continue
         seen, grown = look.mask, found[index].mask
         beside = [max((n for n in known if n < index), default=None)]
         beside += [min((n for n in known if n > index), default=None)]
         masks = [known[n] for n in beside if n is not None]
-        if not masks or dice(seen, grown) >= _OTHERWISE:
+        if not masks or dice(seen, grown) >= limits.otherwise:
             continue
         more = float(np.mean([dice(seen, each) - dice(grown, each) for each in masks]))
-        if more > _SUPPORT:
+        if more > limits.support:
             wanted.append(Doubt(index, "it was seen elsewhere before", 3.0 + more, seen=True))
     return sorted(wanted, key=lambda doubt: (-doubt.weight, doubt.index))
 
@@ -77,25 +94,34 @@ class Measure:
     parts: int
 
 
-def measure(mask: np.ndarray, row_mm: float, col_mm: float) -> Measure:
-    """Of a (H, W) bool mask with pixels of row_mm × col_mm."""
+def measure(mask: np.ndarray, row_mm: float, col_mm: float, part: float = 0.1) -> Measure:
+    """Of a (H, W) bool mask with pixels of row_mm × col_mm. part: see Thresholds."""
     pixels = int(np.count_nonzero(mask))
     if not pixels:
         return Measure(0.0, (0.0, 0.0), 0)
+    from scipy import ndimage  # slow to import, and most who import this module measure nothing
+
     rows, columns = np.nonzero(mask)
     labels, count = ndimage.label(mask)
     sizes = np.bincount(labels.ravel())[1:] if count else np.zeros(0)
-    parts = int(np.count_nonzero(sizes >= _PART * pixels))
+    parts = int(np.count_nonzero(sizes >= part * pixels))
     centre = float(rows.mean()) * row_mm, float(columns.mean()) * col_mm
     return Measure(pixels * row_mm * col_mm, centre, parts)
 
 
-def doubts(found: Mapping[int, Found], row_mm: float, col_mm: float, gap_mm: float) -> list[Doubt]:
+def doubts(
+    found: Mapping[int, Found],
+    row_mm: float,
+    col_mm: float,
+    gap_mm: float,
+    limits: Thresholds | None = None,
+) -> list[Doubt]:
     """The doubtful slices among those found from memory, the most doubtful first; one entry a slice.
 
     found: by slice. gap_mm: from slice to slice.
     """
-    known = {n: measure(each.mask, row_mm, col_mm) for n, each in found.items()}
+    limits = limits or Thresholds()
+    known = {n: measure(each.mask, row_mm, col_mm, limits.part) for n, each in found.items()}
     shown = [n for n, each in known.items() if each.area]
     anchors = [n for n, each in found.items() if each.anchor]
     if not shown or not anchors:
@@ -104,19 +130,19 @@ def doubts(found: Mapping[int, Found], row_mm: float, col_mm: float, gap_mm: flo
 
     def note(index: int, reason: str, weight: float) -> None:
         known_better = index in reasons and reasons[index].weight >= weight
-        if not found[index].anchor and weight >= _LEAST_WEIGHT and not known_better:
+        if not found[index].anchor and weight >= limits.least_weight and not known_better:
             reasons[index] = Doubt(index, reason, weight)
 
     largest = max(each.area for each in known.values())
-    steepest = _STEEPER * 2 * math.pi * math.sqrt(largest / math.pi) * gap_mm
+    steepest = limits.steeper * 2 * math.pi * math.sqrt(largest / math.pi) * gap_mm
     for index in sorted(found):
         each, here = found[index], known[index]
         unsure = 1 - abs(2 * each.presence - 1)
-        if unsure > _UNSURE and min(shown) - 1 <= index <= max(shown) + 1:
+        if unsure > limits.unsure and min(shown) - 1 <= index <= max(shown) + 1:
             # An organ's tips are always unsure, and little hangs on them.
             weight = (0.5 + unsure) * here.area / largest
             note(index, f"unsure whether it is there ({each.presence:.0%})", weight)
-        if here.area and each.score < _LOW_SCORE:
+        if here.area and each.score < limits.low_score:
             note(index, f"a mask of low score ({each.score:.2f})", 1 - each.score)
         nearest = min(anchors, key=lambda n: abs(n - index))
         if nearest == index:
@@ -128,7 +154,7 @@ def doubts(found: Mapping[int, Found], row_mm: float, col_mm: float, gap_mm: flo
         if not here.area and min(shown) < index < max(shown):
             note(index, "a gap: nothing here, but on both sides", 2.5)
         change = abs(here.area - before.area)
-        if change > steepest and change > _LEAST_CHANGE * max(here.area, before.area):
+        if change > steepest and change > limits.least_change * max(here.area, before.area):
             words = f"the area jumps from {before.area:.0f} to {here.area:.0f} mm²"
             note(index, words, min(2.0, change / steepest - 0.5))
         if here.area and before.area:

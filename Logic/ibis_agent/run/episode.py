@@ -1,12 +1,7 @@
-"""The decision process over one picture: question, steps, and the way back.
+"""The policy at work on one slice: what it is asked, how its reply becomes a step, and where it is stopped.
 
-An Episode is a list of steps, each one action of the policy or of the person and the mask that it left. Every
-change makes a new state out of the old one and puts it in place at its very end, so that whatever fails on
-the way (a cancelled reply, a broken model) leaves the episode as it was. A step keeps what the next one
-needs; going back is therefore exact. Nothing is computed twice, nothing is written: records are in
-trajectory.
-
-One thread at a time: an episode has no locks.
+An episode only goes on; going back, undoing and the person's clicks are the run's, which opens a fresh episode
+after the steps that count (see one_slice). One thread at a time: an episode has no locks.
 """
 
 from __future__ import annotations
@@ -23,10 +18,10 @@ from ibis_agent.actions import Reply as ParsedReply
 from ibis_agent.errors import Cancelled, InputError, ReplyError
 from ibis_agent.policy.contract import IsCancelled, OnText, Policy, Turn
 from ibis_agent.policy.observation import Situation, observe
-from ibis_agent.policy.prompts import check_question, rejection_note, retry_note
+from ibis_agent.policy.prompts import rejection_note, retry_note
+from ibis_agent.scan.frame import Frame
 from ibis_agent.scan.picture import Picture
-from ibis_agent.segmenter.contract import PictureSegmenter, Prediction
-from ibis_agent.segmenter.framed import framed
+from ibis_agent.segmenter.contract import Prediction
 
 Status = Literal["ready", "paused", "ended"]
 Author = Literal["policy", "person"]
@@ -60,7 +55,7 @@ class Step:
         action: a Click, or Terminate.
         by: who acted.
         mask: (H, W) bool after the action; read-only.
-        logits: (S/4, S/4) float32 for the segmenter's next turn; None before the first click.
+        logits: (S/4, S/4) float32 for the segmenter's next turn; None before the first click, and in records.
         score: the segmenter's own estimate of the mask; None before the first click.
         thinking: of the policy; empty for the person.
         reply: the policy's text as it came; empty for the person.
@@ -80,27 +75,24 @@ class Step:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
-class _State:
-    steps: tuple[Step, ...] = ()
-    status: Status = "ready"
-    reason: str = ""
-    unused: str = ""  # the last reply, where no step came of it
-    note: str = ""  # what the policy is told at its next turn
+@dataclass(frozen=True)
+class Halt:
+    """Why the policy does not go on, where no step says so: "paused" after two unreadable replies, or "ended".
+
+    Attributes:
+        reason: for people.
+        reply: the policy's last one, which no step came of.
+    """
+
+    status: Status
+    reason: str
+    reply: str = ""
 
 
 class Episode:
-    """A run over one picture.
+    """The steps on one picture, and the policy's next ones.
 
-        episode = Episode(picture, "Segment the liver", policy, segmenter)
-        while episode.status == "ready":
-            episode.step()
-        episode.replace(2, Click(0.3, 0.6))   # the second click was wrong
-        episode.run()                          # let the policy go on from there
-        episode.mask
-
-    `step` and `add` append, `back`, `replace` and `reject` go back, `undo` and `redo` go through all of
-    these.
+    predict: the clicks so far and the logits before the last → Prediction.
     """
 
     def __init__(
@@ -108,72 +100,35 @@ class Episode:
         picture: Picture,
         question: str,
         policy: Policy | None,
-        segmenter: PictureSegmenter,
-        limits: Limits | None = None,
+        predict: Callable[[Sequence[Click], np.ndarray | None], Prediction],
+        limits: Limits,
         start: Prediction | None = None,
+        steps: Sequence[Step] = (),
+        note: str = "",
     ) -> None:
-        """policy None: the person clicks alone. start: a mask that is there before the first step.
-
-        Raises InputError for a question that is empty, too long or not text.
+        """start: a mask that was there before the first step. steps: those that were done; a click without logits is
+        made again for them, its mask and score stay as they are. note: what the policy is told at its next turn.
         """
-        asked = (policy.card.max_question, policy.card.script) if policy is not None else ()
-        self.question = check_question(question, *asked)
-        self.picture, self.policy, self.segmenter = picture, policy, framed(segmenter, picture.frame)
-        self.limits = limits or Limits()
-        self._start = start
-        self._state = _State()
-        self._past: list[_State] = []
-        self._future: list[_State] = []
-        self._embedding: Any = None
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """All steps so far."""
-        return self._state.steps
+        self.picture, self.question, self.policy, self.limits = picture, question, policy, limits
+        self._predict, self._start, self.note = predict, start, note
+        self._halt: Halt | None = None
+        self.steps: tuple[Step, ...] = ()
+        for number, step in enumerate(steps, 1):
+            if step.number != number:
+                step = replace(step, number=number)
+            if step.logits is None and _has_click((*self.steps, step)):
+                step = replace(step, logits=self._act(step.action, step.by).logits)
+            self.steps = (*self.steps, step)
 
     @property
     def mask(self) -> np.ndarray:
         """(H, W) bool, read-only: after the last step."""
-        return self._mask_of(self.steps)
+        return self._mask_after(len(self.steps))
 
     @property
-    def status(self) -> Status:
-        """ "ready": `step` will do. "paused": the policy was not understood. "ended". `reason` says why."""
-        return self._state.status
-
-    @property
-    def reason(self) -> str:
-        """Why the episode is paused or ended, for people; empty while it is ready."""
-        return self._state.reason
-
-    @property
-    def answer(self) -> str | None:
-        """What was answered at the end; None while the last step is no Terminate."""
-        last = self.steps[-1].action if self.steps else None
-        return last.answer if isinstance(last, Terminate) else None
-
-    @property
-    def unused_reply(self) -> str:
-        """The policy's last reply where no step came of it (unreadable, or one repetition too many)."""
-        return self._state.unused
-
-    @property
-    def note(self) -> str:
-        """What the policy will be told at its next turn, after a rejection."""
-        return self._state.note
-
-    @property
-    def can_undo(self) -> bool:
-        return bool(self._past)
-
-    @property
-    def can_redo(self) -> bool:
-        return bool(self._future)
-
-    def prepare(self) -> None:
-        """Embed the picture now rather than at the first click."""
-        if self._embedding is None:
-            self._embedding = self.segmenter.embed(self.picture.rgb)
+    def halt(self) -> Halt | None:
+        """Why it does not go on; None while it does."""
+        return self._halt or halt_after(self.steps, self.limits)
 
     def step(
         self,
@@ -188,166 +143,50 @@ class Episode:
             cancelled: asked often; once it says True the step ends in Cancelled.
             on_retry: gets the reason when a reply could not be read and the policy is asked again.
 
-        Returns the new step; None if none came of it: then `status` is "paused" (two unreadable replies) or
-        "ended" (one repetition too many) and `reason` says why.
+        Returns the new step; None if none came of it: `halt` says why.
 
-        Raises InputError where there is no policy or the episode has ended, Cancelled, and what the models
-        raise; the episode is then as it was.
+        Raises InputError where there is no policy, Cancelled, and what the models raise; the episode is then as it
+        was.
         """
-        if self.policy is None:
-            raise InputError("there is no policy to act", remedy="Add a click, or load a policy.")
-        if self.status == "ended":
-            raise InputError(f"the episode has ended: {self.reason}", remedy="Add a click, or go back.")
         begun = time.perf_counter()
         text, parsed, unreadable, problem = self._ask(on_text, cancelled, on_retry)
         asked = time.perf_counter() - begun
-        if parsed is not None:
-            parsed = replace(parsed, action=self._outward(parsed.action))
         if parsed is None:
-            reason = f"The policy's reply could not be read, twice: {problem}"
-            self._commit(replace(self._state, status="paused", reason=reason, unused=text))
+            self._halt = Halt("paused", f"The policy's reply could not be read, twice: {problem}", text)
             return None
+        parsed = replace(parsed, action=self._outward(parsed.action))
         if self._repeats(parsed.action):
             reason = f"The policy asked for the same {self.limits.max_repeats} times in a row"
-            reason = f"{reason}: {_in_words(parsed.action)}."
-            self._commit(replace(self._state, status="ended", reason=reason, unused=text))
+            self._halt = Halt("ended", f"{reason}: {_in_words(parsed.action)}.", text)
             return None
         _stop_if(cancelled)
-        step = self._act(
-            parsed.action, self.steps, "policy", asked, text, thinking=parsed.thinking, unreadable=unreadable
-        )
+        made = self._act(parsed.action, "policy", asked)
+        step = replace(made, thinking=parsed.thinking, reply=text, unreadable=unreadable)
         _stop_if(cancelled)
-        self._commit(self._after((*self.steps, step)))
+        self.steps, self.note, self._halt = (*self.steps, step), "", None
         return step
-
-    def run(
-        self,
-        on_step: Callable[[Step], object] | None = None,
-        on_text: OnText | None = None,
-        cancelled: IsCancelled | None = None,
-        on_retry: Callable[[str], object] | None = None,
-    ) -> Status:
-        """Step until the episode ends or pauses; a paused one is tried once more. Returns the status.
-
-        Steps that are done stay when a later one is cancelled or fails.
-        """
-        while True:
-            step = self.step(on_text, cancelled, on_retry)
-            if step is not None and on_step is not None:
-                on_step(step)
-            if self.status != "ready":
-                return self.status
-
-    def add(self, click: Click) -> Step:
-        """Append a click of the person, in whatever status; the episode is ready afterwards."""
-        step = self._act(click, self.steps, "person")
-        self._commit(self._after((*self.steps, step)))
-        return step
-
-    def finish(self, answer: str = "") -> Step:
-        """Append the person's own end: the mask is accepted. Raises InputError for tags in the answer."""
-        format_reply(ParsedReply("", Terminate(answer)))  # it may stand in the policy's conversation later
-        step = self._act(Terminate(answer), self.steps, "person")
-        self._commit(self._after((*self.steps, step)))
-        return step
-
-    def back(self, keep: int) -> None:
-        """Keep the first `keep` steps. Raises InputError where there are fewer."""
-        self._commit(self._after(self._first(keep)))
-
-    def replace(self, number: int, click: Click) -> Step:
-        """Put a click of the person in the place of step `number` and drop all later steps."""
-        if number < 1:
-            raise InputError("steps are numbered from 1", value=number)
-        kept = self._first(number)[:-1]
-        step = self._act(click, kept, "person")
-        self._commit(self._after((*kept, step)))
-        return step
-
-    def reject(self) -> None:
-        """Take the last step back and tell the policy so at its next turn."""
-        if not self.steps:
-            raise InputError("there is no step to take back")
-        last = self.steps[-1]
-        note = ""
-        if self.policy is not None and last.by == "policy":
-            note = rejection_note(self.policy.card.prompts, _in_words(self._inward(last.action)))
-        self._commit(replace(self._after(self.steps[:-1]), note=note))
-
-    def undo(self) -> None:
-        """Take the last change back, whatever it was. Raises InputError where there is none."""
-        if not self._past:
-            raise InputError("there is nothing to undo")
-        self._future.append(self._state)
-        self._state = self._past.pop()
-
-    def redo(self) -> None:
-        """Do again what `undo` took back. Raises InputError where there is nothing."""
-        if not self._future:
-            raise InputError("there is nothing to redo")
-        self._past.append(self._state)
-        self._state = self._future.pop()
-
-    def restore(self, steps: Sequence[Step], status: Status | None = None, reason: str = "") -> None:
-        """Stand after `steps`, which a record or another process brought; undo and redo start anew.
-
-        status None: what follows from the last step. Raises InputError for steps that do not fit the picture
-        or lack the logits that the next one needs (see `relive`).
-        """
-        for number, step in enumerate(steps, 1):
-            if step.number != number or step.mask.shape != self.picture.rgb.shape[:2]:
-                raise InputError("the steps do not belong to this picture", value=f"step {step.number}")
-            if step.logits is None and _has_click(steps[:number]):
-                raise InputError("a step lacks the logits that the next one needs", value=f"step {number}")
-        state = self._after(tuple(steps))
-        self._state = state if status is None else replace(state, status=status, reason=reason)
-        self._past.clear()
-        self._future.clear()
-
-    def relive(self, before: Sequence[Step], step: Step) -> Step:
-        """A recorded step after the steps `before`, with the logits that a record lacks computed again.
-
-        Its mask and score stay the recorded ones, even where this machine would round them differently.
-        """
-        return replace(step, logits=self._act(step.action, tuple(before), step.by).logits)
 
     def turn(self) -> Turn:
         """What the policy would be asked now. Raises InputError where there is no policy."""
         if self.policy is None:
-            raise InputError("there is no policy to ask", remedy="Load a policy.")
-        steps = self.steps
+            raise InputError("there is no policy to act", remedy="Add a click, or load a policy.")
 
         def mask_after(done: int) -> np.ndarray | None:
-            prompted = self._start is not None or _has_click(steps[:done])
-            return self._mask_of(steps[:done]) if prompted else None
+            prompted = self._start is not None or _has_click(self.steps[:done])
+            return self._mask_after(done) if prompted else None
 
-        said = [self._reply_of(step) for step in steps]
-        started, note = self._start is not None, self._state.note
-        situation = Situation(
-            self.picture.rgb, self.question, said, mask_after, started, note, self.picture.frame
-        )
+        said = [_reply_of(step, self.picture.frame) for step in self.steps]
+        started = self._start is not None
+        seen, frame = self.picture.rgb, self.picture.frame
+        situation = Situation(seen, self.question, said, mask_after, started, self.note, frame)
         return observe(self.policy.card, situation)
-
-    def _outward(self, action: Action) -> Action:
-        """What the policy said about what it sees, about the whole picture."""
-        frame = self.picture.frame
-        return action if frame is None or not isinstance(action, Click) else frame.click_outward(action)
-
-    def _inward(self, action: Action) -> Action:
-        """An action as the policy would put it."""
-        frame = self.picture.frame
-        return action if frame is None or not isinstance(action, Click) else frame.click_inward(action)
-
-    def _reply_of(self, step: Step) -> str:
-        """What stands in the conversation for a step: the policy's text, or the person's action put so."""
-        return step.reply or format_reply(ParsedReply(step.thinking, self._inward(step.action)))
 
     def _ask(
         self, on_text: OnText | None, cancelled: IsCancelled | None, on_retry: Callable[[str], object] | None
     ) -> tuple[str, ParsedReply | None, str, str]:
         """Ask once, and once more if need be → (text, parsed or None, the reply before, problem)."""
-        assert self.policy is not None
         turn = self.turn()
+        assert self.policy is not None
         text = self.policy.reply(turn, on_text, cancelled)
         try:
             return text, parse_reply(text), "", ""
@@ -363,46 +202,23 @@ class Episode:
         except ReplyError as error:
             return text, None, unreadable, str(error)
 
-    def _act(
-        self,
-        action: Action,
-        before: tuple[Step, ...],
-        by: Author,
-        asked: float = 0.0,
-        reply: str = "",
-        *,
-        thinking: str = "",
-        unreadable: str = "",
-    ) -> Step:
-        """The step that `action` makes after the steps `before`; changes nothing."""
+    def _act(self, action: Action, by: Author, asked: float = 0.0) -> Step:
+        """The step that `action` makes now; changes nothing."""
         begun = time.perf_counter()
-        last = before[-1] if before else None
-        mask = self._mask_of(before)
-        known = last or self._start
+        mask, known = self.mask, self.steps[-1] if self.steps else self._start
         logits, score = (known.logits, known.score) if known else (None, None)
         if isinstance(action, Click):
-            self.prepare()
-            clicks = [step.action for step in before if isinstance(step.action, Click)]
-            found = self.segmenter.predict(self._embedding, [*clicks, action], logits)
-            mask, logits, score = _frozen(found.mask), _frozen(found.logits), found.score
+            clicks = [step.action for step in self.steps if isinstance(step.action, Click)]
+            found = self._predict([*clicks, action], logits)
+            mask, logits, score = frozen(found.mask), frozen(found.logits), found.score
         spent = time.perf_counter() - begun
         seconds = {"policy": asked, "segmenter": spent, "total": asked + spent}
-        return Step(len(before) + 1, action, by, mask, logits, score, thinking, reply, unreadable, seconds)
+        return Step(len(self.steps) + 1, action, by, mask, logits, score, seconds=seconds)
 
-    def _after(self, steps: tuple[Step, ...]) -> _State:
-        """The state in which the last of `steps` leaves the episode."""
-        last = steps[-1].action if steps else None
-        if isinstance(last, Terminate):
-            who = "The person accepted the mask" if steps[-1].by == "person" else "The policy ended"
-            return _State(steps, "ended", who + ".")
-        turns = 0
-        for step in reversed(steps):
-            if step.by == "person":
-                break
-            turns += 1
-        if turns >= self.limits.max_turns:
-            return _State(steps, "ended", f"The limit of {self.limits.max_turns} turns is reached.")
-        return _State(steps)
+    def _outward(self, action: Action) -> Action:
+        """What the policy said about what it sees, about the whole picture."""
+        frame = self.picture.frame
+        return action if frame is None or not isinstance(action, Click) else frame.click_outward(action)
 
     def _repeats(self, action: Action) -> bool:
         """Whether the policy asks for the same click as in its steps just before, once too often."""
@@ -413,27 +229,50 @@ class Episode:
             and all(step.by == "policy" and step.action == action for step in tail)
         )
 
-    def _commit(self, state: _State) -> None:
-        self._past.append(self._state)
-        self._future.clear()
-        self._state = state
-
-    def _first(self, keep: int) -> tuple[Step, ...]:
-        if isinstance(keep, bool) or not isinstance(keep, int) or not 0 <= keep <= len(self.steps):
-            raise InputError(
-                "there is no such step", value=keep, remedy=f"There are {len(self.steps)} steps."
-            )
-        return self.steps[:keep]
-
-    def _mask_of(self, steps: Sequence[Step]) -> np.ndarray:
-        if steps:
-            return steps[-1].mask
+    def _mask_after(self, count: int) -> np.ndarray:
+        if count:
+            return self.steps[count - 1].mask
         shape = self.picture.rgb.shape[:2]
-        return _frozen(np.zeros(shape, dtype=bool) if self._start is None else self._start.mask)
+        return frozen(np.zeros(shape, dtype=bool) if self._start is None else self._start.mask)
+
+
+def halt_after(steps: Sequence[Step], limits: Limits) -> Halt | None:
+    """Why a policy does not go on after these steps: it ended, the person did, or the limit of turns is reached."""
+    if steps and isinstance(steps[-1].action, Terminate):
+        who = "The person accepted the mask" if steps[-1].by == "person" else "The policy ended"
+        return Halt("ended", f"{who}.")
+    turns = next((n for n, step in enumerate(reversed(steps)) if step.by == "person"), len(steps))
+    if turns >= limits.max_turns:
+        return Halt("ended", f"The limit of {limits.max_turns} turns is reached.")
+    return None
+
+
+def note_of_rejection(policy: Policy | None, step: Step, frame: Frame | None) -> str:
+    """What a policy is told of a step of its own that the person took back."""
+    if policy is None or step.by != "policy":
+        return ""
+    return rejection_note(policy.card.prompts, _in_words(_inward(step.action, frame)))
+
+
+def frozen(values: Any) -> np.ndarray:
+    """A read-only copy: steps share their arrays, nobody may paint into them."""
+    values = np.array(values)
+    values.setflags(write=False)
+    return values
 
 
 def _has_click(steps: Sequence[Step]) -> bool:
     return any(isinstance(step.action, Click) for step in steps)
+
+
+def _inward(action: Action, frame: Frame | None) -> Action:
+    """An action as the policy would put it."""
+    return action if frame is None or not isinstance(action, Click) else frame.click_inward(action)
+
+
+def _reply_of(step: Step, frame: Frame | None) -> str:
+    """What stands in the conversation for a step: the policy's text, or the person's action put so."""
+    return step.reply or format_reply(ParsedReply(step.thinking, _inward(step.action, frame)))
 
 
 def _in_words(action: Action) -> str:
@@ -443,10 +282,3 @@ def _in_words(action: Action) -> str:
 def _stop_if(cancelled: IsCancelled | None) -> None:
     if cancelled is not None and cancelled():
         raise Cancelled()
-
-
-def _frozen(values: np.ndarray) -> np.ndarray:
-    """A read-only copy: steps share their arrays, nobody may paint into them."""
-    values = np.array(values)
-    values.setflags(write=False)
-    return values

@@ -8,34 +8,31 @@ elsewhere, and agree with each other, the policy's word is known already: the sl
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ibis_agent.mask.masks import dice
-from ibis_agent.run import volume_growth
+from ibis_agent.run import growth
+from ibis_agent.run.action import RunAction, Watch
 from ibis_agent.run.doubt import Doubt
 from ibis_agent.run.episode import Step
-from ibis_agent.run.volume_actions import VolumeAction, Watch
-from ibis_agent.run.volume_plan import seen_at
-from ibis_agent.run.volume_slice import clicks_of, episode_on
-
-if TYPE_CHECKING:
-    from ibis_agent.run.volume_run import VolumeRun
+from ibis_agent.run.plan import seen_at
+from ibis_agent.run.state import RunState
+from ibis_agent.run.work import clicks_of, episode_on
 
 _BETTER = 0.02  # by so much a correction must be better: a click may always shift an edge a little
 
 
-def look_again(run: VolumeRun, doubt: Doubt, watch: Watch) -> VolumeAction:
+def look_again(run: RunState, doubt: Doubt, watch: Watch) -> RunAction:
     """One look at a slice; corrected and redone if that makes it better, else told and left."""
     begun, index, number = time.perf_counter(), doubt.index, run.looks + 1
-    words = f"look {number} of {run.limits.looks}: {doubt.reason}"
+    words = f"look {number} of {run.settings.looks}: {doubt.reason}"
     steps: tuple[Step, ...] = (seen_at(run.actions)[index],) if doubt.seen else ()
     if doubt.seen:
         done = "begun there afresh"
     else:
         episode, done = episode_on(run, index, run.base(index)), "corrected"
-        while episode.status == "ready":
+        while episode.halt is None:
             episode.step(watch.text, watch.cancelled, watch.retry)
         steps, left = episode.steps, ""
         if not clicks_of(steps):
@@ -51,15 +48,15 @@ def look_again(run: VolumeRun, doubt: Doubt, watch: Watch) -> VolumeAction:
         "click", index, "policy", f"{words}; {done}", begun, watch, steps=steps, clicks=clicks, look=number,
         afresh=doubt.seen,
     )  # fmt: skip
-    return volume_growth.grow(run, index, True, watch, what="neighbours redone")
+    return growth.grow(run, index, True, watch, what="neighbours redone")
 
 
-def _standing_worth(run: VolumeRun, index: int) -> float:
+def _standing_worth(run: RunState, index: int) -> float:
     found = run.found[index]
     return _worth(run, index, run.mask(index), found.score)
 
 
-def _worth(run: VolumeRun, index: int, mask: np.ndarray, score: float | None) -> float:
+def _worth(run: RunState, index: int, mask: np.ndarray, score: float | None) -> float:
     """How good a mask of a slice seems, 0 to 1; one that touches nothing beside it is worth nothing."""
     if not mask.any():
         return 0.0

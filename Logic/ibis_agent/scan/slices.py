@@ -39,6 +39,11 @@ class Slices(Protocol):
         """Slices along the whole axis."""
         ...
 
+    @property
+    def frame(self) -> Frame | None:
+        """What the models see of every slice; None for all of it."""
+        ...
+
     def picture(self, index: int) -> Picture: ...
 
     def geometry(self, index: int) -> PictureGeometry: ...
@@ -187,6 +192,10 @@ class RecordedSlices:
     def __len__(self) -> int:
         return self.count
 
+    @property
+    def frame(self) -> Frame | None:
+        return next(iter(self.pictures.values())).frame
+
     def picture(self, index: int) -> Picture:
         if index not in self.pictures:
             raise InputError("the record does not hold this slice", value=index)
@@ -198,6 +207,13 @@ class RecordedSlices:
 
     def inside(self, index: int) -> np.ndarray | None:
         return self.clips.get(index)
+
+
+def one_slice(picture: Picture) -> RecordedSlices:
+    """A range of one: a picture by itself."""
+    geometry = picture.geometry
+    index = geometry.index
+    return RecordedSlices({index: picture}, geometry.shape[geometry.axis], index, index, {})
 
 
 def _checked_roi(

@@ -95,6 +95,26 @@ class Found:
     anchor: bool = False
 
 
+@dataclass(frozen=True)
+class Following:
+    """What counts as the object while it is followed from slice to slice.
+
+    Attributes:
+        settled_iou, settled_slices: so many masks in a row that are so nearly those of before: what follows would be
+            the same too.
+        most_anchors: so many clicked slices, the nearest ones, are attended to: a slice costs no more for clicks far
+            away.
+        least_fit, least_score: carried masks that fit the one beside them less (Dice), or of a lower score, are not
+            the object.
+    """
+
+    settled_iou: float = 0.985
+    settled_slices: int = 2
+    most_anchors: int = 8
+    least_fit: float = 0.3
+    least_score: float = 0.25
+
+
 class PictureSegmenter(Protocol):
     """Answers prompts on one picture with masks. `identity` holds "name", "sha256", and what else tells it apart."""
 
@@ -130,7 +150,12 @@ class Segmenter(PictureSegmenter, Protocol):
         ...
 
     def follower(
-        self, picture_of: PictureOf, count: int, size: tuple[int, int], way: Way = "auto"
+        self,
+        picture_of: PictureOf,
+        count: int,
+        size: tuple[int, int],
+        way: Way = "auto",
+        following: Following | None = None,
     ) -> Follower:
         """One object in a stack of slices, of which nothing is known yet.
 
@@ -139,6 +164,7 @@ class Segmenter(PictureSegmenter, Protocol):
             count: slices along the whole axis.
             size: (H, W) of a slice.
             way: how the object goes from slice to slice, for segmenters that know several ways.
+            following: what counts as the object on the way; None for the usual.
         """
         ...
 

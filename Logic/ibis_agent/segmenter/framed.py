@@ -6,7 +6,7 @@ seen.predict(seen.embed(picture.rgb), clicks).mask      # of the whole picture
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from ibis_agent.scan.frame import Frame
 from ibis_agent.segmenter.contract import (
     Abilities,
     Follower,
+    Following,
     Found,
     PictureOf,
     PictureSegmenter,
@@ -63,14 +64,19 @@ class FramedSegmenter:
         return [replace(each, mask=self.frame.paste(each.mask)) for each in made]
 
     def follower(
-        self, picture_of: PictureOf, count: int, size: tuple[int, int], way: Way = "auto"
+        self,
+        picture_of: PictureOf,
+        count: int,
+        size: tuple[int, int],
+        way: Way = "auto",
+        following: Following | None = None,
     ) -> FramedFollower:
         frame, segmenter = self.frame, self.inner
 
         def inside(index: int) -> np.ndarray:
             return np.ascontiguousarray(frame.crop(picture_of(index)))
 
-        return FramedFollower(segmenter.follower(inside, count, frame.shape, way), frame)
+        return FramedFollower(segmenter.follower(inside, count, frame.shape, way, following), frame)
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,22 @@ class FramedState:
         return {**self.inner.pieces(), **own}
 
 
+class _Outward(Mapping[int, Found]):
+    """What a framed follower has found, in whole slices: made when it is asked for."""
+
+    def __init__(self, follower: FramedFollower) -> None:
+        self._follower = follower
+
+    def __getitem__(self, index: int) -> Found:
+        return self._follower._outward(self._follower.inner.found[index])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._follower.inner.found)
+
+    def __len__(self) -> int:
+        return len(self._follower.inner.found)
+
+
 class FramedFollower:
     """A segmenter.contract.Follower in slices of which another one sees the frame."""
 
@@ -96,15 +118,15 @@ class FramedFollower:
         ] = {}  # slice → as the other knows it, and of the whole slice
 
     @property
-    def found(self) -> dict[int, Found]:
-        return {index: self._outward(each) for index, each in self.inner.found.items()}
+    def found(self) -> Mapping[int, Found]:
+        return _Outward(self)
 
     @property
     def anchors(self) -> list[int]:
         return self.inner.anchors
 
     def state(self) -> FramedState:
-        return FramedState(self.inner.state(), self.found)
+        return FramedState(self.inner.state(), dict(self.found))
 
     def restore(self, state: FramedState) -> None:
         self.inner.restore(state.inner)

@@ -17,7 +17,9 @@ import ibis_agent.segmenter as segmenters
 from ibis_agent.actions import Click
 from ibis_agent.errors import InputError
 from ibis_agent.policy.qwen25.source import demo_folder
-from ibis_agent.run.episode import Episode, Limits
+from ibis_agent.run.episode import Limits
+from ibis_agent.run.run import Run
+from ibis_agent.run.settings import Settings
 from ibis_agent.scan.geometry import PictureGeometry
 from ibis_agent.scan.picture import Picture
 from ibis_agent.segmenter.contract import Segmenter
@@ -60,10 +62,10 @@ def _flat(groups: list[Any]) -> list[Any]:
     return [rollout for group in groups for rollout in group]
 
 
-def _episode(policy: Any, segmenter: Segmenter, question: Question, limits: Limits = LIMITS) -> Episode:
+def _episode(policy: Any, segmenter: Segmenter, question: Question, limits: Limits = LIMITS) -> Run:
     height, width = question.truth.shape
     picture = Picture(question.rgb, PictureGeometry.of_picture(height, width), None)
-    episode = Episode(picture, question.text, policy, segmenter, limits)
+    episode = Run.on_picture(picture, question.text, policy, segmenter, Settings(limits))
     episode.run()
     return episode
 
@@ -84,8 +86,8 @@ def test_greedy_rollouts_are_the_episodes_that_the_agent_has_alone(
         episode = _episode(alone, segmenter, rollout.question, limits)
         said = [turn.said.text for turn in rollout.turns]
         expected = [step.reply for step in episode.steps]
-        assert said == expected + ([episode.unused_reply] if len(said) > len(expected) else [])
-        assert np.array_equal(rollout.mask, episode.mask)
+        assert said == expected + ([episode.halt.reply] if len(said) > len(expected) else [])
+        assert np.array_equal(rollout.mask, episode.mask())
         assert len(rollout.clicks) == sum(isinstance(step.action, Click) for step in episode.steps)
 
 

@@ -15,7 +15,7 @@ from ibis_agent.mask.masks import encode_rle
 from ibis_agent.policy.messages import build_messages, pictures_of
 from ibis_agent.policy.qwen25.decoding import Decoded
 from ibis_agent.policy.qwen25.source import demo_folder
-from ibis_agent.run.episode import Episode
+from ibis_agent.run.run import Run
 from ibis_agent.scan.geometry import PictureGeometry
 from ibis_agent.scan.picture import Picture
 
@@ -54,7 +54,7 @@ def sent(policy, segmenter, rgb, history, reject=False):
     real, policy._decoder = policy._decoder, Listening()
     try:
         picture = Picture(rgb, PictureGeometry.of_picture(height, width), None)
-        episode = Episode(picture, QUESTION, policy, segmenter)
+        episode = Run.on_picture(picture, QUESTION, policy, segmenter)
         if reject:
             episode.step()
             episode.reject()

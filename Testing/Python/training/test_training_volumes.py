@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from bright_volumes import NOTHING, SEGMENTER, Bright, Clicker, disc
 from ibis_agent.mask.masks import dice
-from ibis_agent.run.volume_actions import VolumeLimits
+from ibis_agent.run.settings import Settings
 from ibis_agent.scan.scan import Scan
 from ibis_agent.scan.slices import stack_of
 
 from training import evaluate
 from training.evaluation import volumes
 
-LIMITS = VolumeLimits(follow="memory", patience_mm=12.0, looks=4)
+LIMITS = Settings(follow="memory", patience_mm=12.0, looks=4)
 
 
 def made(slices: list[np.ndarray]) -> tuple[Scan, np.ndarray]:

@@ -27,7 +27,8 @@ from ibis_agent.policy.card import load_card
 from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.policy.qwen25.chat import Chat
 from ibis_agent.policy.qwen25.source import demo_folder
-from ibis_agent.run.episode import Episode, Limits
+from ibis_agent.run.episode import Limits
+from ibis_agent.run.run import Run
 from ibis_agent.scan.geometry import PictureGeometry
 from ibis_agent.scan.picture import Picture
 from phantom_trajectories import make_trajectories
@@ -104,7 +105,7 @@ def test_the_conversation_is_token_by_token_what_the_agent_asks(
     policy = ScriptedPolicy(replies, dataclasses.replace(card, history=9))
     height, width = question.truth.shape
     picture = Picture(question.rgb, PictureGeometry.of_picture(width, height), None)
-    Episode(picture, question.text, policy, player.segmenter).run()
+    Run.on_picture(picture, question.text, policy, player.segmenter).run()
     for reply, turn in zip(replies, policy.turns, strict=True):
         asked = build_request(chat, policy.card, turn)
         assert talk.tokens == asked.ids.tolist()

@@ -29,18 +29,12 @@ from torch import Tensor
 from ibis_agent.actions import Click
 from ibis_agent.errors import InputError, ModelError
 from ibis_agent.mask.masks import dice, iou
-from ibis_agent.segmenter.contract import Found, PictureOf, Prediction, Way
+from ibis_agent.segmenter.contract import Following, Found, PictureOf, Prediction, Way
 from ibis_agent.segmenter.embeddings import key_of
 from ibis_agent.segmenter.sam2.predictor import Sam2Embedding, Sam2Predictor
 
 _ABSENT = -1024.0  # sam2's logit of an object that is not there
 _LOGIT_BOUND = 32.0
-# Two masks in a row that are nearly those of before: what follows would be the same too.
-_SETTLED_IOU, _SETTLED_SLICES = 0.985, 2
-# So many anchors, the nearest ones, are attended to: a slice costs no more for clicks far away.
-_MOST_ANCHORS = 8
-# Carried masks that fit the one beside them less, or of a lower score, are not the object.
-_LEAST_FIT, _LEAST_SCORE = 0.3, 0.25
 
 
 @dataclass(frozen=True)
@@ -78,8 +72,10 @@ class Propagation:
         count: int,
         size: tuple[int, int],
         way: Way = "auto",
+        following: Following | None = None,
     ) -> None:
         """See Segmenter.follower."""
+        self.following = following or Following()
         self.segmenter, self.count, self.size = segmenter, count, size
         self._picture_of, self._keys = picture_of, dict[int, bytes]()
         self._model = segmenter.model
@@ -243,8 +239,12 @@ class Propagation:
                 return
             if settle and before is not None:
                 both_empty = not (before.mask.any() or found.mask.any())
-                same = same + 1 if both_empty or iou(before.mask, found.mask) >= _SETTLED_IOU else 0
-                if same >= _SETTLED_SLICES:
+                same = (
+                    same + 1
+                    if both_empty or iou(before.mask, found.mask) >= self.following.settled_iou
+                    else 0
+                )
+                if same >= self.following.settled_slices:
                     return
 
     def missed(self, start: int, direction: int) -> int:
@@ -303,7 +303,7 @@ class Propagation:
             out = self._heads(seen, features, [click], carried, believed=True)
         # How well the two masks fit stands for the object score, which is a matter of the memory's training.
         fit = dice(before, self._mask(out["pred_masks"])) if before.any() else 0.0
-        if fit < _LEAST_FIT or float(out["scores"].max()) < _LEAST_SCORE:
+        if fit < self.following.least_fit or float(out["scores"].max()) < self.following.least_score:
             out["pred_masks"], fit = torch.full_like(out["pred_masks"], _ABSENT), 0.0
         likely = min(max(1 - (1 - fit) ** 2, 1e-6), 1 - 1e-6)  # an organ that tapers off fits by a half
         odds = math.log(likely / (1 - likely))
@@ -366,7 +366,7 @@ class Propagation:
         """(1, C, h, w): the slice's coarse features after a look at what is remembered of others."""
         level, position = features.levels[-1], self.segmenter.positions[-1]
         known = self._anchors if anchors is None else anchors
-        nearest = sorted(known, key=lambda n: (abs(n - index), n))[:_MOST_ANCHORS]
+        nearest = sorted(known, key=lambda n: (abs(n - index), n))[: self.following.most_anchors]
         return self._model._prepare_memory_conditioned_features(
             frame_idx=index,
             is_init_cond_frame=False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ibis_agent.segmenter.contract import PictureOf, Way
+from ibis_agent.segmenter.contract import Following, PictureOf, Way
 from ibis_agent.segmenter.sam2.predictor import Sam2Predictor, device_of, precision_on
 from ibis_agent.segmenter.sam2.propagation import Propagation
 
@@ -13,7 +13,12 @@ class Sam2Segmenter(Sam2Predictor):
     """SAM2 on pictures, and through stacks of slices."""
 
     def follower(
-        self, picture_of: PictureOf, count: int, size: tuple[int, int], way: Way = "auto"
+        self,
+        picture_of: PictureOf,
+        count: int,
+        size: tuple[int, int],
+        way: Way = "auto",
+        following: Following | None = None,
     ) -> Propagation:
         """See contract.Segmenter. way: "memory", "carry", or "auto": memory unless it was never trained."""
-        return Propagation(self, picture_of, count, size, way)
+        return Propagation(self, picture_of, count, size, way, following)

@@ -27,10 +27,11 @@ from bright_volumes import (
 )
 from ibis_agent.actions import Click
 from ibis_agent.errors import Cancelled, InputError
-from ibis_agent.record.volume_record import VolumeTrajectory, volume_to_json
+from ibis_agent.record.trajectory import Trajectory
+from ibis_agent.run.action import Watch
 from ibis_agent.run.key_slice import Search
-from ibis_agent.run.volume_actions import VolumeLimits, Watch
-from ibis_agent.run.volume_run import VolumeRun
+from ibis_agent.run.run import Run
+from ibis_agent.run.settings import Settings
 from ibis_agent.scan.scan import Scan
 from ibis_agent.scan.slices import stack_of
 
@@ -60,9 +61,7 @@ def test_a_volume_is_gone_through_in_the_plane_that_was_asked_in(
     voxels = np.where(truth, 200, 10).astype(np.int16)
     scan = Scan(voxels, np.diag([*spacing, 1.0]), "volume", Path("made.nii.gz"), "made", "CT")
     slices = stack_of(scan, plane, window=(0, 255))
-    run = VolumeRun(
-        slices, "Segment it", None, SEGMENTER, VolumeLimits(follow="memory", patience_mm=2 * gap_mm)
-    )
+    run = Run(slices, "Segment it", None, SEGMENTER, Settings(follow="memory", patience_mm=2 * gap_mm))
     geometry = slices.geometry(12)
     rows, columns = np.nonzero(geometry.extract(truth))
     middle = rows.mean() + 0.5, columns.mean() + 0.5
@@ -115,8 +114,8 @@ def test_memory_does_not_grow_with_clicks_and_every_one_can_be_taken_back() -> N
         run.click(2 * n + 2, corner if n % 2 else Click(corner.x, corner.y, False))
         run.spread(2 * n + 2)
         volumes.append(run.volume())
-        assert run._history.held <= limit
-    assert len(run._history) < len(run.actions) / 2
+        assert run._moments.held <= limit
+    assert len(run._moments) < len(run.actions) / 2
     for before in reversed(volumes[:-1]):
         run.undo()
         run.undo()
@@ -127,7 +126,7 @@ def test_memory_does_not_grow_with_clicks_and_every_one_can_be_taken_back() -> N
 
 
 def test_one_step_is_one_action_and_all_of_them_are_what_a_run_does() -> None:
-    limits = VolumeLimits(follow="memory", looks=2, search=Search(fewest=3, most=3, rounds=1))
+    limits = Settings(follow="memory", looks=2, search=Search(fewest=3, most=3, rounds=1))
     alone = run_over(two_things(), policy=Clicker(), limits=limits)
     alone.run()
     told: list[Any] = []
@@ -185,8 +184,8 @@ def test_a_growth_that_is_stopped_goes_on_where_it_was_and_ends_as_if_it_had_not
     run.step()
     assert not run.actions[-1].stopped and np.array_equal(run.volume(), straight.volume())
     assert len(run.memory.visits) == len(set(run.memory.visits))  # type: ignore[attr-defined]
-    record = json.loads(json.dumps(volume_to_json(run, "made.nii.gz")))
-    assert VolumeTrajectory.from_json(record).replay(SEGMENTER).differences == ()
+    record = json.loads(json.dumps(Trajectory.of(run, "made.nii.gz").to_json()))
+    assert Trajectory.from_json(record).replay(SEGMENTER).differences == ()
 
 
 def test_what_fails_in_the_middle_leaves_no_trace() -> None:
@@ -219,5 +218,5 @@ def test_redoing_the_neighbours_of_another_piece_leaves_what_was_found_of_the_fi
     near.spread(10)
     assert shown(near) == [*range(8), *range(10, 20)]
     for run in (far, near):
-        record = json.loads(json.dumps(volume_to_json(run, "made.nii.gz")))
-        assert VolumeTrajectory.from_json(record).replay(SEGMENTER).differences == ()
+        record = json.loads(json.dumps(Trajectory.of(run, "made.nii.gz").to_json()))
+        assert Trajectory.from_json(record).replay(SEGMENTER).differences == ()

@@ -25,7 +25,7 @@ import pytest
 from dicom_files import write_series
 from ibis_agent import files
 from ibis_agent.cli import commands as cli
-from ibis_agent.cli import runner, volume_job
+from ibis_agent.cli import runner
 from ibis_agent.policy.card import ModelCard, load_card, save_card
 from ibis_agent.policy.qwen25 import local as policy
 from ibis_agent.segmenter.sam2 import architecture
@@ -71,8 +71,6 @@ def refused(
     for module, name in (
         (runner, "load_policy"),
         (runner, "load_segmenter"),
-        (volume_job, "load_policy"),
-        (volume_job, "load_segmenter"),
         (architecture, "load"),
     ):
         monkeypatch.setattr(module, name, loads)
@@ -131,7 +129,7 @@ def test_the_same_call_with_good_input_gets_as_far_as_loading(
 ) -> None:
     """Else the tests below would prove nothing."""
     reached = []
-    monkeypatch.setattr(runner.Run, "load", lambda run: reached.append(run.job.question) or 1 / 0)
+    monkeypatch.setattr(runner.Runner, "load", lambda run: reached.append(run.task.question) or 1 / 0)
     options = ["--policy", str(models["policy"]), "--segmenter", str(models["segmenter"])]
     assert cli.main(["run", str(volume(tmp_path)), "--prompt", "the liver", *options, "--quiet"]) == cli.BUG
     assert reached == ["the liver"]

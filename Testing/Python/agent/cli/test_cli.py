@@ -388,7 +388,7 @@ def test_an_error_of_ours_is_told_as_such_with_its_trace(
     use: Any, scan: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     use()
-    monkeypatch.setattr(runner.Run, "description", lambda _: 1 / 0)
+    monkeypatch.setattr(runner.Runner, "description", lambda _: 1 / 0)
     assert run(scan, "--out", tmp_path / "out") == cli.BUG
     error = capsys.readouterr().err
     assert "ZeroDivisionError" in error and error.splitlines()[-1].startswith(
@@ -400,14 +400,14 @@ def test_a_full_disk_in_mid_run_keeps_the_last_whole_trajectory(
     use: Any, scan: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     use()
-    save = runner.Run.save
+    save = runner.Runner.save
 
-    def full_after_two(self: runner.Run) -> Path:
-        if len(self.episode.steps) > 2:
-            raise OutputError("cannot be written: no space left on device", file=self.job.folder)
+    def full_after_two(self: runner.Runner) -> Path:
+        if len(self.run.steps) > 2:
+            raise OutputError("cannot be written: no space left on device", file=self.task.folder)
         return save(self)
 
-    monkeypatch.setattr(runner.Run, "save", full_after_two)
+    monkeypatch.setattr(runner.Runner, "save", full_after_two)
     assert run(scan, "--out", tmp_path / "out") == cli.BAD_OUTPUT
     assert len(recorded(tmp_path / "out").steps) == 2
     assert "no space left" in capsys.readouterr().err

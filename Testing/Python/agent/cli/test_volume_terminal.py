@@ -16,15 +16,14 @@ import pytest
 from bright_volumes import SEGMENTER, Clicker, disc, two_things
 from ibis_agent.actions import Reply, Terminate, format_reply
 from ibis_agent.cli import commands as cli
-from ibis_agent.cli import runner, volume_job
+from ibis_agent.cli import request, runner
 from ibis_agent.cli.inspection import inspect
-from ibis_agent.cli.session import Stopped
+from ibis_agent.cli.session import Session, Stopped
 from ibis_agent.cli.terminal import Screen
-from ibis_agent.cli.volume_session import VolumeSession
 from ibis_agent.mask.masks import encode_rle
 from ibis_agent.policy.contract import ScriptedPolicy
-from ibis_agent.record.volume_record import VolumeTrajectory
-from ibis_agent.run.volume_actions import Watch
+from ibis_agent.record.trajectory import Trajectory
+from ibis_agent.run.action import Watch
 
 
 @pytest.fixture
@@ -38,10 +37,9 @@ def scan_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch, scan_file: Path) -> Callable[..., str]:
     """Run the command with typed lines; what it printed."""
-    monkeypatch.setattr(volume_job.request, "_check_models", lambda *_: None)
-    monkeypatch.setattr(volume_job, "load_segmenter", lambda asked: SEGMENTER)
+    monkeypatch.setattr(request, "_check_models", lambda *_: None)
     monkeypatch.setattr(runner, "load_segmenter", lambda asked: SEGMENTER)
-    monkeypatch.setattr(volume_job, "load_policy", lambda folder, asked: Clicker())
+    monkeypatch.setattr(runner, "load_policy", lambda folder, asked: Clicker())
 
     def command(*arguments: str, typed: str = "", code: int = 0) -> str:
         out = io.StringIO()
@@ -56,6 +54,10 @@ def terminal(monkeypatch: pytest.MonkeyPatch, scan_file: Path) -> Callable[..., 
     return command
 
 
+def kinds(recorded: Trajectory) -> list[tuple[str, int]]:
+    return [(each.kind, each.index) for each in recorded.actions]
+
+
 def test_step_by_step_at_the_terminal_the_person_corrects_any_slice_and_undoes(
     terminal: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -64,8 +66,8 @@ def test_step_by_step_at_the_terminal_the_person_corrects_any_slice_and_undoes(
     said = terminal("--prompt", "Segment the liver", "--step", "--out", str(out), typed=typed)
     assert "your own positive click on slice 57" in said and "followed from slice" in said
     assert "not in the range" in said and "now after action" in said
-    recorded = VolumeTrajectory.load(out / "trajectory.json")
-    assert recorded.actions[-1]["slice"] != 4 and recorded.masks[4].any()
+    recorded = Trajectory.load(out / "trajectory.json")
+    assert recorded.actions[-1].index != 4 and recorded.mask_of(4).any()
     facts = inspect(out / "trajectory.json")["Trajectory"]
     assert facts["object"].startswith("in slices 4 to 15, ") and facts["object"].endswith(" mL")
     assert (out / "review.html").is_file() and (out / "mask.nii.gz").is_file()
@@ -77,9 +79,9 @@ def test_a_click_is_moved_at_the_terminal_and_the_later_ones_there_go(
     typed = "20 + 5 5 px\n20 + 16 16 px\n20.1 - 6 7 px\n20.3 + 6 7 px\nq\n"
     said = terminal("--prompt", "Segment the liver", "--step", "--out", str(tmp_path / "out"), typed=typed)
     assert "click 1 moved" in said and "no such click on this slice (got 3)" in said
-    recorded = VolumeTrajectory.load(tmp_path / "out" / "trajectory.json")
-    assert recorded.actions[-1]["slice"] == 20 and recorded.actions[-1]["by"] == "person"
-    assert [each["positive"] for each in recorded.actions[-1]["clicks"]] == [False]
+    recorded = Trajectory.load(tmp_path / "out" / "trajectory.json")
+    assert recorded.actions[-1].index == 20 and recorded.actions[-1].by == "person"
+    assert [each.positive for each in recorded.actions[-1].clicks] == [False]
 
 
 def test_what_is_nowhere_leaves_no_mask_of_an_earlier_question(
@@ -91,7 +93,7 @@ def test_what_is_nowhere_leaves_no_mask_of_an_earlier_question(
     )
     assert np.asanyarray(nibabel.load(out / "mask.nii.gz").dataobj).any() and (out / "mask.nrrd").is_file()
     never = ScriptedPolicy([format_reply(Reply("Nothing.", Terminate("It is not there.")))] * 40)
-    monkeypatch.setattr(volume_job, "load_policy", lambda folder, asked: never)
+    monkeypatch.setattr(runner, "load_policy", lambda folder, asked: never)
     said = terminal("--prompt", "Segment the spleen", "--out", str(out))
     assert "It is not there." in said and not (out / "mask.nrrd").exists()
     assert not np.asanyarray(nibabel.load(out / "mask.nii.gz").dataobj).any()
@@ -103,15 +105,15 @@ def test_a_run_that_was_left_is_resumed_with_its_scan(
     first, second = tmp_path / "first", tmp_path / "second"
     own = ["--looks", "1", "--max-turns", "4"]
     terminal("--prompt", "Segment the liver", *own, "--step", "--out", str(first), typed="\n\n\nq\n")
-    left = VolumeTrajectory.load(first / "trajectory.json")
-    assert left.head["status"] == "ready" and len(left.actions) == 4
+    left = Trajectory.load(first / "trajectory.json")
+    assert left.status == "ready" and len(left.actions) == 4
     terminal("--resume", str(first / "trajectory.json"), "--out", str(second))
-    ended = VolumeTrajectory.load(second / "trajectory.json")
-    assert ended.head["status"] == "ended" and ended.actions[:4] == left.actions
-    assert ended.head["limits"] == left.head["limits"] and left.head["limits"]["looks"] == 1
+    ended = Trajectory.load(second / "trajectory.json")
+    assert ended.status == "ended" and kinds(ended)[:4] == kinds(left)
+    assert ended.settings == left.settings and left.settings.looks == 1
     whole = tmp_path / "whole"
     terminal("--prompt", "Segment the liver", "--out", str(whole))
-    assert np.array_equal(VolumeTrajectory.load(whole / "trajectory.json").volume(), ended.volume())
+    assert np.array_equal(Trajectory.load(whole / "trajectory.json").volume(), ended.volume())
     terminal("--resume", str(second / "trajectory.json"), "--plane", "sagittal", code=2)
     kept = (second / "mask.nii.gz").stat().st_mtime_ns
     terminal("--resume", str(second / "trajectory.json"), "--out", str(second), code=2)  # it has ended
@@ -139,25 +141,27 @@ def test_resuming_with_other_models_than_recorded_is_told(
 def test_ctrl_c_keeps_what_was_done_and_says_how_to_go_on(
     terminal: Callable[..., str], tmp_path: Path, scan_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ibis_agent.cli.request import Request
-
-    asked = volume_job.VolumeRequest(
-        Request(scan=scan_file, question="Segment the liver", window=(0, 255), out=tmp_path / "out"),
+    asked = request.Request(
+        scan=scan_file,
+        question="Segment the liver",
+        window=(0, 255),
+        out=tmp_path / "out",
+        volume=True,
         follow="memory",
     )
-    session = VolumeSession(volume_job.VolumeJob(asked), Screen(io.StringIO()))
+    session = Session(runner.Runner(asked), Screen(io.StringIO()))
     session.load()
     on_progress = session._watch.progress
     stopping = Watch(
         session._watch.action,
-        lambda progress, found: (on_progress(progress, found), setattr(session, "_stop", True)),
-        cancelled=lambda: session._stop,
+        lambda progress, found: (on_progress(progress, found), setattr(session.stopper, "asked", True)),
+        cancelled=lambda: session.stopper.asked,
     )
     session._watch = stopping
-    with pytest.raises(Stopped, match="--volume --resume"):
+    with pytest.raises(Stopped, match=r"made.nii.gz --resume"):
         session.go()
-    recorded = VolumeTrajectory.load(tmp_path / "out" / "trajectory.json")
-    assert recorded.actions[-1]["stopped"] and len(recorded.actions[-1]["ways"]) == 1
+    recorded = Trajectory.load(tmp_path / "out" / "trajectory.json")
+    assert recorded.actions[-1].stopped and len(recorded.actions[-1].ways) == 1
 
 
 def test_a_range_and_a_region_given_at_the_terminal_bound_the_mask(

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 from ibis_agent.engine import protocol
 from ibis_agent.engine.client import DIED, Job, ModelSettings, WorkerClient
-from ibis_agent.engine.workbench import cut_picture, scan_of
-from ibis_agent.engine.workbench_volume import stack_from
+from ibis_agent.engine.question import cut_picture, volume_slices
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.scan.geometry import Orientation
 from worker_transport import LOGIC, Starter, worker_command, write_script
@@ -505,4 +504,4 @@ def test_a_policy_s_window_for_ct_is_not_used_on_what_cannot_be_ct(
     np.save(asked["file"], np.where(voxels < 0, lowest, voxels).astype(np.int16))
     card = ModelCard(name="scripted", orientation=Orientation.RADIOLOGICAL, window=(-160.0, 240.0))
     assert cut_picture(asked, card).window == expected
-    assert stack_from(asked, scan_of(asked), card, None).window == expected
+    assert volume_slices(asked, card, None).window == expected

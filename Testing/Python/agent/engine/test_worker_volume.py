@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
 from ibis_agent.engine.client import DIED, Job, WorkerClient
-from ibis_agent.record.volume_record import VolumeTrajectory
-from ibis_agent.record.volume_run_record import VolumeRunRecord
+from ibis_agent.record.run_record import RunRecord
+from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.scan.geometry import slice_geometry
 from ibis_agent.scan.picture import cut
 from ibis_agent.scan.scan import Scan
@@ -41,7 +41,7 @@ class Question:
         self.folder, self.voxels = folder, voxels
         self.starter = Starter("--script", str(script))
         self.client = WorkerClient(self.starter)
-        self.record = VolumeRunRecord("Segment the lesion")
+        self.record = RunRecord("Segment the lesion", "volume")
         self.slices: list[dict[str, Any]] = []
         self.ends: list[tuple[str, Any]] = []
         self.client.open(self.record.session, self.describe)
@@ -122,9 +122,9 @@ def test_a_volume_is_answered_slice_by_slice_corrected_and_recorded(question: Qu
     assert q.do("add", slice=far, click={"x": 0.3, "y": 0.5, "positive": True})[0] == "done"
     assert list(record.steps[-1]["touched"]) == [str(far)] and len(q.slices) == count
     assert record.steps[-1]["by"] == "person" and record.clicks_on(far) == [Click(0.3, 0.5)]
-    corrected = record.mask_of(far)
+    corrected = record.mask(index=far)
     assert q.do("spread", slice=far)[0] == "done"
-    assert len(q.slices) > count and np.array_equal(record.mask_of(far), corrected)
+    assert len(q.slices) > count and np.array_equal(record.mask(index=far), corrected)
 
     # The way back needs no request; what follows builds on what counts.
     record.undo()
@@ -136,9 +136,9 @@ def test_a_volume_is_answered_slice_by_slice_corrected_and_recorded(question: Qu
     q.run_until("end")
     assert record.status == "ended"
 
-    trajectory = VolumeTrajectory.from_json(json.loads(json.dumps(record.trajectory_with(q.picture_of))))
+    trajectory = Trajectory.from_json(json.loads(json.dumps(record.trajectory(q.picture_of))))
     assert trajectory.volume().sum() * 3.0 * 3.2 * 5.0 / 1000 == pytest.approx(record.volume_ml())
-    again = VolumeRunRecord.from_json(json.loads(json.dumps(record.to_json())))
+    again = RunRecord.from_json(json.loads(json.dumps(record.to_json())))
     assert again.slices() == record.slices() and again.after == record.after
 
 

@@ -20,7 +20,7 @@ from ibis_agent.mask.masks import encode_rle
 from ibis_agent.record import published
 from ibis_agent.record.published import PublishedStep, PublishedTrajectory, from_trajectory, to_trajectory
 from ibis_agent.record.trajectory import Trajectory
-from ibis_agent.run.episode import Episode
+from ibis_agent.run.run import Run
 from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.load import load_scan
 from ibis_agent.scan.picture import cut
@@ -140,7 +140,7 @@ def test_a_radiological_run_is_written_in_the_published_orientation(
     nibabel.save(nibabel.Nifti1Image(voxels, affine), tmp_path / "scan.nii.gz")
     scan = load_scan(tmp_path / "scan.nii.gz")
     picture = cut(scan, plane, 4, (-100, 100), Orientation.RADIOLOGICAL)
-    episode = Episode(picture, "liver", None, _AnySize())
+    episode = Run.on_picture(picture, "liver", None, _AnySize())
     for click in (Click(0.11, 0.9), Click(0.72, 0.33, positive=False)):
         episode.add(click)
     episode.finish("There.")
@@ -180,7 +180,7 @@ def test_scans_that_the_published_programs_cannot_read_are_refused(tmp_path: Pat
     voxels = np.random.default_rng(3).normal(0, 100, (6, 6, 6)).astype(np.float32)
     nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "scan.nii.gz")
     picture = cut(load_scan(tmp_path / "scan.nii.gz"))
-    episode = Episode(picture, "liver", None, _AnySize())
+    episode = Run.on_picture(picture, "liver", None, _AnySize())
     with pytest.raises(InputError, match="Save the scan as NIfTI"):
         from_trajectory(Trajectory.of(episode, "study.nrrd"))
 

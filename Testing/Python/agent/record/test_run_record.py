@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ibis_agent.actions import Click, Terminate
 from ibis_agent.errors import InputError
+from ibis_agent.record.pictures import picture_to_json
 from ibis_agent.record.run_record import RunRecord
-from ibis_agent.record.trajectory import Trajectory, picture_to_json, step_to_json
-from ibis_agent.record.volume_run_record import VolumeRunRecord
+from ibis_agent.record.steps import step_to_json
+from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.episode import Step
 from ibis_agent.scan.geometry import PictureGeometry
 from ibis_agent.scan.picture import Picture
@@ -110,7 +111,7 @@ def test_going_back_to_an_end_that_a_click_had_followed_is_that_end_again(run: R
 
 
 def test_going_back_in_a_volume_keeps_what_was_answered_before() -> None:
-    run, end = VolumeRunRecord("Segment it"), {"kind": "terminate", "answer": "Liver"}
+    run, end = RunRecord("Segment it", "volume"), {"kind": "terminate", "answer": "Liver"}
     for uid, kind, steps in (("a", "click", [{}]), ("b", "done", [{"action": end}]), ("c", "grow", [])):
         made = {"uid": uid, "kind": kind, "slice": 4, "by": "policy", "words": f"{kind}.", "steps": steps}
         run.extend(run.after, made, {"status": "ready", "answer": "Liver" if uid != "a" else None})
@@ -124,7 +125,7 @@ def test_going_back_in_a_volume_keeps_what_was_answered_before() -> None:
 
 
 def test_a_second_look_is_rejected_with_what_grew_from_it_however_often_that_was_stopped() -> None:
-    run, look = VolumeRunRecord("Segment it"), [{"action": {"kind": "click"}}]
+    run, look = RunRecord("Segment it", "volume"), [{"action": {"kind": "click"}}]
     for uid, kind, index, steps, number in (
         ("a", "click", 3, look, 0),
         ("b", "grow", 3, [], 0),

@@ -23,16 +23,14 @@ from ibis_agent.errors import InputError, OutputError
 from ibis_agent.mask.masks import decode_rle
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import ScriptedPolicy
+from ibis_agent.record.forms import SCHEMA
+from ibis_agent.record.pictures import orientation_of
 from ibis_agent.record.review import review_page
-from ibis_agent.record.trajectory import (
-    SCHEMA,
-    Trajectory,
-    head_of,
-    orientation_of,
-    step_from_json,
-    step_to_json,
-)
-from ibis_agent.run.episode import Episode, Limits
+from ibis_agent.record.steps import step_from_json, step_to_json
+from ibis_agent.record.trajectory import Trajectory
+from ibis_agent.run.episode import Limits
+from ibis_agent.run.run import Run
+from ibis_agent.run.settings import Settings
 from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.load import load_scan
 from ibis_agent.scan.picture import cut
@@ -42,10 +40,10 @@ from PIL import Image
 QUESTION = "Где печень? أين الكبد؟ \N{SNOWMAN} </script>"
 
 
-def worked(*replies: str, **card: Any) -> Episode:
+def worked(*replies: str, **card: Any) -> Run:
     """An episode of 12 × 12 pixels after all `replies`, with one click of the person at the second place."""
     policy = ScriptedPolicy(replies, ModelCard(name="scripted", note="not for patients", **card))
-    episode = Episode(picture(), QUESTION, policy, ChainedSegmenter(), Limits(7, 4))
+    episode = Run.on_picture(picture(), QUESTION, policy, ChainedSegmenter(), Settings(Limits(7, 4)))
     episode.step()
     episode.add(Click(0.9, 0.1, positive=False))
     while episode.status == "ready" and len(policy.turns) < len(replies):
@@ -54,23 +52,23 @@ def worked(*replies: str, **card: Any) -> Episode:
 
 
 @pytest.fixture
-def episode() -> Episode:
+def episode() -> Run:
     return worked("hm", clicking(0.2, thought="Я вижу \ud83d"), clicking(0.4), ENDING)
 
 
 @pytest.fixture
-def record(episode: Episode) -> dict[str, Any]:
+def record(episode: Run) -> dict[str, Any]:
     return json.loads(json.dumps(Trajectory.of(episode, "/data/patients/scan.png").to_json()))
 
 
-def test_everything_comes_back_from_the_file(episode: Episode, tmp_path: Path) -> None:
+def test_everything_comes_back_from_the_file(episode: Run, tmp_path: Path) -> None:
     written = Trajectory.of(episode, "/data/patients/scan.png")
     written.save(tmp_path / "trajectory.json")
     read = Trajectory.load(tmp_path / "trajectory.json")
     # Half a surrogate pair cannot be written as UTF-8: it becomes a question mark, nothing else changes.
     assert json.dumps(read.to_json()) == json.dumps(written.to_json()).replace("\\ud83d", "?")
-    assert np.array_equal(read.picture.rgb, episode.picture.rgb)
-    assert read.picture.geometry == episode.picture.geometry
+    assert np.array_equal(read.picture.rgb, picture().rgb)
+    assert read.picture.geometry == picture().geometry
     assert (read.question, read.answer, read.status) == (QUESTION, "That is the liver.", "ended")
     assert (read.source, read.note, read.limits) == ("scan.png", "not for patients", Limits(7, 4))
     assert "patients/" not in (tmp_path / "trajectory.json").read_text(), "folders are nobody's business"
@@ -112,7 +110,7 @@ def test_a_slice_keeps_its_geometry_window_and_areas(tmp_path: Path) -> None:
     affine = np.diag([-1.5, -2.0, 3.0, 1.0])
     scan = Scan(voxels, affine, "volume", tmp_path / "scan.nii.gz", "scan", "CT")
     cut_out = cut(scan, "axial", 2, (-100, 150))
-    episode = Episode(cut_out, "liver", None, _Fixed())
+    episode = Run.on_picture(cut_out, "liver", None, _Fixed())
     episode.add(Click(0.5, 0.5))
     Trajectory.of(episode, scan.path).save(tmp_path / "t.json")
     read = Trajectory.load(tmp_path / "t.json")
@@ -147,7 +145,7 @@ def test_the_orientation_is_the_one_that_the_policy_asked_for(tmp_path: Path) ->
             assert orientation_of(geometry) == orientation.value
 
 
-def test_a_replay_gives_the_recorded_masks(episode: Episode) -> None:
+def test_a_replay_gives_the_recorded_masks(episode: Run) -> None:
     trajectory = Trajectory.of(episode)
     replay = trajectory.replay(ChainedSegmenter())
     assert replay.differences == () and replay.warnings == ()
@@ -174,7 +172,7 @@ def test_a_replay_with_other_weights_warns_and_says_what_differs(record: dict[st
 
 def test_a_run_that_ends_before_any_click_replays_without_embedding() -> None:
     policy = ScriptedPolicy([format_reply(Reply("No liver.", Terminate("It is not there.")))])
-    episode = Episode(picture(), "liver?", policy, ChainedSegmenter())
+    episode = Run.on_picture(picture(), "liver?", policy, ChainedSegmenter())
     episode.run()
     segmenter = ChainedSegmenter()
     replay = Trajectory.of(episode).replay(segmenter)
@@ -184,15 +182,15 @@ def test_a_run_that_ends_before_any_click_replays_without_embedding() -> None:
 @pytest.mark.parametrize("stop", [0, 1, 2, 3])
 def test_a_saved_run_goes_on_as_if_it_had_never_stopped(stop: int, tmp_path: Path) -> None:
     replies = [clicking(0.2), clicking(0.4), clicking(0.6, positive=False), ENDING]
-    straight = Episode(picture(), "liver", ScriptedPolicy(replies), ChainedSegmenter())
+    straight = Run.on_picture(picture(), "liver", ScriptedPolicy(replies), ChainedSegmenter())
     straight.run()
-    first = Episode(picture(), "liver", ScriptedPolicy(replies), ChainedSegmenter())
+    first = Run.on_picture(picture(), "liver", ScriptedPolicy(replies), ChainedSegmenter())
     for _ in range(stop):
         first.step()
     Trajectory.of(first).save(tmp_path / "t.json")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        second = Trajectory.load(tmp_path / "t.json").to_episode(
+        second = Trajectory.load(tmp_path / "t.json").to_run(
             ScriptedPolicy(replies[stop:]), ChainedSegmenter()
         )
     second.run()
@@ -202,25 +200,25 @@ def test_a_saved_run_goes_on_as_if_it_had_never_stopped(stop: int, tmp_path: Pat
     assert (second.status, second.answer) == ("ended", straight.answer)
 
 
-def test_status_and_limits_come_back_and_new_limits_count(episode: Episode) -> None:
+def test_status_and_limits_come_back_and_new_limits_count(episode: Run) -> None:
     trajectory = Trajectory.of(episode)
-    again = trajectory.to_episode(None, ChainedSegmenter())
+    again = trajectory.to_run(None, ChainedSegmenter())
     assert (again.status, again.reason, again.limits) == (episode.status, episode.reason, Limits(7, 4))
     paused = Trajectory.of(worked(clicking(0.2), "hm", "hm"))
-    assert paused.to_episode(None, ChainedSegmenter()).status == "paused"
-    assert paused.to_episode(None, ChainedSegmenter(), Limits()).status == "ready"
+    assert paused.to_run(None, ChainedSegmenter()).status == "paused"
+    assert paused.to_run(None, ChainedSegmenter(), Settings()).status == "ready"
 
 
-def test_continuing_with_other_weights_is_told(episode: Episode) -> None:
+def test_continuing_with_other_weights_is_told(episode: Run) -> None:
     other = ChainedSegmenter()
     other.identity = {"name": "better", "sha256": "ffff"}
     with pytest.warns(UserWarning, match="another segmenter"):
-        Trajectory.of(episode).to_episode(None, other)
+        Trajectory.of(episode).to_run(None, other)
 
 
-def test_steps_travel_one_by_one(episode: Episode) -> None:
-    head = head_of(episode, "scan.png")
-    geometry = episode.picture.geometry
+def test_steps_travel_one_by_one(episode: Run) -> None:
+    head = Trajectory.of(episode, "scan.png").head()
+    geometry = picture().geometry
     steps = [{**step_to_json(step, geometry), "uid": f"u{step.number}"} for step in episode.steps]
     outcome = {"status": episode.status, "reason": episode.reason, "answer": episode.answer}
     whole = Trajectory.from_json({**head, **outcome, "steps": steps})
@@ -326,7 +324,7 @@ def test_what_is_no_record_at_all_says_so(content: bytes, said: str, tmp_path: P
 
 
 def test_a_missing_record_and_a_folder_that_is_not_there_are_errors_with_a_mend(
-    episode: Episode, tmp_path: Path
+    episode: Run, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         Trajectory.load(tmp_path / "nothing.json")
@@ -402,16 +400,16 @@ def test_a_real_run_is_saved_replayed_and_continued_bit_for_bit(
     segmenter = segmenters.open(parity / "segmenter.pt", device="cpu")
     slice_14 = cut(load_scan(data / "ct_abdomen_3mm.nii.gz"), "axial", 14, (-160, 240))
     replies = [clicking(0.3, 0.4), clicking(0.35, 0.6), clicking(0.6, 0.5, positive=False), ENDING]
-    straight = Episode(slice_14, "Segment the liver", ScriptedPolicy(replies), segmenter)
+    straight = Run.on_picture(slice_14, "Segment the liver", ScriptedPolicy(replies), segmenter)
     straight.run()
-    first = Episode(slice_14, "Segment the liver", ScriptedPolicy(replies), segmenter)
+    first = Run.on_picture(slice_14, "Segment the liver", ScriptedPolicy(replies), segmenter)
     first.step()
     first.step()
     Trajectory.of(first, "ct_abdomen_3mm.nii.gz").save(tmp_path / "t.json")
     fresh = segmenters.open(parity / "segmenter.pt", device="cpu")
     loaded = Trajectory.load(tmp_path / "t.json")
     assert loaded.replay(fresh).differences == ()
-    second = loaded.to_episode(ScriptedPolicy(replies[2:]), fresh)
+    second = loaded.to_run(ScriptedPolicy(replies[2:]), fresh)
     second.run()
     for one, other in zip(second.steps, straight.steps, strict=True):
         assert np.array_equal(one.mask, other.mask) and one.score == other.score

@@ -1,4 +1,4 @@
-"""Episodes: one action at a time, exact after going back, unharmed by whatever fails."""
+"""Runs on one slice: one action at a time, exact after going back, unharmed by whatever fails."""
 
 from __future__ import annotations
 
@@ -26,20 +26,28 @@ from ibis_agent.errors import Cancelled, InputError, ModelError
 from ibis_agent.mask.masks import iou
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import ScriptedPolicy, Turn
-from ibis_agent.run.episode import Episode, Limits, Step
+from ibis_agent.run.action import RunAction, Watch
+from ibis_agent.run.episode import Limits
+from ibis_agent.run.run import Run
+from ibis_agent.run.settings import Settings
 from ibis_agent.scan.geometry import PictureGeometry
 from ibis_agent.scan.picture import Picture, overlay
 from PIL import Image
 
 
-def episode_of(*replies: str, limits: Limits | None = None, **card: Any) -> Episode:
+def episode_of(*replies: str, limits: Limits | None = None, **card: Any) -> Run:
     policy = ScriptedPolicy(replies, ModelCard(name="scripted", **card))
-    return Episode(picture(), "Segment the liver", policy, ChainedSegmenter(), limits)
+    return Run.on_picture(picture(), "Segment the liver", policy, ChainedSegmenter(), Settings(limits))
 
 
-def turns_of(episode: Episode) -> list[Turn]:
+def turns_of(episode: Run) -> list[Turn]:
     assert isinstance(episode.policy, ScriptedPolicy)
     return episode.policy.turns
+
+
+def unused(run: Run) -> str:
+    """The policy's last reply, where no step came of it."""
+    return run.halt.reply if run.halt is not None else ""
 
 
 def masks_from_scratch(actions: Sequence[Click | Terminate], segmenter: Any = None) -> list[np.ndarray]:
@@ -63,20 +71,20 @@ def same(left: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> bool:
 def test_a_run_goes_from_question_to_mask_and_answer() -> None:
     episode = episode_of(clicking(0.2), clicking(0.7, positive=False), ENDING)
     pieces: list[str] = []
-    seen: list[Step] = []
-    assert episode.run(on_step=seen.append, on_text=pieces.append) == "ended"
+    seen: list[RunAction] = []
+    assert episode.run(Watch(action=seen.append, text=pieces.append)) == "ended"
     assert [step.action for step in episode.steps] == [
         Click(0.2, 0.5),
         Click(0.7, 0.5, positive=False),
         Terminate("That is the liver."),
     ]
-    assert tuple(seen) == episode.steps
+    assert [action.steps[0] for action in seen] == list(episode.steps)
     assert "".join(pieces) == "".join(step.reply for step in episode.steps)
     assert episode.answer == "That is the liver."
     assert [step.number for step in episode.steps] == [1, 2, 3]
     assert [step.thinking for step in episode.steps] == ["I look.", "I look.", "It fits."]
     assert same([step.mask for step in episode.steps], masks_from_scratch([s.action for s in episode.steps]))
-    assert np.array_equal(episode.mask, episode.steps[1].mask), "the end keeps the mask"
+    assert np.array_equal(episode.mask(), episode.steps[1].mask), "the end keeps the mask"
     assert episode.steps[2].score == episode.steps[1].score
     for step in episode.steps:
         assert step.seconds["total"] == pytest.approx(step.seconds["policy"] + step.seconds["segmenter"])
@@ -86,7 +94,7 @@ def test_the_policy_sees_the_mask_so_far_in_the_colours_of_its_card() -> None:
     episode = episode_of(clicking(0.2), clicking(0.4), ENDING, overlay_colour=(1, 200, 30), overlay_alpha=0.7)
     episode.run()
     first, second, third = turns_of(episode)
-    rgb = episode.picture.rgb
+    rgb = picture().rgb
     assert np.array_equal(first.picture, rgb) and (first.number, first.has_mask) == (1, False)
     for turn, step in ((second, episode.steps[0]), (third, episode.steps[1])):
         assert np.array_equal(turn.picture, overlay(rgb, step.mask, (1, 200, 30), 0.7))
@@ -105,7 +113,7 @@ def test_history_holds_the_pictures_and_replies_of_the_turns_before() -> None:
         format_reply(Reply("", Click(0.9, 0.1))),
         episode.steps[2].reply,
     ]
-    rgb = episode.picture.rgb
+    rgb = picture().rgb
     for (seen, _), before in zip(last.past, episode.steps[:2], strict=True):
         assert np.array_equal(seen, overlay(rgb, before.mask))
     assert [len(turn.past) for turn in turns_of(episode)] == [0, 2, 2]
@@ -134,8 +142,8 @@ def test_after_the_end_only_the_person_can_go_on() -> None:
 def test_an_unreadable_reply_is_asked_again_once() -> None:
     episode = episode_of("hm", clicking(0.2))
     told: list[str] = []
-    step = episode.step(on_retry=told.append)
-    assert step is not None and step.unreadable == "hm" and len(told) == 1
+    done = episode.step(Watch(retry=told.append))
+    assert done is not None and done.steps[0].unreadable == "hm" and len(told) == 1
     first, second = turns_of(episode)
     assert first.note == "" and told[0] in second.note
     assert dataclasses.replace(second, note="") == dataclasses.replace(first, note="")
@@ -144,13 +152,13 @@ def test_an_unreadable_reply_is_asked_again_once() -> None:
 def test_a_second_unreadable_reply_pauses_and_keeps_everything() -> None:
     episode = episode_of(clicking(0.2), "hm", "<action>Positive Point (7, 3)</action>", clicking(0.4), ENDING)
     episode.step()
-    before, mask = episode.steps, episode.mask
+    before, mask = episode.steps, episode.mask()
     assert episode.step() is None
     assert episode.status == "paused" and "between 0 and 1" in episode.reason
-    assert episode.steps is before and np.array_equal(episode.mask, mask)
-    assert episode.unused_reply == "<action>Positive Point (7, 3)</action>"
+    assert episode.steps == before and np.array_equal(episode.mask(), mask)
+    assert unused(episode) == "<action>Positive Point (7, 3)</action>"
     assert episode.run() == "ended", "the person let it go on"
-    assert (len(episode.steps), episode.unused_reply) == (3, "")
+    assert (len(episode.steps), unused(episode)) == (3, "")
 
 
 @given(st.lists(st.text(max_size=60) | st.just(ENDING), min_size=2, max_size=2))
@@ -167,7 +175,7 @@ def test_the_same_action_three_times_in_a_row_ends_it_before_the_third() -> None
     episode = episode_of(clicking(0.2), clicking(0.7), clicking(0.7), clicking(0.7))
     assert episode.run() == "ended"
     assert len(episode.steps) == 3 and format_click(Click(0.7, 0.5)) in episode.reason
-    assert episode.unused_reply == clicking(0.7)
+    assert unused(episode) == clicking(0.7)
     two = episode_of(clicking(0.7), clicking(0.7), limits=Limits(max_repeats=2))
     assert two.run() == "ended" and len(two.steps) == 1
 
@@ -209,7 +217,7 @@ def test_a_cancelled_step_leaves_the_episode_as_it_was(polls: int) -> None:
     before = _everything(episode)
     left = iter(range(polls))
     with pytest.raises(Cancelled):
-        episode.step(cancelled=lambda: next(left, None) is None)
+        episode.step(Watch(cancelled=lambda: next(left, None) is None))
     assert _everything(episode) == before and episode.can_redo
 
 
@@ -224,7 +232,7 @@ def test_cancelling_after_the_reply_makes_no_step() -> None:
 
     collected: list[str] = []
     with pytest.raises(Cancelled):
-        episode.step(on_text=on_text, cancelled=lambda: bool(stop))
+        episode.step(Watch(text=on_text, cancelled=lambda: bool(stop)))
     assert episode.steps == ()
 
 
@@ -248,24 +256,24 @@ def test_a_failing_segmenter_or_policy_leaves_the_episode_as_it_was() -> None:
     assert _everything(episode) == before
 
 
-def _everything(episode: Episode) -> tuple[Any, ...]:
+def _everything(episode: Run) -> tuple[Any, ...]:
     return (
         episode.steps,
         episode.status,
         episode.reason,
         episode.note,
-        episode.unused_reply,
+        unused(episode),
         episode.can_undo,
         episode.can_redo,
     )
 
 
 def test_a_person_can_work_alone() -> None:
-    episode = Episode(picture(), "Segment the liver", None, ChainedSegmenter())
+    episode = Run.on_picture(picture(), "Segment the liver", None, ChainedSegmenter())
     episode.add(Click(0.1, 0.2))
     episode.reject()
     episode.add(Click(0.3, 0.2))
-    assert episode.finish("Done.").action == Terminate("Done.")
+    assert episode.finish("Done.").steps[0].action == Terminate("Done.")
     assert (episode.status, episode.answer) == ("ended", "Done.")
     with pytest.raises(InputError, match="no policy"):
         episode.step()
@@ -277,8 +285,8 @@ def test_replacing_a_step_drops_what_followed() -> None:
     episode = episode_of(clicking(0.2), clicking(0.4), clicking(0.6), clicking(0.8))
     for _ in range(3):
         episode.step()
-    step = episode.replace(2, Click(0.5, 0.9, positive=False))
-    assert (step.number, step.by, len(episode.steps)) == (2, "person", 2)
+    done = episode.replace(2, Click(0.5, 0.9, positive=False))
+    assert (done.number, done.steps[0].number, done.by, len(episode.steps)) == (2, 2, "person", 2)
     episode.step()
     actions = [Click(0.2, 0.5), Click(0.5, 0.9, positive=False), Click(0.8, 0.5)]
     assert [each.action for each in episode.steps] == actions
@@ -289,7 +297,7 @@ def test_a_rejected_action_is_told_to_the_policy_once() -> None:
     episode = episode_of(clicking(0.2), clicking(0.4), clicking(0.6))
     episode.step()
     episode.reject()
-    assert episode.steps == () and not episode.mask.any()
+    assert episode.steps == () and not episode.mask().any()
     episode.step()
     episode.step()
     notes = [turn.note for turn in turns_of(episode)]
@@ -325,39 +333,51 @@ def test_places_that_do_not_exist_are_refused() -> None:
 @pytest.mark.parametrize("question", ["", "  \n", "x" * 10_001, "liver\x00", "\ud800"])
 def test_questions_that_cannot_be_asked_are_refused_at_once(question: str) -> None:
     with pytest.raises(InputError, match="question"):
-        Episode(picture(), question, None, ChainedSegmenter())
+        Run.on_picture(picture(), question, None, ChainedSegmenter())
 
 
 def test_questions_in_any_script_are_taken() -> None:
     for question in ("أين الكبد؟", "肝臓はどこですか", "Где печень?"):
-        assert Episode(picture(), f" {question} ", None, ChainedSegmenter()).question == question
+        assert Run.on_picture(picture(), f" {question} ", None, ChainedSegmenter()).question == question
 
 
 def test_nobody_can_paint_into_a_step() -> None:
     episode = episode_of(clicking(0.2))
     episode.step()
-    for array in (episode.mask, episode.steps[0].mask, episode.steps[0].logits):
+    for array in (episode.mask(), episode.steps[0].mask, episode.steps[0].logits):
         assert array is not None
         with pytest.raises(ValueError, match="read-only"):
             array[0, 0] = 1
 
 
-def test_restoring_steps_goes_on_exactly_where_they_stood() -> None:
+def test_recorded_actions_are_gone_on_from_exactly_where_they_stood() -> None:
     whole = episode_of(clicking(0.2), clicking(0.4), clicking(0.6))
     for _ in range(3):
         whole.step()
-    recorded = [dataclasses.replace(step, logits=None) for step in whole.steps[:2]]
+    recorded = [
+        dataclasses.replace(each, steps=(dataclasses.replace(each.steps[0], logits=None),))
+        for each in whole.actions[:2]
+    ]
     again = episode_of(clicking(0.6))
-    lived: list[Step] = []
-    for step in recorded:
-        lived.append(again.relive(lived, step))
-    again.restore(lived)
+    again.go_to(recorded)
     again.step()
     assert same([step.mask for step in again.steps], [step.mask for step in whole.steps])
-    with pytest.raises(InputError, match="logits"):
-        again.restore(recorded)
-    with pytest.raises(InputError, match="belong"):
-        again.restore(lived[1:])
+    for one, other in zip(again.steps, whole.steps, strict=True):
+        assert (
+            one.logits is not None and other.logits is not None and np.array_equal(one.logits, other.logits)
+        )
+
+
+def test_a_recorded_mask_stays_even_where_this_machine_would_round_it_differently() -> None:
+    whole = episode_of(clicking(0.2), clicking(0.4))
+    whole.step()
+    other = ~whole.steps[0].mask
+    recorded = dataclasses.replace(
+        whole.actions[0], steps=(dataclasses.replace(whole.steps[0], mask=other, logits=None),)
+    )
+    again = episode_of(clicking(0.4))
+    again.go_to([recorded])
+    assert np.array_equal(again.mask(), other) and np.array_equal(again.steps[0].mask, other)
 
 
 class GoingBackAndForth(RuleBasedStateMachine):
@@ -372,7 +392,7 @@ class GoingBackAndForth(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.episode = Episode(picture(), "Segment the liver", ScriptedPolicy([]), self.segmenter)
+        self.episode = Run.on_picture(picture(), "Segment the liver", ScriptedPolicy([]), self.segmenter)
         self.trail: list[tuple[Any, ...]] = [self.now()]
         self.at = 0
 
@@ -446,10 +466,10 @@ class GoingBackAndForth(RuleBasedStateMachine):
 
     @rule(click=clicks)
     def something_fails(self, click: Click) -> None:
-        self.episode.segmenter = None  # type: ignore[assignment]
+        self.episode.memory.segmenter = None  # type: ignore[assignment]
         with pytest.raises(AttributeError):
             self.episode.add(click)
-        self.episode.segmenter = self.segmenter
+        self.episode.memory.segmenter = self.segmenter
 
     @invariant()
     def the_state_is_the_remembered_one(self) -> None:
@@ -497,7 +517,7 @@ def test_an_episode_gives_the_masks_that_the_published_engine_recorded(
     packed = np.load(parity / "clicks.npz")["masks"]
     masks = np.unpackbits(packed, axis=-1).reshape(recorded["shape"]).astype(bool)
     replies = [clicking(x, y, bool(sign)) for (x, y), sign in recorded["clicks"]]
-    episode = Episode(ct, "Segment the liver", ScriptedPolicy([*replies, ENDING]), real)
+    episode = Run.on_picture(ct, "Segment the liver", ScriptedPolicy([*replies, ENDING]), real)
     episode.run()
     for step, mask in zip(episode.steps, masks, strict=False):
         assert iou(step.mask, mask) >= 0.999
@@ -511,11 +531,11 @@ def test_back_then_step_gives_the_same_mask(real: Any, ct: Picture) -> None:
         clicking(0.55, 0.48, positive=False),
         clicking(0.78, 0.4),
     ]
-    straight = Episode(ct, "Segment the liver", ScriptedPolicy(replies), real)
+    straight = Run.on_picture(ct, "Segment the liver", ScriptedPolicy(replies), real)
     for _ in replies:
         straight.step()
     again = ScriptedPolicy([*replies[:3], replies[2], replies[3]])
-    wandering = Episode(ct, "Segment the liver", again, real)
+    wandering = Run.on_picture(ct, "Segment the liver", again, real)
     for _ in range(3):
         wandering.step()
     wandering.add(Click(0.1, 0.1))

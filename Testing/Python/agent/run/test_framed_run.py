@@ -11,8 +11,7 @@ from ibis_agent.actions import Click
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import Turn
 from ibis_agent.record.trajectory import Trajectory
-from ibis_agent.run.episode import Episode
-from ibis_agent.run.volume_run import VolumeRun
+from ibis_agent.run.run import Run
 from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.picture import Picture, cut
 from ibis_agent.scan.scan import Scan
@@ -63,22 +62,22 @@ def test_what_the_models_see_is_the_frame_and_what_they_say_is_the_slice_s(scan,
     picture, policy, alone = framed(scan), Scripted(), Scripted()
     frame = picture.frame
     inside = Picture(np.ascontiguousarray(frame.crop(picture.rgb)), picture.geometry, picture.window)
-    episode = Episode(picture, "Segment the organ", policy, segmenter)
-    by_itself = Episode(inside, "Segment the organ", alone, segmenter)
+    episode = Run.on_picture(picture, "Segment the organ", policy, segmenter)
+    by_itself = Run.on_picture(inside, "Segment the organ", alone, segmenter)
     episode.run(), by_itself.run()
     for turn, other in zip(policy.turns, alone.turns, strict=True):
         assert np.array_equal(turn.picture, other.picture)
         assert [text for _, text in turn.past] == [text for _, text in other.past]
     for step, other in zip(episode.steps, by_itself.steps, strict=True):
         assert np.array_equal(step.mask, frame.paste(other.mask))
-    assert episode.mask.any()
+    assert episode.mask().any()
     x, y = frame.outward(0.3, 0.5)
     assert episode.steps[0].action == Click(x, y)
 
 
 def test_a_click_of_a_person_is_told_to_the_policy_where_it_sees_it(scan, segmenter):
     picture, policy = framed(scan), Scripted()
-    episode = Episode(picture, "Segment the organ", policy, segmenter)
+    episode = Run.on_picture(picture, "Segment the organ", policy, segmenter)
     episode.add(Click(*picture.frame.outward(0.25, 0.75)))
     episode.step()
     assert "(0.2500, 0.7500)" in policy.turns[0].past[0][1]
@@ -88,23 +87,23 @@ def test_a_click_of_a_person_is_told_to_the_policy_where_it_sees_it(scan, segmen
 
 
 def test_a_record_keeps_the_frame_and_replays_to_the_same_masks(scan, segmenter):
-    episode = Episode(framed(scan), "Segment the organ", Scripted(), segmenter)
+    episode = Run.on_picture(framed(scan), "Segment the organ", Scripted(), segmenter)
     episode.run()
     again = Trajectory.from_json(Trajectory.of(episode).to_json())
-    assert again.picture.frame == episode.picture.frame
+    assert again.picture.frame == framed(scan).frame
     assert again.replay(segmenter).differences == ()
 
 
 def test_a_range_of_slices_is_followed_in_one_frame(scan, segmenter):
     stack = stack_of(scan, "axial", (-160, 240), frame="body")
     assert stack.frame is not None and not stack.frame.is_whole
-    run = VolumeRun(stack, "Segment the organ", None, segmenter)
-    single = Episode(stack.picture(2), "Segment the organ", None, segmenter)
+    run = Run(stack, "Segment the organ", None, segmenter)
+    single = Run.on_picture(stack.picture(2), "Segment the organ", None, segmenter)
     organ = stack.geometry(2).extract(scan.voxels) == 150
     row, column = (int(n.mean()) for n in np.nonzero(organ))
     click = Click((column + 0.5) / organ.shape[1], (row + 0.5) / organ.shape[0])
     run.click(2, click)
-    assert np.array_equal(run.mask(2), single.add(click).mask)
+    assert np.array_equal(run.mask(2), single.add(click).steps[0].mask)
     run.grow()
     y, x = np.nonzero(np.any([run.mask(n) for n in range(5)], 0))
     assert y.min() >= stack.frame.top and y.max() < stack.frame.bottom

@@ -23,18 +23,19 @@ from bright_volumes import (
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
 from ibis_agent.errors import Cancelled, InputError
 from ibis_agent.policy.contract import ScriptedPolicy
-from ibis_agent.record.volume_record import VolumeTrajectory, volume_to_json
-from ibis_agent.run.volume_actions import VolumeLimits, Watch
-from ibis_agent.run.volume_run import VolumeRun
+from ibis_agent.record.trajectory import Trajectory
+from ibis_agent.run.action import Watch
+from ibis_agent.run.run import Run
+from ibis_agent.run.settings import Settings
 
 EVEN = [disc()] * 20
 # One slice shows more than its neighbours, and beside it a thing that is not the object.
 ONE_ODD = [disc(9, 16, 10) | disc(3, 27, 27) if n == 10 else disc(5, 16, 10) for n in range(20)]
 
 
-def reviewed(slices: list[np.ndarray], policy: ScriptedPolicy, looks: int) -> VolumeRun:
+def reviewed(slices: list[np.ndarray], policy: ScriptedPolicy, looks: int) -> Run:
     """The person begins in slice 4, the policy does the rest."""
-    limits = VolumeLimits(follow="memory", patience_mm=12.0, looks=looks)
+    limits = Settings(follow="memory", patience_mm=12.0, looks=looks)
     run = run_over(slices, 1.0, policy=policy, limits=limits)
     row, column = np.argwhere(slices[4]).mean(axis=0)
     run.click(4, Click((column + 0.5) / SIDE, (row + 0.5) / SIDE))
@@ -61,8 +62,8 @@ def test_what_was_missed_on_the_way_is_found_in_second_looks(blind: None) -> Non
     ]
     assert first.words == "look 1 of 4: a gap: nothing here, but on both sides; corrected"
     assert run.memory.anchors == [4, 10, 11], "a correction is an anchor, as the first click is"
-    record = json.loads(json.dumps(volume_to_json(run, "made.nii.gz")))
-    assert VolumeTrajectory.from_json(record).replay(SEGMENTER).differences == ()
+    record = json.loads(json.dumps(Trajectory.of(run, "made.nii.gz").to_json()))
+    assert Trajectory.from_json(record).replay(SEGMENTER).differences == ()
 
 
 def test_only_what_depends_on_a_second_look_is_found_again_and_all_of_it_can_be_taken_back(
@@ -95,7 +96,7 @@ def test_a_second_look_is_rejected_with_what_grew_from_it_even_where_that_was_st
 def test_what_the_first_looks_saw_elsewhere_is_begun_there_afresh() -> None:
     # The object goes on at another place, where nothing leads to from the slices before.
     slices = [disc(5, 22, 8) if n < 10 else disc(5, 8, 8) for n in range(20)]
-    run = run_over(slices, policy=Clicker(), limits=VolumeLimits(follow="memory", patience_mm=12.0, looks=1))
+    run = run_over(slices, policy=Clicker(), limits=Settings(follow="memory", patience_mm=12.0, looks=1))
     while run.stage != "review":
         run.step()
     assert shown(run) == list(range(10))
@@ -105,10 +106,10 @@ def test_what_the_first_looks_saw_elsewhere_is_begun_there_afresh() -> None:
     assert look.afresh and look.words == "look 1 of 1: it was seen elsewhere before; begun there afresh"
     assert len(run.policy.turns) == asked, "the policy's word is known already"
     assert shown(run) == [*range(7), *range(10, 20)], "between two anchors each has the half beside it"
-    record = json.loads(json.dumps(volume_to_json(run, "made.nii.gz")))
-    recorded = VolumeTrajectory.from_json(record)
+    record = json.loads(json.dumps(Trajectory.of(run, "made.nii.gz").to_json()))
+    recorded = Trajectory.from_json(record)
     assert recorded.replay(SEGMENTER).differences == ()
-    assert [each.afresh for each in recorded.volume_actions() if each.kind == "click"] == [False, True]
+    assert [each.afresh for each in recorded.actions if each.kind == "click"] == [False, True]
     run.undo()
     run.undo()
     assert shown(run) == list(range(10))
@@ -153,8 +154,8 @@ def test_there_are_no_more_looks_than_allowed_and_none_twice_at_one_slice() -> N
 
 def test_the_policy_is_shown_the_mask_as_it_counts_within_the_region_of_interest() -> None:
     stack = dataclasses.replace(run_over(ONE_ODD, 1.0).slices, roi=((0, 0, 0), (SIDE - 1, 15, 19)))  # type: ignore[type-var]
-    policy, limits = Clicker(), VolumeLimits(follow="memory", patience_mm=12.0, looks=1)
-    run = VolumeRun(stack, "Segment it", policy, SEGMENTER, limits)
+    policy, limits = Clicker(), Settings(follow="memory", patience_mm=12.0, looks=1)
+    run = Run(stack, "Segment it", policy, SEGMENTER, limits)
     run.click(4, Click(10.5 / SIDE, 14.5 / SIDE))
     run.grow()
     run.step()

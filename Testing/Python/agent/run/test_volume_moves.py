@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from ibis_agent.actions import Click
 from ibis_agent.errors import Cancelled, InputError
 from ibis_agent.policy.contract import Turn
-from ibis_agent.record.volume_record import VolumeTrajectory, volume_to_json
+from ibis_agent.record.trajectory import Trajectory
+from ibis_agent.run.action import Watch
 from ibis_agent.run.key_slice import Search
-from ibis_agent.run.volume_actions import VolumeLimits, Watch
-from ibis_agent.run.volume_run import VolumeRun
+from ibis_agent.run.run import Run
+from ibis_agent.run.settings import Settings
 
-LIMITS = VolumeLimits(
+LIMITS = Settings(
     follow="memory", patience_mm=6.0, looks=2, search=Search(apart_mm=12, fewest=2, most=3, rounds=1)
 )
 COUNT = 14
@@ -62,7 +63,7 @@ def stopping(after: int) -> Watch:
     return Watch(progress=lambda p, found: grown.append(found.index), cancelled=lambda: len(grown) >= after)
 
 
-def do(run: VolumeRun, policy: Moody, what: str, one: Any, other: Any) -> None:
+def do(run: Run, policy: Moody, what: str, one: Any, other: Any) -> None:
     if what == "step":
         policy.mood = one
         run.step(stopping(other))
@@ -78,7 +79,7 @@ def do(run: VolumeRun, policy: Moody, what: str, one: Any, other: Any) -> None:
         getattr(run, what)()
 
 
-def stands(run: VolumeRun) -> tuple[Any, ...]:
+def stands(run: Run) -> tuple[Any, ...]:
     """How a run stands, to the bit."""
     known = [(n, each.mask.tobytes(), each.anchor, each.score) for n, each in sorted(run.found.items())]
     return run.actions, known, run.key, run.answer, run.stage, run.rejected
@@ -116,11 +117,11 @@ def test_whatever_is_done_can_be_undone_recorded_and_made_again(
             assert same(stands(run), before)
             run.redo()
             assert same(stands(run), after)
-    record = json.loads(json.dumps(volume_to_json(run, "made.nii.gz")))
-    recorded = VolumeTrajectory.from_json(record)
+    record = json.loads(json.dumps(Trajectory.of(run, "made.nii.gz").to_json()))
+    recorded = Trajectory.from_json(record)
     assert recorded.replay(SEGMENTER).differences == () and np.array_equal(recorded.volume(), run.volume())
     again = run_over(SLICES, 3.0, policy=policy, limits=LIMITS)
-    again.go_to(recorded.volume_actions())
+    again.go_to(recorded.actions)
     assert stands(again)[1:4] == stands(run)[1:4]
     policy.mood, again.rejected = "clicks", run.rejected
     for each in (run, again):

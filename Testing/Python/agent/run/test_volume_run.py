@@ -19,10 +19,11 @@ torch = pytest.importorskip("torch")
 
 import ibis_agent.segmenter as segmenters
 from ibis_agent.record.review import review_page
-from ibis_agent.record.volume_record import VolumeTrajectory, volume_to_json
+from ibis_agent.record.trajectory import Trajectory
+from ibis_agent.run.action import Watch
 from ibis_agent.run.key_slice import Search
-from ibis_agent.run.volume_actions import VolumeLimits, Watch
-from ibis_agent.run.volume_run import VolumeRun
+from ibis_agent.run.run import Run
+from ibis_agent.run.settings import Settings
 from ibis_agent.scan.slices import Stack, stack_of
 from ibis_agent.segmenter.contract import Segmenter
 from ibis_agent.segmenter.embeddings import KeptEmbeddings
@@ -32,7 +33,7 @@ HERE = Click(0.45, 0.41)
 CLICK = format_reply(Reply("I see it.", HERE))
 END = format_reply(Reply("It fits.", Terminate("There it is.")))
 NOWHERE = format_reply(Reply("Nothing here.", Terminate("It is not there.")))
-FEW = VolumeLimits(looks=1, patience_mm=15.0, search=Search(fewest=3, most=3, rounds=1), follow="memory")
+FEW = Settings(looks=1, patience_mm=15.0, search=Search(fewest=3, most=3, rounds=1), follow="memory")
 
 
 class Eyes(ScriptedPolicy):
@@ -75,17 +76,17 @@ def stack(scan: Scan) -> Stack:
 
 
 @pytest.fixture
-def done(stack: Stack, segmenter: Segmenter) -> VolumeRun:
-    run = VolumeRun(stack, "Segment the lesion", Eyes(stack), segmenter, FEW)
+def done(stack: Stack, segmenter: Segmenter) -> Run:
+    run = Run(stack, "Segment the lesion", Eyes(stack), segmenter, FEW)
     run.run()
     return run
 
 
-def masks(run: VolumeRun) -> np.ndarray:
+def masks(run: Run) -> np.ndarray:
     return run.volume()
 
 
-def test_the_run_looks_works_grows_and_says_so(done: VolumeRun) -> None:
+def test_the_run_looks_works_grows_and_says_so(done: Run) -> None:
     kinds = [action.kind for action in done.actions]
     assert kinds[:3] == ["look"] * 3 and "click" in kinds and kinds.index("grow") > kinds.index("click")
     assert done.key in SEEN and done.answer == "There it is." and done.status == "ended"
@@ -97,7 +98,7 @@ def test_the_run_looks_works_grows_and_says_so(done: VolumeRun) -> None:
 
 
 def test_what_is_nowhere_is_answered_so(stack: Stack, segmenter: Segmenter) -> None:
-    run = VolumeRun(stack, "Segment the spleen", Eyes(stack, ()), segmenter, FEW)
+    run = Run(stack, "Segment the spleen", Eyes(stack, ()), segmenter, FEW)
     assert run.run() == "ended" and run.answer == "It is not there."
     assert run.key is None and not masks(run).any() and "none of the slices" in run.reason
     assert run.segmenter.kept.made == 0
@@ -106,7 +107,7 @@ def test_what_is_nowhere_is_answered_so(stack: Stack, segmenter: Segmenter) -> N
 def test_a_range_and_a_region_are_kept(scan: Scan, segmenter: Segmenter) -> None:
     stack = stack_of(scan, window=(0, 255), slices=(3, 8), roi=(112, 120, 0, 255, 4, 11))
     assert (stack.first, stack.last) == (4, 8)
-    run = VolumeRun(stack, "Segment the lesion", Eyes(stack), segmenter, FEW)
+    run = Run(stack, "Segment the lesion", Eyes(stack), segmenter, FEW)
     run.run()
     i, _, k = np.nonzero(masks(run))
     assert len(i) and i.min() >= 112 and i.max() <= 120 and k.min() >= 4 and k.max() <= 8
@@ -114,11 +115,11 @@ def test_a_range_and_a_region_are_kept(scan: Scan, segmenter: Segmenter) -> None
 
 def test_a_stack_of_one_slice_is_a_run_too(scan: Scan, segmenter: Segmenter) -> None:
     stack = stack_of(scan, window=(0, 255), slices=(5, 5))
-    run = VolumeRun(stack, "Segment the lesion", Eyes(stack), segmenter, FEW)
+    run = Run(stack, "Segment the lesion", Eyes(stack), segmenter, FEW)
     assert run.run() == "ended" and set(run.found) == {5} and masks(run).any()
 
 
-def test_undo_and_redo_go_over_corrections(done: VolumeRun) -> None:
+def test_undo_and_redo_go_over_corrections(done: Run) -> None:
     before, actions = masks(done), len(done.actions)
     done.click(9, Click(0.5, 0.5))
     assert done.actions[-1].by == "person" and 9 in done.memory.anchors
@@ -136,7 +137,7 @@ def test_undo_and_redo_go_over_corrections(done: VolumeRun) -> None:
         done.redo()
 
 
-def test_going_back_is_undone_whole(done: VolumeRun) -> None:
+def test_going_back_is_undone_whole(done: Run) -> None:
     actions, whole = done.actions, masks(done)
     done.back(len(actions) - 3)
     fewer = masks(done)
@@ -147,7 +148,7 @@ def test_going_back_is_undone_whole(done: VolumeRun) -> None:
 
 
 def test_going_back_that_fails_leaves_the_run_where_it_was(
-    done: VolumeRun, monkeypatch: pytest.MonkeyPatch
+    done: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     actions, whole = done.actions, masks(done)
     worked = [action.kind for action in actions].index("done") + 1
@@ -164,7 +165,7 @@ def _runs_out_of_memory(*_: object) -> None:
     raise MemoryError
 
 
-def test_a_click_that_is_moved_is_as_if_it_had_been_made_there(done: VolumeRun) -> None:
+def test_a_click_that_is_moved_is_as_if_it_had_been_made_there(done: Run) -> None:
     done.click(9, Click(0.5, 0.5))
     straight = done.mask(9)
     done.undo()
@@ -180,7 +181,7 @@ def test_a_click_that_is_moved_is_as_if_it_had_been_made_there(done: VolumeRun) 
 def test_a_click_that_is_moved_on_a_slice_that_nothing_has_reached_is_as_if_made_there(
     stack: Stack, segmenter: Segmenter
 ) -> None:
-    run = VolumeRun(stack, "Segment the lesion", None, segmenter, FEW)
+    run = Run(stack, "Segment the lesion", None, segmenter, FEW)
     run.click(3, HERE)
     run.click(9, Click(0.5, 0.5))
     straight = run.mask(9)
@@ -190,7 +191,7 @@ def test_a_click_that_is_moved_on_a_slice_that_nothing_has_reached_is_as_if_made
     assert straight.any() and np.array_equal(run.mask(9), straight)
 
 
-def test_a_correction_encodes_nothing_again(done: VolumeRun) -> None:
+def test_a_correction_encodes_nothing_again(done: Run) -> None:
     encoded, known = done.segmenter.kept.made, len(done.found)
     done.click(done.key + 1, Click(0.45, 0.5))  # type: ignore[operator]
     done.spread(done.key + 1)  # type: ignore[operator]
@@ -202,7 +203,7 @@ def test_a_second_run_over_the_same_pictures_encodes_nothing(
 ) -> None:
     def encoded_by_a_click(stack: Stack) -> int:
         before = segmenter.kept.made  # type: ignore[attr-defined]
-        VolumeRun(stack, "Segment the lesion", None, segmenter, FEW).click(5, HERE)
+        Run(stack, "Segment the lesion", None, segmenter, FEW).click(5, HERE)
         return int(segmenter.kept.made - before)  # type: ignore[attr-defined]
 
     assert encoded_by_a_click(stack) == 1
@@ -215,7 +216,7 @@ def test_a_second_run_over_the_same_pictures_encodes_nothing(
 
 
 def test_stopping_keeps_the_slices_that_are_done(stack: Stack, segmenter: Segmenter) -> None:
-    run = VolumeRun(stack, "Segment the lesion", Eyes(stack), segmenter, FEW)
+    run = Run(stack, "Segment the lesion", Eyes(stack), segmenter, FEW)
     grown: list[int] = []
     with pytest.raises(Cancelled):
         run.run(
@@ -225,19 +226,17 @@ def test_stopping_keeps_the_slices_that_are_done(stack: Stack, segmenter: Segmen
         )
     assert len(grown) == 2 and set(run.found) == {run.key, *grown}
     assert "stopped" in run.actions[-1].words
-    record = json.loads(json.dumps(volume_to_json(run, "lesion.nii.gz")))
-    assert VolumeTrajectory.from_json(record).replay(segmenter).differences == ()
+    record = json.loads(json.dumps(Trajectory.of(run, "lesion.nii.gz").to_json()))
+    assert Trajectory.from_json(record).replay(segmenter).differences == ()
 
 
-def test_the_record_is_replayed_to_the_same_masks(
-    done: VolumeRun, segmenter: Segmenter, tmp_path: Path
-) -> None:
+def test_the_record_is_replayed_to_the_same_masks(done: Run, segmenter: Segmenter, tmp_path: Path) -> None:
     done.click(8, Click(0.5, 0.45))
     done.spread(8)
     done.click(8, Click(0.3, 0.45, positive=False))
     path = tmp_path / "trajectory.json"
-    path.write_text(json.dumps(volume_to_json(done, "folder/lesion.nii.gz")))
-    recorded = VolumeTrajectory.load(path)
+    path.write_text(json.dumps(Trajectory.of(done, "folder/lesion.nii.gz").to_json()))
+    recorded = Trajectory.load(path)
     assert np.array_equal(recorded.volume(), masks(done))
     replay = recorded.replay(segmenter)
     assert replay.differences == () and replay.warnings == ()
@@ -249,38 +248,38 @@ def test_a_record_holds_slices_that_were_gone_through_and_are_unknown_again(
     stack: Stack, segmenter: Segmenter
 ) -> None:
     limits = dataclasses.replace(FEW, follow="carry", patience_mm=5.0)
-    run = VolumeRun(stack, "Segment the lesion", None, segmenter, limits)
+    run = Run(stack, "Segment the lesion", None, segmenter, limits)
     run.click(3, HERE)
     run.grow()
     far = run.actions[-1].ways[0].last
     run.click(4, dataclasses.replace(HERE, positive=False))
     run.spread(4)
     assert far not in run.found, "the correction was to end the object before it"
-    recorded = VolumeTrajectory.from_json(json.loads(json.dumps(volume_to_json(run, "lesion.nii.gz"))))
-    assert recorded.replay(segmenter).differences == () and not recorded.masks[far].any()
+    recorded = Trajectory.from_json(json.loads(json.dumps(Trajectory.of(run, "lesion.nii.gz").to_json())))
+    assert recorded.replay(segmenter).differences == () and not recorded.mask_of(far).any()
 
 
 def test_weights_without_a_trained_memory_are_carried_from_slice_to_slice(
     stack: Stack, segmenter: Segmenter
 ) -> None:
     limits = dataclasses.replace(FEW, follow="auto", looks=0)
-    run = VolumeRun(stack, "Segment the lesion", Eyes(stack), segmenter, limits)
+    run = Run(stack, "Segment the lesion", Eyes(stack), segmenter, limits)
     run.run()
     assert run.memory.way == "carry", "the recorded weights' memory is not trained"
     areas = run.areas_mm2()
     assert sum(1 for each in areas.values() if each) > 1
-    record = json.loads(json.dumps(volume_to_json(run, "lesion.nii.gz")))
-    assert VolumeTrajectory.from_json(record).replay(segmenter).differences == ()
+    record = json.loads(json.dumps(Trajectory.of(run, "lesion.nii.gz").to_json()))
+    assert Trajectory.from_json(record).replay(segmenter).differences == ()
 
 
-def test_a_record_that_was_changed_is_refused_by_field(done: VolumeRun) -> None:
-    text = json.dumps(volume_to_json(done, "lesion.nii.gz"))
+def test_a_record_that_was_changed_is_refused_by_field(done: Run) -> None:
+    text = json.dumps(Trajectory.of(done, "lesion.nii.gz").to_json())
 
     def refused(words: str, change: Any) -> None:
         record = json.loads(text)
         change(record)
         with pytest.raises(InputError, match=words):
-            VolumeTrajectory.from_json(record, "t.json")
+            Trajectory.from_json(record, "t.json")
 
     refused("schema", lambda r: r.update(schema="ibis-volume/9"))
     refused("slice", lambda r: r["actions"][0].update(slice=11_000))
@@ -291,7 +290,7 @@ def test_a_record_that_was_changed_is_refused_by_field(done: VolumeRun) -> None:
 
 
 def test_the_person_may_work_alone(stack: Stack, segmenter: Segmenter) -> None:
-    run = VolumeRun(stack, "Segment the lesion", None, segmenter, FEW)
+    run = Run(stack, "Segment the lesion", None, segmenter, FEW)
     with pytest.raises(InputError, match="no policy"):
         run.step()
     run.click(5, HERE)
@@ -302,7 +301,7 @@ def test_the_person_may_work_alone(stack: Stack, segmenter: Segmenter) -> None:
 def test_a_thousand_slices_cost_only_those_that_are_visited(scan: Scan, segmenter: Segmenter) -> None:
     long = dataclasses.replace(scan, voxels=np.tile(scan.voxels[64:192, 64:192], (1, 1, 84))[:, :, :1000])
     stack = stack_of(long, window=(0, 255), slices=(100, 900))
-    run = VolumeRun(stack, "Segment the lesion", None, segmenter, FEW)
+    run = Run(stack, "Segment the lesion", None, segmenter, FEW)
     run.click(500, Click(0.4, 0.32))
     seen: list[int] = []
     with pytest.raises(Cancelled):
@@ -311,8 +310,8 @@ def test_a_thousand_slices_cost_only_those_that_are_visited(scan: Scan, segmente
     assert run.volume().shape == (128, 128, 1000)
 
 
-def test_the_review_page_shows_every_slice_and_lets_nothing_act(done: VolumeRun) -> None:
-    record = json.loads(json.dumps(volume_to_json(done, "lesion.nii.gz")))
+def test_the_review_page_shows_every_slice_and_lets_nothing_act(done: Run) -> None:
+    record = json.loads(json.dumps(Trajectory.of(done, "lesion.nii.gz").to_json()))
     record["question"] = "</script><script>alert(1)</script>"
     page = review_page(record)
     assert page.count("<script") == 2 and "alert(1)</script>" not in page

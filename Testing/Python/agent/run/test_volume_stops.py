@@ -27,26 +27,26 @@ from ibis_agent.actions import Click
 from ibis_agent.errors import Cancelled
 from ibis_agent.policy.contract import Turn
 from ibis_agent.record.review import review_page
-from ibis_agent.record.volume_record import VolumeTrajectory, volume_to_json
-from ibis_agent.run.volume_actions import Watch
-from ibis_agent.run.volume_run import VolumeRun
+from ibis_agent.record.trajectory import Trajectory
+from ibis_agent.run.action import Watch
+from ibis_agent.run.run import Run
 
 LONG = [disc() if 3 <= n <= 26 else NOTHING for n in range(30)]
 
 
-def stopped(run: VolumeRun, after: int) -> None:
+def stopped(run: Run, after: int) -> None:
     """The run goes on, and is stopped after so many slices."""
     seen: list[int] = []
     with pytest.raises(Cancelled):
         run.step(Watch(progress=lambda p, f: seen.append(f.index), cancelled=lambda: len(seen) >= after))
 
 
-def finish(run: VolumeRun) -> None:
+def finish(run: Run) -> None:
     """To the end; and the record of it comes to the same."""
     run.run()
     assert run.status == "ended"
-    record = json.loads(json.dumps(volume_to_json(run, "made.nii.gz")))
-    assert VolumeTrajectory.from_json(record).replay(SEGMENTER).differences == ()
+    record = json.loads(json.dumps(Trajectory.of(run, "made.nii.gz").to_json()))
+    assert Trajectory.from_json(record).replay(SEGMENTER).differences == ()
 
 
 @pytest.mark.parametrize("corrected", [17, 11, 14])
@@ -167,9 +167,9 @@ def test_a_run_that_went_back_to_its_question_is_recorded_too() -> None:
     run = run_over(LONG, policy=Clicker())
     run.step()
     run.back(0)
-    record = json.loads(json.dumps(volume_to_json(run, "made.nii.gz")))
-    recorded = VolumeTrajectory.from_json(record)
-    assert recorded.actions == [] and not recorded.volume().any()
+    record = json.loads(json.dumps(Trajectory.of(run, "made.nii.gz").to_json()))
+    recorded = Trajectory.from_json(record)
+    assert not recorded.actions and not recorded.volume().any()
     assert "made.nii.gz" in review_page(record)
 
 

@@ -1,27 +1,24 @@
-"""Growing through a volume: the object followed both ways from a slice, told slice by slice, stoppable anywhere."""
+"""Growing from slice to slice: the object followed both ways from a slice, told slice by slice, stoppable anywhere."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ibis_agent.errors import Cancelled
-from ibis_agent.run.volume_actions import Progress, VolumeAction, Watch, Way
-from ibis_agent.run.volume_plan import reached
-
-if TYPE_CHECKING:
-    from ibis_agent.run.volume_run import VolumeRun
+from ibis_agent.run.action import Progress, RunAction, Watch, Way
+from ibis_agent.run.plan import reached
+from ibis_agent.run.state import RunState
 
 
 def grow(
-    run: VolumeRun,
+    run: RunState,
     start: int,
     settle: bool,
     watch: Watch,
     before: Sequence[Way] = (),
     what: str = "followed",
-) -> VolumeAction:
+) -> RunAction:
     """Follow the object from `start` both ways until it ends; an action of the run.
 
     Args:
@@ -32,7 +29,7 @@ def grow(
     Raises Cancelled when it is stopped; the slices done are an action all the same.
     """
     begun = time.perf_counter()
-    patience = max(1, round(run.limits.patience_mm / run.gap_mm))
+    patience = max(1, round(run.settings.patience_mm / run.gap_mm))
     goals = [_goal(run, start, end, before) for end in (run.slices.last, run.slices.first)]
     total, done, stopped = sum(abs(end - since) for since, end in goals), 0, False
     ways: list[Way] = []
@@ -59,13 +56,14 @@ def grow(
     return action
 
 
-def _goal(run: VolumeRun, start: int, end: int, before: Sequence[Way]) -> tuple[int, int]:
+def _goal(run: RunState, start: int, end: int, before: Sequence[Way]) -> tuple[int, int]:
     """(where to go on, where to at the most); the same slice twice where there is nothing left to do."""
     since = reached(start, end, before)
     over = {way.last for way in before if way.ended}
     down = any(way.last < start for way in before)  # which comes second
     if since in over or (down and end > start):
         return since, since
-    while since not in run.found:  # another growth has found the end of the object before it
+    found = run.found
+    while since not in found:  # another growth has found the end of the object before it
         since += 1 if since < start else -1
     return since, end

@@ -1,15 +1,15 @@
-"""What comes next in a volume run, and how it stands: told from its actions alone. No models, no torch."""
+"""What comes next in a run, and how it stands: told from its actions alone. No models, no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ibis_agent.actions import Click, Terminate
+from ibis_agent.actions import Click
 from ibis_agent.mask.masks import area
+from ibis_agent.run.action import RunAction, Way
 from ibis_agent.run.episode import Step
 from ibis_agent.run.key_slice import Look, Search, best, search_slices
-from ibis_agent.run.volume_actions import VolumeAction, Way
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class _Unknown(Exception):  # noqa: N818 - not a failure: the search asks for a 
 
 
 def looks_of(
-    actions: Sequence[VolumeAction], first: int, last: int, gap_mm: float, pixel_mm2: float, search: Search
+    actions: Sequence[RunAction], first: int, last: int, gap_mm: float, pixel_mm2: float, search: Search
 ) -> Looks:
     """Which slice the search wants, having seen the looks among `actions`."""
     made = (each for each in actions if each.kind == "look")
@@ -60,36 +60,51 @@ def look_at(index: int, steps: Sequence[Step], pixel_mm2: float) -> Look:
     return Look(index, step, 0.0 if step is None else area(step.mask) * pixel_mm2)
 
 
-def seen_at(actions: Sequence[VolumeAction]) -> dict[int, Step]:
+def seen_at(actions: Sequence[RunAction]) -> dict[int, Step]:
     """The first clicks of the looks for the key slice, by slice."""
     steps = {each.index: each.steps[0] for each in actions if each.kind == "look" and each.steps}
     return {index: step for index, step in steps.items() if isinstance(step.action, Click)}
 
 
-def key_of(actions: Sequence[VolumeAction]) -> int | None:
+def key_of(actions: Sequence[RunAction]) -> int | None:
     """The slice of the first click."""
     return next((each.index for each in actions if each.kind == "click"), None)
 
 
-def clicks_on(actions: Sequence[VolumeAction], index: int) -> tuple[Click, ...]:
+def clicks_on(actions: Sequence[RunAction], index: int) -> tuple[Click, ...]:
     """All clicks that a slice stands on after the actions."""
     made = [each.clicks for each in actions if each.kind == "click" and each.index == index]
     return made[-1] if made else ()
 
 
-def worked_out(actions: Sequence[VolumeAction]) -> bool:
+def steps_on(actions: Sequence[RunAction], index: int) -> list[Step]:
+    """The steps that a slice was worked on by, second looks left out; a click that was moved drops those after it."""
+    steps: list[Step] = []
+    for action in actions:
+        if action.index == index and action.kind in ("click", "done") and not action.look:
+            earlier = len(action.clicks) - 1 if action.kind == "click" else len(steps)
+            while sum(isinstance(each.action, Click) for each in steps) > earlier:
+                steps.pop()
+            steps += action.steps[-1:]
+    return [
+        step if step.number == number else replace(step, number=number)
+        for number, step in enumerate(steps, 1)
+    ]
+
+
+def worked_out(actions: Sequence[RunAction]) -> bool:
     """Whether the policy is done with the key slice, and nobody has clicked there since."""
     key = key_of(actions)
     kinds = [each.kind for each in actions if each.index == key and each.kind in ("click", "done")]
     return bool(kinds) and kinds[-1] == "done"
 
 
-def grown(actions: Sequence[VolumeAction]) -> bool:
+def grown(actions: Sequence[RunAction]) -> bool:
     """Whether anything has grown."""
     return any(each.kind == "grow" for each in actions)
 
 
-def unfinished(actions: Sequence[VolumeAction]) -> dict[int, tuple[Way, ...]]:
+def unfinished(actions: Sequence[RunAction]) -> dict[int, tuple[Way, ...]]:
     """The slices that the object has yet to be followed from, with the ways so far; what is next comes first.
 
     A growth that was stopped goes on, whatever was corrected meanwhile; the one stopped last before others. Then
@@ -112,7 +127,7 @@ def unfinished(actions: Sequence[VolumeAction]) -> dict[int, tuple[Way, ...]]:
     return {**stopped, **ahead}
 
 
-def before_growth(actions: Sequence[VolumeAction]) -> tuple[VolumeAction, ...]:
+def before_growth(actions: Sequence[RunAction]) -> tuple[RunAction, ...]:
     """The actions without the growth that they end with, however often it was stopped and went on."""
     kept = tuple(actions)
     while kept and kept[-1].kind == "grow" and kept[-1].index == actions[-1].index:
@@ -126,26 +141,21 @@ def reached(start: int, end: int, ways: Sequence[Way]) -> int:
     return max(ahead, key=lambda n: abs(n - start), default=start)
 
 
-def answer_of(actions: Sequence[VolumeAction]) -> str | None:
+def answer_of(actions: Sequence[RunAction]) -> str | None:
     """What the policy answered when it was done with a slice; where it saw nothing, what it said most often."""
-    said = [_answer(each) for each in actions if each.kind == "done"]
+    said = [each.answer for each in actions if each.kind == "done"]
     if said:
         return said[-1]
     if actions and actions[-1].kind == "end" and key_of(actions) is None:
-        answers = [each for each in map(_answer, actions) if each is not None]
+        answers = [each.answer for each in actions if each.answer is not None]
         return max(answers, key=answers.count) if answers else None
     return None
 
 
-def why_nothing(actions: Sequence[VolumeAction]) -> str:
+def why_nothing(actions: Sequence[RunAction]) -> str:
     """Why there is no key slice, for people."""
     looks = [each for each in actions if each.kind == "look"]
-    if all(_answer(each) is None for each in looks):
+    if all(each.answer is None for each in looks):
         return "No slice gave a mask to begin with."
     where = ", ".join(str(n) for n in sorted({each.index for each in looks}))
     return f"The policy saw it in none of the slices {where}."
-
-
-def _answer(action: VolumeAction) -> str | None:
-    last = action.steps[-1].action if action.steps else None
-    return last.answer if isinstance(last, Terminate) else None

@@ -1,44 +1,19 @@
-"""What a volume run consists of: its actions, its limits, and who watches it. No models, no torch."""
+"""What a run consists of: its actions; and who watches it. No models, no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-from ibis_agent.actions import Click
-from ibis_agent.errors import Cancelled, InputError
-from ibis_agent.run.episode import Limits, Step
-from ibis_agent.run.key_slice import Search
+from ibis_agent.actions import Click, Terminate
+from ibis_agent.errors import Cancelled
+from ibis_agent.run.episode import Author, Step
 from ibis_agent.segmenter.contract import Found
 
 Kind = Literal["look", "click", "done", "grow", "review", "end"]
 KINDS: tuple[Kind, ...] = ("look", "click", "done", "grow", "review", "end")
 Stage = Literal["look", "work", "grow", "review", "finish", "end"]
-Follow = Literal["auto", "memory", "carry"]
-
-
-@dataclass(frozen=True)
-class VolumeLimits:
-    """Where a volume run stops by itself.
-
-    Attributes:
-        episode: of the policy's turns on one slice.
-        looks: second looks.
-        patience_mm: so far beyond its last slice an object is still searched for: gaps are bridged.
-        search: how the key slice is looked for.
-        follow: from slice to slice by "memory", by "carry" (see propagation), or "auto".
-    """
-
-    episode: Limits = field(default_factory=lambda: Limits(max_turns=6))
-    looks: int = 4
-    patience_mm: float = 20.0
-    search: Search = field(default_factory=Search)
-    follow: Follow = "auto"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.looks, bool) or not isinstance(self.looks, int) or self.looks < 0:
-            raise InputError("the limit of second looks must be a whole number from 0", value=self.looks)
 
 
 @dataclass(frozen=True)
@@ -57,7 +32,7 @@ class Way:
 
 
 @dataclass(frozen=True, eq=False)
-class VolumeAction:
+class RunAction:
     """One thing that was done.
 
     Attributes:
@@ -81,7 +56,7 @@ class VolumeAction:
     number: int
     kind: Kind
     index: int
-    by: Literal["policy", "person"]
+    by: Author
     words: str = ""
     steps: tuple[Step, ...] = ()
     clicks: tuple[Click, ...] = ()
@@ -96,6 +71,12 @@ class VolumeAction:
     def changes(self) -> bool:
         """Whether it is of a kind that changes masks."""
         return self.kind in ("click", "grow")
+
+    @property
+    def answer(self) -> str | None:
+        """What its last step answered; None where that is not an end."""
+        last = self.steps[-1].action if self.steps else None
+        return last.answer if isinstance(last, Terminate) else None
 
 
 @dataclass(frozen=True)
@@ -117,14 +98,14 @@ class Watch:
     """Who is told of what happens, and who may stop it.
 
     Attributes:
-        action: gets every VolumeAction when it is done.
+        action: gets every RunAction when it is done.
         progress: gets the Progress and what was Found, for every slice.
         text: gets the policy's reply in pieces.
         retry: gets the reason when a reply could not be read and the policy is asked again.
         cancelled: asked often; once it says True the work ends in Cancelled.
     """
 
-    action: Callable[[VolumeAction], object] = _nothing
+    action: Callable[[RunAction], object] = _nothing
     progress: Callable[[Progress, Found], object] = _nothing
     text: Callable[[str], object] = _nothing
     retry: Callable[[str], object] = _nothing

@@ -1,6 +1,6 @@
 """What the worker's requests do: the models it holds and the questions that are open.
 
-No pipes, threads or signals here (worker.py). Torch is imported when models are loaded, not before, so that
+No pipes, threads or signals here (process.py). Torch is imported when models are loaded, not before, so that
 the worker answers at once.
 """
 
@@ -9,46 +9,26 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
-import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
-from ibis_agent.actions import Click
 from ibis_agent.engine.protocol import Message
-from ibis_agent.engine.workbench_volume import VolumeQuestion, stack_from
+from ibis_agent.engine.question import Question
 from ibis_agent.errors import Cancelled as Stopped
 from ibis_agent.errors import InputError, ModelError
 from ibis_agent.policy import DEMO
 from ibis_agent.policy import required_memory as memory
-from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import Policy
 from ibis_agent.policy.vocabulary import check_asked
-from ibis_agent.record.trajectory import head_of, picture_from_json, step_from_json, step_to_json
-from ibis_agent.run.episode import Episode, Limits, Step
-from ibis_agent.scan.picture import Picture, cut
-from ibis_agent.scan.scan import Scan
 
 Emit = Callable[..., None]
 Cancelled = Callable[[], bool]
 
 
-@dataclass
-class _Session:
-    """One open question: its episode, and every step that it may have to go back to."""
-
-    episode: Episode
-    steps: dict[str, Step] = field(default_factory=dict)  # with logits: what the next step needs
-    recorded: dict[str, Message] = field(default_factory=dict)  # from before this worker, without logits
-    now: tuple[str, ...] = ()  # the uids of the episode's steps
-
-
-class Workbench:
+class Engine:
     """Answers requests one at a time. `do` returns the last event of its request and raises what went wrong."""
 
     scopes: Sequence[str] = ("slice", "volume")  # what `ask` can be asked about
@@ -59,7 +39,7 @@ class Workbench:
         self._policy: Policy | None = None
         self._segmenter: Any = None
         self._made_of: dict[str, tuple[str, ...]] = {}  # which settings each loaded part came from
-        self._sessions: dict[str, _Session | VolumeQuestion] = {}
+        self._questions: dict[str, Question] = {}
         self._images: set[Path] = set()  # read, and to be removed
 
     def do(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
@@ -92,7 +72,7 @@ class Workbench:
         where = {key: str(request.get(key) or default) for key, default in _DEFAULTS.items()}
         policy = (where["policy"], where["device"], where["precision"])
         segmenter = (where["segmenter"], where["segmenter_config"], where["device"])
-        self._sessions.clear()
+        self._questions.clear()
         if self._made_of.get("policy") != policy:
             self._policy = None
         if self._made_of.get("segmenter") != segmenter:
@@ -126,7 +106,7 @@ class Workbench:
         }
 
     def _unload(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
-        self._sessions.clear()
+        self._questions.clear()
         self._policy = self._segmenter = None
         self._made_of.clear()
         self.free_memory()
@@ -190,67 +170,31 @@ class Workbench:
             raise InputError("this worker cannot be asked about that", value=request.get("scope"))
         if not request.get("head"):
             check_asked(str(request["question"]), self._policy.card)
-        if request.get("scope") == "volume":
-            return self._ask_volume(request)
-        head, limits = request.get("head"), Limits(**(request.get("limits") or {}))
-        card = self._policy.card
-        if head:
-            picture, source = picture_from_json(head["picture"]), str(head["picture"].get("source") or "")
-            if head["picture"].get("orientation") not in (None, card.orientation.value):
-                raise InputError(
-                    "this run was made with a policy that sees pictures turned another way",
-                    remedy="Choose the policy that it was made with under Models, or ask the question anew.",
-                )
-        else:
-            picture = cut_picture(request["image"], card)
+        question = Question(request, self._policy, self._segmenter)
+        if request.get("image"):
             self._has_read(request["image"])
-            source = str(request["image"].get("name") or "")
-        episode = Episode(picture, str(request["question"]), self._policy, self._segmenter, limits)
-        self._sessions[str(request["session"])] = _Session(episode, recorded=dict(request.get("known") or {}))
-        return {"event": "done", "head": head_of(episode, source)}
-
-    def _ask_volume(self, request: Message) -> Message:
-        assert self._policy is not None
-        image = request.get("image") or {}
-        stack = stack_from(image, scan_of(image), self._policy.card, request.get("head"))
-        self._has_read(image)
-        question = VolumeQuestion(request, stack, self._policy, self._segmenter)
-        self._sessions[str(request["session"])] = question
+        self._questions[str(request["session"])] = question
         return {"event": "done", "head": question.head()}
 
     def _step(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
-        volume = self._volume(request)
-        if volume is not None:
-            return volume.step(request, emit, cancelled)
-        session = self._at(request)
-        if request.get("rejected"):
-            self._rewind(session, (*session.now, str(request["rejected"])))
-            session.episode.reject()
-            session.now = session.now[:-1]
-        step = session.episode.step(
-            on_text=lambda piece: emit("text", text=piece),
-            cancelled=cancelled,
-            on_retry=lambda reason: emit("retry", text=reason),
-        )
-        return self._told(session, step, emit)
+        return self._asked(request).step(request, emit, cancelled)
 
     def _add(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
-        volume = self._volume(request)
-        if volume is not None:
-            return volume.add(request, emit, cancelled)
-        session = self._at(request)
-        click = request["click"]
-        step = session.episode.add(Click(click["x"], click["y"], bool(click["positive"])))
-        return self._told(session, step, emit)
+        return self._asked(request).add(request, emit, cancelled)
 
     def _spread(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
-        volume = self._volume(request)
-        if volume is None:
-            raise InputError("this is for questions about volumes", value=request.get("session"))
-        return volume.spread(request, emit, cancelled)
+        return self._asked(request).spread(request, emit, cancelled)
+
+    def _asked(self, request: Message) -> Question:
+        question = self._questions.get(str(request.get("session")))
+        if question is None:
+            raise InputError(
+                "this question is not open", value=request.get("session"), remedy="Ask it first."
+            )
+        return question
 
     def _close(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
-        self._sessions.pop(str(request.get("session")), None)
+        self._questions.pop(str(request.get("session")), None)
         self._remove_images()
         return {"event": "done"}
 
@@ -269,93 +213,8 @@ class Workbench:
                 file.unlink(missing_ok=True)
                 self._images.discard(file)
 
-    def _told(self, session: _Session, step: Step | None, emit: Emit) -> Message:
-        """Send the new step, if there is one, and say how the run stands."""
-        episode = session.episode
-        outcome = {"status": episode.status, "reason": episode.reason, "answer": episode.answer}
-        if step is not None:
-            after, uid = session.now, uuid.uuid4().hex[:12]
-            session.steps[uid] = step
-            session.now = (*after, uid)
-            record = {**step_to_json(step, episode.picture.geometry), "uid": uid}
-            emit("step", step=record, after=list(after), **outcome)
-        return {"event": "done", **outcome}
-
-    def _volume(self, request: Message) -> VolumeQuestion | None:
-        """The request's question if it is about a volume."""
-        session = self._sessions.get(str(request.get("session")))
-        return session if isinstance(session, VolumeQuestion) else None
-
-    def _at(self, request: Message) -> _Session:
-        """The request's session, its episode standing where the request wants to go on."""
-        session = self._sessions.get(str(request.get("session")))
-        if not isinstance(session, _Session):
-            raise InputError(
-                "this question is not open", value=request.get("session"), remedy="Ask it first."
-            )
-        self._rewind(session, tuple(str(uid) for uid in request.get("after", session.now)))
-        return session
-
-    def _rewind(self, session: _Session, uids: tuple[str, ...]) -> None:
-        episode = session.episode
-        if uids == session.now and not episode.note:
-            return
-        steps: list[Step] = []
-        for uid in uids:
-            if uid not in session.steps:
-                if uid not in session.recorded:
-                    raise InputError("this worker does not know that step", value=uid)
-                recorded = step_from_json(session.recorded[uid], episode.picture.geometry)
-                session.steps[uid] = episode.relive(steps, recorded)
-            steps.append(session.steps[uid])
-        episode.restore(steps)
-        session.now = uids
-
 
 _DEFAULTS = {"policy": DEMO, "segmenter": DEMO, "segmenter_config": "", "device": "auto", "precision": "auto"}
-
-
-def cut_picture(image: Message, card: ModelCard) -> Picture:
-    """The picture of the slice that an `ask` describes, as the policy of this card wants it. Raises InputError.
-
-    `image` holds
-
-    - "file": an .npy in Slicer's order (K, J, I), memory-mapped here. It may hold the slice alone, one voxel
-      thick; it then stands for the whole volume, which costs nothing;
-    - "shape" (I, J, K) of the volume, "affine" (4, 4) voxel → RAS mm, "axis" and "index" of the slice;
-    - "window": (minimum, maximum) in grey values that must be used, or None;
-    - "shown": the one used where neither a person nor the policy's card (for what may be CT) asks
-      for one, or None for the 1st and 99th percentile;
-    - "range", for a whole volume: first and last slice, and "roi": six voxel indices, see stack.stack_of;
-    - "name" and "modality", for people.
-    """
-    scan, window = scan_of(image), image.get("window") or None
-    preferred = card.window if card.window is not None and scan.may_be_ct else image.get("shown")
-    plane, index = "xyz"[int(image["axis"])], int(image["index"])
-    return cut(scan, plane, index, window, card.orientation, preferred, card.frame)
-
-
-def scan_of(image: Message) -> Scan:
-    """The scan behind an `image`, see `cut_picture`. Raises InputError."""
-    try:
-        voxels = np.load(image["file"], mmap_mode="r", allow_pickle=False)
-        shape = tuple(int(n) for n in image["shape"])
-        axis = int(image["axis"])
-        affine = np.array(image["affine"], dtype=np.float64)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError("the image that came with the question cannot be read", value=str(error)) from error
-    voxels = voxels.transpose()
-    slab = tuple(1 if each == axis else n for each, n in enumerate(shape))
-    if voxels.shape not in (shape, slab):
-        raise InputError("the image has another shape than was said", value=f"{voxels.shape} for {shape}")
-    return Scan(
-        voxels=np.broadcast_to(voxels, shape),
-        affine=affine,
-        kind="volume",
-        path=Path(str(image.get("name") or "volume")),
-        name=str(image.get("name") or ""),
-        modality=str(image.get("modality") or ""),
-    )
 
 
 def _device(name: str) -> str:

@@ -1,7 +1,7 @@
-"""Where a volume run can come back to: what was known after its actions, within a stated limit of memory.
+"""Where a run can come back to: what was known after its actions, within a stated limit of memory.
 
 Moments share what did not change between them. Beyond the limit the oldest are let go; the run then does the
-actions since the moment before again, which gives the same masks (see VolumeRun.go_to).
+actions since the moment before again, which gives the same masks (see RunState.go_to).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ibis_agent.run.volume_actions import VolumeAction
+from ibis_agent.run.action import RunAction
 
 LIMIT = 2**28
 
@@ -21,16 +21,16 @@ class Moment:
 
     Attributes:
         actions: those actions.
-        state: a contract.FollowerState.
+        state: a contract.FollowerState, or that of a slice alone.
         bases: what the first click on a slice went on from, by slice.
     """
 
-    actions: tuple[VolumeAction, ...]
+    actions: tuple[RunAction, ...]
     state: Any
     bases: Mapping[int, Any]
 
 
-class History:
+class Moments:
     """Keeps moments; the first one, with nothing in it, always stays."""
 
     def __init__(self, start: Moment, limit: int = LIMIT) -> None:
@@ -45,7 +45,7 @@ class History:
         while len(self._moments) > 2 and self.held > self._limit:
             del self._moments[1]
 
-    def nearest(self, actions: Sequence[VolumeAction]) -> Moment:
+    def nearest(self, actions: Sequence[RunAction]) -> Moment:
         """The kept moment after the longest beginning of `actions`."""
         fitting = (
             each

@@ -1,0 +1,243 @@
+"""One open question, as the worker holds it: a run over a slice or a volume, and all that it may have to go back to.
+
+What requests there are is in protocol, how they come to a question is in engine.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from ibis_agent.engine.protocol import Message
+from ibis_agent.errors import Cancelled, InputError
+from ibis_agent.fields import Fields
+from ibis_agent.policy.card import ModelCard
+from ibis_agent.policy.contract import Policy
+from ibis_agent.record.pictures import picture_from_json
+from ibis_agent.record.steps import (
+    action_from_json,
+    action_to_json,
+    actions_of,
+    click_from_json,
+    slice_to_json,
+    step_from_json,
+    step_to_json,
+)
+from ibis_agent.record.trajectory import Trajectory
+from ibis_agent.run.action import Progress, RunAction, Watch
+from ibis_agent.run.episode import Limits
+from ibis_agent.run.run import Run
+from ibis_agent.run.settings import Settings
+from ibis_agent.scan.frame import Frame, Kind, frame_from
+from ibis_agent.scan.picture import Picture, cut
+from ibis_agent.scan.scan import Scan
+from ibis_agent.scan.slices import Slices, one_slice, stack_of
+from ibis_agent.segmenter.contract import Found, Segmenter
+
+Emit = Callable[..., None]
+IsCancelled = Callable[[], bool]
+_TURNED = "this run was made with a policy that sees pictures turned another way"
+_OTHER_POLICY = "Choose the policy that it was made with under Models, or ask the question anew."
+
+
+class Question:
+    """One open question."""
+
+    def __init__(self, request: Message, policy: Policy, segmenter: Segmenter) -> None:
+        """request: an `ask`. Raises InputError."""
+        head, scope = request.get("head"), str(request.get("scope") or "slice")
+        image = request.get("image") or {}
+        if scope == "volume":
+            slices, self._source = volume_slices(image, policy.card, head), str(image.get("name") or "")
+        else:
+            slices, self._source = single_slice(image, policy.card, head)
+        settings = _settings(scope, dict(request.get("limits") or {}), head)
+        self.run = Run(slices, str(request["question"]), policy, segmenter, settings)
+        self._geometry = slices.geometry(slices.first)
+        self._actions: dict[str, RunAction] = {}
+        self._recorded: Mapping[str, Message] = dict(request.get("known") or {})
+        self._now: tuple[str, ...] = ()
+
+    def head(self) -> Message:
+        """See Trajectory.head."""
+        return Trajectory.of(self.run, self._source).head()
+
+    def step(self, request: Message, emit: Emit, cancelled: IsCancelled) -> Message:
+        """What comes next: one action, or a second look and what depends on it."""
+        rejected = str(request.get("rejected") or "")
+        self._go_to([*request.get("after", self._now), *filter(None, [rejected])], cancelled)
+        if rejected:
+            self.run.reject()
+            self._now = self._now[:-1]
+        return self._watched(self.run.step, emit, cancelled)
+
+    def add(self, request: Message, emit: Emit, cancelled: IsCancelled) -> Message:
+        """A click of the person's on any slice."""
+        click, replaced = click_from_json(request["click"]), request.get("replace")
+        index = self.run.slices.first if self.run.alone else int(request["slice"])
+        self._go_to(request.get("after", self._now), cancelled)
+        return self._watched(lambda watch: self.run.click(index, click, replaced, watch), emit, cancelled)
+
+    def spread(self, request: Message, emit: Emit, cancelled: IsCancelled) -> Message:
+        """What depends on a clicked slice is found again."""
+        if self.run.alone:
+            raise InputError("this is for questions about volumes", value=request.get("session"))
+        self._go_to(request.get("after", self._now), cancelled)
+        return self._watched(lambda watch: self.run.spread(int(request["slice"]), watch), emit, cancelled)
+
+    def _watched(self, act: Callable[[Watch], object], emit: Emit, cancelled: IsCancelled) -> Message:
+        """Do something, tell of every slice and action, and say how the run stands."""
+        before = len(self._now)
+
+        def progress(done: Progress, found: Found) -> None:
+            emit(
+                "slice", slice=done.index, known=self._slice(done.index), done=done.done, total=done.total,
+                seconds_left=round(done.seconds_left, 2),
+            )  # fmt: skip
+
+        watch = Watch(
+            action=lambda action: self._tell(action, emit),
+            progress=progress,
+            text=lambda piece: emit("text", text=piece),
+            retry=lambda reason: emit("retry", text=reason),
+            cancelled=cancelled,
+        )
+        stopped = False
+        try:
+            act(watch)
+        except Cancelled:
+            # A growth that was stopped is an action with the slices that were done.
+            if len(self._now) == before:
+                raise
+            stopped = True
+        return {"event": "done", "stopped": stopped, **self._outcome()}
+
+    def _tell(self, action: RunAction, emit: Emit) -> None:
+        uid, after = uuid.uuid4().hex[:12], self._now
+        self._actions[uid] = action
+        self._now = (*after, uid)
+        if self.run.alone:
+            record = step_to_json(action.steps[-1], self._geometry)
+        else:
+            touched = {str(index): self._slice(index) for index in action.touched}
+            record = {**action_to_json(action, self._geometry), "touched": touched}
+        emit("step", step={**record, "uid": uid}, after=list(after), **self._outcome())
+
+    def _slice(self, index: int) -> Message | None:
+        run = self.run
+        return slice_to_json(run.found.get(index), run.mask(index), index, run.row_mm * run.col_mm)
+
+    def _outcome(self) -> Message:
+        return {"status": self.run.status, "reason": self.run.reason, "answer": self.run.answer}
+
+    def _go_to(self, uids: Sequence[Any], cancelled: IsCancelled) -> None:
+        wanted = tuple(str(uid) for uid in uids)
+        if wanted == self._now and self.run.rejected is None:
+            return
+        for uid in wanted:
+            if uid not in self._actions and uid not in self._recorded:
+                raise InputError("this worker does not know that step", value=uid)
+        actions: Sequence[RunAction]
+        if self.run.alone and any(uid not in self._actions for uid in wanted):
+            given = [
+                self._actions[uid].steps[-1]
+                if uid in self._actions
+                else step_from_json(self._recorded[uid], self._geometry)
+                for uid in wanted
+            ]
+            made = actions_of(given, self._geometry.index)
+            actions = [self._actions.get(uid, each) for uid, each in zip(wanted, made, strict=True)]
+        else:
+            actions = [
+                self._actions[uid]
+                if uid in self._actions
+                else action_from_json(Fields(self._recorded[uid]), self._geometry, number)
+                for number, uid in enumerate(wanted, 1)
+            ]
+        self.run.go_to(actions, Watch(cancelled=cancelled))
+        self._actions.update(zip(wanted, self.run.actions, strict=True))
+        self._now = wanted
+
+
+def _settings(scope: str, limits: dict[str, Any], head: Message | None) -> Settings:
+    """Those asked for; a run that goes on is followed from slice to slice as before."""
+    turns: dict[str, int] = {key: limits.pop(key) for key in ("max_turns", "max_repeats") if key in limits}
+    if scope == "slice":
+        return Settings(Limits(**turns, **limits), follow="alone")
+    if head:
+        limits["follow"] = head["limits"]["follow"]
+    turns.setdefault("max_turns", 6)
+    return Settings(Limits(**turns), **limits)
+
+
+def single_slice(image: Message, card: ModelCard, head: Message | None) -> tuple[Slices, str]:
+    """The slice that an `ask` is about, and the scan's name; that of `head` where a run goes on. Raises InputError."""
+    if not head:
+        return one_slice(cut_picture(image, card)), str(image.get("name") or "")
+    recorded = head["picture"]
+    if recorded.get("orientation") not in (None, card.orientation.value):
+        raise InputError(_TURNED, remedy=_OTHER_POLICY)
+    return one_slice(picture_from_json(recorded)), str(recorded.get("source") or "")
+
+
+def volume_slices(image: Message, card: ModelCard, head: Message | None) -> Slices:
+    """The slices that an `ask` is about; those of `head` where a run goes on. Raises InputError."""
+    scan, frame = scan_of(image), cast("Kind | Frame", card.frame)
+    if head:
+        volume = head["volume"]
+        if volume.get("orientation") != card.orientation.value:
+            raise InputError(_TURNED, remedy=_OTHER_POLICY)
+        window, roi = volume["window"], volume["roi"]
+        frame = frame_from(Fields(volume)) or "slice"
+        slices: Any = (volume["first"], volume["last"])
+    else:
+        slices, roi = image.get("range"), image.get("roi")
+        window = image.get("window") or (card.window if scan.may_be_ct else None) or image.get("shown")
+    return stack_of(scan, "xyz"[int(image["axis"])], window, card.orientation, slices, roi, frame)
+
+
+def cut_picture(image: Message, card: ModelCard) -> Picture:
+    """The picture of the slice that an `ask` describes. Raises InputError.
+
+    `image` holds
+
+    - "file": an .npy in Slicer's order (K, J, I), memory-mapped here. It may hold the slice alone, one voxel
+      thick; it then stands for the whole volume, which costs nothing;
+    - "shape" (I, J, K) of the volume, "affine" (4, 4) voxel → RAS mm, "axis" and "index" of the slice;
+    - "window": (minimum, maximum) in grey values that must be used, or None;
+    - "shown": the one used where neither a person nor the policy's card (for what may be CT) asks
+      for one, or None for the 1st and 99th percentile;
+    - "range", for a whole volume: first and last slice, and "roi": six voxel indices, see scan.slices.stack_of;
+    - "name" and "modality", for people.
+    """
+    scan, window = scan_of(image), image.get("window") or None
+    preferred = card.window if card.window is not None and scan.may_be_ct else image.get("shown")
+    plane, index = "xyz"[int(image["axis"])], int(image["index"])
+    return cut(scan, plane, index, window, card.orientation, preferred, card.frame)
+
+
+def scan_of(image: Message) -> Scan:
+    """The scan behind an `image`, see `cut_picture`. Raises InputError."""
+    try:
+        voxels = np.load(image["file"], mmap_mode="r", allow_pickle=False)
+        shape = tuple(int(n) for n in image["shape"])
+        axis = int(image["axis"])
+        affine = np.array(image["affine"], dtype=np.float64)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError("the image that came with the question cannot be read", value=str(error)) from error
+    voxels = voxels.transpose()
+    slab = tuple(1 if each == axis else n for each, n in enumerate(shape))
+    if voxels.shape not in (shape, slab):
+        raise InputError("the image has another shape than was said", value=f"{voxels.shape} for {shape}")
+    return Scan(
+        voxels=np.broadcast_to(voxels, shape),
+        affine=affine,
+        kind="volume",
+        path=Path(str(image.get("name") or "volume")),
+        name=str(image.get("name") or ""),
+        modality=str(image.get("modality") or ""),
+    )

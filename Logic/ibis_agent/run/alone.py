@@ -1,0 +1,95 @@
+"""What is known of a slice that is worked on alone: the clicks' last mask. No network of its own, and no torch.
+
+Stands where a Follower stands in a run over several slices, but there is nowhere to go from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ibis_agent.actions import Click
+from ibis_agent.run.episode import frozen
+from ibis_agent.scan.slices import Slices
+from ibis_agent.segmenter.contract import Found, Prediction, Segmenter
+from ibis_agent.segmenter.framed import framed
+
+
+@dataclass(frozen=True)
+class Known:
+    """A FollowerState of at most one slice."""
+
+    found: dict[int, Found]
+    standing: dict[int, Prediction]
+
+    def pieces(self) -> dict[int, int]:
+        return {id(each): each.nbytes for made in self.standing.values() for each in (made.mask, made.logits)}
+
+
+class Alone:
+    """One slice; the picture is embedded once, at the first click or by `prepare`."""
+
+    way = "alone"
+
+    def __init__(self, slices: Slices, segmenter: Segmenter, size: tuple[int, int]) -> None:
+        self._picture = slices.picture(slices.first)
+        self.segmenter, self.size = framed(segmenter, slices.frame), size
+        self._embedding: Any = None
+        self._last: tuple[Sequence[Click], np.ndarray | None, Prediction] | None = None
+        self.found: dict[int, Found] = {}
+        self._standing: dict[int, Prediction] = {}
+
+    def prepare(self) -> None:
+        """Embed the picture now rather than at the first click."""
+        if self._embedding is None:
+            self._embedding = self.segmenter.embed(self._picture.rgb)
+
+    @property
+    def anchors(self) -> list[int]:
+        return list(self._standing)
+
+    def predict(
+        self, index: int, clicks: Sequence[Click], previous_logits: np.ndarray | None = None
+    ) -> Prediction:
+        """The mask for all clicks so far; an anchor of the same clicks does not compute it again."""
+        if self._last is not None and self._last[1] is previous_logits and self._last[0] == tuple(clicks):
+            return self._last[2]
+        self.prepare()
+        made = self.segmenter.predict(self._embedding, list(clicks), previous_logits)
+        scores = np.array([made.score], np.float32)
+        made = Prediction(frozen(made.mask), frozen(made.logits), made.score, scores)
+        self._last = tuple(clicks), previous_logits, made
+        return made
+
+    def anchor(self, index: int, clicks: Sequence[Click], previous_logits: np.ndarray | None = None) -> Found:
+        made = self.predict(index, clicks, previous_logits)
+        self._last = None
+        self._standing[index] = made
+        self.found[index] = Found(index, made.mask, made.score, 1.0, anchor=True)
+        return self.found[index]
+
+    def standing(self, index: int) -> Prediction | None:
+        return self._standing.get(index)
+
+    def show(self, index: int, mask: np.ndarray) -> None:
+        """The mask that a record says there was, even where this machine would round it differently."""
+        self.found[index] = replace(self.found[index], mask=mask)
+        self._standing[index] = replace(self._standing[index], mask=mask)
+
+    def state(self) -> Known:
+        return Known(dict(self.found), dict(self._standing))
+
+    def restore(self, state: Any) -> None:
+        self.found, self._standing = dict(state.found), dict(state.standing)
+
+    def follow(self, start: int, direction: int, last: int, *_: Any) -> Iterator[Found]:
+        return iter(())
+
+    def missed(self, start: int, direction: int) -> int:
+        return 0
+
+    def forget_beyond(self, index: int, direction: int, last: int) -> None:
+        return None

@@ -1,0 +1,337 @@
+"""How a run stands: its actions, what is known of every slice, and where it can come back to.
+
+All follows from the list of actions: what is known of the slices is kept for some of them (moments) and made again
+for the others, without asking the policy. What is done next is in agent, what a person does in run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ibis_agent.actions import Click
+from ibis_agent.errors import InputError
+from ibis_agent.mask.masks import area
+from ibis_agent.policy.contract import Policy
+from ibis_agent.policy.prompts import check_question
+from ibis_agent.run.action import Kind, RunAction, Watch
+from ibis_agent.run.alone import Alone
+from ibis_agent.run.doubt import Doubt, doubts, seen_otherwise
+from ibis_agent.run.episode import Author, Halt, Limits, Status, Step, halt_after
+from ibis_agent.run.moments import LIMIT, Moment, Moments
+from ibis_agent.run.plan import answer_of, key_of, seen_at, steps_on
+from ibis_agent.run.settings import Settings
+from ibis_agent.run.trail import Trail
+from ibis_agent.scan.slices import Slices
+from ibis_agent.segmenter.contract import Follower, Found, Prediction, Segmenter
+from ibis_agent.segmenter.framed import framed
+
+# A volume has many slices to work on; a slice alone gets the published limit.
+_TURNS_WITHIN_A_VOLUME = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a run stands, for undo: its actions, the one that was rejected, and why the policy does not go on."""
+
+    actions: tuple[RunAction, ...]
+    rejected: RunAction | None = None
+    halt: Halt | None = None
+
+
+class RunState:
+    """A run, as far as it stands still.
+
+    Attributes:
+        slices: what is worked on.
+        alone: it is one slice: there is nothing to search, to follow or to look at again.
+        settings: those of the run; nothing in them is left open.
+        memory: what is known of every slice.
+        actions: all that was done and not taken back.
+        rejected: the action that the person took back last, as long as nothing has followed.
+    """
+
+    def __init__(
+        self,
+        slices: Slices,
+        question: str,
+        policy: Policy | None,
+        segmenter: Segmenter,
+        settings: Settings | None = None,
+        history_limit: int = LIMIT,
+    ) -> None:
+        """policy None: the person alone. history_limit: bytes for what going back needs.
+
+        Raises InputError for a question that cannot be asked.
+        """
+        settings = settings or Settings()
+        self.slices, self.policy, self.segmenter = slices, policy, segmenter
+        asked = (policy.card.max_question, policy.card.script) if policy is not None else ()
+        self.question = check_question(question, *asked)
+        geometry = slices.geometry(slices.first)
+        size = geometry.height, geometry.width
+        one = slices.first == slices.last and slices.inside(slices.first) is None
+        self.alone = settings.follow == "alone" or (one and settings.follow == "auto")
+        self.memory: Follower | Alone
+        if self.alone:
+            self.memory = Alone(slices, segmenter, size)
+        else:
+            way: Any = settings.follow
+            self.memory = framed(segmenter, slices.frame).follower(
+                lambda n: slices.picture(n).rgb, len(slices), size, way, settings.following
+            )
+        self.limits = settings.episode or (Limits() if self.alone else Limits(_TURNS_WITHIN_A_VOLUME))
+        follow: Any = self.memory.way
+        self.settings = replace(settings, episode=self.limits, follow=follow)
+        self.row_mm, self.col_mm = geometry.row_mm or 1.0, geometry.col_mm or 1.0
+        self.gap_mm = float(np.linalg.norm(geometry.affine[:3, geometry.axis]))
+        self.actions: tuple[RunAction, ...] = ()
+        self.rejected: RunAction | None = None
+        self._halt: Halt | None = None
+        self._bases: dict[int, Prediction | None] = {}
+        self._doubted: tuple[Any, list[Doubt]] = (None, [])
+        self._now = Moment((), self.memory.state(), {})  # after the last action
+        self._moments = Moments(self._now, history_limit)
+        self._trail: Trail[Place] = Trail()
+
+    # What there is
+
+    @property
+    def found(self) -> Mapping[int, Found]:
+        """What is known of every slice, before the region of interest cuts it."""
+        return self.memory.found
+
+    def mask(self, index: int | None = None) -> np.ndarray:
+        """(H, W) bool: the object in a slice, None for the first; empty where nothing is known."""
+        index = self.slices.first if index is None else index
+        found = self.memory.found.get(index)
+        if found is None:
+            return np.zeros(self.memory.size, dtype=bool)
+        return self.within(index, found.mask)
+
+    def within(self, index: int, mask: np.ndarray) -> np.ndarray:
+        """A mask of a slice without what lies outside the region of interest."""
+        inside = self.slices.inside(index)
+        return mask if inside is None else mask & inside
+
+    def volume(self) -> np.ndarray:
+        """(I, J, K) uint8 in the scan's own voxel order."""
+        out = np.zeros(self.slices.geometry(self.slices.first).shape, dtype=np.uint8)
+        for index, found in self.memory.found.items():
+            self.slices.geometry(index).embed_mask(self.within(index, found.mask), out)
+        return out
+
+    def areas_mm2(self) -> dict[int, float]:
+        """The area in every slice that was visited."""
+        pixel = self.row_mm * self.col_mm
+        found = sorted(self.memory.found.items())
+        return {index: area(self.within(index, each.mask)) * pixel for index, each in found}
+
+    @property
+    def volume_ml(self) -> float:
+        """Areas times the distance of the slices."""
+        return sum(self.areas_mm2().values()) * self.gap_mm / 1000
+
+    @property
+    def key(self) -> int | None:
+        """The slice that all began at; None before there is a click in a volume."""
+        return self.slices.first if self.alone else key_of(self.actions)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps on the key slice, first to last."""
+        return () if self.key is None else tuple(steps_on(self.actions, self.key))
+
+    @property
+    def halt(self) -> Halt | None:
+        """Why the policy does not go on; None while it does."""
+        if self._halt is not None or not self.actions:
+            return self._halt
+        if self.alone:
+            return halt_after(self.steps, self.limits)
+        last = self.actions[-1]
+        return Halt("ended", last.words) if last.kind == "end" else None
+
+    @property
+    def status(self) -> Status:
+        """ "ready": `step` will do. "paused": the policy was not understood. "ended". `reason` says why."""
+        return "ready" if self.halt is None else self.halt.status
+
+    @property
+    def reason(self) -> str:
+        """Why the run is paused or ended, for people; empty while it is ready."""
+        return "" if self.halt is None else self.halt.reason
+
+    @property
+    def answer(self) -> str | None:
+        """What was answered at the end: of a slice, as long as nothing followed; of a volume, on its key slice, and
+        where the policy saw nothing, what it answered most often.
+        """
+        if self.alone:
+            return self.actions[-1].answer if self.actions else None
+        return answer_of(self.actions)
+
+    @property
+    def looks(self) -> int:
+        """How many second looks were taken."""
+        return max((each.look for each in self.actions), default=0)
+
+    def doubts(self) -> list[Doubt]:
+        """The slices that deserve another look, the most doubtful first; those looked at already left out."""
+        if self._doubted[0] is not self.actions:
+            looked = {each.index for each in self.actions if each.look}
+            found, limits = self.memory.found, self.settings.doubt
+            shown = [
+                *seen_otherwise(found, self._seen(), limits),
+                *doubts(found, self.row_mm, self.col_mm, self.gap_mm, limits),
+            ]
+            self._doubted = self.actions, [each for each in shown if each.index not in looked]
+        return self._doubted[1]
+
+    def _seen(self) -> dict[int, Found]:
+        """What the looks for the key slice gave, by slice."""
+        steps = seen_at(self.actions).items()
+        return {n: Found(n, self.within(n, each.mask), each.score or 0.0, 1.0, False) for n, each in steps}
+
+    # What changes it
+
+    def base(self, index: int) -> Prediction | None:
+        """What the first click on a slice goes on from; None for an empty slice, which is looked at afresh."""
+        if index in self._bases:
+            return self._bases[index]
+        standing = self.memory.standing(index)
+        return standing if standing is not None and self.mask(index).any() else None
+
+    def anchor(self, index: int, clicks: tuple[Click, ...], afresh: bool = False) -> Found:
+        """Make a slice an anchor by these clicks, made one after the other as in an episode.
+
+        afresh: without the mask that is there.
+        """
+        base = None if afresh else self.base(index)
+        steps = steps_on(self.actions, index) if self.alone else []
+        made = [step for step in steps if isinstance(step.action, Click)][: len(clicks) - 1]
+        if made and made[-1].logits is not None and tuple(step.action for step in made) == clicks[:-1]:
+            logits: np.ndarray | None = made[-1].logits
+        else:
+            logits = None if base is None else base.logits
+            for count in range(1, len(clicks)):
+                logits = self.memory.predict(index, clicks[:count], logits).logits
+        found = self.memory.anchor(index, clicks, logits)
+        self._bases[index] = base
+        return found
+
+    def done(
+        self,
+        kind: Kind,
+        index: int,
+        by: Author,
+        words: str,
+        begun: float,
+        watch: Watch | None = None,
+        **more: Any,
+    ) -> RunAction:
+        """Write an action down and tell of it. more: other fields of RunAction."""
+        now, before = self.memory.found, self._now.state.found
+        touched = tuple(n for n in sorted({*now, *before}) if now.get(n) is not before.get(n))
+        action = RunAction(
+            number=len(self.actions) + 1,
+            kind=kind,
+            index=index,
+            by=by,
+            words=words,
+            touched=touched,
+            seconds=time.perf_counter() - begun,
+            **more,
+        )
+        if action.changes or self.alone:
+            self._trail.leave(self.place())
+        self._append(action)
+        if watch is not None:
+            watch.action(action)
+        return action
+
+    def stop(self, halt: Halt) -> None:
+        """The policy does not go on, and no action says so."""
+        if self.alone:
+            self._trail.leave(self.place())
+        self._halt = halt
+
+    def go_to(self, actions: Sequence[RunAction], watch: Watch | None = None) -> None:
+        """Stand after these actions: some of this run's first ones, or those of a record.
+
+        What was kept is taken from there, all else is done again without asking the policy. Where that fails or
+        is stopped (Cancelled), the run stands where it stood. Undo and redo do not know of it.
+        """
+        here, watch = (self._now, self.rejected, self._halt), watch or Watch()
+        try:
+            self._put_back(self._moments.nearest(actions))
+            for action in actions[len(self.actions) :]:
+                self.repeat(action, watch)
+        except BaseException:
+            self._put_back(here[0])
+            _, self.rejected, self._halt = here
+            raise
+
+    def repeat(self, action: RunAction, watch: Watch) -> None:
+        """Do a recorded action again, without asking anybody: its clicks, and its ways slice by slice."""
+        if action.kind == "click":
+            self.anchor(action.index, action.clicks, action.afresh)
+            standing = self.memory.standing(action.index)
+            if action.steps and action.steps[-1].logits is None and standing is not None:
+                last = replace(action.steps[-1], logits=standing.logits)
+                action = replace(action, steps=(*action.steps[:-1], last))
+            if isinstance(self.memory, Alone) and action.steps:
+                self.memory.show(action.index, action.steps[-1].mask)
+        for way in action.ways:
+            direction = 1 if way.last > way.start else -1
+            if way.last != way.start:
+                for _ in self.memory.follow(way.start, direction, way.last):
+                    watch.check()
+            if way.ended:
+                end = self.slices.last if direction > 0 else self.slices.first
+                self.memory.forget_beyond(way.last, direction, end)
+        self._append(action)
+
+    def place(self) -> Place:
+        return Place(self.actions, self.rejected, self._halt)
+
+    def stand(self, place: Place, watch: Watch | None = None) -> None:
+        """Stand there. Raises as `go_to`."""
+        self.go_to(place.actions, watch)
+        self.rejected, self._halt = place.rejected, place.halt
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """What fails leaves no slices behind that no action knows of."""
+        try:
+            yield
+        except BaseException:
+            rejected, halt = self.rejected, self._halt
+            self._put_back(self._now)
+            self.rejected, self._halt = rejected, halt  # the policy has yet to be told
+            raise
+
+    def check_keep(self, keep: int) -> int:
+        """Raises InputError unless there are so many actions."""
+        if isinstance(keep, bool) or not isinstance(keep, int) or not 0 <= keep <= len(self.actions):
+            what = "step" if self.alone else "action"
+            remedy = f"There are {len(self.actions)}." if len(self.actions) != 1 else f"There is one {what}."
+            raise InputError(f"there is no such {what}", value=keep, remedy=remedy)
+        return keep
+
+    def _append(self, action: RunAction) -> None:
+        self.actions, self._halt, self.rejected = (*self.actions, action), None, None
+        self._now = Moment(self.actions, self.memory.state(), dict(self._bases))
+        if action.changes:
+            self._moments.keep(self._now)
+
+    def _put_back(self, moment: Moment) -> None:
+        self.actions, self._bases = moment.actions, dict(moment.bases)
+        self._halt = self.rejected = None
+        self.memory.restore(moment.state)
+        self._now = moment
