@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -124,6 +125,15 @@ def _run(options: argparse.Namespace) -> int:
     session = Session(Runner(_request(options)), screen, by_hand=options.step, as_json=options.json)
     session.load()
     return PAUSED if session.go() == "paused" and not options.step else OK
+
+
+def _cohort(options: argparse.Namespace) -> int:
+    from ibis_agent.cli.cohort import run_cohort
+    from ibis_agent.cli.cohort_job import Question
+
+    base = dataclasses.replace(_request(options), out=None)
+    asked = Question(base, options.volume, options.looks, options.follow or "auto")
+    return run_cohort(asked, options)
 
 
 def _request(options: argparse.Namespace) -> Request:
@@ -248,6 +258,7 @@ _COMMANDS = {
     "run": _run,
     "replay": _replay,
     "review": _review,
+    "cohort": _cohort,
     "compare": run_compare,
     "convert": _convert,
     "info": _info,

@@ -14,8 +14,9 @@ from ibis_agent.cli.chosen_policy import place
 from ibis_agent.cli.compare import add_compare
 from ibis_agent.cli.request import MASK_FORMATS
 from ibis_agent.scan.geometry import PLANES, Orientation
+from ibis_agent.scan.windows import PRESETS
 
-OK, BUG, BAD_INPUT, BAD_MODEL, BAD_OUTPUT, PAUSED, DIFFERENT = range(7)
+OK, BUG, BAD_INPUT, BAD_MODEL, BAD_OUTPUT, PAUSED, DIFFERENT, SOME_FAILED = range(8)
 INTERRUPTED, UNREAD = 130, 141
 
 _EXIT_CODES = """\
@@ -27,6 +28,7 @@ exit codes:
   4    the results cannot be written
   5    the agent paused: its reply could not be read twice; what it did so far is kept
   6    replay: the masks differ from the recorded ones
+  7    cohort: some scans could not be done; the others are
   130  stopped by Ctrl-C; the steps so far are kept
   141  stopped, since nobody reads what is printed any more; the steps so far are kept
 
@@ -51,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"ibis-agent {__version__}")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     _add_run(commands)
+    _add_cohort(commands)
     _add_others(commands)
     return made
 
@@ -78,50 +81,13 @@ def _add_run(commands: Any) -> None:
     picture.add_argument(
         "--slice", type=int, metavar="N", help="voxel index across the plane (default: the middle)"
     )
-    picture.add_argument(
-        "--plane", choices=PLANES, metavar="PLANE", help=f"{', '.join(PLANES)} (default: axial)"
-    )
-    picture.add_argument(
-        "--window",
-        nargs=2,
-        type=float,
-        metavar=("LOW", "HIGH"),
-        help=(
-            "grey values shown as black and white (default: the scan's own, the policy's card's, or the "
-            "slice's 1st and 99th percentile)"
-        ),
-    )
-    picture.add_argument(
-        "--orientation",
-        choices=[each.value for each in Orientation],
-        help=("how the slice is turned (default: as the policy was trained)"),
-    )
+    _add_cut(picture)
     picture.add_argument("--series", metavar="UID", help="which series of a DICOM folder")
-    _add_modality(picture)
 
-    models = run.add_argument_group("which models")
-    models.add_argument(
-        "--policy",
-        type=place,
-        metavar="DIR|URL",
-        help="a policy's folder, or the address of a server such as http://localhost:8080/v1 (default: the demo "
-        "policy); a server's key is read from IBIS_API_KEY",
-    )
-    _add_server(models)
-    _add_segmenter(models)
-    models.add_argument(
-        "--precision",
-        default="auto",
-        choices=["auto", "fp32", "bf16", "fp16", "int4"],
-        help=("of the policy (default: auto)"),
-    )
+    _add_models(run)
 
     volume = run.add_argument_group("whole volumes")
-    volume.add_argument(
-        "--volume",
-        action="store_true",
-        help="find the object in the whole volume: a key slice, its neighbours, second looks",
-    )
+    _add_search(volume)
     volume.add_argument(
         "--range", type=int, nargs=2, metavar=("A", "B"), help="first and last slice (default: all)"
     )
@@ -132,30 +98,9 @@ def _add_run(commands: Any) -> None:
         metavar=("I0", "I1", "J0", "J1", "K0", "K1"),
         help="first and last voxel of each axis of the file that the mask stays in",
     )
-    volume.add_argument(
-        "--looks", type=int, metavar="N", help="second looks at doubtful slices, 0 for none (default: 4)"
-    )
-    volume.add_argument(
-        "--follow",
-        choices=("auto", "memory", "carry"),
-        help="from slice to slice by the segmenter's memory, or by a click that is carried on (default: auto, "
-        "memory where it was trained)",
-    )
 
     limits = run.add_argument_group("how far")
-    limits.add_argument("--max-turns", type=int, metavar="N", help="stop after so many turns (default: 20)")
-    limits.add_argument(
-        "--max-repeats",
-        type=int,
-        metavar="N",
-        help=("stop when the same action comes so many times in a row (default: 3)"),
-    )
-    limits.add_argument(
-        "--history",
-        type=int,
-        metavar="N",
-        help=("how many earlier turns stay in the conversation, 0 for none (default: the policy's card)"),
-    )
+    _add_turns(limits)
     limits.add_argument("--step", action="store_true", help="wait for the person after each action")
     limits.add_argument(
         "--resume",
@@ -176,6 +121,117 @@ def _add_run(commands: Any) -> None:
     shown = out.add_mutually_exclusive_group()
     shown.add_argument("--quiet", action="store_true", help="print nothing but errors")
     shown.add_argument("--json", action="store_true", help="print one JSON object a line in place of text")
+
+
+def _add_cut(group: Any) -> None:
+    group.add_argument(
+        "--plane", choices=PLANES, metavar="PLANE", help=f"{', '.join(PLANES)} (default: axial)"
+    )
+    group.add_argument(
+        "--window",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help=(
+            "grey values shown as black and white, or of a CT by name: "
+            f"{', '.join(sorted(PRESETS))} (default: the scan's own, the policy's card's, or the slice's 1st and "
+            "99th percentile)"
+        ),
+    )
+    group.add_argument(
+        "--orientation",
+        choices=[each.value for each in Orientation],
+        help=("how the slice is turned (default: as the policy was trained)"),
+    )
+    _add_modality(group)
+
+
+def _add_models(parser: Any) -> None:
+    models = parser.add_argument_group("which models")
+    models.add_argument(
+        "--policy",
+        type=place,
+        metavar="DIR|URL",
+        help="a policy's folder, or the address of a server such as http://localhost:8080/v1 (default: the demo "
+        "policy); a server's key is read from IBIS_API_KEY",
+    )
+    _add_server(models)
+    _add_segmenter(models)
+    models.add_argument(
+        "--precision",
+        default="auto",
+        choices=["auto", "fp32", "bf16", "fp16", "int4"],
+        help=("of the policy (default: auto)"),
+    )
+
+
+def _add_search(group: Any) -> None:
+    group.add_argument(
+        "--volume",
+        action="store_true",
+        help="find the object in the whole volume: a key slice, its neighbours, second looks",
+    )
+    group.add_argument(
+        "--looks", type=int, metavar="N", help="second looks at doubtful slices, 0 for none (default: 4)"
+    )
+    group.add_argument(
+        "--follow",
+        choices=("auto", "memory", "carry"),
+        help="from slice to slice by the segmenter's memory, or by a click that is carried on (default: auto, "
+        "memory where it was trained)",
+    )
+
+
+def _add_turns(group: Any) -> None:
+    group.add_argument("--max-turns", type=int, metavar="N", help="stop after so many turns (default: 20)")
+    group.add_argument(
+        "--max-repeats",
+        type=int,
+        metavar="N",
+        help=("stop when the same action comes so many times in a row (default: 3)"),
+    )
+    group.add_argument(
+        "--history",
+        type=int,
+        metavar="N",
+        help=("how many earlier turns stay in the conversation, 0 for none (default: the policy's card)"),
+    )
+
+
+def _add_cohort(commands: Any) -> None:
+    cohort = commands.add_parser(
+        "cohort",
+        help="one question to many scans",
+        description="Ask many scans one question. Every scan gets a folder in DIR, with what a run leaves; beside "
+        "them a table of measures and a page, the most doubtful first. The same command goes on after a stop.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    cohort.add_argument(
+        "scans", metavar="SCANS", help="a folder, a pattern in quotes, or a manifest (CSV, JSON, Parquet)"
+    )
+    cohort.add_argument(
+        "--prompt", metavar="TEXT", help="the question; a manifest's column prompt comes first"
+    )
+    cohort.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for the results")
+    cohort.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes at once, shared out over the cards (default: 1)",
+    )
+    _add_cut(cohort.add_argument_group("which picture"))
+    _add_models(cohort)
+    _add_search(cohort.add_argument_group("whole volumes"))
+    _add_turns(cohort.add_argument_group("how far"))
+    out = cohort.add_argument_group("what comes out")
+    _add_mask_format(out)
+    shown = out.add_mutually_exclusive_group()
+    shown.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    shown.add_argument("--json", action="store_true", help="print one JSON object a line in place of text")
+    # What a run is asked and a cohort is not.
+    cohort.set_defaults(scan=None, slice=None, series=None, mask=None, resume=None, no_review=False)
 
 
 def _add_modality(group: Any) -> None:
@@ -290,10 +346,16 @@ def _add_mask_format(group: Any) -> None:
 
 
 def with_negative_numbers(arguments: Sequence[str]) -> list[str]:
-    """argparse takes "-1e3" for an option; as " -1e3" it is a number. For the two values of --window."""
+    """argparse takes "-1e3" for an option; as " -1e3" it is a number. For the two values of --window.
+
+    The name of a window becomes its two values.
+    """
     made = list(arguments)
     for at, word in enumerate(made):
         if word == "--window":
+            preset = PRESETS.get(made[at + 1].lower()) if at + 1 < len(made) else None
+            if preset is not None:
+                made[at + 1 : at + 2] = [f" {value:g}" for value in preset]
             for following in range(at + 1, min(at + 3, len(made))):
                 with contextlib.suppress(ValueError):
                     float(made[following])

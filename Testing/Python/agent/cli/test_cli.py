@@ -434,3 +434,11 @@ def test_without_the_models_software_one_line_says_what_to_install(tmp_path: Pat
     assert done.returncode == cli.BAD_MODEL
     assert len(done.stderr.splitlines()) == 1 and "pip install 'ibis-agent[models]'" in done.stderr
     assert not (tmp_path / "ibis-out").exists()
+
+
+def test_a_window_has_a_name(use: Any, scan: Path, tmp_path: Path) -> None:
+    use()
+    assert run(scan, "--window", "Lung", "--out", tmp_path / "named") == 0
+    use()
+    assert run(scan, "--window", "-1350", "150", "--out", tmp_path / "given") == 0
+    assert recorded(tmp_path / "named").picture.window == recorded(tmp_path / "given").picture.window

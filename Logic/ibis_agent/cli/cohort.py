@@ -1,0 +1,263 @@
+"""`ibis-agent cohort SCANS --prompt … --out DIR`: one question to many scans, by worker processes that load once.
+
+Every scan has a folder of its own in DIR, which appears when all of it is there; what is there is not done again, so
+that a cohort goes on after any kill with the same command. A scan that cannot be used is one line, and the rest goes
+on. What a worker does is in cohort_worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import multiprocessing.connection
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from ibis_agent import files
+from ibis_agent.cli import terminal
+from ibis_agent.cli.claim import Claim
+from ibis_agent.cli.cohort_job import Question, load_models
+from ibis_agent.cli.cohort_result import Result
+from ibis_agent.cli.cohort_scans import Entry, entries_of
+from ibis_agent.cli.cohort_worker import WORKING, work
+from ibis_agent.cli.options import SOME_FAILED
+from ibis_agent.errors import InputError
+from ibis_agent.fields import read_json
+from ibis_agent.record.cohort_page import write_cohort_page, write_table
+
+COHORT_NAME, TABLE_NAME, PAGE_NAME = "cohort.json", "measures.csv", "index.html"
+_SCHEMA = "ibis-cohort/1"
+_AHEAD = 2  # entries that a worker has: the one in hand, and the one it reads meanwhile
+_BETWEEN = 10.0  # seconds between two writings of table and page
+
+Start = Callable[[Question, Path, int], tuple[Connection, Callable[[], None]]]
+
+
+class Worker:
+    """A worker as its cohort sees it: the entries that it has, first the one in hand."""
+
+    def __init__(self, asked: Question, out: Path, number: int, start: Start) -> None:
+        self.number, self.entries = number, deque[Entry]()
+        self.pipe, self._end = start(asked, out, number)
+
+    def give(self, entry: Entry) -> None:
+        with contextlib.suppress(OSError):  # it has just died; that is told when its answer is waited for
+            self.pipe.send(entry)
+        self.entries.append(entry)
+
+    def end(self) -> None:
+        self.pipe.close()
+        self._end()
+
+
+class Cohort:
+    """The scans, what is known of each, and the files of all of them.
+
+    out: made if it is not there. Raises InputError where it holds a cohort that was asked something else.
+    """
+
+    def __init__(self, entries: list[Entry], asked: Question, out: Path) -> None:
+        self.entries, self.asked, self.out = entries, asked, out
+        self.results: dict[str, Result] = {}
+        files.check_writable_folder(out)
+        self._check_same()
+        for entry in entries:
+            found = Result.load(out / entry.name)
+            if found is not None and not found.error:
+                self.results[entry.name] = replace(found, scan=entry.scan)
+        self.already = len(self.results)
+        self._written = 0.0
+
+    @property
+    def todo(self) -> list[Entry]:
+        return [entry for entry in self.entries if entry.name not in self.results]
+
+    def run(
+        self, workers: int, start: Start, tell: Callable[[Result, int], object] = lambda result, done: None
+    ) -> None:
+        """Do what is to do. tell: gets every result, and how many scans are done. Raises what loading raises, and
+        OutputError where another cohort is at work in the folder.
+        """
+        claim = Claim(self.out)
+        waiting = deque(self.todo)
+        for leftover in self.out.glob(f"{WORKING}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        at_work = [Worker(self.asked, self.out, n, start) for n in range(min(workers, len(waiting)))]
+        try:
+            while any(worker.entries for worker in at_work) or waiting:
+                for worker in at_work:
+                    while waiting and len(worker.entries) < _AHEAD:
+                        worker.give(waiting.popleft())
+                for worker, told in _heard(at_work):
+                    if told is None:  # it died, most likely for want of memory; the scan in hand is blamed
+                        self._replace(worker, at_work, waiting, start, tell)
+                    elif told[0] == "failed":
+                        raise told[1]
+                    elif told[0] != "ready":
+                        entry = worker.entries.popleft()
+                        done = told[1]
+                        result = (
+                            Result(
+                                entry.name, entry.scan, self._question(entry), error=terminal.one_line(done)
+                            )
+                            if isinstance(done, str)
+                            else Result(**done)
+                        )
+                        self._keep(result, tell)
+        finally:
+            for worker in at_work:
+                worker.end()
+            self.write()
+            claim.release()
+
+    def write(self) -> None:
+        """Table and page of what is known. Raises OutputError."""
+        known = [self.results[entry.name].to_json() for entry in self.entries if entry.name in self.results]
+        write_table(self.out / TABLE_NAME, known)
+        question = self.asked.base.question or "Several questions"
+        write_cohort_page(self.out / PAGE_NAME, question, known, len(self.entries) - len(known))
+        self._written = time.monotonic()
+
+    def _keep(self, result: Result, tell: Callable[[Result, int], object]) -> None:
+        self.results[result.name] = result
+        if time.monotonic() - self._written > _BETWEEN:
+            self.write()
+        tell(result, len(self.results))
+
+    def _replace(
+        self,
+        worker: Worker,
+        at_work: list[Worker],
+        waiting: deque[Entry],
+        start: Start,
+        tell: Callable[[Result, int], object],
+    ) -> None:
+        worker.end()
+        at_work.remove(worker)
+        if worker.entries:
+            entry = worker.entries.popleft()
+            text = "the process that worked on it ended; was there too little memory?"
+            self._keep(Result(entry.name, entry.scan, self._question(entry), error=text), tell)
+        waiting.extendleft(reversed(worker.entries))
+        if waiting:
+            at_work.append(Worker(self.asked, self.out, worker.number, start))
+
+    def _question(self, entry: Entry) -> str:
+        return entry.question or self.asked.base.question or ""
+
+    def _check_same(self) -> None:
+        """What decides over the results is kept beside them: answers to two questions are not mixed."""
+        path = self.out / COHORT_NAME
+        now = {"schema": _SCHEMA, **json.loads(json.dumps(_deciding(self.asked), default=str))}
+        if path.exists():
+            before = read_json(path)
+            other = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
+            if other:
+                raise InputError(
+                    "the folder holds a cohort that was asked otherwise",
+                    file=path,
+                    value=", ".join(other),
+                    remedy="Choose another --out, or ask the same.",
+                )
+        files.write_json(path, now)
+
+
+def _deciding(asked: Question) -> dict[str, Any]:
+    base = asked.base
+    said = {key: getattr(base, key) for key in (
+        "question", "plane", "index", "window", "orientation", "modality", "segmenter", "segmenter_config", "precision",
+        "max_turns", "max_repeats", "history", "mask_formats", "review",
+    )}  # fmt: skip
+    return {
+        **said,
+        "policy": base.policy,
+        "volume": asked.volume,
+        "looks": asked.looks,
+        "follow": asked.follow,
+    }
+
+
+def _heard(workers: list[Worker]) -> Iterator[tuple[Worker, Any]]:
+    """What workers said, waiting for at least one; None from one that is gone."""
+    pipes = {worker.pipe: worker for worker in workers}
+    for pipe in multiprocessing.connection.wait(list(pipes)):
+        worker = pipes[pipe]  # type: ignore[index]
+        try:
+            yield worker, worker.pipe.recv()
+        except (EOFError, OSError):
+            yield worker, None
+
+
+def start_process(
+    asked: Question, out: Path, number: int, load: Callable[[Question], Any] = load_models
+) -> tuple[Connection, Callable[[], None]]:
+    """A worker as a process of its own; the pipe to it, and what ends it. load: gives policy and segmenter."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs, asked, out, number, load), daemon=True)
+    process.start()
+    theirs.close()  # so that its end is noticed
+
+    def end() -> None:
+        process.join(timeout=1)  # it ends by itself when the pipe closes, unless it is in the midst of a scan
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+    return ours, end
+
+
+def run_cohort(asked: Question, options: argparse.Namespace) -> int:
+    """The command. asked: what the scans are asked."""
+    entries = entries_of(options.scans)
+    if not asked.base.question and not all(entry.question for entry in entries):
+        raise InputError("there is no question", remedy="Add --prompt, or a column prompt to the manifest.")
+    if options.workers < 1:
+        raise InputError("there must be a worker", value=options.workers, remedy="Give --workers 1 or more.")
+    screen = terminal.Screen(quiet=options.quiet or options.json)
+    cohort = Cohort(entries, asked, options.out)
+    if cohort.already:
+        screen.line(f"{cohort.already} of {len(entries)} scans are done already")
+    begun = time.monotonic()
+
+    def tell(result: Result, done: int) -> None:
+        if options.json:
+            told = {key: value for key, value in result.to_json().items() if key != "thumbnail"}
+            print(json.dumps({"event": "scan", "done": done, "of": len(entries), **told}), flush=True)
+        left = (time.monotonic() - begun) / (done - cohort.already) * (len(entries) - done)
+        count = screen.dim(f"[{done}/{len(entries)}]")
+        if result.error:
+            screen.line(
+                f"{count} {terminal.one_line(result.name)}  {screen.bad(terminal.one_line(result.error))}"
+            )
+            return
+        words = terminal.one_line(result.answer) or result.status
+        rest = f"doubt {result.doubt:.2f}, {result.seconds:.1f} s; {_duration(left)} left"
+        screen.line(f"{count} {terminal.one_line(result.name)}  {words}  {screen.dim(rest)}")
+
+    cohort.run(options.workers, start_process, tell)
+    failed = sum(bool(result.error) for result in cohort.results.values())
+    if options.json:
+        summary = {"event": "done", "scans": len(entries), "failed": failed}
+        summary |= {"table": str(options.out / TABLE_NAME), "page": str(options.out / PAGE_NAME)}
+        print(json.dumps(summary), flush=True)
+    screen.line(
+        f"{len(entries) - failed} of {len(entries)} scans done" + (f", {failed} failed" if failed else "")
+    )
+    for name in (TABLE_NAME, PAGE_NAME):
+        screen.line(f"  {terminal.one_line(options.out / name)}")
+    return SOME_FAILED if failed else 0
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

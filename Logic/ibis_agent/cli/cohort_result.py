@@ -1,0 +1,125 @@
+"""What a cohort keeps of one scan: the answer, the measures, how doubtful it is, a thumbnail."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ibis_agent import files
+from ibis_agent.errors import InputError
+from ibis_agent.fields import read_json
+from ibis_agent.mask.measurements import Measurements, measure
+from ibis_agent.record.recorded_slices import RecordedSlice, recorded_slices
+from ibis_agent.record.review_pictures import read_png
+
+if TYPE_CHECKING:
+    from ibis_agent.cli.cohort_job import Job
+    from ibis_agent.cli.cohort_scans import Entry
+
+RESULT_NAME = "result.json"
+_THUMBNAIL = 160
+_CYAN = np.array([40, 215, 230], np.float64)
+MEASURES = tuple(Measurements.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One scan's line in the table and its card on the page. With an `error` there is nothing else.
+
+    doubt: 0 to 1: what the segmenter's own scores lack of 1, over the slices of the mask; 1 where the run paused or
+    nothing was found.
+    """
+
+    name: str
+    scan: str
+    question: str = ""
+    answer: str = ""
+    status: str = ""
+    doubt: float = 1.0
+    measurements: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    thumbnail: str = ""
+    error: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def save(self, folder: Path) -> None:
+        """Write it into the scan's folder, the last file there. Raises OutputError."""
+        files.write_json(folder / RESULT_NAME, self.to_json())
+
+    @classmethod
+    def load(cls, folder: Path) -> Result | None:
+        """The result of a scan that is done; None where it is not, or is damaged."""
+        try:
+            return cls(**read_json(folder / RESULT_NAME))
+        except (InputError, TypeError):
+            return None
+
+
+def result_of(entry: Entry, job: Job, seconds: float) -> Result:
+    """The result of a run that was finished and written."""
+    record = job.record()
+    slices = recorded_slices(record)
+    values, ct = job.values()
+    status = str(record.get("status") or "")
+    return Result(
+        name=entry.name,
+        scan=entry.scan,
+        question=str(record["question"]),
+        answer=str(record.get("answer") or ""),
+        status=status,
+        doubt=1.0 if status == "paused" else round(_doubt(record, slices), 4),
+        measurements=_measured(record, slices, values, ct).to_json(),
+        seconds=round(seconds, 2),
+        thumbnail=_thumbnail(max(slices, key=lambda each: int(each.mask.sum()))),
+    )
+
+
+def _doubt(record: Mapping[str, Any], slices: list[RecordedSlice]) -> float:
+    if "slices" in record:
+        scores = [each.row.get("score") for each in slices if each.mask.any()]
+    else:
+        scores = [step.get("score") for step in record["steps"] if step.get("score") is not None][-1:]
+    known = [float(score) for score in scores if score is not None]
+    return min(1.0, max(0.0, 1.0 - float(np.mean(known)))) if known else 1.0
+
+
+def _measured(
+    record: Mapping[str, Any], slices: list[RecordedSlice], values: np.ndarray | None, ct: bool
+) -> Measurements:
+    one = slices[0].geometry
+    if "slices" not in record:
+        in_plane = None if one.row_mm is None or one.col_mm is None else (one.row_mm, one.col_mm)
+        return measure(slices[0].mask, in_plane)
+    volume = np.zeros(one.shape, np.uint8)
+    for each in slices:
+        each.geometry.embed_mask(each.mask, volume)
+    return measure(volume, np.linalg.norm(one.affine[:3, :3], axis=0).tolist(), one.axis, values, ct)
+
+
+def _thumbnail(shown: RecordedSlice) -> str:
+    """The largest slice with its mask tinted and outlined, as base64 of a small PNG."""
+    from PIL import Image
+    from scipy import ndimage
+
+    geometry = shown.geometry
+    pixels = read_png(shown.picture["png"], geometry.height, geometry.width)
+    rgb = np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
+    width, height = geometry.width * (geometry.col_mm or 1.0), geometry.height * (geometry.row_mm or 1.0)
+    scale = _THUMBNAIL / max(width, height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BILINEAR)).astype(np.float64)
+    mask = np.asarray(Image.fromarray(shown.mask.astype(np.uint8) * 255).resize(size)) > 127
+    edge = mask & ~ndimage.binary_erosion(mask)
+    for where, share in ((mask, 0.35), (edge, 0.6)):
+        small[where] = (1 - share) * small[where] + share * _CYAN
+    buffer = io.BytesIO()
+    Image.fromarray(small.astype(np.uint8)).quantize(128).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,158 @@
+"""Which scans a cohort is: a folder, a glob, or a manifest (CSV, JSON, Parquet), as a list of entries.
+
+Only names are looked at here; a scan that cannot be read is told when its turn comes, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ibis_agent.errors import InputError
+from ibis_agent.fields import read_json
+from ibis_agent.scan.checks import suffix_of
+
+_VOLUMES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".npz")
+_PICTURES = (".png", ".jpg", ".jpeg")
+_DICOM = (".dcm", ".ima")
+_MANIFESTS = (".csv", ".json", ".parquet")
+_COLUMNS = "scan (a path), and if wanted name, prompt, series"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One scan of a cohort.
+
+    Attributes:
+        name: of its folder in the results; different for every entry.
+        scan: file or DICOM folder.
+        question: its own; empty for the cohort's.
+        series: which series of a DICOM folder; empty where there is one.
+    """
+
+    name: str
+    scan: str
+    question: str = ""
+    series: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def entries_of(source: str) -> list[Entry]:
+    """The scans that `source` names, in a fixed order. Raises InputError where it names none."""
+    path = Path(source)
+    if path.is_file() and path.suffix.lower() in _MANIFESTS:
+        found = list(_from_manifest(path))
+    elif path.is_dir():
+        found = [(_plain(scan, path), str(scan), "", "") for scan in scans_in(path)]
+    else:
+        # A pattern may name what lies beside scans too; of a folder of DICOM files it names the folder.
+        matched = [Path(each) for each in sorted(glob.glob(source, recursive=True))]
+        scans = [
+            each for each in matched if each.is_dir() or suffix_of(each) in (*_VOLUMES, *_PICTURES, *_DICOM)
+        ]
+        root = _common(scans)
+        found = [(_plain(scan, root), str(scan), "", "") for scan in scans]
+    if not found:
+        raise InputError(
+            "there are no scans",
+            file=source,
+            remedy="Give a folder of scans, a pattern in quotes, or a manifest (CSV, JSON, Parquet).",
+        )
+    taken: dict[str, int] = {}
+    entries = []
+    for name, scan, question, series in found:
+        taken[name] = taken.get(name, 0) + 1
+        unique = name if taken[name] == 1 else f"{name}-{taken[name]}"
+        entries.append(Entry(unique, scan, question, series))
+    if len({each.name for each in entries}) < len(entries):
+        raise InputError("two scans of the manifest have one name", file=source, remedy="Name them apart.")
+    return entries
+
+
+def scans_in(root: Path) -> Iterator[Path]:
+    """Scan files below a folder, and the folders that hold DICOM files, sorted by name."""
+    here = sorted(root.iterdir())
+    files = [each for each in here if each.is_file() and not each.name.startswith(".")]
+    if any(_is_dicom(each) for each in files):
+        yield root
+    for path in here:
+        if path.is_dir() and not path.name.startswith("."):
+            yield from scans_in(path)
+        elif suffix_of(path) in (*_VOLUMES, *_PICTURES) and path in files:
+            yield path
+
+
+def _is_dicom(path: Path) -> bool:
+    if path.suffix.lower() in _DICOM:
+        return True
+    if path.suffix and not path.suffix[1:].isdigit():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def _from_manifest(path: Path) -> Iterator[tuple[str, str, str, str]]:
+    rows = _rows(path)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping) or not str(row.get("scan") or "").strip():
+            raise InputError(
+                f"row {number} of the manifest names no scan",
+                file=path,
+                remedy=f"Its columns are {_COLUMNS}.",
+            )
+        # Paths are meant from the manifest, wherever the command is given.
+        scan = path.parent / str(row["scan"]).strip()
+        texts = {key: str(row.get(key) or "").strip() for key in ("name", "prompt", "series")}
+        name = (
+            _plain(Path(texts["name"]), Path()) if texts["name"] else _plain(Path(str(row["scan"])), Path())
+        )
+        yield name, str(scan), texts["prompt"], texts["series"]
+
+
+def _rows(path: Path) -> Sequence[Any]:
+    kind = path.suffix.lower()
+    if kind == ".csv":
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as stream:
+                return list(csv.DictReader(stream))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise InputError("the manifest cannot be read", file=path, value=str(error)) from error
+    if kind == ".json":
+        rows = read_json(path, f"A manifest is a list of objects with {_COLUMNS}.")
+        rows = rows.get("scans") if isinstance(rows, dict) else rows
+        if not isinstance(rows, list):
+            raise InputError("the manifest is not a list", file=path, remedy=f"Its columns are {_COLUMNS}.")
+        return rows
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise InputError("reading Parquet needs pyarrow", file=path, remedy="pip install pyarrow") from error
+    try:
+        return list(parquet.read_table(path).to_pylist())
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError("the manifest cannot be read", file=path, value=str(error)) from error
+
+
+def _common(paths: Iterable[Path]) -> Path:
+    parents = [each.parent for each in paths]
+    if not parents:
+        return Path()
+    root = parents[0]
+    while not all(root == each or root in each.parents for each in parents):
+        root = root.parent
+    return root
+
+
+def _plain(path: Path, root: Path) -> str:
+    """A folder's name that says which scan it is: below the root, without the ending, nothing unusual in it."""
+    relative = path.relative_to(root) if root != path and root in path.parents else Path(path.name)
+    text = str(relative.with_name(relative.name.removesuffix(suffix_of(relative)) or relative.name))
+    return re.sub(r"[^\w.-]+", "_", text.replace("..", "_")).strip("._") or "scan"

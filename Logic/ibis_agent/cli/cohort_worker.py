@@ -1,0 +1,114 @@
+"""A worker of a cohort: loads the models once, answers one scan after the other, and reads the next one meanwhile.
+
+It talks through a pipe: entries come in, results go out; when the pipe closes it ends. Nothing is printed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import shutil
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from ibis_agent.cli.cohort_job import Job, Question, load_models
+from ibis_agent.cli.cohort_result import result_of
+from ibis_agent.cli.cohort_scans import Entry
+from ibis_agent.errors import IbisError
+
+WORKING = ".working-"
+Models = tuple[Any, Any]
+
+
+def work(
+    pipe: Connection,
+    asked: Question,
+    out: Path,
+    number: int = 0,
+    load: Callable[[Question], Models] = load_models,
+) -> None:
+    """Serve until the pipe closes. Sends ("ready",), then (name, result) for each entry; or ("failed", error)."""
+    with contextlib.suppress(ValueError):  # in a thread, as in tests, signals are the program's
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; who started us closes the pipe
+    with contextlib.suppress(EOFError, OSError):
+        try:
+            models = load(_on_own_card(asked, number))
+        except IbisError as error:
+            pipe.send(("failed", error))
+            return
+        pipe.send(("ready",))
+        prepared: queue.Queue[tuple[Entry, Job | str] | None] = queue.Queue(maxsize=1)
+        threading.Thread(target=_read_ahead, args=(pipe, asked, out, prepared), daemon=True).start()
+        while (each := prepared.get()) is not None:
+            entry, job = each
+            pipe.send((entry.name, job if isinstance(job, str) else _answer(entry, job, models, out)))
+
+
+def _read_ahead(
+    pipe: Connection, asked: Question, out: Path, prepared: queue.Queue[tuple[Entry, Job | str] | None]
+) -> None:
+    """Take entries from the pipe and read their scans, one ahead of the one that is worked on."""
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            entry: Entry = pipe.recv()
+            folder = out / f"{WORKING}{entry.name}"
+            shutil.rmtree(folder, ignore_errors=True)
+            base = replace(
+                asked.base,
+                scan=Path(entry.scan),
+                question=entry.question or asked.base.question,
+                series=entry.series or None,
+                out=folder,
+            )
+            prepared.put((entry, _guarded(partial(Job, replace(asked, base=base)))))
+    prepared.put(None)
+
+
+def _answer(entry: Entry, job: Job, models: Models, out: Path) -> Any:
+    """Work on one scan; its folder appears under its own name when all of it is there. A text is an error."""
+    begun = time.perf_counter()
+
+    def do() -> dict[str, Any]:
+        job.run(*models)
+        result = result_of(entry, job, time.perf_counter() - begun)
+        result.save(job.folder)
+        shutil.rmtree(out / entry.name, ignore_errors=True)
+        job.folder.rename(out / entry.name)
+        return result.to_json()
+
+    made = _guarded(do)
+    if isinstance(made, str):
+        shutil.rmtree(job.folder, ignore_errors=True)
+    return made
+
+
+def _guarded(do: Callable[[], Any]) -> Any:
+    """What is done, or one line that says why it cannot be."""
+    try:
+        return do()
+    except IbisError as error:
+        return str(error)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
+
+
+def _on_own_card(asked: Question, number: int) -> Question:
+    """Workers share out over the cards of a machine."""
+    if asked.base.device != "auto":
+        return asked
+    with contextlib.suppress(ImportError):
+        import torch
+
+        if torch.cuda.device_count() > 1:
+            device = f"cuda:{number % torch.cuda.device_count()}"
+            return replace(asked, base=replace(asked.base, device=device))
+    return asked

@@ -1,0 +1,100 @@
+"""What a cohort comes to: a CSV of measures, and a page of thumbnails with the most doubtful first.
+
+The page is markup without any script; every text of a scan is escaped, and only pictures inside the file are shown.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ibis_agent import files
+from ibis_agent.mask.measurements import Measurements
+from ibis_agent.record.review import resource, style_policy
+
+_MEASURES = tuple(Measurements.__dataclass_fields__)
+COLUMNS = ("name", "scan", "question", "answer", "status", "doubt", *_MEASURES, "seconds", "error")
+
+
+def write_table(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Measures as CSV, a line for each scan in the given order. Raises OutputError."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for each in results:
+        row = {**each, **each.get("measurements", {})}
+        if each["error"]:
+            row = {
+                **dict.fromkeys(COLUMNS, ""),
+                **{key: each[key] for key in ("name", "scan", "question", "error")},
+            }
+        writer.writerow({key: _plain(row.get(key)) for key in COLUMNS})
+    files.write_text(path, text.getvalue())
+
+
+def write_cohort_page(path: Path, question: str, results: Sequence[Mapping[str, Any]], left: int = 0) -> None:
+    """The page. left: scans that are not done yet. Raises OutputError.
+
+    results: with name, scan, answer, status, doubt, measurements, thumbnail, error each.
+    """
+    done = sorted(
+        (each for each in results if not each["error"]), key=lambda each: (-each["doubt"], each["name"])
+    )
+    failed = [each for each in results if each["error"]]
+    counts = [
+        f"{len(done)} done",
+        *([f"{len(failed)} failed"] if failed else []),
+        *([f"{left} to do"] if left else []),
+    ]
+    style = resource("review_page.css")
+    body = [
+        '<header class="top"><p class="brand"><span class="glyph" aria-hidden="true"></span>IBIS cohort</p>'
+        '<p class="warning">Research use only. Not for patients.</p></header><main class="cohort">',
+        f'<section class="asked"><h1 dir="auto">{html.escape(question)}</h1>'
+        f'<p class="outcome"><span class="chip">{", ".join(counts)}</span>'
+        "<span>the most doubtful first</span></p></section>",
+        '<ul class="cards">' + "".join(map(_card, done)) + "</ul>",
+    ]
+    if failed:
+        lines = "".join(
+            f"<dt>{html.escape(each['name'])}</dt><dd>{html.escape(each['error'])}</dd>" for each in failed
+        )
+        body.append(f'<details class="record" open><summary>Not done</summary><dl>{lines}</dl></details>')
+    title = html.escape(f"{question[:80]} – IBIS cohort")
+    files.write_text(
+        path,
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{html.escape(style_policy(style), quote=False)}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="robots" content="noindex">\n<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n'
+        + "\n".join(body)
+        + "\n</main>\n</body>\n</html>\n",
+    )
+
+
+def _card(each: Mapping[str, Any]) -> str:
+    lines = [line for line in Measurements(**each["measurements"]).lines() if line[0] != "Parts"][:3]
+    link = urllib.parse.quote(f"{each['name']}/review.html")
+    measures = " · ".join(html.escape(value) for _, value in lines)
+    picture = (
+        f'<img src="data:image/png;base64,{html.escape(each["thumbnail"])}" alt="">'
+        if each["thumbnail"]
+        else ""
+    )
+    return (
+        f'<li><a href="{link}">{picture}<strong dir="auto">{html.escape(each["name"])}</strong></a>'
+        f'<span class="doubt">doubt {each["doubt"]:.2f}</span><p dir="auto">{html.escape(each["answer"])}</p>'
+        f"<small>{measures}</small></li>"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A cell. What a spreadsheet would take for a formula gets an apostrophe before it."""
+    if value is None:
+        return ""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

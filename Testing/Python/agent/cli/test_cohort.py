@@ -1,0 +1,207 @@
+"""A cohort: which scans it is, what it leaves, that it goes on after a kill, and that one bad scan harms no other."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import scripted_cohort
+from dicom_files import write_series
+from ibis_agent.cli.cohort import Start, start_process
+from ibis_agent.cli.cohort_scans import Entry, entries_of
+from ibis_agent.cli.commands import main
+from ibis_agent.errors import InputError
+from ibis_agent.record.cohort_page import write_cohort_page, write_table
+
+PROGRAM = Path(scripted_cohort.__file__)
+
+
+def write_scan(path: Path, seed: int = 0, corner: int | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(-900, 900, (24, 20, 6), np.int16)
+    values[[0, -1, 0, -1], [0, -1, -1, 0]] = -900 if corner is None else corner
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([2.0, 2.0, 4.0, 1.0])), path)
+    return path
+
+
+@pytest.fixture()
+def scans(tmp_path: Path) -> Path:
+    """Four scans, one of them broken."""
+    folder = tmp_path / "scans"
+    for n, name in enumerate(("a", "b", "sub/c")):
+        write_scan(folder / f"{name}.nii.gz", n)
+    (folder / "bad.nii.gz").write_bytes(b"not a scan")
+    return folder
+
+
+PROCESSES = partial(start_process, load=scripted_cohort.load)
+
+
+def run(
+    scans: Path, out: Path, workers: int = 1, start: Start = scripted_cohort.start_thread
+) -> list[dict[str, str]]:
+    scripted_cohort.cohort(scans, out).run(workers, start)
+    return table(out)
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with (out / "measures.csv").open(newline="") as stream:
+        return [
+            {key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(stream)
+        ]
+
+
+def masks(out: Path) -> dict[str, np.ndarray]:
+    return {
+        path.parent.name: np.asarray(nibabel.load(path).dataobj) for path in sorted(out.glob("*/mask.nii.gz"))
+    }
+
+
+# ---- which scans -----------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_its_scans_and_its_dicom_folders(scans: Path) -> None:
+    (scans / "patient").mkdir()
+    write_series(scans / "patient" / "ct", np.ones((2, 4, 4)))
+    (scans / "notes.txt").write_text("not a scan")
+    found = entries_of(str(scans))
+    assert [each.name for each in found] == ["a", "b", "bad", "patient_ct", "sub_c"]
+    assert Path(found[3].scan).is_dir()
+
+
+def test_a_pattern_is_what_it_matches(scans: Path) -> None:
+    assert [each.name for each in entries_of(f"{scans}/**/[ac].nii.gz")] == ["a", "sub_c"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_a_manifest_names_scans_beside_it_with_questions_of_their_own(tmp_path: Path, kind: str) -> None:
+    rows = [
+        {"scan": "x/a.nii", "name": "one", "prompt": "Where is it?"},
+        {"scan": "y/a.nii", "name": "", "prompt": ""},
+        {"scan": "z/a.nii", "name": "../../etc", "prompt": ""},
+    ]
+    path = tmp_path / f"list.{kind}"
+    if kind == "csv":
+        with path.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    elif kind == "json":
+        path.write_text(json.dumps(rows))
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    found = entries_of(str(path))
+    assert found[0] == Entry("one", str(tmp_path / "x/a.nii"), "Where is it?")
+    assert found[1].name == "y_a" and "/" not in found[2].name and ".." not in found[2].name
+
+
+def test_what_names_no_scan_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("file\nct.nii\n")
+    for source in (tmp_path / "nothing", tmp_path / "list.csv", tmp_path / "*.nii"):
+        with pytest.raises(InputError, match="scan"):
+            entries_of(str(source))
+
+
+# ---- what it leaves --------------------------------------------------------------------------------------
+
+
+def test_every_scan_has_its_folder_and_a_bad_one_is_a_line(scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    rows = run(scans, out)
+    assert [row["name"] for row in rows] == ["a", "b", "bad", "sub_c"]
+    assert [bool(row["error"]) for row in rows] == [False, False, True, False]
+    for name in ("a", "b", "sub_c"):
+        names = {path.name for path in (out / name).iterdir()}
+        assert names == {"mask.nii.gz", "trajectory.json", "review.html", "result.json"}
+    assert rows[0]["answer"] == "It is there." and float(rows[0]["area"]) > 0 and rows[0]["unit"] == "mm"
+    page = (out / "index.html").read_text("utf-8")
+    assert 'href="sub_c/review.html"' in page and "<script" not in page and "bad.nii.gz" in page
+    assert not list(out.glob(".working-*"))
+
+
+def test_two_workers_leave_what_one_leaves(scans: Path, tmp_path: Path) -> None:
+    one, two = run(scans, tmp_path / "one"), run(scans, tmp_path / "two", 2, PROCESSES)
+    assert one == two
+    first, second = masks(tmp_path / "one"), masks(tmp_path / "two")
+    assert list(first) == list(second) == ["a", "b", "sub_c"]
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_killed_after_any_scan_it_goes_on_and_leaves_the_same(scans: Path, tmp_path: Path) -> None:
+    left_alone = run(scans, tmp_path / "alone")
+    out, path = tmp_path / "killed", os.pathsep.join(sys.path)
+    command = [sys.executable, str(PROGRAM), str(scans), str(out), "1"]
+    for _ in range(2):
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
+        ) as process:
+            assert process.stdout is not None
+            process.stdout.readline()  # one scan more is done, or all are
+            process.send_signal(signal.SIGKILL)
+    assert run(scans, out) == left_alone
+    for name, mask in masks(tmp_path / "alone").items():
+        np.testing.assert_array_equal(masks(out)[name], mask)
+    assert not list(out.glob(".working-*"))
+
+
+def test_what_is_done_is_not_done_again_and_a_mended_scan_is(scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(scans, out)
+    before = (out / "a" / "trajectory.json").stat().st_mtime_ns
+    write_scan(scans / "bad.nii.gz", 7)
+    cohort = scripted_cohort.cohort(scans, out)
+    assert [entry.name for entry in cohort.todo] == ["bad"]
+    rows = run(scans, out)
+    assert not any(row["error"] for row in rows)
+    assert (out / "a" / "trajectory.json").stat().st_mtime_ns == before
+
+
+def test_a_worker_that_dies_costs_the_scan_in_its_hands_alone(scans: Path, tmp_path: Path) -> None:
+    write_scan(scans / "b.nii.gz", 5, corner=1000)
+    rows = {row["name"]: row["error"] for row in run(scans, tmp_path / "out", 1, PROCESSES)}
+    assert "memory" in rows["b"] and not rows["a"] and not rows["sub_c"]
+
+
+def test_a_folder_with_another_question_is_refused(scans: Path, tmp_path: Path) -> None:
+    run(scans, tmp_path / "out")
+    arguments = ["cohort", str(scans), "--out", str(tmp_path / "out"), "--prompt", "Segment the spleen"]
+    assert main(arguments) == 2
+
+
+def test_without_any_question_it_is_refused(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["cohort", str(scans), "--out", str(tmp_path / "out")]) == 2
+    assert "--prompt" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_page_shows_texts_as_texts_and_the_most_doubtful_first(tmp_path: Path) -> None:
+    hostile = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
+    measured = {"voxels": 0, "parts": 0, "volume_ml": None, "area": 0.0, "area_slice": None, "longest": 0.0,
+                "perpendicular": 0.0, "diameter_slice": None, "longest_3d": None, "mean": None, "deviation": None,
+                "unit": "mm", "value_unit": ""}  # fmt: skip
+    common = {"scan": "=cmd()", "question": "q", "status": "ended", "measurements": measured, "seconds": 1.0}
+    results = [
+        {**common, "name": "sure", "answer": hostile, "doubt": 0.1, "thumbnail": hostile, "error": ""},
+        {**common, "name": hostile, "answer": "", "doubt": 0.9, "thumbnail": "", "error": ""},
+        {**common, "name": "failed", "answer": "", "doubt": 1.0, "thumbnail": "", "error": hostile},
+    ]
+    write_cohort_page(tmp_path / "index.html", hostile, results)
+    page = (tmp_path / "index.html").read_text("utf-8")
+    assert "<script" not in page and "<img src=x" not in page and "script-src" not in page
+    assert page.index("doubt 0.90") < page.index("doubt 0.10")
+    write_table(tmp_path / "measures.csv", results)
+    assert "'=cmd()" in (tmp_path / "measures.csv").read_text()
