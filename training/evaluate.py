@@ -214,7 +214,7 @@ def pictures_of(args: argparse.Namespace) -> Pictures:
         card_window=card.window,
         frame=card.frame,
     )
-    return labelled_data(args.data, args.label_names, choice, args.bad == "refuse")
+    return labelled_data(args.data, args.label_names, choice, args.bad == "refuse", args.store)
 
 
 def measures_of(args: argparse.Namespace, pictures: Pictures) -> Measures:

@@ -198,19 +198,24 @@ class Source:
         return self.choice.card_window if scan.window is None and scan.may_be_ct else None
 
     def _take(self, loaded: LoadedCase) -> None:
+        boxes = _boxes(loaded.labels)
         for name, values in loaded.structures.items():
             if self.choice.mask_values:
                 chosen = self.choice.mask_values
                 values = chosen if ANY in values else tuple(value for value in values if value in chosen)
             if not values or (self.choice.structures and name not in self.choice.structures):
                 continue
-            inside = loaded.labels != 0 if ANY in values else np.isin(loaded.labels, values)
-            if not inside.any():
+            found = [box for value, box in boxes.items() if ANY in values or value in values]
+            if not found:
                 continue
+            box = _around(found)
+            part = loaded.labels[box]
+            inside = part != 0 if ANY in values else np.isin(part, values)
             number = values[0] if len(values) == 1 and values[0] != ANY else None
+            region = _Region(loaded.labels.shape, box, inside, (loaded.case.mask, number))
             if name in self._regions:  # a second mask of the same structure
-                inside |= self._regions[name].whole()
-            self._regions[name] = _Region(inside, (loaded.case.mask, number))
+                region = region.joined(self._regions[name])
+            self._regions[name] = region
         self._absent += [
             name
             for name in loaded.absent
@@ -248,15 +253,31 @@ class Source:
 class _Region:
     """One structure's voxels, kept in the box around them."""
 
-    def __init__(self, inside: np.ndarray, origin: tuple[Path, int | None]) -> None:
-        self.shape, self.origin = inside.shape, origin
-        self._box = ndimage.find_objects(inside.astype(np.uint8))[0]
-        self._part = inside[self._box].copy()
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        box: tuple[slice, ...],
+        part: np.ndarray,
+        origin: tuple[Path, int | None],
+    ) -> None:
+        self.shape, self.origin = shape, origin
+        self._box, self._part = box, part
 
     def whole(self) -> np.ndarray:
         inside = np.zeros(self.shape, bool)
         inside[self._box] = self._part
         return inside
+
+    def joined(self, other: _Region) -> _Region:
+        """The voxels of both, with this one's origin."""
+        box = _around([self._box, other._box])
+        part = np.zeros([each.stop - each.start for each in box], bool)
+        for region in (self, other):
+            within = [
+                slice(b.start - a.start, b.stop - a.start) for a, b in zip(box, region._box, strict=True)
+            ]
+            part[tuple(within)] |= region._part
+        return _Region(self.shape, box, part, self.origin)
 
     def areas(self, axis: int) -> np.ndarray:
         """Pixels in each slice across an axis."""
@@ -281,11 +302,27 @@ class _Region:
         return np.ascontiguousarray(dataclasses.replace(geometry, shape=shape, index=0).extract(plane))
 
 
+def _boxes(labels: np.ndarray) -> dict[int, tuple[slice, ...]]:
+    """Value → the box around its voxels, of all values but zero; one pass over the labels."""
+    low, high = int(labels.min()), int(labels.max())
+    if low >= 0 and high < 2**16:
+        return {n: box for n, box in enumerate(ndimage.find_objects(labels), 1) if box is not None}
+    values, places = np.unique(labels, return_inverse=True)  # few values, but large or negative ones
+    found = ndimage.find_objects(places.reshape(labels.shape) + 1)
+    return {int(value): box for value, box in zip(values, found, strict=True) if value}
+
+
+def _around(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
+    """The box around several."""
+    sides = zip(*boxes, strict=True)
+    return tuple(slice(min(s.start for s in side), max(s.stop for s in side)) for side in sides)
+
+
 def digest_of(scan: Scan) -> str:
     """32 hexadecimal digits for the voxels of a scan: the same whatever file and whole-number type hold them."""
     digest = hashlib.blake2b(str(scan.voxels.shape).encode(), digest_size=16)
-    for part in scan.voxels:  # by slabs: a whole volume is not copied
-        digest.update(np.ascontiguousarray(part, dtype=np.float32).tobytes())
+    for n in range(scan.voxels.shape[-1]):  # by slabs, as NIfTI lies in memory: a whole volume is not copied
+        digest.update(np.asfortranarray(scan.voxels[..., n], dtype=np.float32).tobytes("F"))
     return digest.hexdigest()
 
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from training.common.pictures import PHANTOM_WINDOW, Choice, Group, Shown, Source, groups_of
 from training.common.questions import question
+from training.common.store import Kept, opened
 
 SMALLEST = 0.0011  # share of the picture: slivers below are neither asked for nor counted as absent
 MOST_PHANTOMS = 100_000  # of one seed; the next one's begin behind them
@@ -98,14 +99,21 @@ class LabelledData:
         scans: digest of each scan → its name.
     """
 
-    def __init__(self, cases: Sequence[Case], choice: Choice, problems: Sequence[Problem] = ()) -> None:
-        """What cannot be used is in `problems` afterwards."""
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        choice: Choice,
+        problems: Sequence[Problem] = (),
+        store: Path | None = None,
+    ) -> None:
+        """What cannot be used is in `problems` afterwards. A scan that the `store` holds is not read."""
+        self._store = store
         self.problems = list(problems)
         self.questions: int | None = None
         self._choice = choice
         self._groups = groups_of(cases)
         self._places: list[tuple[int, tuple[str, int]]] = []
-        self._held: tuple[int, Source] | None = None
+        self._held: tuple[int, Source | Kept] | None = None
         self.scans: dict[str, str] = {}
         for number, group in enumerate(tqdm(self._groups, desc="reading", mininterval=2, leave=False)):
             try:
@@ -145,20 +153,22 @@ class LabelledData:
     def wording(self, structure: str, rng: np.random.Generator) -> str:
         return f"Segment the {structure}"
 
-    def _read(self, number: int) -> Source:
+    def _read(self, number: int) -> Source | Kept:
         if self._held is None or self._held[0] != number:
             self._held = None  # before the next scan takes its memory
-            self._held = (number, Source(self._groups[number], self._choice))
+            self._held = (number, opened(self._groups[number], self._choice, self._store))
         return self._held[1]
 
 
-def labelled_data(source: Path, names: Path | None, choice: Choice, strict: bool) -> LabelledData:
+def labelled_data(
+    source: Path, names: Path | None, choice: Choice, strict: bool, store: Path | None = None
+) -> LabelledData:
     """A folder or manifest as ibis_agent.cases.cases understands it; strict refuses data with any problem.
 
     Raises InputError.
     """
     cases, problems = read_cases(source, names)
-    found = LabelledData(cases, choice, problems)
+    found = LabelledData(cases, choice, problems, store)
     if strict or not len(found):
         refuse(found.problems)
     if not len(found):
@@ -185,7 +195,7 @@ def labelled_scan(scan: Path, labels: Path, names: Path, card: ModelCard) -> Lab
     return found
 
 
-def _shown(source: Source, place: tuple[str, int]) -> Shown:
+def _shown(source: Source | Kept, place: tuple[str, int]) -> Shown:
     shown = source.show(place)
     if isinstance(shown, Problem):
         raise InputError(shown.text, file=shown.file)

@@ -25,6 +25,8 @@ class TaskSettings:
         phantoms: so many phantom pictures of the seed `phantom_seed`, from its number `first` on.
         cases: a folder or manifest of cases (training/cases.py) instead of phantoms.
         per_volume: slices of each volume among the cases, evenly spread; 0: all that show something.
+        store: a folder that keeps the pictures of cases, see training.common.store; without one they are all read
+            at every start, and kept in memory.
         absent: share of the questions about what a picture does not show.
     """
 
@@ -33,6 +35,7 @@ class TaskSettings:
     first: int = setting(0, least=0)
     cases: Path | None = None
     per_volume: int = setting(8, least=0)
+    store: Path | None = None
     absent: float = setting(0.125, least=0, most=0.9)
 
 

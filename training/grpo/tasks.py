@@ -5,7 +5,7 @@
     tasks.every(per_picture=2, seed=1)                        # a fixed list, for measuring
 
 Phantoms are made when they are first needed. Of cases, the chosen slices are cut once, at the start, one scan
-at a time, and kept in little memory. Rollouts over them are in rollouts.
+at a time, and kept in little memory, or in a store on the disk (training.common.store).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from training.common.pictures import Choice, Group, Shown, Source, groups_of, phantom_groups
 from training.common.questions import question
+from training.common.store import Kept, opened
 from training.rollouts.roller import Question
 
 PHANTOM = Choice()
@@ -90,34 +91,46 @@ def phantom_tasks(count: int, seed: int, first: int = 0) -> Tasks:
     return Tasks(pictures, "", {f"phantom-{group.phantom}": group.key for group in groups})
 
 
-def case_tasks(manifest: Path, choice: Choice | None = None) -> Tasks:
+def case_tasks(manifest: Path, choice: Choice | None = None, store: Path | None = None) -> Tasks:
     """The pictures of a manifest or a folder of cases. What cannot be used is told on the way.
 
-    Raises InputError where nothing can be.
+    With a `store` they stay on the disk, and scans that it holds are not read.
+
+    Raises InputError where nothing can be asked.
     """
     cases, problems = read_cases(manifest)
-    kept: list[_Kept] = []
+    pictures: list[Callable[[], Shown]] = []
     scans: dict[str, str] = {}
+    digest = hashlib.sha256()
     for group in tqdm(groups_of(cases), desc="reading", mininterval=2, leave=False):
-        source = Source(group, choice or Choice())
+        source = opened(group, choice or Choice(), store)
         problems += source.problems
         if source.places:
             scans[source.scan] = group.key
+        if isinstance(source, Kept):
+            digest.update(source.digest.encode())
+            pictures += [functools.partial(_of, source, place) for place in source.usable]
+            continue
         for place in source.places:
             shown = source.show(place)
             if isinstance(shown, Problem):
                 problems.append(shown)
             else:
-                kept.append(_Kept(shown))
+                small = _Small(shown)
+                small.tell(digest.update)
+                pictures.append(small.whole)
     for problem in problems:
         print(f"{problem.kind}: {problem}", file=sys.stderr)
-    digest = hashlib.sha256()
-    for each in kept:
-        each.tell(digest.update)
-    return Tasks([each.whole for each in kept], digest.hexdigest(), scans)
+    return Tasks(pictures, digest.hexdigest(), scans)
 
 
-class _Kept:
+def _of(source: Kept, place: tuple[str, int]) -> Shown:
+    shown = source.show(place)
+    assert isinstance(shown, Shown)
+    return shown
+
+
+class _Small:
     """A picture in little memory: a grey one with one channel, masks as bits."""
 
     def __init__(self, shown: Shown) -> None:

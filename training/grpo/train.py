@@ -406,7 +406,7 @@ def tasks_of(settings: TaskSettings, card: ModelCard) -> Tasks:
         choice = Choice(
             per_plane=settings.per_volume, orientation=card.orientation.value, card_window=card.window
         )
-        return case_tasks(settings.cases, choice)
+        return case_tasks(settings.cases, choice, settings.store)
     return phantom_tasks(settings.phantoms, settings.phantom_seed, settings.first)
 
 

@@ -8,11 +8,9 @@ from pathlib import Path
 from ibis_agent.cases.case import Problem
 from ibis_agent.cases.cases import read_cases
 from ibis_agent.errors import InputError
-from ibis_agent.policy.card import load_card
-from ibis_agent.scan.geometry import PLANES, Orientation
-from ibis_agent.scan.picture import check_window
 
-from training.common.pictures import Choice, Group, groups_of, phantom_groups
+from training.common.choices import add_choice, choice_of
+from training.common.pictures import Group, groups_of, phantom_groups
 from training.common.processes import Shard
 from training.common.questions import NEVER_PRESENT
 from training.trajectories import templates
@@ -38,28 +36,8 @@ def arguments(description: str = "") -> argparse.ArgumentParser:
     add("--strict", action="store_true", help="refuse bad data instead of skipping it")
     add("--image", type=Path, help="a single scan or picture, with --mask (and --names) instead of a source")
     add("--mask", type=Path)
-    which = parser.add_argument_group("which pictures and structures").add_argument
-    which(
-        "--planes",
-        "--slice-axis",
-        nargs="+",
-        default=["axial"],
-        choices=PLANES,
-        metavar="PLANE",
-        help=", ".join(PLANES),
-    )
-    which("--slices", "--slice-idx", default="shown", help='"shown", "all", or numbers such as 12,14,16')
-    which("--every", type=int, default=1, help="only every so manieth of these slices")
-    which("--per-plane", type=int, default=0, help="at most so many slices of a scan, evenly spread")
-    which("--structures", nargs="+", default=[], help="names; default: all")
-    which("--mask-value", type=int, nargs="+", default=[], help="values of the masks; default: all")
+    which = add_choice(parser).add_argument
     which("--per-picture", type=int, default=0, help="structures of a picture, at random; default: all")
-    which("--least-area", type=float, default=0.001, help="share of the picture that a structure covers")
-    which("--reverse-mask", action="store_true", help="masks of pictures show the structure in black")
-    which("--window-min", type=float, help="for all scans; default: their own, or as the agent chooses")
-    which("--window-max", type=float)
-    which("--orientation", choices=[each.value for each in Orientation])
-    which("--card", type=Path, help="a policy's folder: its orientation and window")
     which("--absent-share", type=float, default=0.1, help="share of questions about what is not there")
     which("--absent", nargs="*", default=None, help="names that no picture shows, for such questions")
     which("--question", default="", help='such as "Segment the {structure}"; default: many wordings')
@@ -86,31 +64,10 @@ def arguments(description: str = "") -> argparse.ArgumentParser:
 def work_of(args: argparse.Namespace) -> Work:
     """The options, checked. Raises InputError."""
     _check(args)
-    window = card_window = None
-    orientation = Orientation.RADIOLOGICAL.value
-    if args.card is not None:
-        card = load_card(args.card)
-        orientation, card_window = card.orientation.value, card.window
-    if (args.window_min is None) != (args.window_max is None):
-        raise InputError("a window has two ends", remedy="Give --window-min and --window-max.")
-    if args.window_min is not None:
-        window = check_window((args.window_min, args.window_max))
     published = args.as_published
     return Work(
         out=args.out,
-        choice=Choice(
-            planes=tuple(args.planes),
-            slices=args.slices,
-            every=args.every,
-            per_plane=args.per_plane,
-            structures=tuple(args.structures),
-            mask_values=tuple(args.mask_value),
-            least_area=args.least_area,
-            orientation=args.orientation or orientation,
-            window=window,
-            reverse_mask=args.reverse_mask,
-            card_window=card_window,
-        ),
+        choice=choice_of(args),
         recipe=Recipe(
             iou_threshold=args.iou_threshold,
             max_steps=args.max_steps,
@@ -134,6 +91,7 @@ def work_of(args: argparse.Namespace) -> Work:
         segmenter=args.segmenter,
         config=args.config,
         device=args.device,
+        store=args.store,
         root=None if args.source is None else args.source if args.source.is_dir() else args.source.parent,
     )
 
@@ -142,10 +100,7 @@ def _check(args: argparse.Namespace) -> None:
     for name, low, high in (
         ("seed", 0, 10**9),
         ("workers", 1, 1024),
-        ("every", 1, 10**6),
-        ("per_plane", 0, 10**6),
         ("per_picture", 0, 10**6),
-        ("least_area", 0.0, 0.9),
         ("absent_share", 0.0, 0.95),
         ("iou_threshold", 0.01, 1.01),
         ("max_steps", 1, 1000),
@@ -162,9 +117,6 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(
             "--question never names the structure", value=args.question, remedy="Put {structure} into it."
         )
-    numbers = args.slices.split(",")
-    if args.slices not in ("shown", "all") and not all(word.strip().isdigit() for word in numbers):
-        raise InputError("--slices must be shown, all, or numbers such as 12,14", value=args.slices)
     sources = [args.source is not None, args.phantoms is not None, args.image is not None]
     if sum(sources) != 1 or (args.image is None) != (args.mask is None):
         raise InputError(

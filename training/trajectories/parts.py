@@ -34,6 +34,7 @@ from ibis_agent.run.episode import Step
 from training.common import questions
 from training.common.pictures import Choice, Group, Shown, Source
 from training.common.processes import end_with_parent
+from training.common.store import Kept, opened
 from training.trajectories import expert
 
 
@@ -51,6 +52,7 @@ class Work:
         trajectories: also write every run as ibis-trajectory/1.
         seed: of everything that is drawn.
         segmenter, config, device: what segmenter.open takes.
+        store: a folder of pictures shared with other commands, see training.common.store.
         root: folder of the source; the published form names files relative to it.
     """
 
@@ -66,6 +68,7 @@ class Work:
     segmenter: Path | None = None
     config: str | None = None
     device: str = "auto"
+    store: Path | None = None
     root: Path | None = None
 
     def called(self, file: Path) -> str:
@@ -80,7 +83,7 @@ class Bench:
 
     def __init__(self, work: Work, segmenter: Any) -> None:
         self.work, self.segmenter = work, segmenter
-        self._read: tuple[str, Source] | None = None
+        self._read: tuple[str, Source | Kept] | None = None
 
     def pictures(self, number: int, group: Group, share: tuple[int, int]) -> Iterator[tuple[int, int]]:
         """Do every n-th picture of a group that is not done yet; yields (done, of how many) after each.
@@ -99,13 +102,13 @@ class Bench:
             problems = [vars(each) for each in source.problems]
             write_part(self.work.out, group_name(number), {"pictures": len(names), "problems": problems})
 
-    def _source(self, group: Group) -> Source:
+    def _source(self, group: Group) -> Source | Kept:
         if self._read is None or self._read[0] != group.key:
             self._read = None  # before the next scan takes its memory
-            self._read = (group.key, Source(group, self.work.choice))
+            self._read = (group.key, opened(group, self.work.choice, self.work.store))
         return self._read[1]
 
-    def _picture(self, source: Source, n: int, number: int) -> dict[str, Any]:
+    def _picture(self, source: Source | Kept, n: int, number: int) -> dict[str, Any]:
         shown = source.show(source.places[n])
         if isinstance(shown, Problem):
             return {"samples": [], "published": [], "left_out": [], "problems": [vars(shown)]}

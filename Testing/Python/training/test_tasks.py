@@ -17,6 +17,7 @@ pytest.importorskip("sam2")
 
 from ibis_agent.cases.cases import read_cases
 
+from training.common import store
 from training.common.pictures import Choice, Shown, Source, groups_of
 from training.grpo import tasks
 
@@ -49,7 +50,7 @@ def test_cases_are_cut_at_the_start_and_no_scan_stays(
             if self._scan is not None:
                 scans.append(weakref.ref(self._scan.voxels))
 
-    monkeypatch.setattr(tasks, "Source", Watched)
+    monkeypatch.setattr(store, "Source", Watched)
     choice = Choice(per_plane=4)
     made = tasks.case_tasks(folder, choice)
     gc.collect()

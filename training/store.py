@@ -1,0 +1,63 @@
+"""Cut the pictures of scans and keep them on the disk, for trajectories, GRPO and evaluation.
+
+    python -m training.store SCANS --out build/store --workers 8
+    python -m training.store SCANS --out build/store --shard 2/8      # reads one scan in eight, on any machine
+
+Those commands do it themselves with --store (GRPO: tasks.store); this one does it ahead of time, with many
+processes. The options must be the same as theirs, for they decide what is cut: what another choice needs is cut
+anew. How it is kept: training/common/store.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from ibis_agent.cases.cases import read_cases
+from ibis_agent.errors import InputError
+
+from training.common.choices import add_choice, choice_of
+from training.common.commands import ending
+from training.common.pictures import groups_of
+from training.common.processes import Shard
+from training.common.store import fill
+from training.evaluation.sources import SMALLEST
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.store",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "source", type=Path, help="a folder or a manifest, as ibis_agent.cases understands it"
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--names", type=Path, help="JSON: the names of the masks' values")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--shard", type=Shard.parse, default=Shard(), metavar="I/N", help="part I of N")
+    add_choice(parser)
+    parser.add_argument(
+        "--for-evaluation", action="store_true", help="as training.evaluate chooses structures"
+    )
+    with ending("stopped; the same command goes on from here"):
+        args = parser.parse_args()
+        if args.workers < 1:
+            raise InputError("--workers must be at least 1", value=args.workers)
+        choice = choice_of(args)
+        if args.for_evaluation:
+            choice = dataclasses.replace(choice, least_area=SMALLEST)
+        cases, problems = read_cases(args.source, args.names)
+        groups = groups_of(cases)
+        mine = [groups[n] for n in args.shard.indices(len(groups))]
+        pictures, scans, more = fill(mine, choice, args.out, args.workers)
+    for problem in [*problems, *more]:
+        print(f"{problem.kind}: {problem}", file=sys.stderr)
+    print(f"{pictures} pictures of {scans} scans, of {len(groups)} in all: {args.out}")
+
+
+if __name__ == "__main__":
+    main()
