@@ -106,7 +106,7 @@ def without_times(rows: dict[int, Any]) -> Any:
 
 def test_an_answer_is_judged_by_its_first_click_its_clicks_and_its_mask(segmenter: Segmenter) -> None:
     shown = square()
-    view = OnePicture(segmenter, shown.picture.rgb)
+    view = OnePicture(segmenter, shown.picture)
     policy = ScriptedPolicy([click(0.5, 0.5), click(0.1, 0.1, False), end()])
     row = ask(shown, "liver", "Segment the liver", policy, view, Limits())
     assert row["present"] and row["hit"] and row["clicks"] == 2 and not row["said_absent"]
@@ -130,7 +130,7 @@ def test_misses_absences_and_nonsense_are_told_apart(
     segmenter: Segmenter, replies: list[str], structure: str, expected: dict[str, Any]
 ) -> None:
     shown = square()
-    view = OnePicture(segmenter, shown.picture.rgb)
+    view = OnePicture(segmenter, shown.picture)
     row = ask(shown, structure, f"Segment the {structure}", ScriptedPolicy(replies), view, Limits())
     assert {key: row[key] for key in expected} == expected
 
