@@ -46,6 +46,11 @@
   const view = { x: width / 2, y: height / 2, zoom: 1 };
   pixels.setAttribute("width", width);
   pixels.setAttribute("height", height);
+  if (picture.frame) {
+    const [x, y, w, h] = picture.frame;
+    const box = { x: x * grid.ux, y: y * grid.uy, width: w * grid.ux, height: h * grid.uy };
+    for (const [name, value] of Object.entries(box)) $("frame").setAttribute(name, value);
+  }
   for (const side of ["left", "right", "top", "bottom"]) $(`edge-${side}`).textContent = picture.edges[side] || "";
 
   const unitsPerScreenPixel = () => {

@@ -59,6 +59,7 @@ def view_of(record: Json) -> dict[str, Any]:
             "row_mm": one.row_mm or 1.0,
             "real_mm": one.row_mm is not None,
             "edges": edges_of(one) if one.row_mm is not None else {},
+            "frame": _frame(record),
         },
         "slices": [
             {
@@ -280,6 +281,16 @@ def _measures(record: Json, masks: Mapping[int, np.ndarray], one: PictureGeometr
     return measure(stack, in_plane and (gap, *in_plane), first=low).lines()
 
 
+def _frame(record: Json) -> list[int] | None:
+    """[left, top, width, height] in pixels of the part that the models saw; None: all of it."""
+    picture = record["slices"][0]["picture"] if "slices" in record else record["picture"]
+    seen = picture.get("frame")
+    if not seen:
+        return None
+    left, top = int(seen["left"]), int(seen["top"])
+    return [left, top, int(seen["right"]) - left, int(seen["bottom"]) - top]
+
+
 def _facts(record: Json, one: PictureGeometry) -> list[tuple[str, str]]:
     """The record's other facts as (term, words); what the record does not say is left out."""
     volume = record.get("volume") or {}
@@ -288,6 +299,8 @@ def _facts(record: Json, one: PictureGeometry) -> list[tuple[str, str]]:
         ("Scan", str(volume.get("source") or picture.get("source") or "")),
         ("Made", str(record.get("created") or "")),
     ]
+    if seen := _frame(record):
+        facts.append(("Seen by the models", f"{seen[2]} × {seen[3]} of {one.width} × {one.height} pixels"))
     if volume:
         visited = len(record["slices"])
         facts.append(

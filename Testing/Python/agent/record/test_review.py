@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ibis_agent.errors import InputError
 from ibis_agent.record.review import review_page, write_review
+from ibis_agent.record.review_view import view_of
 from recorded_runs import H, W, masks
 from recorded_runs import slice_record as record
 
@@ -372,3 +373,15 @@ def test_a_run_without_steps_still_opens(browser: Browser, tmp_path: Path) -> No
     browser.press("right", "end", "c", " ")
     assert shown(browser)[0] == 0
     assert browser.complaints() == []
+
+
+def test_what_the_models_saw_of_the_picture_is_drawn_and_told() -> None:
+    framed = record()
+    framed["picture"]["frame"] = {"top": 1, "left": 2, "bottom": 5, "right": 9, "height": H, "width": W}
+    view = view_of(framed)
+    assert view["picture"]["frame"] == [2, 1, 7, 4]
+    assert ("Seen by the models", f"7 × 4 of {W} × {H} pixels") in view["facts"]
+    whole = view_of(record())
+    assert whole["picture"]["frame"] is None
+    assert not [term for term, _ in whole["facts"] if term == "Seen by the models"]
+    assert '<rect id="frame">' in review_page(framed)
