@@ -54,17 +54,18 @@ class Slices:
 
 
 def _one(seed: int) -> tuple[np.ndarray, np.ndarray, float, bool]:
-    return _stored(random_slice(seed))
+    return stored(random_slice(seed))
 
 
-def _stored(s: PhantomSlice) -> tuple[np.ndarray, np.ndarray, float, bool]:
+def stored(s: PhantomSlice, side: int = SIDE) -> tuple[np.ndarray, np.ndarray, float, bool]:
+    """A slice as it is kept: HU and bits stretched on a square, its aspect, whether it is mirrored."""
     height, width = s.hu.shape
-    hu = np.asarray(Image.fromarray(s.hu).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
-    bits = np.zeros((SIDE, SIDE), np.uint16)
+    hu = np.asarray(Image.fromarray(s.hu).resize((side, side), Image.Resampling.BILINEAR))
+    bits = np.zeros((side, side), np.uint16)
     for b, name in enumerate(NAMES):
         if s.masks[name].any():
             soft = Image.fromarray(s.masks[name].astype(np.float32)).resize(
-                (SIDE, SIDE), Image.Resampling.BILINEAR
+                (side, side), Image.Resampling.BILINEAR
             )
             bits |= (np.asarray(soft) > 0.5).astype(np.uint16) << b
     return np.round(hu).astype(np.int16), bits, width / height, s.mirrored
@@ -77,7 +78,7 @@ def _clip_slice(number: int) -> tuple[np.ndarray, np.ndarray, float, bool]:
     r = np.random.default_rng([seed, 9])
     gap, margin, spacing = r.uniform(2, 8), tuple(r.uniform(0, 35, 4)), r.uniform(1.6, 2.6)
     start = r.uniform(Z_RANGE[0] - 10, Z_RANGE[1] - gap * (FRAMES - 1) + 10)
-    return _stored(Anatomy(seed).slice_at(start + gap * frame, spacing, margin))
+    return stored(Anatomy(seed).slice_at(start + gap * frame, spacing, margin))
 
 
 def make(

@@ -25,8 +25,10 @@ import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
 from ibis_agent.errors import InputError
+from ibis_agent.segmenter.sam2.checkpoint import read_weights
+from ibis_agent.segmenter.sam2.eight_bits import packed
 from omegaconf import OmegaConf
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from training.common.commands import ending
@@ -284,9 +286,8 @@ def measure(model: nn.Module, data: Slices, numbers: np.ndarray, clicks: int = 5
 
 
 def save_model(state: dict[str, Tensor], file: Path, config: Path = CONFIG) -> None:
-    """Weights as half-precision safetensors, with the configuration beside them: what a Segmenter loads."""
-    half = {k: (v.half() if v.dtype.is_floating_point else v).contiguous() for k, v in state.items()}
-    save_file(half, file)
+    """Weights as safetensors of 8 bits, with the configuration beside them: what a segmenter loads."""
+    save_file(packed(state), file)
     file.with_suffix(".yaml").write_text(config.read_text(encoding="utf-8"), encoding="utf-8")
 
 
@@ -327,7 +328,7 @@ def train(args: argparse.Namespace) -> None:
     loop.prepare(args)
     model, head = build(args.config), DenseHead(OmegaConf.load(args.config).model.image_encoder.neck.d_model)
     if args.start:
-        model.load_state_dict(load_file(args.start))
+        model.load_state_dict(read_weights(args.start))
     frozen = {id(p) for p in model.sam_mask_decoder.pred_obj_score_head.parameters()}
     learned = [
         *model.image_encoder.parameters(),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from ibis_agent.errors import InputError
-from safetensors.torch import load_file
+from ibis_agent.segmenter.sam2.checkpoint import read_weights
 from torch import Tensor, nn
 
 from training.demo.train_segmenter import build, save_model
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="the wider architecture, as a SAM2 .yaml")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    save_model(widened(load_file(args.weights), build(args.config)), args.out, args.config)
+    save_model(widened(read_weights(args.weights), build(args.config)), args.out, args.config)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import numpy as np
 from ibis_agent.errors import InputError
+from ibis_agent.scan.frame import find_frame
 
 from training.common.commands import ending
-from training.demo.dataset import CLIP_SEEDS, FRAMES, make
+from training.demo.dataset import CLIP_SEEDS, FRAMES, make, stored
+from training.phantoms.anatomy import PhantomSlice
 from training.phantoms.patient import SIDE, Patient
+from training.phantoms.phantom import random_slice
 
 WORLD_SEEDS = 3_000_000_000
 
@@ -49,6 +52,14 @@ def _imagined(seed: int) -> tuple[np.ndarray, np.ndarray, float, bool]:
     return np.round(hu).astype(np.int16), bits, aspect, False
 
 
+def _plain(seed: int) -> tuple[np.ndarray, np.ndarray, float, bool]:
+    """A phantom of training.phantoms, framed as the models see it."""
+    made = random_slice(seed, mirrored=False)
+    frame = find_frame(made.hu, made.spacing)
+    inside = {name: frame.crop(mask) for name, mask in made.masks.items()}
+    return stored(PhantomSlice(frame.crop(made.hu), inside, made.spacing, made.z), SIDE)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -58,6 +69,7 @@ def main() -> None:
     parser.add_argument(
         "--clips", type=int, help="runs of neighbouring slices of the patient instead of single ones"
     )
+    parser.add_argument("--plain", action="store_true", help="the phantoms of training.phantoms, framed")
     parser.add_argument("--held", action="store_true", help="levels kept for measuring")
     parser.add_argument("--out", type=Path, default=Path("build/world"))
     parser.add_argument("--workers", type=int, default=2)
@@ -66,6 +78,8 @@ def main() -> None:
     if args.clips is not None and not args.patient:
         raise InputError("clips are made from a patient", mend="Give --patient.")
     one = functools.partial(_bent, scan=str(args.patient), held=args.held) if args.patient else _imagined
+    if args.plain:
+        one = _plain
     with ending("stopped; the same command goes on from here"):
         if args.clips is not None:
             one = functools.partial(_bent_clip, scan=str(args.patient))

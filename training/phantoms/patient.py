@@ -140,7 +140,7 @@ class Patient:
         u = r.uniform
         depth = self.rest.shape[2]
         while True:
-            low = float(r.choice([0.02, 0.5, 0.72], p=[0.2, 0.25, 0.55]))
+            low = float(r.choice([0.02, 0.5, 0.74], p=[0.12, 0.23, 0.65]))
             level = float(u(low * depth, depth - 2))
             is_held = any(a <= level <= b for a, b in HELD_LEVELS)
             near = any(a - 1 <= level <= b + 1 for a, b in HELD_LEVELS)
@@ -189,7 +189,9 @@ class Patient:
             if abs(at[2] - level - above) > radius * 3 or u() < 0.3:
                 continue
             grow = r.normal(0, 0.22) + (0.45 if name == "spleen" and u() < 0.1 else 0)
-            grow = float(np.clip(grow, -0.45, 0.55))
+            if name == "stomach":  # no two are of one size
+                grow = r.normal(0.15, 0.35)
+            grow = float(np.clip(grow, -0.5, 0.6))
             move = r.normal(0, 0.18, 3) * radius
             d = [points[axis] - np.float32(at[axis]) for axis in range(3)]
             near = np.exp(-(d[0] ** 2 + d[1] ** 2 + d[2] ** 2) / np.float32(2 * (1.15 * radius) ** 2))
@@ -283,8 +285,8 @@ def _fill_stomach(hu: np.ndarray, stomach: np.ndarray, r: np.random.Generator) -
         return
     rows = np.flatnonzero(inner.any(1))
     level = rows[0] + (rows[-1] - rows[0]) * r.uniform(-0.2, 0.9)
-    fluid = float(r.uniform(-5, 45)) if r.uniform() < 0.75 else float(r.uniform(80, 350))
-    texture = smooth(r, 30, hu.shape[0]) * (r.uniform(10, 50) if kind > 0.8 else 2)
+    fluid = float(r.uniform(-5, 45)) if r.uniform() < 0.5 else float(r.uniform(80, 350))
+    texture = smooth(r, 30, hu.shape[0]) * (r.uniform(10, 90) if kind > 0.7 else 2)
     hu[inner] = fluid + texture[inner]
     gas = inner & (np.arange(hu.shape[0])[:, None] < level)
     hu[gas] = -950

@@ -93,8 +93,10 @@ def _read_safetensors(file: Path) -> Any:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from ibis_agent.segmenter.sam2.eight_bits import unpacked
+
     try:
-        return load_file(file)
+        return unpacked(load_file(file))
     except (SafetensorError, ValueError) as error:
         raise ModelError(
             "is a damaged or cut off safetensors file", file=file, value=error, remedy=_AGAIN
