@@ -17,7 +17,7 @@ def test_each_row_keeps_its_own_precision() -> None:
     back = unpacked(packed(state))
     assert set(back) == set(state)
     step = rows.abs().amax((1, 2), keepdim=True) / 127
-    assert bool(((back["large"] - rows).abs() <= 0.52 * step + 1e-6).all())
+    assert bool(((back["large"] - rows).abs() <= 0.6 * step + 1e-6).all())
     assert torch.equal(back["small"], state["small"].half())
     assert torch.equal(back["count"], state["count"])
 
