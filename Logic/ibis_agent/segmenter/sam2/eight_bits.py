@@ -9,9 +9,10 @@ Only storage: the network computes with floating-point numbers, and the file's S
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCALE = ".scale"
 _SMALLEST = 2048  # numbers: smaller tensors stay as they are
@@ -22,6 +23,8 @@ def packed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     The rest in half precision.
     """
+    import torch
+
     out: dict[str, Tensor] = {}
     for name, value in state.items():
         if not value.dtype.is_floating_point:
@@ -38,6 +41,8 @@ def packed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def unpacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The reverse of `packed`, up to rounding: no value is off by more than half a step of its row."""
+    import torch
+
     out: dict[str, Tensor] = {}
     for name, value in state.items():
         if name.endswith(SCALE) and state.get(name[: -len(SCALE)], value).dtype == torch.int8:
