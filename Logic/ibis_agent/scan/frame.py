@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy import ndimage
 
 from ibis_agent.actions import Click
 from ibis_agent.errors import InputError
@@ -169,6 +168,8 @@ def body_threshold(values: np.ndarray) -> float:
 
 def _body_box(above: np.ndarray, reach: float) -> tuple[int, int, int, int] | None:
     """(top, left, bottom, right) of the largest part of what is thicker than twice `reach` pixels; None: no body."""
+    from scipy import ndimage  # not everything that reads pictures has it
+
     if above.all():
         return 0, 0, *above.shape
     # The slice's edge is no end of the body: it may go on beyond it.
