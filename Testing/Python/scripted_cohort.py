@@ -17,7 +17,6 @@ from typing import Any
 
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
 from ibis_agent.cli.cohort import Cohort, start_process
-from ibis_agent.cli.cohort_job import Question
 from ibis_agent.cli.cohort_scans import entries_of
 from ibis_agent.cli.cohort_worker import work
 from ibis_agent.cli.request import Request
@@ -25,7 +24,7 @@ from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import ScriptedPolicy
 from scripted_cli import DiscSegmenter
 
-ASKED = Question(Request(question="Segment the liver", plane="axial", window=(-1000, 1000)))
+ASKED = Request(question="Segment the liver", plane="axial", window=(-1000, 1000))
 REPLIES = (
     format_reply(Reply("here", Click(0.5, 0.5, True))),
     format_reply(Reply("done", Terminate("It is there."))),
@@ -54,11 +53,11 @@ class Deadly(DiscSegmenter):
         return super().embed(rgb)
 
 
-def load(asked: Question) -> tuple[Any, Any]:
+def load(asked: Request) -> tuple[Any, Any]:
     return Clicker(), Deadly()
 
 
-def start_thread(asked: Question, out: Path, number: int) -> tuple[Connection, Callable[[], None]]:
+def start_thread(asked: Request, out: Path, number: int) -> tuple[Connection, Callable[[], None]]:
     """A worker in this process, for what is not about processes."""
     ours, theirs = multiprocessing.Pipe()
     thread = threading.Thread(target=work, args=(theirs, asked, out, number, load))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -16,7 +17,6 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ from typing import Any
 from ibis_agent import files
 from ibis_agent.cli import terminal
 from ibis_agent.cli.claim import Claim
-from ibis_agent.cli.cohort_job import Question, load_models
 from ibis_agent.cli.cohort_result import Result
 from ibis_agent.cli.cohort_scans import Entry, entries_of
-from ibis_agent.cli.cohort_worker import WORKING, work
+from ibis_agent.cli.cohort_worker import WORKING, load_models, work
 from ibis_agent.cli.options import SOME_FAILED
+from ibis_agent.cli.request import Request
 from ibis_agent.errors import InputError
 from ibis_agent.fields import read_json
 from ibis_agent.record.cohort_page import write_cohort_page, write_table
@@ -38,13 +38,13 @@ _SCHEMA = "ibis-cohort/1"
 _AHEAD = 2  # entries that a worker has: the one in hand, and the one it reads meanwhile
 _BETWEEN = 10.0  # seconds between two writings of table and page
 
-Start = Callable[[Question, Path, int], tuple[Connection, Callable[[], None]]]
+Start = Callable[[Request, Path, int], tuple[Connection, Callable[[], None]]]
 
 
 class Worker:
     """A worker as its cohort sees it: the entries that it has, first the one in hand."""
 
-    def __init__(self, asked: Question, out: Path, number: int, start: Start) -> None:
+    def __init__(self, asked: Request, out: Path, number: int, start: Start) -> None:
         self.number, self.entries = number, deque[Entry]()
         self.pipe, self._end = start(asked, out, number)
 
@@ -64,7 +64,7 @@ class Cohort:
     out: made if it is not there. Raises InputError where it holds a cohort that was asked something else.
     """
 
-    def __init__(self, entries: list[Entry], asked: Question, out: Path) -> None:
+    def __init__(self, entries: list[Entry], asked: Request, out: Path) -> None:
         self.entries, self.asked, self.out = entries, asked, out
         self.results: dict[str, Result] = {}
         files.check_writable_folder(out)
@@ -72,7 +72,7 @@ class Cohort:
         for entry in entries:
             found = Result.load(out / entry.name)
             if found is not None and not found.error:
-                self.results[entry.name] = replace(found, scan=entry.scan)
+                self.results[entry.name] = dataclasses.replace(found, scan=entry.scan)
         self.already = len(self.results)
         self._written = 0.0
 
@@ -122,7 +122,7 @@ class Cohort:
         """Table and page of what is known. Raises OutputError."""
         known = [self.results[entry.name].to_json() for entry in self.entries if entry.name in self.results]
         write_table(self.out / TABLE_NAME, known)
-        question = self.asked.base.question or "Several questions"
+        question = self.asked.question or "Several questions"
         write_cohort_page(self.out / PAGE_NAME, question, known, len(self.entries) - len(known))
         self._written = time.monotonic()
 
@@ -151,7 +151,7 @@ class Cohort:
             at_work.append(Worker(self.asked, self.out, worker.number, start))
 
     def _question(self, entry: Entry) -> str:
-        return entry.question or self.asked.base.question or ""
+        return entry.question or self.asked.question or ""
 
     def _check_same(self) -> None:
         """What decides over the results is kept beside them: answers to two questions are not mixed."""
@@ -170,18 +170,11 @@ class Cohort:
         files.write_json(path, now)
 
 
-def _deciding(asked: Question) -> dict[str, Any]:
-    base = asked.base
-    said = {key: getattr(base, key) for key in (
-        "question", "plane", "index", "window", "orientation", "modality", "segmenter", "segmenter_config", "precision",
-        "max_turns", "max_repeats", "history", "mask_formats", "review",
-    )}  # fmt: skip
+def _deciding(asked: Request) -> dict[str, Any]:
+    """All that is asked, but for the scan, the place, and what changes no result."""
+    said = {each.name: getattr(asked, each.name) for each in dataclasses.fields(asked)}
     return {
-        **said,
-        "policy": base.policy,
-        "volume": asked.volume,
-        "looks": asked.looks,
-        "follow": asked.follow,
+        key: said[key] for key in said if key not in ("scan", "series", "device", "out", "mask", "resume")
     }
 
 
@@ -197,7 +190,7 @@ def _heard(workers: list[Worker]) -> Iterator[tuple[Worker, Any]]:
 
 
 def start_process(
-    asked: Question, out: Path, number: int, load: Callable[[Question], Any] = load_models
+    asked: Request, out: Path, number: int, load: Callable[[Request], Any] = load_models
 ) -> tuple[Connection, Callable[[], None]]:
     """A worker as a process of its own; the pipe to it, and what ends it. load: gives policy and segmenter."""
     context = multiprocessing.get_context("spawn")
@@ -215,10 +208,10 @@ def start_process(
     return ours, end
 
 
-def run_cohort(asked: Question, options: argparse.Namespace) -> int:
+def run_cohort(asked: Request, options: argparse.Namespace) -> int:
     """The command. asked: what the scans are asked."""
     entries = entries_of(options.scans)
-    if not asked.base.question and not all(entry.question for entry in entries):
+    if not asked.question and not all(entry.question for entry in entries):
         raise InputError("there is no question", remedy="Add --prompt, or a column prompt to the manifest.")
     if options.workers < 1:
         raise InputError("there must be a worker", value=options.workers, remedy="Give --workers 1 or more.")

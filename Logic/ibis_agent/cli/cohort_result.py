@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ibis_agent import files
+from ibis_agent.cli.runner import TRAJECTORY_NAME
 from ibis_agent.errors import InputError
 from ibis_agent.fields import read_json
 from ibis_agent.mask.measurements import Measurements, measure
 from ibis_agent.record.recorded_slices import RecordedSlice, recorded_slices
 from ibis_agent.record.review_pictures import read_png
+from ibis_agent.scan.slices import Stack
 
 if TYPE_CHECKING:
-    from ibis_agent.cli.cohort_job import Job
     from ibis_agent.cli.cohort_scans import Entry
+    from ibis_agent.cli.runner import Runner
 
 RESULT_NAME = "result.json"
 _THUMBNAIL = 160
@@ -63,11 +65,12 @@ class Result:
             return None
 
 
-def result_of(entry: Entry, job: Job, seconds: float) -> Result:
+def result_of(entry: Entry, runner: Runner, seconds: float) -> Result:
     """The result of a run that was finished and written."""
-    record = job.record()
+    record: dict[str, Any] = read_json(runner.task.folder / TRAJECTORY_NAME)
     slices = recorded_slices(record)
-    values, ct = job.values()
+    stack = runner.task.slices
+    values, ct = (stack.scan.voxels, stack.scan.may_be_ct) if isinstance(stack, Stack) else (None, False)
     status = str(record.get("status") or "")
     return Result(
         name=entry.name,

@@ -19,21 +19,31 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from ibis_agent.cli.cohort_job import Job, Question, load_models
+import ibis_agent.policy as policies
 from ibis_agent.cli.cohort_result import result_of
 from ibis_agent.cli.cohort_scans import Entry
+from ibis_agent.cli.request import Request
+from ibis_agent.cli.runner import Runner, load_policy, load_segmenter
 from ibis_agent.errors import IbisError
 
 WORKING = ".working-"
 Models = tuple[Any, Any]
 
 
+def load_models(asked: Request) -> Models:
+    """The policy and the segmenter of a request. Imports torch. Raises ModelError."""
+    segmenter, policy = load_segmenter(asked), load_policy(policies.find(asked.policy), asked)
+    if asked.history is not None:
+        policy.card = replace(policy.card, history=asked.history)
+    return policy, segmenter
+
+
 def work(
     pipe: Connection,
-    asked: Question,
+    asked: Request,
     out: Path,
     number: int = 0,
-    load: Callable[[Question], Models] = load_models,
+    load: Callable[[Request], Models] = load_models,
 ) -> None:
     """Serve until the pipe closes. Sends ("ready",), then (name, result) for each entry; or ("failed", error)."""
     with contextlib.suppress(ValueError):  # in a thread, as in tests, signals are the program's
@@ -45,15 +55,17 @@ def work(
             pipe.send(("failed", error))
             return
         pipe.send(("ready",))
-        prepared: queue.Queue[tuple[Entry, Job | str] | None] = queue.Queue(maxsize=1)
+        prepared: queue.Queue[tuple[Entry, Runner | str] | None] = queue.Queue(maxsize=1)
         threading.Thread(target=_read_ahead, args=(pipe, asked, out, prepared), daemon=True).start()
         while (each := prepared.get()) is not None:
-            entry, job = each
-            pipe.send((entry.name, job if isinstance(job, str) else _answer(entry, job, models, out)))
+            entry, runner = each
+            pipe.send(
+                (entry.name, runner if isinstance(runner, str) else _answer(entry, runner, models, out))
+            )
 
 
 def _read_ahead(
-    pipe: Connection, asked: Question, out: Path, prepared: queue.Queue[tuple[Entry, Job | str] | None]
+    pipe: Connection, asked: Request, out: Path, prepared: queue.Queue[tuple[Entry, Runner | str] | None]
 ) -> None:
     """Take entries from the pipe and read their scans, one ahead of the one that is worked on."""
     with contextlib.suppress(EOFError, OSError):
@@ -61,32 +73,35 @@ def _read_ahead(
             entry: Entry = pipe.recv()
             folder = out / f"{WORKING}{entry.name}"
             shutil.rmtree(folder, ignore_errors=True)
-            base = replace(
-                asked.base,
+            request = replace(
+                asked,
                 scan=Path(entry.scan),
-                question=entry.question or asked.base.question,
+                question=entry.question or asked.question,
                 series=entry.series or None,
                 out=folder,
             )
-            prepared.put((entry, _guarded(partial(Job, replace(asked, base=base)))))
+            prepared.put((entry, _guarded(partial(Runner, request))))
     prepared.put(None)
 
 
-def _answer(entry: Entry, job: Job, models: Models, out: Path) -> Any:
+def _answer(entry: Entry, runner: Runner, models: Models, out: Path) -> Any:
     """Work on one scan; its folder appears under its own name when all of it is there. A text is an error."""
-    begun = time.perf_counter()
+    begun, folder = time.perf_counter(), runner.task.folder
 
     def do() -> dict[str, Any]:
-        job.run(*models)
-        result = result_of(entry, job, time.perf_counter() - begun)
-        result.save(job.folder)
+        runner.begin(*models)
+        while runner.run.status == "ready":
+            runner.do(runner.run.step)
+        runner.finish()
+        result = result_of(entry, runner, time.perf_counter() - begun)
+        result.save(folder)
         shutil.rmtree(out / entry.name, ignore_errors=True)
-        job.folder.rename(out / entry.name)
+        folder.rename(out / entry.name)
         return result.to_json()
 
     made = _guarded(do)
     if isinstance(made, str):
-        shutil.rmtree(job.folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     return made
 
 
@@ -101,14 +116,14 @@ def _guarded(do: Callable[[], Any]) -> Any:
         return f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
 
 
-def _on_own_card(asked: Question, number: int) -> Question:
+def _on_own_card(asked: Request, number: int) -> Request:
     """Workers share out over the cards of a machine."""
-    if asked.base.device != "auto":
+    if asked.device != "auto":
         return asked
     with contextlib.suppress(ImportError):
         import torch
 
         if torch.cuda.device_count() > 1:
             device = f"cuda:{number % torch.cuda.device_count()}"
-            return replace(asked, base=replace(asked.base, device=device))
+            return replace(asked, device=device)
     return asked

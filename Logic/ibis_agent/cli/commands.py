@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import os
 import sys
@@ -129,11 +128,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _cohort(options: argparse.Namespace) -> int:
     from ibis_agent.cli.cohort import run_cohort
-    from ibis_agent.cli.cohort_job import Question
 
-    base = dataclasses.replace(_request(options), out=None)
-    asked = Question(base, options.volume, options.looks, options.follow or "auto")
-    return run_cohort(asked, options)
+    return run_cohort(_request(options), options)
 
 
 def _request(options: argparse.Namespace) -> Request:

@@ -231,7 +231,8 @@ def _add_cohort(commands: Any) -> None:
     shown.add_argument("--quiet", action="store_true", help="print nothing but errors")
     shown.add_argument("--json", action="store_true", help="print one JSON object a line in place of text")
     # What a run is asked and a cohort is not.
-    cohort.set_defaults(scan=None, slice=None, series=None, mask=None, resume=None, no_review=False)
+    nothing = dict.fromkeys(("scan", "slice", "series", "mask", "resume", "range", "roi"))
+    cohort.set_defaults(**nothing, no_review=False)
 
 
 def _add_modality(group: Any) -> None:
