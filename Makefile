@@ -10,7 +10,9 @@
 VENV   ?= .venv
 VENV_HOST ?= .venv-host
 TORCH  ?= torch==2.13.0
-SAM2   ?= sam2==1.1.0
+# SAM 2 from Meta's own repository, one commit; PyPI has a third party's upload of the same code.
+SAM2   ?= SAM-2@https://github.com/facebookresearch/sam2/archive/2b90b9f5ceec907a1c18123530e92e794ad901a4.zip
+SAM2_PYPI ?= sam2==1.1.0
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && { echo $$p; break; }; done)
 
@@ -48,7 +50,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { echo "Could not make $(VENV): on Debian or Ubuntu, apt install python3-venv" >&2; exit 1; }
 	$(PIP) install --quiet "setuptools>=77.0.3" wheel $(TORCH)
 	$(PIP) install --quiet -c constraints.txt -e ".[models,training,tests]"
-	SAM2_BUILD_CUDA=0 $(PIP) install --quiet --no-deps --no-build-isolation "$(SAM2)"
+	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("sam2") is None)' || { \
+		install="$(PIP) install --quiet --no-deps --no-build-isolation"; export SAM2_BUILD_CUDA=0; \
+		$$install --retries 0 --timeout 20 "$(SAM2)" || { \
+			echo "Meta's repository cannot be reached: SAM 2 comes from PyPI, $(SAM2_PYPI), a third party's upload of the same code."; \
+			$$install "$(SAM2_PYPI)"; }; }
 	@touch $(STAMP)
 
 venv-host: $(VENV_HOST)/.up-to-date
