@@ -25,7 +25,7 @@ SCAN     ?= $(OUT)/scan.nii.gz
 PROMPT   ?= Segment the liver
 RUN_ARGS ?=
 
-.PHONY: help venv venv-host demo test test-agent test-host lint types check bench screenshots clean
+.PHONY: help venv venv-host demo test test-agent test-host lint types check bench screenshots address clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,6 +36,7 @@ help:
 	@echo "make test-agent  the agent's and the training's tests alone"
 	@echo "make test-host  the Slicer module's alone, in the simulated Slicer"
 	@echo "make screenshots  draw the README's pictures and the module's example anew, on a phantom"
+	@echo "make address REPOSITORY=https://github.com/OWNER/SlicerIBIS  write the public address into what the Extensions Manager reads"
 	@echo "make bench   seconds a step, split by part, against plain generate; what a step costs in Slicer's process"
 	@echo "make clean   remove what building, testing and the demo left ($(VENV), and data sets and runs that were made, stay)"
 
@@ -101,6 +102,10 @@ screenshots: venv venv-host
 	$(BIN)/python -m training.phantoms --seed $(SHOT_SEED) --spacing 1.5 1.5 3 --out build/screenshots/phantom.nii.gz
 	$(VENV_HOST)/bin/python Testing/screenshots.py --scan build/screenshots/phantom.nii.gz --slice $(SHOT_SLICE) \
 		--range $(SHOT_RANGE) --example IBISSlicer/Resources/Example/trajectory.json
+
+BRANCH ?= main
+address:
+	python3 docs/set_address.py "$(REPOSITORY)" "$(BRANCH)"
 
 # Not all of build/: training's data sets lie there, hours of work and a teacher's fees.
 clean:

@@ -324,7 +324,7 @@ def test_a_saved_scene_comes_back_with_its_review_and_no_model_is_loaded(stepped
     panel.select(2)
     assert panel.shown_mask().sum() == panel.logic.steps[1]["area_px"]
     panel.show_slice(panel.run.volumeNode, SLICE)
-    assert green(panel.colours("Red", panel.mark_of(1))) > 15
+    assert green(panel.colours("Red", panel.mark_of(1), radius=30)) > 15
     panel.host.press(panel.ui.undoButton)  # the way back has been kept as well
     assert len(panel.rows()) == 1
     panel.host.press(panel.ui.redoButton)
