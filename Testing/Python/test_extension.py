@@ -58,7 +58,7 @@ def test_license_and_description_are_there() -> None:
 
 def test_the_readme_has_a_sentence_for_the_module_and_names_its_paper() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert re.search(r"\*\*IBISSlicer\*\*: [^|\n]+\.", readme)
+    assert re.search(r"\*\*IBISSlicer\*\*: [^|]+?\.", readme)
     assert "arxiv.org" in readme
 
 

@@ -188,7 +188,9 @@ class LayoutManager(Refusing):
         self._widgets = widgets
         self.reset()
         for event in (slicer.vtkMRMLScene.EndImportEvent, slicer.vtkMRMLScene.EndCloseEvent):
-            self._scene().AddObserver(event, lambda *_: self.setLayout(self._layout))  # as the layout logic does
+            self._scene().AddObserver(
+                event, lambda *_: self.setLayout(self._layout)
+            )  # as the layout logic does
 
     def reset(self) -> None:
         """The layout after start-up, without the nodes that others have added."""
