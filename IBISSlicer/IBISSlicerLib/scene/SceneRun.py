@@ -18,6 +18,7 @@ from ibis_agent.record.review import write_review
 from ibis_agent.record.run_record import RunRecord
 
 from .ClickMarks import ClickMarks, Mark
+from .FrameMark import FrameMark
 from .Geometry import GeometryError, SlicePlace, ijkToRas, ijkToWorld, shapeOf, shownWindow
 from .MaskDisplay import MaskDisplay
 from .OwnNodes import keepOutOfFiles, removeNode
@@ -47,6 +48,7 @@ class SceneRun:
         self._visible = True
         self.mask: MaskDisplay | None = None
         self.marks: ClickMarks | None = None
+        self.frameMark = FrameMark()
         self._image = image  # how the worker gets the slice; see ibis_agent.engine.question.cut_picture
         self._toRas = toRas
 
@@ -201,6 +203,11 @@ class SceneRun:
                 for step, click in self.record.clicks(number)
             ]
             self.marks.show(marks, number, self._toRas, geometry)
+            self._showFrame()
+
+    def _showFrame(self) -> None:
+        record, transformID = self.record, self.mask.node.GetTransformNodeID()
+        self.frameMark.show(record.frame, record.geometry, record.range, self._toRas, transformID)
 
     def isAnotherThanShown(self, number: int) -> bool:
         """Whether showing step `number` would change what the views show."""
@@ -271,6 +278,7 @@ class SceneRun:
     def remove(self, record: bool) -> None:
         """Take mask and marks out of the scene, and the record too where `record` says so."""
         self.marks.remove()
+        self.frameMark.remove()
         self.mask.remove()
         if record:
             removeNode(self.textNode)
@@ -278,6 +286,7 @@ class SceneRun:
     def forget(self) -> None:
         """Let go of the nodes: the scene is being closed, or somebody else takes over."""
         self.marks.letGo()
+        self.frameMark.remove()
 
     def isInScene(self) -> bool:
         """Whether nobody has deleted what the run is made of."""

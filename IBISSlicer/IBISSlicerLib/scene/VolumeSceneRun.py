@@ -70,6 +70,7 @@ class VolumeSceneRun(SceneRun):
                 for step, index, which, click in self._clicks(number)
             ]
             self.marks.show(marks, number, self._toRas, record.geometry_of(self.shownSlice))
+            self._showFrame()
 
     def showSlice(self, index: int, known: dict) -> None:
         """Show what has just become known of a slice, while the mask grows."""
