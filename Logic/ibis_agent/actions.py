@@ -11,6 +11,7 @@ What is read, and how doubts are settled:
   so are missing action tags where a stretch of text outside all tags begins with an action.
   A click that stops in the middle of a number is never guessed: without its closing bracket only `</action>`
   says that it is whole, and then no number may end in its point.
+- A box is `Box (x0, y0, x1, y1)`, always in brackets.
 - Coordinates are numbers from 0 to 1; percentages, pixels and whatever else is refused, with the reason.
 - Full-width digits, brackets and commas are read as their ASCII forms.
 
@@ -28,8 +29,14 @@ from typing import Union
 from ibis_agent.errors import InputError, ReplyError
 
 
+class Prompt:
+    """What a segmenter is shown: a Click, or a Box, which is always positive."""
+
+    positive: bool = True
+
+
 @dataclass(frozen=True)
-class Click:
+class Click(Prompt):
     """A click at normalised picture coordinates: x to the right, y down, both 0 to 1.
 
     Raises InputError for anything that is not a finite number in that range.
@@ -40,17 +47,44 @@ class Click:
     positive: bool = True
 
     def __post_init__(self) -> None:
-        for axis in ("x", "y"):
-            value = getattr(self, axis)
-            is_number = isinstance(value, Real)
-            if not is_number or not 0 <= value <= 1:  # NaN is not, either
-                raise InputError(
-                    f"the click's {axis} must be a number from 0 to 1",
-                    value=value,
-                    remedy="Divide pixel coordinates by the picture's width or height.",
-                )
-            object.__setattr__(self, axis, float(value) + 0.0)  # + 0.0 turns -0.0 into 0.0
+        _check_numbers(self, "click", ("x", "y"))
         object.__setattr__(self, "positive", bool(self.positive))
+
+
+@dataclass(frozen=True)
+class Box(Prompt):
+    """A box around the structure: its left, upper, right and lower edge, normalised as a click is.
+
+    A later box takes the place of an earlier one, and of the clicks before it. Raises InputError for numbers that are
+    not from 0 to 1, and for a box without an inside.
+    """
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, "box", ("x0", "y0", "x1", "y1"))
+        if self.x0 >= self.x1 or self.y0 >= self.y1:
+            raise InputError(
+                "the box has no inside",
+                value=f"{self.x0:g} {self.y0:g} {self.x1:g} {self.y1:g}",
+                remedy="Give the left, upper, right and lower edge.",
+            )
+
+
+def _check_numbers(prompt: Prompt, what: str, names: tuple[str, ...]) -> None:
+    for axis in names:
+        value = getattr(prompt, axis)
+        is_number = isinstance(value, Real)
+        if not is_number or not 0 <= value <= 1:  # NaN is not, either
+            raise InputError(
+                f"the {what}'s {axis} must be a number from 0 to 1",
+                value=value,
+                remedy="Divide pixel coordinates by the picture's width or height.",
+            )
+        object.__setattr__(prompt, axis, float(value) + 0.0)  # + 0.0 turns -0.0 into 0.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +94,7 @@ class Terminate:
     answer: str = ""
 
 
-Action = Union[Click, Terminate]  # noqa: UP007 - evaluated when imported, in Slicer 5.8 by Python 3.9
+Action = Union[Prompt, Terminate]  # noqa: UP007 - evaluated when imported, in Slicer 5.8 by Python 3.9
 
 
 @dataclass(frozen=True)
@@ -79,7 +113,13 @@ _CLICK = re.compile(
     rf"(?:y\s{{0,4}}[=:]\s{{0,4}})?({_NUMBER})(?![\d.e])\s{{0,4}}(%?)\s{{0,8}}([)\]}}]?)",
     re.IGNORECASE | re.ASCII,
 )
+_BOX = re.compile(
+    rf"(?:bounding[\s_-]{{0,8}})?box[\s:=]{{0,8}}([(\[{{])\s{{0,8}}({_NUMBER})\s{{0,8}}[,;\s]\s{{0,8}}({_NUMBER})"
+    rf"\s{{0,8}}[,;\s]\s{{0,8}}({_NUMBER})\s{{0,8}}[,;\s]\s{{0,8}}({_NUMBER})(?![\d.e])\s{{0,8}}([)\]}}])",
+    re.IGNORECASE | re.ASCII,
+)
 _TERMINATE = re.compile(r"terminat(?:e|ed|ion)(?![a-z0-9_])\s{0,8}(?:\(\s{0,8}\))?", re.IGNORECASE | re.ASCII)
+_BEGINS_LIKE_A_BOX = re.compile(r"(?:bounding[\s_-]{0,8})?box", re.IGNORECASE | re.ASCII)
 _BEGINS_LIKE_A_CLICK = re.compile(r"(positive|negative)", re.IGNORECASE | re.ASCII)
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _DECORATION = " \t\r\n\f\v\"'`*_.,;:!#-"
@@ -115,7 +155,15 @@ def format_reply(reply: Reply) -> str:
     head = f"<think>{reply.thinking.strip()}</think>\n"
     if isinstance(reply.action, Terminate):
         return f"{head}<action>Terminate</action>\n<answer>{reply.action.answer.strip()}</answer>"
-    return f"{head}<action>{format_click(reply.action)}</action>"
+    return f"{head}<action>{format_prompt(reply.action)}</action>"
+
+
+def format_prompt(prompt: Prompt) -> str:
+    """A click as `format_click` writes it, or `Box (0.1234, 0.2345, 0.5678, 0.6789)`."""
+    if isinstance(prompt, Box):
+        return f"Box ({prompt.x0:.4f}, {prompt.y0:.4f}, {prompt.x1:.4f}, {prompt.y1:.4f})"
+    assert isinstance(prompt, Click)
+    return format_click(prompt)
 
 
 def format_click(click: Click) -> str:
@@ -133,7 +181,7 @@ def reply_is_complete(text: str) -> bool:
     if closings == 0 or (closings == 1 and "</t" in text.lower()):
         return False
     found = _scan(text)
-    return found.settled and (isinstance(found.action, Click) or found.answered)
+    return found.settled and (isinstance(found.action, Prompt) or found.answered)
 
 
 @dataclass
@@ -182,7 +230,7 @@ def _scan(text: str) -> _Found:
             outside.append(piece)
             if name == "/think" and not thoughts:  # the prompt had opened the thinking already
                 thoughts, outside = outside, []
-        if isinstance(found.action, Click):
+        if isinstance(found.action, Prompt):
             break
         inside = "" if name.startswith("/") else name
     if found.action is None and found.error is None:
@@ -217,6 +265,8 @@ def _read_action(body: str, *, cut: bool) -> Action | ReplyError:
     ending = _TERMINATE.match(start)
     if ending and not start[ending.end() :].strip(_DECORATION):
         return Terminate()
+    if _BEGINS_LIKE_A_BOX.match(start):
+        return _read_box(start, body)
     click = _CLICK.match(start)
     if click is None:
         if _BEGINS_LIKE_A_CLICK.match(start):
@@ -236,9 +286,19 @@ def _read_action(body: str, *, cut: bool) -> Action | ReplyError:
     return Click(float(x), float(y), sign.lower() == "positive")
 
 
+def _read_box(start: str, body: str) -> Box | ReplyError:
+    box = _BOX.match(start)
+    if box is None or box.group(6) != _BRACKETS[box.group(1)]:
+        return _refused("a box needs four numbers, as in Box (0.2100, 0.3050, 0.5520, 0.6000)", body)
+    try:
+        return Box(*(float(number) for number in box.groups()[1:5]))
+    except InputError as error:
+        return _refused(error.problem, body)
+
+
 def _refused(problem: str, value: str) -> ReplyError:
     return ReplyError(
         problem,
         value=value.strip()[:200],
-        remedy="Expected Positive Point (x, y), Negative Point (x, y) or Terminate.",
+        remedy="Expected Positive Point (x, y), Negative Point (x, y), Box (x0, y0, x1, y1) or Terminate.",
     )

@@ -46,7 +46,7 @@ class Bright(Propagation):
     def _clicked(self, index: int, clicks: Sequence[Click], previous_logits: Any) -> dict[str, Any]:
         parts, mask = self._parts(index), np.zeros(self.size, bool)
         for click in clicks:
-            column, row = (int(n) for n in self.place(click))
+            ((column, row, _),) = self.marks([click])
             one = parts == parts[row, column] if parts[row, column] else np.zeros(self.size, bool)
             mask = mask | one if click.positive else mask & ~one
         return self._out(mask)

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LOGIC = ROOT / "Logic" / "ibis_agent"
 # Everything else must be importable where there is no torch: in Slicer, or before anything is installed.
 NEED_TORCH = {
+    "policy.generic.generic",
     "policy.qwen25.block",
     "policy.qwen25.build",
     "policy.qwen25.decoding",

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from ibis_agent.actions import Action, Click, Terminate, parse_reply
+from ibis_agent.actions import Action, Box, Click, Terminate, parse_reply
 from ibis_agent.errors import InputError, ReplyError
 from ibis_agent.mask.masks import dice, iou
 from ibis_agent.policy.card import ModelCard
@@ -283,8 +283,9 @@ def _branches(
 
 
 def read_action(text: str) -> Action | None:
-    """The action in a reply; None where none can be read."""
+    """The action in a reply; None where none can be read, and for boxes, which rollouts do not have."""
     try:
-        return parse_reply(text).action
+        action = parse_reply(text).action
+        return None if isinstance(action, Box) else action
     except ReplyError:
         return None

@@ -145,6 +145,7 @@ def _request(options: argparse.Namespace) -> Request:
         policy=chosen(options),
         segmenter=options.segmenter,
         segmenter_config=options.segmenter_config,
+        first_box=options.first_box,
         device=options.device,
         precision=options.precision,
         max_turns=options.max_turns,
@@ -169,7 +170,10 @@ def _request(options: argparse.Namespace) -> Request:
 def _replay(options: argparse.Namespace) -> int:
     screen = terminal.Screen(quiet=options.quiet)
     asked = Request(
-        segmenter=options.segmenter, segmenter_config=options.segmenter_config, device=options.device
+        segmenter=options.segmenter,
+        segmenter_config=options.segmenter_config,
+        first_box=options.first_box,
+        device=options.device,
     )
     recorded = Trajectory.load(options.trajectory)
     replay = recorded.replay(runner.load_segmenter(asked))

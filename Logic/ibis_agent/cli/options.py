@@ -331,6 +331,11 @@ def _add_segmenter(group: Any) -> None:
         "--segmenter-config", metavar="NAME|FILE", help="its architecture, where the weights do not tell"
     )
     group.add_argument(
+        "--first-box",
+        action="store_true",
+        help="ask a first click a second time with a box around its mask, as MedSAM2 was trained",
+    )
+    group.add_argument(
         "--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)"
     )
 

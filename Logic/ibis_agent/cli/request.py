@@ -55,6 +55,7 @@ class Request:
     policy: Path | PolicySource | None = None
     segmenter: Path | None = None
     segmenter_config: str | None = None
+    first_box: bool = False
     device: str = "auto"
     precision: str = "auto"
     max_turns: int | None = None

@@ -18,7 +18,7 @@ import numpy as np
 
 import ibis_agent.segmenter as segmenters
 from ibis_agent import files
-from ibis_agent.actions import Click, format_click
+from ibis_agent.actions import Prompt, format_prompt
 from ibis_agent.cli.request import MASK_FORMATS, Request, check, reading_lines
 from ibis_agent.errors import IbisError
 from ibis_agent.mask import files as mask_files
@@ -199,14 +199,14 @@ class Runner:
         steps = self.run.steps
         step, before = steps[number - 1], masks.area(steps[number - 2].mask) if number > 1 else 0
         pixels, each = masks.area(step.mask), self._pixel_mm2
-        clicked = isinstance(step.action, Click)
+        clicked = isinstance(step.action, Prompt)
         return {
             "number": step.number,
             "by": step.by,
             "thinking": step.thinking,
-            "action": format_click(step.action) if isinstance(step.action, Click) else "Terminate",
-            "answer": None if isinstance(step.action, Click) else step.action.answer,
-            "sign": ("+" if step.action.positive else "-") if isinstance(step.action, Click) else "=",
+            "action": format_prompt(step.action) if isinstance(step.action, Prompt) else "Terminate",
+            "answer": None if isinstance(step.action, Prompt) else step.action.answer,
+            "sign": ("+" if step.action.positive else "-") if isinstance(step.action, Prompt) else "=",
             "area_px": pixels,
             "area_mm2": None if each is None else pixels * each,
             "area_text": self.area_text(step.mask),
@@ -257,7 +257,9 @@ def load_policy(found: PolicySource, request: Request) -> Policy:
 
 def load_segmenter(request: Request) -> Segmenter:
     """The segmenter of a request. Imports torch. Raises ModelError."""
-    return segmenters.open(request.segmenter, request.segmenter_config, request.device)
+    return segmenters.open(
+        request.segmenter, request.segmenter_config, request.device, first_box=request.first_box
+    )
 
 
 def write_mask(path: Path, mask: np.ndarray, where: Any, question: str, answer: str) -> None:

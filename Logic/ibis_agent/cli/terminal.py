@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TextIO
 
-from ibis_agent.actions import Click
+from ibis_agent.actions import Box, Click, Prompt
 from ibis_agent.errors import InputError
 
 _BOLD, _DIM, _GREEN, _RED, _YELLOW, _CYAN = "1", "2", "32", "31", "33", "36"
@@ -203,7 +203,7 @@ class Add:
     moved: which of the slice's clicks it takes the place of.
     """
 
-    click: Click
+    click: Prompt
     index: int | None = None
     moved: int | None = None
 
@@ -213,7 +213,7 @@ class Replace:
     """The person's own click in place of step `number` and all after it."""
 
     number: int
-    click: Click
+    click: Prompt
 
 
 @dataclass(frozen=True)
@@ -229,6 +229,7 @@ HELP = """\
      Enter       go on with the agent          b [n]       back by one step, or by n
      + x y       your own positive click       u / r       undo / redo what was done last
      - x y       your own negative click       x           reject: take back, and tell the agent so
+     [ x0 y0 x1 y1   your own box, its edges left, upper, right, lower
      3 + x y     your click in place of step 3 a / d       accept / discard the mask and end
      q           stop here, keep everything    ?           this help
      x to the right and y down from 0 to 1; or pixels, column then row:  + 91 48 px"""
@@ -238,6 +239,7 @@ HELP_IN_A_VOLUME = """\
      57 + x y    your own positive click on slice 57, without the number on the slice of the last action
      57 - x y    your own negative click there u / r       undo / redo the last change of masks
      57.2 + x y  move the second click of slice 57; the later ones there go
+     57 [ x0 y0 x1 y1   your own box there, its edges left, upper, right, lower
      57 g        find the neighbours of slice 57 again, until they come out as they were
      all         let the agent go on to its end            a / q       accept, or stop here: keep everything
      x           reject: take back, and tell the agent so  d           discard and end, ? this help
@@ -251,6 +253,7 @@ _WORDS: dict[str, Word] = {
 }  # fmt: skip
 _BACK = re.compile(r"b(?:ack)?\s*(\d{1,9})?", re.ASCII)
 _SPREAD = re.compile(r"(\d{1,9})?\s*g(?:row)?", re.ASCII)
+_BOX = re.compile(r"(?:(\d{1,9})(?:\.(\d{1,9}))?\s*)?\[\s*((?:[^\s,\]]{1,40}[\s,]*){4})\]?\s*(px)?", re.ASCII)
 _CLICK = re.compile(
     r"(?:(\d{1,9})(?:\.(\d{1,9}))?\s*)?([+-])\s*(\S{1,40})[\s,]+(\S{1,40}?)\s*(px)?", re.ASCII
 )
@@ -270,14 +273,37 @@ def read_command(text: str, height: int, width: int, volume: bool = False) -> Co
         return Do("all")
     if volume and (spread := _SPREAD.fullmatch(typed)):
         return Spread(int(spread.group(1)) if spread.group(1) else None)
+    box = _BOX.fullmatch(typed)
+    if box and (volume or not box.group(2)):
+        number, which, edges, pixels = box.groups()
+        return _placed(_box(edges, (height, width) if pixels else None), number, which, volume)
     click = _CLICK.fullmatch(typed)
     if click and (volume or not click.group(2)):
         number, which, sign, x, y, pixels = click.groups()
         chosen = _click(x.rstrip(","), y, sign == "+", (height, width) if pixels else None)
-        if volume or number is None:
-            return Add(chosen, int(number) if number else None, int(which) if which else None)
-        return Replace(int(number), chosen)
+        return _placed(chosen, number, which, volume)
     raise InputError("that is not understood", value=one_line(text)[:60], remedy="Type ? for what there is.")
+
+
+def _placed(prompt: Prompt, number: str | None, which: str | None, volume: bool) -> Command:
+    if volume or number is None:
+        return Add(prompt, int(number) if number else None, int(which) if which else None)
+    return Replace(int(number), prompt)
+
+
+def _box(edges: str, pixels: tuple[int, int] | None) -> Box:
+    """px: the outermost pixels of the box, which are inside."""
+    remedy = "As in: [ 0.21 0.30 0.55 0.60, or [ 91 48 140 96 px."
+    try:
+        left, top, right, bottom = (float(each) for each in edges.replace(",", " ").split())
+    except ValueError as error:
+        raise InputError("a box is four numbers", value=edges.strip(), remedy=remedy) from error
+    if pixels is None:
+        return Box(left, top, right, bottom)
+    height, width = pixels
+    if not (0 <= left <= right < width and 0 <= top <= bottom < height):
+        raise InputError("the box lies outside the picture", value=edges.strip(), remedy=remedy)
+    return Box(left / width, top / height, (right + 1) / width, (bottom + 1) / height)
 
 
 def _click(x: str, y: str, positive: bool, pixels: tuple[int, int] | None) -> Click:

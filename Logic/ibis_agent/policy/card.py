@@ -18,7 +18,8 @@ from typing import Any
 
 from ibis_agent.errors import InputError, ModelError
 from ibis_agent.files import write_json
-from ibis_agent.policy.prompts import DEFAULT_PROMPTS, PLACEHOLDERS, Prompts, placeholders_in
+from ibis_agent.policy.language import LANGUAGES, Language
+from ibis_agent.policy.prompts import DEFAULT_PROMPTS, PLACEHOLDERS, TOOL_PROMPTS, Prompts, placeholders_in
 from ibis_agent.scan.frame import KINDS, Kind
 from ibis_agent.scan.geometry import Orientation
 
@@ -39,6 +40,7 @@ class ModelCard:
         name: what people see; the folder's name where the card has none.
         orientation: how its pictures are turned.
         overlay_colour, overlay_alpha: how the mask is painted over its pictures; 0–255 RGB, 0–1.
+        language: how it writes its actions: "ibis", the published text, or "tool_calls", see ibis_agent.tool_calls.
         prompts: its texts.
         history: how many earlier turns, pictures and all, stay in the conversation; 0 for none.
         max_new_tokens: a reply is cut off here.
@@ -66,6 +68,7 @@ class ModelCard:
     orientation: Orientation = Orientation.UPSTREAM
     overlay_colour: tuple[int, int, int] = (34, 139, 34)
     overlay_alpha: float = 0.4
+    language: str = "ibis"
     prompts: Prompts = field(default_factory=lambda: DEFAULT_PROMPTS)
     history: int = 0
     max_new_tokens: int = 512
@@ -83,6 +86,11 @@ class ModelCard:
     generation_config: bool = True
     note: str = ""
     origin: str = ""
+
+    @property
+    def speech(self) -> Language:
+        """How its replies are read and written."""
+        return LANGUAGES[self.language]
 
     def outside(self, modality: str, plane: str) -> str:
         """A warning for a scan of a kind that the policy was not trained on; empty where there is none.
@@ -143,8 +151,8 @@ def card_from_json(values: Mapping[str, Any], file: Path | None = None) -> Model
         )
     _refuse_unknown(given, ModelCard, "", file)
     texts = given.pop("prompts", None)
-    if texts is not None:
-        given["prompts"] = _prompts(texts, file)
+    base = TOOL_PROMPTS if given.get("language") == "tool_calls" else DEFAULT_PROMPTS
+    given["prompts"] = base if texts is None else _prompts(texts, file, base)
     for key, read in _READERS.items():
         if key in given:
             given[key] = _checked(key, given[key], read, file)
@@ -182,7 +190,7 @@ def _refuse_unknown(given: Mapping[str, Any], kind: type, prefix: str, file: Pat
             raise ModelError("unknown key in the model card", file=file, value=prefix + key, remedy=remedy)
 
 
-def _prompts(texts: Any, file: Path | None) -> Prompts:
+def _prompts(texts: Any, file: Path | None, base: Prompts) -> Prompts:
     if not isinstance(texts, dict):
         raise ModelError(
             "prompts must be an object", file=file, value=texts, remedy='Such as {"first": "…"}.'
@@ -202,7 +210,7 @@ def _prompts(texts: Any, file: Path | None) -> Prompts:
                     value=word,
                     remedy=f"Did you mean {{{near[0]}}}?",
                 )
-    prompts = dataclasses.replace(DEFAULT_PROMPTS, **texts)
+    prompts = dataclasses.replace(base, **texts)
     for key in ("first", "refine"):
         if "question" not in placeholders_in(getattr(prompts, key)):
             raise ModelError(
@@ -241,6 +249,12 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError
     return float(value)
+
+
+def _language(value: Any) -> str:
+    if value not in LANGUAGES:
+        raise ValueError
+    return str(value)
 
 
 def _alpha(value: Any) -> float:
@@ -296,6 +310,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "orientation": Orientation,
     "overlay_colour": _colour,
     "overlay_alpha": _alpha,
+    "language": _language,
     "history": _integer(0, 1000),
     "max_new_tokens": _integer(1, 32768),
     "min_pixels": _pixels,
@@ -318,6 +333,7 @@ _EXPECTED = {
     "orientation": " or ".join(f'"{each.value}"' for each in Orientation),
     "overlay_colour": "three integers from 0 to 255 (red, green, blue)",
     "overlay_alpha": "a number from 0 to 1",
+    "language": " or ".join(f'"{each}"' for each in LANGUAGES),
     "history": "an integer from 0 to 1000 (earlier turns kept)",
     "max_new_tokens": "an integer from 1 to 32768",
     "min_pixels": "an integer of at least 784, or null",

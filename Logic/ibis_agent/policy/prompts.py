@@ -7,12 +7,14 @@ tokens is in chat; which prompts a policy wants is in its model card. The publis
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ibis_agent.errors import InputError
+from ibis_agent.tool_calls import TOOLS
 
 if TYPE_CHECKING:
     pass
@@ -63,6 +65,25 @@ DEFAULT_PROMPTS = Prompts(
     ),
     reject="The person looking on took back your step {action}. Choose a different one.",
     retry="Your last reply could not be used: {problem} Keep to the format: <think>, then one <action>.",
+)
+
+# For a policy that writes tool calls and brings no prompts of its own.
+TOOL_PROMPTS = Prompts(
+    system=(
+        "You segment medical pictures for a radiologist; a segmentation tool turns your boxes and points into a mask. "
+        "Each turn shows you the picture with the present mask in translucent green, or without green while nothing "
+        "is segmented yet. Look first, say what you see, then call exactly one of these functions:\n<tools>\n"
+        + "\n".join(json.dumps(tool) for tool in TOOLS)
+        + "\n</tools>\nCoordinates are whole numbers from 0 at the left and upper edge to 999 at the right and lower "
+        'edge. Write the call as\n<tool_call>\n{"name": <function>, "arguments": <object>}\n</tool_call>'
+    ),
+    first="{question}",
+    refine=(
+        'The green area is the mask so far. The question was: "{question}" Go on if the mask needs it; if it fits, '
+        "call stop_action."
+    ),
+    reject="The person looking on took back your step {action}. Choose a different one.",
+    retry="Your last reply could not be used: {problem} Call exactly one of the functions.",
 )
 
 # For the small policies that `training` makes: every token costs them time, and they learn the format anyway.

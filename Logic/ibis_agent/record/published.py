@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ibis_agent import files
-from ibis_agent.actions import Click, Terminate
+from ibis_agent.actions import Box, Click, Terminate
 from ibis_agent.errors import InputError
 from ibis_agent.fields import Fields, read_json
 from ibis_agent.mask.masks import decode_rle, encode_rle
@@ -140,8 +140,13 @@ def from_trajectory(
         mask_file, mask_number: the expert's mask and which of its values is meant, where there is one.
         reverse: the expert's picture has the structure in black.
 
-    Raises InputError for scans that are no NIfTI files: the published programs read no others.
+    Raises InputError for scans that are no NIfTI files (the published programs read no others), and for boxes, which the
+    published format does not have.
     """
+    if any(isinstance(step.action, Box) for step in trajectory.steps):
+        raise InputError(
+            "the published format has no boxes", file=file, remedy="Convert runs with clicks alone."
+        )
     name = trajectory.source if file is None else file
     geometry = trajectory.picture.geometry
     parts: dict[str, Any] = {}

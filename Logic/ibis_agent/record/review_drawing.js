@@ -91,14 +91,17 @@ const marksOf = (grid, clicks, k) => {
     const kind = click.positive ? "plus" : "minus", r = 9 * k;
     const [col, row] = pixelOf(grid, click);
     const x = (col + 0.5) * grid.ux, y = (row + 0.5) * grid.uy;
-    const shape = (name, stroke) => (kind === "plus"
+    const [left, top, right, bottom] = (click.box || []).map((edge, n) => edge * (n % 2 ? grid.H * grid.uy : grid.W * grid.ux));
+    const shape = (name, stroke) => (click.box
+      ? draw("rect", { class: name, x: left, y: top, width: right - left, height: bottom - top, fill: "none", "stroke-width": stroke * k })
+      : kind === "plus"
       ? draw("circle", { class: name, cx: x, cy: y, r, "stroke-width": stroke * k })
       : draw("path", { class: name, "stroke-width": stroke * k,
         d: `M${x - r * .8} ${y - r * .8}L${x + r * .8} ${y + r * .8}M${x + r * .8} ${y - r * .8}L${x - r * .8} ${y + r * .8}` }));
     const label = draw("text", { ...placeLabel(x, y, k, taken), "font-size": 14 * k, "stroke-width": 3 * k });
     label.textContent = click.number;
     const title = draw("title");
-    title.textContent = `Click ${click.number}, ${click.positive ? "included" : "excluded"}`;
+    title.textContent = click.box ? `Box ${click.number}` : `Click ${click.number}, ${click.positive ? "included" : "excluded"}`;
     return draw("g", { class: `mark ${kind}${index === clicks.length - 1 ? "" : " earlier"}` }, title, shape("halo", 6), shape("shape", 3), label);
   });
 };

@@ -35,7 +35,7 @@
   const changeOf = (n) => areaAfter(n) - areaAfter(beforeStep(n));
   const kindOf = (step) => (step.kind === "click" ? (step.positive ? "plus" : "minus")
     : step.kind === "grow" || step.kind === "look" ? step.kind : "end");
-  const nameOf = (step) => ({ plus: "Positive click", minus: "Negative click", end: "Ended", look: "Looked",
+  const nameOf = (step) => (step.box ? "Box" : { plus: "Positive click", minus: "Negative click", end: "Ended", look: "Looked",
     grow: "Followed through the slices" })[kindOf(step)];
   const actor = (step) => (step.by === "person" ? "by a person" : "by the policy");
   const sliceName = (place) => `slice ${slices[place].index}`;
@@ -131,7 +131,8 @@
     } else if (step.kind === "click") {
       const [col, row] = pixelOf(grid, step);
       action.replaceChildren(icon(kindOf(step)), nameOf(step), make("small", {
-        textContent: `(${step.x.toFixed(4)}, ${step.y.toFixed(4)}) · column ${col}, row ${row}` }));
+        textContent: step.box ? `(${step.box.map((edge) => edge.toFixed(4)).join(", ")})`
+          : `(${step.x.toFixed(4)}, ${step.y.toFixed(4)}) · column ${col}, row ${row}` }));
     } else {
       action.replaceChildren(icon(kindOf(step)), step.kind === "terminate" ? "Ended: the mask is final" : nameOf(step));
     }

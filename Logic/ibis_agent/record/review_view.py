@@ -136,7 +136,7 @@ def _step(
         "thinking": str(step.get("thinking") or ""),
         "reply": str(step.get("reply") or ""),
         "unreadable": str(step.get("unreadable") or ""),
-        "kind": "click" if action["kind"] == "click" else "terminate",
+        "kind": "click" if action["kind"] in ("click", "box") else "terminate",
         "answer": str(action.get("answer") or ""),
         "runs": runs_of(mask),
         "area": round(float(np.count_nonzero(mask)) * (geometry.pixel_area_mm2 or 1.0), 2),
@@ -146,7 +146,7 @@ def _step(
     }
     if made["kind"] == "click":
         made["marks"].append({**_mark(action, number), "by": made["by"]})
-        made |= {"x": float(action["x"]), "y": float(action["y"]), "positive": bool(action["positive"])}
+        made |= {key: value for key, value in _mark(action, number).items() if key != "number"}
     return made
 
 
@@ -159,6 +159,10 @@ def _standing(record: Json, volume: bool) -> dict[int, list[dict[str, Any]]]:
 
 
 def _mark(click: Json, number: int) -> dict[str, Any]:
+    if "x0" in click:
+        box = [float(click[key]) for key in ("x0", "y0", "x1", "y1")]
+        middle = {"x": (box[0] + box[2]) / 2, "y": (box[1] + box[3]) / 2}
+        return {**middle, "box": box, "positive": True, "number": number}
     return {
         "x": float(click["x"]),
         "y": float(click["y"]),

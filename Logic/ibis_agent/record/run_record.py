@@ -21,12 +21,10 @@ import numpy as np
 
 from ibis_agent.actions import Click
 from ibis_agent.errors import InputError
-from ibis_agent.fields import Fields
 from ibis_agent.mask.masks import decode_rle
 from ibis_agent.record.forms import put_together
 from ibis_agent.record.steps import click_from_json
 from ibis_agent.run.trail import Trail
-from ibis_agent.scan.frame import Frame, frame_from
 from ibis_agent.scan.geometry import PictureGeometry
 from ibis_agent.scan.picture import Picture
 
@@ -103,11 +101,6 @@ class RunRecord:
             raise InputError("this run has no slices yet")
         return PictureGeometry.from_json(self._cut["geometry"])
 
-    @property
-    def frame(self) -> Frame | None:
-        """What the models see of every slice; None for all of it. Raises InputError as `geometry`."""
-        return frame_from(Fields(self._cut)) if self.head else None
-
     def geometry_of(self, index: int) -> PictureGeometry:
         return replace(self.geometry, index=index)
 
@@ -170,12 +163,14 @@ class RunRecord:
         """(step number, click) of every click on a slice alone up to step `number`."""
         steps = self.steps[:number]
         clicked = [each for each in steps if each.get("action", {}).get("kind") == "click"]
-        return [(int(each["number"]), click_from_json(each["action"])) for each in clicked]
+        made = [(int(each["number"]), click_from_json(each["action"])) for each in clicked]
+        return [(number, click) for number, click in made if isinstance(click, Click)]
 
     def clicks_on(self, index: int, number: int | None = None) -> list[Click]:
-        """All clicks that a slice of a volume stands on."""
+        """All clicks that a slice of a volume stands on; boxes are left out."""
         made = [each for each in self.steps[:number] if each["kind"] == "click" and each["slice"] == index]
-        return [click_from_json(each) for each in made[-1]["clicks"]] if made else []
+        stands = [click_from_json(each) for each in made[-1]["clicks"]] if made else []
+        return [each for each in stands if isinstance(each, Click)]
 
     def clicked(self, number: int | None = None) -> list[int]:
         """The slices of a volume that were clicked."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ibis_agent.actions import Action, Click, Terminate
+from ibis_agent.actions import Action, Box, Click, Prompt, Terminate
 from ibis_agent.fields import Fields
 from ibis_agent.mask.masks import area, decode_rle, encode_rle
 from ibis_agent.run.action import KINDS, RunAction, Way
@@ -20,25 +20,33 @@ from ibis_agent.segmenter.contract import Found
 Json = dict[str, Any]
 
 
-def click_to_json(click: Click) -> Json:
+def click_to_json(click: Prompt) -> Json:
+    """A click, or a box, which has four edges in place of x and y."""
+    if isinstance(click, Box):
+        return dataclasses.asdict(click)
+    assert isinstance(click, Click)
     return {"x": click.x, "y": click.y, "positive": click.positive}
 
 
-def click_from_json(values: Mapping[str, Any] | Fields) -> Click:
-    """A click of a record or a request. Raises InputError naming the field and its value."""
+def click_from_json(values: Mapping[str, Any] | Fields) -> Prompt:
+    """A click or a box of a record or a request. Raises InputError naming the field and its value."""
     fields = values if isinstance(values, Fields) else Fields(dict(values), path="click")
+    if "x0" in fields.values:
+        edges = [fields.number(key) or 0.0 for key in ("x0", "y0", "x1", "y1")]
+        return fields.checked(lambda: Box(*edges))
     x, y, positive = fields.number("x"), fields.number("y"), fields.flag("positive")
     return fields.checked(lambda: Click(x or 0.0, y or 0.0, positive))
 
 
 def _action_to_json(action: Action) -> Json:
-    if isinstance(action, Click):
-        return {"kind": "click", **click_to_json(action)}
+    if isinstance(action, Prompt):
+        kind = "box" if isinstance(action, Box) else "click"
+        return {"kind": kind, **click_to_json(action)}
     return {"kind": "terminate", "answer": action.answer}
 
 
 def _action_from_json(fields: Fields) -> Action:
-    if fields.choice("kind", ("click", "terminate")) == "terminate":
+    if fields.choice("kind", ("click", "box", "terminate")) == "terminate":
         return Terminate(fields.text("answer"))
     return click_from_json(fields)
 
@@ -134,11 +142,13 @@ def action_from_json(fields: Fields, geometry: PictureGeometry, number: int) -> 
 def actions_of(steps: Iterable[Step], index: int) -> tuple[RunAction, ...]:
     """The steps on a slice alone as the actions of a run."""
     made: list[RunAction] = []
-    clicks: tuple[Click, ...] = ()
+    clicks: tuple[Prompt, ...] = ()
     for step in steps:
-        if isinstance(step.action, Click):
+        if isinstance(step.action, Prompt):
             clicks = (*clicks, step.action)
-        kind, words, on = ("click", "clicked", clicks) if isinstance(step.action, Click) else ("done", "", ())
+        kind, words, on = (
+            ("click", "clicked", clicks) if isinstance(step.action, Prompt) else ("done", "", ())
+        )
         made.append(RunAction(len(made) + 1, kind, index, step.by, words, (step,), on))  # type: ignore[arg-type]
     return tuple(made)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from ibis_agent.actions import Click, Terminate
+from ibis_agent.actions import Prompt, Terminate
 from ibis_agent.errors import Cancelled
 from ibis_agent.run.episode import Author, Step
 from ibis_agent.segmenter.contract import Found
@@ -59,7 +59,7 @@ class RunAction:
     by: Author
     words: str = ""
     steps: tuple[Step, ...] = ()
-    clicks: tuple[Click, ...] = ()
+    clicks: tuple[Prompt, ...] = ()
     ways: tuple[Way, ...] = ()
     touched: tuple[int, ...] = ()
     look: int = 0

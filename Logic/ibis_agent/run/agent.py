@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from ibis_agent.actions import Click, Terminate
+from ibis_agent.actions import Prompt, Terminate
 from ibis_agent.errors import InputError
 from ibis_agent.run import growth, second_look
 from ibis_agent.run.action import RunAction, Stage, Watch, Way
@@ -102,7 +102,7 @@ def _turn(run: RunState, watch: Watch) -> RunAction | None:
     episode = key_episode(run)
     if episode.halt is None:
         step = episode.step(watch.text, watch.cancelled, watch.retry)
-        if step is not None and isinstance(step.action, Click):
+        if step is not None and isinstance(step.action, Prompt):
             return _clicked(run, key, step, "clicked", begun, watch)
     halt = episode.halt
     assert halt is not None
@@ -114,7 +114,7 @@ def _turn(run: RunState, watch: Watch) -> RunAction | None:
 
 
 def _clicked(run: RunState, index: int, step: Step, words: str, begun: float, watch: Watch) -> RunAction:
-    assert isinstance(step.action, Click)
+    assert isinstance(step.action, Prompt)
     clicks = (*clicks_on(run.actions, index), step.action)
     run.anchor(index, clicks)
     return run.done("click", index, "policy", words, begun, watch, steps=(step,), clicks=clicks)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ibis_agent.actions import Click
+from ibis_agent.actions import Prompt
 from ibis_agent.run.episode import frozen
 from ibis_agent.scan.slices import Slices
 from ibis_agent.segmenter.contract import Found, Prediction, Segmenter
@@ -38,7 +38,7 @@ class Alone:
         self._picture = slices.picture(slices.first)
         self.segmenter, self.size = framed(segmenter, slices.frame), size
         self._embedding: Any = None
-        self._last: tuple[Sequence[Click], np.ndarray | None, Prediction] | None = None
+        self._last: tuple[Sequence[Prompt], np.ndarray | None, Prediction] | None = None
         self.found: dict[int, Found] = {}
         self._standing: dict[int, Prediction] = {}
 
@@ -52,7 +52,7 @@ class Alone:
         return list(self._standing)
 
     def predict(
-        self, index: int, clicks: Sequence[Click], previous_logits: np.ndarray | None = None
+        self, index: int, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
     ) -> Prediction:
         """The mask for all clicks so far; an anchor of the same clicks does not compute it again."""
         if self._last is not None and self._last[1] is previous_logits and self._last[0] == tuple(clicks):
@@ -64,7 +64,9 @@ class Alone:
         self._last = tuple(clicks), previous_logits, made
         return made
 
-    def anchor(self, index: int, clicks: Sequence[Click], previous_logits: np.ndarray | None = None) -> Found:
+    def anchor(
+        self, index: int, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
+    ) -> Found:
         made = self.predict(index, clicks, previous_logits)
         self._last = None
         self._standing[index] = made

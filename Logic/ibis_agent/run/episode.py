@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ibis_agent.actions import Action, Click, Terminate, format_click, format_reply, parse_reply
+from ibis_agent.actions import Action, Prompt, Terminate, format_prompt
 from ibis_agent.actions import Reply as ParsedReply
 from ibis_agent.errors import Cancelled, InputError, ReplyError
 from ibis_agent.policy.contract import IsCancelled, OnText, Policy, Turn
+from ibis_agent.policy.language import Language
 from ibis_agent.policy.observation import Situation, observe
 from ibis_agent.policy.prompts import rejection_note, retry_note
 from ibis_agent.scan.frame import Frame
@@ -100,7 +101,7 @@ class Episode:
         picture: Picture,
         question: str,
         policy: Policy | None,
-        predict: Callable[[Sequence[Click], np.ndarray | None], Prediction],
+        predict: Callable[[Sequence[Prompt], np.ndarray | None], Prediction],
         limits: Limits,
         start: Prediction | None = None,
         steps: Sequence[Step] = (),
@@ -175,7 +176,8 @@ class Episode:
             prompted = self._start is not None or _has_click(self.steps[:done])
             return self._mask_after(done) if prompted else None
 
-        said = [_reply_of(step, self.picture.frame) for step in self.steps]
+        speech = self.policy.card.speech
+        said = [_reply_of(step, self.picture.frame, speech) for step in self.steps]
         started = self._start is not None
         seen, frame = self.picture.rgb, self.picture.frame
         situation = Situation(seen, self.question, said, mask_after, started, self.note, frame)
@@ -187,9 +189,10 @@ class Episode:
         """Ask once, and once more if need be → (text, parsed or None, the reply before, problem)."""
         turn = self.turn()
         assert self.policy is not None
+        speech = self.policy.card.speech
         text = self.policy.reply(turn, on_text, cancelled)
         try:
-            return text, parse_reply(text), "", ""
+            return text, speech.parse(text), "", ""
         except ReplyError as error:
             unreadable, problem = text, error.problem
         _stop_if(cancelled)
@@ -198,7 +201,7 @@ class Episode:
         note = "\n".join(filter(None, (turn.note, retry_note(self.policy.card.prompts, f"{problem}."))))
         text = self.policy.reply(replace(turn, note=note), on_text, cancelled)
         try:
-            return text, parse_reply(text), unreadable, ""
+            return text, speech.parse(text), unreadable, ""
         except ReplyError as error:
             return text, None, unreadable, str(error)
 
@@ -207,8 +210,8 @@ class Episode:
         begun = time.perf_counter()
         mask, known = self.mask, self.steps[-1] if self.steps else self._start
         logits, score = (known.logits, known.score) if known else (None, None)
-        if isinstance(action, Click):
-            clicks = [step.action for step in self.steps if isinstance(step.action, Click)]
+        if isinstance(action, Prompt):
+            clicks = [step.action for step in self.steps if isinstance(step.action, Prompt)]
             found = self._predict([*clicks, action], logits)
             mask, logits, score = frozen(found.mask), frozen(found.logits), found.score
         spent = time.perf_counter() - begun
@@ -218,13 +221,13 @@ class Episode:
     def _outward(self, action: Action) -> Action:
         """What the policy said about what it sees, about the whole picture."""
         frame = self.picture.frame
-        return action if frame is None or not isinstance(action, Click) else frame.click_outward(action)
+        return action if frame is None or not isinstance(action, Prompt) else frame.prompt_outward(action)
 
     def _repeats(self, action: Action) -> bool:
         """Whether the policy asks for the same click as in its steps just before, once too often."""
         tail = self.steps[-(self.limits.max_repeats - 1) :]
         return (
-            isinstance(action, Click)
+            isinstance(action, Prompt)
             and len(tail) == self.limits.max_repeats - 1
             and all(step.by == "policy" and step.action == action for step in tail)
         )
@@ -262,21 +265,21 @@ def frozen(values: Any) -> np.ndarray:
 
 
 def _has_click(steps: Sequence[Step]) -> bool:
-    return any(isinstance(step.action, Click) for step in steps)
+    return any(isinstance(step.action, Prompt) for step in steps)
 
 
 def _inward(action: Action, frame: Frame | None) -> Action:
     """An action as the policy would put it."""
-    return action if frame is None or not isinstance(action, Click) else frame.click_inward(action)
+    return action if frame is None or not isinstance(action, Prompt) else frame.prompt_inward(action)
 
 
-def _reply_of(step: Step, frame: Frame | None) -> str:
+def _reply_of(step: Step, frame: Frame | None, speech: Language) -> str:
     """What stands in the conversation for a step: the policy's text, or the person's action put so."""
-    return step.reply or format_reply(ParsedReply(step.thinking, _inward(step.action, frame)))
+    return step.reply or speech.format(ParsedReply(step.thinking, _inward(step.action, frame)))
 
 
 def _in_words(action: Action) -> str:
-    return format_click(action) if isinstance(action, Click) else "Terminate"
+    return format_prompt(action) if isinstance(action, Prompt) else "Terminate"
 
 
 def _stop_if(cancelled: IsCancelled | None) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ibis_agent.actions import Click, Terminate
+from ibis_agent.actions import Prompt, Terminate
 from ibis_agent.run.episode import Step
 
 _NEIGHBOURS_COUNT = 0.5
@@ -38,7 +38,7 @@ class Look:
     @property
     def seen(self) -> bool:
         """The policy clicked something, and the segmenter made a mask of it."""
-        if self.step is None or not isinstance(self.step.action, Click):
+        if self.step is None or not isinstance(self.step.action, Prompt):
             return False
         return self.step.action.positive and self.area_mm2 > 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ibis_agent.actions import Click
+from ibis_agent.actions import Prompt
 from ibis_agent.mask.masks import area
 from ibis_agent.run.action import RunAction, Way
 from ibis_agent.run.episode import Step
@@ -63,7 +63,7 @@ def look_at(index: int, steps: Sequence[Step], pixel_mm2: float) -> Look:
 def seen_at(actions: Sequence[RunAction]) -> dict[int, Step]:
     """The first clicks of the looks for the key slice, by slice."""
     steps = {each.index: each.steps[0] for each in actions if each.kind == "look" and each.steps}
-    return {index: step for index, step in steps.items() if isinstance(step.action, Click)}
+    return {index: step for index, step in steps.items() if isinstance(step.action, Prompt)}
 
 
 def key_of(actions: Sequence[RunAction]) -> int | None:
@@ -71,7 +71,7 @@ def key_of(actions: Sequence[RunAction]) -> int | None:
     return next((each.index for each in actions if each.kind == "click"), None)
 
 
-def clicks_on(actions: Sequence[RunAction], index: int) -> tuple[Click, ...]:
+def clicks_on(actions: Sequence[RunAction], index: int) -> tuple[Prompt, ...]:
     """All clicks that a slice stands on after the actions."""
     made = [each.clicks for each in actions if each.kind == "click" and each.index == index]
     return made[-1] if made else ()
@@ -83,7 +83,7 @@ def steps_on(actions: Sequence[RunAction], index: int) -> list[Step]:
     for action in actions:
         if action.index == index and action.kind in ("click", "done") and not action.look:
             earlier = len(action.clicks) - 1 if action.kind == "click" else len(steps)
-            while sum(isinstance(each.action, Click) for each in steps) > earlier:
+            while sum(isinstance(each.action, Prompt) for each in steps) > earlier:
                 steps.pop()
             steps += action.steps[-1:]
     return [

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import time
 
-from ibis_agent.actions import Click, Terminate, format_reply
+from ibis_agent.actions import Prompt, Terminate, format_reply
 from ibis_agent.actions import Reply as ParsedReply
 from ibis_agent.errors import InputError
 from ibis_agent.policy.contract import Policy, Turn
@@ -113,14 +113,14 @@ class Run(RunState):
 
     # The person
 
-    def add(self, click: Click, watch: Watch | None = None) -> RunAction:
+    def add(self, click: Prompt, watch: Watch | None = None) -> RunAction:
         """A click of the person on the key slice, in whatever status; the run is ready afterwards."""
         if self.key is None:
             raise InputError("there is no key slice yet", remedy="Click on a slice by its number.")
         return self.click(self.key, click, None, watch)
 
     def click(
-        self, index: int, click: Click, replace: int | None = None, watch: Watch | None = None
+        self, index: int, click: Prompt, replace: int | None = None, watch: Watch | None = None
     ) -> RunAction:
         """A click of the person on any slice; the slice is corrected at once, its neighbours with `spread`.
 
@@ -148,7 +148,7 @@ class Run(RunState):
         words = "clicked" if replace is None else f"click {replace} moved"
         return self.done("click", index, "person", words, begun, watch, steps=(step,), clicks=clicks)
 
-    def replace(self, number: int, click: Click, watch: Watch | None = None) -> RunAction:
+    def replace(self, number: int, click: Prompt, watch: Watch | None = None) -> RunAction:
         """Put a click of the person in the place of action `number`, and drop all later actions."""
         if number < 1:
             raise InputError("steps are numbered from 1", value=number)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ibis_agent.actions import Click
+from ibis_agent.actions import Prompt
 from ibis_agent.errors import InputError
 from ibis_agent.mask.masks import area
 from ibis_agent.policy.contract import Policy
@@ -207,14 +207,14 @@ class RunState:
         standing = self.memory.standing(index)
         return standing if standing is not None and self.mask(index).any() else None
 
-    def anchor(self, index: int, clicks: tuple[Click, ...], afresh: bool = False) -> Found:
+    def anchor(self, index: int, clicks: tuple[Prompt, ...], afresh: bool = False) -> Found:
         """Make a slice an anchor by these clicks, made one after the other as in an episode.
 
         afresh: without the mask that is there.
         """
         base = None if afresh else self.base(index)
         steps = steps_on(self.actions, index) if self.alone else []
-        made = [step for step in steps if isinstance(step.action, Click)][: len(clicks) - 1]
+        made = [step for step in steps if isinstance(step.action, Prompt)][: len(clicks) - 1]
         if made and made[-1].logits is not None and tuple(step.action for step in made) == clicks[:-1]:
             logits: np.ndarray | None = made[-1].logits
         else:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ibis_agent.actions import Click
+from ibis_agent.actions import Prompt
 from ibis_agent.run.episode import Episode, Step, note_of_rejection
 from ibis_agent.run.plan import steps_on
 from ibis_agent.run.state import RunState
@@ -22,7 +22,7 @@ def episode_on(
     standing: the mask that is there before `steps`.
     """
 
-    def predict(clicks: Sequence[Click], previous_logits: np.ndarray | None) -> Prediction:
+    def predict(clicks: Sequence[Prompt], previous_logits: np.ndarray | None) -> Prediction:
         made = run.memory.predict(index, clicks, previous_logits)
         return replace(made, mask=run.within(index, made.mask))
 
@@ -41,6 +41,6 @@ def key_episode(run: RunState) -> Episode:
     return episode_on(run, key, run.base(key), steps_on(run.actions, key))
 
 
-def clicks_of(steps: Sequence[Step]) -> tuple[Click, ...]:
+def clicks_of(steps: Sequence[Step]) -> tuple[Prompt, ...]:
     """The clicks among steps, in their order."""
-    return tuple(step.action for step in steps if isinstance(step.action, Click))
+    return tuple(step.action for step in steps if isinstance(step.action, Prompt))

@@ -7,13 +7,13 @@ slices, so that neighbours stay comparable. It only crops: clicks and masks go i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from ibis_agent.actions import Click
+from ibis_agent.actions import Box, Click, Prompt
 from ibis_agent.errors import InputError
 from ibis_agent.fields import Fields
 
@@ -59,17 +59,17 @@ class Frame:
         """Rows and columns inside."""
         return self.bottom - self.top, self.right - self.left
 
-    def click_inward(self, click: Click) -> Click:
-        x, y = self.inward(click.x, click.y)
-        return replace(click, x=x, y=y)
+    def prompt_inward(self, prompt: Prompt) -> Prompt:
+        """A click or a box on the slice as one on the frame. Raises InputError for a box beside the frame."""
+        return _moved(prompt, self.inward)
 
-    def click_outward(self, click: Click) -> Click:
-        x, y = self.outward(click.x, click.y)
-        return replace(click, x=x, y=y)
+    def prompt_outward(self, prompt: Prompt) -> Prompt:
+        """A click or a box on the frame as one on the slice."""
+        return _moved(prompt, self.outward)
 
-    def clicks_inward(self, clicks: Sequence[Click]) -> list[Click]:
+    def clicks_inward(self, clicks: Sequence[Prompt]) -> list[Prompt]:
         """Clicks on the slice as clicks on the frame."""
-        return [self.click_inward(each) for each in clicks]
+        return [self.prompt_inward(each) for each in clicks]
 
     def to_json(self) -> dict[str, int]:
         """Plain values, for records; `frame_from` reads them."""
@@ -209,3 +209,11 @@ def frame_from(fields: Fields) -> Frame | None:
     inside = fields.inside("frame")
     sides = [inside.whole(each.name, 0) for each in dataclasses.fields(Frame)]
     return inside.checked(lambda: Frame(*sides))
+
+
+def _moved(prompt: Prompt, move: Callable[[float, float], tuple[float, float]]) -> Prompt:
+    if isinstance(prompt, Box):
+        return Box(*move(prompt.x0, prompt.y0), *move(prompt.x1, prompt.y1))
+    assert isinstance(prompt, Click)
+    x, y = move(prompt.x, prompt.y)
+    return replace(prompt, x=x, y=y)

@@ -35,13 +35,16 @@ def open(
     config: str | os.PathLike[str] | None = None,
     device: str = "auto",
     precision: str = "auto",
+    first_box: bool = False,
 ) -> Segmenter:
     """Load the segmenter at `where`, see `find`.
 
     Args:
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
         precision: "auto" (fp16 on CUDA as published, fp32 elsewhere), "fp32", "fp16", "bf16".
+        first_box: ask a first click alone a second time, with a box around the mask that it made, as MedSAM2 was
+            trained.
 
     Raises ModelError with file, value and remedy.
     """
-    return find(where, config).open(device, precision)
+    return find(where, config).open(device, precision, first_box)

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from ibis_agent.actions import Click
+from ibis_agent.actions import Prompt
 
 Way = Literal["auto", "memory", "carry"]
 PictureOf = Callable[[int], np.ndarray]
@@ -125,7 +125,7 @@ class PictureSegmenter(Protocol):
         ...
 
     def predict(
-        self, embedding: Any, clicks: Sequence[Click], previous_logits: np.ndarray | None = None
+        self, embedding: Any, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
     ) -> Prediction:
         """The mask for all prompts so far, in their order. Raises InputError, ModelError."""
         ...
@@ -140,7 +140,7 @@ class Segmenter(PictureSegmenter, Protocol):
     def predict_many(
         self,
         embeddings: Sequence[Any],
-        clicks: Sequence[Sequence[Click]],
+        clicks: Sequence[Sequence[Prompt]],
         previous_logits: Sequence[np.ndarray | None],
     ) -> list[Prediction]:
         """`predict` for several pictures or several states of one, together.
@@ -199,7 +199,7 @@ class Follower(Protocol):
     def restore(self, state: Any) -> None: ...
 
     def predict(
-        self, index: int, clicks: Sequence[Click], previous_logits: np.ndarray | None = None
+        self, index: int, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
     ) -> Prediction:
         """What the clicks make of a slice, other slices included; changes nothing."""
         ...
@@ -208,7 +208,9 @@ class Follower(Protocol):
         """What is known of a slice in the form that clicks go on from; None where nothing is."""
         ...
 
-    def anchor(self, index: int, clicks: Sequence[Click], previous_logits: np.ndarray | None = None) -> Found:
+    def anchor(
+        self, index: int, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
+    ) -> Found:
         """Make a slice an anchor as `predict` answers it."""
         ...
 

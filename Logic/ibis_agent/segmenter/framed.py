@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ibis_agent.actions import Click
+from ibis_agent.actions import Prompt
 from ibis_agent.scan.frame import Frame
 from ibis_agent.segmenter.contract import (
     Abilities,
@@ -48,7 +48,7 @@ class FramedSegmenter:
         return self.inner.embed(np.ascontiguousarray(self.frame.crop(rgb)))
 
     def predict(
-        self, embedding: Any, clicks: Sequence[Click], previous_logits: np.ndarray | None = None
+        self, embedding: Any, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
     ) -> Prediction:
         made = self.inner.predict(embedding, self.frame.clicks_inward(clicks), previous_logits)
         return replace(made, mask=self.frame.paste(made.mask))
@@ -56,7 +56,7 @@ class FramedSegmenter:
     def predict_many(
         self,
         embeddings: Sequence[Any],
-        clicks: Sequence[Sequence[Click]],
+        clicks: Sequence[Sequence[Prompt]],
         previous_logits: Sequence[np.ndarray | None],
     ) -> list[Prediction]:
         inside = [self.frame.clicks_inward(each) for each in clicks]
@@ -132,7 +132,7 @@ class FramedFollower:
         self.inner.restore(state.inner)
 
     def predict(
-        self, index: int, clicks: Sequence[Click], previous_logits: np.ndarray | None = None
+        self, index: int, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
     ) -> Prediction:
         made = self.inner.predict(index, self.frame.clicks_inward(clicks), previous_logits)
         return replace(made, mask=self.frame.paste(made.mask))
@@ -141,7 +141,9 @@ class FramedFollower:
         known = self.inner.standing(index)
         return None if known is None else replace(known, mask=self.frame.paste(known.mask))
 
-    def anchor(self, index: int, clicks: Sequence[Click], previous_logits: np.ndarray | None = None) -> Found:
+    def anchor(
+        self, index: int, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
+    ) -> Found:
         return self._outward(self.inner.anchor(index, self.frame.clicks_inward(clicks), previous_logits))
 
     def anchor_mask(self, index: int, mask: np.ndarray) -> Found:

@@ -13,7 +13,6 @@ import torch
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from ibis_agent.actions import reply_is_complete
 from ibis_agent.errors import Cancelled, ModelError
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import IsCancelled, OnText, Turn
@@ -59,7 +58,9 @@ class GenericPolicy:
                     num_beams=1,
                     max_new_tokens=self.card.max_new_tokens,
                     streamer=written,
-                    stopping_criteria=StoppingCriteriaList([_WhenComplete(written)]),
+                    stopping_criteria=StoppingCriteriaList(
+                        [_WhenComplete(written, self.card.speech.is_complete)]
+                    ),
                 )
         except (MemoryError, RuntimeError) as error:
             raise run_error(error, None) from error
@@ -115,9 +116,9 @@ class _Written(BaseStreamer):
 class _WhenComplete(StoppingCriteria):
     """Ends with the action (or the answer of an ending reply), as every policy does."""
 
-    def __init__(self, written: _Written) -> None:
-        self._written = written
+    def __init__(self, written: _Written, is_complete: Callable[[str], bool]) -> None:
+        self._written, self._is_complete = written, is_complete
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        done = reply_is_complete(self._written.text)
+        done = self._is_complete(self._written.text)
         return torch.full((len(input_ids),), done, dtype=torch.bool, device=input_ids.device)

@@ -10,7 +10,6 @@ import functools
 import os
 from typing import TYPE_CHECKING, Any
 
-from ibis_agent.actions import reply_is_complete
 from ibis_agent.errors import InputError, ModelError
 from ibis_agent.policy.card import ModelCard, load_card
 from ibis_agent.policy.contract import IsCancelled, OnText, Turn
@@ -117,7 +116,7 @@ class LocalPolicy:
         check_request(self.folder, self.precision, self.device, self.card.max_new_tokens, len(request.ids))
         try:
             self.last = self._decoder.run(
-                request, min(room, self.card.max_new_tokens), on_text, cancelled, reply_is_complete
+                request, min(room, self.card.max_new_tokens), on_text, cancelled, self.card.speech.is_complete
             )
         except (MemoryError, RuntimeError) as error:
             raise run_error(error, None) from error

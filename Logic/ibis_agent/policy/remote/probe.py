@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ibis_agent.actions import Click, parse_reply
+from ibis_agent.actions import Click
 from ibis_agent.errors import ModelError, ReplyError
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import IsCancelled
@@ -167,7 +167,7 @@ def plates(card: ModelCard) -> list[Plate]:
 def _click(policy: RemotePolicy, plate: Plate, cancelled: IsCancelled | None) -> tuple[float, float] | None:
     turn = observe(policy.card, Situation(plate.rgb, plate.question))
     try:
-        action = parse_reply(policy.reply(turn, None, cancelled)).action
+        action = policy.card.speech.parse(policy.reply(turn, None, cancelled)).action
     except ReplyError:
         return None
     return (action.x, action.y) if isinstance(action, Click) and action.positive else None

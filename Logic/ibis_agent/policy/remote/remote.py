@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import requests
 
-from ibis_agent.actions import reply_is_complete
 from ibis_agent.errors import ModelError
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import IsCancelled, OnText, Turn
@@ -57,7 +56,7 @@ class RemotePolicy:
             "max_tokens": self.card.max_new_tokens,
             "temperature": 0,
         }
-        enough = None if whole else reply_is_complete
+        enough = None if whole else self.card.speech.is_complete
         self.last = ask(self.connection, body, on_text, cancelled, enough, self.patience)
         return self.last
 

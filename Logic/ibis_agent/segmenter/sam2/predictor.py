@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ibis_agent.actions import Click
+from ibis_agent.actions import Box, Click, Prompt
 from ibis_agent.errors import InputError, ModelError
 from ibis_agent.segmenter.contract import Abilities, Prediction
 from ibis_agent.segmenter.embeddings import KeptEmbeddings, key_of
@@ -79,9 +79,10 @@ class Sam2Predictor:
         device: where it runs.
         precision: "fp32", or what CUDA computes in ("fp16" as published, "bf16").
         kept: the embeddings of earlier pictures.
+        first_box: a first click alone is asked a second time, with a box around the mask that it made.
     """
 
-    can = Abilities(starting_mask=True)
+    can = Abilities(boxes=True, starting_mask=True)
 
     def __init__(
         self,
@@ -90,12 +91,14 @@ class Sam2Predictor:
         identity: dict[str, str],
         device: str | torch.device = "cpu",
         precision: str = "auto",
+        first_box: bool = False,
     ) -> None:
         self.device = device_of(device)
         self.precision = precision_on(precision, self.device)
         self.model = model.to(self.device).eval()
         self.architecture = architecture
-        self.identity = identity
+        self.identity = {**identity, "first_box": "drawn"} if first_box else identity
+        self.first_box = first_box
         self.image_size = architecture.image_size
         self.kept = KeptEmbeddings()
         self._positions: tuple[Tensor, ...] = ()
@@ -157,7 +160,7 @@ class Sam2Predictor:
     def predict(
         self,
         embedding: Sam2Embedding,
-        clicks: Sequence[Click],
+        clicks: Sequence[Prompt],
         previous_logits: np.ndarray | None = None,
     ) -> Prediction:
         """The best of the masks that the network offers for all `clicks` so far.
@@ -169,13 +172,22 @@ class Sam2Predictor:
 
         Raises InputError for no clicks or logits of another size, ModelError when the network fails.
         """
-        return self.predict_many([embedding], [clicks], [previous_logits])[0]
+        found = self.predict_many([embedding], [clicks], [previous_logits])[0]
+        box = self.box_after(clicks, previous_logits, found.mask)
+        return found if box is None else self.predict_many([embedding], [[box, *clicks]], [None])[0]
+
+    def box_after(
+        self, prompts: Sequence[Prompt], previous_logits: np.ndarray | None, mask: np.ndarray
+    ) -> Box | None:
+        """The box that `first_box` draws around the mask of a first click; None where it draws none."""
+        alone = len(prompts) == 1 and isinstance(prompts[0], Click) and prompts[0].positive
+        return box_around(mask) if self.first_box and alone and previous_logits is None else None
 
     @torch.inference_mode()
     def predict_many(
         self,
         embeddings: Sequence[Sam2Embedding],
-        clicks: Sequence[Sequence[Click]],
+        clicks: Sequence[Sequence[Prompt]],
         previous_logits: Sequence[np.ndarray | None],
     ) -> list[Prediction]:
         """`predict` for several pictures or several states of one, in one pass through the decoder.
@@ -183,16 +195,18 @@ class Sam2Predictor:
         All must have as many clicks as each other, and either all or none previous logits: with padding the
         network would see other prompts than alone. Raises what `predict` raises.
         """
-        counts = {len(each) for each in clicks}
-        if counts == {0}:
+        if any(not each for each in clicks):
             raise InputError("the segmenter needs a click", remedy="Pass at least one click.")
-        if len(counts) != 1 or len({each is None for each in previous_logits}) != 1:
+        marks = [
+            marks_of(each, where.height, where.width) for each, where in zip(clicks, embeddings, strict=True)
+        ]
+        alike = {(len(each), several(each)) for each in marks}
+        if len(alike) != 1 or len({each is None for each in previous_logits}) != 1:
             raise InputError("predictions made together need equally many clicks and logits")
-        pairs = list(zip(clicks, embeddings, strict=True))
-        points = torch.tensor([[_pixel(click, where) for click in each] for each, where in pairs])
+        points = torch.tensor([[place[:2] for place in each] for each in marks], dtype=torch.float32)
         sizes = torch.tensor([[[each.width, each.height]] for each in embeddings])
-        points = points.float() / sizes.float() * self.image_size
-        labels = torch.tensor([[int(click.positive) for click in each] for each in clicks], dtype=torch.int32)
+        points = points / sizes.float() * self.image_size
+        labels = torch.tensor([[kind for _, _, kind in each] for each in marks], dtype=torch.int32)
         with self.computing():
             images = [(self._seen(each), self.fine(each)) for each in embeddings]
             sparse, dense = self.model.sam_prompt_encoder(
@@ -205,7 +219,7 @@ class Sam2Predictor:
                 image_pe=self.model.sam_prompt_encoder.get_dense_pe(),
                 sparse_prompt_embeddings=sparse,
                 dense_prompt_embeddings=dense,
-                multimask_output=True,
+                multimask_output=several(marks[0]),
                 repeat_image=False,
                 high_res_features=[
                     torch.cat(level) for level in zip(*(fine for _, fine in images), strict=True)
@@ -284,10 +298,38 @@ def _best(low: Tensor, scores: np.ndarray, embedding: Sam2Embedding) -> Predicti
     )
 
 
-def _pixel(click: Click, embedding: Sam2Embedding) -> tuple[int, int]:
-    """(column, row) of a click, by the published rule: truncated, then clamped to the last pixel."""
-    column, row = int(click.x * embedding.width), int(click.y * embedding.height)
-    return min(column, embedding.width - 1), min(row, embedding.height - 1)
+def marks_of(prompts: Sequence[Prompt], height: int, width: int) -> list[tuple[float, float, int]]:
+    """(column, row, kind) of each point that sam2's prompt encoder is given; kinds 0 and 1 are clicks.
+
+    A click lies on a pixel, by the published rule: truncated, then clamped to the last one. A box is its upper left
+    (2) and lower right corner (3), stands before all clicks, and leaves out what was prompted before it.
+    """
+    boxes = [n for n, each in enumerate(prompts) if isinstance(each, Box)]
+    marks: list[tuple[float, float, int]] = []
+    for prompt in prompts[boxes[-1] if boxes else 0 :]:
+        if isinstance(prompt, Box):
+            marks += [
+                (prompt.x0 * width, prompt.y0 * height, 2),
+                (prompt.x1 * width, prompt.y1 * height, 3),
+            ]
+        elif isinstance(prompt, Click):
+            column, row = min(int(prompt.x * width), width - 1), min(int(prompt.y * height), height - 1)
+            marks.append((column, row, int(prompt.positive)))
+    return marks
+
+
+def box_around(mask: np.ndarray) -> Box | None:
+    """The box of an (H, W) mask, its outermost pixels inside; None for an empty one."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return None
+    height, width = mask.shape
+    return Box(columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height)
+
+
+def several(marks: Sequence[tuple[float, float, int]]) -> bool:
+    """Whether the network is asked for several masks: a box leaves little in doubt."""
+    return not any(kind > 1 for _, _, kind in marks)
 
 
 def device_of(name: str | torch.device) -> torch.device:

@@ -26,12 +26,12 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from ibis_agent.actions import Click
+from ibis_agent.actions import Click, Prompt
 from ibis_agent.errors import InputError, ModelError
 from ibis_agent.mask.masks import dice, iou
 from ibis_agent.segmenter.contract import Following, Found, PictureOf, Prediction, Way
 from ibis_agent.segmenter.embeddings import key_of
-from ibis_agent.segmenter.sam2.predictor import Sam2Embedding, Sam2Predictor
+from ibis_agent.segmenter.sam2.predictor import Sam2Embedding, Sam2Predictor, marks_of, several
 
 _ABSENT = -1024.0  # sam2's logit of an object that is not there
 _LOGIT_BOUND = 32.0
@@ -128,7 +128,7 @@ class Propagation:
     # ---- one slice ----------------------------------------------------------------------------------------
 
     def predict(
-        self, index: int, clicks: Sequence[Click], previous_logits: np.ndarray | None = None
+        self, index: int, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
     ) -> Prediction:
         """What the clicks make of a slice, memory of other slices included; changes nothing.
 
@@ -151,7 +151,9 @@ class Propagation:
         found = self.found[index]
         return Prediction(found.mask, logits, found.score, np.array([found.score], np.float32))
 
-    def anchor(self, index: int, clicks: Sequence[Click], previous_logits: np.ndarray | None = None) -> Found:
+    def anchor(
+        self, index: int, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
+    ) -> Found:
         """Make a slice an anchor as `predict` answers it: all clicks there, and the logits before the last."""
         return self._settle(index, self._clicked(index, clicks, previous_logits))
 
@@ -190,10 +192,9 @@ class Propagation:
         self._anchors.pop(index, None)
         self.found.pop(index, None)
 
-    def place(self, click: Click) -> tuple[float, float]:
-        """(column, row) that a click lies on: truncated to a pixel and clamped, the published rule."""
-        height, width = self.size
-        return min(int(click.x * width), width - 1), min(int(click.y * height), height - 1)
+    def marks(self, prompts: Sequence[Prompt]) -> list[tuple[float, float, int]]:
+        """See predictor.marks_of."""
+        return marks_of(prompts, *self.size)
 
     # ---- from slice to slice --------------------------------------------------------------------------------
 
@@ -313,7 +314,7 @@ class Propagation:
 
     @torch.inference_mode()
     def _clicked(
-        self, index: int, clicks: Sequence[Click], previous_logits: np.ndarray | None
+        self, index: int, clicks: Sequence[Prompt], previous_logits: np.ndarray | None
     ) -> dict[str, Any]:
         if not clicks:
             raise InputError("the segmenter needs a click", remedy="Pass at least one click.")
@@ -328,7 +329,11 @@ class Propagation:
                 seen = self._with_memory(index, features, nearest > index, others)
             else:
                 seen = self.segmenter.without_memory(features)
-            return {**self._heads(seen, features, clicks, previous_logits, believed=True), "alone": alone}
+            out = self._heads(seen, features, clicks, previous_logits, believed=True)
+            box = self.segmenter.box_after(clicks, previous_logits, self._mask(out["pred_masks"]))
+            if box is not None:
+                out = self._heads(seen, features, [box, *clicks], None, believed=True)
+            return {**out, "alone": alone}
 
     def _settle(self, index: int, out: dict[str, Any], mask: np.ndarray | None = None) -> Found:
         with torch.inference_mode(), self.segmenter.computing():
@@ -385,7 +390,7 @@ class Propagation:
         self,
         seen: Tensor,
         features: Sam2Embedding,
-        clicks: Sequence[Click] | None,
+        clicks: Sequence[Prompt] | None,
         previous_logits: np.ndarray | Tensor | None,
         believed: bool,
     ) -> dict[str, Any]:
@@ -399,21 +404,22 @@ class Propagation:
             labels = -torch.ones(1, 1, dtype=torch.int32, device=device)
         else:
             height, width = self.size
-            points = torch.tensor([self.place(click) for click in clicks], dtype=torch.float32)
+            marks = self.marks(clicks)
+            points = torch.tensor([place[:2] for place in marks], dtype=torch.float32)
             points = points / torch.tensor([width, height]) * side
             points = points[None].to(device)
-            labels = torch.tensor([[int(c.positive) for c in clicks]], dtype=torch.int32, device=device)
+            labels = torch.tensor([[kind for _, _, kind in marks]], dtype=torch.int32, device=device)
         prior = previous_logits
         if isinstance(previous_logits, np.ndarray):
             prior = torch.from_numpy(np.array(previous_logits, dtype=np.float32))[None, None].to(device)
         sparse, dense = model.sam_prompt_encoder(points=(points, labels), boxes=None, masks=prior)
-        several = clicks is not None or self._several
+        many = self._several if clicks is None else several(marks)
         masks, scores, tokens, presence = model.sam_mask_decoder(
             image_embeddings=seen,
             image_pe=model.sam_prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
-            multimask_output=several,
+            multimask_output=many,
             repeat_image=False,
             high_res_features=self.segmenter.fine(features),
         )

@@ -54,7 +54,7 @@ class Sam2File:
                 digest.update(block)
         return digest.hexdigest()
 
-    def open(self, device: str = "auto", precision: str = "auto") -> Sam2Segmenter:
+    def open(self, device: str = "auto", precision: str = "auto", first_box: bool = False) -> Sam2Segmenter:
         """Load it; see segmenter.open. An unknown device or precision is refused before the weights are read."""
         from ibis_agent.segmenter.sam2.segmenter import Sam2Segmenter, device_of, precision_on
 
@@ -62,4 +62,4 @@ class Sam2File:
         precision_on(precision, where)
         model, found = architecture.load(self.file, self.config)
         identity = {"name": self.file.name, "sha256": self.sha256(), "architecture": found.name}
-        return Sam2Segmenter(model, found, identity, where, precision)
+        return Sam2Segmenter(model, found, identity, where, precision, first_box)

@@ -25,8 +25,8 @@ COUNT, SIZE = 12, (96, 128)
 class Unrounded(Propagation):
     """sam2's predictor takes a click's fraction of a pixel; the published engine, and we, do not."""
 
-    def place(self, click: Click) -> tuple[float, float]:
-        return click.x * self.size[1], click.y * self.size[0]
+    def marks(self, prompts: Any) -> Any:
+        return [(click.x * self.size[1], click.y * self.size[0], int(click.positive)) for click in prompts]
 
 
 @pytest.fixture(scope="module")
