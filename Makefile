@@ -10,7 +10,9 @@
 VENV   ?= .venv
 VENV_HOST ?= .venv-host
 TORCH  ?= torch==2.13.0
-SAM2   ?= sam2==1.1.0
+# SAM 2 from Meta's own repository, one commit; PyPI has a third party's upload of the same code.
+SAM2   ?= SAM-2@https://github.com/facebookresearch/sam2/archive/2b90b9f5ceec907a1c18123530e92e794ad901a4.zip
+SAM2_PYPI ?= sam2==1.1.0
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && { echo $$p; break; }; done)
 
@@ -23,7 +25,7 @@ SCAN     ?= $(OUT)/scan.nii.gz
 PROMPT   ?= Segment the liver
 RUN_ARGS ?=
 
-.PHONY: help venv venv-host demo test test-agent test-host lint types check bench screenshots clean
+.PHONY: help venv venv-host demo test test-agent test-host lint types check bench screenshots address clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +36,7 @@ help:
 	@echo "make test-agent  the agent's and the training's tests alone"
 	@echo "make test-host  the Slicer module's alone, in the simulated Slicer"
 	@echo "make screenshots  draw the README's pictures and the module's example anew, on a phantom"
+	@echo "make address REPOSITORY=https://github.com/OWNER/SlicerIBIS  write the public address into what the Extensions Manager reads"
 	@echo "make bench   seconds a step, split by part, against plain generate; what a step costs in Slicer's process"
 	@echo "make clean   remove what building, testing and the demo left ($(VENV), and data sets and runs that were made, stay)"
 
@@ -48,7 +51,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { echo "Could not make $(VENV): on Debian or Ubuntu, apt install python3-venv" >&2; exit 1; }
 	$(PIP) install --quiet "setuptools>=77.0.3" wheel $(TORCH)
 	$(PIP) install --quiet -c constraints.txt -e ".[models,training,tests]"
-	SAM2_BUILD_CUDA=0 $(PIP) install --quiet --no-deps --no-build-isolation "$(SAM2)"
+	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("sam2") is None)' || { \
+		install="$(PIP) install --quiet --no-deps --no-build-isolation"; export SAM2_BUILD_CUDA=0; \
+		$$install --retries 0 --timeout 20 "$(SAM2)" || { \
+			echo "Meta's repository cannot be reached: SAM 2 comes from PyPI, $(SAM2_PYPI), a third party's upload of the same code."; \
+			$$install "$(SAM2_PYPI)"; }; }
 	@touch $(STAMP)
 
 venv-host: $(VENV_HOST)/.up-to-date
@@ -95,6 +102,10 @@ screenshots: venv venv-host
 	$(BIN)/python -m training.phantoms --seed $(SHOT_SEED) --spacing 1.5 1.5 3 --out build/screenshots/phantom.nii.gz
 	$(VENV_HOST)/bin/python Testing/screenshots.py --scan build/screenshots/phantom.nii.gz --slice $(SHOT_SLICE) \
 		--range $(SHOT_RANGE) --example IBISSlicer/Resources/Example/trajectory.json
+
+BRANCH ?= main
+address:
+	python3 docs/set_address.py "$(REPOSITORY)" "$(BRANCH)"
 
 # Not all of build/: training's data sets lie there, hours of work and a teacher's fees.
 clean:

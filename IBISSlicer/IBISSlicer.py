@@ -30,12 +30,15 @@ _HERE = Path(__file__).resolve().parent
 
 
 def isSupported() -> bool:
-    """Whether this Slicer is new enough. On an older one only this file is imported, and the panel says so."""
+    """Whether this Slicer is new enough. On an older one nothing but this file is used, and the panel says so."""
     return (slicer.app.majorVersion, slicer.app.minorVersion) >= OLDEST_SLICER
 
 
 def findAgentPackage() -> None:
-    """Make `import ibis_agent` find the package that belongs to this file, wherever Slicer runs it from."""
+    """Make `import ibis_agent` find the package that belongs to this file, wherever Slicer runs it from.
+
+    Called when the module is made, not when this file is imported: importing it changes nothing.
+    """
     for folder in (_HERE, _HERE.parent / "Logic"):
         if (folder / "ibis_agent" / "__init__.py").is_file():
             if str(folder) not in sys.path:
@@ -44,19 +47,6 @@ def findAgentPackage() -> None:
     raise ImportError(
         "IBISSlicer: the package ibis_agent is missing beside the module; install the extension again"
     )
-
-
-if isSupported():
-    findAgentPackage()
-    from IBISSlicerLib.Agent import Agent
-    from IBISSlicerLib.SelfTest import SelfTest
-else:
-
-    class Agent:
-        """Nothing to do on an older Slicer."""
-
-    class SelfTest:
-        """Nothing to test on an older Slicer."""
 
 
 class IBISSlicer(ScriptedLoadableModule):
@@ -77,6 +67,16 @@ class IBISSlicer(ScriptedLoadableModule):
             "Follows the method of IBISAgent and uses the SAM 2 architecture of Meta and the Qwen2.5-VL architecture "
             "of Alibaba."
         )
+        if isSupported():
+            findAgentPackage()
+            slicer.app.connect("startupCompleted()", registerSampleData)
+
+
+def registerSampleData() -> None:
+    """Offer the phantom in the Sample Data module."""
+    from IBISSlicerLib.SampleData import registerPhantom
+
+    registerPhantom(_HERE / "Resources")
 
 
 @parameterNodeWrapper
@@ -117,7 +117,7 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         from IBISSlicerLib.panels.ModelsPanel import ModelsPanel
         from IBISSlicerLib.panels.QuestionPanel import QuestionPanel
         from IBISSlicerLib.panels.ResultPanel import ResultPanel
-        from IBISSlicerLib.panels.Shortcuts import installShortcuts
+        from IBISSlicerLib.panels.Shortcuts import Shortcuts
         from IBISSlicerLib.panels.StepsPanel import StepsPanel
         from IBISSlicerLib.panels.VolumePanel import VolumePanel
         from IBISSlicerLib.scene.RecordedRun import examplePath
@@ -128,12 +128,12 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui = slicer.util.childWidgetVariables(uiWidget)
         uiWidget.setMRMLScene(slicer.mrmlScene)
         self.logic = IBISSlicerLogic()
-        self.questionPanel = QuestionPanel(self.ui, self.logic)
+        self.questionPanel = QuestionPanel(self.ui, self.logic.agent, self._openRecorded)
         say = self.questionPanel.say
         icons = Path(self.resourcePath("Icons"))
-        self.stepsPanel = StepsPanel(self.ui, self.logic, icons, say)
-        self.volumePanel = VolumePanel(self.ui, self.logic, say)
-        self.resultPanel = ResultPanel(self.ui, self.logic, say)
+        self.stepsPanel = StepsPanel(self.ui, self.logic.agent, icons, say)
+        self.volumePanel = VolumePanel(self.ui, self.logic.agent, say)
+        self.resultPanel = ResultPanel(self.ui, self.logic.agent, say, self.volumePanel.measured)
         example = examplePath(Path(self.resourcePath("")))
         self.installPanel = InstallPanel(
             self.ui,
@@ -141,11 +141,12 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._onUsableChanged,
             (lambda: self._openRecorded(example)) if example else None,
         )
-        self.modelsPanel = ModelsPanel(self.ui, self.logic, self.installPanel.usePython)
+        self.modelsPanel = ModelsPanel(self.ui, self.logic.agent, self.installPanel.usePython)
         self.installPanel.pythonChanged.connect(self._onPythonChanged)
         self.ui.otherPythonButton.connect("clicked()", self.modelsPanel.choosePython)
         self.ui.questionEdit.connect("textChanged()", self._onQuestionChanged)
-        self._shortcuts = installShortcuts(uiWidget, self.ui)
+        self._shortcuts = Shortcuts(uiWidget, self.ui, self.stepsPanel.stopPlacing)
+        self._shortcuts.setEnabled(bool(self.parent.isEntered))  # a reload does not enter again
         self._panels = [
             self.questionPanel, self.stepsPanel, self.volumePanel, self.resultPanel, self.installPanel,
         ]  # fmt: skip
@@ -162,11 +163,13 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._initializeParameterNode()
             self.logic.reopen()
             self.questionPanel.enter()
+            self._shortcuts.setEnabled(True)
 
     def exit(self) -> None:
         """Called each time another module is shown."""
         if self.logic is not None:
-            self.stepsPanel.leave()
+            self._shortcuts.setEnabled(False)
+            self.stepsPanel.stopPlacing()
             self._setParameterNode(None)
 
     def cleanup(self) -> None:
@@ -192,10 +195,11 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._parameterNode.disconnectGui(self._guiTag)
         self._parameterNode = parameterNode
         if parameterNode is not None:
+            fresh = parameterNode.volume is None  # before the selector picks one of its own
             self._guiTag = parameterNode.connectGui(self.ui)
             if not self.logic.current and not self.ui.questionEdit.plainText:
                 self.questionPanel.setQuestion(parameterNode.question)
-            if parameterNode.volume is None:
+            if fresh:
                 self.questionPanel.preselect()
 
     def _onQuestionChanged(self) -> None:
@@ -204,7 +208,7 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._parameterNode.question = self.ui.questionEdit.plainText
 
     def _onUsableChanged(self, usable: bool) -> None:
-        self.logic.usable = usable
+        self.logic.agent.usable = usable
 
     def _openRecorded(self, path: Path) -> None:
         from IBISSlicerLib.Errors import telling
@@ -227,7 +231,7 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._initializeParameterNode()
 
 
-class IBISSlicerLogic(Agent, ScriptedLoadableModuleLogic):
+class IBISSlicerLogic(ScriptedLoadableModuleLogic):
     """The agent without any widget, for the Python console and for scripts.
 
     A whole session::
@@ -239,7 +243,7 @@ class IBISSlicerLogic(Agent, ScriptedLoadableModuleLogic):
         logic.ask(volume, "Segment the liver.", sliceNode=red)  # or axis=2, index=40
         step = logic.step()  # loads the models the first time
         print(step["thinking"], step["action"], step["area_mm2"])
-        logic.run()  # until the agent is content
+        logic.run()  # until the agent finishes or needs a person
 
         logic.back(1)  # keep the first step only
         logic.addClick((-60, 20, 35), positive=False)  # a correction of one's own, RAS in mm
@@ -252,16 +256,40 @@ class IBISSlicerLogic(Agent, ScriptedLoadableModuleLogic):
         logic.shutdown()  # only for a logic of one's own
 
     Nothing blocks Slicer: the models work in a process of their own. Methods that need them wait unless told
-    `wait=False`. See IBISSlicerLib/Agent.py for all of them.
+    `wait=False`. All of these are methods of `logic.agent`; see IBISSlicerLib/Agent.py.
     """
 
     def __init__(self) -> None:
         ScriptedLoadableModuleLogic.__init__(self)
-        Agent.__init__(self)  # not reached through the other one: it comes first in the order of bases
+        findAgentPackage()
+        from IBISSlicerLib.Agent import Agent
+
+        self.agent = Agent()
+
+    def __getattr__(self, name: str):
+        if name == "agent":  # not made yet
+            raise AttributeError(name)
+        return getattr(self.agent, name)
+
+    def __dir__(self):
+        return sorted({*super().__dir__(), *dir(self.agent)})
 
     def getParameterNode(self):
         return IBISSlicerParameterNode(super().getParameterNode())
 
 
-class IBISSlicerTest(SelfTest, ScriptedLoadableModuleTest):
+class IBISSlicerTest(ScriptedLoadableModuleTest):
     """Runs in a real Slicer: by ctest, by Reload and Test, and by the command in the README."""
+
+    def setUp(self) -> None:
+        slicer.mrmlScene.Clear(0)
+
+    def test_Session(self) -> None:
+        from IBISSlicerLib.SelfTest import testSession
+
+        testSession(self)
+
+    def test_Panel(self) -> None:
+        from IBISSlicerLib.SelfTest import testPanel
+
+        testPanel(self)

@@ -117,7 +117,7 @@ def take_volume(panel: Any, options: argparse.Namespace) -> None:
         panel.ui.lastSpinBox.setValue(options.range[1])
     panel.host.press(panel.ui.runButton)
     rest(panel)
-    print(f"{len(panel.rows())} steps. {panel.status} {panel.ui.millilitreLabel.text}", flush=True)
+    print(f"{len(panel.rows())} steps. {panel.status} {panel.ui.answerLabel.text}", flush=True)
     panel.select(1 + [step["kind"] for step in panel.logic.steps].index("grow"))
     panel.host.screenshot(options.out / "6-volume.png")
 
@@ -144,7 +144,7 @@ def catch_thought(panel: Any, picture: Path) -> None:
     taken: list[bool] = []
 
     def on_text(_: str) -> None:
-        written = len(str(panel.ui.thoughtEdit.plainText))
+        written = len(panel.thought)
         if not taken and len(panel.rows()) == count and written > _ENOUGH_LETTERS:
             taken.append(panel.host.window.grab().save(str(picture)))
 

@@ -6,6 +6,7 @@ Brings together the worker (Worker.py), the run in the scene (SceneRun.py) and w
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,8 @@ from .worker import Settings
 from .worker.Worker import Worker
 from .worker.WorkerProcess import waitForEndingProcesses
 
+_BUSY = "Another run is open. Accept or discard it first."
+
 
 class AgentError(PlainError):
     """What could not be done, in words for the person at the screen."""
@@ -51,6 +54,7 @@ class Agent:
     def __init__(self) -> None:
         self.changed, self.textArrived, self.retried, self.grew = Signal(), Signal(), Signal(), Signal()
         self.current: SceneRun | None = None
+        self.accepted: SceneRun | None = None  # the run accepted last, to look at until the next question
         self.worker = Worker()
         self.worker.failed.connect(self._onFailed)
         self._usable = True
@@ -58,6 +62,9 @@ class Agent:
         self._lastSegment: tuple | None = None
         self._watch = SceneWatch(self._letGo, self._onNodeRemoved)
         _agents.add(self)
+        logging.getLogger("PIL").setLevel(
+            logging.INFO
+        )  # Slicer's error log takes everything, Pillow's chatter too
         slicer.app.connect("aboutToQuit()", self._onQuit)
 
     # What is
@@ -79,8 +86,15 @@ class Agent:
 
     @property
     def steps(self) -> list[dict]:
-        """The steps so far, as they stand in trajectories; those of a volume in the same form."""
-        return self.current.rows() if self.current else []
+        """The steps so far, as they stand in trajectories; those of a volume in the same form. After the mask was
+        accepted they are there to look at until the next question.
+        """
+        return self.viewed.rows() if self.viewed else []
+
+    @property
+    def viewed(self) -> SceneRun | None:
+        """The run to look at: the open one, else the one whose mask was accepted last."""
+        return self.current or self.accepted
 
     @property
     def hasMask(self) -> bool:
@@ -121,9 +135,9 @@ class Agent:
         :raises AgentError: if a question is open already, or this one cannot be asked.
         """
         if self.current is not None:
-            raise AgentError("A question is open already. Accept or discard its mask first.")
+            raise AgentError(_BUSY)
         if volumeNode is None:
-            raise AgentError("Choose a volume first.")
+            raise AgentError("Select a volume first.")
         try:
             question = check_question(question)
             place = sliceOfView(sliceNode, volumeNode) if sliceNode else sliceOfPlane(volumeNode, axis, index)
@@ -134,6 +148,7 @@ class Agent:
                 self.current = SceneRun.create(volumeNode, place, question, window)
         except IbisError as error:
             raise AgentError(str(error)) from error
+        self._forgetAccepted()
         self.worker.client.open(self.current.record.session, self.current.describe)
         Settings.rememberQuestion(question)
         self.changed.emit()
@@ -145,7 +160,7 @@ class Agent:
         """
         record = self._run().record
         if record.status == "ended":
-            raise AgentError(f"The run has ended: {record.reason} Place a click, or go back, to go on.")
+            raise AgentError(f"The run has ended: {record.reason} Place a click or go back to continue.")
         fields = {"rejected": record.rejected["uid"]} if record.rejected else {}
         return self._do("step", fields, wait)
 
@@ -207,10 +222,12 @@ class Agent:
 
     def show(self, number: int) -> None:
         """Show the mask and the marks as they were after step `number`."""
-        run = self._run()
+        run = self.viewed or self._run()
         run.show(number)
+        run.setVisible(True)
         run.reveal()
-        run.save()
+        if run is self.current:
+            run.save()
         self.changed.emit()
 
     # What comes of it
@@ -238,14 +255,15 @@ class Agent:
         )
         record.back(run.shown)
         record.finish()
-        self._close(accepted=True)
         self._lastSegment = (segmentationNode, segmentId)
+        run.finish()
+        self.current, self.accepted = None, run
+        self._closed(run)
         return segmentId
 
     def discard(self) -> None:
         """Close the question and take everything of it out of the scene."""
-        self._interrupt()
-        self._close(accepted=False)
+        self._remove(self._interrupt())
 
     def export(self, path: str) -> Path:
         """Write the mask (the open one, else the one accepted last) as .seg.nrrd, NIfTI or NRRD."""
@@ -256,7 +274,7 @@ class Agent:
         """Write the segmentation with the accepted mask as DICOM SEG."""
         if self.current is not None:
             raise AgentError(
-                "Accept the mask first: DICOM SEG is written of a segmentation in the scan's study."
+                "Accept the mask first: DICOM SEG export needs a segmentation in the volume's study."
             )
         exportDicom(self._segment()[0], folder)
 
@@ -283,6 +301,7 @@ class Agent:
         if self.current is None:
             self.current = openLastRun(isFree)
             if self.current is not None:
+                self._forgetAccepted()
                 self.worker.client.open(self.current.record.session, self.current.describe)
                 self.changed.emit()
         return self.current is not None
@@ -290,8 +309,9 @@ class Agent:
     def openRecorded(self, path: str) -> None:
         """Open a run that was recorded elsewhere (trajectory.json) to step through and to go on with."""
         if self.current is not None:
-            raise AgentError("A question is open already. Accept or discard its mask first.")
+            raise AgentError(_BUSY)
         self.current = openRecordedRun(path)
+        self._forgetAccepted()
         self.worker.client.open(self.current.record.session, self.current.describe)
         slicer.util.setSliceViewerLayers(background=self.current.volumeNode, fit=True)
         self.changed.emit()
@@ -307,13 +327,14 @@ class Agent:
         if self.current is not None:
             self.current.forget()
             self.current = None
+        self._forgetAccepted()
         _agents.discard(self)
 
     # Inside
 
     def _run(self) -> SceneRun:
         if self.current is None:
-            raise AgentError("There is no open question. Ask one first.")
+            raise AgentError("No run is open. Enter a question and press Step.")
         return self.current
 
     @property
@@ -335,11 +356,11 @@ class Agent:
         self._halt(butClicks=True)
         run = self._run()
         if not run.isOpened:
-            raise AgentError("Let the agent make a step first: the picture is not cut yet.")
+            raise AgentError("Press Step before you place clicks: the agent has not received the slice yet.")
         try:
             fields = fieldsOf(run)
         except IbisError as error:
-            raise AgentError(f"This click does not count: {error}") from error
+            raise AgentError(f"The click was ignored: {error}") from error
         return self._do("add", fields, wait)
 
     def _change(self, change: Callable) -> None:
@@ -407,11 +428,22 @@ class Agent:
     def _onFailed(self, kind: str, text: str) -> None:
         self._goOn = False
 
-    def _close(self, accepted: bool) -> None:
-        run, self.current = self._run(), None
+    def _remove(self, run: SceneRun) -> None:
+        self.current = None
+        run.remove(record=True)
+        self._closed(run)
+
+    def _closed(self, run: SceneRun) -> None:
         self.worker.client.close(run.record.session)
-        run.close(accepted)
         self.changed.emit()
+
+    def _forgetAccepted(self) -> None:
+        """The accepted run has been looked at; its record stays in the scene."""
+        run, self.accepted = self.accepted, None
+        if run is not None and slicer.mrmlScene.IsClosing():
+            run.forget()
+        elif run is not None:
+            run.remove(record=False)
 
     def _segment(self) -> tuple:
         if self.current is not None:
@@ -427,6 +459,7 @@ class Agent:
 
     def _letGo(self) -> None:
         """The scene is being closed, or another agent takes the run over."""
+        self._forgetAccepted()
         if self.current is not None:
             self._interrupt()
             run, self.current = self.current, None
@@ -436,15 +469,18 @@ class Agent:
 
     def _onNodeRemoved(self) -> None:
         """Somebody has deleted a node. Without its own nodes a run is over; without its volume it can go on."""
-        run = self.current
+        accepted, run = self.accepted, self.current
+        if accepted is not None and not accepted.isInScene():
+            self._forgetAccepted()
+            self.changed.emit()
         if run is None:
             return
         if not run.isInScene():
-            self._interrupt()
-            self._close(accepted=False)
+            self._remove(self._interrupt())
         elif run.volumeNode is None and not run.isOpened:
             self.stop()
 
     def _onQuit(self) -> None:
+        """Slicer quits with this agent alive, which is a script's: the panel's was shut down with its module."""
         self.shutdown()
         waitForEndingProcesses()

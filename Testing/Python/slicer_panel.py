@@ -111,17 +111,28 @@ class Panel:
 
     def thinking(self) -> None:
         """Wait until the agent is in the middle of a thought."""
-        self.host.wait_until(lambda: len(self.ui.thoughtEdit.plainText) > 12, 120, "a thought")
+        self.host.wait_until(lambda: len(self.thought) > 12, 120, "a thought")
 
     def select(self, number: int) -> None:
         """Click on a row."""
-        self.ui.stepsTree.setCurrentItem(self.ui.stepsTree.topLevelItem(number - 1))
+        self.ui.stepsTable.setCurrentCell(number - 1, 1)
         self.host.process_events()
 
     def rows(self) -> list[list[str]]:
-        tree = self.ui.stepsTree
-        items = [tree.topLevelItem(n) for n in range(tree.topLevelItemCount)]
-        return [[item.text(column) for column in range(5)] for item in items]
+        """Number, thinking, size, slice of every step."""
+        count = len(self.logic.steps)
+        return [[self.ui.stepsTable.item(row, column).text() for column in range(4)] for row in range(count)]
+
+    @property
+    def selected(self) -> list[str]:
+        """The row of the step that is shown."""
+        return self.rows()[self.ui.stepsTable.currentRow()]
+
+    @property
+    def thought(self) -> str:
+        """The thought that is being written, below the steps; empty where there is none."""
+        table, count = self.ui.stepsTable, len(self.logic.steps)
+        return str(table.item(count, 1).text()) if table.rowCount > count else ""
 
     def menu(self, menu: Any) -> dict[str, Any]:
         """Open a menu: its actions by text."""

@@ -17,7 +17,7 @@ MODULE = ROOT / "IBISSlicer"
 SOURCES = sorted(MODULE.rglob("*.py"))
 IN_SLICER_AT_FILE_SCOPE = {
     "__future__", "ast", "collections", "contextlib", "dataclasses", "html", "importlib", "io", "json", "logging",
-    "os", "pathlib", "re", "signal", "shutil", "subprocess", "sys", "tempfile", "time", "typing", "uuid",
+    "os", "pathlib", "re", "signal", "shutil", "subprocess", "sys", "tempfile", "time", "typing", "urllib", "uuid",
     "weakref",  # standard library
     "ctk", "numpy", "qt", "slicer", "vtk",  # Slicer
     "IBISSlicerLib", "ibis_agent",  # ours
@@ -54,6 +54,19 @@ def test_the_module_can_be_read_by_the_python_of_slicer_5_8(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 9))
     future = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
     assert future or path.name == "__init__.py", "annotations must not be evaluated on Python 3.9"
+
+
+def test_importing_the_module_s_file_does_nothing_but_define(tmp_path: Path) -> None:
+    tree = ast.parse((MODULE / "IBISSlicer.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        constant = isinstance(node, ast.Assign) and all(
+            isinstance(target, ast.Name) and target.id.isupper() for target in node.targets
+        )
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        definition = isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))
+        assert constant or docstring or definition, f"line {node.lineno}"
+        if isinstance(node, ast.ImportFrom):
+            assert not str(node.module).startswith(("IBISSlicerLib", "ibis_agent")), f"line {node.lineno}"
 
 
 def test_nothing_works_only_with_pyside() -> None:

@@ -22,7 +22,7 @@ def slicer_host() -> Iterator[Host]:
     host.reset()
     host.draw_views(always=False)
     yield host
-    errors = list(host.errors)
+    errors = [*host.errors, *host.complaints]
     unanswered = host.unused_answers()
     host.reset()
     assert not errors, "exceptions in handlers (take expected ones out of slicer_host.errors):\n" + "\n".join(

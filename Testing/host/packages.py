@@ -116,7 +116,10 @@ def _pip_arguments(value: Any) -> tuple[list[str], list[str]]:
     options = [one for one in arguments if one.startswith("-")]
     if set(options) - set(PIP_OPTIONS):
         raise NotSimulatedError(f"pip install {' '.join(options)}")
-    return options, [str(Requirement(one)) for one in arguments if not one.startswith("-")]
+    wanted = [one for one in arguments if not one.startswith("-")]
+    for one in wanted:
+        Requirement(one)  # pip would refuse what this cannot read
+    return options, wanted
 
 
 def _requirements(value: Any) -> list[Requirement]:

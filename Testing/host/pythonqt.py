@@ -13,6 +13,7 @@ the known cases.
 
 from __future__ import annotations
 
+import html
 import inspect
 import sys
 import traceback
@@ -178,6 +179,10 @@ def _get(owner: Any, name: str, native_get: Any = _native_get) -> Any:
             if name in VIRTUAL_PROPERTIES:
                 return _read_virtual(owner, name)
             value = QtCore.QObject.property(owner, name)
+            if name == "toolTip" and value and not QtGui.Qt.mightBeRichText(value):
+                return (
+                    f"<p>{html.escape(value, quote=False)}</p>"  # Slicer turns them into rich text that wraps
+                )
             if isinstance(value, list) and all(isinstance(item, str) for item in value):
                 return tuple(value)  # QStringList
             return value

@@ -174,6 +174,11 @@ class Host:
         """Tracebacks of exceptions in signal handlers and VTK observers, which Slicer only prints."""
         return pythonqt.handler_errors
 
+    @property
+    def complaints(self) -> list[str]:
+        """What Slicer itself would write into its error log about nodes of the module."""
+        return self.mrml.subject_hierarchy.complaints
+
     def _record_exception(self, kind: Any, value: Any, trace: Any) -> None:
         import traceback
 
@@ -271,11 +276,13 @@ class Host:
         self.process_events()
 
     def key(self, widget: Any, sequence: str) -> None:
-        """Press a shortcut such as "Ctrl+Return" with the focus in the widget."""
-        self._check_reachable(widget)
+        """Press a shortcut such as "Ctrl+Return" with the focus in the widget; None leaves the focus where it is."""
         QtWidgets.QWidget.activateWindow(self.window)
-        QtWidgets.QWidget.setFocus(widget)
+        if widget is not None:
+            self._check_reachable(widget)
+            QtWidgets.QWidget.setFocus(widget)
         QtWidgets.QApplication.processEvents()
+        widget = QtWidgets.QApplication.focusWidget() or self.window
         combination = QtGui.QKeySequence(sequence)[0]
         QTest.keyClick(widget, combination.key(), combination.keyboardModifiers())
         self.process_events()
@@ -363,11 +370,14 @@ class Host:
     # ---- the end
 
     def quit(self) -> None:
-        """Slicer quits: aboutToQuit, then every module is unloaded."""
-        self.app.aboutToQuit.emit()
-        self.process_events()
+        """Slicer quits. Its own slot was connected to aboutToQuit first, so modules are unloaded before others hear."""
         for module in list(self.modules):
             module.unload()
+        self.app.aboutToQuit.emit()
+        for process in self.app.findChildren(QtCore.QProcess):
+            if process.state() != QtCore.QProcess.ProcessState.NotRunning:
+                self.errors.append("QProcess: Destroyed while process is still running.")
+        self.process_events()
 
     def reset(self) -> None:
         """Back to how it was after start-up: no module, empty scene, no settings, nothing installed."""
@@ -393,6 +403,8 @@ class Host:
         self.samples.reset()
         for signal in ("startupCompleted()", "aboutToQuit()"):
             self.app.disconnect(signal)
+        self.complaints.clear()
+        self.app.layoutManager().reset()
         dialogs.reset()
         self.resize(*WINDOW)
         pythonqt.handler_errors.clear()

@@ -1,7 +1,8 @@
 """The Qt side of the slice views: qMRMLSliceView, qMRMLSliceWidget and the layout manager.
 
 The picture is rendered offscreen by `slice_view` and painted; the mouse goes from Qt to Slicer's real
-interactor style. There is one fixed layout of three slice views and no 3D view.
+interactor style. Three slice views are drawn whatever the layout, and no 3D view; a layout decides, as in Slicer,
+which slice nodes are mapped, and those that it adds have nodes and no view.
 """
 
 from __future__ import annotations
@@ -20,6 +21,15 @@ VIEWS = (
     ("Yellow", "Sagittal", (0.929, 0.835, 0.298)),
     ("Green", "Coronal", (0.431, 0.690, 0.294)),
 )
+
+#: layout → names of its slice views. Nodes stay when a layout hides them.
+LAYOUTS = {
+    slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView: ("Red", "Yellow", "Green"),
+    slicer.vtkMRMLLayoutNode.SlicerLayoutOneUpRedSliceView: ("Red",),
+    slicer.vtkMRMLLayoutNode.SlicerLayoutThreeByThreeSliceView: (
+        "Red", "Yellow", "Green", *(f"Slice{number}" for number in range(4, 10)),
+    ),
+}  # fmt: skip
 
 _PRESS = {
     QtCore.Qt.MouseButton.LeftButton: "LeftButton",
@@ -176,6 +186,43 @@ class LayoutManager(Refusing):
 
     def __init__(self, widgets: dict[str, qMRMLSliceWidget]) -> None:
         self._widgets = widgets
+        self.reset()
+        for event in (slicer.vtkMRMLScene.EndImportEvent, slicer.vtkMRMLScene.EndCloseEvent):
+            self._scene().AddObserver(
+                event, lambda *_: self.setLayout(self._layout)
+            )  # as the layout logic does
+
+    def reset(self) -> None:
+        """The layout after start-up, without the nodes that others have added."""
+        for node in self._nodes():
+            if node.GetName() not in self._widgets:
+                self._scene().RemoveNode(node)
+        self.setLayout(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
+
+    def setLayout(self, layout: int) -> None:
+        if layout not in LAYOUTS:
+            raise NotSimulatedError(f"Layout {layout}")
+        self._layout = layout
+        nodes = {node.GetName(): node for node in self._nodes()}
+        for name in LAYOUTS[layout]:
+            if name not in nodes:
+                nodes[name] = slicer.vtkMRMLSliceNode()
+                nodes[name].SetName(name)
+                nodes[name].SetLayoutName(name)
+                nodes[name].SetOrientation("Axial")
+                self._scene().AddNode(nodes[name])
+        for name, node in nodes.items():
+            node.SetMappedInLayout(name in LAYOUTS[layout])
+
+    def _nodes(self) -> list[Any]:
+        scene = self._scene()
+        every = [scene.GetNthNode(index) for index in range(scene.GetNumberOfNodes())]
+        return [node for node in every if node.IsA("vtkMRMLSliceNode")]
+
+    def _scene(self) -> Any:
+        return next(iter(self._widgets.values())).mrmlSliceNode().GetScene()
+
+    layout = property(lambda self: self._layout, lambda self, layout: self.setLayout(layout))
 
     def sliceViewNames(self) -> tuple[str, ...]:
         return tuple(self._widgets)

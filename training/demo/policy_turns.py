@@ -271,8 +271,8 @@ def show(
             prompt, reply = first.format(question=q.asked(name, rng)), q.first_reply(name, click)
             asked.append(writer.ask(*with_note(prompt, reply, name, masks[name], click, value, aspect, rng)))
         # …and so is what is often taken for a neighbour when it is not there.
-        feared = [n for n in ALIKE if n in absent and rng.random() < 0.7]
-        wanted = (feared + [str(n) for n in rng.permutation(absent) if n not in feared])[:3]
+        feared = [n for n in ALIKE if n in absent and rng.random() < 0.35]
+        wanted = (feared + [str(n) for n in rng.permutation(absent) if n not in feared])[:1]
         if rng.random() < 0.15:
             wanted.append(str(rng.choice([n for n in q.NEVER_PRESENT if n not in ON_TRUNKS])))
         for name in wanted:

@@ -39,8 +39,8 @@ class InstallPanel:
         missing = [] if Settings.python() else self._installer.missing()
         self.ui.noticeFrame.setVisible(bool(missing or note))
         self.ui.installButton.setVisible(bool(missing))
-        text = f"Not installed yet: {plainNames(missing)}." if missing else ""
-        self.ui.noticeLabel.setText(" ".join(filter(None, (note, text))))
+        text = f"Required packages are not installed: {plainNames(missing)}." if missing else ""
+        self.ui.noticeLabel.setText(note or text)
         self._usableChanged(not missing)
 
     def onInstall(self) -> None:
@@ -54,10 +54,10 @@ class InstallPanel:
             if slicer.util.confirmOkCancelDisplay(f"{error} Restart now?", "IBISSlicer"):
                 slicer.util.restart()
         except PlainError as error:
-            logging.exception("IBISSlicer: the installation failed")
+            logging.error("IBISSlicer: %s", error)
             self.update(str(error))
         else:
-            self._log("Checking that everything can be imported …")
+            self._log("Testing the installation …")
             self._installer.prove(defaultPython(), self._onProved)
         finally:
             self.ui.installButton.setEnabled(True)
@@ -69,7 +69,7 @@ class InstallPanel:
             self.update()
             self.pythonChanged.emit()
             return
-        self.update("Checking that Python …")
+        self.update("Testing this Python …")
         self._installer.prove(path, lambda works, text: self._onPythonProved(path, works, text))
 
     def _onProved(self, works: bool, text: str) -> None:

@@ -11,7 +11,7 @@ from ..Agent import Agent
 from ..worker import Settings
 from .Texts import gigabytes
 
-_DEVICES = (("Automatic", "auto"), ("Graphics card", "cuda"), ("Processor", "cpu"))
+_DEVICES = (("Automatic", "auto"), ("GPU", "cuda"), ("CPU", "cpu"))
 _PRECISIONS = (
     ("Automatic", "auto"),
     ("32 bit", "fp32"),
@@ -19,9 +19,9 @@ _PRECISIONS = (
     ("16 bit (fp16)", "fp16"),
     ("4 bit", "int4"),
 )
-_DEMO_TEXT = "Demonstration"
+_DEMO_TEXT = "Demonstration model"
 _RESEARCH_ONLY = "Research use only. Not a medical device."
-_DEMO_NOTE = "The demonstration models know phantoms and simple CT only. They are not for patients."
+_DEMO_NOTE = "Demonstration models: trained on phantoms and simple CT, not for patients."
 
 
 class ModelsPanel:
@@ -38,8 +38,8 @@ class ModelsPanel:
             ui.deviceSelector.addItem(text, value)
         for text, value in _PRECISIONS:
             ui.precisionSelector.addItem(text, value)
-        ui.windowSelector.addItem("As the policy learned them, else as shown", "policy")
-        ui.windowSelector.addItem("As the view shows them", "shown")
+        ui.windowSelector.addItem("Default of the policy", "policy")
+        ui.windowSelector.addItem("As displayed", "shown")
         ui.windowSelector.setCurrentIndex(1 if Settings.usesShownWindow() else 0)
         self.fill()
         ui.windowSelector.connect("currentIndexChanged(int)", self._onWindow)
@@ -78,26 +78,28 @@ class ModelsPanel:
 
     def check(self) -> None:
         """Ask whether the chosen policy fits."""
-        self._fit = "Looking at the policy's files …"
+        self._fit = "Estimating memory …"
         self.update()
-        self.agent.worker.checkFit(self._onFit)
+        self.agent.worker.checkFit(self._onFit, self._onFitFailed)
 
     def choosePython(self) -> None:
         """Let the person choose the Python of an environment."""
-        path = qt.QFileDialog.getOpenFileName(self.ui.pythonButton, "Python of an environment with PyTorch")
+        path = qt.QFileDialog.getOpenFileName(
+            self.ui.pythonButton, "Select the Python of an environment with PyTorch"
+        )
         if path:
             self._pythonChosen(path)
 
     def _loadedText(self) -> str:
         client = self.agent.worker.client
         if client.ready is None:
-            return "Not loaded; the first step loads the models."
+            return "Models are not loaded. They load at the first step."
         memory = client.memory or {}
         if memory.get("used") is not None:
-            used = f"{gigabytes(memory['used'])} in use, {gigabytes(memory['free'])} free"
-            return f"Loaded on {memory['device']}: {used}."
+            used = f"{gigabytes(memory['used'])} used, {gigabytes(memory['free'])} free"
+            return f"Models loaded on {memory['device']}: {used}."
         free = memory.get("free")
-        return f"Loaded on the processor{f', {gigabytes(free)} of memory free' if free else ''}."
+        return f"Models loaded on the CPU{f': {gigabytes(free)} of memory free' if free else ''}."
 
     def _noteText(self) -> str:
         """What the chosen policy is for, where somebody has said so."""
@@ -106,19 +108,23 @@ class ModelsPanel:
         return _DEMO_NOTE if Settings.DEMO in (chosen.policy, chosen.segmenter) else note
 
     def _onFit(self, info: dict) -> None:
-        where = "on the graphics card" if info["device"].startswith("cuda") else "in memory"
-        needs = f"{info['name']} needs about {gigabytes(info['needed'])} {where}"
+        where = "GPU memory" if info["device"].startswith("cuda") else "memory"
+        needs = f"{info['name']} needs about {gigabytes(info['needed'])} of {where}"
         if info["free"] is None:
-            self._fit = f"{needs}; how much is free is not known."
+            self._fit = f"{needs}. The available memory is unknown."
         elif info["loaded"] or info["needed"] <= info["free"]:
-            self._fit = f"{needs}, {gigabytes(info['free'])} are free: it fits."
+            self._fit = f"{needs}, {gigabytes(info['free'])} available: it fits."
         else:
             smaller = [name for name, fits in info["fits"].items() if fits]
             names = {value: text for text, value in _PRECISIONS}
             remedy = (
-                f"Choose {names[smaller[0]]}." if smaller else "Choose a smaller policy, or another computer."
+                f"Select {names[smaller[0]]}." if smaller else "Use a smaller policy or another computer."
             )
-            self._fit = f"{needs}, only {gigabytes(info['free'])} are free. {remedy}"
+            self._fit = f"{needs}, but only {gigabytes(info['free'])} are available. {remedy}"
+        self.update()
+
+    def _onFitFailed(self, text: str) -> None:
+        self._fit = text
         self.update()
 
     def _onChosen(self, row: int) -> None:
@@ -143,14 +149,19 @@ class ModelsPanel:
         self._pythonChosen(self.ui.pythonSelector.currentData)
 
     def _onPolicyFolder(self) -> None:
-        folder = qt.QFileDialog.getExistingDirectory(self.ui.policyButton, "Folder with a policy's weights")
+        folder = qt.QFileDialog.getExistingDirectory(
+            self.ui.policyButton, "Select the folder with the policy weights"
+        )
         if folder:
             _offer(self.ui.policySelector, _DEMO_TEXT, Settings.DEMO, folder)
             self._onChosen(0)
 
     def _onSegmenterFile(self) -> None:
         path = qt.QFileDialog.getOpenFileName(
-            self.ui.segmenterButton, "Checkpoint of a segmenter", "", "Checkpoints (*.pt *.pth *.safetensors)"
+            self.ui.segmenterButton,
+            "Select a segmenter checkpoint",
+            "",
+            "Checkpoints (*.pt *.pth *.safetensors)",
         )
         if path:
             _offer(self.ui.segmenterSelector, _DEMO_TEXT, Settings.DEMO, path)

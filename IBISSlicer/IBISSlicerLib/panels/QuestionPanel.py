@@ -15,12 +15,18 @@ from .Texts import MISSING
 
 
 class QuestionPanel:
-    """:param ui: the widgets by name. :param agent: the Agent."""
+    """
+    :param ui: the widgets by name.
+    :param agent: the Agent.
+    :param openRecorded: called to open a recorded run, which the menu of questions offers too.
+    """
 
-    def __init__(self, ui, agent: Agent) -> None:
-        self.ui, self.agent = ui, agent
+    def __init__(self, ui, agent: Agent, openRecorded) -> None:
+        self.ui, self.agent, self._openRecorded = ui, agent, openRecorded
         self._begun = 0.0
         self._note = ""
+        self._geometry = ""  # why the slice of the view cannot be asked about
+        self._offered: list[str] = []  # IDs of the slice nodes in the list
         self._tags: list[tuple[object, int]] = []
         self._clock = qt.QTimer()
         self._clock.setInterval(500)
@@ -31,6 +37,8 @@ class QuestionPanel:
         self._settling.connect("timeout()", self._onSettled)
         self._questions = qt.QMenu(ui.questionsButton)
         ui.questionsButton.setMenu(self._questions)
+        # Room for two lines, whatever is said: buttons must not move under the mouse. More can be scrolled to.
+        ui.statusBox.setFixedHeight(2 * ui.statusLabel.fontMetrics().lineSpacing() + 4)
         ui.scopeSelector.addItem("Current slice", "slice")
         ui.scopeSelector.addItem("Whole volume", "volume")
         ui.scopeSelector.connect("currentIndexChanged(int)", self._onScopeChanged)
@@ -48,7 +56,7 @@ class QuestionPanel:
         agent.worker.changed.connect(self._onWorking)
         agent.worker.failed.connect(self._onFailed)
         agent.retried.connect(
-            lambda reason: self.say(f"The answer could not be read ({reason}); asking once more …")
+            lambda reason: self.say(f"The agent's reply could not be read ({reason}). Asking again …")
         )
         self._observeViews()
 
@@ -62,12 +70,10 @@ class QuestionPanel:
     def enter(self) -> None:
         """The panel is shown: offer what the views show now."""
         self._fillViews()
-        if not self.agent.current:
-            self.preselect()
         self.update()
 
     def preselect(self) -> None:
-        """Choose the background of the chosen view, as most people mean it."""
+        """Select the background volume of the selected view, as most people mean it."""
         sliceNode = self._sliceNode()
         logic = slicer.app.applicationLogic().GetSliceLogic(sliceNode) if sliceNode else None
         background = logic.GetBackgroundLayer().GetVolumeNode() if logic else None
@@ -101,17 +107,19 @@ class QuestionPanel:
         for widget in (*asked, ui.firstSpinBox, ui.lastSpinBox):
             widget.setEnabled(asking)
         ui.questionEdit.setReadOnly(not asking)
-        ui.rangeBox.setVisible(ui.scopeSelector.currentData == "volume")
+        volume = ui.scopeSelector.currentData == "volume"
+        ui.rangeBox.setVisible(volume)
+        ui.sliceLabel.setVisible(not volume)
+        self._showSlice()
         obstacle = self._obstacle()
         for button, text in (
             (ui.stepButton, "Let the agent think and click once (Ctrl+Shift+Enter)"),
-            (ui.runButton, "Let the agent go on until it is content (Ctrl+Enter)"),
+            (ui.runButton, "Let the agent work until it finishes or needs your input (Ctrl+Enter)"),
         ):
             button.setEnabled(not obstacle and not agent.isWorking)
             button.setToolTip(obstacle or text)
         ui.stopButton.setEnabled(agent.isWorking)
-        ui.stopButton.setToolTip("Stop at once, even in the middle of a thought (Esc)")
-        self._showSlice()
+        ui.stopButton.setToolTip("Stop immediately. The steps so far are kept. (Esc)")
         self._showStatus()
 
     def _obstacle(self) -> str:
@@ -120,16 +128,13 @@ class QuestionPanel:
         if not self.agent.usable:
             return MISSING
         if run is not None:
-            return (
-                "The run has ended. Place a click, go back, or accept the mask."
-                if run.record.status == "ended"
-                else ""
-            )
+            ended = run.record.status == "ended"
+            return "The run has ended. Place a click, go back, or accept the mask." if ended else ""
         if self.ui.volumeSelector.currentNode() is None:
-            return "Load a scan and choose it as volume first."
+            return "Load a volume and select it first."
         if not self.ui.questionEdit.plainText.strip():
-            return "Type a question first."
-        return ""
+            return "Enter a question first."
+        return self._geometry
 
     def _act(self, act) -> None:
         self._note = ""
@@ -152,7 +157,7 @@ class QuestionPanel:
         self.say(text)
 
     def _onRunChanged(self) -> None:
-        run = self.agent.current
+        run, self._note = self.agent.current, ""
         if run is not None:
             if self.ui.questionEdit.plainText.strip() != run.record.question:
                 self.setQuestion(run.record.question)
@@ -173,25 +178,24 @@ class QuestionPanel:
 
     def _showStatus(self) -> None:
         self.ui.statusLabel.setText(self._note or self._status())
-        self.ui.statusLabel.setVisible(bool(self.ui.statusLabel.text))
 
     def _status(self) -> str:
         client, run = self.agent.worker.client, self.agent.current
         if self.agent.isWorking:
             seconds = f" {time.monotonic() - self._begun:.0f} s"
             if client.state == "starting":
-                return f"Starting the worker …{seconds}"
+                return f"Starting the worker process …{seconds}"
             if client.state == "loading":
                 return f"{client.loading or 'Loading the models …'}{seconds}"
             return f"The agent is thinking …{seconds}"
         if run is None:
-            return ""
+            return self._geometry
         if run.record.status == "paused":
             return f"{run.record.reason} Place a click, or press Step to ask again."
         if run.record.rejected:
-            return "The last step was taken back; the agent will be told."
+            return "Step rejected. Press Step to let the agent try again."
         if run.record.status == "ended" and run.record.answer is not None:
-            return "The agent is content. Accept the mask, or correct it."
+            return "Finished. Accept the mask, or correct it."
         return run.record.reason
 
     # Scope
@@ -239,30 +243,38 @@ class QuestionPanel:
         self._settling.start()
 
     def _onSettled(self) -> None:
-        if self.ui.viewSelector.count != len(_sliceNodes()):
-            self._fillViews()
+        self._fillViews()
         if not self.agent.current and self.ui.volumeSelector.currentNode() is None:
             self.preselect()
         self.update()
 
     def _fillViews(self) -> None:
         chosen = self.ui.viewSelector.currentData
+        for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+            if not any(known is node for known, _ in self._tags):
+                self._tags.append((node, node.AddObserver("ModifiedEvent", self._onSliceModified)))
         nodes = _sliceNodes()
+        if [node.GetID() for node in nodes] == self._offered:
+            return
+        self._offered = [node.GetID() for node in nodes]
         blocked = self.ui.viewSelector.blockSignals(True)
         self.ui.viewSelector.clear()
         for node in nodes:
             self.ui.viewSelector.addItem(f"{node.GetOrientation()} ({node.GetName()})", node.GetID())
-            if not any(known is node for known, _ in self._tags):
-                self._tags.append((node, node.AddObserver("ModifiedEvent", self._onSliceModified)))
         self.ui.viewSelector.setCurrentIndex(max(self.ui.viewSelector.findData(chosen), 0) if nodes else -1)
         self.ui.viewSelector.blockSignals(blocked)
 
     def _onSliceModified(self, caller, event) -> None:
         row = self.ui.viewSelector.findData(caller.GetID())
+        if bool(caller.IsMappedInLayout()) != (row >= 0):  # nodes stay when a layout hides their views
+            self._settling.start()
         if row >= 0:
             self.ui.viewSelector.setItemText(row, f"{caller.GetOrientation()} ({caller.GetName()})")
-        if caller is self._sliceNode():
+        if caller is self._sliceNode() and self.agent.current is None:
+            before = self._geometry
             self._showSlice()
+            if self._geometry != before:
+                self.update()
 
     def _onVolumeChanged(self, node) -> None:
         self.update()
@@ -276,19 +288,17 @@ class QuestionPanel:
 
     def _showSlice(self) -> None:
         """Say which slice the view shows, or what is in the way."""
-        run, oblique, text = self.agent.current, False, ""
+        run, oblique, text, self._geometry = self.agent.current, False, "", ""
         volumeNode, sliceNode = self.ui.volumeSelector.currentNode(), self._sliceNode()
         if run is not None:
             text = f"{run.place.index + 1} of {run.place.count}"
-        elif volumeNode is not None and sliceNode is not None and volumeNode.GetImageData() is not None:
+        elif volumeNode is not None and sliceNode is not None:
             try:
                 place = sliceOfView(sliceNode, volumeNode)
                 text = f"{place.index + 1} of {place.count}"
                 self._offerRange(place.count)
-            except ObliqueViewError:
-                text, oblique = "tilted", True
-            except PlainError:
-                text = "outside"
+            except PlainError as error:
+                self._geometry, oblique = str(error), isinstance(error, ObliqueViewError)
         self.ui.sliceLabel.setText(text)
         self.ui.alignButton.setVisible(oblique)
 
@@ -304,6 +314,17 @@ class QuestionPanel:
         for question in Settings.EXAMPLES:
             if question not in recent:
                 self._addQuestion(question)
+        self._questions.addSeparator()
+        action = qt.QAction("Open recorded run (trajectory.json) …", self._questions)
+        action.connect("triggered()", self._onOpenRecorded)
+        self._questions.addAction(action)
+
+    def _onOpenRecorded(self) -> None:
+        path = qt.QFileDialog.getOpenFileName(
+            self.ui.questionsButton, "Open recorded run", "", "Runs (*.json)"
+        )
+        if path:
+            self._openRecorded(path)
 
     def _addQuestion(self, question: str) -> None:
         action = qt.QAction(question, self._questions)

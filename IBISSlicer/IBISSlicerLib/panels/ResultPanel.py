@@ -9,7 +9,8 @@ from ibis_agent.mask.structures import name_for
 from ..Agent import Agent
 from ..Errors import telling
 from ..scene.Export import canExportDicom
-from ..scene.SceneRun import runsInScene
+from ..scene.SceneRun import ATTRIBUTE, runsInScene
+from .Texts import plain
 
 _NEW_SEGMENT = "New segment"
 
@@ -19,10 +20,11 @@ class ResultPanel:
     :param ui: the widgets by name.
     :param agent: the Agent.
     :param say: shows a line to the person.
+    :param measured: tells the size of the mask of a volume's run.
     """
 
-    def __init__(self, ui, agent: Agent, say) -> None:
-        self.ui, self.agent, self._say = ui, agent, say
+    def __init__(self, ui, agent: Agent, say, measured) -> None:
+        self.ui, self.agent, self._say, self._measured = ui, agent, say, measured
         self._tags: list[tuple[object, int]] = []
         self._menu = qt.QMenu(ui.exportButton)
         ui.exportButton.setMenu(self._menu)
@@ -43,19 +45,21 @@ class ResultPanel:
         record = run.record if run else None
         steps = self.agent.steps
         answer = (record.answer or "") if record else ""
-        ui.answerLabel.setText(f"Answer: {answer}" if answer else "")
-        ui.answerLabel.setVisible(bool(answer))
+        told = " — ".join(filter(None, (f"Answer: {answer}" if answer else "", self._measured())))
+        ui.answerLabel.setText(told)
+        ui.answerLabel.setToolTip(plain(told) if told else "")
         ui.nameEdit.setPlaceholderText(name_for(record.question, answer) if record else "")
-        ui.nameEdit.setVisible(not ui.segmentSelector.currentData)
+        ui.nameEdit.setEnabled(not ui.segmentSelector.currentData)
         shown = run.shown if run else 0
         earlier = 0 < shown < len(steps)
         ui.acceptButton.setText(f"Accept step {shown}" if earlier else "Accept")
         obstacle = "" if shown > 0 and steps[shown - 1]["area_px"] > 0 else "There is no mask to accept yet"
         if run is not None and run.scope == "volume" and self.agent.isWorking:
-            obstacle = "The mask is still changing: stop the agent first, or wait"
+            obstacle = "The mask is still changing. Stop the agent first, or wait."
         ui.acceptButton.setEnabled(not obstacle)
-        ui.acceptButton.setToolTip(obstacle or "Put the mask that is shown into the segmentation")
+        ui.acceptButton.setToolTip(obstacle or "Add the mask that is shown to the segmentation")
         ui.discardButton.setEnabled(run is not None)
+        ui.exportButton.setEnabled(self.agent.hasMask or bool(run and steps) or bool(_accepted()))
 
     def onAccept(self) -> None:
         ui = self.ui
@@ -71,16 +75,16 @@ class ResultPanel:
             ui.nameEdit.setText("")
             ui.segmentationSelector.setCurrentNode(node)
             name = node.GetSegmentation().GetSegment(segmentId).GetName()
-            self._say(f"Accepted: {name} in {node.GetName()}.")
+            self._say(f"Added segment {name} to {node.GetName()}.")
 
     def onDiscard(self) -> None:
         if len(self.agent.steps) > 1 and not slicer.util.confirmOkCancelDisplay(
-            "Discard this question with its steps and its mask?", "IBISSlicer"
+            "Discard this run with its steps and its mask?", "IBISSlicer"
         ):
             return
         with telling(self._say):
             self.agent.discard()
-            self._say("Discarded.")
+            self._say("Run discarded.")
 
     # Where to
 
@@ -122,22 +126,14 @@ class ResultPanel:
         self._menu.clear()
         masked = self.agent.hasMask
         kept = masked and self.agent.current is None  # DICOM SEG is made of what was accepted
-        reviewable = bool(self.agent.steps)
-        self._add("Mask as segmentation file (.seg.nrrd) …", masked, lambda: self._export(".seg.nrrd"))
+        reviewable = self.agent.current is not None and bool(self.agent.steps)
+        self._add("Mask as segmentation (.seg.nrrd) …", masked, lambda: self._export(".seg.nrrd"))
         self._add("Mask as NIfTI (.nii.gz) …", masked, lambda: self._export(".nii.gz"))
-        self._add("Mask as DICOM SEG …", kept and canExportDicom(), self._exportDicom)
+        self._add("Segmentation as DICOM SEG …", kept and canExportDicom(), self._exportDicom)
         self._menu.addSeparator()
         self._add("Review page of this run (.html) …", reviewable, lambda: self._review(None))
-        self._add("Open a recorded run (trajectory.json) …", self.agent.current is None, self._open)
-        accepted = [node for node in runsInScene() if node.GetAttribute("IBISSlicer.Run") == "accepted"]
-        for node in accepted[-5:]:
+        for node in _accepted()[-5:]:
             self._add(f"Review page of {node.GetName()} …", True, lambda node=node: self._review(node))
-
-    def _open(self) -> None:
-        path = qt.QFileDialog.getOpenFileName(self.ui.exportButton, "Recorded run", "", "Runs (*.json)")
-        if path:
-            with telling(self._say):
-                self.agent.openRecorded(path)
 
     def _add(self, text: str, possible: bool, act) -> None:
         action = qt.QAction(text, self._menu)
@@ -149,22 +145,27 @@ class ResultPanel:
         return qt.QFileDialog.getSaveFileName(self.ui.exportButton, title, f"mask{suffix}", f"*{suffix}")
 
     def _export(self, suffix: str) -> None:
-        path = self._fileName("Export the mask", suffix)
+        path = self._fileName("Export mask", suffix)
         if path:
             path = path if path.lower().endswith(suffix) else path + suffix
             with telling(self._say):
-                self._say(f"Written: {self.agent.export(path)}")
+                self._say(f"Saved {self.agent.export(path)}")
 
     def _exportDicom(self) -> None:
         folder = qt.QFileDialog.getExistingDirectory(self.ui.exportButton, "Folder for DICOM SEG")
         if folder:
             with telling(self._say):
                 self.agent.exportDicom(folder)
-                self._say(f"Written: DICOM SEG in {folder}")
+                self._say(f"Saved DICOM SEG in {folder}")
 
     def _review(self, textNode) -> None:
         path = qt.QFileDialog.getSaveFileName(self.ui.exportButton, "Review page", "review.html", "*.html")
         if path:
             with telling(self._say):
                 self.agent.writeReview(path, textNode)
-                self._say(f"Written: {path}")
+                self._say(f"Saved {path}")
+
+
+def _accepted() -> list:
+    """The text nodes of the runs in the scene whose mask was accepted, oldest first."""
+    return [node for node in runsInScene() if node.GetAttribute(ATTRIBUTE) == "accepted"]

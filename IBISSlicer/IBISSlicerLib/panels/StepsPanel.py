@@ -1,4 +1,4 @@
-"""The section where a person watches and corrects: the steps, what was thought, and the ways back."""
+"""The section where a person watches and corrects: the steps with their thoughts, clicks, and the ways back."""
 
 from __future__ import annotations
 
@@ -9,21 +9,9 @@ import qt
 from ..Agent import Agent
 from ..Errors import telling
 from ..scene.ClickPlacement import ClickPlacement
-from .Texts import (
-    MISSING,
-    actionOf,
-    areaOf,
-    changeOf,
-    plain,
-    readable,
-    secondsOf,
-    thoughtOf,
-    volumeChangeOf,
-    volumeOf,
-)
+from .Texts import MISSING, STEP_FIRST, actionOf, measureOf, plain, readable, secondsOf, thoughtOf
 
-_FIRST = "Let the agent make a step first"
-_NUMBER, _THINKING, _AREA, _CHANGE, _SECONDS, _SLICE = range(6)
+_NUMBER, _THINKING, _AREA, _SLICE = range(4)
 
 
 class StepsPanel:
@@ -36,22 +24,27 @@ class StepsPanel:
 
     def __init__(self, ui, agent: Agent, icons: Path, say) -> None:
         self.ui, self.agent, self._say = ui, agent, say
-        self._icons = {
-            name: qt.QIcon(str(icons / f"{name}.svg"))
-            for name in ("Include", "Exclude", "Finished", "Followed")
-        }
+        self._icons = {path.stem: qt.QIcon(str(path)) for path in sorted(icons.glob("*.svg"))}
         self._placement = ClickPlacement()
         self._heard = ""
         self._count = 0
         self._filling = False
-        header = ui.stepsTree.header()
+        header = ui.stepsTable.horizontalHeader()
         header.setStretchLastSection(False)
-        for column in range(6):
+        for column in range(4):
             header.setSectionResizeMode(column, qt.QHeaderView.ResizeToContents)
+            ui.stepsTable.horizontalHeaderItem(column).setTextAlignment(qt.Qt.AlignLeft | qt.Qt.AlignVCenter)
         header.setSectionResizeMode(_THINKING, qt.QHeaderView.Stretch)
-        ui.includeButton.setIcon(self._icons["Include"])
-        ui.excludeButton.setIcon(self._icons["Exclude"])
-        ui.stepsTree.connect("itemSelectionChanged()", self._onSelected)
+        header.setHighlightSections(False)
+        header.connect("sectionResized(int,int,int)", self._onColumnResized)
+        for button, name in (
+            (ui.includeButton, "Include"),
+            (ui.excludeButton, "Exclude"),
+            (ui.undoButton, "Undo"),
+            (ui.redoButton, "Redo"),
+        ):
+            button.setIcon(self._icons[name])
+        ui.stepsTable.connect("itemSelectionChanged()", self._onSelected)
         ui.includeButton.connect("toggled(bool)", lambda on: self._onPlace(True, on))
         ui.excludeButton.connect("toggled(bool)", lambda on: self._onPlace(False, on))
         ui.backButton.connect("clicked()", lambda: self._do(lambda: agent.back(agent.current.shown)))
@@ -62,21 +55,23 @@ class StepsPanel:
         self._placement.changed.connect(self._onPlacementChanged)
         agent.changed.connect(self.update)
         agent.worker.changed.connect(self._onWorking)
-        agent.textArrived.connect(self._onText)
+        agent.textArrived.connect(lambda piece: self._hear(self._heard + piece))
         agent.retried.connect(lambda reason: self._hear(""))
 
     def cleanup(self) -> None:
         self._placement.remove()
 
-    def leave(self) -> None:
-        """The panel is hidden: the mouse must not place clicks any more."""
+    def stopPlacing(self) -> bool:
+        """Give the mouse back to Slicer. Returns whether clicks were being placed."""
+        placing = self._placement.sign is not None
         self._placement.stop()
+        return placing
 
     def update(self) -> None:
         """Show the steps as they are."""
         self._filling = True
         try:
-            self._fillTree()
+            self._fillTable()
         finally:
             self._filling = False
         run = self.agent.current
@@ -86,36 +81,37 @@ class StepsPanel:
             self._placement.stop()
         if len(self.agent.steps) != self._count:  # what was heard is a step now: the next thought begins
             self._count, self._heard = len(self.agent.steps), ""
-        self._showThought()
+        self._showHeard()
         self._offer()
 
-    def _fillTree(self) -> None:
-        tree, run = self.ui.stepsTree, self.agent.current
-        tree.clear()
-        before = None
+    def _fillTable(self) -> None:
+        table, run, steps = self.ui.stepsTable, self.agent.viewed, self.agent.steps
         volume = run is not None and run.scope == "volume"
-        tree.setColumnHidden(_SLICE, not volume)
-        tree.headerItem().setText(_AREA, "mL" if volume else "mm²")
-        for step in self.agent.steps:
-            item = qt.QTreeWidgetItem(tree)
+        table.setRowCount(len(steps))
+        table.setColumnHidden(_SLICE, not volume)
+        table.horizontalHeaderItem(_AREA).setText("mL" if volume else "mm²")
+        before = None
+        for row, step in enumerate(steps):
             texts = (
                 str(step["number"]),
-                " ".join(thoughtOf(step).split()),
-                volumeOf(step) if volume else areaOf(step),
-                volumeChangeOf(step, before) if volume else changeOf(step, before),
-                secondsOf(step),
+                thoughtOf(step),
+                measureOf(step, before, volume),
                 str(step["slice"] + 1) if volume else "",
             )
             for column, text in enumerate(texts):
-                item.setText(column, text)
-            for column in (_AREA, _CHANGE, _SECONDS, _SLICE):
-                item.setTextAlignment(column, qt.Qt.AlignRight | qt.Qt.AlignVCenter)
-            item.setIcon(_NUMBER, self._icons[actionOf(step)])
-            item.setToolTip(_NUMBER, actionOf(step))
-            item.setToolTip(_THINKING, plain(thoughtOf(step)))
-            if run.shown == step["number"]:
-                tree.setCurrentItem(item)
+                item = qt.QTableWidgetItem(text)
+                side = qt.Qt.AlignLeft if column == _THINKING else qt.Qt.AlignRight
+                item.setTextAlignment(side | qt.Qt.AlignTop)
+                table.setItem(row, column, item)
+            table.item(row, _NUMBER).setIcon(self._icons[actionOf(step)])
+            table.item(row, _NUMBER).setToolTip(plain(f"{actionOf(step)}{secondsOf(step)}"))
             before = step
+        table.resizeRowsToContents()
+        if run is not None and 0 < run.shown <= len(steps):
+            table.setCurrentCell(run.shown - 1, _THINKING)
+            table.scrollToItem(table.item(run.shown - 1, _THINKING))
+        else:
+            table.clearSelection()
 
     def _offer(self) -> None:
         ui, run = self.ui, self.agent.current
@@ -123,63 +119,72 @@ class StepsPanel:
         count = len(self.agent.steps)
         usable = self.agent.usable
         cut = usable and run is not None and run.isOpened
-        first = _FIRST if usable else MISSING
+        first = STEP_FIRST if usable else MISSING
         if run is not None and run.marks is not None:
             run.marks.setMovable(usable)
         for button, possible, can, cannot in (
-            (ui.includeButton, cut, "Click in the slice on what belongs to it (Ctrl+I)", first),
-            (ui.excludeButton, cut, "Click in the slice on what does not belong to it (Ctrl+E)", first),
+            (ui.includeButton, cut, "Click in a slice view on what belongs to the structure (Ctrl+I)", first),
+            (ui.excludeButton, cut, "Click in a slice view on what does not belong to it (Ctrl+E)", first),
             (
                 ui.rejectButton,
                 usable and bool(record) and record.can_reject(),
-                "Take the agent's last step back, tell it so, and let it try again (Ctrl+R)",
+                "Remove the agent's last step, tell the agent, and let it try again (Ctrl+R)",
                 "The last step is not the agent's" if usable else MISSING,
             ),
             (
                 ui.backButton,
-                bool(count) and run.shown < count,
-                "Drop the steps after the selected one (Ctrl+B)",
+                run is not None and bool(count) and run.shown < count,
+                "Remove the steps after the selected one (Ctrl+B)",
                 "Select an earlier step first",
             ),
-            (ui.undoButton, bool(record) and record.can_undo(), "Undo (Ctrl+Z)", "There is nothing to undo"),
-            (ui.redoButton, bool(record) and record.can_redo(), "Redo (Ctrl+Y)", "There is nothing to redo"),
+            (ui.undoButton, bool(record) and record.can_undo(), "Undo (Ctrl+Z)", "Nothing to undo (Ctrl+Z)"),
+            (ui.redoButton, bool(record) and record.can_redo(), "Redo (Ctrl+Y)", "Nothing to redo (Ctrl+Y)"),
         ):
             button.setEnabled(possible)
             button.setToolTip(can if possible else cannot)
 
-    def _showThought(self) -> None:
-        streaming = self.agent.isWorking and bool(self._heard)
-        if streaming:
-            text = readable(self._heard)
-        else:
-            run = self.agent.current
-            shown = run.shown if run else 0
-            text = thoughtOf(self.agent.steps[shown - 1]) if 0 < shown <= len(self.agent.steps) else ""
-        if self.ui.thoughtEdit.plainText != text:
-            self.ui.thoughtEdit.setPlainText(text)
-            self.ui.thoughtEdit.moveCursor(qt.QTextCursor.End if streaming else qt.QTextCursor.Start)
+    # The thought that is being written is a row of its own, below the steps.
 
     def _hear(self, text: str) -> None:
         self._heard = text
-        self._showThought()
+        self._showHeard()
 
-    def _onText(self, piece: str) -> None:
-        self._hear(self._heard + piece)
+    def _showHeard(self) -> None:
+        table, count = self.ui.stepsTable, len(self.agent.steps)
+        text = readable(self._heard) if self.agent.isWorking else ""
+        if not text:
+            table.setRowCount(count)
+            return
+        if table.rowCount == count:
+            table.setRowCount(count + 1)
+            table.setItem(count, _NUMBER, qt.QTableWidgetItem("…"))
+            thought = qt.QTableWidgetItem("")
+            thought.setTextAlignment(qt.Qt.AlignLeft | qt.Qt.AlignTop)
+            table.setItem(count, _THINKING, thought)
+            for column in (_NUMBER, _THINKING, _AREA, _SLICE):
+                if table.item(count, column) is None:
+                    table.setItem(count, column, qt.QTableWidgetItem(""))
+                table.item(count, column).setFlags(qt.Qt.ItemIsEnabled)  # there is no step to show yet
+        table.item(count, _THINKING).setText(text)
+        table.resizeRowToContents(count)
+        table.scrollToBottom()
+
+    def _onColumnResized(self, column: int, before: int, now: int) -> None:
+        if column == _THINKING:
+            self.ui.stepsTable.resizeRowsToContents()
 
     def _onWorking(self) -> None:
         if not self.agent.isWorking:
             self._heard = ""
-        self._showThought()
+        self._showHeard()
         self._offer()
 
     def _onSelected(self) -> None:
-        if self._filling or self.agent.current is None:  # rows are being deleted: do not touch them
+        if self._filling or self.agent.viewed is None:  # rows are being made: do not touch them
             return
-        items = self.ui.stepsTree.selectedItems()
-        if not items:
-            return
-        number = self.ui.stepsTree.indexOfTopLevelItem(items[0]) + 1
-        if number != self.agent.current.shown:
+        items = self.ui.stepsTable.selectedItems()
+        number = self.ui.stepsTable.row(items[0]) + 1 if items else 0
+        if 0 < number <= len(self.agent.steps) and self.agent.viewed.isAnotherThanShown(number):
             self.agent.show(number)
 
     def _do(self, act) -> None:

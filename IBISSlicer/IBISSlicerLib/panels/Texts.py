@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 import re
 
-MISSING = "Something is missing; see the top of the panel."
+MISSING = "Required packages are not installed. See the top of the panel."
+STEP_FIRST = "Press Step first"
 _TAGS = re.compile(r"<\s{0,4}/?\s{0,4}(?:think|action|answer)\s{0,4}>", re.IGNORECASE)
 _ACTION = re.compile(r"<\s{0,4}action\s{0,4}>.*", re.IGNORECASE | re.DOTALL)
 _SLICES = re.compile(r"slices? \d+(?: to \d+)?")
@@ -25,9 +26,9 @@ def countedFromOne(words: str) -> str:
 def thoughtOf(step: dict) -> str:
     """What a step says: the policy's thinking, or who acted."""
     if step["by"] == "person":
-        return "You accepted the mask." if isEnd(step) else "Placed by you."
+        return "You accepted the mask." if isEnd(step) else "Your click."
     said = (step["thinking"].strip(), countedFromOne(step.get("words", "")))
-    return "\n".join(filter(None, said)) or "(no words)"
+    return "\n".join(filter(None, said)) or "(no text)"
 
 
 def isEnd(step: dict) -> bool:
@@ -43,36 +44,24 @@ def actionOf(step: dict) -> str:
     return "Include" if step["action"]["positive"] else "Exclude"
 
 
-def areaOf(step: dict) -> str:
-    """The mask's area in mm², or in pixels where nobody knows their size."""
-    area = step["area_mm2"]
-    return f"{step['area_px']} px" if area is None else number(area)
+def measureOf(step: dict, before: dict | None, volume: bool) -> str:
+    """The size of the mask after a step and, in a second line, how it has changed.
 
-
-def changeOf(step: dict, before: dict | None) -> str:
-    """How the area has changed since the step before."""
-    key = "area_px" if step["area_mm2"] is None else "area_mm2"
-    change = step[key] - (before[key] if before else 0)
-    if abs(change) < 0.5:
-        return "="
-    return f"{'+' if change > 0 else '−'}{number(abs(change))}"
-
-
-def volumeOf(step: dict) -> str:
-    """The volume of the mask in mL, for a step of a volume's run."""
-    return f"{step['ml']:.1f}"
-
-
-def volumeChangeOf(step: dict, before: dict | None) -> str:
-    """How that has changed since the step before."""
-    change = step["ml"] - (before["ml"] if before else 0.0)
-    if abs(change) < 0.05:
-        return "="
-    return f"{'+' if change > 0 else '−'}{abs(change):.1f}"
-
-
-def millilitres(value: float) -> str:
-    return f"{value:.1f} mL"
+    In mL for a step of a volume's run, else in mm², or in pixels where nobody knows their size. Empty where there is
+    no mask yet, as after a look at a slice.
+    """
+    if volume:
+        key, digits = "ml", 1
+    else:
+        key, digits = ("area_px" if step["area_mm2"] is None else "area_mm2"), 0
+    value, earlier = step[key], before[key] if before else 0
+    if not value and not earlier:
+        return ""
+    unit = " px" if key == "area_px" else ""
+    change = round(value - earlier, digits)
+    if not change:
+        return f"{number(value, digits)}{unit}"
+    return f"{number(value, digits)}{unit}\n{'+' if change > 0 else '−'}{number(abs(change), digits)}"
 
 
 def timeLeft(seconds: float) -> str:
@@ -84,12 +73,12 @@ def timeLeft(seconds: float) -> str:
 
 def secondsOf(step: dict) -> str:
     seconds = step["seconds"].get("total")
-    return "" if seconds is None else f"{seconds:.1f}"
+    return "" if seconds is None else f", {seconds:.1f} s"
 
 
-def number(value: float) -> str:
+def number(value: float, digits: int = 0) -> str:
     """With a narrow space between thousands."""
-    return f"{value:,.0f}".replace(",", "\u202f")
+    return f"{value:,.{digits}f}".replace(",", "\u202f")
 
 
 def gigabytes(value: float) -> str:

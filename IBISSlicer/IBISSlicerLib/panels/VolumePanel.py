@@ -1,4 +1,6 @@
-"""What a question about a whole volume adds to the panel: its range, how far it has grown, areas, and neighbours."""
+"""What a question about a whole volume adds to the panel: its progress, the mask's area in every slice, and
+propagation from a corrected slice.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,9 @@ import qt
 
 from ..Agent import Agent
 from ..Errors import telling
-from .Texts import millilitres, timeLeft
+from .Texts import number, timeLeft
 
-_HEIGHT = 56  # of the plot, in pixels
+_HEIGHT = 36  # of the plot, in pixels
 _MOST_BARS = 320
 _BAR, _CLICKED, _HERE = "#4c9fd8", "#19c766", "#e8a33d"
 
@@ -23,8 +25,8 @@ class VolumePanel:
     def __init__(self, ui, agent: Agent, say) -> None:
         self.ui, self.agent, self._say = ui, agent, say
         self._areas: dict[int, float] = {}
-        ui.plotLabel.setMinimumHeight(_HEIGHT)
         ui.spreadButton.connect("clicked()", self.onSpread)
+        ui.scopeSelector.connect("currentIndexChanged(int)", lambda row: self.update())
         agent.changed.connect(self.update)
         agent.grew.connect(self._onGrew)
         agent.worker.changed.connect(self._onWorking)
@@ -38,8 +40,8 @@ class VolumePanel:
         there.
         """
         run = self._run()
-        self.ui.progressBar.setVisible(False)
-        self.ui.volumeBox.setVisible(run is not None)
+        self._showProgress(False)
+        self.ui.volumeBox.setVisible(self.ui.scopeSelector.currentData == "volume" or run is not None)
         self._areas = run.record.areas_mm2(run.shown) if run is not None else {}
         self._onWorking()
         self._draw()
@@ -50,49 +52,59 @@ class VolumePanel:
             with telling(self._say):
                 self.agent.spread(run.shownSlice, wait=False)
 
+    def measured(self) -> str:
+        """The volume of the mask that is shown and where it lies; empty where there is none."""
+        run, held = self._run(), sorted(index for index, area in self._areas.items() if area)
+        if run is None or not held:
+            return ""
+        volume = sum(self._areas.values()) * float(run.record.head["volume"]["gap_mm"]) / 1000
+        return f"{number(volume, 1)} mL in slices {held[0] + 1} to {held[-1] + 1}"
+
     def _run(self):
-        """The open run if it is about a volume, and the worker has told of it."""
-        run = self.agent.current
+        """The run to look at if it is about a volume, and the worker has told of it."""
+        run = self.agent.viewed
         return run if run is not None and run.scope == "volume" and run.isOpened else None
+
+    def _showProgress(self, shown: bool) -> None:
+        """In the place of the status, so that nothing moves."""
+        self.ui.progressBar.setVisible(shown)
+        self.ui.statusArea.setVisible(not shown)
 
     def _onWorking(self) -> None:
         run = self._run()
         if not self.agent.isWorking or run is None:
-            self.ui.progressBar.setVisible(False)
+            self._showProgress(False)
         clicked = run is not None and run.shownSlice in run.record.clicked(run.shown)
-        self.ui.spreadButton.setEnabled(clicked and self.agent.usable)
+        self.ui.spreadButton.setEnabled(clicked and self.agent.usable and self.agent.current is run)
         self.ui.spreadButton.setToolTip(
-            f"Find the neighbours of slice {run.shownSlice + 1} again, from what was clicked there"
+            f"Propagate the mask again from the clicks in slice {run.shownSlice + 1}"
             if clicked
-            else "Select a step that clicked, or place a click in a slice, first"
+            else "Select a step with a click, or place a click in a slice first"
         )
 
     def _onGrew(self, message: dict) -> None:
         bar, done, total = self.ui.progressBar, int(message["done"]), int(message["total"])
-        bar.setVisible(True)
+        self._showProgress(True)
         bar.setRange(0, max(1, total))
         bar.setValue(done)
         index, left = int(message["slice"]), float(message["seconds_left"])
-        bar.setFormat(f"slice {index + 1}: {done} of {total} at the most, {timeLeft(left)}")
+        bar.setFormat(f"Slice {index + 1}: {done} of up to {total}, {timeLeft(left)}")
         self._areas[index] = float(message["known"]["area_mm2"])
         self._draw()
 
     def _draw(self) -> None:
         run = self._run()
         if run is None:
+            self.ui.plotLabel.setPixmap(_plot({}, 0, 0, set(), -1))
+            self.ui.plotLabel.setToolTip("Area of the mask in every slice")
             return
-        areas = self._areas
-        gap = float(run.record.head["volume"]["gap_mm"])
-        shown = sorted(index for index, area in areas.items() if area)
-        where = f" in slices {shown[0] + 1} to {shown[-1] + 1}" if shown else ""
-        self.ui.millilitreLabel.setText(f"{millilitres(sum(areas.values()) * gap / 1000)}{where}")
         first, last = run.record.range
         clicked = set(run.record.clicked(run.shown))
-        self.ui.plotLabel.setPixmap(_plot(areas, first, last, clicked, run.shownSlice))
-        largest = max(areas.values(), default=0.0)
+        self.ui.plotLabel.setPixmap(_plot(self._areas, first, last, clicked, run.shownSlice))
+        largest = max(self._areas.values(), default=0.0)
         self.ui.plotLabel.setToolTip(
-            f"Area of the mask in slices {first + 1} to {last + 1}, up to {largest:.0f} mm². "
-            "Green: clicked there. Orange: the slice of the selected step."
+            f"Area of the mask in slices {first + 1} to {last + 1}, up to {number(largest)} mm². "
+            "Green: slices with clicks. Orange: slice of the selected step."
         )
 
 
@@ -109,7 +121,7 @@ def _plot(areas: dict[int, float], first: int, last: int, clicked: set[int], her
     for bar in range(bars):
         slices = range(first + bar * apart, min(first + (bar + 1) * apart, last + 1))
         area = max(areas.get(index, 0.0) for index in slices)
-        high = round((_HEIGHT - 6) * area / largest)
+        high = round((_HEIGHT - 5) * area / largest)
         green = any(index in clicked for index in slices)
         if high:
             painter.fillRect(

@@ -43,14 +43,15 @@ def accept(
     """
     image = _labelmapFor(source, sourceSegmentId, segmentationNode)
     if image is None:
-        raise AcceptError("There is no mask to accept yet.")
+        raise AcceptError("There is no mask to accept yet. Press Step first.")
     if segmentationNode is None:
         segmentationNode = _newSegmentation(source, volumeNode)
     segmentation = segmentationNode.GetSegmentation()
     if segmentation.GetNumberOfSegments() and segmentation.GetSourceRepresentationName() != _LABELMAP:
         raise AcceptError(
-            f"{segmentationNode.GetName()} is kept as {segmentation.GetSourceRepresentationName().lower()}, which "
-            "cannot take a mask. Choose another segmentation, or a new one."
+            f"The source representation of {segmentationNode.GetName()} is "
+            f"{segmentation.GetSourceRepresentationName().lower()}. Select a segmentation with binary labelmaps, or "
+            "create a new one."
         )
     if segmentId:
         _addTo(segmentationNode, segmentId, image)
@@ -99,7 +100,7 @@ def _newSegmentation(source, volumeNode):
 
 def _addTo(segmentationNode, segmentId: str, image) -> None:
     if segmentationNode.GetSegmentation().GetSegment(segmentId) is None:
-        raise AcceptError(f"{segmentationNode.GetName()} has no such segment any more.")
+        raise AcceptError(f"{segmentationNode.GetName()} no longer has this segment. Select another one.")
     logic = slicer.vtkSlicerSegmentationsModuleLogic
     if not logic.SetBinaryLabelmapToSegment(image, segmentationNode, segmentId, logic.MODE_MERGE_MAX):
         raise AcceptError(f"The mask could not be added to {segmentationNode.GetName()}.")

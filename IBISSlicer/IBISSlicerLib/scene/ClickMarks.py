@@ -23,6 +23,7 @@ NEGATIVE_COLOUR = (1.0, 0.22, 0.20)
 _PALE = 0.8  # brightness of the marks of steps that are not the selected one
 _SIZE = 0.018  # radius of a mark as a part of the shorter side of the slice
 _CORNERS = 24  # of a ring
+_HAIR = 1e-4  # parts of a slice
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class ClickMarks:
         self.moved = Signal()
         self.dragged: Mark | None = None
         self._marks: tuple[Mark, ...] = ()
-        self._frame: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        self._frame: tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]] | None = None
         self._observers: list[tuple[object, int]] = []
         self._showing = False
         for positive in (True, False):
@@ -95,6 +96,10 @@ class ClickMarks:
         for positive in (True, False):
             self._points(positive).SetLocked(not movable)
 
+    def setVisible(self, visible: bool) -> None:
+        for node in self.nodes.values():
+            node.GetDisplayNode().SetVisibility(visible)
+
     def remove(self) -> None:
         """Take the nodes out of the scene, with everything that hangs on them."""
         self.stopObserving()
@@ -130,7 +135,8 @@ class ClickMarks:
             node.RemoveAllControlPoints()
             for mark in marks:
                 ras = toRas @ [*mark.ijk, 1.0]
-                index = node.AddControlPoint(ras[0], ras[1], ras[2], str(mark.number))
+                # Spaces keep the number clear of the ring.
+                index = node.AddControlPoint(ras[0], ras[1], ras[2], f"  {mark.number} ")
                 node.SetNthControlPointSelected(index, mark.number == current)
             node.SetFixedNumberOfControlPoints(True)
 
@@ -174,9 +180,13 @@ def _styleHandles(node, colour: tuple[float, float, float]) -> None:
     display.SetActiveColor(1.0, 1.0, 0.3)
     display.SetGlyphType(display.Circle2D)
     display.SetGlyphScale(0.9)
-    display.SetTextScale(4.0)
-    display.GetTextProperty().SetBold(True)
-    display.GetTextProperty().SetShadow(True)
+    display.SetTextScale(4.5)
+    # On a dark ground: on grey values and masks of any colour, letters alone cannot be read.
+    text = display.GetTextProperty()
+    text.SetBold(True)
+    text.SetShadow(False)
+    text.SetBackgroundColor(0.0, 0.0, 0.0)
+    text.SetBackgroundOpacity(0.65)
     display.SetPointLabelsVisibility(True)
     display.SetSliceProjection(False)
     display.SetVisibility3D(False)
@@ -197,15 +207,17 @@ def _createShapes(points, positive: bool):
 
 
 def _frameOf(toRas: np.ndarray, axis: int, shape: tuple[int, int, int]):
-    """(voxel → RAS, mm vectors (3, 2) of a mark's radius along the slice's two axes, mm vector of half a
-    slice).
+    """(voxel → RAS, mm vectors (3, 2) of a mark's radius along the slice's two axes, mm vectors from the slice's
+    middle to its lower and upper face).
     """
     rest = [each for each in range(3) if each != axis]
     spacing = np.linalg.norm(toRas[:3, :3], axis=0)
     directions = toRas[:3, :3] / spacing
     radius = _SIZE * min(shape[each] * spacing[each] for each in rest)
-    # A hair less than half a slice: neighbouring slices must not show it.
-    return toRas, directions[:, rest] * radius, toRas[:3, axis] * 0.49
+    # Half a slice to both sides, as a view shows a slice from half way to its neighbour below. A hair lower than that,
+    # so that one view half way between two slices shows the marks of one of them.
+    across = toRas[:3, axis]
+    return toRas, directions[:, rest] * radius, (across * -(0.5 + _HAIR), across * (0.5 - 2 * _HAIR))
 
 
 def _ring() -> list[np.ndarray]:
@@ -222,10 +234,10 @@ def _surfaces(centres, outline, frame) -> vtk.vtkPolyData:
     """For every centre (RAS mm) the outline, drawn out into a surface across the slice."""
     points, cells = vtk.vtkPoints(), vtk.vtkCellArray()
     for centre in centres:
-        _, radii, half = frame
+        _, radii, (down, up) = frame
         for line in outline():
-            lower = [points.InsertNextPoint(*(np.asarray(centre) + radii @ at - half)) for at in line]
-            upper = [points.InsertNextPoint(*(np.asarray(centre) + radii @ at + half)) for at in line]
+            lower = [points.InsertNextPoint(*(np.asarray(centre) + radii @ at + down)) for at in line]
+            upper = [points.InsertNextPoint(*(np.asarray(centre) + radii @ at + up)) for at in line]
             for n in range(len(line) - 1):
                 cells.InsertNextCell(4)
                 for corner in (lower[n], lower[n + 1], upper[n + 1], upper[n]):

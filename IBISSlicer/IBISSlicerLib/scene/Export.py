@@ -32,17 +32,17 @@ def exportSegment(segmentationNode, segmentId: str, volumeNode, path: str) -> Pa
     target = Path(path)
     suffix = next((each for each in SUFFIXES if target.name.lower().endswith(each)), None)
     if suffix is None:
-        raise ExportError(f"{target.name}: end the name in {', '.join(SUFFIXES)}.")
+        raise ExportError(f"{target.name}: the file name must end in {', '.join(SUFFIXES)}.")
     make = _temporarySegmentation if suffix == ".seg.nrrd" else _temporaryLabelmap
     node = make(segmentationNode, segmentId, volumeNode)
     try:
         with tempfile.TemporaryDirectory(prefix=".ibis-", dir=target.parent) as folder:
             written = Path(folder) / f"segment{suffix}"
             if not slicer.util.saveNode(node, str(written)) or not written.is_file():
-                raise ExportError(f"{target}: Slicer could not write this file.")
+                raise ExportError(f"Failed to write {target}. The error log has the details.")
             os.replace(written, target)
     except OSError as error:
-        raise ExportError(f"{target} cannot be written: {error.strerror}. Choose another folder.") from error
+        raise ExportError(f"Failed to write {target}: {error.strerror}. Select another folder.") from error
     finally:
         removeNode(node)
     return target
@@ -59,12 +59,14 @@ def exportDicom(segmentationNode, folder: str) -> None:
     :raises ExportError: if this Slicer cannot, or the volume did not come from DICOM.
     """
     if not canExportDicom():
-        raise ExportError("This Slicer cannot write DICOM SEG. Install the extension QuantitativeReporting.")
+        raise ExportError(
+            "This version of Slicer cannot write DICOM SEG. Install the QuantitativeReporting extension."
+        )
     volumeNode = segmentationNode.GetNodeReference(segmentationNode.GetReferenceImageGeometryReferenceRole())
     if volumeNode is None or not volumeNode.GetAttribute("DICOM.instanceUIDs"):
         raise ExportError(
-            f"DICOM SEG needs the DICOM files of the scan, and that of {segmentationNode.GetName()} was not loaded "
-            "from Slicer's DICOM database. Import them in the module DICOM and load the scan from there."
+            f"DICOM SEG export needs the DICOM files of the volume, and the volume of {segmentationNode.GetName()} was "
+            "not loaded from the DICOM database. Import the files in the DICOM module and load it from there."
         )
     import DICOMSegmentationPlugin
 
@@ -72,12 +74,12 @@ def exportDicom(segmentationNode, folder: str) -> None:
     exporter = DICOMSegmentationPlugin.DICOMSegmentationPluginClass()
     exportables = exporter.examineForExport(hierarchy.GetItemByDataNode(segmentationNode))
     if not exportables:
-        raise ExportError("DICOM SEG needs the scan that this mask refers to in Slicer's DICOM database.")
+        raise ExportError("DICOM SEG export needs the volume of this segmentation in the DICOM database.")
     for exportable in exportables:
         exportable.directory = folder
     problem = exporter.export(exportables)
     if problem:
-        raise ExportError(f"DICOM SEG could not be written: {problem}")
+        raise ExportError(f"Failed to write DICOM SEG: {problem}")
 
 
 def _temporarySegmentation(segmentationNode, segmentId: str, volumeNode):
@@ -91,10 +93,10 @@ def _temporarySegmentation(segmentationNode, segmentId: str, volumeNode):
 
 def _temporaryLabelmap(segmentationNode, segmentId: str, volumeNode):
     if volumeNode is None:
-        raise ExportError("The volume of this question is gone; its grid is needed for that kind of file.")
+        raise ExportError("The volume is no longer in the scene, and this file format needs its geometry.")
     node = addOwnNode("vtkMRMLLabelMapVolumeNode", "IBIS export", saved=False, displayed=False)
     logic = slicer.modules.segmentations.logic()
     if not logic.ExportSegmentsToLabelmapNode(segmentationNode, [segmentId], node, volumeNode):
         removeNode(node)
-        raise ExportError("The mask could not be put into the volume's grid.")
+        raise ExportError("Failed to resample the mask to the geometry of the volume.")
     return node

@@ -63,8 +63,8 @@ def ijkToWorld(volumeNode) -> np.ndarray:
         return ijkToRas(volumeNode)
     if not transformNode.IsTransformToWorldLinear():
         raise GeometryError(
-            f"{volumeNode.GetName()} is bent by the transform {transformNode.GetName()}. "
-            "Harden that transform (in the module Transforms) or take the volume out of it."
+            f"{volumeNode.GetName()} is under the nonlinear transform {transformNode.GetName()}. "
+            "Harden the transform in the Transforms module, or remove the volume from it."
         )
     matrix = vtk.vtkMatrix4x4()
     transformNode.GetMatrixTransformToWorld(matrix)
@@ -75,7 +75,7 @@ def shapeOf(volumeNode) -> tuple[int, int, int]:
     """Voxels along (i, j, k)."""
     image = volumeNode.GetImageData()
     if image is None:
-        raise GeometryError(f"{volumeNode.GetName()} holds no image.")
+        raise GeometryError(f"{volumeNode.GetName()} has no image data.")
     return image.GetDimensions()
 
 
@@ -100,14 +100,14 @@ def sliceOfView(sliceNode, volumeNode) -> SlicePlace:
     axis = int(np.argmax(cosines))
     if cosines[axis] < _ALIGNED:
         raise ObliqueViewError(
-            f"The view {sliceNode.GetName()} is tilted against the slices of {volumeNode.GetName()}."
+            f"The {sliceNode.GetName()} view is oblique to the slices of {volumeNode.GetName()}. Press Align view."
         )
     count = shapeOf(volumeNode)[axis]
     exact = float(np.linalg.solve(toWorld, sliceToWorld[:, 3])[axis])
     index = int(np.floor(exact + 0.5))
     if not -0.51 <= exact <= count - 0.49:
         raise GeometryError(
-            f"The view {sliceNode.GetName()} shows a place outside {volumeNode.GetName()}. Scroll into the volume."
+            f"The {sliceNode.GetName()} view is outside {volumeNode.GetName()}. Scroll to a slice of the volume."
         )
     return SlicePlace(axis, min(max(index, 0), count - 1), count)
 
@@ -117,7 +117,9 @@ def sliceOfPlane(volumeNode, axis: int, index: int | None) -> SlicePlace:
     count = shapeOf(volumeNode)[axis]
     index = count // 2 if index is None else index
     if not 0 <= index < count:
-        raise GeometryError(f"{volumeNode.GetName()} has slices 0 to {count - 1} there, not {index}.")
+        raise GeometryError(
+            f"{volumeNode.GetName()} has slices 0 to {count - 1} along this axis, not {index}."
+        )
     return SlicePlace(axis, index, count)
 
 

@@ -79,6 +79,9 @@ class MaskDisplay:
             self._view[...] = 0
             self._representation().GetPointData().GetScalars().Modified()
 
+    def setVisible(self, visible: bool) -> None:
+        self.node.GetDisplayNode().SetVisibility(visible)
+
     def remove(self) -> None:
         removeNode(self.node)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import slicer
 
 from .Aim import Aim
+from .SubjectHierarchy import giveItem
 
 
 def addOwnNode(className: str, name: str, *, saved: bool = True, displayed: bool = True):
@@ -17,11 +18,22 @@ def addOwnNode(className: str, name: str, *, saved: bool = True, displayed: bool
     node.SetSaveWithScene(saved)
     aim = Aim.now()
     slicer.mrmlScene.AddNode(node)
+    if node.IsA("vtkMRMLSegmentationNode"):
+        giveItem(node)
     aim.restore()  # a new point list is what Slicer places points into from then on
     if displayed:
         node.CreateDefaultDisplayNodes()
         node.GetDisplayNode().SetSaveWithScene(saved)
     return node
+
+
+def keepOutOfFiles(node) -> None:
+    """Leave a node and its displays out of scenes that are saved from now on."""
+    node.SetSaveWithScene(False)
+    for n in range(node.GetNumberOfDisplayNodes()):
+        node.GetNthDisplayNode(n).SetSaveWithScene(False)
+    for n in range(node.GetNumberOfStorageNodes()):
+        node.GetNthStorageNode(n).SetSaveWithScene(False)
 
 
 def removeNode(node) -> None:

@@ -18,10 +18,11 @@ from ibis_agent.record.review import write_review
 from ibis_agent.record.run_record import RunRecord
 
 from .ClickMarks import ClickMarks, Mark
+from .FrameMark import FrameMark
 from .Geometry import GeometryError, SlicePlace, ijkToRas, ijkToWorld, shapeOf, shownWindow
 from .MaskDisplay import MaskDisplay
-from .OwnNodes import removeNode
-from .SubjectHierarchy import modalityOf, putBeside
+from .OwnNodes import keepOutOfFiles, removeNode
+from .SubjectHierarchy import giveItem, modalityOf, putBeside
 
 ATTRIBUTE = "IBISSlicer.Run"  # of the text node: "open", or "accepted" when the mask went into a segmentation
 _SCHEMA = "ibis-slicer-run/1"
@@ -44,8 +45,10 @@ class SceneRun:
         self.record = record
         self.textNode = textNode
         self.shown = 0
+        self._visible = True
         self.mask: MaskDisplay | None = None
         self.marks: ClickMarks | None = None
+        self.frameMark = FrameMark()
         self._image = image  # how the worker gets the slice; see ibis_agent.engine.question.cut_picture
         self._toRas = toRas
 
@@ -94,6 +97,7 @@ class SceneRun:
         segmentation = textNode.GetNodeReference("segmentation")
         marks = {role: textNode.GetNodeReference(role) for role in ClickMarks.ROLES}
         if segmentation is not None and all(marks.values()):
+            giveItem(segmentation)  # scenes of earlier versions have none
             run.mask, run.marks = MaskDisplay(segmentation, toRas), ClickMarks(marks)
             run.mask.clear()  # a scene that was saved while a mask grew holds slices that no step knows of
         else:
@@ -119,7 +123,8 @@ class SceneRun:
             toRas = np.array(saved["toRas"], dtype=float).reshape(4, 4)
             return RunRecord.from_json(saved["run"]), dict(saved["image"]), toRas, int(saved["shown"])
         except (TypeError, KeyError, ValueError) as error:
-            raise InputError(f"the text {textNode.GetName()} holds no run", value=str(error)) from error
+            problem = f"the text node {textNode.GetName()} is not a run of IBISSlicer"
+            raise InputError(problem, value=str(error)) from error
 
     @property
     def isOpened(self) -> bool:
@@ -142,7 +147,7 @@ class SceneRun:
         """What the request `add` says of the click of step `number` put elsewhere. Raises InputError."""
         action = self.record.steps[number - 1]["action"]
         if action["kind"] != "click":
-            raise InputError(f"step {number} is no click")
+            raise InputError(f"step {number} is not a click")
         fields = self.clickFields(ras, action["positive"])
         return {**fields, "after": self.record.after[: number - 1]}
 
@@ -162,10 +167,6 @@ class SceneRun:
         axis = int(self._image["axis"])
         return SlicePlace(axis, int(self._image["index"]), int(self._image["shape"][axis]))
 
-    @property
-    def isAccepted(self) -> bool:
-        return self.textNode.GetAttribute(ATTRIBUTE) == "accepted"
-
     def describe(self, folder: Path) -> dict:
         """What a worker needs to open this run: the fields of its request `ask`. Writes the slice into its
         folder.
@@ -179,7 +180,7 @@ class SceneRun:
         volumeNode = self.volumeNode
         if volumeNode is None:
             raise GeometryError(
-                "The volume of this question is no longer in the scene. Ask anew about another one."
+                "The volume of this run is no longer in the scene. Discard the run and ask about another volume."
             )
         voxels = slicer.util.arrayFromVolume(volumeNode)  # (K, J, I)
         axis, index = int(self._image["axis"]), int(self._image["index"])
@@ -202,6 +203,21 @@ class SceneRun:
                 for step, click in self.record.clicks(number)
             ]
             self.marks.show(marks, number, self._toRas, geometry)
+            self._showFrame()
+
+    def _showFrame(self) -> None:
+        record, transformID = self.record, self.mask.node.GetTransformNodeID()
+        self.frameMark.show(record.frame, record.geometry, record.range, self._toRas, transformID)
+
+    def isAnotherThanShown(self, number: int) -> bool:
+        """Whether showing step `number` would change what the views show."""
+        return number != self.shown or not self._visible
+
+    def setVisible(self, visible: bool) -> None:
+        """Show or hide mask and marks in the views."""
+        self._visible = visible
+        self.mask.setVisible(visible)
+        self.marks.setVisible(visible)
 
     def showLast(self) -> None:
         self.show(len(self.record.steps))
@@ -246,19 +262,31 @@ class SceneRun:
         }
         self.textNode.SetText(json.dumps(saved, ensure_ascii=True, separators=(",", ":")))
 
-    def close(self, accepted: bool) -> None:
-        """Take mask and marks out of the scene; the record stays if the mask was accepted, else it goes too."""
+    def finish(self) -> None:
+        """The mask was accepted: the record stays with the scene. Mask and marks are hidden, still there to be looked
+        at until `remove`, and no part of saved scenes any more.
+        """
+        self.textNode.SetAttribute(ATTRIBUTE, "accepted")
+        for role in ("segmentation", *ClickMarks.ROLES):
+            self.textNode.SetNodeReferenceID(role, None)
+        self.save()
+        self.marks.setMovable(False)
+        for node in (self.mask.node, *self.marks.nodes.values()):
+            keepOutOfFiles(node)
+        self.setVisible(False)
+
+    def remove(self, record: bool) -> None:
+        """Take mask and marks out of the scene, and the record too where `record` says so."""
         self.marks.remove()
+        self.frameMark.remove()
         self.mask.remove()
-        if accepted:
-            self.textNode.SetAttribute(ATTRIBUTE, "accepted")
-            self.save()
-        else:
+        if record:
             removeNode(self.textNode)
 
     def forget(self) -> None:
         """Let go of the nodes: the scene is being closed, or somebody else takes over."""
         self.marks.letGo()
+        self.frameMark.remove()
 
     def isInScene(self) -> bool:
         """Whether nobody has deleted what the run is made of."""
@@ -267,7 +295,7 @@ class SceneRun:
 
     def _createNodes(self, volumeNode) -> None:
         if volumeNode is None:
-            raise InputError("the volume and the mask of this run are gone")
+            raise InputError("the volume and the mask of this run are no longer in the scene")
         self.mask = MaskDisplay.create(volumeNode, self.record.question)
         self.marks = ClickMarks.create(volumeNode)
         self.textNode.SetNodeReferenceID("segmentation", self.mask.node.GetID())

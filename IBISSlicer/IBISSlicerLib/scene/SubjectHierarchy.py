@@ -1,4 +1,4 @@
-"""What a volume's place in Slicer's subject hierarchy tells, and putting our nodes beside it."""
+"""What a volume's place in Slicer's subject hierarchy tells, and the places of our own nodes in it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ def putBeside(node, volumeNode) -> None:
     item, beside = hierarchy.GetItemByDataNode(node), hierarchy.GetItemByDataNode(volumeNode)
     if item and beside:
         hierarchy.SetItemParent(item, hierarchy.GetItemParent(beside))
+
+
+def giveItem(node) -> None:
+    """Give a hidden node its item. Slicer gives none to a node that is hidden when it is added, and then complains
+    about every change of a segmentation. The item stays hidden as the node is.
+    """
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    if hierarchy is not None and not hierarchy.GetItemByDataNode(node):
+        hierarchy.CreateItem(hierarchy.GetSceneItemID(), node)
 
 
 def modalityOf(volumeNode) -> str:

@@ -45,7 +45,7 @@ class VolumeSceneRun(SceneRun):
         record, volumeNode = self.record, self.volumeNode
         if volumeNode is None:
             raise GeometryError(
-                "The volume of this question is no longer in the scene. What was made can still be accepted."
+                "The volume of this run is no longer in the scene. The mask can still be accepted."
             )
         path = folder / f"{record.session}.npy"
         np.save(path, slicer.util.arrayFromVolume(volumeNode))
@@ -70,6 +70,7 @@ class VolumeSceneRun(SceneRun):
                 for step, index, which, click in self._clicks(number)
             ]
             self.marks.show(marks, number, self._toRas, record.geometry_of(self.shownSlice))
+            self._showFrame()
 
     def showSlice(self, index: int, known: dict) -> None:
         """Show what has just become known of a slice, while the mask grows."""
@@ -134,7 +135,7 @@ class VolumeSceneRun(SceneRun):
                 x, y = self.record.geometry_of(index).from_patient(*self._patientOf(ras))
                 moved = {"x": x, "y": y, "positive": click.positive}
                 return {"slice": index, "click": moved, "replace": which}
-        raise InputError(f"step {number} is no click")
+        raise InputError(f"step {number} is not a click")
 
     def clickAt(self, ras) -> tuple[float, float]:
         return self._placeOf(ras)[1:]
@@ -144,7 +145,7 @@ class VolumeSceneRun(SceneRun):
             raise InputError("there is nothing to review yet")
         volumeNode = self.volumeNode
         if volumeNode is None:
-            raise InputError("the review page needs the volume, which is no longer in the scene")
+            raise InputError("the review page needs the volume, and it is no longer in the scene")
         voxels = slicer.util.arrayFromVolume(volumeNode).transpose()
         name = str(self._image["name"])
         scan = Scan(voxels, np.array(self._image["affine"]), "volume", Path(name), name, "")
@@ -196,6 +197,6 @@ class VolumeSceneRun(SceneRun):
         index = int(np.floor(self._voxelOf(ras)[self.place.axis] + 0.5))
         first, last = self.record.range
         if not first <= index <= last:
-            remedy = f"It is {first + 1} to {last + 1}."
-            raise InputError("this slice is not in the range of the question", value=index + 1, remedy=remedy)
+            remedy = f"The range is {first + 1} to {last + 1}."
+            raise InputError("this slice is outside the range of the run", value=index + 1, remedy=remedy)
         return index, *self.record.geometry_of(index).from_patient(*self._patientOf(ras))

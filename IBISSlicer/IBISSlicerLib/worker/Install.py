@@ -13,6 +13,7 @@ import io
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -23,9 +24,13 @@ import slicer
 from ..Errors import PlainError
 
 TORCH = "torch>=2.6"
+# SAM 2 from Meta's own repository, as an archive of one commit: that needs no git. Where it cannot be reached, the
+# package that somebody else uploaded to PyPI, whose Python files are the same.
+SAM2_ARCHIVE = "https://github.com/facebookresearch/sam2/archive/2b90b9f5ceec907a1c18123530e92e794ad901a4.zip"
+SAM2 = f"SAM-2@{SAM2_ARCHIVE}"
+SAM2_PYPI = "sam2>=1.1"
 # Without dependencies: it asks for torchvision, which we do not need and which crashes some Slicers. Without
 # build isolation: that would download another PyTorch of several gigabytes just to build a few Python files.
-SAM2 = "sam2>=1.1"
 _SAM2_OPTIONS = ["--no-deps", "--no-build-isolation"]
 _PROOF = (
     "import sys\n"
@@ -52,7 +57,8 @@ class Installer:
 
     def missing(self) -> list[str]:
         """The requirements that Slicer's own Python does not meet; reads metadata only, in milliseconds."""
-        return [each for each in (TORCH, *self._requirements(), SAM2) if not _isInstalled(each)]
+        missing = [each for each in (TORCH, *self._requirements()) if not _isInstalled(each)]
+        return missing if _hasSam2() else [*missing, SAM2_PYPI]
 
     def install(self, log: Callable[[str], None]) -> None:
         """Install what is missing. Blocks; `log` gets lines to show, pip's own among them.
@@ -71,10 +77,16 @@ class Installer:
                 log(f"Installing {', '.join(_name(each) for each in others)}.")
                 with redirect_stdout(said):
                     _pipInstall(others)
-            if not _isInstalled(SAM2):
-                log("Installing sam2.")
+            if not _hasSam2():
+                source = SAM2 if _isReachable(SAM2_ARCHIVE) else SAM2_PYPI
+                where = (
+                    "Meta's repository"
+                    if source == SAM2
+                    else "PyPI (a third party's upload of the same code)"
+                )
+                log(f"Installing SAM 2 from {where}.")
                 with _environment(SAM2_BUILD_CUDA="0"), redirect_stdout(said):
-                    _pipInstall([*_SAM2_OPTIONS, SAM2])
+                    _pipInstall([*_SAM2_OPTIONS, source])
         except subprocess.CalledProcessError as error:
             raise _failed(said.reason or str(error)) from error
         except PlainError:
@@ -114,20 +126,20 @@ class Installer:
             return
         lines = process.readAllStandardOutput().data().decode("utf-8", "replace").strip().splitlines()
         process.deleteLater()
-        last = lines[-1] if lines else "it said nothing"
+        last = lines[-1] if lines else "no output"
         if exitCode == 0:
             python, _, torch = last.partition(" ")
             self._told(True, f"Python {python}, PyTorch {torch}")
         elif exitCode == 3 and not lines:
-            self._told(False, "That Python is older than 3.10.")
+            self._told(False, "This Python is older than 3.10.")
         else:
-            self._told(False, f"The check failed: {last}")
+            self._told(False, f"The test failed: {_sentence(last)}")
 
     def _onProofError(self, error: int) -> None:
         if self._process is not None and error == qt.QProcess.FailedToStart:
             process, self._process = self._process, None
             process.deleteLater()
-            self._told(False, "That Python could not be started.")
+            self._told(False, "This file could not be started as a Python.")
 
     def _requirements(self) -> list[str]:
         lines = (line.split(" #")[0].strip() for line in self._file.read_text(encoding="utf-8").splitlines())
@@ -140,11 +152,11 @@ class Installer:
             model = slicer.app.extensionsManagerModel()
             if not model.installExtensionFromServer("PyTorch", False):
                 raise InstallError(
-                    "The extension PyTorch could not be installed. Install it in the Extensions Manager, restart "
-                    "Slicer and press Install again."
+                    "The PyTorch extension was not installed. Press Install to try again, or install it in the "
+                    "Extensions Manager and restart Slicer."
                 ) from None
             raise RestartNeeded(
-                "The extension PyTorch was installed. Restart Slicer and press Install again to go on."
+                "The PyTorch extension was installed. Restart Slicer and press Install again to continue."
             ) from None
         floor = TORCH.removeprefix("torch")
         if PyTorchUtils.PyTorchUtilsLogic().installTorch(torchVersionRequirement=floor) is None:
@@ -169,6 +181,20 @@ def _isInstalled(requirement: str) -> bool:
     try:
         return wanted.specifier.contains(importlib.metadata.version(wanted.name), prereleases=True)
     except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def _hasSam2() -> bool:
+    """By either name: Meta's own package is called SAM-2, the one on PyPI sam2."""
+    return _isInstalled("SAM-2>=1.0") or _isInstalled(SAM2_PYPI)
+
+
+def _isReachable(address: str) -> bool:
+    """Whether an address answers. Asked first, since Slicer shows a dialog of its own when pip fails."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=10):
+            return True
+    except (OSError, ValueError):
         return False
 
 
@@ -205,9 +231,15 @@ class _Lines(io.TextIOBase):
 
 def _failed(reason: str) -> InstallError:
     return InstallError(
-        f"The installation failed: {reason} Check the network (proxy?) and the free disk space, and press Install "
-        "again: what is there already is kept. The Python console has the whole log."
+        f"Installation failed: {_sentence(reason)} Check the network connection, the proxy settings and the free disk "
+        "space, and press Install again. Packages that are already installed are kept."
     )
+
+
+def _sentence(text: str) -> str:
+    """With a full stop, so that the next sentence does not run into it."""
+    text = text.strip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _name(requirement: str) -> str:
@@ -221,7 +253,7 @@ def plainNames(requirements: list[str]) -> str:
     shown = [known[name] for name in names if name in known]
     others = len(names) - len(shown)
     return ", ".join(
-        shown + ([f"{others} small packages"] if others > 1 else ["a small package"] if others else [])
+        shown + ([f"{others} more packages"] if others > 1 else ["1 more package"] if others else [])
     )
 
 

@@ -80,7 +80,7 @@ class Worker:
             return None
         self.waitUntil(lambda: bool(outcome))
         if not outcome:
-            raise JobError("The worker was shut down.")
+            raise JobError("The worker process was shut down.")
         if isinstance(outcome[0], JobError):
             raise outcome[0]
         return outcome[0]
@@ -119,11 +119,15 @@ class Worker:
         self.stop()
         self.submit(Job("unload"), wait)
 
-    def checkFit(self, told: Callable[[dict], None]) -> None:
-        """Ask whether there is room for the chosen policy; `told` gets {"needed", "free", "fits", …} in bytes."""
+    def checkFit(self, told: Callable[[dict], None], failed: Callable[[str], None]) -> None:
+        """Ask whether there is room for the chosen policy; `told` gets {"needed", "free", "fits", …} in bytes, or
+        `failed` why that cannot be said.
+        """
         chosen = self.client.settings
         fields = {"policy": chosen.policy, "device": chosen.device, "precision": chosen.precision}
-        self.submit(Job("info", fields, done=lambda message: told(message["info"])), wait=False)
+        job = Job("info", fields, done=lambda message: told(message["info"]))
+        job.failed = lambda kind, text: failed(text)
+        self.submit(job, wait=False)
 
     def shutdown(self) -> None:
         """End the process and stay silent from now on."""
@@ -134,7 +138,9 @@ class Worker:
 
     def _endIfStuck(self, token: int) -> None:
         if self.client.end_if_stuck(token):
-            self._log("The worker did not stop and was ended. The models load again at the next step.")
+            self._log(
+                "The worker process did not stop and was terminated. The models load again at the next step."
+            )
 
     def _start(self, onBytes: Callable[[bytes], None], onEnd: Callable[[str], None]) -> WorkerProcess:
         program = Settings.python() or defaultPython()

@@ -19,6 +19,7 @@ import slicer
 
 # Processes that were asked to end and have not ended yet.
 _ending: list[WorkerProcess] = []
+_waitsAtQuit = False
 
 _SECONDS_AT_EXIT = 2.5
 
@@ -46,6 +47,7 @@ class WorkerProcess:
     ) -> None:
         if not Path(program).is_file():
             raise FileNotFoundError(f"there is no Python at {program}")
+        _waitAtQuit()
         self._onBytes, self._onEnd, self._onLog = onBytes, onEnd, onLog
         self._errorTail = b""
         self._lastError = ""
@@ -122,6 +124,16 @@ class WorkerProcess:
         if not self._ended:
             self._ended = True
             self._onEnd(reason)
+
+
+def _waitAtQuit() -> None:
+    """Once, and for good: Slicer unloads modules when it quits before others hear of it, so a slot that a module's
+    `cleanup` disconnects is never called.
+    """
+    global _waitsAtQuit
+    if not _waitsAtQuit:
+        _waitsAtQuit = True
+        slicer.app.connect("aboutToQuit()", waitForEndingProcesses)
 
 
 def waitForEndingProcesses() -> None:

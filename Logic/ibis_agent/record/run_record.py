@@ -21,10 +21,12 @@ import numpy as np
 
 from ibis_agent.actions import Click
 from ibis_agent.errors import InputError
+from ibis_agent.fields import Fields
 from ibis_agent.mask.masks import decode_rle
 from ibis_agent.record.forms import put_together
 from ibis_agent.record.steps import click_from_json
 from ibis_agent.run.trail import Trail
+from ibis_agent.scan.frame import Frame, frame_from
 from ibis_agent.scan.geometry import PictureGeometry
 from ibis_agent.scan.picture import Picture
 
@@ -100,6 +102,11 @@ class RunRecord:
         if not self.head:
             raise InputError("this run has no slices yet")
         return PictureGeometry.from_json(self._cut["geometry"])
+
+    @property
+    def frame(self) -> Frame | None:
+        """What the models see of every slice; None for all of it. Raises InputError as `geometry`."""
+        return frame_from(Fields(self._cut)) if self.head else None
 
     def geometry_of(self, index: int) -> PictureGeometry:
         return replace(self.geometry, index=index)

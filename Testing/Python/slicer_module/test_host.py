@@ -326,10 +326,10 @@ def test_reload_makes_a_new_widget_and_cleans_up_the_old(slicer_host, module_fil
     slicer_host.wait_until(lambda: module.ui.statusLabel.text == "finished", 10)
 
 
-def test_quitting_tells_the_module_first_and_then_unloads_it(slicer_host, module_file):
+def test_quitting_unloads_the_module_before_others_hear_of_it(slicer_host, module_file):
     widget = slicer_host.open(module_file).widget
     slicer_host.quit()
-    assert widget.calls == ["enter", "quit", "exit", "cleanup"]
+    assert widget.calls == ["enter", "exit", "cleanup", "quit"]
 
 
 def test_the_self_test_of_a_module_runs(slicer_host, module_file):

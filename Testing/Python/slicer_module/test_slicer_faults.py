@@ -141,7 +141,7 @@ def test_two_questions_at_once_are_refused_in_plain_words(stepped: Panel) -> Non
     from IBISSlicerLib.Agent import AgentError
 
     panel = stepped
-    with pytest.raises(AgentError, match="open already"):
+    with pytest.raises(AgentError, match="Another run is open"):
         panel.logic.ask(panel.run.volumeNode, "Segment the spleen.")
     assert len(panel.rows()) == 2
 
@@ -191,7 +191,7 @@ def test_the_worker_behind_the_launcher_is_not_orphaned(asked: Panel) -> None:
     from IBISSlicerLib.worker.WorkerProcess import defaultPython
 
     assert defaultPython() == launcher
-    panel.logic.usable = True  # the scripted worker needs nothing that is missing
+    panel.logic.agent.usable = True  # the scripted worker needs nothing that is missing
     panel.step()
     pid = panel.logic.worker.client.hello["pid"]
     assert pid != panel.logic.worker._process._process.processId()  # the worker is the launcher's child

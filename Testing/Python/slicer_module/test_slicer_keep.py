@@ -50,14 +50,13 @@ def test_accept_makes_a_named_segment_in_a_new_segmentation_beside_the_volume(st
     study = hierarchy.CreateStudyItem(hierarchy.GetSceneItemID(), "Study")
     hierarchy.SetItemParent(hierarchy.GetItemByDataNode(volume), study)
     panel.host.press(panel.ui.acceptButton)
-    (node,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    node = panel.logic.lastSegmentation
     assert np.array_equal(segment_arrays(node, volume)["Liver"], mask)
     segment = node.GetSegmentation().GetSegment(node.GetSegmentation().GetSegmentIDs()[0])
     assert "10200004" in segment.GetTerminology()  # SNOMED CT: liver
     assert np.allclose(segment.GetColor(), np.array([221, 130, 101]) / 255, atol=0.01)
     assert hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) == study
-    assert panel.status.startswith("Accepted: Liver")
-    assert panel.rows() == []
+    assert panel.status.startswith("Added segment Liver")
     assert panel.run is None
 
 
@@ -83,7 +82,6 @@ def test_accept_leaves_all_other_segments_as_they_were(stepped: Panel, target: s
 
 
 def test_accepting_an_earlier_step_keeps_what_is_seen(stepped: Panel) -> None:
-    import slicer
 
     panel = stepped
     panel.select(1)
@@ -91,7 +89,7 @@ def test_accepting_an_earlier_step_keeps_what_is_seen(stepped: Panel) -> None:
     area = panel.logic.steps[0]["area_px"]
     volume = panel.run.volumeNode
     panel.host.press(panel.ui.acceptButton)
-    (node,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    node = panel.logic.lastSegmentation
     assert segment_arrays(node, volume)["Liver"].sum() == area
     assert panel.logic.hasMask
     node.GetSegmentation().RemoveSegment(node.GetSegmentation().GetNthSegmentID(0))
@@ -138,7 +136,7 @@ def test_export_writes_the_mask_where_it_lies(stepped: Panel, suffix: str, data:
 def test_the_export_menu_writes_a_review_page(stepped: Panel) -> None:
     panel, path = stepped, stepped.folder / "review.html"
     actions = panel.menu(panel.module.widget.resultPanel._menu)
-    assert not actions["Mask as DICOM SEG …"].isEnabled()  # nothing here could write it
+    assert not actions["Segmentation as DICOM SEG …"].isEnabled()  # nothing here could write it
     panel.host.answer(str(path))
     actions["Review page of this run (.html) …"].trigger()
     assert THINK_LIVER in path.read_text(encoding="utf-8")
@@ -181,7 +179,7 @@ def test_accepting_in_3d_and_writing_dicom_seg_which_says_how_the_mask_was_made(
     panel, volume = stepped, stepped.run.volumeNode
     panel.ui.show3DCheckBox.checked = True
     panel.host.press(panel.ui.acceptButton)
-    (node,) = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    node = panel.logic.lastSegmentation
     segment = node.GetSegmentation().GetNthSegment(0)
     assert segment.GetRepresentation("Closed surface").GetNumberOfPoints() > 0
     assert node.GetDisplayNode().GetVisibility3D()
@@ -190,18 +188,18 @@ def test_accepting_in_3d_and_writing_dicom_seg_which_says_how_the_mask_was_made(
     assert segment.GetTag("DICOM.SegmentAlgorithmName", made_by) and str(made_by) == "IBISSlicer"
 
     panel.host.answer(str(panel.folder))
-    panel.menu(panel.module.widget.resultPanel._menu)["Mask as DICOM SEG …"].trigger()
-    assert "not loaded from Slicer's DICOM database" in panel.status
+    panel.menu(panel.module.widget.resultPanel._menu)["Segmentation as DICOM SEG …"].trigger()
+    assert "not loaded from the DICOM database" in panel.status
     assert dicom_seg.exported == []
     volume.SetAttribute("DICOM.instanceUIDs", "1.2.3 1.2.4")
     panel.host.answer(str(panel.folder))
-    panel.menu(panel.module.widget.resultPanel._menu)["Mask as DICOM SEG …"].trigger()
+    panel.menu(panel.module.widget.resultPanel._menu)["Segmentation as DICOM SEG …"].trigger()
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
     assert [hierarchy.GetItemDataNode(each.subjectHierarchyItemID) for each in dicom_seg.exported] == [node]
-    assert panel.status.startswith("Written: DICOM SEG")
+    assert panel.status.startswith("Saved DICOM SEG")
     panel.host.answer(str(panel.folder / "nowhere"))
-    panel.menu(panel.module.widget.resultPanel._menu)["Mask as DICOM SEG …"].trigger()
-    assert "could not be written: no such folder" in panel.status
+    panel.menu(panel.module.widget.resultPanel._menu)["Segmentation as DICOM SEG …"].trigger()
+    assert "Failed to write DICOM SEG: no such folder" in panel.status
 
 
 def test_accepting_in_3d_into_a_segmentation_that_was_never_shown(stepped: Panel) -> None:

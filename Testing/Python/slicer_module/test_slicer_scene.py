@@ -148,3 +148,42 @@ def test_the_slice_of_a_view_is_the_one_that_is_shown(lib: Any, tmp_path: Path, 
     node.SetSliceOffset(node.GetSliceOffset() + 1000)
     with pytest.raises(Geometry.GeometryError, match="outside"):
         Geometry.sliceOfView(node, volume)
+
+
+AFFINES = {"RAS": np.diag([2.0, 3.0, 4.0, 1.0]), "LPS": np.diag([-2.0, -3.0, 4.0, 1.0])}
+
+
+@pytest.mark.parametrize("way", AFFINES)
+def test_the_frame_s_corners_are_those_of_its_outermost_pixels(lib: Any, way: str) -> None:
+    from ibis_agent.scan.frame import Frame
+    from ibis_agent.scan.geometry import slice_geometry
+    from IBISSlicerLib.scene.FrameMark import cornersOf
+
+    affine = AFFINES[way]
+    geometry = slice_geometry((20, 16, 9), affine, "axial", 4)
+    frame = Frame(3, 5, 11, 14, geometry.height, geometry.width)
+    corners = cornersOf(frame, geometry, (2, 6), affine)
+    pixels = [(3, 5), (3, 13), (10, 13), (10, 5)]
+    for (row, column), corner in zip(pixels, corners.mean(0), strict=True):
+        x, y = (column + 0.5) / geometry.width, (row + 0.5) / geometry.height
+        inside = np.array(geometry.to_patient(x, y))
+        assert np.allclose(np.abs(corner - inside)[:2], [1.0, 1.5])
+    assert corners[..., 2].min() == pytest.approx(2 * 4 - 0.49 * 4)
+    assert corners[..., 2].max() == pytest.approx(6 * 4 + 0.49 * 4)
+
+
+def test_the_frame_is_shown_where_there_is_one(lib: Any) -> None:
+    import slicer
+    from ibis_agent.scan.frame import Frame
+    from ibis_agent.scan.geometry import slice_geometry
+    from IBISSlicerLib.scene.FrameMark import FrameMark
+
+    geometry = slice_geometry((20, 16, 9), AFFINES["RAS"], "axial", 4)
+    mark = FrameMark()
+    mark.show(None, geometry, (4, 4), AFFINES["RAS"], None)
+    assert mark.node is None
+    mark.show(Frame(3, 5, 11, 14, 16, 20), geometry, (4, 4), AFFINES["RAS"], None)
+    assert mark.node.GetPolyData().GetNumberOfCells() == 4
+    node = mark.node
+    mark.show(None, geometry, (4, 4), AFFINES["RAS"], None)
+    assert not slicer.mrmlScene.IsNodePresent(node)

@@ -37,7 +37,7 @@ def test_the_background_of_the_view_is_preselected_and_its_slice_named(panel: Pa
 
 def test_nothing_can_be_pressed_that_cannot_be_done(panel: Panel, data: Path) -> None:
     assert not panel.ui.stepButton.enabled
-    assert "Load a scan" in panel.ui.stepButton.toolTip
+    assert "Load a volume" in panel.ui.stepButton.toolTip
     panel.load(data / "ct_abdomen_3mm.nii.gz")
     assert "question" in panel.ui.runButton.toolTip
     panel.ask()
@@ -68,11 +68,10 @@ def test_an_oblique_view_offers_to_be_aligned(asked: Panel) -> None:
     panel, node = asked, asked.host.views["Red"].node
     node.SetSliceToRASByNTP(0.3, 0, 0.95, -1, 0, 0.3, 180, 160, 140, 0)
     panel.host.process_events()
-    assert panel.ui.sliceLabel.text == "tilted"
-    panel.host.press(panel.ui.stepButton)
-    assert "tilted" in panel.status
-    assert panel.run is None
+    assert not panel.ui.stepButton.enabled and "oblique" in panel.ui.stepButton.toolTip
+    assert "oblique" in panel.status
     panel.host.press(panel.ui.alignButton)
+    assert panel.ui.stepButton.enabled and panel.status == ""
     assert panel.ui.sliceLabel.text.endswith("of 30")
     assert not panel.ui.alignButton.visible
 
@@ -84,27 +83,26 @@ def test_reasoning_streams_in_and_the_step_becomes_a_row(asked: Panel) -> None:
     panel = asked
     panel.script(seconds=0.01)
     panel.host.press(panel.ui.stepButton)
-    panel.host.wait_until(lambda: "The large" in panel.ui.thoughtEdit.plainText, 120)
-    assert THINK_LIVER not in panel.ui.thoughtEdit.plainText  # still in the middle
-    assert "<think>" not in panel.ui.thoughtEdit.plainText
+    panel.host.wait_until(lambda: "The large" in panel.thought, 120)
+    assert THINK_LIVER not in panel.thought  # still in the middle
+    assert "<think>" not in panel.thought
     panel.rest()
-    ((number, thinking, area, change, seconds),) = panel.rows()
+    ((number, thinking, measure, _),) = panel.rows()
+    area, change = measure.split("\n")
     assert number == "1"
     assert thinking == THINK_LIVER
     assert change == "+" + area
     step = panel.logic.steps[0]
     assert area.replace("\u202f", "") == f"{step['area_mm2']:.0f}"
     assert step["area_mm2"] == pytest.approx(step["area_px"] * 9, rel=0.01)  # 3 mm voxels
-    assert float(seconds) >= 0
+    assert panel.thought == ""
 
 
 def test_in_a_run_each_thought_is_shown_alone_and_without_its_click(asked: Panel) -> None:
     panel = asked
     panel.script(seconds=0.01)
     shown: list[tuple[int, str]] = []
-    panel.logic.textArrived.connect(
-        lambda piece: shown.append((len(panel.logic.steps), str(panel.ui.thoughtEdit.plainText)))
-    )
+    panel.logic.textArrived.connect(lambda piece: shown.append((len(panel.logic.steps), panel.thought)))
     panel.run_all()
     second = [text for steps, text in shown if steps == 1]
     assert second[-1] == "The left lobe is missing."
@@ -120,10 +118,9 @@ def test_the_mask_and_a_numbered_ring_or_cross_appear_in_the_view(asked: Panel) 
     assert green(panel.colours("Red", panel.mark_of(1))) > 15
     assert red(panel.colours("Red", panel.mark_of(3))) > 10
     points = panel.run.marks.nodes["negativePoints"]
-    assert points.GetNthControlPointLabel(0) == "3"
-    assert [panel.ui.stepsTree.topLevelItem(row).toolTip(0) for row in (0, 2, 3)] == [
-        "Include", "Exclude", "Finished",
-    ]  # fmt: skip
+    assert points.GetNthControlPointLabel(0).strip() == "3"
+    tips = [panel.ui.stepsTable.item(row, 0).toolTip() for row in (0, 2, 3)]
+    assert [tip[3:].split(",")[0] for tip in tips] == ["Include", "Exclude", "Finished"]
     panel.select(1)
     around = panel.colours("Red", panel.mark_of(1))
     assert (np.ptp(around, axis=1) > 15).mean() > 0.5  # the mask's colour lies on the grey of the CT
@@ -144,7 +141,7 @@ def test_a_click_lands_on_the_voxel_that_the_policy_meant(asked: Panel) -> None:
     assert x < panel.host.views["Red"].window.GetSize()[0] / 2
 
 
-def test_ctrl_enter_runs_until_the_agent_is_content(asked: Panel) -> None:
+def test_ctrl_enter_runs_until_the_agent_finishes(asked: Panel) -> None:
     panel = asked
     panel.host.key(panel.ui.questionEdit, "Ctrl+Return")
     panel.rest()
@@ -177,7 +174,7 @@ def test_stop_in_a_run_keeps_the_steps_made(asked: Panel) -> None:
     panel.host.press(panel.ui.runButton)
     panel.host.wait_until(lambda: len(panel.rows()) == 1, 120)
     panel.thinking()
-    panel.host.key(panel.ui.thoughtEdit, "Escape")
+    panel.host.key(panel.ui.stepsTable, "Escape")
     assert len(panel.rows()) == 1
     panel.script()
     panel.logic.worker.client.kill()
@@ -193,7 +190,7 @@ def test_selecting_an_earlier_row_shows_its_mask_and_marks(stepped: Panel) -> No
     last = panel.shown_mask()
     panel.select(1)
     assert panel.shown_mask().sum() == panel.logic.steps[0]["area_px"] < last.sum()
-    assert panel.ui.thoughtEdit.plainText == THINK_LIVER
+    assert panel.selected[1] == THINK_LIVER
     assert panel.run.marks.nodes["positivePoints"].GetNumberOfControlPoints() == 1
     panel.select(2)
     assert np.array_equal(panel.shown_mask(), last)
@@ -206,10 +203,10 @@ def test_back_to_here_undo_and_redo(stepped: Panel) -> None:
     one = panel.shown_mask()
     panel.host.press(panel.ui.backButton)
     assert len(panel.rows()) == 1
-    panel.host.key(panel.ui.stepsTree, "Ctrl+Z")
+    panel.host.key(panel.ui.stepsTable, "Ctrl+Z")
     assert len(panel.rows()) == 2
     assert np.array_equal(panel.shown_mask(), both)
-    panel.host.key(panel.ui.stepsTree, "Ctrl+Y")
+    panel.host.key(panel.ui.stepsTable, "Ctrl+Y")
     assert np.array_equal(panel.shown_mask(), one)
     panel.step()
     assert np.array_equal(panel.shown_mask(), both)  # the same step from the same place
@@ -229,7 +226,7 @@ def test_an_own_click_with_the_mouse_changes_the_mask_at_once_and_the_agent_goes
     panel.host.press(panel.ui.includeButton)
     panel.host.click("Red", where)
     panel.rest()
-    assert panel.rows()[1][1] == "Placed by you."
+    assert panel.rows()[1][1] == "Your click."
     assert panel.shown_mask().sum() > before.sum()
     assert np.allclose(panel.mark_of(2), where, atol=3)
     panel.host.press(panel.ui.excludeButton)
@@ -277,7 +274,7 @@ def test_a_click_beside_the_slice_does_not_count_and_says_why(asked: Panel) -> N
     panel.host.press(panel.ui.includeButton)
     panel.host.show_slice("Red", tuple(place))
     panel.host.click("Red", tuple(place))
-    assert "does not count" in panel.status
+    assert "ignored" in panel.status
     assert len(panel.rows()) == 1
 
 
@@ -288,7 +285,7 @@ def test_dragging_a_mark_replaces_the_step_and_drops_the_later_ones(stepped: Pan
     panel.host.drag("Red", panel.mark_of(1), target)
     panel.host.wait_until(lambda: len(panel.rows()) == 1, 60, "the moved click")
     panel.rest()
-    assert panel.rows()[0][1] == "Placed by you."
+    assert panel.rows()[0][1] == "Your click."
     assert np.allclose(panel.mark_of(1), target, atol=4)
     assert not np.array_equal(panel.shown_mask(), before)
     panel.host.press(panel.ui.undoButton)
@@ -327,7 +324,7 @@ def test_a_saved_scene_comes_back_with_its_review_and_no_model_is_loaded(stepped
     panel.select(2)
     assert panel.shown_mask().sum() == panel.logic.steps[1]["area_px"]
     panel.show_slice(panel.run.volumeNode, SLICE)
-    assert green(panel.colours("Red", panel.mark_of(1))) > 15
+    assert green(panel.colours("Red", panel.mark_of(1), radius=30)) > 15
     panel.host.press(panel.ui.undoButton)  # the way back has been kept as well
     assert len(panel.rows()) == 1
     panel.host.press(panel.ui.redoButton)
@@ -342,7 +339,7 @@ def test_a_scene_can_be_opened_before_the_module(stepped: Panel) -> None:
     panel.module.unload()
     panel.host.open_scene(path)
     module = panel.host.open(MODULE)
-    assert module.ui.stepsTree.topLevelItemCount == 2
+    assert module.ui.stepsTable.rowCount == 2
     assert module.logic.current.record.question == "Segment the liver."
 
 
@@ -383,14 +380,14 @@ def test_a_recorded_slice_keeps_its_greys_whatever_their_range(stepped: Panel) -
 def test_the_models_panel_says_in_plain_words_what_is_loaded(asked: Panel) -> None:
     panel = asked
     assert "not for patients" in panel.ui.footerLabel.text
-    assert "Not loaded" in panel.ui.modelsStatusLabel.text
+    assert "not loaded" in panel.ui.modelsStatusLabel.text
     panel.ui.modelsSection.collapsed = False
     panel.host.press(panel.ui.loadButton)
     panel.rest()
-    assert "Loaded on the processor" in panel.ui.modelsStatusLabel.text
+    assert "Models loaded on the CPU" in panel.ui.modelsStatusLabel.text
     panel.host.press(panel.ui.unloadButton)
     panel.rest()
-    assert "Not loaded" in panel.ui.modelsStatusLabel.text
+    assert "not loaded" in panel.ui.modelsStatusLabel.text
     assert panel.ui.footerLabel.text.startswith("Research use only")
 
 
@@ -404,6 +401,7 @@ def test_choosing_a_policy_says_whether_it_fits_or_what_is_wrong_with_it(
     panel.rest()
     assert panel.ui.policySelector.currentText == tmp_path.name
     assert "config.json" in panel.status
+    assert "config.json" in panel.ui.modelsStatusLabel.text and "…" not in panel.ui.modelsStatusLabel.text
     from IBISSlicerLib.worker import Settings
 
     assert Settings.models().policy == str(tmp_path)
@@ -424,9 +422,9 @@ def test_a_graphics_card_that_is_too_small_is_told_with_a_way_out_and_its_memory
     panel.host.press(panel.ui.checkButton)
     panel.rest()
     assert (
-        "needs about 18.0 GB on the graphics card, only 12.0 GB are free" in panel.ui.modelsStatusLabel.text
+        "needs about 18.0 GB of GPU memory, but only 12.0 GB are available" in panel.ui.modelsStatusLabel.text
     )
-    assert "Choose 4 bit." in panel.ui.modelsStatusLabel.text
+    assert "Select 4 bit." in panel.ui.modelsStatusLabel.text
     panel.host.press(panel.ui.loadButton)
     panel.rest()
-    assert "Loaded on NVIDIA RTX: 9.0 GB in use, 3.0 GB free." in panel.ui.modelsStatusLabel.text
+    assert "Models loaded on NVIDIA RTX: 9.0 GB used, 3.0 GB free." in panel.ui.modelsStatusLabel.text

@@ -91,19 +91,20 @@ def test_the_mask_grows_while_the_person_watches_and_goes_where_other_segments_s
     panel.host.wait_until(lambda: not panel.logic.isWorking, 600, "the agent")
     assert panel.run.record.status == "ended", panel.status
     assert {"look", "click", "done", "grow", "end"} <= set(kinds(panel))
-    assert seen[0][1].startswith(f"slice {seen[0][0]}: 1 of ") and " s left" in seen[0][1]
+    assert seen[0][1].startswith(f"Slice {seen[0][0]}: 1 of ") and " s left" in seen[0][1]
     assert seen[0][2] < seen[len(seen) // 2][2]  # it grew before the person's eyes
     assert not panel.ui.progressBar.visible
-    assert axial_slice(panel) == int(panel.ui.stepsTree.currentItem().text(5))
+    assert axial_slice(panel) == int(panel.selected[3])
     held = slices_with_mask(panel)
     assert len(held) > 2 and held[0] >= FIRST and held[-1] <= LAST
     spacing = float(np.prod(volume.GetSpacing()))
-    assert panel.ui.millilitreLabel.text.startswith(f"{panel.shown_mask().sum() * spacing / 1000:.1f} mL")
-    assert f"slices {held[0]} to {held[-1]}" in panel.ui.millilitreLabel.text
+    assert f"{panel.shown_mask().sum() * spacing / 1000:.1f} mL" in panel.ui.answerLabel.text
+    assert f"slices {held[0]} to {held[-1]}" in panel.ui.answerLabel.text
     assert panel.ui.plotLabel.visible and not panel.ui.plotLabel.pixmap.isNull()
-    assert panel.ui.stepsTree.headerItem().text(2) == "mL"
-    grew = panel.ui.stepsTree.topLevelItem(kinds(panel).index("grow"))
-    assert f"followed from slice {grew.text(5)}:" in grew.text(1)  # words and columns count alike
+    assert panel.ui.stepsTable.horizontalHeaderItem(2).text() == "mL"
+    grew = panel.rows()[kinds(panel).index("grow")]
+    assert f"followed from slice {grew[3]}:" in grew[1]  # words and columns count alike
+    assert panel.rows()[kinds(panel).index("look")][2] == ""  # nothing was measured at a look
 
     whole = panel.shown_mask()
     panel.ui.segmentationSelector.setCurrentNode(mine)
@@ -124,8 +125,7 @@ def test_a_row_leads_to_its_slice_and_any_slice_can_be_corrected_and_taken_back(
     assert len(looks) > 2
     panel.select(looks[1]["number"])
     assert axial_slice(panel) == looks[1]["slice"] + 1 and slices_with_mask(panel) == []
-    tree = panel.ui.stepsTree
-    assert tree.topLevelItem(looks[1]["number"] - 1).text(5) == str(looks[1]["slice"] + 1)
+    assert panel.selected[3] == str(looks[1]["slice"] + 1)
     panel.select(len(panel.logic.steps))
     before, count = panel.shown_mask(), len(panel.logic.steps)
     assert before.any()
@@ -138,7 +138,7 @@ def test_a_row_leads_to_its_slice_and_any_slice_can_be_corrected_and_taken_back(
     clicked = panel.shown_mask()
     changed = {int(n) + 1 for n in np.flatnonzero((clicked != before).any((1, 2)))}
     assert changed <= {far} and axial_slice(panel) == far
-    assert str(len(panel.logic.steps)) in [panel.ui.stepsTree.currentItem().text(0)]
+    assert panel.selected[0] == str(len(panel.logic.steps))
     assert panel.ui.spreadButton.enabled
     panel.host.press(panel.ui.spreadButton)
     panel.rest()
@@ -164,7 +164,7 @@ def reopened(panel: Panel, path: Path) -> int:
     """Save the scene, close it, open it again; how many steps came back."""
     panel.host.save_scene(path)
     panel.host.close_scene()
-    assert panel.run is None and not panel.ui.volumeBox.visible
+    assert panel.run is None and panel.rows() == []
     panel.logic.worker.client.kill()
     panel.host.open_scene(path)
     assert panel.logic.worker.client.state == "stopped"
@@ -182,7 +182,7 @@ def test_what_is_still_growing_is_neither_accepted_nor_saved_as_done(grown: Pane
     def meanwhile(message: dict[str, Any]) -> None:
         seen.append(len(slices_with_mask(panel)))
         if len(seen) == 2:
-            assert not panel.ui.acceptButton.enabled and "stop the agent" in panel.ui.acceptButton.toolTip
+            assert not panel.ui.acceptButton.enabled and "Stop the agent" in panel.ui.acceptButton.toolTip
             panel.host.save_scene(scene)
         if len(seen) == 3:
             panel.logic.accept()  # a script may

@@ -1,0 +1,36 @@
+"""The phantom that Slicer's Sample Data module offers: an imaginary upper abdomen, shipped with the extension.
+
+No patient and no download: it was made by the project's own training.phantoms.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import slicer
+
+NAME = "IBISPhantom"
+_WINDOW, _LEVEL = 400, 40  # soft tissue, HU
+
+
+def registerPhantom(resources: Path) -> None:
+    """Offer the phantom in the category IBISSlicer, where its file has been installed."""
+    import SampleData
+
+    path = resources / "SampleData" / f"{NAME}.nrrd"
+    if path.is_file():
+        SampleData.SampleDataLogic.registerCustomSampleDataSource(
+            category="IBISSlicer",
+            sampleName=NAME,
+            thumbnailFileName=str(resources / "Icons" / f"{NAME}.png"),
+            customDownloader=lambda source: [loadPhantom(path)],
+        )
+
+
+def loadPhantom(path: Path):
+    """Load the phantom and show it as a CT of soft tissue. Returns its volume node."""
+    volumeNode = slicer.util.loadVolume(str(path), {"name": NAME})
+    display = volumeNode.GetDisplayNode()
+    display.AutoWindowLevelOff()
+    display.SetWindowLevel(_WINDOW, _LEVEL)
+    return volumeNode

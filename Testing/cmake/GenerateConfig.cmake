@@ -1,0 +1,11 @@
+# What Slicer writes into the description that the Extensions Manager reads.
+foreach(name HOMEPAGE CONTRIBUTORS DESCRIPTION ICONURL SCREENSHOTURLS DEPENDS LICENSE_FILE README_FILE)
+  if(NOT EXTENSION_${name})
+    message(FATAL_ERROR "EXTENSION_${name} is not set")
+  endif()
+endforeach()
+foreach(name LICENSE_FILE README_FILE)
+  if(NOT EXISTS ${EXTENSION_${name}})
+    message(FATAL_ERROR "EXTENSION_${name}: ${EXTENSION_${name}} does not exist")
+  endif()
+endforeach()
