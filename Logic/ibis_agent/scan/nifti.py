@@ -33,6 +33,7 @@ from ibis_agent.scan.nifti_place import NiftiPlace
 from ibis_agent.scan.scan import Scan
 
 _PART = 2**22  # voxels
+_QFORM = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 
 
 def read_nifti(path: Path, series: str | None = None) -> Scan:
@@ -104,10 +105,14 @@ def _sides(header: Any) -> tuple[int, ...]:
 
 def _check_numbers(header: Any, place: NiftiPlace, path: Path) -> None:
     """Refuse a header whose only place in the patient holds what is no number."""
-    rows = [float(each) for axis in "xyz" for each in header[f"srow_{axis}"]]
-    if place.sform_code > 0 and place.qform_code <= 0 and not np.isfinite(rows).all():
-        remedy = "Give the scan a valid sform or qform, or export it again."
-        raise InputError("the affine holds impossible numbers", file=path, value=rows, remedy=remedy)
+    if place.sform is not None or place.qform_code > 0:
+        return
+    sform = [float(each) for axis in "xyz" for each in header[f"srow_{axis}"]]
+    qform = [float(header[name]) for name in _QFORM]
+    for code, numbers in (("sform_code", sform), ("qform_code", qform)):
+        if int(header[code]) > 0 and not np.isfinite(numbers).all():
+            remedy = "Give the scan a valid sform or qform, or export it again."
+            raise InputError("the affine holds impossible numbers", file=path, value=numbers, remedy=remedy)
 
 
 def _scaling(header: Any, notes: list[str]) -> tuple[float, float]:

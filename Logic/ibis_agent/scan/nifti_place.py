@@ -80,12 +80,11 @@ class NiftiPlace:
         return affine if self.sform_code > 0 and lengths.min() > 0 else None
 
     def qform(self, shape: Sequence[int]) -> np.ndarray | None:
-        """(4, 4) to RAS mm; None where it is not set, or its rotation is none."""
-        b, c, d = self.quatern
-        rest = 1 - b * b - c * c - d * d
-        if self.qform_code <= 0 or rest < -1e-5:
+        """(4, 4) to RAS mm; None where it is not set. What is no rotation is made one, as ITK does."""
+        if self.qform_code <= 0:
             return None
-        a = np.sqrt(max(rest, 0.0))
+        b, c, d = np.array(self.quatern) / max(1.0, float(np.linalg.norm(self.quatern)))
+        a = np.sqrt(max(1 - b * b - c * c - d * d, 0.0))
         turn = np.array(
             [
                 [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
@@ -115,6 +114,8 @@ class NiftiPlace:
             return sform, True, self._apart(sform, qform, shape)
         if qform is not None:
             empty = ["its sform is empty: the qform was used"] if self.sform_code > 0 else []
+            if np.linalg.norm(self.quatern) > 1.001:
+                empty.append("its qform is no rotation: it was made one, as ITK does")
             return qform, sized, empty + unsized
         if self.sform_code > 0 and not any(self.srow):
             raise InputError("the affine is singular: a voxel has no size", value="an sform of zeros")

@@ -144,6 +144,20 @@ def test_where_neither_place_is_set_it_is_said(tmp_path: Path) -> None:
     assert "left and right" in scan.notes[0]
 
 
+def test_a_qform_that_is_no_rotation_is_made_one_as_itk_does(tmp_path: Path) -> None:
+    scan = load_scan(with_header(tmp_path / "a.nii", sform_code=0, quatern_b=0.9, quatern_c=0.9))
+    image = sitk.ReadImage(str(tmp_path / "a.nii"))
+    for corner in CORNERS:
+        lps = np.array(image.TransformIndexToPhysicalPoint(corner))
+        assert np.allclose(scan.affine @ (*corner, 1), (*(lps * (-1, -1, 1)), 1), atol=1e-3)
+    assert "no rotation" in scan.notes[0]
+
+
+def test_a_qform_of_what_is_no_number_is_refused_where_there_is_no_other(tmp_path: Path) -> None:
+    refused(with_header(tmp_path / "a.nii", sform_code=0, quatern_b=np.nan), "impossible numbers")
+    assert load_scan(with_header(tmp_path / "b.nii", quatern_b=np.nan)).sized
+
+
 @pytest.mark.parametrize("size", [0.0, np.nan, np.inf])
 def test_a_voxel_without_a_size_is_measured_in_pixels(tmp_path: Path, size: float) -> None:
     pixdim = [1, size, 1.5, 3, 1, 1, 1, 1]
