@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import os
@@ -34,11 +35,13 @@ def new_folder(first: Path) -> Path:
 
 
 class Claim:
-    """The right to write into a folder, until `release` or the end of this process, however it ends."""
+    """The right of this process to write into a folder, until `release` or its end, however it ends."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises OutputError where another run has it."""
-        self._path, self._handle = folder / LOCK_NAME, -1
+        """Raises OutputError where another process has it. Within this one the newer claim takes it over."""
+        self._path, self._handle = folder.resolve() / LOCK_NAME, -1
+        if self._path in _HELD:
+            self._handle = _HELD[self._path]
         while self._handle < 0:
             try:
                 handle = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o666)
@@ -56,21 +59,35 @@ class Claim:
                     remedy="Wait until it has ended, or choose another --out.",
                 ) from error
             if _is_at(handle, self._path):
-                self._handle = handle
+                self._handle = _HELD[self._path] = handle
             else:  # whoever had it took the file away meanwhile: claim the one that is there now
                 os.close(handle)
 
     def release(self) -> None:
         """Give the folder back; nothing is left of the claim in it."""
-        if self._handle < 0:
-            return
-        if sys.platform == "win32":  # an open file cannot be removed there
-            os.close(self._handle)
-        with contextlib.suppress(OSError):
-            self._path.unlink()
-        if sys.platform != "win32":
-            os.close(self._handle)
-        self._handle = -1
+        _release(self._path)
+
+
+# By the lock's file: what this process holds.
+_HELD: dict[Path, int] = {}
+
+
+def _release(path: Path) -> None:
+    handle = _HELD.pop(path, -1)
+    if handle < 0:
+        return
+    if sys.platform == "win32":  # an open file cannot be removed there
+        os.close(handle)
+    with contextlib.suppress(OSError):
+        path.unlink()
+    if sys.platform != "win32":
+        os.close(handle)
+
+
+@atexit.register
+def _release_all() -> None:
+    for path in list(_HELD):
+        _release(path)
 
 
 def _is_at(handle: int, path: Path) -> bool:

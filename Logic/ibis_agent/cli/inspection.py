@@ -129,7 +129,7 @@ def _trajectory(path: Path) -> Facts:
             "second looks": str(max((each.look for each in recorded.actions), default=0)),
             "slices": f"{geometry.plane}, {span}, {len(visited)} visited",
             "key slice": "" if key is None else str(key),
-            "object": f"in {where}, {recorded.ml:.2f} mL",
+            "object": f"in {where}" + ("" if recorded.ml is None else f", {recorded.ml:.2f} mL"),
         }
     return _without_blanks(
         {

@@ -7,7 +7,6 @@ Nothing is written here and no model is loaded; torch is imported to look into a
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -86,7 +85,7 @@ class Task:
         source: the name of the scan.
         settings: None where a resumed run keeps its own.
         resumed: the run to go on from.
-        folder: where the results go; it may not exist yet.
+        folder: where the results go; where nobody named one, the first of the names that it may get.
         masks: the files that the mask goes to.
     """
 
@@ -100,6 +99,16 @@ class Task:
     resumed: Trajectory | None
     folder: Path
     masks: tuple[Path, ...]
+
+    @property
+    def named(self) -> bool:
+        """Whether a person chose the folder."""
+        return self.request.out is not None or self.request.resume is not None
+
+    def moved(self, folder: Path) -> Task:
+        """The same with its results in another folder."""
+        masks = (folder / each.name if each.parent == self.folder else each for each in self.masks)
+        return dataclasses.replace(self, folder=folder, masks=tuple(masks))
 
 
 def check(request: Request) -> Task:
@@ -309,16 +318,12 @@ def _stem(name: str) -> str:
 
 
 def _folder(request: Request, stem: str) -> Path:
-    """Where the results go: the folder asked for, that of the resumed run, or a new one under ibis-out."""
+    """Where the results go: the folder asked for, that of the resumed run, or one under ibis-out."""
     if request.out is not None:
         return request.out
     if request.resume is not None:
         return request.resume.parent
-    first = Path("ibis-out") / stem
-    folder, number = first, 2
-    while os.path.lexists(folder):
-        folder, number = first.with_name(f"{stem}-{number}"), number + 1
-    return folder
+    return Path("ibis-out") / stem
 
 
 def _mask_paths(request: Request, folder: Path, geometry: PictureGeometry, volume: bool) -> list[Path]:

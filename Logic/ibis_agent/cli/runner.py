@@ -19,6 +19,7 @@ import numpy as np
 import ibis_agent.segmenter as segmenters
 from ibis_agent import files
 from ibis_agent.actions import Prompt, format_prompt
+from ibis_agent.cli.claim import Claim, new_folder
 from ibis_agent.cli.request import MASK_FORMATS, Request, check, reading_lines
 from ibis_agent.errors import IbisError
 from ibis_agent.mask import files as mask_files
@@ -59,17 +60,23 @@ class Runner:
         self.notes: list[str] = []
         self._saved = False
         self._kept: Place | None = None  # how the run stood when it was saved, or resumed
-        created = self.task.resumed.created if self.task.resumed else ""
-        self._file = RunFile(self.task.folder / TRAJECTORY_NAME, self.task.source, created)
         self._made_folders: list[Path] = []
+        self._claim: Claim | None = None
         room = _ROOM_OF_A_VOLUME if isinstance(self.task.slices, Stack) else _ROOM
         try:
+            if not self.task.named:
+                self._made_folders = _missing_folders(self.task.folder.parent)
+                self.task = self.task.moved(new_folder(self.task.folder))
+                self._made_folders.insert(0, self.task.folder)
             for folder in (self.task.folder, *(path.parent for path in self.task.masks)):
                 self._made_folders[:0] = _missing_folders(folder)
                 files.check_writable_folder(folder, room)
+            self._claim = Claim(self.task.folder)
         except BaseException:
             self.abandon()
             raise
+        created = self.task.resumed.created if self.task.resumed else ""
+        self._file = RunFile(self.task.folder / TRAJECTORY_NAME, self.task.source, created)
 
     def description(self) -> list[tuple[str, str]]:
         """What is going to be done, as (term, words)."""
@@ -157,6 +164,7 @@ class Runner:
             record = record or self._file.record(run)
             written["review"] = task.folder / REVIEW_NAME
             write_review(written["review"], record.to_json())
+        self.give_back()
         return written
 
     def discard(self) -> None:
@@ -166,10 +174,16 @@ class Runner:
         self.abandon()
 
     def abandon(self) -> None:
-        """Remove the folders that were made for this run, if nothing is in them."""
+        """Give the folder back, and remove those that were made for this run, if nothing is in them."""
+        self.give_back()
         for folder in self._made_folders:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+    def give_back(self) -> None:
+        """Let others write into the folder."""
+        if self._claim is not None:
+            self._claim.release()
 
     def _is_untouched(self) -> bool:
         """Nothing was done to a resumed run yet: its record stays, and the mask beside it."""
@@ -236,7 +250,14 @@ class Runner:
         else:
             areas = {str(index): area for index, area in run.areas_mm2().items() if area}
             facts |= {"key_slice": run.key, "actions": len(run.actions), "second_looks": run.looks}
-            facts |= {"volume_ml": run.volume_ml, "areas_mm2": areas}
+            facts |= (
+                {"volume_ml": None, "areas_px": areas}
+                if each is None
+                else {
+                    "volume_ml": run.volume_ml,
+                    "areas_mm2": areas,
+                }
+            )
         return {**facts, "files": {what: str(path) for what, path in written.items()}}
 
     @property

@@ -73,6 +73,7 @@ class Session:
         """
         run = self.runner.run
         if run.status == "ended":
+            self.runner.abandon()
             self._refuse_an_ended_run(run.reason)
         with self.stopper:
             try:
@@ -91,6 +92,8 @@ class Session:
                 with contextlib.suppress(IbisError):
                     self._keep()
                 raise
+            finally:
+                self.runner.give_back()
         return run.status
 
     def _keep(self) -> str:
@@ -247,7 +250,7 @@ class Session:
             self._emit("action", event)
         words = f"slice {action.index}: {action.words}"
         if action.kind == "click":
-            words = f"{words}, {self.runner.run.areas_mm2()[action.index]:.0f} mm²"
+            words = f"{words}, {self.runner.run.size_text(action.index)}"
         self.screen.line(f"{action.number:>3}  {self.screen.mark(action.kind):<6}  {one_line(words)}")
 
     def _on_progress(self, progress: Progress, found: Found) -> None:
@@ -288,7 +291,7 @@ class Session:
         if count and run.alone:
             where = f"after step {count}, area {self.runner.area_text(run.mask())}"
         elif count:
-            where = f"after action {count}, {run.volume_ml:.1f} mL"
+            where = f"after action {count}, {run.size_text()}"
         self.screen.line(self.screen.dim(f"     now {where}"))
 
     def _finish(self) -> None:
@@ -307,7 +310,7 @@ class Session:
         if run.alone:
             facts["area"] = self.runner.area_text(run.mask())
         elif shown := [index for index, each in run.areas_mm2().items() if each]:
-            facts["volume"] = f"{run.volume_ml:.1f} mL in slices {shown[0]} to {shown[-1]}"
+            facts["volume"] = f"{run.size_text()} in slices {shown[0]} to {shown[-1]}"
         for term, value in {**facts, **written}.items():
             screen.line(f"  {screen.dim(f'{term:<10}')} {one_line(value)}")
 

@@ -129,7 +129,7 @@ class Question:
 
     def _slice(self, index: int) -> Message | None:
         run = self.run
-        return slice_to_json(run.found.get(index), run.mask(index), index, run.row_mm * run.col_mm)
+        return slice_to_json(run.found.get(index), run.mask(index), index, run.pixel_mm2)
 
     def _outcome(self) -> Message:
         return {"status": self.run.status, "reason": self.run.reason, "answer": self.run.answer}

@@ -170,7 +170,9 @@ def parts_of(
 def figures(actions: Iterable[Mapping[str, Any]], rows: Iterable[Mapping[str, Any]], gap_mm: float) -> Json:
     """The key slice, and the volume in mL."""
     key = next((int(each["slice"]) for each in actions if each["kind"] == "click"), None)
-    return {"key": key, "ml": sum(float(each["area_mm2"]) for each in rows) * gap_mm / 1000}
+    areas = [each["area_mm2"] for each in rows]
+    known = None not in areas  # None where the scan does not say how large a voxel is
+    return {"key": key, "ml": sum(float(each) for each in areas) * gap_mm / 1000 if known else None}
 
 
 def spans_of(action: Mapping[str, Any]) -> list[tuple[int, int]]:

@@ -285,7 +285,7 @@
     $("cuts").append(...run.cuts.map(drawCut));
     drawPlot($("plot"));
     const clicked = slices.some((slice) => slice.anchor) ? " Green slices were clicked." : "";
-    $("plot-text").textContent = `The mask's area in every slice, ${run.ml} mL together; the highest bar is ${measure(largestSlice)}.${clicked}`;
+    $("plot-text").textContent = `The mask's area in every slice${run.ml === null ? "" : `, ${run.ml} mL together`}; the highest bar is ${measure(largestSlice)}.${clicked}`;
   }
 
   // ---- hands ------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def view_of(record: Json) -> dict[str, Any]:
         "note": str(record.get("note") or ""),
         "facts": _facts(record, one),
         "volume": volume,
-        "ml": round(float((record.get("volume") or {}).get("ml") or 0.0), 2) if volume else None,
+        "ml": _ml(record.get("volume") or {}),
         "key": where.get(key, where[largest]) if key is not None else where[largest],
         "picture": {
             "width": one.width,
@@ -295,6 +295,11 @@ def _frame(record: Json) -> list[int] | None:
     return [left, top, int(seen["right"]) - left, int(seen["bottom"]) - top]
 
 
+def _ml(volume: Mapping[str, Any]) -> float | None:
+    """Of the object; None on a slice, and where nothing says how large a voxel is."""
+    return None if volume.get("ml") is None else round(float(volume["ml"]), 2)
+
+
 def _facts(record: Json, one: PictureGeometry) -> list[tuple[str, str]]:
     """The record's other facts as (term, words); what the record does not say is left out."""
     volume = record.get("volume") or {}
@@ -313,8 +318,9 @@ def _facts(record: Json, one: PictureGeometry) -> list[tuple[str, str]]:
                 f"{one.plane}, {volume['first']} to {volume['last']} of {volume['count']}, {visited} visited",
             )
         )
-        facts.append(("Slice to slice", f"{float(volume.get('gap_mm') or 0):g} mm"))
-        facts.append(("Volume", f"{float(volume.get('ml') or 0):.2f} mL"))
+        if volume.get("ml") is not None:
+            facts.append(("Slice to slice", f"{float(volume.get('gap_mm') or 0):g} mm"))
+            facts.append(("Volume", f"{float(volume['ml']):.2f} mL"))
     elif one.plane != "picture":
         facts.append(("Slice", f"{one.plane}, index {one.index} of {one.shape[one.axis]}"))
     window = picture.get("window")

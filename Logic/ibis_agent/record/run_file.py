@@ -71,7 +71,7 @@ class RunFile:
         self.path.unlink(missing_ok=True)
 
     def _row(self, run: Run, index: int) -> Json | None:
-        pixel = run.row_mm * run.col_mm
+        pixel = run.pixel_mm2
         row = slice_to_json(run.found.get(index), run.mask(index), index, pixel)
         if index in self._pictured:
             return row

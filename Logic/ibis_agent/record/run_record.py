@@ -161,7 +161,10 @@ class RunRecord:
 
     def areas_mm2(self, number: int | None = None) -> dict[int, float]:
         """By slice, of all that were visited."""
-        return {index: float(each["area_mm2"]) for index, each in sorted(self.slices(number).items())}
+        return {
+            index: float(each["area_mm2"] or each["area_px"])
+            for index, each in sorted(self.slices(number).items())
+        }
 
     def volume_ml(self, number: int | None = None) -> float:
         return sum(self.areas_mm2(number).values()) * float(self._cut["gap_mm"]) / 1000

@@ -153,7 +153,7 @@ def actions_of(steps: Iterable[Step], index: int) -> tuple[RunAction, ...]:
     return tuple(made)
 
 
-def slice_to_json(found: Found | None, mask: np.ndarray, index: int, pixel_mm2: float) -> Json | None:
+def slice_to_json(found: Found | None, mask: np.ndarray, index: int, pixel_mm2: float | None) -> Json | None:
     """What is known of one slice; None where nothing is. mask: within the region of interest."""
     if found is None:
         return None
@@ -161,7 +161,7 @@ def slice_to_json(found: Found | None, mask: np.ndarray, index: int, pixel_mm2: 
         "slice": index,
         "mask_rle": encode_rle(mask),
         "area_px": area(mask),
-        "area_mm2": area(mask) * pixel_mm2,
+        "area_mm2": None if pixel_mm2 is None else area(mask) * pixel_mm2,
         "score": found.score,
         "presence": found.presence,
         "anchor": found.anchor,

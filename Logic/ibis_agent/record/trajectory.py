@@ -24,7 +24,16 @@ from ibis_agent.fields import Fields
 from ibis_agent.mask.masks import decode_rle, iou
 from ibis_agent.policy.contract import Policy
 from ibis_agent.record import journal
-from ibis_agent.record.forms import SCHEMA, VOLUME_SCHEMA, Cut, parts_of, slice_from, visited, volume_from
+from ibis_agent.record.forms import (
+    SCHEMA,
+    VOLUME_SCHEMA,
+    Cut,
+    figures,
+    parts_of,
+    slice_from,
+    visited,
+    volume_from,
+)
 from ibis_agent.record.pictures import orientation_of, picture_to_json
 from ibis_agent.record.steps import (
     Json,
@@ -88,7 +97,7 @@ class Trajectory:
     @classmethod
     def of(cls, run: Run, source: str | os.PathLike[str] = "", created: str = "") -> Trajectory:
         """The record of a run as it stands; `source` is the scan's path, of which the name is kept."""
-        policy, slices, pixel = run.policy, run.slices, run.row_mm * run.col_mm
+        policy, slices, pixel = run.policy, run.slices, run.pixel_mm2
         orientation = slices.orientation.value if isinstance(slices, Stack) else None
         if run.alone:
             card = None if policy is None else policy.card
@@ -214,9 +223,9 @@ class Trajectory:
         return self.slices.first if self.alone else key_of(self.actions)
 
     @property
-    def ml(self) -> float:
-        """Of the object in a volume."""
-        return sum(float(each["area_mm2"]) for each in self.rows.values()) * self.gap_mm / 1000
+    def ml(self) -> float | None:
+        """Of the object in a volume; None where the scan does not say how large a voxel is."""
+        return figures((), self.rows.values(), self.gap_mm)["ml"]
 
     # How it is written
 

@@ -89,7 +89,7 @@ def _look(run: RunState, watch: Watch) -> RunAction:
     step = episode_on(run, index).step(watch.text, watch.cancelled, watch.retry)
     steps = () if step is None else (step,)
     words = look_at(index, steps, run.row_mm * run.col_mm).words
-    return run.done("look", index, "policy", words, begun, watch, steps=steps)
+    return run.done("look", index, "policy", run.in_units(words), begun, watch, steps=steps)
 
 
 def _turn(run: RunState, watch: Watch) -> RunAction | None:

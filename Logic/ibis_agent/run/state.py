@@ -127,14 +127,30 @@ class RunState:
         return out
 
     def areas_mm2(self) -> dict[int, float]:
-        """The area in every slice that was visited."""
+        """The area in every slice that was visited; in pixels where `pixel_mm2` is None."""
         pixel = self.row_mm * self.col_mm
         found = sorted(self.memory.found.items())
         return {index: area(self.within(index, each.mask)) * pixel for index, each in found}
 
     @property
+    def pixel_mm2(self) -> float | None:
+        """The area of a pixel; None where the scan does not say it, and areas are in pixels."""
+        return self.slices.geometry(self.slices.first).pixel_area_mm2
+
+    def size_text(self, index: int | None = None) -> str:
+        """The object in one slice or, for None, in all of them: in mm² and mL, or in pixels and voxels."""
+        area = sum(self.areas_mm2().values()) if index is None else self.areas_mm2()[index]
+        if self.pixel_mm2 is None:
+            return f"{area:.0f} {'voxels' if index is None else 'px'}"
+        return f"{self.volume_ml:.1f} mL" if index is None else f"{area:.0f} mm²"
+
+    def in_units(self, words: str) -> str:
+        """Words that tell millimetres, in pixels where the scan does not say how large one is."""
+        return words if self.pixel_mm2 is not None else words.replace(" mm²", " px").replace(" mm", " px")
+
+    @property
     def volume_ml(self) -> float:
-        """Areas times the distance of the slices."""
+        """Areas times the distance of the slices; means nothing where `pixel_mm2` is None."""
         return sum(self.areas_mm2().values()) * self.gap_mm / 1000
 
     @property
@@ -190,7 +206,8 @@ class RunState:
                 *seen_otherwise(found, self._seen(), limits),
                 *doubts(found, self.row_mm, self.col_mm, self.gap_mm, limits),
             ]
-            self._doubted = self.actions, [each for each in shown if each.index not in looked]
+            told = [replace(each, reason=self.in_units(each.reason)) for each in shown]
+            self._doubted = self.actions, [each for each in told if each.index not in looked]
         return self._doubted[1]
 
     def _seen(self) -> dict[int, Found]:

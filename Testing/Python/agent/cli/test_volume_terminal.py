@@ -5,6 +5,7 @@ The network is an exact one that finds bright things that touch (bright_volumes)
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from collections.abc import Callable
@@ -196,3 +197,23 @@ def test_the_record_of_a_volume_is_replayed_and_reviewed_by_the_other_commands(
     row["mask_rle"] = encode_rle(disc(2))
     record.write_text(json.dumps(changed), "utf-8")
     assert cli.main(["replay", str(record)]) == cli.DIFFERENT
+
+
+def test_a_volume_whose_voxels_have_no_size_is_told_in_voxels_and_pixels(
+    terminal: Callable[..., str], scan_file: Path, tmp_path: Path
+) -> None:
+    image = nibabel.load(scan_file)
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    raw = bytearray(image.to_bytes())
+    raw[80:92] = bytes(12)  # pixdim along i, j, k
+    scan_file.write_bytes(gzip.compress(bytes(raw)))
+    out = tmp_path / "out"
+    said = terminal("--prompt", "Segment the liver", "--out", str(out))
+    assert "no size of a voxel" in said and " voxels in slices" in said and " px" in said
+    assert "mm²" not in said and "mL" not in said
+    record = json.loads((out / "trajectory.json").read_text())
+    assert record["volume"]["ml"] is None
+    assert {row["area_mm2"] for row in record["slices"] if row["area_px"]} == {None}
+    assert " mL" not in inspect(out / "trajectory.json")["Trajectory"]["object"]
+    assert Trajectory.load(out / "trajectory.json").ml is None
