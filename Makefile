@@ -25,7 +25,7 @@ SCAN     ?= $(OUT)/scan.nii.gz
 PROMPT   ?= Segment the liver
 RUN_ARGS ?=
 
-.PHONY: help venv venv-host demo test test-agent test-host lint types check bench screenshots address clean
+.PHONY: help venv venv-host demo test test-agent test-host test-verl lint types check bench screenshots address clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,6 +35,7 @@ help:
 	@echo "make test    ruff, mypy, the agent's and the training's tests, and the Slicer module's (what .ci/run calls)"
 	@echo "make test-agent  the agent's and the training's tests alone"
 	@echo "make test-host  the Slicer module's alone, in the simulated Slicer"
+	@echo "make test-verl  verl's V1 worker and one update on a CPU, in an environment of its own (2 GB)"
 	@echo "make screenshots  draw the README's pictures and the module's example anew, on a phantom"
 	@echo "make address REPOSITORY=https://github.com/OWNER/SlicerIBIS  write the public address into what the Extensions Manager reads"
 	@echo "make bench   seconds a step, split by part, against plain generate; what a step costs in Slicer's process"
@@ -88,6 +89,22 @@ test-agent: venv
 
 test-host: venv venv-host
 	$(VENV_HOST)/bin/python -m pytest $(HOST_TESTS) $(PYTEST_ARGS)
+
+# verl has an environment of its own, without vLLM: its V1 worker and one update, on a CPU.
+VENV_VERL ?= .venv-verl
+$(VENV_VERL)/.up-to-date: training/grpo/verl/requirements.lock
+	@test -x $(VENV_VERL)/bin/python || $(PYTHON) -m venv $(VENV_VERL)
+	$(VENV_VERL)/bin/python -m pip --disable-pip-version-check install --quiet $(TORCH)
+	$(VENV_VERL)/bin/python -m pip --disable-pip-version-check install --quiet -r training/grpo/verl/requirements.txt \
+		-c training/grpo/verl/requirements.lock
+	$(VENV_VERL)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps \
+		"$$(grep ^verl== training/grpo/verl/requirements.lock)" "$$(grep ^torchvision== training/grpo/verl/requirements.lock)"
+	SAM2_BUILD_CUDA=0 $(VENV_VERL)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation "$(SAM2)"
+	@touch $@
+
+test-verl: $(VENV_VERL)/.up-to-date
+	PYTHONPATH=Logic:. $(VENV_VERL)/bin/python -m pytest Testing/Python/training/test_verl.py \
+		Testing/Python/training/test_verl_v1.py $(PYTEST_ARGS)
 
 bench: venv venv-host
 	$(BIN)/python -m training.bench $(BENCH_ARGS)

@@ -151,10 +151,50 @@ def write_policy(
         for name in _COPIED:
             if (base.folder / name).is_file():
                 shutil.copyfile(base.folder / name, folder / name)
+        write_picture_limits(card, folder)
         save_card(card, folder)
         write_json(folder / HISTORY, history)
         look_into(folder)
     return look_into(out)
+
+
+def write_picture_limits(card: ModelCard, folder: Path) -> None:
+    """Write the card's limits of pixels into the folder's own picture settings.
+
+    Other programs (transformers, vLLM, verl) know only those: with others they would cut a picture into another
+    number of tokens than the requests have.
+    """
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
+        return
+    values = read_json(file)
+    size = dict(values.get("size") or {})
+    for key, side, pixels in (
+        ("min_pixels", "shortest_edge", card.min_pixels),
+        ("max_pixels", "longest_edge", card.max_pixels),
+    ):
+        if pixels is not None:
+            values[key] = size[side] = pixels
+    write_json(file, {**values, **({"size": size} if size else {})})
+
+
+def check_picture_limits(card: ModelCard, folder: Path) -> None:
+    """Raises InputError where a folder's own picture settings have other limits than its card."""
+    file = folder / "preprocessor_config.json"
+    values = read_json(file) if file.is_file() else {}
+    size = values.get("size") or {}
+    for key, side, pixels in (
+        ("min_pixels", "shortest_edge", card.min_pixels),
+        ("max_pixels", "longest_edge", card.max_pixels),
+    ):
+        known = {values.get(key), size.get(side)} - {None}
+        if pixels is not None and known != {pixels}:
+            raise InputError(
+                f"{key} is not that of the model card: other programs would cut pictures into other tokens",
+                file=file,
+                value=f"{sorted(known)}, the card says {pixels}",
+                remedy=f"Write {pixels} as {key} and as size.{side}; training.sft and training.grpo do so.",
+            )
 
 
 def named(card: ModelCard, name: str, origin: str) -> ModelCard:

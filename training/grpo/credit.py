@@ -15,7 +15,7 @@ A baseline that does not look at the turn's own action leaves the gradient's mea
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,9 +80,8 @@ def differ(group: Sequence[Rollout], settings: RewardSettings) -> bool:
 def advantages(groups: Sequence[Sequence[Rollout]], settings: RewardSettings) -> Values:
     """The advantage of every turn of an update's groups; turns that a branch shares with its origin get 0."""
     if settings.credit == "state":
-        found = _from_states(groups, settings)
-    else:
-        found = [_among_turns(group, settings) for group in groups]
+        return _from_states(groups, settings)
+    found = [_among_turns(group, settings) for group in groups]
     if settings.divisor == "batch":
         listed = [value for group in found for each in group for value in each]
         spread = float(np.std(listed)) if listed else 0.0
@@ -110,29 +109,61 @@ def _among_turns(group: Sequence[Rollout], settings: RewardSettings) -> list[np.
 def _from_states(groups: Sequence[Sequence[Rollout]], settings: RewardSettings) -> Values:
     earned = [[returns(rollout, settings) for rollout in group] for group in groups]
     found = [[np.zeros(len(each)) for each in group] for group in earned]
-    equal: dict[Any, list[tuple[int, int, int]]] = {}
-    alike: dict[Any, list[tuple[int, int, int]]] = {}
-    for g, group in enumerate(groups):
-        for r, rollout in enumerate(group):
-            for t in range(rollout.own, len(rollout.turns)):
-                equal.setdefault((g, *_before(rollout, t)), []).append((g, r, t))
-                state = rollout.turns[t].state
-                band = bisect(_BANDS, state.iou_before) if rollout.question.present else -1
-                alike.setdefault((band, t > 0), []).append((g, r, t))
-
-    # What was compared with equal states is not compared with alike ones.
-    for together in (*alike.values(), *equal.values()):
-        if len(together) < settings.least:
-            continue
-        own = normalised([earned[g][r][t] for g, r, t in together], settings.divisor == "deviation")
-        for (g, r, t), advantage in zip(together, own, strict=True):
-            found[g][r][t] = advantage
+    places = [
+        (g, r, t)
+        for g, group in enumerate(groups)
+        for r, rollout in enumerate(group)
+        for t in range(rollout.own, len(rollout.turns))
+    ]
+    values = compare(
+        [earned[g][r][t] for g, r, t in places],
+        [(g, state_of(groups[g][r], t)) for g, r, t in places],
+        [band_of(groups[g][r], t) for g, r, t in places],
+        settings.least,
+        settings.divisor,
+    )
+    for (g, r, t), value in zip(places, values, strict=True):
+        found[g][r][t] = value
     return found
 
 
-def _before(rollout: Rollout, turn: int) -> tuple[Any, ...]:
+def compare(
+    earned: Sequence[float] | np.ndarray,
+    equal: Sequence[Hashable],
+    alike: Sequence[Hashable],
+    least: int,
+    divisor: str,
+) -> np.ndarray:
+    """(n,) what each of n turns earned, less the usual of its state. "batch" divides by the deviation of them all.
+
+    equal, alike: (n,) keys of the states that are the same, and of those that are about equally good. What was
+    compared with `least` equal ones is not compared with alike ones.
+    """
+    values = np.asarray(earned, dtype=np.float64)
+    found = np.zeros(len(values))
+    for keys in (alike, equal):
+        members: dict[Hashable, list[int]] = {}
+        for n, key in enumerate(keys):
+            members.setdefault(key, []).append(n)
+        for together in members.values():
+            if len(together) >= least:
+                found[together] = normalised(values[together], divisor == "deviation")
+    if divisor == "batch" and len(found):
+        found /= max(float(found.std()), _LEAST_SPREAD)
+    return found
+
+
+def state_of(rollout: Rollout, turn: int) -> tuple[Any, ...]:
     """What tells a state of a question: the actions that led to it."""
     return tuple(each.state.action for each in rollout.turns[:turn])
+
+
+def band_of(rollout: Rollout, turn: int) -> int:
+    """0 to 15: turns of one number stand before masks that are about equally good."""
+    first = 8 if turn == 0 else 0
+    if not rollout.question.present:
+        return first + len(_BANDS) + 1
+    return first + bisect(_BANDS, rollout.turns[turn].state.iou_before)
 
 
 def credit_figures(groups: Sequence[Sequence[Rollout]], values: Values) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -22,7 +23,7 @@ from ibis_agent.policy.qwen25.source import demo_folder
 from phantom_trajectories import make_trajectories
 
 from training.common.best import Best
-from training.common.policy_folder import HISTORY
+from training.common.policy_folder import HISTORY, check_picture_limits, write_picture_limits
 from training.common.settings import read_settings
 from training.grpo import train as grpo
 from training.grpo.settings import GrpoSettings
@@ -175,3 +176,18 @@ def test_turns_without_an_advantage_do_not_change_the_scale_of_the_loss(tmp_path
             for name, each in run.trained.items():
                 each.copy_(before[name])
     assert gradients[0] == pytest.approx(gradients[1], rel=1e-3)
+
+
+def test_a_policys_folder_has_its_cards_limits_of_pixels_for_other_programs(tmp_path: Path) -> None:
+    shutil.copyfile(demo_folder() / "preprocessor_config.json", tmp_path / "preprocessor_config.json")
+    card = dataclasses.replace(load_card(demo_folder()), min_pixels=784, max_pixels=262144)
+    with pytest.raises(InputError, match=r"min_pixels is not that of the model card"):
+        check_picture_limits(card, tmp_path)
+    write_picture_limits(card, tmp_path)
+    check_picture_limits(card, tmp_path)
+    values = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert (values["max_pixels"], values["size"]["longest_edge"], values["patch_size"]) == (
+        262144,
+        262144,
+        12,
+    )

@@ -1,4 +1,4 @@
-"""What verl is given: the conversation's tokens, rows, reward; and with verl installed, its own loaders and loop.
+"""What verl is given: rows, reward, what a turn earned; and with verl installed, its own loaders and loop.
 
 Not run here, for want of a GPU: generation by vLLM, verl's actor and its whole training.
 """
@@ -6,7 +6,6 @@ Not run here, for want of a GPU: generation by vLLM, verl's actor and its whole 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import importlib.util
 import os
 import subprocess
@@ -24,25 +23,18 @@ from ibis_agent.actions import Click, Reply, Terminate, format_reply
 from ibis_agent.errors import InputError
 from ibis_agent.mask.masks import encode_rle
 from ibis_agent.policy.card import load_card
-from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.policy.qwen25.chat import Chat
 from ibis_agent.policy.qwen25.source import demo_folder
 from ibis_agent.run.episode import Limits
-from ibis_agent.run.run import Run
-from ibis_agent.scan.geometry import PictureGeometry
-from ibis_agent.scan.picture import Picture
 from phantom_trajectories import make_trajectories
 from PIL import Image
 
+from training.grpo import credit
 from training.grpo.settings import RewardSettings
 from training.grpo.tasks import phantom_tasks
-from training.grpo.verl import (
-    reward,
-    rows,
-)
-from training.grpo.verl.conversation import Conversation, Player
+from training.grpo.verl import coding, reward, rows
+from training.grpo.verl.player import Player
 from training.rollouts.roller import Question
-from training.rollouts.samples import build_request
 
 FOLDER = Path(rows.__file__).parent
 verl = pytest.mark.skipif(
@@ -88,55 +80,53 @@ def _click(question: Question, positive: bool = True) -> str:
     return format_reply(Reply("There it is.", point))
 
 
-def _play(talk: Conversation, replies: list[str]) -> None:
+def _rollout(question: Question, *replies: str) -> Any:
+    player = Player(question, reward.segmenter(), Limits(max_turns=4))
     for text in replies:
-        said = talk.add_reply(talk.chat.reply_tokens(text), [-0.5] * len(talk.chat.reply_tokens(text)))
-        if talk.player.take(said):
-            return
-        talk.add_turn()
+        player.take_text(text)
+    return player.rollout
 
 
-def test_the_conversation_is_token_by_token_what_the_agent_asks(
-    chat: Chat, player: Player, question: Question
-) -> None:
-    card = load_card(demo_folder())
-    talk = Conversation(chat, card, player)
-    replies = [_click(question), _click(question, positive=False), END]
-    policy = ScriptedPolicy(replies, dataclasses.replace(card, history=9))
-    height, width = question.truth.shape
-    picture = Picture(question.rgb, PictureGeometry.of_picture(width, height), None)
-    Run.on_picture(picture, question.text, policy, player.segmenter).run()
-    for reply, turn in zip(replies, policy.turns, strict=True):
-        asked = build_request(chat, policy.card, turn)
-        assert talk.tokens == asked.ids.tolist()
-        assert len(talk.pictures) == len(asked.grid)
-        _play(talk, [reply])
+def test_a_turns_return_and_state_come_through_its_token_rewards_unharmed(question: Question) -> None:
+    rollout = _rollout(question, _click(question), END)
+    states = [coding.state_code(rollout, turn) for turn in range(2)]
+    assert 0 < min(states) <= max(states) <= 2**24 and states[0] != states[1]
+    for earned, state, length in (
+        (0.7311, states[0], 40),
+        (-0.5, states[1], 2),
+        (0.0, 2**24, 7),
+        (1.0, 1, 3),
+    ):
+        told = coding.encoded(earned, state, length)
+        assert float(told.sum()) == pytest.approx(earned, abs=1e-7)  # what verl's metrics see
+        padded = torch.zeros(1, 50)
+        padded[0, :length] = told
+        mask = torch.zeros(1, 50)
+        mask[0, :length] = 1
+        found = coding.decoded(padded, mask)
+        assert float(found[0][0]) == pytest.approx(earned) and int(found[1][0]) == state
 
 
-def test_only_what_the_policy_wrote_carries_loss(chat: Chat, player: Player, question: Question) -> None:
-    talk = Conversation(chat, load_card(demo_folder()), player)
-    replies = [_click(question), END]
-    _play(talk, replies)
-    assert len(talk.ids) == len(talk.mask) == len(talk.logprobs)
-    learned = [token for token, mask in zip(talk.ids, talk.mask, strict=True) if mask]
-    assert learned == [token for reply in replies for token in chat.reply_tokens(reply)]
-    assert {p for p, mask in zip(talk.logprobs, talk.mask, strict=True) if not mask} == {0.0}
-    assert talk.mask[-1] == 1  # nothing follows the end
-    assert player.rollout.reason == "ended"
-
-
-def test_a_reply_cut_off_before_its_end_gets_one(chat: Chat, player: Player, question: Question) -> None:
-    whole, cut = (Conversation(chat, load_card(demo_folder()), player) for _ in range(2))
-    tokens = chat.reply_tokens(_click(question))
-    said = whole.add_reply(tokens)
-    cut.add_reply(tokens[:-1])
-    player.take(said)
-    whole.add_turn()
-    player.rollout.turns[-1] = dataclasses.replace(
-        player.rollout.turns[-1], said=dataclasses.replace(said, ids=tuple(tokens[:-1]))
+def test_verls_advantages_are_the_laptops(question: Question) -> None:
+    settings = RewardSettings(
+        turn={"gain": 1.0, "ending": 0.5, "click": -0.03},
+        outcome={},
+        credit="state",
+        divisor="batch",
+        least=2,
     )
-    cut.add_turn()
-    assert cut.tokens == whole.tokens and sum(cut.mask) == sum(whole.mask) - 1
+    scripts = [[_click(question), END], [_click(question), _click(question), END], [END]]
+    group = [_rollout(question, *each) for each in scripts]
+    (expected,) = credit.advantages([group], settings)
+    turns = [(rollout, n) for rollout in group for n in range(len(rollout.turns))]
+    rewards, mask = torch.zeros(len(turns) + 1, 12), torch.zeros(len(turns) + 1, 12)
+    for row, (rollout, n) in enumerate(turns):  # and one row of padding
+        earned = credit.returns(rollout, settings)[n]
+        rewards[row, : 5 + row] = coding.encoded(float(earned), coding.state_code(rollout, n), 5 + row)
+        mask[row, : 5 + row] = 1
+    found = coding.advantages_of(rewards, mask, ["q"] * len(turns) + ["padding"], least=2)
+    assert found[:-1, 0].tolist() == pytest.approx(np.concatenate(expected).tolist(), abs=1e-6)
+    assert torch.equal(found != 0, (found[:, :1] != 0) & (mask > 0)) and not found[-1].any()
 
 
 def test_the_reward_function_plays_the_text_again(
@@ -199,6 +189,9 @@ def test_the_launch_tells_all_nodes_which_segmenter_was_given(tmp_path: Path, gi
     told = [line for line in ran.stdout.splitlines() if reward.SEGMENTER in line]
     name = f"+ray_kwargs.ray_init.runtime_env.env_vars.{reward.SEGMENTER}"
     assert told == ([f"{name}='{checkpoint.resolve()}'"] if given else [])
+    assert any(
+        "VERL_USE_EXTERNAL_MODULES='training.grpo.verl.advantage" in line for line in ran.stdout.splitlines()
+    )
     assert ran.stdout.splitlines()[-1] == "x=1"
 
 
@@ -240,7 +233,7 @@ def config() -> Any:
 def test_the_configuration_composes_with_verls(config: Any) -> None:
     from verl.utils.config import omega_conf_to_dataclass
 
-    assert config.algorithm.adv_estimator == "grpo" and config.actor_rollout_ref.rollout.n == 4
+    assert config.algorithm.adv_estimator == "ibis_state" and config.actor_rollout_ref.rollout.n == 8
     assert config.actor_rollout_ref.rollout.agent.default_agent_loop == rows.AGENT
     assert config.reward.custom_reward_function.name == "compute_score"
     assert config.ray_kwargs.ray_init.runtime_env.env_vars[reward.SEGMENTER] == "/models/a b.pt"
@@ -292,7 +285,8 @@ def test_the_agent_loop_runs_on_recorded_replies(
         async def generate(self, **request: Any) -> Any:
             ids = chat.reply_tokens(replies[len(asked)])
             asked.append(request)
-            return type("Output", (), {"token_ids": ids, "log_probs": [-0.1] * len(ids)})()
+            told = {"token_ids": ids, "log_probs": [-0.1] * len(ids), "extra_fields": {"min_global_steps": 7}}
+            return type("Output", (), told)()
 
     def prepared(self: Any, trainer_config: Any, server_manager: Any, **_: Any) -> None:
         # verl's own also makes its token builder, which wants a processor and with it torchvision.
@@ -303,13 +297,14 @@ def test_the_agent_loop_runs_on_recorded_replies(
     tools = initialize_tools_from_config(str(FOLDER / "tool.yaml"))
     loop = IbisAgentLoop(DictConfigWrap(config), Server(), tools=ToolListWrap(tools))
     raw = [{"role": "user", "content": [{"type": "image", "image": Image.fromarray(question.rgb)}]}]
-    output = asyncio.run(loop.run({"temperature": 1.0, "logprobs": True}, raw_prompt=raw, **row))
-    assert len(asked) == 2 and len(asked[1]["image_data"]) == 2
-    assert asked[1]["prompt_ids"][: len(output.prompt_ids)] == output.prompt_ids
-    wrote = [token for token, mask in zip(output.response_ids, output.response_mask, strict=True) if mask]
-    assert wrote == [token for reply in replies for token in chat.reply_tokens(reply)]
-    assert output.reward_score == pytest.approx(output.extra_fields["reward_extra_info"]["score"])
-    assert output.reward_score > 0 and output.num_turns == 4
+    outputs = asyncio.run(loop.run({"temperature": 1.0, "logprobs": True}, raw_prompt=raw, **row))
+    assert len(asked) == len(outputs) == 2  # one output a turn
+    for output, request, text in zip(outputs, asked, replies, strict=True):
+        assert output.prompt_ids == request["prompt_ids"] and len(request["image_data"]) == 1
+        assert output.response_ids == chat.reply_tokens(text) and set(output.response_mask) == {1}
+        assert output.extra_fields["min_global_steps"] == 7  # what the engine says of its weights is kept
+        assert output.as_dict()["rm_scores"].sum() == pytest.approx(output.earned, abs=1e-6)
+    assert outputs[0].earned > outputs[1].earned > 0
     with pytest.raises(InputError, match="tool_config_path"):
         IbisAgentLoop(DictConfigWrap(config), Server(), tools=ToolListWrap([]))
 

@@ -15,6 +15,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../../.."
 NODES=${NODES:-1} NODE_RANK=${NODE_RANK:-0} PORT=${PORT:-6379} OUT=${OUT:-runs/verl}
 export PYTHONPATH="$PWD/Logic:$PWD${PYTHONPATH:+:$PYTHONPATH}"
+export VERL_USE_EXTERNAL_MODULES="training.grpo.verl.advantage${VERL_USE_EXTERNAL_MODULES:+,$VERL_USE_EXTERNAL_MODULES}"
+set -- "+ray_kwargs.ray_init.runtime_env.env_vars.VERL_USE_EXTERNAL_MODULES='$VERL_USE_EXTERNAL_MODULES'" "$@"
 if [ -n "${SEGMENTER:-}" ]; then
     SEGMENTER=$(realpath -e "$SEGMENTER")
     set -- "+ray_kwargs.ray_init.runtime_env.env_vars.IBIS_SEGMENTER='$SEGMENTER'" "$@"

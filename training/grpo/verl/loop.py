@@ -1,8 +1,9 @@
 """The agent's episode as verl's agent loop: the policy writes, the segmenter answers with a picture, and so on.
 
-Registered by agent.yaml under the name that rows writes into the column `agent_name`. The tokens come from the
-agent's own prompt builder and tokenizer, so that what is trained is what will be asked; verl's token builder is
-not used. Only tokens that the policy wrote carry loss (`response_mask`).
+Registered by agent.yaml under the name that rows writes into the column `agent_name`. Every turn is an output of
+its own (verl's V1 trainer takes a list): its prompt is, token by token, what the agent asks in that state, so that
+a policy trains as it is used, with a history or without. What a turn earned from there on travels with it to the
+advantage estimator, see advantage.
 """
 
 from __future__ import annotations
@@ -12,18 +13,38 @@ import functools
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 from ibis_agent.errors import InputError
 from ibis_agent.policy.card import ModelCard, load_card
+from ibis_agent.policy.messages import pictures_of
 from ibis_agent.policy.qwen25.chat import Chat
 from PIL import Image
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
 from verl.utils.profiler import simple_timer
 
-from training.grpo.verl.conversation import Conversation
+from training.grpo.credit import returns
+from training.grpo.verl.coding import encoded, state_code
 from training.grpo.verl.rows import AGENT
 from training.grpo.verl.tool import SegmentTool
+from training.rollouts.samples import build_request
+from training.rollouts.sampling import Sample
 
 TOOL = "segment_by_click"
+
+
+class TurnOutput(AgentLoopOutput):
+    """One turn. `earned`: from it to the episode's end; `state`: that it was in (see coding)."""
+
+    earned: float = 0.0
+    state: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """verl gives all outputs of an episode the last one's score: the turn's own is put in its place."""
+        output = super().as_dict()
+        for name in ("earned", "state"):
+            output.pop(name, None)
+        output["rm_scores"] = encoded(self.earned, self.state, len(self.response_ids))
+        return output
 
 
 class IbisAgentLoop(AgentLoopBase):
@@ -41,58 +62,59 @@ class IbisAgentLoop(AgentLoopBase):
         self.room = int(self.rollout_config.response_length)
         self.chat, self.card = chat_of(str(self.config.actor_rollout_ref.model.path))
 
-    async def run(self, sampling_params: dict[str, Any], **row: Any) -> AgentLoopOutput:
-        """Play one episode; the row is one that training.grpo.verl.rows wrote."""
+    async def run(self, sampling_params: dict[str, Any], **row: Any) -> list[AgentLoopOutput]:
+        """Play one episode; the row is one that training.grpo.verl.rows wrote. One output a turn."""
         info, truth = dict(row["extra_info"]), str(row["reward_model"]["ground_truth"])
-        metrics: dict[str, Any] = {"generate_sequences": 0.0, "tool_calls": 0.0}
         name, _ = await self.tool.create(info=info, ground_truth=truth, picture=_picture(row["raw_prompt"]))
+        told: list[dict[str, Any]] = []
+        most = min(self.room, self.card.max_new_tokens)
         try:
-            player = self.tool.player(name)
-            talk = await self._apart(Conversation, self.chat, self.card, player)
-            request, over = uuid4().hex, False
+            rollout, request, over = self.tool.player(name).rollout, uuid4().hex, False
             while not over:
+                turn = await self._apart(rollout.observed, self.card)
+                asked = await self._apart(build_request, self.chat, self.card, turn)
+                images = [Image.fromarray(np.asarray(each)) for each in pictures_of(self.card, turn)]
                 timing: dict[str, float] = {}
                 with simple_timer("generate_sequences", timing):
                     output = await self.server_manager.generate(
                         request_id=request,
-                        prompt_ids=talk.tokens,
-                        sampling_params={**sampling_params, "max_tokens": self._left(talk)},
-                        image_data=[Image.fromarray(each) for each in talk.pictures],
+                        prompt_ids=asked.ids.tolist(),
+                        sampling_params={**sampling_params, "max_tokens": most},
+                        image_data=images,
                     )
-                said = talk.add_reply(list(output.token_ids), output.log_probs)
+                ids = list(output.token_ids)[: self.room]
+                chances = np.asarray(output.log_probs or [0.0] * len(ids), np.float32)[: len(ids)]
+                said = Sample(self.chat.decode(_without_stop(ids, self.chat)), tuple(ids), chances)
                 with simple_timer("tool_calls", timing):
                     over = await self._apart(self.tool.take, name, said)
-                for key, seconds in timing.items():
-                    metrics[key] += seconds
-                if not over:
-                    length, pictures = len(talk.ids), len(talk.pictures)
-                    await self._apart(talk.add_turn)
-                    if self._left(talk) < 1:
-                        # No room for another reply: the turn that nobody answers is taken back.
-                        del talk.ids[length:], talk.mask[length:], talk.logprobs[length:]
-                        del talk.pictures[pictures:]
-                        break
+                told.append({"prompt": asked.ids.tolist(), "images": images, "said": said, "timing": timing})
+                # Which weights wrote it, and the like: the V1 trainer reads them.
+                told[-1]["fields"] = dict(getattr(output, "extra_fields", None) or {})
             scores = self.tool.scores(name)
         finally:
             await self.tool.release(name)
-        return AgentLoopOutput(
-            prompt_ids=talk.prompt,
-            response_ids=talk.ids[: self.room],
-            response_mask=talk.mask[: self.room],
-            response_logprobs=talk.logprobs[: self.room] if sampling_params.get("logprobs") else None,
-            multi_modal_data={"images": [Image.fromarray(each) for each in talk.pictures]},
-            reward_score=scores["score"],
-            num_turns=2 * len(player.rollout.turns),
-            metrics=metrics,
-            extra_fields={
-                "turn_scores": [turn.state.iou_after for turn in player.rollout.turns],
-                "tool_rewards": [],
-                "reward_extra_info": scores,
-            },
-        )
-
-    def _left(self, talk: Conversation) -> int:
-        return min(self.room - len(talk.ids), self.card.max_new_tokens)
+        earned = returns(rollout, self.tool.rewards)
+        return [
+            TurnOutput(
+                prompt_ids=each["prompt"],
+                response_ids=list(each["said"].ids),
+                response_mask=[1] * len(each["said"].ids),
+                response_logprobs=each["said"].logprobs.tolist() if sampling_params.get("logprobs") else None,
+                multi_modal_data={"images": each["images"]},
+                reward_score=scores["score"],
+                num_turns=2 * len(told),
+                metrics=each["timing"],
+                extra_fields={
+                    **each["fields"],
+                    "turn_scores": [turn.state.iou_after for turn in rollout.turns],
+                    "tool_rewards": [],
+                    "reward_extra_info": scores,
+                },
+                earned=float(earned[n]),
+                state=state_code(rollout, n),
+            )
+            for n, each in enumerate(told)
+        ]
 
     async def _apart(self, work: Any, *args: Any) -> Any:
         """In a thread: the other episodes of this worker wait for their tokens meanwhile."""
@@ -104,6 +126,10 @@ def chat_of(folder: str) -> tuple[Chat, ModelCard]:
     """Tokenizer, picture settings and card of a policy; once in a process."""
     card = load_card(folder)
     return Chat.load(folder, card), card
+
+
+def _without_stop(ids: list[int], chat: Chat) -> list[int]:
+    return ids[:-1] if ids and ids[-1] in chat.stops else ids
 
 
 def _picture(messages: Any) -> Any:

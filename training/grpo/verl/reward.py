@@ -26,7 +26,7 @@ from PIL import Image
 
 from training.grpo.objective import score
 from training.grpo.settings import RewardSettings
-from training.grpo.verl.conversation import Player
+from training.grpo.verl.player import Player
 from training.rollouts.roller import Question
 
 SEGMENTER, DEVICE = "IBIS_SEGMENTER", "IBIS_SEGMENTER_DEVICE"

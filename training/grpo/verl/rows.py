@@ -28,6 +28,7 @@ from ibis_agent.policy.observation import Situation, observe
 from PIL import Image
 
 from training.common.commands import ending
+from training.common.policy_folder import check_picture_limits
 from training.sft.turn_data import held_out, read_picture, scan_of
 from training.trajectories.generate import read_trajectories
 
@@ -128,6 +129,7 @@ def main() -> None:
     with ending():
         if not 0 <= args.held < 1 or args.max_turns < 1:
             raise InputError("--held must be from 0 to below 1, and --max-turns at least 1")
+        check_picture_limits(load_card(args.model), args.model)
         counts = write(args.folders, load_card(args.model), args.out, args.held, args.max_turns)
     print(", ".join(f"{split}: {count} questions" for split, count in counts.items()))
 

@@ -16,7 +16,7 @@ from verl.tools.base_tool import BaseTool
 from verl.tools.schemas import OpenAIFunctionToolSchema, ToolResponse
 
 from training.grpo.settings import RewardSettings
-from training.grpo.verl.conversation import Player
+from training.grpo.verl.player import Player
 from training.grpo.verl.reward import DEVICE, SEGMENTER, limits_of, question_of, scored, segmenter
 from training.rollouts.sampling import Sample
 

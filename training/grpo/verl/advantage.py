@@ -1,0 +1,25 @@
+"""The laptop's credit as verl's advantage estimator: algorithm.adv_estimator=ibis_state.
+
+verl imports this module where VERL_USE_EXTERNAL_MODULES names it (launch.sh does). What it computes is
+training.grpo.credit's; how a turn's state gets here is in coding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from verl.trainer.ppo.core_algos import register_adv_est
+
+from training.grpo.verl.coding import advantages_of
+
+NAME = "ibis_state"
+
+
+@register_adv_est(NAME)
+def state_advantage(
+    token_level_rewards: Tensor, response_mask: Tensor, index: Any = None, **_: Any
+) -> tuple[Tensor, Tensor]:
+    """((B, L), (B, L)) advantages, and the same as returns. index: (B,) the questions' ids."""
+    found = advantages_of(token_level_rewards, response_mask, index)
+    return found, found

@@ -1,0 +1,36 @@
+"""One episode, reply by reply: the rollout so far, and the segmenter that does its clicks.
+
+Needs no verl: the agent loop, the tool and the reward function drive it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from ibis_agent.actions import Click
+from ibis_agent.run.episode import Limits
+from ibis_agent.segmenter.contract import PictureSegmenter
+
+from training.rollouts.roller import Question, Rollout, read_action
+from training.rollouts.sampling import Sample
+
+
+class Player:
+    """Plays one episode's replies: the rollout so far, and the segmenter that does its clicks."""
+
+    def __init__(self, question: Question, segmenter: PictureSegmenter, limits: Limits) -> None:
+        self.rollout = Rollout(question)
+        self.segmenter, self.limits = segmenter, limits
+
+    def take(self, said: Sample) -> bool:
+        """Do what a reply asks for; whether the episode is over. Slow: the segmenter runs."""
+        rollout, found = self.rollout, None
+        action = read_action(said.text)
+        if isinstance(action, Click) and not rollout.repeats(action, self.limits):
+            embedding = self.segmenter.embed(rollout.question.rgb)
+            found = self.segmenter.predict(embedding, [*rollout.clicks, action], rollout.logits)
+        rollout.take(None, said, action, found, self.limits)
+        return bool(rollout.reason)
+
+    def take_text(self, text: str) -> bool:
+        """`take` for a reply whose tokens nobody needs."""
+        return self.take(Sample(text, (), np.zeros(0, np.float32)))
