@@ -43,6 +43,7 @@ def test_every_command_is_there_with_its_options(module: str, words: list[str]) 
     files = sorted(path.glob("*.py")) if (path / "__main__.py").is_file() else [path.with_suffix(".py")]
     # What several commands of a package offer alike stands in a file beside them.
     files += sorted(path.parent.glob("*.py")) if path.parent.name != "training" else []
+    files += sorted((ROOT / "training" / "common").glob("*.py"))
     text = "\n".join(file.read_text(encoding="utf-8") for file in files)
     for option in (word for word in words if word.startswith("--")):
         assert option == "--help" or f'"{option}"' in text, option

@@ -9,7 +9,7 @@ coding       what a turn earned and its state, in the numbers that reach an esti
 advantage    the laptop's credit as verl's advantage estimator
 grpo.yaml    what is changed in verl's own configuration; launch.sh starts it on one node or several
 
-verl has its own environment (requirements.txt, requirements.lock): its versions of transformers and others are not ours.
-Installed there are also this project (`pip install -e .`) and sam2; the commands run from the project's folder. What was
-run of it without a GPU, and what was not: training/README.md.
+verl has its own environment (requirements.txt, requirements.lock): its versions of transformers and others are not
+ours. Installed there are also this project (`pip install -e .`) and sam2; the commands run from the project's
+folder. What was run of it without a GPU, and what was not: training/README.md.
 """
