@@ -141,7 +141,7 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._onUsableChanged,
             (lambda: self._openRecorded(example)) if example else None,
         )
-        self.modelsPanel = ModelsPanel(self.ui, self.logic.agent, self.installPanel.usePython)
+        self.modelsPanel = ModelsPanel(self.ui, self.logic.agent, self.installPanel.usePython, say)
         self.installPanel.pythonChanged.connect(self._onPythonChanged)
         self.ui.otherPythonButton.connect("clicked()", self.modelsPanel.choosePython)
         self.ui.questionEdit.connect("textChanged()", self._onQuestionChanged)

@@ -137,9 +137,19 @@ class QFileDialog(QtWidgets.QFileDialog):
     exec_ = exec
 
 
+class QInputDialog(QtWidgets.QInputDialog):
+    """`qt.QInputDialog`: the static call for a text, which PythonQt answers with the text alone, empty on Cancel."""
+
+    cpp_class = True
+
+    @staticmethod
+    def getText(parent: Any, title: str, label: str, *_: Any) -> str:
+        return ask_for_path(label)
+
+
 def install() -> None:
     """Use these classes wherever the facade hands out Qt's."""
     qt = pythonqt.install()
-    qt.QMessageBox, qt.QFileDialog = QMessageBox, QFileDialog
+    qt.QMessageBox, qt.QFileDialog, qt.QInputDialog = QMessageBox, QFileDialog, QInputDialog
     ctk_widgets.ctkMessageBox.exec = _AnsweredBox.exec
     ctk_widgets.ctkMessageBox.exec_ = _AnsweredBox.exec

@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import qt
+import slicer
 
 from ..Agent import Agent
+from ..Errors import telling
 from ..worker import Settings
 from .Texts import gigabytes
 
@@ -20,6 +22,7 @@ _PRECISIONS = (
     ("4 bit", "int4"),
 )
 _DEMO_TEXT = "Demonstration model"
+_FOLDER, _SERVER = "choose a folder", "choose a server"  # data of the entries that ask for more
 _RESEARCH_ONLY = "Research use only. Not a medical device."
 _DEMO_NOTE = "Demonstration models: trained on phantoms and simple CT, not for patients."
 
@@ -29,10 +32,11 @@ class ModelsPanel:
     :param ui: the widgets by name.
     :param agent: the Agent.
     :param pythonChosen: called with the path of a Python that the person chose, empty for Slicer's own.
+    :param say: shows a line to the person.
     """
 
-    def __init__(self, ui, agent: Agent, pythonChosen) -> None:
-        self.ui, self.agent, self._pythonChosen = ui, agent, pythonChosen
+    def __init__(self, ui, agent: Agent, pythonChosen, say) -> None:
+        self.ui, self.agent, self._pythonChosen, self._say = ui, agent, pythonChosen, say
         self._fit = ""
         for text, value in _DEVICES:
             ui.deviceSelector.addItem(text, value)
@@ -46,7 +50,6 @@ class ModelsPanel:
         for selector in (ui.policySelector, ui.segmenterSelector, ui.deviceSelector, ui.precisionSelector):
             selector.connect("currentIndexChanged(int)", self._onChosen)
         ui.pythonSelector.connect("currentIndexChanged(int)", self._onPython)
-        ui.policyButton.connect("clicked()", self._onPolicyFolder)
         ui.segmenterButton.connect("clicked()", self._onSegmenterFile)
         ui.pythonButton.connect("clicked()", self.choosePython)
         ui.loadButton.connect("clicked()", lambda: agent.worker.load(wait=False))
@@ -60,6 +63,9 @@ class ModelsPanel:
         """Show what is chosen."""
         ui, chosen = self.ui, self.agent.worker.client.settings
         _offer(ui.policySelector, _DEMO_TEXT, Settings.DEMO, chosen.policy)
+        for text, data in (("My weights …", _FOLDER), ("A server …", _SERVER)):
+            if ui.policySelector.findData(data) < 0:
+                ui.policySelector.addItem(text, data)
         _offer(ui.segmenterSelector, _DEMO_TEXT, Settings.DEMO, chosen.segmenter)
         _offer(ui.pythonSelector, "Slicer's own", "", Settings.python())
         for selector, value in ((ui.deviceSelector, chosen.device), (ui.precisionSelector, chosen.precision)):
@@ -102,8 +108,10 @@ class ModelsPanel:
         return f"Models loaded on the CPU{f': {gigabytes(free)} of memory free' if free else ''}."
 
     def _noteText(self) -> str:
-        """What the chosen policy is for, where somebody has said so."""
+        """What the chosen policy is for, where somebody has said so, and where it is if not here."""
         chosen = self.agent.worker.client.settings
+        if isServer(chosen.policy):
+            return f"Pictures and questions are sent to {chosen.policy}."
         note = ((self.agent.worker.client.ready or {}).get("card") or {}).get("note", "")
         return _DEMO_NOTE if Settings.DEMO in (chosen.policy, chosen.segmenter) else note
 
@@ -129,6 +137,14 @@ class ModelsPanel:
 
     def _onChosen(self, row: int) -> None:
         ui = self.ui
+        if ui.policySelector.currentData in (_FOLDER, _SERVER):
+            asked = self._askForFolder if ui.policySelector.currentData == _FOLDER else self._askForServer
+            _offer(
+                ui.policySelector,
+                _DEMO_TEXT,
+                Settings.DEMO,
+                asked() or self.agent.worker.client.settings.policy,
+            )
         before = self.agent.worker.client.settings
         settings = replace(
             before,
@@ -139,7 +155,7 @@ class ModelsPanel:
         )
         self._fit = ""
         self.agent.worker.use(settings)
-        if settings.policy != Settings.DEMO and settings != before:
+        if settings.policy != Settings.DEMO and not isServer(settings.policy) and settings != before:
             self.check()
 
     def _onWindow(self, row: int) -> None:
@@ -148,13 +164,31 @@ class ModelsPanel:
     def _onPython(self, row: int) -> None:
         self._pythonChosen(self.ui.pythonSelector.currentData)
 
-    def _onPolicyFolder(self) -> None:
-        folder = qt.QFileDialog.getExistingDirectory(
-            self.ui.policyButton, "Select the folder with the policy weights"
+    def _askForFolder(self) -> str:
+        return qt.QFileDialog.getExistingDirectory(
+            self.ui.policySelector, "Select the folder with the policy weights"
         )
-        if folder:
-            _offer(self.ui.policySelector, _DEMO_TEXT, Settings.DEMO, folder)
-            self._onChosen(0)
+
+    def _askForServer(self) -> str:
+        """The address of a server that the person may send pictures to; empty if they thought better of it."""
+        label = "Address of an OpenAI-compatible server, for example http://localhost:8080/v1"
+        address = qt.QInputDialog.getText(self.ui.policySelector, "Policy on a server", label).strip()
+        if not address:
+            return ""
+        from ibis_agent.policy.remote.source import WHAT_IS_SENT, RemoteAddress
+
+        with telling(self._say):
+            server = RemoteAddress(address)
+            warning = (
+                f"{server.host} is another computer. It will receive {WHAT_IS_SENT}.\n\n"
+                "Continue only if you are allowed to send this data there."
+            )
+            if not server.needs_yes:
+                return address
+            if slicer.util.confirmOkCancelDisplay(warning, "IBISSlicer"):
+                server.agree()
+                return address
+        return ""
 
     def _onSegmenterFile(self) -> None:
         path = qt.QFileDialog.getOpenFileName(
@@ -168,13 +202,18 @@ class ModelsPanel:
             self._onChosen(0)
 
 
+def isServer(policy: str) -> bool:
+    """Whether a policy's place is an address."""
+    return policy.startswith(("http://", "https://"))
+
+
 def _offer(selector, usualText: str, usual: str, chosen: str) -> None:
     """Offer the usual choice and the person's own, which is shown by its last part."""
     blocked = selector.blockSignals(True)
     if selector.findData(usual) < 0:
         selector.addItem(usualText, usual)
     if selector.findData(chosen) < 0:
-        selector.addItem(Path(chosen).name or chosen, chosen)
+        selector.insertItem(1, chosen if isServer(chosen) else Path(chosen).name or chosen, chosen)
     selector.setCurrentIndex(selector.findData(chosen))
     selector.setToolTip(chosen if chosen != usual else usualText)
     selector.blockSignals(blocked)

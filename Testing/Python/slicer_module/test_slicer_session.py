@@ -391,13 +391,44 @@ def test_the_models_panel_says_in_plain_words_what_is_loaded(asked: Panel) -> No
     assert panel.ui.footerLabel.text.startswith("Research use only")
 
 
+def choose_policy(panel: Panel, text: str) -> None:
+    panel.ui.policySelector.setCurrentIndex(panel.ui.policySelector.findText(text))
+    panel.host.process_events()
+
+
+def test_a_server_elsewhere_is_used_only_after_a_yes_and_the_panel_says_where_pictures_go(
+    asked: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from IBISSlicerLib.worker import Settings
+
+    panel, address = asked, "https://models.example.org/v1"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("APPDATA", str(tmp_path))
+    panel.ui.modelsSection.collapsed = False
+    panel.host.answer(address, "Cancel")
+    choose_policy(panel, "A server …")
+    assert Settings.models().policy == "demo" and panel.ui.policySelector.currentText == "Demonstration model"
+    assert "models.example.org is another computer" in panel.host.messages[-1].text
+    assert "no name, no header" in panel.host.messages[-1].text
+    panel.host.answer(address, "Ok")
+    choose_policy(panel, "A server …")
+    assert Settings.models().policy == address
+    assert f"sent to {address}" in panel.ui.footerLabel.text
+    panel.host.answer("ftp://nowhere")
+    choose_policy(panel, "A server …")
+    assert Settings.models().policy == address and panel.status != ""
+    panel.host.answer("http://localhost:8080/v1")  # this computer: no question
+    choose_policy(panel, "A server …")
+    assert Settings.models().policy == "http://localhost:8080/v1"
+
+
 def test_choosing_a_policy_says_whether_it_fits_or_what_is_wrong_with_it(
     asked: Panel, tmp_path: Path
 ) -> None:
     panel = asked
     panel.ui.modelsSection.collapsed = False
     panel.host.answer(str(tmp_path))
-    panel.host.press(panel.ui.policyButton)
+    choose_policy(panel, "My weights …")
     panel.rest()
     assert panel.ui.policySelector.currentText == tmp_path.name
     assert "config.json" in panel.status
