@@ -106,6 +106,13 @@ class Fields:
         inside = self.inside(key)
         return {name: inside.text(name) for name in inside.values}
 
+    def lines(self, key: str) -> tuple[str, ...]:
+        """A list of texts; none where the key is missing."""
+        found = self.value(key, [])
+        if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+            raise self.error(key, "must be a list of texts")
+        return tuple(found)
+
     def choice(self, key: str, options: Sequence[str]) -> str:
         found = self.text(key)
         if found not in options:

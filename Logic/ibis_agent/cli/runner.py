@@ -27,6 +27,8 @@ from ibis_agent.mask import masks, structures
 from ibis_agent.policy.contract import Policy, PolicySource
 from ibis_agent.record.review import write_review
 from ibis_agent.record.run_file import RunFile
+from ibis_agent.run.caveats import caveats
+from ibis_agent.run.measured import answer, measured
 from ibis_agent.run.run import Run
 from ibis_agent.run.state import Place
 from ibis_agent.scan.slices import Stack
@@ -239,9 +241,11 @@ class Runner:
         run, each = self.run, self._pixel_mm2
         facts: dict[str, Any] = {
             "question": run.question,
-            "answer": run.answer,
+            "answer": answer(run),
+            "measurements": measured(run).to_json(),
             "status": run.status,
             "reason": run.reason,
+            "caveats": list(caveats(run)),
         }
         if run.alone:
             pixels = masks.area(run.mask())

@@ -19,6 +19,8 @@ from ibis_agent.cli.signals import Stopper
 from ibis_agent.cli.terminal import Add, Back, Do, Replace, Screen, Spread, ThinkingStream, one_line
 from ibis_agent.errors import Cancelled, IbisError, InputError
 from ibis_agent.run.action import Progress, RunAction, Watch
+from ibis_agent.run.caveats import caveats
+from ibis_agent.run.measured import answer
 from ibis_agent.segmenter.contract import Found
 
 
@@ -302,8 +304,10 @@ class Session:
         screen.line()
         if run.answer:
             screen.line(screen.bold("  Answer"))
-            screen.flow(run.answer)
+            screen.flow(answer(run) or "")
             screen.end_flow()
+        for caveat in caveats(run):
+            screen.line(f"  {screen.warn(one_line(caveat))}")
         facts: dict[str, Any] = {}
         if run.reason and not (run.alone and run.answer):
             facts["stopped"] = run.reason

@@ -29,6 +29,7 @@ from ibis_agent.record.steps import (
 )
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.action import Progress, RunAction, Watch
+from ibis_agent.run.caveats import caveats
 from ibis_agent.run.episode import Limits
 from ibis_agent.run.run import Run
 from ibis_agent.run.settings import Settings
@@ -132,7 +133,9 @@ class Question:
         return slice_to_json(run.found.get(index), run.mask(index), index, run.pixel_mm2)
 
     def _outcome(self) -> Message:
-        return {"status": self.run.status, "reason": self.run.reason, "answer": self.run.answer}
+        run = self.run
+        said = {"status": run.status, "reason": run.reason, "answer": run.answer}
+        return {**said, "caveats": list(caveats(run))}
 
     def _go_to(self, uids: Sequence[Any], cancelled: IsCancelled) -> None:
         wanted = tuple(str(uid) for uid in uids)

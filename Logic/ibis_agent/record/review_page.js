@@ -272,6 +272,8 @@
   $("question").textContent = run.question;
   $("status").textContent = run.outcome;
   $("answer").textContent = run.answer || run.reason || "";
+  $("caveats").hidden = !run.caveats.length;
+  $("caveats").textContent = run.caveats.join(" ");
   $("note").textContent = run.note || "";
   $("note").hidden = !run.note;
   $("facts").append(...run.facts.flatMap(([term, value]) => [make("dt", { textContent: term }), make("dd", { textContent: value })]));

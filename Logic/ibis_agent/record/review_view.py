@@ -47,6 +47,7 @@ def view_of(record: Json) -> dict[str, Any]:
         "answer": str(record.get("answer") or ""),
         "outcome": _OUTCOMES.get(status, status),
         "reason": str(record.get("reason") or ""),
+        "caveats": [str(each) for each in record.get("caveats") or []],
         "note": str(record.get("note") or ""),
         "facts": _facts(record, one),
         "volume": volume,

@@ -45,6 +45,7 @@ class Position:
     status: str = "ready"
     reason: str = ""
     answer: str | None = None
+    caveats: tuple[str, ...] = ()  # what to know before trusting the answer
     rejected: str | None = None  # the step that the person took back last and wants the policy to know of
 
 
@@ -86,6 +87,10 @@ class RunRecord:
     @property
     def reason(self) -> str:
         return self._state.reason
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        return self._state.caveats
 
     @property
     def answer(self) -> str | None:
@@ -310,7 +315,8 @@ class RunRecord:
         """The whole record of the run so far. picture_of: the picture of a slice of a volume; a slice alone has its
         own.
         """
-        outcome = {"answer": self.answer, "status": self.status, "reason": self.reason}
+        outcome: Json = {"answer": self.answer, "status": self.status, "reason": self.reason}
+        outcome |= {"caveats": list(self.caveats)}
         if self.scope == "slice":
             return {**self.head, "question": self.question, **outcome, "steps": self.steps}
         if picture_of is None:
@@ -377,4 +383,5 @@ def _outcome(message: Mapping[str, Any]) -> Json:
         "status": str(message.get("status", "ready")),
         "reason": str(message.get("reason") or ""),
         "answer": message.get("answer"),
+        "caveats": tuple(str(each) for each in message.get("caveats") or ()),
     }

@@ -46,6 +46,7 @@ from ibis_agent.record.steps import (
 )
 from ibis_agent.run.action import RunAction, Watch
 from ibis_agent.run.alone import Alone
+from ibis_agent.run.caveats import caveats
 from ibis_agent.run.episode import Limits, Status, Step
 from ibis_agent.run.plan import key_of, steps_on
 from ibis_agent.run.run import Run
@@ -66,6 +67,7 @@ class Trajectory:
         rows: what is known of every slice of a volume, see steps.slice_to_json.
         status, reason: how it stood at the end.
         answer: what was answered.
+        caveats: what to know before trusting it, see run.caveats.
         policy, segmenter: identities ("name", "sha256", …); policy None where a person clicked alone.
         settings: of the run.
         source: the name of the scan's file, without its folder.
@@ -83,6 +85,7 @@ class Trajectory:
     status: Status = "ready"
     reason: str = ""
     answer: str | None = None
+    caveats: tuple[str, ...] = ()
     policy: Mapping[str, str] | None = None
     segmenter: Mapping[str, str] = field(default_factory=dict)
     settings: Settings = field(default_factory=lambda: Settings(Limits(), follow="alone"))
@@ -112,6 +115,7 @@ class Trajectory:
             status=run.status,
             reason=run.reason,
             answer=run.answer,
+            caveats=caveats(run),
             policy=None if policy is None else dict(policy.identity),
             segmenter=dict(run.segmenter.identity),
             settings=run.settings,
@@ -151,6 +155,7 @@ class Trajectory:
             question=fields.text("question"),
             status=status,
             reason=fields.text("reason"),
+            caveats=fields.lines("caveats"),
             policy=models.texts("policy", optional=True),
             segmenter=models.texts("segmenter") or {},
             settings=settings_from_json(fields.inside("limits"), alone),
@@ -260,7 +265,8 @@ class Trajectory:
 
     def outcome(self) -> Json:
         """How the run stands."""
-        return {"answer": self.answer, "status": self.status, "reason": self.reason}
+        said = {"answer": self.answer, "status": self.status, "reason": self.reason}
+        return {**said, "caveats": list(self.caveats)}
 
     def to_json(self) -> Json:
         """Plain values for a JSON file."""

@@ -1,0 +1,29 @@
+"""A run's mask, measured: what a question about size is answered with."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ibis_agent.mask.measurements import Measurements, answer_with_size, asks_for_size, measure
+from ibis_agent.run.state import RunState
+from ibis_agent.scan.slices import Stack
+
+
+def measured(run: RunState) -> Measurements:
+    """The measures of the mask as it stands; in pixels where the scan has no pixel size."""
+    one = run.slices.geometry(run.slices.first)
+    known = one.row_mm is not None and one.col_mm is not None
+    if run.alone:
+        return measure(run.mask(), (one.row_mm or 1.0, one.col_mm or 1.0) if known else None)
+    scan = run.slices.scan if isinstance(run.slices, Stack) else None
+    spacing = np.linalg.norm(one.affine[:3, :3], axis=0).tolist() if known else None
+    values = None if scan is None else scan.voxels
+    return measure(run.volume(), spacing, one.axis, values, scan is not None and scan.may_be_ct)
+
+
+def answer(run: RunState) -> str | None:
+    """The run's answer, with the measures where the question asks for them ("How large is the spleen?")."""
+    said = run.answer
+    if said is None or not asks_for_size(run.question):
+        return said
+    return answer_with_size(run.question, said, measured(run))

@@ -1,0 +1,65 @@
+"""What is told beside an answer: another structure than asked for, doubtful slices, a mask that reaches the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from bright_volumes import disc, grown
+from chained_segmenter import ChainedSegmenter, clicking, picture
+from ibis_agent.actions import Reply, Terminate, format_reply
+from ibis_agent.policy.contract import ScriptedPolicy
+from ibis_agent.record.trajectory import Trajectory
+from ibis_agent.run.caveats import _in_ranges, caveats
+from ibis_agent.run.measured import answer, measured
+from ibis_agent.run.run import Run
+
+
+def run_of(question: str, *replies: str) -> Run:
+    run = Run.on_picture(picture(), question, ScriptedPolicy(replies), ChainedSegmenter())
+    run.run()
+    return run
+
+
+def ending(answered: str, thought: str = "It fits.") -> str:
+    return format_reply(Reply(thought, Terminate(answered)))
+
+
+def test_an_answer_about_another_structure_is_told_once() -> None:
+    run = run_of(
+        "Segment the liver", clicking(0.5, thought="The spleen is here."), ending("The spleen is segmented.")
+    )
+    assert caveats(run) == ("The policy speaks of the spleen, but the question asks for the liver.",)
+
+
+def test_an_answer_about_what_was_asked_for_has_no_caveat() -> None:
+    assert caveats(run_of("Segment the liver", clicking(0.5), ending("The liver is segmented."))) == ()
+
+
+def test_a_caveat_is_kept_in_the_record(tmp_path: Path) -> None:
+    run = run_of("Segment the left kidney", ending("There is no right kidney in this picture."))
+    Trajectory.of(run).save(tmp_path / "trajectory.json")
+    assert json.loads((tmp_path / "trajectory.json").read_text())["caveats"] == list(caveats(run)) != []
+    assert Trajectory.load(tmp_path / "trajectory.json").caveats == caveats(run)
+
+
+def test_a_mask_that_reaches_the_end_of_the_scan_is_told() -> None:
+    run = grown([disc()] * 6, key=3)
+    run.policy = None
+    run.step()  # the end
+    told = " ".join(caveats(run))
+    assert "first slice of the scan (0)" in told and "last slice of the scan (5)" in told
+
+
+def test_slices_are_told_in_ranges() -> None:
+    assert _in_ranges([4]) == "slice 4"
+    assert _in_ranges([3, 4, 5, 7]) == "slices 3 to 5 and 7"
+    assert _in_ranges([1, 2, 4, 6, 7]) == "slices 1 to 2, 4 and 6 to 7"
+
+
+def test_a_question_about_size_is_answered_with_the_measures() -> None:
+    run = run_of("How large is the liver?", clicking(0.5), ending("The liver is segmented."))
+    assert measured(run).voxels == int(np.count_nonzero(run.mask()))
+    assert str(answer(run)).startswith("The liver is segmented. It measures ")
+    assert answer(run_of("Segment the liver", clicking(0.5), ending("Done."))) == "Done."
