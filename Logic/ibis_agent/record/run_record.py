@@ -316,7 +316,7 @@ class RunRecord:
         own.
         """
         outcome: Json = {"answer": self.answer, "status": self.status, "reason": self.reason}
-        outcome |= {"caveats": list(self.caveats)}
+        outcome |= {"caveats": list(self.caveats)} if self.caveats else {}
         if self.scope == "slice":
             return {**self.head, "question": self.question, **outcome, "steps": self.steps}
         if picture_of is None:
@@ -346,9 +346,9 @@ class RunRecord:
             "question": self.question,
             "head": self.head,
             "known": self._all(),
-            "state": asdict(self._state),
-            "undo": [asdict(state) for state in self._trail.past],
-            "redo": [asdict(state) for state in self._trail.future],
+            "state": _position_to_json(self._state),
+            "undo": [_position_to_json(state) for state in self._trail.past],
+            "redo": [_position_to_json(state) for state in self._trail.future],
         }
 
     @classmethod
@@ -376,6 +376,11 @@ class RunRecord:
         if missing:
             raise ValueError(f"a step is missing: {missing[0]}")
         return Position(steps, **_outcome(state), rejected=state.get("rejected"))
+
+
+def _position_to_json(state: Position) -> Json:
+    values = asdict(state)
+    return values if state.caveats else {key: values[key] for key in values if key != "caveats"}
 
 
 def _outcome(message: Mapping[str, Any]) -> Json:

@@ -265,8 +265,8 @@ class Trajectory:
 
     def outcome(self) -> Json:
         """How the run stands."""
-        said = {"answer": self.answer, "status": self.status, "reason": self.reason}
-        return {**said, "caveats": list(self.caveats)}
+        said: Json = {"answer": self.answer, "status": self.status, "reason": self.reason}
+        return {**said, "caveats": list(self.caveats)} if self.caveats else said
 
     def to_json(self) -> Json:
         """Plain values for a JSON file."""
