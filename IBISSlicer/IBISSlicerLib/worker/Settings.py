@@ -36,6 +36,9 @@ def models() -> ModelSettings:
         segmenter_config=_text("segmenterConfig"),
         device=_text("device", "auto"),
         precision=_text("precision", "auto"),
+        model=_text("serverModel"),
+        card=_text("serverCard"),
+        send_pictures_to=_text("sendPicturesTo"),
     )
 
 
@@ -45,6 +48,9 @@ def setModels(settings: ModelSettings) -> None:
     _write("segmenterConfig", settings.segmenter_config)
     _write("device", settings.device)
     _write("precision", settings.precision)
+    _write("serverModel", settings.model)
+    _write("serverCard", settings.card)
+    _write("sendPicturesTo", settings.send_pictures_to)
 
 
 def python() -> str:

@@ -49,6 +49,10 @@ class ModelSettings:
     segmenter_config: str = ""
     device: str = "auto"
     precision: str = "auto"
+    # Of a policy on a server: its name there, its card, and the host that the person agreed to send pictures to.
+    model: str = ""
+    card: str = ""
+    send_pictures_to: str = ""
 
 
 @dataclass(eq=False)

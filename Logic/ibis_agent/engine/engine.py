@@ -61,7 +61,7 @@ class Engine:
 
     # Models
 
-    def load_policy(self, where: str, device: str, precision: str) -> Policy:
+    def load_policy(self, where: Any, device: str, precision: str) -> Policy:
         return policies.open(where, device, precision)
 
     def load_segmenter(self, where: str, config: str, device: str) -> Any:
@@ -70,7 +70,7 @@ class Engine:
     def _load(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
         """Load what is not loaded yet. A part that changes is let go first: both may not fit at once."""
         where = {key: str(request.get(key) or default) for key, default in _DEFAULTS.items()}
-        policy = (where["policy"], where["device"], where["precision"])
+        policy = tuple(where[key] for key in ("policy", "device", "precision", *_OF_A_SERVER))
         segmenter = (where["segmenter"], where["segmenter_config"], where["device"])
         self._questions.clear()
         if self._made_of.get("policy") != policy:
@@ -87,7 +87,7 @@ class Engine:
         _check(cancelled)
         if self._policy is None:
             emit("loading", text=f"Loading the policy ({_shown(where['policy'])}) …")
-            self._policy = self.load_policy(where["policy"], where["device"], where["precision"])
+            self._policy = self.load_policy(_source(where), where["device"], where["precision"])
             self._made_of["policy"] = policy
         card = self._policy.card
         return {
@@ -115,7 +115,7 @@ class Engine:
     def _info(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
         """Whether the chosen policy fits, told from its files before anything is loaded."""
         where, device = str(request.get("policy") or DEMO), str(request.get("device") or "auto")
-        found = policies.find(where)
+        found = policies.find(_source({**_DEFAULTS, **request, "policy": where}))
         found.check()
         device = _device(device)
         precision = str(request.get("precision") or "auto")
@@ -214,7 +214,22 @@ class Engine:
                 self._images.discard(file)
 
 
-_DEFAULTS = {"policy": DEMO, "segmenter": DEMO, "segmenter_config": "", "device": "auto", "precision": "auto"}
+_OF_A_SERVER = ("model", "card", "send_pictures_to")
+_DEFAULTS = {
+    "policy": DEMO,
+    "segmenter": DEMO,
+    "segmenter_config": "",
+    "device": "auto",
+    "precision": "auto",
+    **dict.fromkeys(_OF_A_SERVER, ""),
+}
+
+
+def _source(where: Message) -> Any:
+    """Where the policy comes from; of a server also its model, its card, and the yes."""
+    if not policies.is_address(where["policy"]):
+        return where["policy"]
+    return policies.find(where["policy"], *(where[key] for key in _OF_A_SERVER))
 
 
 def _device(name: str) -> str:
@@ -229,7 +244,7 @@ def _device(name: str) -> str:
 
 
 def _shown(where: str) -> str:
-    return "demonstration" if where == DEMO else Path(where).name
+    return "demonstration" if where == DEMO else where if policies.is_address(where) else Path(where).name
 
 
 def _check(cancelled: Cancelled) -> None:

@@ -7,7 +7,7 @@ Requests (to the worker's stdin), each with an integer `id`:
 
 | request  | fields | ends with |
 |----------|--------|-----------|
-| load     | policy, segmenter, segmenter_config, device, precision | `ready` |
+| load     | policy, segmenter, segmenter_config, device, precision; model, card, send_pictures_to | `ready` |
 | ask      | session, question, scope, limits; image, or head and known to resume | `done` with `head` |
 | step     | session, after (uids of the steps to go on from), rejected | `step`, `done` |
 | add      | session, after, click; for a volume slice, replace | `step`, `done` |
@@ -17,6 +17,9 @@ Requests (to the worker's stdin), each with an integer `id`:
 | unload   | | `done` |
 | cancel   | target (the id of a request) | the target ends with `error`, kind `cancelled` |
 | shutdown | | the process ends |
+
+`policy` may be the address of a server: then `model` is its name there, `card` the path of its card, and
+`send_pictures_to` the host that the person agreed to send pictures to.
 
 `image` is described at question.cut_picture; `head` is a trajectory without its steps, `known` its steps by
 uid. Going back, undoing and redoing need no request: `after` says which steps a request builds on.

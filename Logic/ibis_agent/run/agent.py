@@ -13,6 +13,7 @@ from ibis_agent.errors import InputError
 from ibis_agent.run import growth, second_look
 from ibis_agent.run.action import RunAction, Stage, Watch, Way
 from ibis_agent.run.episode import Step
+from ibis_agent.run.key_slice import spread_out
 from ibis_agent.run.plan import (
     Looks,
     clicks_on,
@@ -86,10 +87,29 @@ def _look(run: RunState, watch: Watch) -> RunAction:
     begun = time.perf_counter()
     index = _search(run).wanted if run.rejected is None else run.rejected.index
     assert index is not None
-    step = episode_on(run, index).step(watch.text, watch.cancelled, watch.retry)
+    episode = episode_on(run, index)
+    if run.rejected is None and run.policy is not None:
+        _ask_ahead(run)
+        episode.policy = run.ahead.policy_for(index, run.policy)
+    try:
+        step = episode.step(watch.text, watch.cancelled, watch.retry)
+    except BaseException:
+        run.ahead.stop()
+        raise
     steps = () if step is None else (step,)
     words = look_at(index, steps, run.row_mm * run.col_mm).words
     return run.done("look", index, "policy", run.in_units(words), begun, watch, steps=steps)
+
+
+def _ask_ahead(run: RunState) -> None:
+    """Have several of the first looks asked at once, where the policy can answer so many."""
+    together = int(getattr(run.policy, "together", 1))
+    if together < 2 or run.policy is None:
+        return
+    slices, known = run.slices, _search(run).known
+    first = spread_out(slices.first, slices.last, run.gap_mm, run.settings.search)
+    waiting = [index for index in first if index not in known][:together]
+    run.ahead.ask(run.policy, {n: episode_on(run, n).turn() for n in waiting if n not in run.ahead})
 
 
 def _turn(run: RunState, watch: Watch) -> RunAction | None:

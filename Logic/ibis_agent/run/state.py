@@ -20,6 +20,7 @@ from ibis_agent.mask.masks import area
 from ibis_agent.policy.contract import Policy
 from ibis_agent.policy.prompts import check_question
 from ibis_agent.run.action import Kind, RunAction, Watch
+from ibis_agent.run.ahead import Ahead
 from ibis_agent.run.alone import Alone
 from ibis_agent.run.doubt import Doubt, doubts, seen_otherwise
 from ibis_agent.run.episode import Author, Halt, Limits, Status, Step, halt_after
@@ -70,6 +71,7 @@ class RunState:
         Raises InputError for a question that cannot be asked.
         """
         settings = settings or Settings()
+        self.ahead = Ahead()
         self.slices, self.policy, self.segmenter = slices, policy, segmenter
         asked = (policy.card.max_question, policy.card.script) if policy is not None else ()
         self.question = check_question(question, *asked)

@@ -45,7 +45,7 @@ class RemoteAddress:
         Raises InputError for what is not an address.
         """
         self.connection = Connection(address, os.environ.get(KEY_VARIABLE), KEY_VARIABLE)
-        self.model, self._card, self._agreed = model, card, agreed
+        self.model, self._card, self._agreed = model, card or None, agreed
         self._patience = patience
 
     @property

@@ -16,12 +16,14 @@ import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
 import numpy as np
 import pytest
+from bright_volumes import NOTHING, disc, run_over
 from chained_segmenter import ENDING, ChainedSegmenter, clicking
 from chained_segmenter import picture as small_picture
 from chat_server import ChatServer, conversation, hostile, seeing, served, serving
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
 from ibis_agent.cli import chosen_policy
 from ibis_agent.cli import commands as cli
+from ibis_agent.engine.engine import Engine
 from ibis_agent.errors import Cancelled, IbisError, InputError, ModelError
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.observation import Situation, observe
@@ -32,7 +34,8 @@ from ibis_agent.policy.remote.connection import Connection
 from ibis_agent.policy.remote.picture import sent_size
 from ibis_agent.policy.remote.remote import RemotePolicy
 from ibis_agent.policy.remote.source import RemoteAddress, settings_file
-from ibis_agent.run.episode import Episode
+from ibis_agent.run.action import Watch
+from ibis_agent.run.run import Run
 from ibis_agent.scan.picture import Picture, PictureGeometry
 from PIL import Image
 
@@ -90,11 +93,11 @@ def test_a_run_with_the_served_policy_goes_as_one_with_the_local(demo: Any, demo
     picture = Picture(organs(), PictureGeometry.of_picture(300, 420), None)
     segmenter = segmenters.open("demo", device="cpu")
     here, there = (
-        Episode(picture, "Segment the liver", policy, segmenter)
+        Run.on_picture(picture, "Segment the liver", policy, segmenter)
         for policy in (demo, remote(demo_server.url, demo.card))
     )
-    for episode in (here, there):
-        episode.run()
+    for run in (here, there):
+        run.run()
     assert [step.reply for step in here.steps] == [step.reply for step in there.steps]
     assert all(np.array_equal(a.mask, b.mask) for a, b in zip(here.steps, there.steps, strict=True))
     assert there.policy is not None and there.policy.identity["address"] == demo_server.url
@@ -257,16 +260,16 @@ def asked(url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFi
     """What is said about a server in the middle of a run; the run stands as it stood."""
     monkeypatch.setattr("ibis_agent.policy.remote.chat._LONGEST_PAUSE", 0.02)
     caplog.set_level("DEBUG")
-    episode = Episode(
+    run = Run.on_picture(
         small_picture(), "Segment the liver", remote(url, key=KEY, patience=HASTY), ChainedSegmenter()
     )
-    episode.add(Click(0.4, 0.5))
-    before, steps = episode.mask, episode.steps
+    run.click(run.slices.first, Click(0.4, 0.5))
+    before, actions = run.mask(), run.actions
     with pytest.raises(IbisError) as refused:
-        episode.step()
-        assert episode.status != "paused", "an unreadable reply"
+        run.step()
+        assert run.status != "paused", "an unreadable reply"
         raise ModelError("the reply made a step")
-    assert episode.mask is before and episode.steps == steps
+    assert np.array_equal(run.mask(), before) and run.actions is actions and before.any()
     said = str(refused.value)
     assert KEY not in said + caplog.text + repr(refused.value.__cause__) and len(said) < 700
     return said
@@ -346,8 +349,8 @@ def test_a_server_that_never_ends_is_left(
 @pytest.mark.parametrize("sent", ["Positive Point (1.3, 0.4)", "Positive Point (412, 300)", "[1, 2]"])
 def test_other_coordinates_are_an_unreadable_reply_and_no_click(sent: str) -> None:
     with serving(seeing(lambda rgb, text: f"<action>{sent}</action>")) as server:
-        episode = Episode(small_picture(), "Segment the liver", remote(server.url), ChainedSegmenter())
-        assert episode.step() is None and episode.status == "paused" and not episode.steps
+        run = Run.on_picture(small_picture(), "Segment the liver", remote(server.url), ChainedSegmenter())
+        assert run.step() is None and run.status == "paused" and not run.steps
 
 
 def test_a_busy_server_is_asked_again_and_what_it_asks_for_is_kept() -> None:
@@ -562,3 +565,88 @@ def test_a_yes_at_the_terminal_holds_for_that_address(monkeypatch: pytest.Monkey
     chosen_policy.chosen(argparse.Namespace(**far))
     with pytest.raises(InputError, match="would leave this machine"):
         chosen_policy.chosen(argparse.Namespace(**{**far, "policy": "https://near.example/v1"}))
+
+
+# ---- the worker, and whole volumes --------------------------------------------------------------------------
+
+
+def test_the_worker_takes_a_policy_behind_an_address_and_needs_the_same_yes(
+    demo_server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = {"request": "load", "id": 1, "device": "cpu"}
+
+    def emit(event: str, **more: Any) -> None:
+        pass
+
+    near = {"policy": demo_server.url, "model": "demo", "card": str(demo_folder())}
+    ready = Engine().do({**load, **near}, emit, lambda: False)
+    assert ready["policy"]["address"] == demo_server.url and ready["card"]["orientation"] == "radiological"
+    monkeypatch.setattr(Connection, "open", lambda *_: pytest.fail("something was sent"))
+    with pytest.raises(InputError, match="would leave this machine"):
+        Engine().do({**load, "policy": "https://far.example/v1", "model": "m"}, emit, lambda: False)
+
+
+@pytest.fixture
+def eyes() -> Callable[..., str]:
+    """Clicks the bright thing where it is large."""
+
+    def answer(rgb: np.ndarray, text: str) -> str:
+        return (
+            pointing()(rgb, text) if (rgb[:, :, 0] > 128).mean() > 0.05 and "so far" not in text else ENDING
+        )
+
+    return answer
+
+
+def searched(url: str, together: int) -> Any:
+    policy = remote(url)
+    policy.together = together  # type: ignore[misc]
+    run = run_over([disc(6) if 8 <= n <= 16 else NOTHING for n in range(24)], policy=policy)
+    while run.key is None:
+        run.step()
+    return run
+
+
+def test_first_looks_go_out_together_and_give_what_they_give_one_by_one(eyes: Callable[..., str]) -> None:
+    several = threading.Event()
+    plain = seeing(eyes)
+
+    def respond(body: Any, send: Callable[[str], None]) -> tuple[int, int]:
+        if server.busy > 1:
+            several.set()
+        several.wait(20)  # the first one waits for company
+        return plain(body, send)
+
+    with serving(respond) as server:
+        fast = searched(server.url, 4)
+        assert server.most_busy > 1
+        slow = searched(server.url, 1)
+        looks = [[(each.kind, each.index, each.words) for each in run.actions] for run in (fast, slow)]
+        assert looks[0] == looks[1] and len(looks[0]) > 4
+        assert np.array_equal(fast.mask(fast.key), slow.mask(slow.key))
+
+
+def test_a_stop_during_first_looks_leaves_the_run_as_it_was_and_asks_anew(eyes: Callable[..., str]) -> None:
+    released = threading.Event()
+    plain = seeing(eyes)
+
+    def respond(body: Any, send: Callable[[str], None]) -> tuple[int, int]:
+        released.wait(60)
+        return plain(body, send)
+
+    with serving(respond) as server:
+        run = run_over([disc(6)] * 12, policy=remote(server.url))
+        with pytest.raises(Cancelled):
+            run.step(Watch(cancelled=lambda: bool(server.bodies)))
+        assert run.actions == ()
+        released.set()
+        run.step()
+        assert len(run.actions) == 1
+
+
+def test_a_failing_server_fails_the_look_and_the_run_stands() -> None:
+    with hostile(lambda connection: (connection.sendall(http("400 Bad")), connection.close())) as url:
+        run = run_over([disc(6)] * 12, policy=remote(url, patience=HASTY))
+        with pytest.raises(ModelError, match="refused"):
+            run.step()
+        assert run.actions == () and run.status == "ready"
