@@ -29,7 +29,7 @@ exit codes:
   5    the agent paused: its reply could not be read twice; what it did so far is kept
   6    replay: the masks differ from the recorded ones
   7    cohort: some scans could not be done; the others are
-  130  stopped by Ctrl-C; the steps so far are kept
+  130  stopped by Ctrl-C, SIGTERM or SIGHUP; what was done so far is kept
   141  stopped, since nobody reads what is printed any more; the steps so far are kept
 
 Research use only. Not a medical device."""
@@ -106,7 +106,7 @@ def _add_run(commands: Any) -> None:
         "--resume",
         type=Path,
         metavar="FILE",
-        help="go on from a trajectory.json; with --volume name SCAN too",
+        help="go on from a trajectory.json; of a volume name SCAN too",
     )
 
     out = run.add_argument_group("what comes out")

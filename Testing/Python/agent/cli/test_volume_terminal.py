@@ -8,6 +8,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from ibis_agent.cli.session import Session, Stopped
 from ibis_agent.cli.terminal import Screen
 from ibis_agent.mask.masks import encode_rle
 from ibis_agent.policy.contract import ScriptedPolicy
+from ibis_agent.record import published
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.action import Watch
 
@@ -217,3 +220,74 @@ def test_a_volume_whose_voxels_have_no_size_is_told_in_voxels_and_pixels(
     assert {row["area_mm2"] for row in record["slices"] if row["area_px"]} == {None}
     assert " mL" not in inspect(out / "trajectory.json")["Trajectory"]["object"]
     assert Trajectory.load(out / "trajectory.json").ml is None
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_whatever_ends_a_volume_run_it_is_gone_on_with_from_its_last_action(
+    terminal: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    class Ended(Clicker):
+        def reply(self, *asked: object) -> str:
+            said = super().reply(*asked)  # type: ignore[arg-type]
+            if len(self.turns) == 3:
+                os.kill(os.getpid(), getattr(signal, name))
+            return said
+
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    terminal("--prompt", "Segment the liver", "--out", str(whole))
+    before = signal.signal(getattr(signal, name), signal.default_int_handler)
+    try:
+        with monkeypatch.context() as ended:
+            ended.setattr(runner, "load_policy", lambda folder, asked: Ended())
+            terminal("--prompt", "Segment the liver", "--out", str(out), code=cli.INTERRUPTED)
+    finally:
+        assert signal.signal(getattr(signal, name), before) is signal.default_int_handler
+    assert "2 actions are kept" in capsys.readouterr().err
+    assert len(Trajectory.load(out / "trajectory.json").actions) == 2
+    given = ["--resume", str(out / "trajectory.json"), "--out", str(out)]
+    terminal(*given)
+    ended_run, straight = (Trajectory.load(each / "trajectory.json") for each in (out, whole))
+    assert kinds(ended_run) == kinds(straight) and np.array_equal(ended_run.volume(), straight.volume())
+    assert {each.name for each in out.iterdir()} == {"trajectory.json", "mask.nii.gz", "review.html"}
+
+
+def test_a_volume_run_that_was_killed_is_gone_on_with_without_saying_that_it_is_a_volume(
+    terminal: Callable[..., str], tmp_path: Path, scan_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    terminal("--prompt", "Segment the liver", "--out", str(whole))
+    asked = request.Request(
+        scan=scan_file, question="Segment the liver", window=(0, 255), out=out, volume=True, follow="memory"
+    )
+    killed = runner.Runner(asked)
+    killed.load()
+    for _ in range(9):
+        killed.do(killed.run.step)
+    killed.give_back()  # as the end of a process does; nothing else is written
+    record = out / "trajectory.json"
+    assert (out / "trajectory.json.journal").is_file()
+    assert inspect(record)["Trajectory"]["actions"].startswith("9, ")
+    assert cli.main(["replay", str(record)]) == cli.OK
+    assert cli.main(["run", "--resume", str(record)]) == cli.BAD_INPUT
+    assert "made.nii.gz" in capsys.readouterr().err, "the scan is not in the record"
+    assert cli.main(["run", str(scan_file), "--resume", str(record), "--quiet"]) == cli.OK
+    ended, straight = (Trajectory.load(each / "trajectory.json") for each in (out, whole))
+    assert kinds(ended) == kinds(straight) and np.array_equal(ended.volume(), straight.volume())
+    assert not (out / "trajectory.json.journal").exists()
+
+
+def test_a_volume_is_converted_to_the_published_format_slice_by_slice(
+    terminal: Callable[..., str], tmp_path: Path
+) -> None:
+    out, theirs = tmp_path / "out", tmp_path / "published.json"
+    terminal("--prompt", "Segment the liver", "--step", "--out", str(out), typed="all\n9 + 5 5 px\na\n")
+    assert cli.main(["convert", str(out / "trajectory.json"), "--out", str(theirs)]) == cli.OK
+    recorded = Trajectory.load(out / "trajectory.json")
+    clicked = sorted({each.index for each in recorded.actions if each.kind == "click"})
+    found = published.load(theirs)
+    assert [each.nii_data["slice_idx"] for each in found if each.nii_data] == clicked and len(clicked) > 1
+    assert all(each.steps and each.steps[-1].mask.any() for each in found)
