@@ -26,6 +26,7 @@ from .SubjectHierarchy import giveItem, modalityOf, putBeside
 
 ATTRIBUTE = "IBISSlicer.Run"  # of the text node: "open", or "accepted" when the mask went into a segmentation
 _SCHEMA = "ibis-slicer-run/1"
+_SHOWN = "IBISSlicer.Shown"  # of the text node: the number of the step that is shown
 
 
 class SceneRun:
@@ -51,6 +52,7 @@ class SceneRun:
         self.frameMark = FrameMark()
         self._image = image  # how the worker gets the slice; see ibis_agent.engine.question.cut_picture
         self._toRas = toRas
+        self._written: int | None = None  # the state of the record that the text node holds
 
     @classmethod
     def create(
@@ -121,7 +123,10 @@ class SceneRun:
             if saved["schema"] != _SCHEMA:
                 raise ValueError(f"schema {saved['schema']}")
             toRas = np.array(saved["toRas"], dtype=float).reshape(4, 4)
-            return RunRecord.from_json(saved["run"]), dict(saved["image"]), toRas, int(saved["shown"])
+            shown = (
+                textNode.GetAttribute(_SHOWN) or saved["shown"]
+            )  # earlier versions have it in the text alone
+            return RunRecord.from_json(saved["run"]), dict(saved["image"]), toRas, int(shown)
         except (TypeError, KeyError, ValueError) as error:
             problem = f"the text node {textNode.GetName()} is not a run of IBISSlicer"
             raise InputError(problem, value=str(error)) from error
@@ -252,7 +257,14 @@ class SceneRun:
         return tuple(world)
 
     def save(self) -> None:
-        """Bring the text node up to date, so that it can be saved with the scene at any moment."""
+        """Bring the text node up to date, so that it can be saved with the scene at any moment.
+
+        The record of a long run is large: it is written where it has changed, not for another row that is shown.
+        """
+        self.textNode.SetAttribute(_SHOWN, str(self.shown))
+        if self._written == self.record.changes:
+            return
+        self._written = self.record.changes
         saved = {
             "schema": _SCHEMA,
             "run": self.record.to_json(),

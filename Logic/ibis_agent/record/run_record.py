@@ -57,6 +57,7 @@ class RunRecord:
         question: what was asked.
         scope: "slice" or "volume".
         head: the record without its steps and outcome (pictures, models, limits), once the worker has answered.
+        changes: grows with every change, so that who keeps the record elsewhere need not write it twice.
     """
 
     def __init__(self, question: str, scope: Scope = "slice", session: str | None = None):
@@ -66,6 +67,7 @@ class RunRecord:
         self._known: dict[str, Json] = {}
         self._state = Position()
         self._trail: Trail[Position] = Trail()
+        self.changes = 0
 
     # What is
 
@@ -195,6 +197,7 @@ class RunRecord:
 
     def open(self, head: Mapping[str, Any]) -> None:
         """The worker has cut the slices. A record that has some already keeps them: its steps belong to those."""
+        self.changes += 1
         if not self.head:
             self.head = dict(head)
         else:
@@ -213,7 +216,7 @@ class RunRecord:
 
     def settle(self, outcome: Mapping[str, Any]) -> None:
         """How the run stands now, where no step came of a request (two unreadable replies, a limit)."""
-        self._state = replace(self._state, **_outcome(outcome))
+        self._stand(replace(self._state, **_outcome(outcome)))
 
     def back(self, number: int) -> None:
         """Keep the first `number` steps. Can be undone."""
@@ -285,10 +288,11 @@ class RunRecord:
 
     def _stand(self, position: Position) -> None:
         self._state = position
+        self.changes += 1
 
     def _go(self, position: Position) -> None:
         self._trail.leave(self._state)
-        self._state = position
+        self._stand(position)
 
     def _ends(self, step: Json) -> bool:
         return step["kind"] == "end" if self.scope == "volume" else step["action"]["kind"] == "terminate"

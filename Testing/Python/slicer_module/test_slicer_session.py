@@ -459,3 +459,13 @@ def test_a_graphics_card_that_is_too_small_is_told_with_a_way_out_and_its_memory
     panel.host.press(panel.ui.loadButton)
     panel.rest()
     assert "Models loaded on NVIDIA RTX: 9.0 GB used, 3.0 GB free." in panel.ui.modelsStatusLabel.text
+
+
+def test_looking_at_another_row_does_not_write_the_run_again(stepped: Panel) -> None:
+    node = stepped.run.textNode
+    written = node.GetText()
+    stepped.select(1)
+    assert stepped.run.shown == 1 and node.GetText() == written
+    stepped.select(2)
+    stepped.step()
+    assert node.GetText() != written
