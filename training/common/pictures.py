@@ -41,6 +41,7 @@ class Choice:
         slices: "shown" (all that show something), "all", or voxel indices as text.
         every: each so manieth of them; per_plane: at most so many, evenly spread. Zero: no limit.
         structures: names; empty for all.
+        joined: further structures of phantoms, made of several: ("both kidneys", ("left kidney", "right kidney")).
         mask_values: values of the masks; empty for all.
         least_area: share of the picture that a structure must cover to be asked for.
         orientation: how slices are turned.
@@ -56,6 +57,7 @@ class Choice:
     every: int = 1
     per_plane: int = 0
     structures: tuple[str, ...] = ()
+    joined: tuple[tuple[str, tuple[str, ...]], ...] = ()
     mask_values: tuple[int, ...] = ()
     least_area: float = 0.001
     orientation: str = Orientation.RADIOLOGICAL.value
@@ -358,8 +360,12 @@ def _phantom(group: Group, choice: Choice) -> Shown:
     picture = Picture(
         np.repeat(grey[:, :, None], 3, 2), PictureGeometry.of_picture(*grey.shape), window, frame=frame
     )
-    names = [name for name in STRUCTURES if not choice.structures or name in choice.structures]
-    truths = {name: phantom.masks[name] for name in names}
+    truths = {name: phantom.masks[name] for name in STRUCTURES}
+    for name, parts in choice.joined:
+        truths[name] = np.logical_or.reduce([phantom.masks[part] for part in parts])
+    truths = {
+        name: each for name, each in truths.items() if not choice.structures or name in choice.structures
+    }
     return _sorted_out(group.key, picture, truths, [], choice.least_area)
 
 

@@ -84,10 +84,10 @@ class Tasks:
         return self._pictures[number]()
 
 
-def phantom_tasks(count: int, seed: int, first: int = 0) -> Tasks:
+def phantom_tasks(count: int, seed: int, first: int = 0, choice: Choice = PHANTOM) -> Tasks:
     """Phantoms `first` … `first + count − 1` of a seed; no other seed has any of them."""
     groups = phantom_groups(first + count, seed)[first:]
-    pictures = [functools.cache(functools.partial(_phantom, group)) for group in groups]
+    pictures = [functools.cache(functools.partial(_phantom, group, choice)) for group in groups]
     return Tasks(pictures, "", {f"phantom-{group.phantom}": group.key for group in groups})
 
 
@@ -159,8 +159,8 @@ class _Small:
             hear(bits.tobytes())
 
 
-def _phantom(group: Group) -> Shown:
-    shown = Source(group, PHANTOM).show(("picture", 0))
+def _phantom(group: Group, choice: Choice) -> Shown:
+    shown = Source(group, choice).show(("picture", 0))
     assert isinstance(shown, Shown)
     return shown
 

@@ -66,8 +66,9 @@ class Run:
         file: str | None = None,
         segmenter: Segmenter | None = None,
         tasks: Tasks | None = None,
+        held: Tasks | None = None,
     ) -> None:
-        """Check everything, then load. `segmenter`, `tasks`: loaded already. Raises IbisError."""
+        """Check everything, then load. `segmenter`, `tasks`, `held`: loaded already. Raises IbisError."""
         check(settings, file)
         self.settings = settings
         if settings.threads:
@@ -78,7 +79,7 @@ class Run:
         self.segmenter = segmenter or segmenters.open(settings.segmenter, device=device)
         self.out = check_writable_folder(settings.out)
         self.tasks = tasks or tasks_of(settings.tasks, self.card)
-        self.held = tasks_of(settings.held, self.card)
+        self.held = held or tasks_of(settings.held, self.card)
         refuse_overlap(self.tasks.scans, self.held.scans, file)
         facts = {
             "model": self.found.sha256,
@@ -332,6 +333,7 @@ def train(
     file: str | None = None,
     segmenter: Segmenter | None = None,
     tasks: Tasks | None = None,
+    held: Tasks | None = None,
 ) -> Path:
     """Train, or go on training, and return the folder of the adapter or of the new policy.
 
@@ -347,7 +349,7 @@ def train(
         print(f"{result} is finished already", flush=True)
         return result
     begun = time.perf_counter()
-    run = Run(settings, file, segmenter, tasks)
+    run = Run(settings, file, segmenter, tasks, held)
     if run.update:
         print(f"going on from update {run.update}", flush=True)
     curves = Curves(settings.out, run.update)

@@ -32,7 +32,6 @@ from training.grpo.credit import advantages, normalised
 from training.grpo.objective import divergence, figures, surrogate
 from training.grpo.settings import GrpoSettings, RewardSettings, TaskSettings
 from training.grpo.tasks import Tasks, phantom_tasks
-from training.reproduction import reproduce
 from training.rollouts.roller import ENDED, Question, Rollout, RolloutTurn
 from training.rollouts.sampling import Sample
 from training.rollouts.state import State
@@ -269,29 +268,6 @@ def test_lora_with_a_divergence_leaves_an_adapter_that_merges(
     assert row["kl"] > 0
     made = merge(adapter, demo_folder(), tmp_path / "policy")
     assert made.sha256 != look_into(demo_folder()).sha256
-
-
-def test_the_verdict_of_the_reproduction_follows_from_the_spread() -> None:
-    def runs(ious: list[float], clicks: list[float]) -> list[dict[str, Any]]:
-        return [{"figures": {"iou": i, "clicks": c, "hit": 0.5}} for i, c in zip(ious, clicks, strict=True)]
-
-    base = runs([0.60, 0.61, 0.62], [2.0, 2.1, 2.2])
-    for ours, said in (
-        (runs([0.70, 0.71, 0.72], [2.0, 2.1, 2.2]), "in final IoU"),
-        (runs([0.60, 0.61, 0.62], [1.0, 1.1, 1.2]), "in clicks at equal IoU"),
-        (runs([0.60, 0.61, 0.62], [2.0, 2.1, 2.2]), "does not beat"),
-        (runs([0.50, 0.51, 0.52], [1.0, 1.1, 1.2]), "does not beat"),
-    ):
-        both = {"sft": base, "grpo_all_rewards": ours}
-        arms = reproduce.summary(both)
-        assert arms["sft"] == {
-            "iou_mean": 0.61,
-            "iou_std": 0.01,
-            "clicks_mean": 2.1,
-            "hit_mean": 0.5,
-            "seeds": 3,
-        }
-        assert said in reproduce.verdict(arms, both)
 
 
 def test_cases_are_shown_as_the_policys_card_says(tmp_path: Path) -> None:

@@ -1,0 +1,86 @@
+"""The reproduction's comparison: intervals over questions and seeds, and what may be called shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("sam2")
+
+from training.common.settings import settings_from
+from training.grpo.settings import GrpoSettings, check
+from training.grpo.tasks import phantom_tasks
+from training.reproduction import paired, reproduce
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paired, "DRAWS", 500)
+
+
+def test_a_difference_that_is_the_same_everywhere_has_no_width() -> None:
+    base = np.random.default_rng(1).random((3, 40))
+    found = paired.difference(base + 0.05, base)
+    assert (found.mean, found.low, found.high) == pytest.approx((0.05, 0.05, 0.05))
+
+
+def test_questions_that_do_not_count_are_left_out() -> None:
+    base = np.full((2, 4), 0.5)
+    arm = base + np.array([0.1, 0.1, 9.0, 0.1])
+    base[:, 2] = np.nan
+    assert paired.difference(arm, base).mean == pytest.approx(0.1)
+
+
+def test_an_interval_knows_that_seeds_differ_and_not_only_questions() -> None:
+    rng = np.random.default_rng(2)
+    base = rng.random((5, 400))
+    by_seed = np.array([-0.1, 0.0, 0.1, 0.2, -0.15])[:, None]
+    found = paired.difference(base + by_seed, base)
+    assert found.low < -0.05 and found.high > 0.05  # 400 questions do not make up for five seeds
+
+
+def _runs(iou: float, clicks: int) -> list[dict[str, Any]]:
+    each = {"present": True, "iou": iou, "clicks": clicks, "ended": "ended"}
+    return [{"questions": [each] * 6 + [{**each, "present": False, "iou": 1.0}]} for _ in range(3)]
+
+
+def test_the_claim_is_shown_only_beyond_the_margin_written_down_before() -> None:
+    runs = {"sft": _runs(0.70, 2), "grpo_outcome": _runs(0.72, 2), "grpo_ours": _runs(0.725, 2)}
+    said = paired.verdict(runs)
+    assert "grpo_outcome above sft: shown" in said[0]
+    assert "grpo_ours above grpo_outcome: not shown" in said[1]  # 0.005 is within the margin
+    assert "clicks of grpo_ours not above sft: shown" in said[3]
+    runs["grpo_ours"] = _runs(0.75, 3)
+    assert "clicks of grpo_ours not above sft: not shown" in paired.verdict(runs)[3]
+
+
+def test_the_arms_differ_in_rewards_and_credit_alone() -> None:
+    import yaml
+
+    kinds = {}
+    for arm, text in reproduce.REWARDS.items():
+        rewards = yaml.safe_load(text)
+        settings = settings_from({"model": "m", "out": "o", "rewards": rewards}, GrpoSettings)
+        check(settings)
+        assert settings.rewards.turn["format_fault"] == 1 and settings.rewards.optimal_steps == 5
+        kinds[arm] = settings.rewards
+    assert [arm for arm, each in kinds.items() if "length" in each.outcome] == [
+        "grpo_outcome_length",
+        "grpo_published",
+    ]
+    assert {arm for arm, each in kinds.items() if each.credit == "state"} == {"grpo_ours"}
+
+
+def test_both_kidneys_are_asked_for_as_one_structure() -> None:
+    for number in range(6):
+        shown = phantom_tasks(6, 3, choice=reproduce.TASK).shown(number)
+        apart = phantom_tasks(6, 3).shown(number)
+        if "both kidneys" in shown.truths:
+            parts = [apart.truths.get(n, apart.traces.get(n)) for n in ("left kidney", "right kidney")]
+            union = np.logical_or.reduce([part for part in parts if part is not None])
+            assert np.array_equal(shown.truths["both kidneys"], union) and "left kidney" not in shown.truths
+            return
+    raise AssertionError("no phantom shows a kidney")

@@ -1,0 +1,77 @@
+"""Two arms compared over the same questions and seeds: the mean difference and its interval.
+
+Seeds and questions are both drawn: another run would have other seeds, another test set other questions. So both
+are resampled (bootstrap over two ways, 95 %, percentiles), question by question and seed by seed in pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+DRAWS = 10_000
+# Written down before any run: a difference counts where its whole interval lies beyond the margin, and "no worse"
+# means that the interval stays within it.
+MARGINS = {"iou": 0.01, "clicks": 0.05, "false_absence": 0.01}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of a figure, arm less reference: the mean, and the ends of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+
+
+def difference(arm: np.ndarray, reference: np.ndarray, seed: int = 0) -> Difference:
+    """(seeds, questions) of both, NaN where a question does not count for the figure."""
+    apart = np.asarray(arm, float) - np.asarray(reference, float)
+    apart = apart[:, ~np.isnan(apart).any(axis=0)]
+    rng = np.random.default_rng(seed)
+    seeds, questions = apart.shape
+    means = np.empty(DRAWS)
+    for n in range(DRAWS):
+        rows = apart[rng.integers(seeds, size=seeds)]
+        means[n] = rows[:, rng.integers(questions, size=questions)].mean()
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Difference(float(apart.mean()), float(low), float(high))
+
+
+def table(runs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Figure → (seeds, questions) of an arm's runs, which all asked the same questions in the same order."""
+    rows = [run["questions"] for run in runs]
+
+    def values(one: Any) -> np.ndarray:
+        return np.array([[one(each) if each["present"] else np.nan for each in run] for run in rows], float)
+
+    return {
+        "iou": values(lambda each: each["iou"]),
+        "clicks": values(lambda each: each["clicks"]),
+        "false_absence": values(lambda each: each["clicks"] == 0 and each["ended"] == "ended"),
+    }
+
+
+def verdict(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """What the claim says, line by line, and whether it is shown."""
+    tables = {arm: table(each) for arm, each in runs.items()}
+
+    def compared(figure: str, arm: str, reference: str) -> Difference:
+        return difference(tables[arm][figure], tables[reference][figure])
+
+    lines = []
+    for arm, reference in (("grpo_outcome", "sft"), ("grpo_ours", "grpo_outcome"), ("grpo_ours", "sft")):
+        found = compared("iou", arm, reference)
+        shown = "shown" if found.low > MARGINS["iou"] else "not shown"
+        lines.append(f"IoU of {arm} above {reference}: {shown}, {found}")
+    for figure in ("clicks", "false_absence"):
+        found = compared(figure, "grpo_ours", "sft")
+        shown = "shown" if found.high <= MARGINS[figure] else "not shown"
+        lines.append(f"{figure} of grpo_ours not above sft: {shown}, {found}")
+    return lines
