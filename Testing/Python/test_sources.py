@@ -17,8 +17,8 @@ MODULE = ROOT / "IBISSlicer"
 SOURCES = sorted(MODULE.rglob("*.py"))
 IN_SLICER_AT_FILE_SCOPE = {
     "__future__", "ast", "collections", "contextlib", "dataclasses", "html", "importlib", "io", "json", "logging",
-    "os", "pathlib", "re", "signal", "shutil", "subprocess", "sys", "tempfile", "time", "typing", "urllib", "uuid",
-    "weakref",  # standard library
+    "os", "pathlib", "re", "signal", "shutil", "subprocess", "sys", "tempfile", "time", "types", "typing", "urllib",
+    "uuid", "weakref",  # standard library
     "ctk", "numpy", "qt", "slicer", "vtk",  # Slicer
     "IBISSlicerLib", "ibis_agent",  # ours
 }  # fmt: skip

@@ -39,6 +39,8 @@ def actionOf(step: dict) -> str:
     """What a step did, in one or two words."""
     if isEnd(step):
         return "Finished"
+    if step["action"]["kind"] == "box":
+        return "Box"
     if step["action"]["kind"] != "click":
         return "Followed"
     return "Include" if step["action"]["positive"] else "Exclude"

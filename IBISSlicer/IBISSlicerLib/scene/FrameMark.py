@@ -1,4 +1,4 @@
-"""The frame in the slice views: a thin rectangle around what the models see of the slices.
+"""Rectangles in the slice views: a thin one around what the models see of the slices, and the policy's last box.
 
 An upright surface along the frame's edges: what a slice view draws of it is where it meets the slice.
 """
@@ -14,10 +14,11 @@ COLOUR = (0.61, 0.77, 1.0)
 
 
 class FrameMark:
-    """A rectangle on all slices of a run; made when there is a frame to show, gone with `remove`."""
+    """A rectangle on some slices of a run; made when there is a frame to show, gone with `remove`."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "IBIS frame", colour=COLOUR, thickness: int = 1) -> None:
         self.node = None
+        self._looks = name, colour, thickness
 
     def show(self, frame, geometry, slices: tuple[int, int], toRas: np.ndarray, transformID) -> None:
         """:param frame: an ibis_agent Frame; None shows nothing.
@@ -28,8 +29,12 @@ class FrameMark:
             self.remove()
             return
         if self.node is None:
-            self.node = _create(transformID)
+            self.node = _create(transformID, *self._looks)
         self.node.SetAndObservePolyData(_walls(cornersOf(frame, geometry, slices, toRas)))
+
+    def setVisible(self, visible: bool) -> None:
+        if self.node is not None:
+            self.node.GetDisplayNode().SetVisibility(visible)
 
     def remove(self) -> None:
         if self.node is not None:
@@ -69,13 +74,13 @@ def _walls(corners: np.ndarray) -> vtk.vtkPolyData:
     return surface
 
 
-def _create(transformID):
-    node = addOwnNode("vtkMRMLModelNode", "IBIS frame", saved=False)  # drawn again from the record
+def _create(transformID, name: str, colour, thickness: int):
+    node = addOwnNode("vtkMRMLModelNode", name, saved=False)  # drawn again from the record
     node.SetSelectable(False)
     node.SetAndObserveTransformNodeID(transformID)
     display = node.GetDisplayNode()
-    display.SetColor(*COLOUR)
+    display.SetColor(*colour)
     display.SetVisibility2D(True)
     display.SetVisibility3D(False)
-    display.SetSliceIntersectionThickness(1)
+    display.SetSliceIntersectionThickness(thickness)
     return node

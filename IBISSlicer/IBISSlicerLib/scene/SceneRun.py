@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import slicer
@@ -17,7 +18,7 @@ from ibis_agent.mask.structures import name_for
 from ibis_agent.record.review import write_review
 from ibis_agent.record.run_record import RunRecord
 
-from .ClickMarks import ClickMarks, Mark
+from .ClickMarks import POSITIVE_COLOUR, ClickMarks, Mark
 from .FrameMark import FrameMark
 from .Geometry import GeometryError, SlicePlace, ijkToRas, ijkToWorld, shapeOf, shownWindow
 from .MaskDisplay import MaskDisplay
@@ -50,6 +51,7 @@ class SceneRun:
         self.mask: MaskDisplay | None = None
         self.marks: ClickMarks | None = None
         self.frameMark = FrameMark()
+        self.boxMark = FrameMark("IBIS box", POSITIVE_COLOUR, thickness=3)
         self._image = image  # how the worker gets the slice; see ibis_agent.engine.question.cut_picture
         self._toRas = toRas
         self._written: int | None = None  # the state of the record that the text node holds
@@ -213,6 +215,14 @@ class SceneRun:
     def _showFrame(self) -> None:
         record, transformID = self.record, self.mask.node.GetTransformNodeID()
         self.frameMark.show(record.frame, record.geometry, record.range, self._toRas, transformID)
+        boxes = [row for row in self.rows()[: self.shown] if row["action"]["kind"] == "box"]
+        box, index = None, record.geometry.index
+        if boxes:
+            action, index = boxes[-1]["action"], int(boxes[-1].get("slice", index))
+            width, height = record.geometry.width, record.geometry.height
+            edges = {"left": action["x0"] * width, "right": action["x1"] * width}
+            box = SimpleNamespace(**edges, top=action["y0"] * height, bottom=action["y1"] * height)
+        self.boxMark.show(box, record.geometry, (index, index), self._toRas, transformID)
 
     def isAnotherThanShown(self, number: int) -> bool:
         """Whether showing step `number` would change what the views show."""
@@ -221,8 +231,8 @@ class SceneRun:
     def setVisible(self, visible: bool) -> None:
         """Show or hide mask and marks in the views."""
         self._visible = visible
-        self.mask.setVisible(visible)
-        self.marks.setVisible(visible)
+        for part in (self.mask, self.marks, self.frameMark, self.boxMark):
+            part.setVisible(visible)
 
     def showLast(self) -> None:
         self.show(len(self.record.steps))
@@ -291,6 +301,7 @@ class SceneRun:
         """Take mask and marks out of the scene, and the record too where `record` says so."""
         self.marks.remove()
         self.frameMark.remove()
+        self.boxMark.remove()
         self.mask.remove()
         if record:
             removeNode(self.textNode)
@@ -299,6 +310,7 @@ class SceneRun:
         """Let go of the nodes: the scene is being closed, or somebody else takes over."""
         self.marks.letGo()
         self.frameMark.remove()
+        self.boxMark.remove()
 
     def isInScene(self) -> bool:
         """Whether nobody has deleted what the run is made of."""

@@ -301,6 +301,19 @@ def test_a_volume_under_a_bending_transform_is_refused_before_step_is_pressed(as
     assert panel.ui.stepButton.enabled
 
 
+def test_a_box_of_the_policy_s_is_drawn_and_named(stepped: Panel) -> None:
+    panel, run = stepped, stepped.run
+    run.record.steps[0]["action"] = {"kind": "box", "x0": 0.2, "y0": 0.3, "x1": 0.5, "y1": 0.6}
+    panel.logic.show(1)
+    assert "Box" in panel.ui.stepsTable.item(0, 0).toolTip()
+    corners = np.array([run.boxMark.node.GetPolyData().GetPoint(n) for n in range(4)])
+    wanted = np.array([run.worldOf(x, y) for x, y in ((0.2, 0.3), (0.5, 0.6))])
+    assert np.allclose(corners.min(axis=0)[:2], wanted.min(axis=0)[:2], atol=4)  # pixels of 3 mm
+    assert np.allclose(corners.max(axis=0)[:2], wanted.max(axis=0)[:2], atol=4)
+    panel.logic.discard()
+    assert run.boxMark.node is None
+
+
 # The module and its sample
 
 
