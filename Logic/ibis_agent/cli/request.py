@@ -31,6 +31,7 @@ from ibis_agent.scan.modality import UNNAMED
 from ibis_agent.scan.picture import Picture, check_window, cut
 from ibis_agent.scan.slices import Slices, Stack, one_slice, stack_of
 
+_LONGEST_STEM = 200  # bytes; file names end at 255, and plane, slice and number follow
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?", re.ASCII)
 # What --mask-format may say, and the end of the file that it makes.
 MASK_FORMATS = {"nii.gz": ".nii.gz", "nrrd": ".nrrd", "seg.nrrd": ".seg.nrrd", "png": ".png"}
@@ -311,10 +312,12 @@ def _check_orientation(request: Request, card: ModelCard, recorded: str) -> None
 
 
 def _stem(name: str) -> str:
+    """The scan's name without its ending, short enough to be part of a folder's name."""
     for suffix in (".nii.gz", Path(name).suffix):
         if suffix and name.lower().endswith(suffix.lower()):
-            return name[: -len(suffix)] or "scan"
-    return name or "scan"
+            name = name[: -len(suffix)]
+            break
+    return name.encode("utf-8", "replace")[:_LONGEST_STEM].decode("utf-8", "ignore") or "scan"
 
 
 def _folder(request: Request, stem: str) -> Path:

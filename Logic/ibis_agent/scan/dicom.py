@@ -14,9 +14,10 @@ import numpy as np
 
 from ibis_agent.errors import InputError
 from ibis_agent.scan.checks import check_size
-from ibis_agent.scan.dicom_header import Frame, Header, NotAnImage, looks_like_dicom, quietly, read_header
+from ibis_agent.scan.dicom_header import Frame, Header, NotAnImage, looks_like_dicom, read_header
 from ibis_agent.scan.dicom_pixels import check_lengths, same_values, voxels_of
 from ibis_agent.scan.dicom_stack import square, stacked
+from ibis_agent.scan.dicom_values import quietly
 from ibis_agent.scan.geometry import check_affine
 from ibis_agent.scan.scan import Scan
 

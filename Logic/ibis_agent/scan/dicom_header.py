@@ -6,9 +6,6 @@ the shared ones. No voxels here, and nothing is guessed: what a header does not 
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,8 @@ import numpy as np
 
 from ibis_agent.errors import InputError
 from ibis_agent.scan.checks import check_size
+from ibis_agent.scan.dicom_values import REMEDY, dataset, first_item, numbers, quietly, text, whole_number
 
-REMEDY = "Its header is damaged: export it again."
 _SEGMENTATION, _DIRECTORY = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.1.3.10"
 # What may tell frames apart that lie at the same place: keyword → the functional group that holds it.
 _APART = {
@@ -110,35 +107,9 @@ def is_directory(file: Path) -> bool:
     """Whether a file is a DICOMDIR, which only lists the files around it."""
     try:
         with quietly():
-            return _text(dataset(file).file_meta, "MediaStorageSOPClassUID") == _DIRECTORY
+            return text(dataset(file).file_meta, "MediaStorageSOPClassUID") == _DIRECTORY
     except (InputError, AttributeError):
         return False
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Without pydicom's warnings of values that break a rule of the standard and can be read all the same."""
-    import pydicom
-
-    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def dataset(file: Path, pixels: bool = False) -> Any:
-    """The file as pydicom reads it. Raises InputError where it cannot be."""
-    import pydicom
-
-    try:
-        with quietly():
-            return pydicom.dcmread(file, stop_before_pixels=not pixels, force=True)
-    except Exception as error:  # pydicom raises a dozen unrelated kinds on damaged files
-        raise InputError(
-            "the DICOM file cannot be read, it may be cut off or damaged",
-            file=file,
-            value=" ".join(str(error).split())[:160] or type(error).__name__,
-            remedy="Copy or export it again.",
-        ) from error
 
 
 def read_header(file: Path) -> Header:
@@ -162,11 +133,11 @@ def read_header(file: Path) -> Header:
 
 def _header(file: Path, whole: Any) -> Header:
     meta: Any = getattr(whole, "file_meta", {})
-    sop_class = _text(meta, "MediaStorageSOPClassUID") or _text(whole, "SOPClassUID")
+    sop_class = text(meta, "MediaStorageSOPClassUID") or text(whole, "SOPClassUID")
     if "Rows" not in whole or "Columns" not in whole or sop_class in (_SEGMENTATION, _DIRECTORY):
         raise NotAnImage(sop_class)
     _check_kind(file, whole)
-    rows, columns, count = (_whole(file, whole, each) for each in ("Rows", "Columns", "NumberOfFrames"))
+    rows, columns, count = (whole_number(file, whole, each) for each in ("Rows", "Columns", "NumberOfFrames"))
     if min(rows, columns, count) < 1:
         raise InputError(
             "the image is empty", file=file, value=f"{columns} × {rows} × {count}", remedy=REMEDY
@@ -193,10 +164,10 @@ def _header(file: Path, whole: Any) -> Header:
                 look.marks(),
             )
         )
-    allocated = _whole(file, whole, "BitsAllocated")
-    stored = _whole(file, whole, "BitsStored", allocated)
-    high = _whole(file, whole, "HighBit", stored - 1)
-    signed = _whole(file, whole, "PixelRepresentation") == 1
+    allocated = whole_number(file, whole, "BitsAllocated")
+    stored = whole_number(file, whole, "BitsStored", allocated)
+    high = whole_number(file, whole, "HighBit", stored - 1)
+    signed = whole_number(file, whole, "PixelRepresentation") == 1
     if allocated not in (8, 16, 32, 64) or not 0 < stored <= allocated or not stored - 1 <= high < allocated:
         raise InputError(
             "the pixels are stored in a way that cannot be read",
@@ -206,16 +177,16 @@ def _header(file: Path, whole: Any) -> Header:
         )
     return Header(
         file,
-        _text(whole, "SeriesInstanceUID"),
+        text(whole, "SeriesInstanceUID"),
         sop_class,
-        _text(whole, "SeriesDescription"),
-        _text(whole, "SeriesNumber"),
-        _text(whole, "Modality"),
+        text(whole, "SeriesDescription"),
+        text(whole, "SeriesNumber"),
+        text(whole, "Modality"),
         (rows, columns),
         (allocated, stored, high, signed),
         bool(meta and meta.get("TransferSyntaxUID") and meta.TransferSyntaxUID.is_compressed)
         and not str(meta.TransferSyntaxUID).startswith("1.2.840.10008.1.2.1.99"),  # inflated on reading
-        _text(whole, "PhotometricInterpretation") == "MONOCHROME1",
+        text(whole, "PhotometricInterpretation") == "MONOCHROME1",
         gap,
         tuple(frames),
         tuple(notes),
@@ -223,8 +194,8 @@ def _header(file: Path, whole: Any) -> Header:
 
 
 def _check_kind(file: Path, whole: Any) -> None:
-    photometric = _text(whole, "PhotometricInterpretation")
-    colours = _whole(file, whole, "SamplesPerPixel")
+    photometric = text(whole, "PhotometricInterpretation")
+    colours = whole_number(file, whole, "SamplesPerPixel")
     if colours > 1 or photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
         raise InputError(
             "the image is in colour",
@@ -232,7 +203,7 @@ def _check_kind(file: Path, whole: Any) -> None:
             value=f"{colours} values a pixel, {photometric}",
             remedy="Convert it to one grey value a pixel, or save it as a PNG.",
         )
-    if "MOSAIC" in _text(whole, "ImageType"):
+    if "MOSAIC" in text(whole, "ImageType"):
         raise InputError(
             "the file holds many slices side by side in one picture (mosaic)",
             file=file,
@@ -254,12 +225,12 @@ class _Look:
         return self.whole
 
     def numbers(self, sequence: str, keyword: str, count: int) -> np.ndarray | None:
-        return _numbers(self.file, self.item(sequence), keyword, count)
+        return numbers(self.file, self.item(sequence), keyword, count)
 
     def orientation(self) -> np.ndarray | None:
         turn = self.numbers("PlaneOrientationSequence", "ImageOrientationPatient", 6)
         if turn is None:
-            turn = _numbers(self.file, _first(self.whole, "DetectorInformationSequence"), _TURN, 6)
+            turn = numbers(self.file, first_item(self.whole, "DetectorInformationSequence"), _TURN, 6)
         if turn is None:
             return None
         row, column = turn[:3], turn[3:]
@@ -274,10 +245,10 @@ class _Look:
         """(slope, intercept) of the values. Raises InputError for a slope that makes all values equal."""
         held = self.item("PixelValueTransformationSequence")
         if held is self.whole and "DoseGridScaling" in self.whole:
-            slope, intercept = _numbers(self.file, self.whole, "DoseGridScaling", 1), None
+            slope, intercept = numbers(self.file, self.whole, "DoseGridScaling", 1), None
         else:
             slope, intercept = (
-                _numbers(self.file, held, key, 1) for key in ("RescaleSlope", "RescaleIntercept")
+                numbers(self.file, held, key, 1) for key in ("RescaleSlope", "RescaleIntercept")
             )
         factor = 1.0 if slope is None else float(slope[0])
         if factor == 0:
@@ -287,7 +258,7 @@ class _Look:
     def marks(self) -> dict[str, str]:
         found = {}
         for keyword, sequence in _APART.items():
-            words = _text(self.item(sequence) if sequence else self.whole, keyword)
+            words = text(self.item(sequence) if sequence else self.whole, keyword)
             if words:
                 found[keyword] = words
         return found
@@ -315,29 +286,29 @@ def _places(file: Path, whole: Any, count: int) -> tuple[list[np.ndarray] | None
 
     Raises InputError for frames that are moments or views, not slices.
     """
-    step = _numbers(file, whole, "SpacingBetweenSlices", 1)
-    thick = _numbers(file, whole, "SliceThickness", 1)
+    step = numbers(file, whole, "SpacingBetweenSlices", 1)
+    thick = numbers(file, whole, "SliceThickness", 1)
     gap = next((float(each[0]) for each in (step, thick) if each is not None and each[0] != 0), None)
     if count == 1 and "PerFrameFunctionalGroupsSequence" not in whole:
-        detector = _numbers(file, _first(whole, "DetectorInformationSequence"), _PLACE, 3)
+        detector = numbers(file, first_item(whole, "DetectorInformationSequence"), _PLACE, 3)
         return (None if detector is None or _PLACE in whole else [detector]), gap
     if "PerFrameFunctionalGroupsSequence" in whole:
         return None, gap
-    offsets = _numbers(file, whole, "GridFrameOffsetVector", count) if "DoseGridScaling" in whole else None
-    origin = _numbers(file, whole, _PLACE, 3)
+    offsets = numbers(file, whole, "GridFrameOffsetVector", count) if "DoseGridScaling" in whole else None
+    origin = numbers(file, whole, _PLACE, 3)
     if origin is None:
-        origin = _numbers(file, _first(whole, "DetectorInformationSequence"), _PLACE, 3)
-    turn = _numbers(file, whole, _TURN, 6)
+        origin = numbers(file, first_item(whole, "DetectorInformationSequence"), _PLACE, 3)
+    turn = numbers(file, whole, _TURN, 6)
     if turn is None:
-        turn = _numbers(file, _first(whole, "DetectorInformationSequence"), _TURN, 6)
-    tomographic = "RECON TOMO" in _text(whole, "ImageType") and _one_of_each(whole, count)
+        turn = numbers(file, first_item(whole, "DetectorInformationSequence"), _TURN, 6)
+    tomographic = "RECON TOMO" in text(whole, "ImageType") and _one_of_each(whole, count)
     if offsets is None and tomographic and gap is not None:
         offsets = np.arange(count) * gap
     if offsets is None or origin is None or turn is None:
         raise InputError(
             "the frames of the file are no slices of a volume, or do not say where they lie",
             file=file,
-            value=f"{count} frames, {_text(whole, 'ImageType') or 'no image type'}",
+            value=f"{count} frames, {text(whole, 'ImageType') or 'no image type'}",
             remedy="Save the frame in question as a PNG, or export the reconstructed slices.",
         )
     if (
@@ -360,7 +331,7 @@ def _one_of_each(whole: Any, count: int) -> bool:
 def _flat_spacing(file: Path, whole: Any, notes: list[str]) -> np.ndarray | None:
     """(2,) mm between rows and columns that the file itself gives, or None."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
-        spacing = _numbers(file, whole, keyword, 2)
+        spacing = numbers(file, whole, keyword, 2)
         if spacing is not None:
             if keyword != "PixelSpacing":
                 what = "the detector" if keyword == "ImagerPixelSpacing" else "the scanned film"
@@ -374,48 +345,3 @@ def _checked_spacing(file: Path, spacing: np.ndarray) -> np.ndarray:
         value = "\\".join(f"{each:g}" for each in spacing)
         raise InputError("a pixel has no size", file=file, value=value, remedy=REMEDY)
     return spacing
-
-
-def _first(whole: Any, sequence: str) -> Any:
-    held = whole.get(sequence)
-    return held[0] if held else {}
-
-
-def _numbers(file: Path, held: Any, keyword: str, count: int) -> np.ndarray | None:
-    """(count,) the finite numbers of an element; None where it is missing or empty. Raises InputError."""
-    try:
-        value = held.get(keyword)
-        if value is None or value == "" or (not np.isscalar(value) and len(value) == 0):
-            return None
-        numbers = np.array([float(part) for part in np.atleast_1d(value)])
-    except (TypeError, ValueError, OverflowError):
-        numbers = np.array([np.nan])
-    if len(numbers) != count or not np.isfinite(numbers).all():
-        remedy = REMEDY
-        raise InputError(
-            f"{keyword} is not {count} number{'s' * (count > 1)}", file=file, value=value, remedy=remedy
-        )
-    return numbers
-
-
-_DEFAULTS = {"NumberOfFrames": 1, "SamplesPerPixel": 1, "PixelRepresentation": 0}
-
-
-def _whole(file: Path, whole: Any, keyword: str, default: int | None = None) -> int:
-    value, default = whole.get(keyword), _DEFAULTS.get(keyword, default)
-    if value in (None, "") and default is not None:
-        return default
-    try:
-        return int(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{keyword} is no number", file=file, value=value, remedy=REMEDY) from error
-
-
-def _text(held: Any, keyword: str) -> str:
-    value = held.get(keyword) if held else None
-    if value is None:
-        return ""
-    text = (
-        str(value) if isinstance(value, str) or np.isscalar(value) else "\\".join(str(each) for each in value)
-    )
-    return text.strip("\0 ")

@@ -15,7 +15,8 @@ import numpy as np
 
 from ibis_agent.errors import InputError
 from ibis_agent.scan.checks import check_length, damaged
-from ibis_agent.scan.dicom_header import Frame, Header, dataset, quietly
+from ibis_agent.scan.dicom_header import Frame, Header
+from ibis_agent.scan.dicom_values import dataset, quietly
 
 _KINDS = (np.int16, np.uint16, np.int32)
 
