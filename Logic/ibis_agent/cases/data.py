@@ -12,6 +12,7 @@ import numpy as np
 
 from ibis_agent.cases.case import ANY, Case, Problem
 from ibis_agent.errors import IbisError, InputError
+from ibis_agent.mask.grid import Misplaced, laid_on, size_text
 from ibis_agent.mask.segmentations import read_segmentation, segments_of
 from ibis_agent.scan.checks import suffix_of, whole_numbers
 from ibis_agent.scan.geometry import PictureGeometry
@@ -75,7 +76,7 @@ def load_case(
         return None, [problem("nan", case.image, f"{bad} voxels are not numbers (NaN or infinite)")]
     try:
         labels = _on_scan(mask, scan, case.mask)
-    except _Misplaced as error:
+    except Misplaced as error:
         return None, [problem(error.kind, case.mask, str(error))]
     there = _values_in(labels)
     structures: dict[str, tuple[int, ...]] = {}
@@ -107,14 +108,6 @@ class _Mask:
     part: bool = False  # it may hold a part of the scan's grid only
 
 
-class _Misplaced(Exception):  # noqa: N818 - becomes a Problem
-    """A mask that does not lie on its scan; `kind` as in Problem."""
-
-    def __init__(self, kind: str, text: str) -> None:
-        self.kind = kind
-        super().__init__(text)
-
-
 def _read(path: Path, reverse: bool) -> _Mask:
     if suffix_of(path) == ".seg.nrrd" and segments_of(path):
         held = read_segmentation(path)
@@ -124,71 +117,16 @@ def _read(path: Path, reverse: bool) -> _Mask:
 
 
 def _on_scan(mask: _Mask, scan: Scan, path: Path) -> np.ndarray:
-    """The labels in the scan's own index order. Raises _Misplaced.
-
-    A mask of the same grid whose axes are stored otherwise is turned; a segmentation that holds a part of the
-    grid is put where it lies. Everything else must be of the same size and lie where the scan does.
-    """
-    labels, affine = mask.labels, mask.affine
-    size = scan.voxels.shape[:2] if scan.kind == "picture" else scan.voxels.shape
-    by_size = _Misplaced("size", f"the mask has the size {_by(labels.shape)}, the picture {_by(size)}")
-    if affine is None or scan.kind == "picture":
-        if labels.shape != size:
-            raise by_size
-        return labels
+    """The labels in the scan's own index order. Raises Misplaced."""
+    if mask.affine is None or scan.kind == "picture":
+        size = scan.voxels.shape[:2] if scan.kind == "picture" else scan.voxels.shape
+        if mask.labels.shape != size:
+            raise Misplaced("size", size_text(mask.labels.shape, size))
+        return mask.labels
     target = scan.affine
     if scan.place is not None and scan.place.itk and suffix_of(path) not in (".nii", ".nii.gz"):
         target = np.reshape(scan.place.itk, (4, 4))  # what ITK's programs wrote lies where they see the scan
-    apart = _apart(target, affine, size) if labels.shape == size else np.inf
-    if apart <= 0.5:
-        return labels
-    turned = _turned(labels, np.linalg.inv(target) @ affine)
-    if turned is not None:
-        labels, start = turned
-        if labels.shape == size and start == (0, 0, 0):
-            return labels
-        if mask.part:
-            return _put(labels, start, size)
-    if labels.shape != size and not mask.part:
-        raise by_size
-    apart = min(apart, _apart(target, affine, size))
-    raise _Misplaced("place", f"the mask lies {apart:.1f} voxels away from the picture")
-
-
-def _turned(labels: np.ndarray, to_scan: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]] | None:
-    """(labels with the scan's axes, the scan's voxel of their first one), or None where the grids differ.
-
-    to_scan: (4, 4) voxel of the mask → voxel of the scan.
-    """
-    turn, shift = np.rint(to_scan[:3, :3]), to_scan[:3, 3]
-    if not ((np.abs(turn).sum(0) == 1).all() and (np.abs(turn).sum(1) == 1).all()):
-        return None
-    corners = np.array(np.meshgrid(*[(0, side - 1) for side in labels.shape])).reshape(3, -1)
-    off = (to_scan[:3, :3] - turn) @ corners + (shift - np.rint(shift))[:, None]
-    if np.abs(off).max() > 0.5:
-        return None
-    axes = [int(np.argmax(np.abs(turn[axis]))) for axis in range(3)]
-    backward = [bool(turn[axis, axes[axis]] < 0) for axis in range(3)]
-    labels = labels.transpose(axes)[tuple(np.s_[::-1] if each else np.s_[:] for each in backward)]
-    first = np.rint(shift).astype(int)
-    start = [int(first[axis]) - (labels.shape[axis] - 1 if backward[axis] else 0) for axis in range(3)]
-    return labels, (start[0], start[1], start[2])
-
-
-def _put(labels: np.ndarray, start: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray:
-    """A part of the grid in all of it, (I, J, K). Raises _Misplaced where labels lie outside."""
-    out = np.zeros(size, labels.dtype)
-    low = [max(0, first) for first in start]
-    high = [min(side, first + own) for side, first, own in zip(size, start, labels.shape, strict=True)]
-    inside = tuple(
-        slice(max(0, a - first), max(0, b - first)) for a, b, first in zip(low, high, start, strict=True)
-    )
-    held = labels[inside]
-    if np.count_nonzero(held) != np.count_nonzero(labels):
-        raise _Misplaced("place", "a part of the mask lies outside the picture")
-    if held.size:
-        out[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = held
-    return out
+    return laid_on(mask.labels, mask.affine, target, scan.voxels.shape, mask.part)
 
 
 def _values_in(labels: np.ndarray) -> set[int]:
@@ -246,17 +184,6 @@ def _archive_labels(path: Path) -> np.ndarray:
             return np.asarray(held["gts"]).transpose()
     except (OSError, ValueError, EOFError, KeyError) as error:
         raise InputError("the archive cannot be read", file=path, value=error) from error
-
-
-def _apart(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> float:
-    """How far the farthest corner of the volume moves from one affine to the other, in voxels."""
-    corners = np.array(np.meshgrid(*[(0, side - 1) for side in shape])).reshape(3, -1)
-    moved = (a[:3, :3] - b[:3, :3]) @ corners + (a[:3, 3:] - b[:3, 3:])
-    return float(np.linalg.norm(moved, axis=0).max() / np.linalg.norm(a[:3, :3], axis=0).min())
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return " × ".join(map(str, shape))
 
 
 def _some(values: set[int]) -> str:

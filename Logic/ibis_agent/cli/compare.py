@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from ibis_agent.cli import terminal
 from ibis_agent.errors import InputError
 from ibis_agent.mask.comparison import compare
+from ibis_agent.mask.grid import Misplaced, laid_on
 from ibis_agent.record import journal
 from ibis_agent.record.comparison_page import write_comparison
 from ibis_agent.record.recorded_slices import recorded_slices
@@ -64,7 +65,7 @@ def add_compare(commands: Any) -> None:
 def run_compare(options: argparse.Namespace) -> int:
     """Compare, print, write the page. Raises InputError, OutputError."""
     a, b = (read_side(path, options.label) for path in (options.a, options.b))
-    _check_grid(a, b)
+    a, b = (a, _on_grid(b, a)) if a.pictures or not b.pictures else (_on_grid(a, b), b)
     # A run on one slice says nothing about the others.
     single = next((side for side in (a, b) if side.single), None)
     if a.single and b.single and a.geometry.index != b.geometry.index:
@@ -138,19 +139,26 @@ def _recorded(path: Path) -> Side:
     return Side(name, path, mask != 0, found[0].geometry, "slices" not in record, pictures)
 
 
-def _check_grid(a: Side, b: Side) -> None:
-    """Raises InputError where the two are not masks of one scan's grid."""
-    same = a.mask.shape == b.mask.shape and np.allclose(a.geometry.affine, b.geometry.affine, atol=0.02)
-    if not same:
-        shapes = (" × ".join(map(str, each.mask.shape)) for each in (a, b))
+def _on_grid(side: Side, of: Side) -> Side:
+    """A mask file's mask in the voxel order of the other side. Raises InputError where the grids differ."""
+    try:
+        where = side.geometry.affine, of.geometry.affine, of.mask.shape
+        mask = laid_on(side.mask, *where, part=_is_part(side), slack=0.02)
+    except Misplaced as error:
         raise InputError(
-            f"lies in another grid than {a.path}",
-            file=b.path,
-            value=" and ".join(shapes) + " voxels"
-            if a.mask.shape != b.mask.shape
-            else "another place or spacing",
+            f"lies in another grid than {of.path}",
+            file=side.path,
+            value=str(error),
             remedy="Resample one to the other first; in 3D Slicer: Resample Image (BRAINS), nearest neighbour.",
-        )
+        ) from error
+    if mask is side.mask:
+        return side
+    return replace(side, mask=mask, geometry=of.geometry)
+
+
+def _is_part(side: Side) -> bool:
+    """3D Slicer writes no more of a segmentation than the box that it covers."""
+    return not side.pictures and side.path.name.lower().endswith(".seg.nrrd")
 
 
 def _in_plane(geometry: PictureGeometry) -> tuple[float, float] | None:

@@ -125,6 +125,18 @@ def test_a_run_on_one_slice_is_compared_in_that_slice_alone(
     assert found["size_a"] == pytest.approx(made["steps"][-1]["area_mm2"])
 
 
+def test_a_reference_stored_the_other_way_round_is_laid_on_the_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = body().astype(np.uint8)
+    turned = nibabel.Nifti1Image(truth, LPS).as_reoriented(np.array([[1, -1], [0, 1], [2, -1]]))
+    nibabel.save(turned, tmp_path / "turned.nii.gz")
+    straight = told(capsys, run, reference(tmp_path / "straight.nii.gz", truth))
+    other = told(capsys, run, tmp_path / "turned.nii.gz")
+    assert other["dice"] == straight["dice"] > 0.5
+    assert told(capsys, tmp_path / "turned.nii.gz", run)["dice"] == straight["dice"]
+
+
 def test_masks_of_other_grids_and_broken_records_are_refused_in_one_line(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
