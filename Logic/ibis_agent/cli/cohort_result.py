@@ -15,10 +15,8 @@ from ibis_agent import files
 from ibis_agent.cli.runner import TRAJECTORY_NAME
 from ibis_agent.errors import InputError
 from ibis_agent.fields import read_json
-from ibis_agent.mask.measurements import Measurements, measure
 from ibis_agent.record.recorded_slices import RecordedSlice, recorded_slices
 from ibis_agent.record.review_pictures import read_png
-from ibis_agent.scan.slices import Stack
 
 if TYPE_CHECKING:
     from ibis_agent.cli.cohort_scans import Entry
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 RESULT_NAME = "result.json"
 _THUMBNAIL = 160
 _CYAN = np.array([40, 215, 230], np.float64)
-MEASURES = tuple(Measurements.__dataclass_fields__)
 
 
 @dataclass(frozen=True)
@@ -69,8 +66,6 @@ def result_of(entry: Entry, runner: Runner, seconds: float) -> Result:
     """The result of a run that was finished and written."""
     record: dict[str, Any] = read_json(runner.task.folder / TRAJECTORY_NAME)
     slices = recorded_slices(record)
-    stack = runner.task.slices
-    values, ct = (stack.scan.voxels, stack.scan.may_be_ct) if isinstance(stack, Stack) else (None, False)
     status = str(record.get("status") or "")
     return Result(
         name=entry.name,
@@ -79,7 +74,7 @@ def result_of(entry: Entry, runner: Runner, seconds: float) -> Result:
         answer=str(record.get("answer") or ""),
         status=status,
         doubt=1.0 if status == "paused" else round(_doubt(record, slices), 4),
-        measurements=_measured(record, slices, values, ct).to_json(),
+        measurements=dict(record["measurements"]),
         seconds=round(seconds, 2),
         thumbnail=_thumbnail(max(slices, key=lambda each: int(each.mask.sum()))),
     )
@@ -92,19 +87,6 @@ def _doubt(record: Mapping[str, Any], slices: list[RecordedSlice]) -> float:
         scores = [step.get("score") for step in record["steps"] if step.get("score") is not None][-1:]
     known = [float(score) for score in scores if score is not None]
     return min(1.0, max(0.0, 1.0 - float(np.mean(known)))) if known else 1.0
-
-
-def _measured(
-    record: Mapping[str, Any], slices: list[RecordedSlice], values: np.ndarray | None, ct: bool
-) -> Measurements:
-    one = slices[0].geometry
-    if "slices" not in record:
-        in_plane = None if one.row_mm is None or one.col_mm is None else (one.row_mm, one.col_mm)
-        return measure(slices[0].mask, in_plane)
-    volume = np.zeros(one.shape, np.uint8)
-    for each in slices:
-        each.geometry.embed_mask(each.mask, volume)
-    return measure(volume, np.linalg.norm(one.affine[:3, :3], axis=0).tolist(), one.axis, values, ct)
 
 
 def _thumbnail(shown: RecordedSlice) -> str:

@@ -93,6 +93,7 @@ def _answer(entry: Entry, runner: Runner, models: Models, out: Path) -> Any:
         while runner.run.status == "ready":
             runner.do(runner.run.step)
         runner.finish()
+        runner.give_back()
         result = result_of(entry, runner, time.perf_counter() - begun)
         result.save(folder)
         shutil.rmtree(out / entry.name, ignore_errors=True)

@@ -79,7 +79,8 @@ def run_compare(options: argparse.Namespace) -> int:
     if single:
         found = compare(geometry.extract(a.mask), geometry.extract(b.mask), _in_plane(geometry))
     else:
-        found = compare(a.mask, b.mask, tuple(np.linalg.norm(geometry.affine[:3, :3], axis=0)))
+        sides = tuple(np.linalg.norm(geometry.affine[:3, :3], axis=0))
+        found = compare(a.mask, b.mask, None if _in_plane(geometry) is None else sides)
     page = None
     if not options.no_page:
         page = options.out or (a if a.pictures or not b.pictures else b).path.with_name("comparison.html")

@@ -42,6 +42,17 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"ibis-agent: {terminal.one_line(message)}. See: {self.prog} --help\n")
 
 
+class _Once(argparse.Action):
+    """An option that is refused the second time, where the first would be forgotten in silence."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} may be given once: ask for one structure at a time")
+        setattr(namespace, self.dest, values)
+
+
 def parser() -> argparse.ArgumentParser:
     """All of it; the subcommand's name comes out as `command`."""
     made = _Parser(
@@ -75,7 +86,9 @@ def _add_run(commands: Any) -> None:
             "PNG or JPEG, NIfTI, NRRD, MetaImage, MedSAM2-style .npz, or a DICOM folder; none with --resume"
         ),
     )
-    run.add_argument("--prompt", metavar="TEXT", help='the question, such as "Segment the liver"')
+    run.add_argument(
+        "--prompt", action=_Once, metavar="TEXT", help='the question, such as "Segment the liver"'
+    )
 
     picture = run.add_argument_group("which picture")
     picture.add_argument(
@@ -211,7 +224,7 @@ def _add_cohort(commands: Any) -> None:
         "scans", metavar="SCANS", help="a folder, a pattern in quotes, or a manifest (CSV, JSON, Parquet)"
     )
     cohort.add_argument(
-        "--prompt", metavar="TEXT", help="the question; a manifest's column prompt comes first"
+        "--prompt", action=_Once, metavar="TEXT", help="the question; a manifest's column prompt comes first"
     )
     cohort.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for the results")
     cohort.add_argument(

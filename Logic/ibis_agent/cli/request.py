@@ -34,7 +34,8 @@ from ibis_agent.scan.slices import Slices, Stack, one_slice, stack_of
 _LONGEST_STEM = 200  # bytes; file names end at 255, and plane, slice and number follow
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?", re.ASCII)
 # What --mask-format may say, and the end of the file that it makes.
-MASK_FORMATS = {"nii.gz": ".nii.gz", "nrrd": ".nrrd", "seg.nrrd": ".seg.nrrd", "png": ".png"}
+MASK_FORMATS = {"nii.gz": ".nii.gz", "nrrd": ".nrrd", "seg.nrrd": ".seg.nrrd", "png": ".png",
+    "dicom-seg": ".seg.dcm", "rtstruct": ".rtstruct.dcm"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -335,7 +336,7 @@ def _mask_paths(request: Request, folder: Path, geometry: PictureGeometry, volum
         if request.mask_formats:
             remedy = "The end of --mask says the format; leave --mask-format out."
             raise InputError("the mask's format is said twice", value=request.mask_formats[0], remedy=remedy)
-        mask_files.check_mask_path(request.mask, kind)
+        mask_files.check_mask_path(request.mask, kind, request.scan)
         _spare_the_scan(request, [request.mask])
         return [request.mask]
     formats = request.mask_formats or (("png",) if kind == "picture" else ("nii.gz",))
@@ -343,7 +344,7 @@ def _mask_paths(request: Request, folder: Path, geometry: PictureGeometry, volum
     for path in paths:
         # A PNG beside other formats is the mask as it was seen; alone it would lose its place in the scan.
         if volume or not (path.suffix == ".png" and len(paths) > 1):
-            mask_files.check_mask_path(path, kind)
+            mask_files.check_mask_path(path, kind, request.scan)
     _spare_the_scan(request, paths)
     return paths
 

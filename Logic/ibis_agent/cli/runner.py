@@ -155,11 +155,14 @@ class Runner:
         task, run, record = self.task, self.run, None
         if not self._is_untouched():
             self._remove_earlier()
-            record = self._file.finish(run)
+            record = self._file.finish(run, measured(run).to_json())
             self._saved = True
         written = {"trajectory": self._file.path}
         mask: np.ndarray = run.mask() if run.alone else run.volume()
         for path in task.masks:
+            if path.name.endswith(".dcm") and not mask.any():
+                self.notes.append(f"nothing was segmented, so {path.name} is not written")
+                continue
             self._write_mask(path, mask)
             written["mask" if len(task.masks) == 1 else _kind(path)] = path
         if task.request.review:
@@ -206,7 +209,9 @@ class Runner:
         geometry: Any = self.task.slices.geometry(self.task.slices.first)
         if isinstance(self.task.slices, Stack):
             geometry = self.task.slices.scan
-        write_mask(path, mask, geometry, self.task.question, self.run.answer or "")
+        request = self.task.request
+        dicom = None if request.scan is None else (request.scan, request.series)
+        write_mask(path, mask, geometry, self.task.question, self.run.answer or "", dicom)
 
     # What there is to tell
 
@@ -287,10 +292,18 @@ def load_segmenter(request: Request) -> Segmenter:
     )
 
 
-def write_mask(path: Path, mask: np.ndarray, where: Any, question: str, answer: str) -> None:
+def write_mask(
+    path: Path,
+    mask: np.ndarray,
+    where: Any,
+    question: str,
+    answer: str,
+    dicom: tuple[Path, str | None] | None = None,
+) -> None:
     """Write a mask into the scan's grid, named and coloured after the question or the answer.
 
-    mask, where: (H, W) and its PictureGeometry, or (I, J, K) and the Scan or a geometry.
+    mask, where: (H, W) and its PictureGeometry, or (I, J, K) and the Scan or a geometry. dicom: the scan's folder and
+    series, which a DICOM SEG or RTSTRUCT refers to.
     """
     mask_files.write_mask(
         path,
@@ -299,6 +312,7 @@ def write_mask(path: Path, mask: np.ndarray, where: Any, question: str, answer: 
         name=structures.name_for(question, answer),
         colour=structures.colour_for(question, answer),
         structure=structures.structure_for(question, answer),
+        dicom=dicom,
     )
 
 

@@ -20,7 +20,7 @@ from ibis_agent.cli.terminal import Add, Back, Do, Replace, Screen, Spread, Thin
 from ibis_agent.errors import Cancelled, IbisError, InputError
 from ibis_agent.run.action import Progress, RunAction, Watch
 from ibis_agent.run.caveats import caveats
-from ibis_agent.run.measured import answer
+from ibis_agent.run.measured import answer, measured
 from ibis_agent.segmenter.contract import Found
 
 
@@ -297,9 +297,10 @@ class Session:
         self.screen.line(self.screen.dim(f"     now {where}"))
 
     def _finish(self) -> None:
+        notes = len(self.runner.notes)
         with self.stopper.deaf():
             written = self.runner.finish()
-        run, screen = self.runner.run, self.screen
+        run, screen, sizes = self.runner.run, self.screen, measured(self.runner.run)
         self._emit("done", self.runner.summary(written))
         screen.line()
         if run.answer:
@@ -315,8 +316,13 @@ class Session:
             facts["area"] = self.runner.area_text(run.mask())
         elif shown := [index for index, each in run.areas_mm2().items() if each]:
             facts["volume"] = f"{run.size_text()} in slices {shown[0]} to {shown[-1]}"
-        for term, value in {**facts, **written}.items():
-            screen.line(f"  {screen.dim(f'{term:<10}')} {one_line(value)}")
+        told = {
+            term.lower(): value for term, value in sizes.lines() if term not in ("Area", "Volume", "Size")
+        }
+        for note in self.runner.notes[notes:]:
+            screen.line(screen.warn(f"  {note}"))
+        for term, value in {**facts, **told, **written}.items():
+            screen.line(f"  {screen.dim(f'{term:<14}')} {one_line(value)}")
 
     def _emit(self, event: str, values: dict[str, Any]) -> None:
         if self.as_json:

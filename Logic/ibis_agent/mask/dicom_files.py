@@ -37,7 +37,7 @@ class Segment:
     structure: Structure | None = None
 
 
-def check_dicom(kind: str, scan: Path) -> None:
+def check_dicom(kind: str, scan: Path | None) -> None:
     """Whether a "dicom-seg" or an "rtstruct" can be written for a scan. Raises InputError.
 
     It is asked before any model is loaded: is it DICOM, and is there what writes it?
@@ -47,6 +47,10 @@ def check_dicom(kind: str, scan: Path) -> None:
     needed = "highdicom" if kind == "dicom-seg" else "pydicom"
     if importlib.util.find_spec(needed) is None:
         raise InputError(f"{needed} is not installed", value=f"--mask-format {kind}", remedy=INSTALL)
+    if scan is None:
+        raise InputError(
+            f"{kind} refers to DICOM images, and no scan is named", remedy="Name the DICOM folder."
+        )
     if not (scan.is_dir() or scan.suffix.lower() in (".dcm", ".ima", "")):
         raise InputError(
             f"{kind} refers to DICOM images, and the scan is not DICOM",

@@ -23,13 +23,16 @@ if TYPE_CHECKING:
     from ibis_agent.scan.nifti_place import NiftiPlace
     from ibis_agent.scan.scan import Scan
 
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd")
+DICOM_SUFFIXES = {".seg.dcm": "dicom-seg", ".rtstruct.dcm": "rtstruct"}  # see dicom_files
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", *DICOM_SUFFIXES)
 PICTURE_SUFFIXES = (".png",)
 _GREEN = (34, 139, 34)
 
 
-def check_mask_path(path: str | os.PathLike[str], kind: str = "volume") -> str:
+def check_mask_path(path: str | os.PathLike[str], kind: str = "volume", scan: Path | None = None) -> str:
     """The suffix of a mask file, if a mask of a scan of that kind ("volume" or "picture") can be written so.
+
+    scan: its DICOM file or folder, which a DICOM SEG or RTSTRUCT refers to.
 
     Raises InputError, which names the suffixes that are possible, and OutputError where a folder has the name.
     """
@@ -39,6 +42,10 @@ def check_mask_path(path: str | os.PathLike[str], kind: str = "volume") -> str:
         if name.endswith(suffix) and name != suffix:
             if os.path.isdir(path):  # unlike Path.is_dir it takes names that no file can have
                 raise OutputError("is a folder, not a file", file=path, remedy="Choose another file name.")
+            if suffix in DICOM_SUFFIXES:
+                from ibis_agent.mask.dicom_files import check_dicom
+
+                check_dicom(DICOM_SUFFIXES[suffix], scan)
             return suffix
     if kind != "picture" and name.endswith(PICTURE_SUFFIXES):
         problem = "a PNG cannot hold where the mask lies in the scan"
@@ -57,6 +64,7 @@ def write_mask(
     name: str = "Segment",
     colour: Sequence[int] = _GREEN,
     structure: Structure | None = None,
+    dicom: tuple[Path, str | None] | None = None,
 ) -> Path:
     """Write a mask atomically; its suffix says how. Returns the path.
 
@@ -66,7 +74,8 @@ def write_mask(
         source: the scan, or the geometry of a slice of it. With the geometry of a slice, a .png holds the (H,
             W) mask as it was seen.
         name, colour: of the segment in a .seg.nrrd; 0-255 RGB.
-        structure: adds the coded name to a .seg.nrrd.
+        structure: adds the coded name to a .seg.nrrd and to DICOM.
+        dicom: the scan's DICOM file or folder, and which series of it; for .seg.dcm and .rtstruct.dcm.
 
     Raises InputError before anything is written, and OutputError where the disk refuses.
     """
@@ -78,7 +87,7 @@ def write_mask(
         flat, shape, affine = source.kind == "picture", source.voxels.shape, source.affine
         picture_shape = source.voxels.shape[:2] if flat else ()
     as_picture = mask.ndim == 2 and (flat or Path(path).name.lower().endswith(".png"))
-    suffix = check_mask_path(path, "picture" if as_picture or flat else "volume")
+    suffix = check_mask_path(path, "picture" if as_picture or flat else "volume", dicom and dicom[0])
     expected = picture_shape if mask.ndim == 2 and picture_shape else tuple(shape)
     if mask.shape != expected or (mask.ndim == 3 and flat):
         raise InputError(
@@ -90,6 +99,14 @@ def write_mask(
     if mask.ndim == 2 and isinstance(source, PictureGeometry):
         mask = source.embed_mask(mask) != 0
     voxels = mask.astype(np.uint8)
+    if suffix in DICOM_SUFFIXES:
+        from ibis_agent.mask.dicom_files import Segment, write_dicom_seg, write_rtstruct
+
+        write, (scan, series) = (
+            write_dicom_seg if suffix == ".seg.dcm" else write_rtstruct,
+            dicom or (Path(), None),
+        )
+        return write(path, [Segment(voxels, name, colour, structure)], scan, affine, series)
     if suffix in (".nii", ".nii.gz"):
         _write_nifti(path, voxels, affine, source.place)
     else:

@@ -140,8 +140,8 @@ def from_trajectory(
         mask_file, mask_number: the expert's mask and which of its values is meant, where there is one.
         reverse: the expert's picture has the structure in black.
 
-    Raises InputError for scans that are no NIfTI files (the published programs read no others), and for boxes, which
-    the published format does not have.
+    Raises InputError for scans that are no NIfTI files (the published programs read no others), and for boxes,
+    which the published format does not have.
     """
     if any(isinstance(step.action, Box) for step in trajectory.steps):
         raise InputError(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ibis_agent.mask.masks import decode_rle
-from ibis_agent.mask.measurements import Measurements, measure
+from ibis_agent.mask.measurements import Measurements, answer_with_size, measure
 from ibis_agent.record.recorded_slices import recorded_slices
 from ibis_agent.record.review_pictures import fitted, read_png, runs_of, to_base64
 from ibis_agent.scan.geometry import PictureGeometry, slice_geometry
@@ -41,10 +41,11 @@ def view_of(record: Json) -> dict[str, Any]:
     key = (record.get("volume") or {}).get("key") if volume else one.index
     largest = max(masks, key=lambda index: int(masks[index].sum()))
     status = str(record.get("status") or "ready")
+    measured = _measured(record, masks, one)
     each = one.pixel_area_mm2 or 1.0
     return {
         "question": str(record["question"]),
-        "answer": str(record.get("answer") or ""),
+        "answer": answer_with_size(str(record["question"]), str(record.get("answer") or ""), measured),
         "outcome": _OUTCOMES.get(status, status),
         "reason": str(record.get("reason") or ""),
         "caveats": [str(each) for each in record.get("caveats") or []],
@@ -77,7 +78,7 @@ def view_of(record: Json) -> dict[str, Any]:
         ],
         "steps": steps,
         "cuts": cuts,
-        "measures": _measures(record, masks, one),
+        "measures": measured.lines(),
     }
 
 
@@ -271,19 +272,19 @@ def _letter(direction: np.ndarray) -> str:
     return _AXES[axis][0 if direction[axis] > 0 else 1]
 
 
-def _measures(record: Json, masks: Mapping[int, np.ndarray], one: PictureGeometry) -> list[tuple[str, str]]:
+def _measured(record: Json, masks: Mapping[int, np.ndarray], one: PictureGeometry) -> Measurements:
     """What the record says was measured; otherwise what its masks say, which know no grey values."""
     if record.get("measurements"):
-        return Measurements(**record["measurements"]).lines()
+        return Measurements(**record["measurements"])
     in_plane = None if one.row_mm is None or one.col_mm is None else (one.row_mm, one.col_mm)
     if "slices" not in record:
-        return measure(masks[one.index], in_plane).lines()
+        return measure(masks[one.index], in_plane)
     low, high = min(masks), max(masks)
     stack = np.zeros((high - low + 1, one.height, one.width), bool)
     for index, mask in masks.items():
         stack[index - low] = mask
     gap = float(np.linalg.norm(one.affine[:3, one.axis]))
-    return measure(stack, in_plane and (gap, *in_plane), first=low).lines()
+    return measure(stack, in_plane and (gap, *in_plane), first=low)
 
 
 def _frame(record: Json) -> list[int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from pathlib import Path
@@ -51,9 +52,9 @@ class RunFile:
         journal.add(self.path, keep, actions, rows, outcome)
         self._written(run)
 
-    def finish(self, run: Run) -> Trajectory:
+    def finish(self, run: Run, measurements: Json | None = None) -> Trajectory:
         """Write all of it as one file, and return what it holds. Raises OutputError."""
-        record = self.record(run)
+        record = dataclasses.replace(self.record(run), measurements=measurements or {})
         record.save(self.path)
         journal.end(self.path)
         self._begun = False

@@ -22,6 +22,7 @@ from ibis_agent import files
 from ibis_agent.errors import InputError
 from ibis_agent.fields import Fields
 from ibis_agent.mask.masks import decode_rle, iou
+from ibis_agent.mask.measurements import Measurements
 from ibis_agent.policy.contract import Policy
 from ibis_agent.record import journal
 from ibis_agent.record.forms import (
@@ -76,6 +77,7 @@ class Trajectory:
         note: shown wherever the run is, such as that the policy is a demonstration.
         created: ISO 8601, UTC.
         cut: how the volume is cut into its slices, to do so again; None of a slice alone.
+        measurements: of the mask, see mask.measurements; empty where nobody measured.
     """
 
     slices: Slices
@@ -94,6 +96,7 @@ class Trajectory:
     note: str = ""
     created: str = ""
     cut: Cut | None = None
+    measurements: Json = field(default_factory=dict)
 
     # Where one comes from
 
@@ -161,6 +164,7 @@ class Trajectory:
             settings=settings_from_json(fields.inside("limits"), alone),
             note=fields.text("note", ""),
             created=fields.text("created", ""),
+            measurements=_measurements_from(fields),
             **parts,
         )
         if alone and fields.value("answer", None) != made.answer:
@@ -266,6 +270,8 @@ class Trajectory:
     def outcome(self) -> Json:
         """How the run stands."""
         said: Json = {"answer": self.answer, "status": self.status, "reason": self.reason}
+        if self.measurements:
+            said["measurements"] = dict(self.measurements)
         return {**said, "caveats": list(self.caveats)} if self.caveats else said
 
     def to_json(self) -> Json:
@@ -442,3 +448,14 @@ def other_weights(role: str, recorded: Mapping[str, str], present: Mapping[str, 
         for each in (recorded, present)
     )
     return [f"another {role} than the recorded one: {now} instead of {was}"]
+
+
+def _measurements_from(fields: Fields) -> Json:
+    values = fields.value("measurements", None)
+    if values is None:
+        return {}
+    try:
+        Measurements(**values).lines()
+    except (TypeError, ValueError, AttributeError) as error:
+        raise fields.error("measurements", "are not what this program measures", "{…}") from error
+    return dict(values)

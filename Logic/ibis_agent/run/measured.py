@@ -14,7 +14,9 @@ def measured(run: RunState) -> Measurements:
     one = run.slices.geometry(run.slices.first)
     known = one.row_mm is not None and one.col_mm is not None
     if run.alone:
-        return measure(run.mask(), (one.row_mm or 1.0, one.col_mm or 1.0) if known else None)
+        picture = run.slices.picture(run.slices.first)
+        in_plane = (one.row_mm or 1.0, one.col_mm or 1.0) if known else None
+        return measure(run.mask(), in_plane, 0, picture.values, picture.ct)
     scan = run.slices.scan if isinstance(run.slices, Stack) else None
     spacing = np.linalg.norm(one.affine[:3, :3], axis=0).tolist() if known else None
     values = None if scan is None else scan.voxels

@@ -44,6 +44,7 @@ class Picture:
         geometry: where its pixels lie.
         window: the grey values shown as black and as white; None for a photograph.
         notes: what a person should know about how the scan was read.
+        values: (H, W) grey values of the scan, where they are at hand; ct: whether they are Hounsfield units.
         frame: the part that the models see; None for all of it. Clicks and masks are of the whole picture.
     """
 
@@ -52,6 +53,8 @@ class Picture:
     window: tuple[float, float] | None
     notes: tuple[str, ...] = ()
     frame: Frame | None = None
+    values: np.ndarray | None = None
+    ct: bool = False
 
 
 def cut(
@@ -112,7 +115,9 @@ def cut(
     if frame == "body":
         frame = find_frame(values, (geometry.row_mm or 1.0, geometry.col_mm or 1.0))
     inside = frame if isinstance(frame, Frame) and not frame.is_whole else None
-    return Picture(np.repeat(grey[:, :, None], 3, axis=2), geometry, chosen, scan.told, inside)
+    rgb = np.repeat(grey[:, :, None], 3, axis=2)
+    # A copy: a view would keep the whole scan in memory.
+    return Picture(rgb, geometry, chosen, scan.told, inside, np.array(values), scan.may_be_ct)
 
 
 def check_window(window: Sequence[float]) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_files import write_series
 from hypothesis import given
 from hypothesis import strategies as st
 from ibis_agent import __main__ as command
@@ -74,7 +75,8 @@ def test_every_mask_format_holds_the_same_mask(use: Any, scan: Path, tmp_path: P
     import SimpleITK as sitk
 
     use()
-    formats = [part for name in request.MASK_FORMATS for part in ("--mask-format", name)]
+    names = [name for name in request.MASK_FORMATS if name not in ("dicom-seg", "rtstruct")]
+    formats = [part for name in names for part in ("--mask-format", name)]
     assert run(scan, "--out", tmp_path / "out", *formats) == cli.OK
     reference = np.asarray(nib.load(tmp_path / "out" / "mask.nii.gz").dataobj)
     for name in ("mask.nrrd", "mask.seg.nrrd"):
@@ -442,3 +444,58 @@ def test_a_window_has_a_name(use: Any, scan: Path, tmp_path: Path) -> None:
     use()
     assert run(scan, "--window", "-1350", "150", "--out", tmp_path / "given") == 0
     assert recorded(tmp_path / "named").picture.window == recorded(tmp_path / "given").picture.window
+
+
+def test_the_measures_are_told_in_print_record_page_and_json(
+    use: Any, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use()
+    assert run(scan, "--out", tmp_path / "out", question="How large is the liver?") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    made = recorded(tmp_path / "out")
+    inside = np.asarray(nib.load(scan).dataobj)[
+        np.asarray(nib.load(tmp_path / "out" / "mask.nii.gz").dataobj) != 0
+    ]
+    assert made.measurements["mean"] == pytest.approx(inside.mean(), abs=1e-3)
+    assert made.measurements["deviation"] == pytest.approx(inside.std(ddof=1), abs=1e-3)
+    assert made.measurements["area"] == made.mask.sum() * 4
+    assert f"It measures {made.mask.sum() * 4} mm²" in printed and "in the plane" in printed
+    page = (tmp_path / "out" / "review.html").read_text("utf-8")
+    assert "Mean inside" in page and "It measures" in page
+    use()
+    assert run(scan, "--out", tmp_path / "json", "--json") == 0
+    done = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert done["measurements"] == made.measurements
+
+
+def test_a_dicom_scan_gets_dicom_results_that_refer_to_it(use: Any, tmp_path: Path) -> None:
+    highdicom, pydicom = pytest.importorskip("highdicom"), pytest.importorskip("pydicom")
+    raw = np.random.default_rng(0).integers(0, 2000, (6, 40, 30))
+    folder = write_series(tmp_path / "ct", raw)
+    formats = ("--mask-format", "dicom-seg", "--mask-format", "rtstruct", "--mask-format", "nii.gz")
+    use()
+    assert run(folder, "--out", tmp_path / "out", *formats) == 0
+    mask = np.asarray(nib.load(tmp_path / "out" / "mask.nii.gz").dataobj)
+    seg = highdicom.seg.segread(tmp_path / "out" / "mask.seg.dcm")
+    assert (seg.pixel_array != 0).sum() == mask.sum() and seg.get_segment_description(
+        1
+    ).segment_label == "Liver"
+    uids = {pydicom.dcmread(file).SOPInstanceUID for file in folder.iterdir()}
+    rt = pydicom.dcmread(tmp_path / "out" / "mask.rtstruct.dcm")
+    images = [contour.ContourImageSequence[0] for contour in rt.ROIContourSequence[0].ContourSequence]
+    assert images and {image.ReferencedSOPInstanceUID for image in images} < uids
+
+
+def test_dicom_results_of_another_scan_are_refused_before_any_model_is_loaded(
+    scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("dicom-seg", "rtstruct"):
+        assert run(scan, "--out", tmp_path / "out", "--mask-format", name) == 2
+        assert "not DICOM" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_prompt_is_refused(scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(scan, "--prompt", "Segment the spleen")
+    assert "one structure at a time" in capsys.readouterr().err
