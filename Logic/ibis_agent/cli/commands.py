@@ -132,6 +132,20 @@ def _cohort(options: argparse.Namespace) -> int:
     return run_cohort(_request(options), options)
 
 
+def _mcp(options: argparse.Namespace) -> int:
+    from ibis_agent.cli.tool_server import run_mcp
+
+    base = Request(
+        policy=chosen(options),
+        segmenter=options.segmenter,
+        segmenter_config=options.segmenter_config,
+        first_box=options.first_box,
+        device=options.device,
+        precision=options.precision,
+    )
+    return run_mcp(base, options.scans, options.out)
+
+
 def _request(options: argparse.Namespace) -> Request:
     return Request(
         scan=options.scan,
@@ -262,6 +276,7 @@ _COMMANDS = {
     "compare": run_compare,
     "convert": _convert,
     "info": _info,
+    "mcp": _mcp,
     "import-prompts": _import_prompts,
 }
 

@@ -13,6 +13,7 @@ from ibis_agent.cli import terminal
 from ibis_agent.cli.chosen_policy import place
 from ibis_agent.cli.compare import add_compare
 from ibis_agent.cli.request import MASK_FORMATS
+from ibis_agent.cli.tool_server import add_mcp
 from ibis_agent.scan.geometry import PLANES, Orientation
 from ibis_agent.scan.windows import PRESETS
 
@@ -271,6 +272,7 @@ def _add_others(commands: Any) -> None:
     review.add_argument("--open", action="store_true", help="show it in the browser")
 
     add_compare(commands)
+    add_mcp(commands, _add_models)
 
     convert = commands.add_parser(
         "convert",

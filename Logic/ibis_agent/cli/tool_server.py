@@ -1,0 +1,223 @@
+"""Typed tools for other agents: questions to scans over the Model Context Protocol, on standard input and output.
+
+    ibis-agent mcp --scans DIR --out DIR
+
+No code is run for anybody: there are these tools, and nothing else. Scans are read from one folder, and results are
+written into one folder, a sub-folder a question; both are named when the program is started, by the person. One thing
+is done at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ibis_agent.actions import Box, Click, Prompt
+from ibis_agent.cli.request import Request
+from ibis_agent.cli.runner import Runner, load_policy, load_segmenter
+from ibis_agent.errors import IbisError, InputError, ModelError
+from ibis_agent.run.measured import measured
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_INSTRUCTIONS = (
+    "Ask a question about a slice or a volume of a medical scan; the agent segments by clicks, which you can follow, "
+    "correct and take back. Coordinates run from 0 to 1, x to the right and y down. Research software, not a medical "
+    "device."
+)
+
+
+def add_mcp(commands: Any, add_models: Callable[[Any], None]) -> None:
+    """The subcommand's options."""
+    made = commands.add_parser(
+        "mcp",
+        help="tools for other agents over the Model Context Protocol",
+        description="Serve questions to scans as typed tools on standard input and output.",
+    )
+    made.add_argument("--scans", type=Path, metavar="DIR", required=True, help="where scans are read from")
+    made.add_argument("--out", type=Path, metavar="DIR", required=True, help="where results are written to")
+    add_models(made)
+
+
+def run_mcp(base: Request, scans: Path, out: Path) -> int:
+    """Serve until the input ends. base: the models. Raises InputError for a folder that is not there, ModelError."""
+    server_of(Desk(base, scans, out)).run("stdio")
+    return 0
+
+
+class Desk:
+    """The questions that are open, by name, and the models, loaded at the first one."""
+
+    def __init__(self, base: Request, scans: Path, out: Path) -> None:
+        if not scans.is_dir():
+            raise InputError("there is no such folder of scans", file=scans, remedy="Name one with --scans.")
+        self._base, self._scans, self._out = base, scans.resolve(), out
+        self._open: dict[str, Runner] = {}
+        self._models: tuple[Any, Any] | None = None
+        self._lock = threading.Lock()
+
+    # What the tools do. Plain values in and out; each raises IbisError.
+
+    def list_scans(self) -> list[str]:
+        """The files and DICOM folders that can be asked about, relative to the folder of scans."""
+        return sorted(str(path.relative_to(self._scans)) for path in self._scans.iterdir())
+
+    def ask(
+        self,
+        name: str,
+        scan: str,
+        question: str,
+        volume: bool = False,
+        slice: int | None = None,
+        plane: str = "axial",
+    ) -> dict[str, Any]:
+        """Open a question under a name of your own: about one slice (the middle one where none is given), or with
+        volume=true about the whole scan. Nothing is segmented yet: go on with step, finish or click.
+        """
+        if not _NAME.fullmatch(name):
+            raise InputError("a name is letters, digits, dots, dashes", value=name, remedy="Such as liver-1.")
+        if name in self._open:
+            raise InputError("this question is open already", value=name, remedy="Choose another name.")
+        path = (self._scans / scan).resolve()
+        if not path.is_relative_to(self._scans):
+            raise InputError("scans are read from one folder only", value=scan, remedy="See list_scans.")
+        request = dataclasses.replace(
+            self._base,
+            scan=path,
+            question=question,
+            volume=volume,
+            index=slice,
+            plane=plane,
+            out=self._out / name,
+        )
+        runner = Runner(request)
+        try:
+            runner.begin(*self._loaded())
+        except BaseException:
+            runner.abandon()
+            raise
+        self._open[name] = runner
+        return {**dict(runner.description()), **self._state(runner)}
+
+    def step(self, name: str) -> dict[str, Any]:
+        """Let the agent act once. What it thought and did is in "actions"."""
+        runner = self._runner(name)
+        runner.do(runner.run.step)
+        return self._state(runner)
+
+    def finish(self, name: str) -> dict[str, Any]:
+        """Let the agent go on until it ends or is not understood."""
+        runner = self._runner(name)
+        runner.do(runner.run.run)
+        return self._state(runner)
+
+    def click(
+        self, name: str, x: float, y: float, positive: bool = True, slice: int | None = None
+    ) -> dict[str, Any]:
+        """Click yourself: on what belongs to the structure, or with positive=false on what does not."""
+        return self._prompt(name, Click(x, y, positive), slice)
+
+    def box(
+        self, name: str, x0: float, y0: float, x1: float, y1: float, slice: int | None = None
+    ) -> dict[str, Any]:
+        """Draw a box around the structure: its left, upper, right and lower edge."""
+        return self._prompt(name, Box(x0, y0, x1, y1), slice)
+
+    def back(self, name: str, keep: int) -> dict[str, Any]:
+        """Keep the first so many actions, and take the later ones back."""
+        runner = self._runner(name)
+        runner.do(lambda: runner.run.back(keep))
+        return self._state(runner)
+
+    def measure(self, name: str) -> dict[str, Any]:
+        """What can be measured of the mask as it stands: area or volume, diameters, grey values."""
+        return dict(measured(self._runner(name).run).to_json())
+
+    def accept(self, name: str) -> dict[str, Any]:
+        """Write the mask, the record and the review page into the folder of results, and close the question."""
+        runner = self._runner(name)
+        summary = runner.summary(runner.finish())
+        del self._open[name]
+        return dict(summary)
+
+    def discard(self, name: str) -> dict[str, Any]:
+        """Close the question and leave nothing of it behind."""
+        self._runner(name).discard()
+        del self._open[name]
+        return {"discarded": name}
+
+    def one_at_a_time(self, do: Callable[..., Any]) -> Callable[..., Any]:
+        """`do` under the lock, with its signature and words kept, and refusals told as such."""
+        from mcp.server.mcpserver.exceptions import ToolError
+
+        @functools.wraps(do)
+        def wrapped(*given: Any, **named: Any) -> Any:
+            with self._lock:
+                try:
+                    return do(*given, **named)
+                except IbisError as error:
+                    raise ToolError(str(error)) from error
+
+        return wrapped
+
+    def _prompt(self, name: str, prompt: Prompt, index: int | None) -> dict[str, Any]:
+        runner = self._runner(name)
+        last = runner.run.actions[-1].index if runner.run.actions else runner.run.slices.first
+        runner.do(lambda: runner.run.click(last if index is None else index, prompt))
+        return self._state(runner)
+
+    def _runner(self, name: str) -> Runner:
+        if name not in self._open:
+            raise InputError("no question of this name is open", value=name, remedy="Ask it first.")
+        return self._open[name]
+
+    def _loaded(self) -> tuple[Any, Any]:
+        if self._models is None:
+            source: Any = self._base.policy
+            self._models = load_policy(source, self._base), load_segmenter(self._base)
+        return self._models
+
+    def _state(self, runner: Runner) -> dict[str, Any]:
+        run = runner.run
+        steps = [runner.facts_of(number) for number in range(1, len(run.steps) + 1)] if run.alone else []
+        actions: list[Any] = steps or [
+            {
+                "number": each.number,
+                "kind": each.kind,
+                "slice": each.index,
+                "by": each.by,
+                "words": each.words,
+            }
+            for each in run.actions
+        ]
+        return {"status": run.status, "reason": run.reason, "answer": run.answer, "actions": actions}
+
+
+def server_of(desk: Desk) -> Any:
+    """The desk's tools as an MCP server. Raises ModelError where the software for it is not installed."""
+    try:
+        from mcp.server.mcpserver import MCPServer
+    except ImportError as error:
+        raise ModelError(
+            "the software for the Model Context Protocol is not installed",
+            remedy="pip install 'ibis-agent[mcp]'.",
+        ) from error
+    server: Any = MCPServer("ibis-agent", instructions=_INSTRUCTIONS, log_level="WARNING")
+    for do in (
+        desk.list_scans,
+        desk.ask,
+        desk.step,
+        desk.finish,
+        desk.click,
+        desk.box,
+        desk.back,
+        desk.measure,
+        desk.accept,
+        desk.discard,
+    ):
+        server.tool()(desk.one_at_a_time(do))
+    return server
