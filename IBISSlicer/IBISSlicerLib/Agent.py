@@ -19,7 +19,7 @@ from ibis_agent.policy.prompts import check_question
 from .Errors import PlainError
 from .scene.Accept import accept
 from .scene.Export import exportDicom, exportSegment
-from .scene.Geometry import sliceOfPlane, sliceOfView
+from .scene.Geometry import isColour, sliceOfPlane, sliceOfView
 from .scene.RecordedRun import openRecordedRun
 from .scene.SavedRuns import openLastRun, writeSavedReview
 from .scene.SceneRun import SceneRun
@@ -30,6 +30,7 @@ from .worker import Settings
 from .worker.Worker import Worker
 from .worker.WorkerProcess import waitForEndingProcesses
 
+COLOUR_SLICES_ONLY = "A whole volume needs grayscale voxels. Ask about a single slice of a color picture."
 _BUSY = "Another run is open. Accept or discard it first."
 
 
@@ -141,6 +142,8 @@ class Agent:
         try:
             question = check_question(question)
             place = sliceOfView(sliceNode, volumeNode) if sliceNode else sliceOfPlane(volumeNode, axis, index)
+            if scope == "volume" and isColour(volumeNode):
+                raise AgentError(COLOUR_SLICES_ONLY)
             if scope == "volume":
                 reach = list(slices or (0, place.count - 1))
                 self.current = VolumeSceneRun.create(volumeNode, place, question, window, range=reach)

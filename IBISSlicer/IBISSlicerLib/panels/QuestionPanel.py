@@ -7,9 +7,9 @@ import time
 import qt
 import slicer
 
-from ..Agent import Agent
+from ..Agent import COLOUR_SLICES_ONLY, Agent
 from ..Errors import PlainError, telling
-from ..scene.Geometry import ObliqueViewError, alignView, shownWindow, sliceOfView
+from ..scene.Geometry import ObliqueViewError, alignView, isColour, shownWindow, sliceOfView
 from ..worker import Settings
 from .Texts import MISSING
 
@@ -297,6 +297,8 @@ class QuestionPanel:
                 place = sliceOfView(sliceNode, volumeNode)
                 text = f"{place.index + 1} of {place.count}"
                 self._offerRange(place.count)
+                if self.ui.scopeSelector.currentData == "volume" and isColour(volumeNode):
+                    self._geometry = COLOUR_SLICES_ONLY
             except PlainError as error:
                 self._geometry, oblique = str(error), isinstance(error, ObliqueViewError)
         self.ui.sliceLabel.setText(text)

@@ -79,6 +79,20 @@ def shapeOf(volumeNode) -> tuple[int, int, int]:
     return image.GetDimensions()
 
 
+def isColour(volumeNode) -> bool:
+    """Whether a volume is a photograph, or another picture in red, green and blue.
+
+    :raises GeometryError: if its voxels are neither grey values nor such colours.
+    """
+    image = volumeNode.GetImageData()
+    count = image.GetNumberOfScalarComponents() if image else 1
+    if count > 1 and (count not in (3, 4) or image.GetScalarType() != vtk.VTK_UNSIGNED_CHAR):
+        raise GeometryError(
+            f"The voxels of {volumeNode.GetName()} have {count} components. Use a grayscale volume or an RGB picture."
+        )
+    return count > 1
+
+
 def shownWindow(volumeNode) -> list[float] | None:
     """[minimum, maximum] in grey values that the volume is shown with, or None where nothing says it."""
     display = volumeNode.GetScalarVolumeDisplayNode()
@@ -93,6 +107,7 @@ def sliceOfView(sliceNode, volumeNode) -> SlicePlace:
     :raises ObliqueViewError: if the view is tilted against the volume's voxels.
     :raises GeometryError: if the view shows a place outside the volume.
     """
+    isColour(volumeNode)
     toWorld = ijkToWorld(volumeNode)
     sliceToWorld = arrayFromMatrix(sliceNode.GetSliceToRAS())
     directions = toWorld[:3, :3] / np.linalg.norm(toWorld[:3, :3], axis=0)

@@ -20,7 +20,7 @@ from ibis_agent.record.run_record import RunRecord
 
 from .ClickMarks import POSITIVE_COLOUR, ClickMarks, Mark
 from .FrameMark import FrameMark
-from .Geometry import GeometryError, SlicePlace, ijkToRas, ijkToWorld, shapeOf, shownWindow
+from .Geometry import GeometryError, SlicePlace, ijkToRas, ijkToWorld, isColour, shapeOf, shownWindow
 from .MaskDisplay import MaskDisplay
 from .OwnNodes import keepOutOfFiles, removeNode
 from .SubjectHierarchy import giveItem, modalityOf, putBeside
@@ -77,6 +77,7 @@ class SceneRun:
             "shown": shownWindow(volumeNode),
             "name": volumeNode.GetName(),
             "modality": modalityOf(volumeNode),
+            "colour": isColour(volumeNode),
             **more,
         }
         record = RunRecord(question, cls.scope)

@@ -215,16 +215,23 @@ def cut_picture(image: Message, card: ModelCard) -> Picture:
     - "shown": the one used where neither a person nor the policy's card (for what may be CT) asks
       for one, or None for the 1st and 99th percentile;
     - "range", for a whole volume: first and last slice, and "roi": six voxel indices, see scan.slices.stack_of;
+    - "colour": true where the file has a further axis of red, green and blue (uint8): a photograph, used as it is;
     - "name" and "modality", for people.
     """
+    if image.get("colour"):
+        channels = [scan_of(image, channel) for channel in range(3)]
+        place = "xyz"[int(image["axis"])], int(image["index"]), card.orientation
+        geometry = channels[0].geometry(*place)
+        planes = [geometry.extract(each.voxels) for each in channels]
+        return Picture(np.stack(planes, axis=2).astype(np.uint8), geometry, None)
     scan, window = scan_of(image), image.get("window") or None
     preferred = card.window if card.window is not None and scan.may_be_ct else image.get("shown")
     plane, index = "xyz"[int(image["axis"])], int(image["index"])
     return cut(scan, plane, index, window, card.orientation, preferred, card.frame)
 
 
-def scan_of(image: Message) -> Scan:
-    """The scan behind an `image`, see `cut_picture`. Raises InputError."""
+def scan_of(image: Message, channel: int | None = None) -> Scan:
+    """The scan behind an `image`, see `cut_picture`; of one in colours, a channel. Raises InputError."""
     try:
         voxels = np.load(image["file"], mmap_mode="r", allow_pickle=False)
         shape = tuple(int(n) for n in image["shape"])
@@ -232,7 +239,7 @@ def scan_of(image: Message) -> Scan:
         affine = np.array(image["affine"], dtype=np.float64)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError("the image that came with the question cannot be read", value=str(error)) from error
-    voxels = voxels.transpose()
+    voxels = (voxels if channel is None else voxels[..., channel]).transpose()
     slab = tuple(1 if each == axis else n for each, n in enumerate(shape))
     if voxels.shape not in (shape, slab):
         raise InputError("the image has another shape than was said", value=f"{voxels.shape} for {shape}")

@@ -348,6 +348,33 @@ def test_the_phantom_is_offered_as_sample_data_with_its_own_thumbnail(panel: Pan
     panel.step()
 
 
+def test_a_photograph_is_asked_about_in_its_own_colours_and_not_as_a_whole_volume(panel: Panel) -> None:
+    import slicer
+
+    rows, columns = np.mgrid[:60, :80]
+    colours = np.stack([rows * 4, columns * 3, np.full_like(rows, 40)], axis=2).astype(np.uint8)
+    photograph = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "Photograph")
+    slicer.util.updateVolumeFromArray(photograph, colours[None])
+    photograph.SetIJKToRASDirections(-1, 0, 0, 0, -1, 0, 0, 0, 1)
+    photograph.CreateDefaultDisplayNodes()
+    panel.host.process_events()
+    panel.ui.volumeSelector.setCurrentNode(photograph)
+    panel.host.views["Red"].node.JumpSliceByOffsetting(-40.0, -30.0, 0.0)
+    panel.script()
+    panel.ask("Segment the lesion.")
+    panel.ui.scopeSelector.setCurrentIndex(panel.ui.scopeSelector.findData("volume"))
+    assert not panel.ui.stepButton.enabled and "grayscale" in panel.ui.stepButton.toolTip
+    panel.ui.scopeSelector.setCurrentIndex(panel.ui.scopeSelector.findData("slice"))
+    panel.step()
+    from ibis_agent.record.pictures import picture_from_json
+
+    seen = picture_from_json(panel.run.record.head["picture"])
+    assert seen.window is None
+    assert np.array_equal(seen.rgb, colours)  # as the view shows it: the first row on top
+    panel.host.press(panel.ui.acceptButton)
+    assert panel.logic.lastSegmentation.GetSegmentation().GetNumberOfSegments() == 1
+
+
 # After Accept
 
 
