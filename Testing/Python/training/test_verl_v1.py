@@ -114,7 +114,7 @@ def test_the_v1_worker_plays_episodes_into_one_update(tmp_path: Path) -> None:
         {"role": "user", "content": [{"type": "image", "image": Image.fromarray(question.rgb)}]}
     ]
     config = _config()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     try:
         tq.init()
         client = Scripted(chat, [[good, end], [beside, end], [end], [good, good, end]])
