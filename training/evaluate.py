@@ -79,7 +79,9 @@ def options() -> argparse.ArgumentParser:
         default=8,
         help="slices of each volume of --data, 0 for all that show something (8)",
     )
-    more.add_argument("--store", type=Path, help="a folder that keeps the pictures of --data, see training.store")
+    more.add_argument(
+        "--store", type=Path, help="a folder that keeps the pictures of --data, see training.store"
+    )
     more.add_argument("--window", type=float, nargs=2, metavar=("MIN", "MAX"), help="of --data")
     more.add_argument("--bad", choices=("skip", "refuse"), default="skip", help="bad data of --data (skip)")
     more.add_argument("--follow", choices=("auto", "memory", "carry"), default="auto", help="in volumes")
