@@ -30,11 +30,22 @@ class RemotePolicy:
     together = 4
 
     def __init__(
-        self, connection: Connection, model: str, card: ModelCard, patience: Patience | None = None
+        self,
+        connection: Connection,
+        model: str,
+        card: ModelCard,
+        patience: Patience | None = None,
+        repetition_penalty: float = 1.0,
     ) -> None:
+        """repetition_penalty: what the model's own generation_config.json asks for; servers may not read it."""
         self.connection, self.model, self.card = connection, model, card
         self.identity = {"name": model or card.name, "sha256": "", "address": connection.base}
         self.patience = patience or Patience()
+        # vLLM and SGLang read the first name, llama.cpp and Ollama the second.
+        names = ("repetition_penalty", "repeat_penalty") if repetition_penalty != 1 else ()
+        self._penalty = dict.fromkeys(names, repetition_penalty)
+        if names:
+            self.identity["generation"] = f"repetition penalty {repetition_penalty:g}"
         self.last: Answer | None = None
 
     def reply(self, turn: Turn, on_text: OnText | None = None, cancelled: IsCancelled | None = None) -> str:
@@ -55,6 +66,7 @@ class RemotePolicy:
             "messages": messages,
             "max_tokens": self.card.max_new_tokens,
             "temperature": 0,
+            **self._penalty,
         }
         enough = None if whole else self.card.speech.is_complete
         self.last = ask(self.connection, body, on_text, cancelled, enough, self.patience)

@@ -17,6 +17,7 @@ from typing import Any
 from ibis_agent.errors import InputError, ModelError, OutputError
 from ibis_agent.files import write_json
 from ibis_agent.policy.card import ModelCard, card_to_json, load_card
+from ibis_agent.policy.qwen25.choice import read_generation
 from ibis_agent.policy.remote.chat import Patience
 from ibis_agent.policy.remote.connection import Connection
 from ibis_agent.policy.remote.probe import probe
@@ -114,7 +115,10 @@ class RemoteAddress:
     def open(self, device: str = "auto", precision: str = "auto") -> RemotePolicy:
         """The policy, probed if this address, model and card were not yet. Raises as `check`, and where it fails."""
         self.check_yes()
-        policy = RemotePolicy(self.connection, self.chosen(), self.card, self._patience)
+        card, penalty = self.card, 1.0
+        if self._card is not None and Path(self._card).is_dir() and card.generation_config:
+            penalty = read_generation(Path(self._card)).repetition_penalty
+        policy = RemotePolicy(self.connection, self.chosen(), card, self._patience, penalty)
         self.probe(policy)
         return policy
 

@@ -469,6 +469,16 @@ def test_a_server_that_points_rightly_is_trusted_and_asked_only_once() -> None:
         )._probed_as("demo"), "another card is probed anew"
 
 
+def test_the_penalty_that_a_models_folder_asks_for_goes_with_every_question(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"repetition_penalty": 1.05}')
+    with serving(seeing(pointing())) as server:
+        policy = opened(server, card=tmp_path)
+        opened(server)
+        sent = [body.get("repetition_penalty") for body in server.bodies]
+        assert policy.identity["generation"] == "repetition penalty 1.05"
+        assert set(sent) == {1.05, None} and server.bodies[0]["repeat_penalty"] == 1.05
+
+
 def test_the_demo_policy_behind_a_server_passes_the_probe(demo_server: ChatServer) -> None:
     source = RemoteAddress(demo_server.url, "demo", demo_folder())
     assert source.open().identity["name"] == "demo"
