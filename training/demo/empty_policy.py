@@ -48,6 +48,7 @@ DEMO_CARD: dict[str, Any] = {
     "note": "For demonstration on phantoms and simple CT, not for patients.",
     "orientation": "radiological",
     "window": [-160, 240],
+    "frame": "body",
     "overlay_colour": [34, 139, 34],
     "overlay_alpha": 0.4,
     "history": 0,

@@ -202,18 +202,17 @@ def _shown(source: Source | Kept, place: tuple[str, int]) -> Shown:
     return shown
 
 
-def _organs(names_file: Path) -> dict[int, str]:
-    """Label number → structure, of those that are measured. Raises InputError."""
+def _organs(names_file: Path) -> dict[str, tuple[int, ...]]:
+    """Structure → its label numbers, of those that are measured. Raises InputError."""
     remedy = 'It must be an object such as {"5": "liver", "1": "spleen"}.'
     names = read_json(names_file, remedy=remedy)
     if not isinstance(names, dict) or not all(number.isdecimal() for number in names):
         raise InputError("holds no names of labels", file=names_file, remedy=remedy)
     found = {
-        int(number): organ
+        organ: tuple(int(number) for number, name in names.items() if str(name).startswith(starts))
         for organ, starts in ORGANS.items()
-        for number, name in names.items()
-        if str(name).startswith(starts)
     }
+    found = {organ: numbers for organ, numbers in found.items() if numbers}
     if not found:
         remedy = f"They are {', '.join(start for starts in ORGANS.values() for start in starts)}."
         raise InputError("names none of the structures that are measured", file=names_file, remedy=remedy)
