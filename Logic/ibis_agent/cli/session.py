@@ -222,6 +222,8 @@ class Session:
     def _work(self, act: Callable[[], object]) -> None:
         with self.stopper.work():
             self.runner.do(act)
+        if self.stopper.asked and self.runner.run.status == "ready":  # it came when nobody asked any more
+            raise Cancelled()
 
     def _on_text(self, piece: str) -> None:
         self.screen.flow(self._thinking.feed(piece))

@@ -239,6 +239,24 @@ def test_ctrl_c_in_mid_thought_keeps_the_steps_so_far(
     assert shlex.split(error)[-2:] == ["--resume", str(out / "trajectory.json")], "as it can be typed"
 
 
+def test_ctrl_c_that_comes_when_a_step_is_done_is_not_forgotten(
+    use: Any, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use()
+    save, pressed = runner.Runner.save, list[int]()
+
+    def and_press(self: runner.Runner) -> Path:
+        path = save(self)
+        if len(self.run.steps) == 2 and not pressed:
+            pressed.append(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return path
+
+    monkeypatch.setattr(runner.Runner, "save", and_press)
+    assert run(scan, "--out", tmp_path / "out") == cli.INTERRUPTED
+    assert "2 steps are kept" in capsys.readouterr().err and len(recorded(tmp_path / "out").steps) == 2
+
+
 def test_a_stopped_run_leaves_no_mask_of_an_earlier_one_beside_its_record(
     use: Any, scan: Path, tmp_path: Path
 ) -> None:
