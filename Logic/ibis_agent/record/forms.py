@@ -10,6 +10,7 @@ import numpy as np
 
 from ibis_agent.fields import Fields
 from ibis_agent.mask.masks import encode_rle
+from ibis_agent.mask.measurements import Measurements
 from ibis_agent.record.pictures import (
     RecordedPictures,
     orientation_from,
@@ -158,7 +159,7 @@ def parts_of(
         inside: where masks of a slice may lie, see scan.slices.Slices.
     """
     volume = head["volume"]
-    spans = [span for each in actions for span in spans_of(each)]
+    spans = [span for each in actions for span in _spans_of(each)]
     slices = (
         row_with_picture(index, rows.get(index), picture_of(index), inside(index), str(volume["source"]))
         for index in visited(spans, rows, int(volume["first"]))
@@ -175,7 +176,7 @@ def figures(actions: Iterable[Mapping[str, Any]], rows: Iterable[Mapping[str, An
     return {"key": key, "ml": sum(float(each) for each in areas) * gap_mm / 1000 if known else None}
 
 
-def spans_of(action: Mapping[str, Any]) -> list[tuple[int, int]]:
+def _spans_of(action: Mapping[str, Any]) -> list[tuple[int, int]]:
     """First and last of the slices that an action was on or went through."""
     index = int(action["slice"])
     return [(index, index), *((int(way["start"]), int(way["last"])) for way in action["ways"])]
@@ -198,3 +199,15 @@ def visited(spans: Iterable[tuple[int, int]], rows: Iterable[int], first: int) -
     """
     met = {n for one, other in spans for n in range(min(one, other), max(one, other) + 1)}
     return sorted({*rows, *met} or {first})
+
+
+def measurements_from(fields: Fields) -> Json:
+    """What was measured of the object, plain values; empty where nothing was. Raises InputError naming the field."""
+    values = fields.value("measurements", None)
+    if values is None:
+        return {}
+    try:
+        Measurements(**values).lines()
+    except (TypeError, ValueError, AttributeError) as error:
+        raise fields.error("measurements", "are not what this program measures", "{…}") from error
+    return dict(values)

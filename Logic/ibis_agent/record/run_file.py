@@ -10,8 +10,9 @@ from pathlib import Path
 from ibis_agent.record import journal
 from ibis_agent.record.forms import row_with_picture, visited
 from ibis_agent.record.steps import Json, action_to_json, slice_to_json
-from ibis_agent.record.trajectory import Trajectory, spans_of
+from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.action import RunAction
+from ibis_agent.run.plan import spans_of
 from ibis_agent.run.run import Run
 from ibis_agent.segmenter.contract import Found
 

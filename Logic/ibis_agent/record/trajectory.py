@@ -21,8 +21,7 @@ import numpy as np
 from ibis_agent import files
 from ibis_agent.errors import InputError
 from ibis_agent.fields import Fields
-from ibis_agent.mask.masks import decode_rle, iou
-from ibis_agent.mask.measurements import Measurements
+from ibis_agent.mask.masks import decode_rle
 from ibis_agent.policy.contract import Policy
 from ibis_agent.record import journal
 from ibis_agent.record.forms import (
@@ -30,12 +29,14 @@ from ibis_agent.record.forms import (
     VOLUME_SCHEMA,
     Cut,
     figures,
+    measurements_from,
     parts_of,
     slice_from,
     visited,
     volume_from,
 )
 from ibis_agent.record.pictures import orientation_of, picture_to_json
+from ibis_agent.record.replay import Difference, Replay, other_weights
 from ibis_agent.record.steps import (
     Json,
     action_to_json,
@@ -49,7 +50,7 @@ from ibis_agent.run.action import RunAction, Watch
 from ibis_agent.run.alone import Alone
 from ibis_agent.run.caveats import caveats
 from ibis_agent.run.episode import Limits, Status, Step
-from ibis_agent.run.plan import key_of, steps_on
+from ibis_agent.run.plan import key_of, spans_of, steps_on
 from ibis_agent.run.run import Run
 from ibis_agent.run.settings import Settings
 from ibis_agent.scan.picture import Picture
@@ -164,7 +165,7 @@ class Trajectory:
             settings=settings_from_json(fields.inside("limits"), alone),
             note=fields.text("note", ""),
             created=fields.text("created", ""),
-            measurements=_measurements_from(fields),
+            measurements=measurements_from(fields),
             **parts,
         )
         if alone and fields.value("answer", None) != made.answer:
@@ -393,69 +394,3 @@ class Trajectory:
         if policy is not None and self.policy is not None:
             notes += other_weights("policy", self.policy, policy.identity)
         return notes
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A step or a slice whose mask came out differently: how many pixels, and the IoU of the two masks."""
-
-    number: int
-    pixels: int
-    iou: float
-
-    @classmethod
-    def between(cls, number: int, old: np.ndarray, new: np.ndarray) -> Difference:
-        return cls(number, int(np.count_nonzero(old != new)), iou(old, new))
-
-    def __str__(self) -> str:
-        return f"the mask differs from the recorded one in {self.pixels} pixels (IoU {self.iou:.4f})"
-
-
-@dataclass(frozen=True, eq=False)
-class Replay:
-    """What a replay gave.
-
-    Attributes:
-        steps: the recorded ones; of a slice alone with masks, logits and scores made anew.
-        volume: (I, J, K) uint8, the mask at the end.
-        differences: the steps of a slice alone, or the slices, where a mask is not the recorded one, bit for bit.
-        warnings: reasons to expect differences, for people.
-    """
-
-    steps: tuple[Step, ...]
-    volume: np.ndarray
-    differences: tuple[Difference, ...]
-    warnings: tuple[str, ...]
-
-    @property
-    def masks(self) -> list[np.ndarray]:
-        """(H, W) bool each, in the order of the steps."""
-        return [step.mask for step in self.steps]
-
-
-def spans_of(actions: Sequence[RunAction]) -> list[tuple[int, int]]:
-    """First and last of the slices that actions were on or went through."""
-    spans = [(each.index, each.index) for each in actions]
-    return spans + [(way.start, way.last) for each in actions for way in each.ways]
-
-
-def other_weights(role: str, recorded: Mapping[str, str], present: Mapping[str, str]) -> list[str]:
-    """What people should know where the identity recorded for a "policy" or "segmenter" is not the present one."""
-    if recorded.get("sha256") == present.get("sha256"):
-        return []
-    was, now = (
-        f"{each.get('name') or 'unknown'} ({(each.get('sha256') or 'unknown')[:12]})"
-        for each in (recorded, present)
-    )
-    return [f"another {role} than the recorded one: {now} instead of {was}"]
-
-
-def _measurements_from(fields: Fields) -> Json:
-    values = fields.value("measurements", None)
-    if values is None:
-        return {}
-    try:
-        Measurements(**values).lines()
-    except (TypeError, ValueError, AttributeError) as error:
-        raise fields.error("measurements", "are not what this program measures", "{…}") from error
-    return dict(values)

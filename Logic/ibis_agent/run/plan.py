@@ -159,3 +159,9 @@ def why_nothing(actions: Sequence[RunAction]) -> str:
         return "No slice gave a mask to begin with."
     where = ", ".join(str(n) for n in sorted({each.index for each in looks}))
     return f"The policy saw it in none of the slices {where}."
+
+
+def spans_of(actions: Sequence[RunAction]) -> list[tuple[int, int]]:
+    """First and last of the slices that actions were on or went through."""
+    spans = [(each.index, each.index) for each in actions]
+    return spans + [(way.start, way.last) for each in actions for way in each.ways]

@@ -17,7 +17,7 @@ def like_ct(voxels: np.ndarray) -> tuple[bool, str]:
 
     voxels: (I, J, K) grey values; those that are not numbers are passed over.
     """
-    # One slice may stand for all (see workbench.scan_of): it need not be counted again and again.
+    # One slice may stand for all (see engine.question.scan_of): it need not be counted again and again.
     once = voxels[tuple(np.s_[:1] if stride == 0 else np.s_[:] for stride in voxels.strides)]
     steps = _steps(once.shape)
     values = once[tuple(np.s_[::step] for step in steps)].astype(np.float32).ravel()
