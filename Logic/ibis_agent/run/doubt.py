@@ -64,20 +64,27 @@ def seen_otherwise(
     """The slices whose mask grew to something else than was seen there, the most doubtful first.
 
     looks: by slice, what single slices gave before anything grew. One of low score, or that no other look or anchor
-    agrees with, is not believed: the nearest on each side are asked.
+    agrees with, is not believed: the nearest on each side are asked. Where at least two looks saw what
+    grew for each that saw something else, none is: they agree with each other on where the object is.
     """
     limits = limits or Thresholds()
     known = {n: each.mask for n, each in looks.items() if each.mask.any()}
     known |= {n: each.mask for n, each in found.items() if each.anchor and each.mask.any()}
-    wanted = []
-    for index, look in looks.items():
-        if index not in found or found[index].anchor or not look.mask.any() or look.score < limits.low_score:
-            continue
-        seen, grown = look.mask, found[index].mask
+    believed = {
+        n: dice(look.mask, found[n].mask)
+        for n, look in looks.items()
+        if n in found and not found[n].anchor and look.mask.any() and look.score >= limits.low_score
+    }
+    as_grown = sum(each >= limits.otherwise for each in believed.values())
+    wanted: list[Doubt] = []
+    if as_grown >= 2 * (len(believed) - as_grown):
+        return wanted
+    for index, likeness in believed.items():
+        seen, grown = looks[index].mask, found[index].mask
         beside = [max((n for n in known if n < index), default=None)]
         beside += [min((n for n in known if n > index), default=None)]
         masks = [known[n] for n in beside if n is not None]
-        if not masks or dice(seen, grown) >= limits.otherwise:
+        if not masks or likeness >= limits.otherwise:
             continue
         more = float(np.mean([dice(seen, each) - dice(grown, each) for each in masks]))
         if more > limits.support:

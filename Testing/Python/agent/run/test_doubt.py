@@ -95,6 +95,13 @@ def test_a_look_that_others_agree_with_is_believed_against_what_grew_to_another_
     assert seen_otherwise(grown, alone) == []
 
 
+def test_looks_that_saw_what_grew_are_not_overruled_by_fewer_that_saw_another_thing() -> None:
+    grown = stack({n: disc(12, 48, 20) for n in range(20)}, 5)
+    places = {2: 20, 7: 20, 8: 20, 11: 20, 14: 70, 18: 70}  # the two that are wrong agree with each other
+    looks = stack({n: disc(12, 48, column) for n, column in places.items()}, -1)
+    assert seen_otherwise(grown, looks) == []
+
+
 def look(index: int, radius: float, score: float = 0.9) -> Look:
     if not radius:
         return Look(index, Step(1, Terminate("no"), "policy", EMPTY, None, None))
