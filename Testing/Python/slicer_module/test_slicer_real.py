@@ -134,6 +134,7 @@ def test_everything_down_to_accept_is_visible_in_slicer_s_panel(asked: Panel, sc
     least = panel.ui.stepsTable.height
     panel.host.resize(1440, 1000)
     assert panel.ui.stepsTable.height > least + 50  # more height goes to the steps
+    assert panel.ui.volumeBox.height < 60
 
 
 def test_a_thought_wraps_and_its_row_is_as_high_as_it_needs(asked: Panel) -> None:
