@@ -113,7 +113,7 @@ bench: venv venv-host
 # A patient that no model was trained on, finer than the one of `make demo`.
 SHOT_SEED  ?= 7
 SHOT_SLICE ?= 27
-SHOT_RANGE ?= 24 46
+SHOT_RANGE ?= 39 46
 screenshots: venv venv-host
 	@mkdir -p build/screenshots
 	$(BIN)/python -m training.phantoms --seed $(SHOT_SEED) --spacing 1.5 1.5 3 --out build/screenshots/phantom.nii.gz
