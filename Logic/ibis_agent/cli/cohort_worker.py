@@ -6,6 +6,9 @@ It talks through a pipe: entries come in, results go out; when the pipe closes i
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
 import queue
 import shutil
 import signal
@@ -48,6 +51,8 @@ def work(
     """Serve until the pipe closes. Sends ("ready",), then (name, result) for each entry; or ("failed", error)."""
     with contextlib.suppress(ValueError):  # in a thread, as in tests, signals are the program's
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; who started us closes the pipe
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     with contextlib.suppress(EOFError, OSError):
         try:
             models = load(_on_own_card(asked, number))
@@ -64,6 +69,12 @@ def work(
             )
 
 
+def _end_with(sentinel: int) -> None:
+    """A killed cohort's workers end at once: they must not write into a folder that the next one goes on with."""
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
+
+
 def _read_ahead(
     pipe: Connection, asked: Request, out: Path, prepared: queue.Queue[tuple[Entry, Runner | str] | None]
 ) -> None:
@@ -71,7 +82,7 @@ def _read_ahead(
     with contextlib.suppress(EOFError, OSError):
         while True:
             entry: Entry = pipe.recv()
-            folder = out / f"{WORKING}{entry.name}"
+            folder = out / f"{WORKING}{os.getpid()}-{entry.name}"
             shutil.rmtree(folder, ignore_errors=True)
             request = replace(
                 asked,
