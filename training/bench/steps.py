@@ -45,6 +45,7 @@ from ibis_agent.segmenter.contract import Segmenter
 from PIL import Image
 from transformers.generation.streamers import BaseStreamer
 
+from training.bench import episodes
 from training.bench.clock import use_processor_time
 from training.bench.volume import measure_volume, table_of
 from training.common.commands import check_output, ending
@@ -110,11 +111,12 @@ def ours(
     Stops before a turn whose reply could not be read at once.
     """
     policy.forget()
-    run = Run.on_picture(picture, question, policy, segmenter, Settings(Limits(max_turns=turns)))
+    segmenter.kept.forget()
     begun = time.perf_counter()
-    run.prepare()
+    segmenter.embed(picture.rgb)  # a run does it beside the policy's first turn
     synchronize(policy)
     embedding = time.perf_counter() - begun
+    run = Run.on_picture(picture, question, policy, segmenter, Settings(Limits(max_turns=turns)))
     work, costs = [], []
     while run.status == "ready":
         turn = run.turn()
@@ -142,6 +144,7 @@ def plain(
     picture: Picture, work: list[Work], policy: LocalPolicy, segmenter: Segmenter, folder: Path
 ) -> tuple[list[Cost], float]:
     """The same turns by `generate`: what every turn took, and the seconds of embedding the picture."""
+    segmenter.kept.forget()
     begun = time.perf_counter()
     embedding = segmenter.embed(picture.rgb)
     synchronize(policy)
@@ -151,23 +154,14 @@ def plain(
         begun = time.perf_counter()
         Image.fromarray(each.turn.picture).save(folder / "turn.png")
         shown = np.asarray(Image.open(folder / "turn.png").convert("RGB"))
-        pictures = [*pictures_of(policy.card, each.turn)[:-1], shown]
-        request = policy.chat.encode(build_messages(policy.card, each.turn), pictures)
-        given = {
-            "input_ids": request.ids[None],
-            "attention_mask": np.ones_like(request.ids)[None],
-            "mm_token_type_ids": request.types[None],
-            "pixel_values": request.pixels,
-            "image_grid_thw": request.grid,
-        }
-        tensors = {name: torch.from_numpy(value).to(policy.model.device) for name, value in given.items()}
+        tensors = tensors_for_generate(policy, each.turn, shown)
         prepared = time.perf_counter()
         first = FirstToken()
         with torch.inference_mode():
             ids = policy.model.generate(
                 **tensors, max_new_tokens=policy.card.max_new_tokens, do_sample=False, streamer=first
             )
-        written = ids[0, len(request.ids) :].tolist()
+        written = ids[0, tensors["input_ids"].shape[1] :].tolist()
         policy.chat.decode(written)
         decoded = time.perf_counter()
         if each.clicks:
@@ -182,6 +176,20 @@ def plain(
         }
         costs.append(Cost(seconds, len(written), len(written)))
     return costs, embedded
+
+
+def tensors_for_generate(policy: LocalPolicy, turn: Turn, shown: np.ndarray) -> dict[str, torch.Tensor]:
+    """What `generate` is given for a turn whose picture came back as `shown`, (H, W, 3) uint8."""
+    pictures = [*pictures_of(policy.card, turn)[:-1], shown]
+    request = policy.chat.encode(build_messages(policy.card, turn), pictures)
+    given = {
+        "input_ids": request.ids[None],
+        "attention_mask": np.ones_like(request.ids)[None],
+        "mm_token_type_ids": request.types[None],
+        "pixel_values": request.pixels,
+        "image_grid_thw": request.grid,
+    }
+    return {name: torch.from_numpy(value).to(policy.model.device) for name, value in given.items()}
 
 
 def measure(
@@ -316,6 +324,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=4, help="longest episode")
     parser.add_argument("--slices", type=int, default=100, help="of the volume; 0 leaves it out")
     parser.add_argument(
+        "--episodes", action=argparse.BooleanOptionalAction, default=True, help="of 5 and 20 turns"
+    )
+    parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: see above; on CPUs only"
     )
     parser.add_argument("--json", type=Path, help="write the figures there")
@@ -329,10 +340,15 @@ def main() -> None:
         result = measure(policy, segmenter, chosen.pictures, chosen.repeats, chosen.turns, show_progress)
         show_progress(f"a volume of {chosen.slices} slices")
         result["clock"] = chosen.clock
+        if chosen.episodes:
+            show_progress("whole episodes")
+            result["episodes"] = episodes.measure(policy, chosen.repeats)
         if chosen.slices:
             result["volume"] = measure_volume(segmenter, chosen.slices)
     show_progress("")
     print(table(result))
+    if "episodes" in result:
+        print("\n" + episodes.table(result["episodes"]))
     if "volume" in result:
         print("\n" + table_of(result["volume"]))
     if chosen.json:

@@ -5,7 +5,9 @@ Stands where a Follower stands in a run over several slices, but there is nowher
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,22 +32,43 @@ class Known:
 
 
 class Alone:
-    """One slice; the picture is embedded once, at the first click or by `prepare`."""
+    """One slice; the picture is embedded once: beside the policy's first turn by `prepare`, or at the first click."""
 
     way = "alone"
 
     def __init__(self, slices: Slices, segmenter: Segmenter, size: tuple[int, int]) -> None:
         self._picture = slices.picture(slices.first)
         self.segmenter, self.size = framed(segmenter, slices.frame), size
-        self._embedding: Any = None
+        self._embedding: Future[Any] | None = None
         self._last: tuple[Sequence[Prompt], np.ndarray | None, Prediction] | None = None
         self.found: dict[int, Found] = {}
         self._standing: dict[int, Prediction] = {}
 
     def prepare(self) -> None:
-        """Embed the picture now rather than at the first click."""
+        """Begin to embed the picture, beside whatever is done next. What goes wrong is raised at the first click."""
+        if self._embedding is not None:
+            return
+        self._embedding = waiting = Future[Any]()
+
+        def embed() -> None:
+            try:
+                waiting.set_result(self.segmenter.embed(self._picture.rgb))
+            except BaseException as error:  # handed to whoever asks for the result
+                waiting.set_exception(error)
+
+        threading.Thread(target=embed, name="embed", daemon=True).start()
+
+    def embedding(self) -> Any:
+        """Of the picture, waited for. Raises what embedding raised; the next call tries again."""
         if self._embedding is None:
-            self._embedding = self.segmenter.embed(self._picture.rgb)
+            made = self.segmenter.embed(self._picture.rgb)
+            self._embedding = Future[Any]()
+            self._embedding.set_result(made)
+        try:
+            return self._embedding.result()
+        except BaseException:
+            self._embedding = None
+            raise
 
     @property
     def anchors(self) -> list[int]:
@@ -57,8 +80,7 @@ class Alone:
         """The mask for all clicks so far; an anchor of the same clicks does not compute it again."""
         if self._last is not None and self._last[1] is previous_logits and self._last[0] == tuple(clicks):
             return self._last[2]
-        self.prepare()
-        made = self.segmenter.predict(self._embedding, list(clicks), previous_logits)
+        made = self.segmenter.predict(self.embedding(), list(clicks), previous_logits)
         scores = np.array([made.score], np.float32)
         made = Prediction(frozen(made.mask), frozen(made.logits), made.score, scores)
         self._last = tuple(clicks), previous_logits, made

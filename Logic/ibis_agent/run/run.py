@@ -54,7 +54,7 @@ class Run(RunState):
         return cls(one_slice(picture), question, policy, segmenter, settings)
 
     def prepare(self) -> None:
-        """Do now what the first click would have to wait for."""
+        """Begin what the first click would have to wait for, while the policy reads the picture."""
         if isinstance(self.memory, Alone):
             self.memory.prepare()
 
@@ -100,6 +100,8 @@ class Run(RunState):
         watch = watch or Watch()
         watch.check()
         with self.whole():
+            if self.policy is not None:
+                self.prepare()
             return agent.act(self, watch)
 
     def grow(self, watch: Watch | None = None) -> RunAction:
