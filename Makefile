@@ -25,7 +25,7 @@ SCAN     ?= $(OUT)/scan.nii.gz
 PROMPT   ?= Segment the liver
 RUN_ARGS ?=
 
-.PHONY: help venv venv-host demo test test-agent test-host test-verl lint types check bench screenshots address clean
+.PHONY: help venv venv-host demo test test-agent test-host test-verl lint types check bench bench-gpu screenshots address clean
 .DEFAULT_GOAL := help
 
 help:
@@ -39,6 +39,7 @@ help:
 	@echo "make screenshots  draw the README's pictures and the module's example anew, on a phantom"
 	@echo "make address REPOSITORY=https://github.com/OWNER/SlicerIBIS  write the public address into what the Extensions Manager reads"
 	@echo "make bench   seconds a step, split by part, against plain generate; what a step costs in Slicer's process"
+	@echo "make bench-gpu  a 7B and MedSAM2 with random weights on a CUDA card, against plain generate and the memory's rate"
 	@echo "make clean   remove what building, testing and the demo left ($(VENV), and data sets and runs that were made, stay)"
 
 venv: $(STAMP)
@@ -109,6 +110,9 @@ test-verl: $(VENV_VERL)/.up-to-date
 bench: venv venv-host
 	$(BIN)/python -m training.bench $(BENCH_ARGS)
 	$(VENV_HOST)/bin/python Testing/bench_slicer.py
+
+bench-gpu: venv
+	$(BIN)/python -m training.bench.card $(BENCH_ARGS)
 
 # A patient that no model was trained on, finer than the one of `make demo`.
 SHOT_SEED  ?= 7

@@ -79,6 +79,21 @@ def build(found: PolicyFolder, device: str, precision: str) -> Network:
     return _assembled(shape, parts)
 
 
+def random_network(shape: Shape, device: str, precision: str) -> Network:
+    """A network of random weights, for measuring: as fast and as large as one that knows something."""
+    packer = _Packer(device) if precision == "int4" else None
+    dtype = packer.dtype if packer else TYPES[precision]
+    sizes: dict[str, tuple[int, ...]] = {}
+    for _, place in _places(shape):
+        rows = max(sizes.get(place.part, (0,))[0], place.start + place.shape[0])
+        sizes[place.part] = (rows, *place.shape[1:])
+    parts: dict[str, Any] = {}
+    for part, size in sizes.items():
+        weight = torch.empty(size, dtype=dtype, device=device).normal_(0.0, 0.02)
+        parts[part] = packer.pack(weight) if packer and _is_packed(part) else weight
+    return _assembled(shape, parts)
+
+
 def _plain_name(name: str) -> str:
     """One name for what writers of 2025 and of now call differently: "text.…", "visual.…" or "lm_head.…"."""
     for prefix, plain in (
