@@ -36,7 +36,7 @@ help:
 	@echo "make test-agent  the agent's and the training's tests alone"
 	@echo "make test-host  the Slicer module's alone, in the simulated Slicer"
 	@echo "make test-verl  verl's V1 worker and one update on a CPU, in an environment of its own (2 GB)"
-	@echo "make screenshots  draw the README's pictures and the module's example anew, on a phantom"
+	@echo "make screenshots  draw the README's pictures and the module's example anew, on a phantom; needs Debian's chromium and chromium-driver"
 	@echo "make address REPOSITORY=https://github.com/OWNER/SlicerIBIS  write the public address into what the Extensions Manager reads"
 	@echo "make bench   seconds a step, split by part, against plain generate; what a step costs in Slicer's process"
 	@echo "make bench-gpu  a 7B and MedSAM2 with random weights on a CUDA card, against plain generate and the memory's rate"
