@@ -18,6 +18,8 @@ from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.qwen25.local import LocalPolicy
 from ibis_agent.scan.picture import overlay
 
+from training.bench.shown import QUESTIONS, phantom_picture, synchronize, tensors_for_generate
+
 TURNS = (5, 20)
 HISTORY = 1000
 
@@ -36,8 +38,6 @@ def episode(count: int, rgb: np.ndarray, colour: tuple[int, int, int], alpha: fl
 
 def measure(policy: LocalPolicy, repeats: int) -> list[dict[str, Any]]:
     """Seconds and passes of every kind of episode: the median over the repeats, after one to warm up."""
-    from training.bench.steps import QUESTIONS, phantom_picture, synchronize, tensors_for_generate
-
     card, found = policy.card, []
     for history in (0, HISTORY):
         policy.card = dataclasses.replace(card, history=history)

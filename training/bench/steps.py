@@ -34,24 +34,22 @@ from ibis_agent.actions import Click
 from ibis_agent.errors import ModelError
 from ibis_agent.files import write_json
 from ibis_agent.policy.contract import Turn
-from ibis_agent.policy.messages import build_messages, pictures_of
 from ibis_agent.policy.qwen25.local import LocalPolicy
 from ibis_agent.policy.qwen25.source import Qwen25Folder
 from ibis_agent.run.episode import Limits, Step
 from ibis_agent.run.run import Run
 from ibis_agent.run.settings import Settings
-from ibis_agent.scan.picture import Picture, PictureGeometry, apply_window
+from ibis_agent.scan.picture import Picture
 from ibis_agent.segmenter.contract import Segmenter
 from PIL import Image
 from transformers.generation.streamers import BaseStreamer
 
 from training.bench import episodes
 from training.bench.clock import use_processor_time
+from training.bench.shown import QUESTIONS, phantom_picture, synchronize, tensors_for_generate
 from training.bench.volume import measure_volume, table_of
 from training.common.commands import check_output, ending
-from training.phantoms.phantom import random_slice
 
-QUESTIONS = ("Segment the liver", "Segment the spleen", "Segment the spine")
 # Parts of a step, in the order of the table.
 PARTS = {
     "pictures and tokens": "painting the mask, tokens, patches (published: through a PNG file)",
@@ -95,12 +93,6 @@ class FirstToken(BaseStreamer):
 
     def end(self) -> None:
         pass
-
-
-def phantom_picture(seed: int) -> Picture:
-    """A phantom slice in a soft-tissue window."""
-    grey = apply_window(random_slice(seed, mirrored=False).hu, (-160.0, 240.0))
-    return Picture(np.repeat(grey[:, :, None], 3, axis=2), PictureGeometry.of_picture(*grey.shape), None)
 
 
 def ours(
@@ -176,20 +168,6 @@ def plain(
         }
         costs.append(Cost(seconds, len(written), len(written)))
     return costs, embedded
-
-
-def tensors_for_generate(policy: LocalPolicy, turn: Turn, shown: np.ndarray) -> dict[str, torch.Tensor]:
-    """What `generate` is given for a turn whose picture came back as `shown`, (H, W, 3) uint8."""
-    pictures = [*pictures_of(policy.card, turn)[:-1], shown]
-    request = policy.chat.encode(build_messages(policy.card, turn), pictures)
-    given = {
-        "input_ids": request.ids[None],
-        "attention_mask": np.ones_like(request.ids)[None],
-        "mm_token_type_ids": request.types[None],
-        "pixel_values": request.pixels,
-        "image_grid_thw": request.grid,
-    }
-    return {name: torch.from_numpy(value).to(policy.model.device) for name, value in given.items()}
 
 
 def measure(
@@ -302,12 +280,6 @@ def machine(device: str) -> str:
         f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}, transformers {transformers.__version__}"
     )
-
-
-def synchronize(policy: LocalPolicy) -> None:
-    """CUDA works behind the program's back; wait for it before reading the clock."""
-    if policy.device.startswith("cuda"):
-        torch.cuda.synchronize()
 
 
 def main() -> None:
