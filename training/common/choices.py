@@ -37,7 +37,7 @@ def add_choice(parser: argparse.ArgumentParser) -> Any:
     which("--window-min", type=float, help="for all scans; default: their own, or as the agent chooses")
     which("--window-max", type=float)
     which("--orientation", choices=[each.value for each in Orientation])
-    which("--card", type=Path, help="a policy's folder: its orientation and window")
+    which("--card", type=Path, help="a policy's folder: its orientation, window and frame")
     which("--store", type=Path, help="a folder that keeps the pictures for all commands, see training.store")
     return group
 
@@ -53,10 +53,11 @@ def choice_of(args: argparse.Namespace) -> Choice:
     if args.slices not in ("shown", "all") and not all(word.strip().isdigit() for word in numbers):
         raise InputError("--slices must be shown, all, or numbers such as 12,14", value=args.slices)
     window = card_window = None
+    frame = Choice.frame
     orientation = Orientation.RADIOLOGICAL.value
     if args.card is not None:
         card = load_card(args.card)
-        orientation, card_window = card.orientation.value, card.window
+        orientation, card_window, frame = card.orientation.value, card.window, card.frame
     if (args.window_min is None) != (args.window_max is None):
         raise InputError("a window has two ends", remedy="Give --window-min and --window-max.")
     if args.window_min is not None:
@@ -73,4 +74,5 @@ def choice_of(args: argparse.Namespace) -> Choice:
         window=window,
         reverse_mask=args.reverse_mask,
         card_window=card_window,
+        frame=frame,
     )

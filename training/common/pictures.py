@@ -304,6 +304,23 @@ class _Region:
         return np.ascontiguousarray(dataclasses.replace(geometry, shape=shape, index=0).extract(plane))
 
 
+def within_frame(shown: Shown) -> Shown:
+    """What the models see of a picture, as a picture of its own: inference crops to the frame, too, and a policy's
+    clicks are of what it sees. Where there is no frame, the picture itself."""
+    frame = shown.picture.frame
+    if frame is None:
+        return shown
+
+    def inside(masks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: cropped for name, mask in masks.items() if (cropped := frame.crop(mask).copy()).any()}
+
+    rgb = np.ascontiguousarray(frame.crop(shown.picture.rgb))
+    geometry = PictureGeometry.of_picture(*rgb.shape[:2])
+    picture = dataclasses.replace(shown.picture, rgb=rgb, geometry=geometry, frame=None)
+    truths, traces = inside(shown.truths), inside(shown.traces)
+    return dataclasses.replace(shown, picture=picture, truths=truths, traces=traces, file=None, masks={})
+
+
 def _boxes(labels: np.ndarray) -> dict[int, tuple[slice, ...]]:
     """Value → the box around its voxels, of all values but zero; one pass over the labels."""
     low, high = int(labels.min()), int(labels.max())

@@ -23,7 +23,7 @@ from ibis_agent.cases.cases import read_cases
 from ibis_agent.errors import InputError
 from tqdm import tqdm
 
-from training.common.pictures import Choice, Group, Shown, Source, groups_of, phantom_groups
+from training.common.pictures import Choice, Group, Shown, Source, groups_of, phantom_groups, within_frame
 from training.common.questions import question
 from training.common.store import Kept, opened
 from training.rollouts.roller import Question
@@ -80,8 +80,8 @@ class Tasks:
         return found
 
     def shown(self, number: int) -> Shown:
-        """Picture `number`."""
-        return self._pictures[number]()
+        """Picture `number`, as far as the policy sees it."""
+        return within_frame(self._pictures[number]())
 
 
 def phantom_tasks(count: int, seed: int, first: int = 0, choice: Choice = PHANTOM) -> Tasks:

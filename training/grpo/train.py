@@ -406,10 +406,14 @@ def tasks_of(settings: TaskSettings, card: ModelCard) -> Tasks:
     """The pictures to ask about, turned and windowed as the policy's card says. Raises InputError."""
     if settings.cases is not None:
         choice = Choice(
-            per_plane=settings.per_volume, orientation=card.orientation.value, card_window=card.window
+            per_plane=settings.per_volume,
+            orientation=card.orientation.value,
+            card_window=card.window,
+            frame=card.frame,
         )
         return case_tasks(settings.cases, choice, settings.store)
-    return phantom_tasks(settings.phantoms, settings.phantom_seed, settings.first)
+    choice = Choice(frame=card.frame)
+    return phantom_tasks(settings.phantoms, settings.phantom_seed, settings.first, choice)
 
 
 def _parts(

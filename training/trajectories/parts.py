@@ -32,7 +32,7 @@ from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.episode import Step
 
 from training.common import questions
-from training.common.pictures import Choice, Group, Shown, Source
+from training.common.pictures import Choice, Group, Shown, Source, within_frame
 from training.common.processes import end_with_parent
 from training.common.store import Kept, opened
 from training.trajectories import expert
@@ -112,6 +112,7 @@ class Bench:
         shown = source.show(source.places[n])
         if isinstance(shown, Problem):
             return {"samples": [], "published": [], "left_out": [], "problems": [vars(shown)]}
+        shown = within_frame(shown)
         file = f"pictures/{number:06d}-{slug(shown.key)}.png"
         part: dict[str, Any] = {"samples": [], "published": [], "left_out": [], "problems": []}
         rng = drawn_for(self.work.seed, shown.key)

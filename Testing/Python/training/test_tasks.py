@@ -18,7 +18,7 @@ pytest.importorskip("sam2")
 from ibis_agent.cases.cases import read_cases
 
 from training.common import store
-from training.common.pictures import Choice, Shown, Source, groups_of
+from training.common.pictures import Choice, Shown, Source, groups_of, phantom_groups
 from training.grpo import tasks
 
 
@@ -86,3 +86,15 @@ def test_other_pictures_or_other_masks_are_other_tasks(folder: Path) -> None:
 def test_a_folder_that_shows_nothing_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="no picture to ask about"):
         tasks.case_tasks(folder, Choice(structures=("heart",)))
+
+
+def test_a_policy_is_asked_about_its_frame_and_no_more() -> None:
+    choice = Choice(frame="body")
+    source = Source(phantom_groups(3, 4)[1], choice)
+    whole, asked = source.show(("picture", 0)), tasks.phantom_tasks(3, 4, choice=choice).shown(1)
+    assert isinstance(whole, Shown) and whole.picture.frame is not None
+    frame = whole.picture.frame
+    assert np.array_equal(asked.picture.rgb, frame.crop(whole.picture.rgb)) and asked.picture.frame is None
+    assert list(asked.truths) == list(whole.truths)
+    for name, truth in asked.truths.items():
+        assert np.array_equal(truth, frame.crop(whole.truths[name]))
