@@ -36,6 +36,8 @@ from training.grpo.verl import coding, reward, rows
 from training.grpo.verl.player import Player
 from training.rollouts.roller import Question
 
+if importlib.util.find_spec("verl") is not None:
+    import torchvision_operators  # noqa: F401
 FOLDER = Path(rows.__file__).parent
 verl = pytest.mark.skipif(
     importlib.util.find_spec("verl") is None, reason="verl has an environment of its own"

@@ -19,12 +19,7 @@ if importlib.util.find_spec("verl") is None:
     pytest.skip("verl has an environment of its own: make test-verl", allow_module_level=True)
 
 import torch
-
-# torchvision's binary wants CUDA's libraries; the processor needs it imported, not run.
-_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
-if not hasattr(torch.ops.torchvision, "nms"):
-    for name in ("nms", "qnms"):
-        _OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+import torchvision_operators  # noqa: F401
 
 os.environ["VERL_USE_EXTERNAL_MODULES"] = "training.grpo.verl.advantage"
 os.environ["RAY_raylet_start_wait_time_s"] = "600"  # noqa: SIM112  a busy machine is no failure
