@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ibis_agent.errors import ModelError
+
 if TYPE_CHECKING:
     from ibis_agent.policy.contract import Policy, PolicySource
 
@@ -47,6 +49,17 @@ def find(
     from ibis_agent.policy.qwen25.source import Qwen25Folder, demo_folder
 
     folder = demo_folder() if where is None or where == DEMO else Path(where)
+    if folder.is_file():
+        served = (
+            " Serve a GGUF file with llama-server, and name the server's address."
+            if folder.suffix == ".gguf"
+            else ""
+        )
+        raise ModelError(
+            "is a file, not a policy's folder",
+            file=folder,
+            remedy=f"Give the folder that holds config.json.{served}",
+        )
     kind = model_type_of(folder)
     return Qwen25Folder(folder) if kind in ("", "qwen2_5_vl") else GenericFolder(folder)
 

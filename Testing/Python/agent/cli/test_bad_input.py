@@ -387,7 +387,11 @@ def test_a_policy_of_another_architecture(refused: Any, tmp_path: Path, broken: 
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
     refused(
-        volume(tmp_path), "--policy", broken, code=cli.BAD_MODEL, words=("config.json", "llama", "qwen2_5_vl")
+        volume(tmp_path),
+        "--policy",
+        broken,
+        code=cli.BAD_MODEL,
+        words=("config.json", "llama", "vision-language"),
     )
 
 
