@@ -179,7 +179,7 @@ def train(args: argparse.Namespace) -> None:
     if not args.start.is_file():
         remedy = "Make it: python -m training.demo.train_segmenter."
         raise InputError("there is no such checkpoint", file=args.start, remedy=remedy)
-    clips, data = load(args.clips), load(args.data)
+    clips, data = load(args.clips), load(*args.data)
     loop.prepare(args)
     model = build(args.config)
     model.load_state_dict(torch.load(args.start, weights_only=True)["averaged"])

@@ -160,7 +160,7 @@ def test_a_fine_tuning_that_collapses_ends_with_the_best_state(
 
 def test_turns_without_an_advantage_do_not_change_the_scale_of_the_loss(tmp_path: Path) -> None:
     run = grpo.Run(
-        _grpo(tmp_path / "out", "clip=1000000", "rewards.turn_credit=0"),
+        _grpo(tmp_path / "out", "clip=1000000"),
         None,
         segmenters.open(device="cpu"),
         phantom_tasks(2, seed=8),
