@@ -182,7 +182,7 @@ def _request(options: argparse.Namespace) -> Request:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    screen = terminal.Screen(quiet=options.quiet)
+    screen = terminal.Screen(quiet=options.quiet or options.json)
     asked = Request(
         segmenter=options.segmenter,
         segmenter_config=options.segmenter_config,
@@ -203,6 +203,13 @@ def _replay(options: argparse.Namespace) -> int:
         where = recorded.picture.geometry
         runner.write_mask(options.mask, mask, where, recorded.question, recorded.answer or "")
         screen.line(f"     {screen.dim('mask')}  {terminal.one_line(options.mask)}")
+    equal = f"All {len(numbers)} masks are as recorded."
+    verdict = f"{len(differences)} of {len(numbers)} masks differ from the record." if differences else equal
+    screen.line(screen.bad(verdict) if differences else screen.good(verdict))
+    if options.json:
+        different = {str(number): str(found) for number, found in differences.items()}
+        told = {"event": "replay", "equal": not differences, "masks": len(numbers), "different": different}
+        print(json.dumps({**told, "warnings": list(replay.warnings)}), flush=True)
     return DIFFERENT if differences else OK
 
 

@@ -263,6 +263,7 @@ def _add_others(commands: Any) -> None:
     _add_segmenter(replay)
     replay.add_argument("--mask", type=Path, metavar="FILE", help="write the rebuilt last mask to this file")
     replay.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    replay.add_argument("--json", action="store_true", help="print JSON")
 
     review = commands.add_parser("review", help="write the review page of a trajectory")
     review.add_argument("trajectory", type=Path, metavar="TRAJECTORY.json")

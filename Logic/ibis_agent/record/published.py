@@ -347,6 +347,9 @@ def _inside(folder: Path, name: str) -> Path:
     last = folder / relative.name
     if not relative.name or not last.is_file():
         raise InputError(
-            "the record's scan is not there", file=folder, value=name, remedy="Give the folder that holds it."
+            "the record's scan is not there",
+            file=folder,
+            value=name,
+            remedy="Give the folder that holds it (convert: --scans DIR).",
         )
     return last

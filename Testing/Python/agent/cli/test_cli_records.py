@@ -112,7 +112,11 @@ def test_replay_rebuilds_the_masks_and_says_when_they_differ(
     mask = tmp_path / "again.nii.gz"
     capsys.readouterr()
     assert cli.main(["replay", file, "--mask", str(mask)]) == cli.OK
-    assert capsys.readouterr().out.count("the same mask") == 4
+    said = capsys.readouterr().out
+    assert said.count("the same mask") == 4 and "All 4 masks are as recorded." in said
+    assert cli.main(["replay", file, "--json"]) == cli.OK
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"event": "replay", "equal": True, "masks": 4, "different": {}, "warnings": []}
     assert mask.read_bytes() == (tmp_path / "out" / "mask.nii.gz").read_bytes()
 
     class Other(DiscSegmenter):
@@ -126,6 +130,9 @@ def test_replay_rebuilds_the_masks_and_says_when_they_differ(
     assert cli.main(["replay", file]) == cli.DIFFERENT
     printed = capsys.readouterr().out
     assert "another segmenter" in printed and "pixels" in printed
+    assert "masks differ from the record" in printed
+    assert cli.main(["replay", file, "--json"]) == cli.DIFFERENT
+    assert not json.loads(capsys.readouterr().out)["equal"]
 
 
 def test_review_writes_the_page_beside_the_trajectory_or_where_it_is_wanted(
@@ -161,6 +168,7 @@ def test_convert_goes_to_the_published_format_and_back(
     capsys.readouterr()
     for arguments, said in (
         ([theirs, "--out", ours, "--scans", tmp_path / "empty"], "ct.nii.gz"),
+        ([theirs, "--out", ours, "--scans", tmp_path / "empty"], "--scans"),
         ([theirs, "--out", theirs, "--scans", scan.parent], "overwrite"),
         ([theirs, "--out", ours, "--scans", scan.parent, "--prompt", "a" * 10_000], "longer"),
         ([tmp_path / "none.json", "--out", ours], "no trajectory"),
