@@ -100,7 +100,7 @@ $(VENV_VERL)/.up-to-date: training/grpo/verl/requirements.lock
 		-c training/grpo/verl/requirements.lock
 	$(VENV_VERL)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps \
 		"$$(grep ^verl== training/grpo/verl/requirements.lock)" "$$(grep ^torchvision== training/grpo/verl/requirements.lock)"
-	SAM2_BUILD_CUDA=0 $(VENV_VERL)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation "$(SAM2)"
+	SAM2_BUILD_CUDA=0 $(VENV_VERL)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation "$(SAM2_PYPI)"
 	@touch $@
 
 test-verl: $(VENV_VERL)/.up-to-date

@@ -177,7 +177,9 @@ class QuestionPanel:
         self.update()
 
     def _showStatus(self) -> None:
-        self.ui.statusLabel.setText(self._note or self._status())
+        text = self._note or self._status()
+        self.ui.statusLabel.setText(text)
+        self.ui.statusLabel.setToolTip(text)  # the label has room for two lines
 
     def _status(self) -> str:
         client, run = self.agent.worker.client, self.agent.current
@@ -195,7 +197,7 @@ class QuestionPanel:
         if run.record.rejected:
             return "Step rejected. Press Step to let the agent try again."
         if run.record.status == "ended" and run.record.answer is not None:
-            return "Finished. Accept the mask, or correct it."
+            return " ".join(["Finished. Accept the mask, or correct it.", *run.record.caveats])
         return run.record.reason
 
     # Scope
