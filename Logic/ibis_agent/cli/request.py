@@ -29,6 +29,7 @@ from ibis_agent.scan.geometry import Orientation, PictureGeometry
 from ibis_agent.scan.load import load_scan
 from ibis_agent.scan.modality import UNNAMED
 from ibis_agent.scan.picture import Picture, check_window, cut
+from ibis_agent.scan.scan import Scan
 from ibis_agent.scan.slices import Slices, Stack, one_slice, stack_of
 
 _LONGEST_STEM = 200  # bytes; file names end at 255, and plane, slice and number follow
@@ -89,6 +90,7 @@ class Task:
         resumed: the run to go on from.
         folder: where the results go; where nobody named one, the first of the names that it may get.
         masks: the files that the mask goes to.
+        caution: a warning before it begins, such as that the policy was not trained on scans of this kind.
     """
 
     request: Request
@@ -101,6 +103,7 @@ class Task:
     resumed: Trajectory | None
     folder: Path
     masks: tuple[Path, ...]
+    caution: str = ""
 
     @property
     def named(self) -> bool:
@@ -129,13 +132,14 @@ def check(request: Request) -> Task:
     slices: Slices
     if volume:
         slices, source, stem = _stack(request, card, resumed)
+        caution = _caution(slices.scan, request.plane, card)
     else:
-        picture, source, stem = _picture(request, card, resumed)
+        picture, source, stem, caution = _picture(request, card, resumed)
         slices = one_slice(picture)
     folder = _folder(request, stem)
     paths = tuple(_mask_paths(request, folder, slices.geometry(slices.first), volume))
     _check_models(request, policy)
-    return Task(request, policy, card, question, slices, source, settings, resumed, folder, paths)
+    return Task(request, policy, card, question, slices, source, settings, resumed, folder, paths, caution)
 
 
 def reading_lines(notes: Iterable[str]) -> list[tuple[str, str]]:
@@ -211,10 +215,10 @@ def _question(request: Request, card: ModelCard, resumed: Trajectory | None) -> 
     return question
 
 
-def _picture(request: Request, card: ModelCard, resumed: Trajectory | None) -> tuple[Picture, str, str]:
-    """The picture, the name of the scan, and a name for the folder of the results."""
+def _picture(request: Request, card: ModelCard, resumed: Trajectory | None) -> tuple[Picture, str, str, str]:
+    """The picture, the name of the scan, a name for the folder of the results, and a warning."""
     if resumed is not None:
-        return _resumed_picture(request, card, resumed), resumed.source, ""
+        return _resumed_picture(request, card, resumed), resumed.source, "", ""
     if request.scan is None:
         raise InputError("there is no scan", remedy="Name a picture, a volume or a DICOM folder.")
     window = None if request.window is None else check_window(request.window)
@@ -225,7 +229,15 @@ def _picture(request: Request, card: ModelCard, resumed: Trajectory | None) -> t
     name = request.scan.resolve().name
     geometry = picture.geometry
     stem = _stem(name) + ("" if geometry.plane == "picture" else f"-{geometry.plane}-{geometry.index}")
-    return picture, name, stem
+    return picture, name, stem, _caution(scan, request.plane, card)
+
+
+def _caution(scan: Scan, plane: str | None, card: ModelCard) -> str:
+    """A warning where a policy was not trained on scans like this; a picture does not say what it shows."""
+    if scan.kind == "picture":
+        return ""
+    unlike = "" if scan.may_be_ct else "a scan that does not look like CT"
+    return card.outside(scan.modality or unlike, plane or "axial")
 
 
 def _resumed_picture(request: Request, card: ModelCard, resumed: Trajectory) -> Picture:

@@ -108,6 +108,7 @@ class Runner:
             ("policy", task.card.name + (f" ({task.card.note})" if task.card.note else "")),
             ("segmenter", task.request.segmenter.name if task.request.segmenter else "demo segmenter"),
             *reading_lines(notes),
+            *([("caution", task.caution)] if task.caution else []),
         ]
 
     def load(self) -> None:

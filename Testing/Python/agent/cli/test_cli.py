@@ -517,3 +517,15 @@ def test_a_second_prompt_is_refused(scan: Path, capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         run(scan, "--prompt", "Segment the spleen")
     assert "one structure at a time" in capsys.readouterr().err
+
+
+def test_a_scan_unlike_those_of_the_training_is_warned_of_before_it_runs(tmp_path: Path) -> None:
+    scan = save_nifti(tmp_path / "scan.nii.gz")
+
+    def description(**more: Any) -> dict[str, str]:
+        asked = request.Request(scan=scan, question="Segment the liver", out=tmp_path / "out", **more)
+        return dict(runner.Runner(asked).description())
+
+    assert "coronal slices (it knows axial ones)" in description(plane="coronal")["caution"]
+    assert "MR (it knows CT)" in description(modality="MR")["caution"]
+    assert "caution" not in description(modality="CT")
