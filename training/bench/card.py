@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -105,12 +106,14 @@ def copy_rate(device: str, size: int = 2**28) -> float:
 
 def measure_segmenter(device: str, repeats: int = 10) -> dict[str, float]:
     """Milliseconds of MedSAM2's embedding of a picture and of a click."""
+    import ibis_agent.segmenter as segmenters
     from ibis_agent.segmenter.sam2 import architecture
-    from ibis_agent.segmenter.sam2.segmenter import Sam2Segmenter
 
-    settings = architecture.named_settings(architecture.MEDSAM2)
-    kind = architecture.Architecture(architecture.MEDSAM2, 512, 0, settings)
-    segmenter = Sam2Segmenter(architecture.build(settings), kind, {"name": "random"}, device)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "random.pt"
+        network = architecture.build(architecture.named_settings(architecture.MEDSAM2))
+        torch.save({"model": network.state_dict()}, file)
+        segmenter: Any = segmenters.open(file, architecture.MEDSAM2, device)
     rgb = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
     embedding = segmenter.encode(rgb)
     return {

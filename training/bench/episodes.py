@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from ibis_agent.policy.contract import Turn
+from ibis_agent.policy.observation import Situation, observe
 from ibis_agent.policy.qwen25.local import LocalPolicy
-from ibis_agent.scan.picture import overlay
 
 from training.bench.shown import QUESTIONS, phantom_picture, synchronize, tensors_for_generate
 
@@ -24,16 +23,11 @@ TURNS = (5, 20)
 HISTORY = 1000
 
 
-def episode(count: int, rgb: np.ndarray, colour: tuple[int, int, int], alpha: float) -> list[np.ndarray]:
-    """The pictures of so many turns, each (H, W, 3) uint8."""
-    height, width = rgb.shape[:2]
-    rows, columns = np.mgrid[:height, :width]
-    pictures = [rgb]
-    for number in range(1, count):
-        radius = min(height, width) * 0.3 * number / count
-        disc = (rows - height / 2) ** 2 + (columns - width / 2) ** 2 <= radius**2
-        pictures.append(overlay(rgb, disc, colour, alpha))
-    return pictures
+def masks_of(count: int, size: tuple[int, int]) -> list[np.ndarray | None]:
+    """The (H, W) bool masks that so many turns are shown; None at the first."""
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    away = (rows - size[0] / 2) ** 2 + (columns - size[1] / 2) ** 2
+    return [None, *(away <= (min(size) * 0.3 * number / count) ** 2 for number in range(1, count))]
 
 
 def measure(policy: LocalPolicy, repeats: int) -> list[dict[str, Any]]:
@@ -42,16 +36,19 @@ def measure(policy: LocalPolicy, repeats: int) -> list[dict[str, Any]]:
     for history in (0, HISTORY):
         policy.card = dataclasses.replace(card, history=history)
         for count in TURNS:
-            pictures = episode(count, phantom_picture(0).rgb, card.overlay_colour, card.overlay_alpha)
+            rgb = phantom_picture(0).rgb
+            masks = masks_of(count, (rgb.shape[0], rgb.shape[1]))
             seconds: dict[str, list[float]] = {"ours": [], "generate": []}
             passes = tokens = 0
             for _ in range(repeats + 1):
                 policy.forget()
-                past: tuple[tuple[np.ndarray, str], ...] = ()
+                replies: list[str] = []
                 turns, begun, passes, tokens = [], time.perf_counter(), 0, 0
-                for number, picture in enumerate(pictures, 1):
-                    turn = Turn(picture, QUESTIONS[0], number, number > 1, past if history else ())
-                    past = (*past, (picture, policy.reply(turn)))
+                for _turn in range(count):
+                    turn = observe(
+                        policy.card, Situation(rgb, QUESTIONS[0], tuple(replies), masks.__getitem__)
+                    )
+                    replies.append(policy.reply(turn))
                     turns.append(turn)
                     assert policy.last is not None
                     passes, tokens = passes + policy.last.forwards + 1, tokens + len(policy.last.ids)

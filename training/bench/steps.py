@@ -254,7 +254,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def clicks_of(steps: tuple[Step, ...]) -> tuple[tuple[Click, ...], np.ndarray | None]:
-    """All clicks up to the last step and the logits that its prediction started from; none if it is no click."""
+    """All clicks up to the last step and the logits that its prediction started from; none if it is not a click."""
     if not isinstance(steps[-1].action, Click):
         return (), None
     before = [step for step in steps[:-1] if isinstance(step.action, Click)]
