@@ -133,7 +133,7 @@ def parse_reply(text: str) -> Reply:
     found = _scan(text)
     if found.action is None:
         raise found.error or ReplyError(
-            "the reply holds no action",
+            "the reply contains no action",
             value=text[:200],
             remedy="Expected <action>Positive Point (x, y)</action>, a Negative Point, or Terminate.",
         )

@@ -20,7 +20,7 @@ _MISSING = object()
 
 
 def read_json(path: str | os.PathLike[str], remedy: str = "Use a file that this program wrote.") -> Any:
-    """The JSON value in a file. Raises InputError for what is no JSON, and for NaN and infinite numbers."""
+    """The JSON value in a file. Raises InputError for what is not JSON, and for NaN and infinite numbers."""
     file = Path(path)
     try:
         if file.is_file() and file.stat().st_size > LARGEST_FILE:

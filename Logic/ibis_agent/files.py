@@ -41,7 +41,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises OutputError for whatever the operating system refuses, inside the block too.
     """
     if "\0" in os.fspath(path):
-        raise OutputError("is no possible file name", file=path, remedy="Choose another name.")
+        raise OutputError("is not a valid file name", file=path, remedy="Choose another name.")
     try:
         # Through a link to its target: replacing the link itself would surprise its owner.
         final = Path(os.path.realpath(path))

@@ -108,7 +108,7 @@ def _first(text: str) -> tuple[Reply, int] | ReplyError:
         if isinstance(action, Terminate):
             action = Terminate(_TAGS.sub("", text[call.end() :]).strip())
         return Reply(thinking, action), call.end()
-    return refused or ReplyError("the reply holds no tool call", value=text[:200], remedy=_EXPECTED)
+    return refused or ReplyError("the reply contains no tool call", value=text[:200], remedy=_EXPECTED)
 
 
 def _after_thinking(text: str) -> int:

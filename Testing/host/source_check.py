@@ -78,7 +78,7 @@ def _findings(tree: ast.Module) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.With):
             for item in node.items:
                 if isinstance(item.context_expr, ast.Call) and _is_qt(item.context_expr.func):
-                    yield node.lineno, "Qt objects are no context managers in PythonQt"
+                    yield node.lineno, "Qt objects are not context managers in PythonQt"
         elif isinstance(node, ast.Name) and node.id == "_" and isinstance(node.ctx, ast.Store) and translates:
             yield node.lineno, "assigning to _ hides the translation function of the same name"
 

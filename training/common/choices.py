@@ -28,7 +28,7 @@ def add_choice(parser: argparse.ArgumentParser) -> Any:
         help=", ".join(PLANES),
     )
     which("--slices", "--slice-idx", default="shown", help='"shown", "all", or numbers such as 12,14,16')
-    which("--every", type=int, default=1, help="only every so manieth of these slices")
+    which("--every", type=int, default=1, help="only every Nth of these slices")
     which("--per-plane", type=int, default=0, help="at most so many slices of a scan, evenly spread")
     which("--structures", nargs="+", default=[], help="names; default: all")
     which("--mask-value", type=int, nargs="+", default=[], help="values of the masks; default: all")

@@ -39,7 +39,7 @@ class Choice:
     Attributes:
         planes: "axial", "coronal", "sagittal", or the file's own axes "x", "y", "z".
         slices: "shown" (all that show something), "all", or voxel indices as text.
-        every: each so manieth of them; per_plane: at most so many, evenly spread. Zero: no limit.
+        every: every Nth of them; per_plane: at most so many, evenly spread. Zero: no limit.
         structures: names; empty for all.
         joined: further structures of phantoms, made of several: ("both kidneys", ("left kidney", "right kidney")).
         mask_values: values of the masks; empty for all.

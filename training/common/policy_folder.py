@@ -131,7 +131,7 @@ def write_policy(
     bad = [name for name, values in state.items() if not bool(torch.isfinite(values).all())]
     if bad:
         raise InputError(
-            f"{len(bad)} of the weights hold what is not a number: the training went astray",
+            f"{len(bad)} of the weights hold what is not a number: the training has diverged",
             value=bad[0],
             remedy="Train again with a lower rate.",
         )

@@ -37,7 +37,7 @@ def setting(default: Any = dataclasses.MISSING, **limits: float) -> Any:
 def read_settings(path: str | os.PathLike[str], kind: type[T], changes: Sequence[str] = ()) -> T:
     """The settings in a YAML file, with changes as `key=value` or `part.key=value` from the command line.
 
-    Raises InputError for a file that is no YAML, an unknown, doubled or missing key, a wrong type or limit.
+    Raises InputError for a file that is not YAML, an unknown, doubled or missing key, a wrong type or limit.
     """
     values = _load(Path(path))
     for change in changes:
@@ -67,7 +67,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise InputError(f"is not YAML: {text}", file=path, remedy="Correct that place.") from error
     if not isinstance(values, dict):
         raise InputError(
-            "holds no settings", file=path, value=_bare(values), remedy="Write one `key: value` a line."
+            "contains no settings", file=path, value=_bare(values), remedy="Write one `key: value` a line."
         )
     return values
 

@@ -151,7 +151,7 @@ def load(*folders: Path) -> Slices:
 def _load(folder: Path) -> Slices:
     if not (folder / "done.npy").is_file():
         raise InputError(
-            "holds no slices", file=folder, remedy="Make them: python -m training.demo.dataset --help."
+            "contains no slices", file=folder, remedy="Make them: python -m training.demo.dataset --help."
         )
     done = np.load(folder / "done.npy")
     count = len(done) if done.all() else int(np.argmin(done))

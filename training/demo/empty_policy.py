@@ -136,7 +136,7 @@ def weights_folder(policy: Path) -> Path:
     for folder in (policy, policy / "model"):
         if (folder / "config.json").is_file():
             return folder
-    raise InputError("is no policy's folder: it has no config.json", file=policy)
+    raise InputError("is not a policy's folder: it has no config.json", file=policy)
 
 
 def save_folder(

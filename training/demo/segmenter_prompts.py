@@ -16,7 +16,7 @@ from training.demo.dataset import HARD, NAMES, SIDE, Slices
 PIXEL_MEAN = torch.tensor([0.485, 0.456, 0.406])[None, :, None, None]
 PIXEL_STD = torch.tensor([0.229, 0.224, 0.225])[None, :, None, None]
 LEARNED = len(NAMES)
-# Share of a picture below which a structure is no target; training.evaluate asks from 1.1e-3 on.
+# Share of a picture below which a structure is not a target; training.evaluate asks from 1.1e-3 on.
 SLIVER = 7e-4
 
 
@@ -94,7 +94,7 @@ def batch_of(
 def _grow_mass(hu: np.ndarray, bits: np.ndarray, rng: np.random.Generator) -> None:
     """Put a mass of any shape and shade somewhere into the body: the phantoms' own lesions are few and alike.
 
-    `hu` and `bits` (S, S) are changed. As for those lesions, what a mass covers is no part of the organ.
+    `hu` and `bits` (S, S) are changed. As for those lesions, what a mass covers is not a part of the organ.
     """
     rows, columns = np.nonzero((hu > -140) & (hu < 250))
     if not len(rows):

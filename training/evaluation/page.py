@@ -165,6 +165,6 @@ def _models(measured: Mapping[str, Any]) -> str:
 
 
 def _safe(text: object) -> str:
-    """For between tags and in attributes. What is no character of HTML becomes a question mark."""
+    """For between tags and in attributes. What is not a character of HTML becomes a question mark."""
     plain = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in str(text))
     return html.escape(plain, quote=True)

@@ -77,9 +77,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError("holds no evaluation", file=folder, value=error.strerror, remedy=remedy) from error
+        raise InputError(
+            "contains no evaluation", file=folder, value=error.strerror, remedy=remedy
+        ) from error
     except ValueError as error:
-        raise InputError("is no JSON", file=path, value=str(error), remedy=remedy) from error
+        raise InputError("is not JSON", file=path, value=str(error), remedy=remedy) from error
     if not isinstance(settings, dict) or settings.get("schema") != SCHEMA:
         raise InputError("is not of an evaluation", file=path, remedy=remedy)
     return {name: value for name, value in settings.items() if name != "schema"}
@@ -100,7 +102,7 @@ def check_same(ours: dict[str, Any], theirs: dict[str, Any], folder: Path) -> No
 
 
 def read_rows(folder: Path) -> dict[int, Row]:
-    """Index → row, of every shard in the folder, ordered. Raises InputError for a line that is no row."""
+    """Index → row, of every shard in the folder, ordered. Raises InputError for a line that is not a row."""
     found: dict[int, Row] = {}
     for path in sorted(folder.glob("rows-*-of-*.jsonl")):
         for row in _lines(path):
@@ -153,7 +155,9 @@ def _lines(path: Path) -> Iterator[Row]:
                 raise TypeError("index")
         except (ValueError, KeyError, TypeError) as error:
             remedy = "Remove that line; its picture is measured again."
-            raise InputError(f"line {number} is no row", file=path, value=line[:60], remedy=remedy) from error
+            raise InputError(
+                f"line {number} is not a row", file=path, value=line[:60], remedy=remedy
+            ) from error
         yield row
 
 

@@ -207,7 +207,7 @@ def _organs(names_file: Path) -> dict[str, tuple[int, ...]]:
     remedy = 'It must be an object such as {"5": "liver", "1": "spleen"}.'
     names = read_json(names_file, remedy=remedy)
     if not isinstance(names, dict) or not all(number.isdecimal() for number in names):
-        raise InputError("holds no names of labels", file=names_file, remedy=remedy)
+        raise InputError("contains no names of labels", file=names_file, remedy=remedy)
     found = {
         organ: tuple(int(number) for number, name in names.items() if str(name).startswith(starts))
         for organ, starts in ORGANS.items()

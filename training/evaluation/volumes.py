@@ -138,7 +138,7 @@ def measure_lesions(files: list[Path], segmenter: Segmenter, follow: Follow = "a
         scan = load_scan(file)
         with np.load(file) as held:
             if "gts" not in held:
-                raise InputError("holds no truth", file=file, remedy="Give a file with gts.")
+                raise InputError("contains no truth", file=file, remedy="Give a file with gts.")
             truth = (np.asarray(held["gts"]) != 0).transpose()
         if truth.shape != scan.voxels.shape:
             raise InputError("truth and scan differ in size", file=file, value=truth.shape)

@@ -124,7 +124,7 @@ def published_score(state: State, optimal: int = OPTIMAL_STEPS) -> dict[str, flo
     """
     action = published_action(state.reply)
     ends = _SCORED_END.search(state.reply) is not None
-    # Two empty masks are no success there.
+    # Two empty masks are not success there.
     reached = state.iou_after if state.truth.any() or state.after.any() else 0.0
     components = {
         "think_format_score": published_think_format(state.reply),

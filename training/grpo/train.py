@@ -9,7 +9,7 @@ objective. One device; several machines are verl's business (training/grpo/verl)
 - with a frozen vision tower its features are computed once and shared by rollouts and learning;
 - turns whose advantage is zero are not computed again;
 - what is sampled and what is learned from is computed by the same model in the same numbers, so that there
-  is no second engine to be corrected for.
+  is not a second engine to be corrected for.
 
 OUT gets the curves of every reward, of IoU and clicks (curves.jsonl, curves.png, tensorboard/), a checkpoint,
 and in the end `adapter/` (LoRA; then training.sft.merge) or `model/` (full). A run that was stopped, by Ctrl-C or
@@ -225,7 +225,7 @@ class Run:
         gradient = nn.utils.clip_grad_norm_(self.trained.values(), settings.clip)
         if not bool(torch.isfinite(gradient)):
             raise InputError(
-                "the gradient is not a number: the training went astray",
+                "the gradient is not a number: the training has diverged",
                 file=self.out,
                 value=f"update {self.update}",
                 remedy="Start again with a lower rate.",

@@ -173,7 +173,7 @@ def wide_slice(seed: int, side: int = SIDE) -> tuple[np.ndarray, np.ndarray, flo
     ys = np.linspace(reach[1], -reach[1], side, dtype=np.float32) + np.float32(shift[1])
     x, y = np.meshgrid(xs, ys)
     mm = (float(2 * reach[1] / side), float(2 * reach[0] / side))
-    # Bodies are no superellipses: bend the outline and what is inside.
+    # Bodies are not superellipses: bend the outline and what is inside.
     bent_x = x + np.float32(u(0, 5)) * smooth(r, 4, side) + np.float32(u(0, 2)) * smooth(r, 9, side)
     bent_y = y + np.float32(u(0, 5)) * smooth(r, 4, side) + np.float32(u(0, 2)) * smooth(r, 9, side)
     flat = float(u(0, 0.28))  # a back flattened by the table, a belly that hangs or is hollow

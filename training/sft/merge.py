@@ -70,7 +70,7 @@ def _check_adapter(adapter: Path) -> None:
     for file in (_ADAPTER, _WEIGHTS):
         if not (adapter / file).is_file():
             raise ModelError(
-                f"is no adapter: {file} is missing",
+                f"is not an adapter: {file} is missing",
                 file=adapter,
                 remedy="Give the folder `adapter` that training.sft made.",
             )

@@ -206,7 +206,11 @@ def _arguments(settings: SftSettings, device: str, precision: str, file: str | N
     }
     for key in settings.trainer:
         if key not in known or key in values:
-            why = "is set by a key of its own" if key in values else "is no TrainingArguments of transformers"
+            why = (
+                "is set by a key of its own"
+                if key in values
+                else "is not a TrainingArguments field of transformers"
+            )
             raise InputError(f"trainer.{key} {why}", file=file, remedy="Take it out.")
     try:
         arguments = TrainingArguments(**values, **settings.trainer)

@@ -94,7 +94,7 @@ def read_trajectories(source: Path) -> Iterator[Sample]:
                 except ValueError as error:
                     raise InputError(f"line {number} is not JSON", file=path, value=error) from error
                 if not isinstance(sample, dict) or Sample.__required_keys__ - set(sample):
-                    raise InputError(f"line {number} is no question about a picture", file=path)
+                    raise InputError(f"line {number} is not a question about a picture", file=path)
                 yield sample  # type: ignore[misc]
     except OSError as error:
         raise InputError(

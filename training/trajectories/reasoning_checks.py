@@ -133,7 +133,7 @@ def checked(text: str, sample: Mapping[str, Any], turn: Mapping[str, Any]) -> st
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict) or not isinstance(values.get("thinking"), str):
-        raise ValueError("the answer is no JSON object with a thinking")
+        raise ValueError("the answer is not a JSON object with a thinking")
     step = step_of(sample, turn)
     expected = "terminate" if step == "absent" else step
     if str(values.get("step", "")).strip().lower() != expected:

@@ -24,7 +24,7 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 _LONGEST_WAIT = 120.0
 
 
-class Unanswered(Exception):  # noqa: N818 - a teacher that did not answer is no failure of the program
+class Unanswered(Exception):  # noqa: N818 - a teacher that did not answer is not a failure of the program
     """The teacher did not answer this one, however often it was asked."""
 
 

@@ -95,7 +95,7 @@ class SceneRun:
     def open(cls, textNode) -> SceneRun:
         """The run that a text node of the scene keeps, with its nodes, made anew where they are missing.
 
-        :raises InputError: for a text that is no run.
+        :raises InputError: for a text that is not a run.
         """
         record, image, toRas, shown = cls._read(textNode)
         run = cls(record, textNode, image, toRas)

@@ -111,7 +111,7 @@ class WorkerProcess:
             reason = "it crashed or was killed"
         else:
             reason = f"exit code {exitCode}"
-        self._end(f"{reason}; its last words: {self._lastError}" if self._lastError else reason)
+        self._end(f"{reason}; its last error output: {self._lastError}" if self._lastError else reason)
 
     def _onError(self, error: int) -> None:
         if error == qt.QProcess.FailedToStart:  # the only error that `finished` does not follow

@@ -70,13 +70,13 @@ def read_labels(file: Path, content: Any = None) -> Labels:
     """Structure → values from a JSON file: {"1": "liver"}, {"liver": 1}, or either under "labels".
 
     A structure may be made of several values, as in a region-based dataset.json: {"organ": [1, 2]}. The names
-    "background" of 0 and "ignore" are no structures. Raises InputError naming the file.
+    "background" of 0 and "ignore" are not structures. Raises InputError naming the file.
     """
     content = read_json(file, remedy='Such as {"1": "liver", "2": "spleen"}.') if content is None else content
     if isinstance(content, Mapping) and isinstance(content.get("labels"), Mapping):
         content = content["labels"]
     if not isinstance(content, Mapping):
-        raise InputError("holds no names of labels", file=file, remedy='Such as {"1": "liver"}.')
+        raise InputError("contains no names of labels", file=file, remedy='Such as {"1": "liver"}.')
     labels: Labels = {}
     for key, value in content.items():
         named = isinstance(value, (list, tuple)) or label_value(value) is not None

@@ -52,7 +52,7 @@ def read_cases(source: Path, names: Path | None = None) -> tuple[list[Case], lis
     else:
         there = source.exists()
         raise InputError(
-            "is no source of cases" if there else "there is no such file or folder",
+            "is not a source of cases" if there else "there is no such file or folder",
             file=source,
             remedy="Give a folder, a .csv or a .json manifest.",
         )
@@ -69,7 +69,7 @@ def read_cases(source: Path, names: Path | None = None) -> tuple[list[Case], lis
             first[each.id] = each
             cases.append(each)
     if not cases and not problems:
-        raise InputError("holds no pictures with masks", file=source, remedy=_LAYOUTS)
+        raise InputError("contains no pictures with masks", file=source, remedy=_LAYOUTS)
     return cases, problems
 
 

@@ -53,7 +53,7 @@ def load_case(
     """The case's data, or None; and what is wrong with them.
 
     A name that was given for this case alone but does not occur is a problem of kind "label": the case is
-    used without it. keep_empty: a mask without any structure is no problem, the case shows what absence
+    used without it. keep_empty: a mask without any structure is not a problem, the case shows what absence
     looks like. scan: the picture, where it was read before.
     """
 
@@ -92,7 +92,7 @@ def load_case(
     problems = []
     if case.own_labels:
         problems = [
-            problem("label", case.mask, f"the mask holds no {name}", skipped=False) for name in missing
+            problem("label", case.mask, f"the mask contains no {name}", skipped=False) for name in missing
         ]
         missing = ()  # the labelling itself is in doubt
     return LoadedCase(case, scan, labels, structures, missing), problems

@@ -129,7 +129,7 @@ def _scans_in(folder: Path) -> list[Path]:
 
 
 def _without_ending(path: Path) -> str | None:
-    """The picture's name that a mask's name says; None for what is no mask."""
+    """The picture's name that a mask's name says; None for what is not a mask."""
     name = stem(path) + (".seg" if suffix_of(path) == ".seg.nrrd" else "")
     return next((name[: -len(each)] for each in _ENDINGS if name.endswith(each)), None)
 

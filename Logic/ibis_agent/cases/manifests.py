@@ -80,12 +80,12 @@ def in_json(path: Path, names: Labels | None) -> Iterator[Case | Problem]:
             names = names or read_labels(path, content["labels"])
         content = content.get("cases")
     if not isinstance(content, list):
-        raise InputError("is no list of cases", file=path, remedy='Such as [{"image": …, "mask": …}].')
+        raise InputError("is not a list of cases", file=path, remedy='Such as [{"image": …, "mask": …}].')
     for number, row in enumerate(content, 1):
         if isinstance(row, Mapping):
             yield from _from_row({k: v for k, v in row.items() if v is not None}, number, path, names)
         else:
-            yield Problem("manifest", f"entry {number}", str(path), "is no object with image and mask")
+            yield Problem("manifest", f"entry {number}", str(path), "is not an object with image and mask")
 
 
 def _check_columns(columns: Any, path: Path) -> None:

@@ -239,7 +239,7 @@ def _convert(options: argparse.Namespace) -> int:
         return OK
     found = published.load(options.trajectory)
     if not found:
-        raise InputError("holds no trajectory", file=options.trajectory, value="an empty list")
+        raise InputError("contains no trajectory", file=options.trajectory, value="an empty list")
     folder = options.scans or options.trajectory.parent
     # All of them before the first is written: a scan that is missing leaves nothing half done.
     made = [published.to_trajectory(each, folder, options.prompt) for each in found]

@@ -53,13 +53,13 @@ class ScriptedEngine(Engine):
 
     @classmethod
     def read(cls, path: Path, channel: BinaryIO) -> ScriptedEngine:
-        """Raises InputError for a file that is no script."""
+        """Raises InputError for a file that is not a script."""
         try:
             script = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError("this script cannot be read", file=path, value=str(error)) from error
         if not isinstance(script, dict) or not isinstance(script.get("replies"), list):
-            raise InputError("this is no script", file=path, remedy="It needs a list of replies.")
+            raise InputError("this is not a script", file=path, remedy="It needs a list of replies.")
         return cls(script, channel)
 
     def do(self, request: Message, emit: Emit, cancelled: IsStopped) -> Message:

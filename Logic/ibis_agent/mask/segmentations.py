@@ -1,6 +1,6 @@
 """Reading 3D Slicer's segmentations (.seg.nrrd): which segments there are, and their voxels as one label map.
 
-Segments may lie in several layers, so that they overlap, and the file may hold no more than the box that they
+Segments may lie in several layers, so that they overlap, and the file may contain no more than the box that they
 cover: where it lies stands in its affine.
 """
 
@@ -71,7 +71,7 @@ def read_segmentation(path: Path) -> Segmentation:
     except RuntimeError as error:
         raise damaged(path, error) from error
     if array.dtype.kind not in "iu":
-        raise InputError("the segments are no whole numbers", file=path, value=array.dtype)
+        raise InputError("the segments are not whole numbers", file=path, value=array.dtype)
     held = array.reshape(*shape[::-1], layers).transpose(2, 1, 0, 3)
     numbers = numbered(segments)
     affine = check_affine(affine_of(reader), path)
@@ -125,7 +125,7 @@ def _segments(reader: Any, path: Path) -> tuple[Segment, ...]:
             value = int(texts["LabelValue"] or (1 if many else n + 1))
             layer = int(texts["Layer"] or (n if many else 0))
         except ValueError as error:
-            raise InputError("a segment's value is no number", file=path, value=str(texts)) from error
+            raise InputError("a segment's value is not a number", file=path, value=str(texts)) from error
         if not 0 <= layer < reader.GetNumberOfComponents():
             remedy = "Save the segmentation again in 3D Slicer."
             raise InputError("a segment lies in no layer of the file", file=path, value=layer, remedy=remedy)

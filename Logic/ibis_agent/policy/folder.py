@@ -270,7 +270,7 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, str]]:
             remedy="Get the safetensors version, or convert it on a machine that may be lost: load it with "
             "transformers and save_pretrained it again.",
         )
-    raise ModelError("holds no weights: model.safetensors is missing", file=folder, remedy=AGAIN)
+    raise ModelError("contains no weights: model.safetensors is missing", file=folder, remedy=AGAIN)
 
 
 def _refuse_adapter(folder: Path) -> None:

@@ -34,7 +34,7 @@ _INSTEAD = (
 
 
 def refuse_other_formats(folder: Path) -> None:
-    """Raises ModelError for a folder whose weights are GGUF or ONNX and that holds no safetensors."""
+    """Raises ModelError for a folder whose weights are GGUF or ONNX and that contains no safetensors."""
     if any(folder.glob("*.safetensors")):
         return
     for end, kind, server in (

@@ -155,7 +155,7 @@ def _refusal(question: str, words: list[str], vocabulary: Vocabulary) -> str:
 
 
 def _is_plain(word: str) -> bool:
-    """Whether a word may stand beside a structure's name; small slips of the keyboard are no new words."""
+    """Whether a word may stand beside a structure's name; small slips of the keyboard are not new words."""
     swapped = (word[:n] + word[n + 1] + word[n] + word[n + 2 :] for n in range(len(word) - 1))
     return word in _PLAIN or any(each in _PLAIN for each in swapped)
 

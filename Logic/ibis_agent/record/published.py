@@ -140,7 +140,7 @@ def from_trajectory(
         mask_file, mask_number: the expert's mask and which of its values is meant, where there is one.
         reverse: the expert's picture has the structure in black.
 
-    Raises InputError for scans that are no NIfTI files (the published programs read no others), and for boxes,
+    Raises InputError for scans that are not NIfTI files (the published programs read no others), and for boxes,
     which the published format does not have.
     """
     if any(isinstance(step.action, Box) for step in trajectory.steps):
@@ -286,7 +286,7 @@ def _step_from(fields: Fields, shape: tuple[int, int], before: np.ndarray) -> Pu
     column, row = (each.plain_number() for each in fields.list_of("coords_original", count=2))
     height, width = shape
     if column != int(column) or row != int(row) or not (0 <= column < width and 0 <= row < height):
-        raise fields.error("coords_original", f"is no pixel of a picture of {height} × {width}")
+        raise fields.error("coords_original", f"is not a pixel of a picture of {height} × {width}")
     text = fields.text("mask_rle")
     mask = fields.checked(lambda: decode_rle(text, shape), "mask_rle")
     mask.setflags(write=False)

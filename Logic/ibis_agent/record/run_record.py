@@ -235,7 +235,7 @@ class RunRecord:
         """
         number = self._last_word() or (len(self.after) if self.scope == "slice" else 0)
         if not number:
-            raise InputError("the last action is no word of the policy's", remedy="Go back instead.")
+            raise InputError("the last action is not the policy's", remedy="Go back instead.")
         kept = self._state.steps[: number - 1]
         self._go(Position(kept, **self._left_by(kept), rejected=self._state.steps[number - 1]))
 
@@ -371,7 +371,7 @@ class RunRecord:
             if run._known:
                 PictureGeometry.from_json(run._cut["geometry"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError("this is no saved run", value=f"{type(error).__name__}: {error}") from error
+            raise InputError("this is not a saved run", value=f"{type(error).__name__}: {error}") from error
         return run
 
     def _checked(self, state: Mapping[str, Any]) -> Position:

@@ -203,7 +203,7 @@ class Run(RunState):
             raise InputError("there is no step to take back")
         if not self.alone and not said:
             remedy = "Go back instead."
-            raise InputError("the last action is no word of the policy's", remedy=remedy)
+            raise InputError("the last action is not the policy's", remedy=remedy)
         self._leave_for(Place(kept[:-1], kept[-1] if said else None))
 
     def back(self, keep: int) -> None:

@@ -46,7 +46,7 @@ def check_kind(kind: np.dtype, path: Path) -> None:
         raise InputError("the volume is in colour", file=path, remedy="Convert it to one grey value a voxel.")
     if kind.kind not in "iufb":
         raise InputError(
-            "the voxels are no grey values", file=path, value=kind, remedy="Convert them to integers."
+            "the voxels are not grey values", file=path, value=kind, remedy="Convert them to integers."
         )
 
 
@@ -85,7 +85,7 @@ def native(array: np.ndarray) -> np.ndarray:
 
 def whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
     """Integers as they are, in this machine's byte order; floats and booleans in the smallest type that holds
-    them. Raises InputError for what is no whole number.
+    them. Raises InputError for what is not a whole number.
     """
     if values.dtype.kind in "iub":
         return native(values)
@@ -95,7 +95,7 @@ def whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
     odd = np.abs(whole - values) > 1e-3
     if odd.any():
         value = f"{values[odd].flat[0]:g}"
-        raise InputError("the mask's values are no whole numbers", file=path, value=value)
+        raise InputError("the mask's values are not whole numbers", file=path, value=value)
     low, high = whole.min(initial=0), whole.max(initial=0)
     for kind in (np.uint8, np.int16, np.int32):
         if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:

@@ -33,7 +33,7 @@ def read_dicom_folder(path: Path, series: str | None = None) -> Scan:
     found = _find_series(path)
     if not found:
         raise InputError(
-            "the folder holds no DICOM images",
+            "the folder contains no DICOM images",
             file=path,
             remedy="Give the folder with the slices, or a scan's file.",
         )
@@ -56,7 +56,7 @@ def read_dicom_file(path: Path, series: str | None = None) -> Scan:
         header = read_header(path)
     except NotAnImage as kind:
         remedy = "Give the file or the folder of the scan that it belongs to."
-        problem = "the DICOM file holds no image that can be read"
+        problem = "the DICOM file contains no image that can be read"
         raise InputError(problem, file=path, value=_kind(kind.sop_class), remedy=remedy) from kind
     return _read(path, [header])
 

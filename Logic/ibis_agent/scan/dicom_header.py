@@ -236,7 +236,7 @@ class _Look:
         row, column = turn[:3], turn[3:]
         products = np.array([row @ row, column @ column, row @ column])
         if not np.abs(products - (1, 1, 0)).max() < 0.01:
-            problem = "its rows and columns do not stand square to each other (Image Orientation)"
+            problem = "its rows and columns are not perpendicular to each other (Image Orientation)"
             value = "\\".join(f"{each:g}" for each in turn)
             raise InputError(problem, file=self.file, value=value, remedy=REMEDY)
         return turn
@@ -306,7 +306,7 @@ def _places(file: Path, whole: Any, count: int) -> tuple[list[np.ndarray] | None
         offsets = np.arange(count) * gap
     if offsets is None or origin is None or turn is None:
         raise InputError(
-            "the frames of the file are no slices of a volume, or do not say where they lie",
+            "the frames of the file are not slices of a volume, or do not say where they lie",
             file=file,
             value=f"{count} frames, {text(whole, 'ImageType') or 'no image type'}",
             remedy="Save the frame in question as a PNG, or export the reconstructed slices.",

@@ -90,7 +90,7 @@ def _raw(whole: Any, header: Header, shape: tuple[int, ...]) -> np.ndarray:
             return _plain(bytes(whole[keyword].value), whole, kind, shape, file)
     if "PixelData" not in whole:
         raise InputError(
-            "the DICOM file holds no image that can be read", file=file, remedy="Export it again."
+            "the DICOM file contains no image that can be read", file=file, remedy="Export it again."
         )
     if header.encoded:
         raw = _decoded(copy.copy(whole), header).reshape(shape)

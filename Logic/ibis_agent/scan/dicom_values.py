@@ -73,7 +73,7 @@ def whole_number(file: Path, whole: Any, keyword: str, default: int | None = Non
     try:
         return int(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{keyword} is no number", file=file, value=value, remedy=REMEDY) from error
+        raise InputError(f"{keyword} is not a number", file=file, value=value, remedy=REMEDY) from error
 
 
 def text(held: Any, keyword: str) -> str:

@@ -172,7 +172,7 @@ def _body_box(above: np.ndarray, reach: float) -> tuple[int, int, int, int] | No
 
     if above.all():
         return 0, 0, *above.shape
-    # The slice's edge is no end of the body: it may go on beyond it.
+    # The slice's edge is not an end of the body: it may go on beyond it.
     labels, count = ndimage.label(ndimage.distance_transform_edt(above) > reach)
     if not count:
         return None

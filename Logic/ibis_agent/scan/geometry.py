@@ -214,7 +214,7 @@ class PictureGeometry:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> PictureGeometry:
-        """The reverse of `to_json`. Raises InputError for anything that is no geometry."""
+        """The reverse of `to_json`. Raises InputError for anything that is not a geometry."""
         try:
             shape = tuple(int(n) for n in record["shape"])
             axes = tuple(int(record[key]) for key in ("axis", "row_axis", "col_axis"))
@@ -225,7 +225,7 @@ class PictureGeometry:
             sized = bool(record.get("sized", True))
             place = None if record.get("nifti") is None else NiftiPlace.from_json(record["nifti"])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise InputError("this is no picture geometry", value=str(error)) from error
+            raise InputError("this is not a picture geometry", value=str(error)) from error
         if plane not in (*_SCREEN, "picture"):
             raise InputError("this picture geometry has no known plane", value=plane)
         if (

@@ -98,7 +98,7 @@ def check_itk_header(reader: Any, path: Path) -> None:
     pixel = reader.GetPixelID()
     if pixel == sitk.sitkUnknown or "complex" in sitk.GetPixelIDValueAsString(pixel):
         raise InputError(
-            "the voxels are of a kind that is no grey value", file=path, remedy="Convert them to integers."
+            "the voxels are of a kind that is not a grey value", file=path, remedy="Convert them to integers."
         )
     check_size(three_axes(reader.GetSize(), path), path)
 

@@ -79,7 +79,7 @@ def check_modality(modality: str) -> str:
     """A modality in capitals, as DICOM writes them. Raises InputError."""
     if not re.fullmatch(r"[A-Za-z]{2,16}", modality.strip()):
         remedy = "Give it as DICOM does: CT, MR, PT, US, CR, DX, NM."
-        raise InputError("this is no modality", value=modality, remedy=remedy)
+        raise InputError("this is not a modality", value=modality, remedy=remedy)
     return modality.strip().upper()
 
 
@@ -126,7 +126,7 @@ def reader_for(path: Path) -> Reader:
     contents = _contents(head)
     if not contents and suffix in (".dcm", ".ima") and head[:2] in (b"\x08\0", b"\x02\0"):
         contents = "DICOM"  # without its preamble, as older programs leave it
-    # DICOM files often end in a number, which is no ending of a kind of file.
+    # DICOM files often end in a number, which is not an ending of a kind of file.
     kind = _KINDS.get(suffix, "DICOM" if contents == "DICOM" else None)
     if kind is None:
         raise InputError(

@@ -46,7 +46,7 @@ def read_nifti(path: Path, series: str | None = None) -> Scan:
 
 def read_nifti_labels(path: Path) -> Scan:
     """The same, its voxels as whole numbers in the smallest type that holds them. Raises InputError, also for
-    values that are no whole numbers.
+    values that are not whole numbers.
     """
     return _read(path, labels=True)
 
@@ -104,7 +104,7 @@ def _sides(header: Any) -> tuple[int, ...]:
 
 
 def _check_numbers(header: Any, place: NiftiPlace, path: Path) -> None:
-    """Refuse a header whose only place in the patient holds what is no number."""
+    """Refuse a header whose only place in the patient holds what is not a number."""
     if place.sform is not None or place.qform_code > 0:
         return
     sform = [float(each) for axis in "xyz" for each in header[f"srow_{axis}"]]
@@ -116,7 +116,7 @@ def _check_numbers(header: Any, place: NiftiPlace, path: Path) -> None:
 
 
 def _scaling(header: Any, notes: list[str]) -> tuple[float, float]:
-    """(slope, intercept), (1, 0) where the header asks for none: a slope of 0 or one that is no number."""
+    """(slope, intercept), (1, 0) where the header asks for none: a slope of 0 or one that is not a number."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if not np.isfinite(slope) or slope == 0:  # the standard's way to say that nothing is scaled
         if np.isfinite(intercept) and intercept != 0:
@@ -125,7 +125,7 @@ def _scaling(header: Any, notes: list[str]) -> tuple[float, float]:
             )
         return 1.0, 0.0
     if not np.isfinite(intercept):
-        notes.append("its intercept (scl_inter) is no number: it was taken as 0")
+        notes.append("its intercept (scl_inter) is not a number: it was taken as 0")
         return slope, 0.0
     return slope, intercept
 

@@ -45,7 +45,7 @@ class NiftiPlace:
 
     @classmethod
     def of(cls, header: Any) -> NiftiPlace:
-        """Out of a nibabel header as it stands in the file. A form that holds what is no number is not set."""
+        """Out of a nibabel header as it stands in the file. A form that holds what is not a number is not set."""
         rows = np.concatenate([header[f"srow_{axis}"] for axis in "xyz"])
         turn = [header[f"quatern_{each}"] for each in "bcd"]
         offset = [header[f"qoffset_{axis}"] for axis in "xyz"]
@@ -80,7 +80,7 @@ class NiftiPlace:
         return affine if self.sform_code > 0 and lengths.min() > 0 else None
 
     def qform(self, shape: Sequence[int]) -> np.ndarray | None:
-        """(4, 4) to RAS mm; None where it is not set. What is no rotation is made one, as ITK does."""
+        """(4, 4) to RAS mm; None where it is not set. What is not a rotation is made one, as ITK does."""
         if self.qform_code <= 0:
             return None
         b, c, d = np.array(self.quatern) / max(1.0, float(np.linalg.norm(self.quatern)))
@@ -115,7 +115,7 @@ class NiftiPlace:
         if qform is not None:
             empty = ["its sform is empty: the qform was used"] if self.sform_code > 0 else []
             if np.linalg.norm(self.quatern) > 1.001:
-                empty.append("its qform is no rotation: it was made one, as ITK does")
+                empty.append("its qform is not a rotation: it was made one, as ITK does")
             return qform, sized, empty + unsized
         if self.sform_code > 0 and not any(self.srow):
             raise InputError("the affine is singular: a voxel has no size", value="an sform of zeros")
@@ -160,7 +160,7 @@ class NiftiPlace:
             }
             itk = tuple(float(each) for each in record.get("itk", ()))
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-            raise InputError("this is no place of a NIfTI file", value=str(error)) from error
+            raise InputError("this is not a place of a NIfTI file", value=str(error)) from error
         fits = all(len(lists[name]) == size for name, size in _SIZES.items()) and len(itk) in (0, 16)
         if (
             not fits

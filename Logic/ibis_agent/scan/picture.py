@@ -104,7 +104,7 @@ def cut(
         grey = apply_window(values, chosen)
         if (grey == grey[0, 0]).all():
             raise InputError(
-                f"slice {geometry.index} ({geometry.plane}) is one grey in the window "
+                f"slice {geometry.index} ({geometry.plane}) has a single grey value in the window "
                 f"{chosen[0]:g} to {chosen[1]:g}, there is nothing to see",
                 file=scan.path,
                 value=f"values from {values.min():g} to {values.max():g}",

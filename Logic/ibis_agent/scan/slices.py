@@ -146,7 +146,7 @@ def stack_of(
     black, white = apply_window(np.array([lowest, highest]), chosen)
     if black == white:
         raise InputError(
-            f"the volume is one grey in the window {chosen[0]:g} to {chosen[1]:g}, there is nothing to see",
+            f"the volume has a single grey value in the window {chosen[0]:g} to {chosen[1]:g}, there is nothing to see",
             file=scan.path,
             value=f"values from {lowest:g} to {highest:g}",
             remedy="Give a window that fits its values, or choose another range of slices.",

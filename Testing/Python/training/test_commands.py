@@ -77,10 +77,10 @@ def test_ctrl_c_while_cases_are_read_is_no_crash(tmp_path: Path, monkeypatch: py
         (dataset, ["--count", "0"], "must be at least 1"),
         (dataset, ["--clips", "0"], "must be at least 1"),
         (train_memory, ["--start", "nowhere.pt"], "there is no such checkpoint"),
-        (train_memory, ["--start", __file__, "--clips", "nowhere"], "holds no slices"),
-        (train_policy, ["--data", "nowhere"], "holds no slices"),
+        (train_memory, ["--start", __file__, "--clips", "nowhere"], "contains no slices"),
+        (train_policy, ["--data", "nowhere"], "contains no slices"),
         (train_policy, ["--start", "nowhere"], "no config.json"),
-        (train_segmenter, ["--data", "nowhere"], "holds no slices"),
+        (train_segmenter, ["--data", "nowhere"], "contains no slices"),
         (train_segmenter, ["--start", "nowhere.safetensors"], "there are no such weights"),
     ],
 )

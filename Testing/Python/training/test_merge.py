@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(base, adapter, tmp_path
     stranger = make_tiny_policy(tmp_path / "stranger", seed=1)
     with pytest.raises(InputError, match="trained on other weights"):
         merge(adapter, stranger, out)
-    with pytest.raises(ModelError, match="is no adapter"):
+    with pytest.raises(ModelError, match="is not an adapter"):
         merge(base, base, out)
     small = make_tiny_policy(tmp_path / "small", hidden_size=32, num_attention_heads=1)
     with pytest.raises(ModelError):

@@ -66,7 +66,7 @@ def test_what_is_written_is_read_and_changes_win(tmp_path):
         ("model: [a", "is not YAML"),
         ("model: [3]", "model must be a path"),
         ("model:", "model must be a path"),
-        ("- a", "holds no settings"),
+        ("- a", "contains no settings"),
     ],
 )
 def test_a_mistake_is_named(tmp_path, text, said):

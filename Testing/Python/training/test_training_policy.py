@@ -195,7 +195,7 @@ def test_any_digit_that_is_worth_the_same_costs_the_same(writer):
 
     right, neighbour, wrong = (loss(writer.digits[digit]) for digit in (3, 4, 8))
     assert right.max() < 1e-3 and neighbour.max() < 1e-3
-    assert wrong[0] > 5 and wrong[1] < 1e-3, "a token that is no digit of a click is learnt as it stands"
+    assert wrong[0] > 5 and wrong[1] < 1e-3, "a token that is not a digit of a click is learnt as it stands"
 
 
 def test_a_picture_without_a_structure_is_asked_about_it_and_answered_so(writer):

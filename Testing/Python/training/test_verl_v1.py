@@ -22,7 +22,7 @@ import torch
 import torchvision_operators  # noqa: F401
 
 os.environ["VERL_USE_EXTERNAL_MODULES"] = "training.grpo.verl.advantage"
-os.environ["RAY_raylet_start_wait_time_s"] = "600"  # noqa: SIM112  a busy machine is no failure
+os.environ["RAY_raylet_start_wait_time_s"] = "600"  # noqa: SIM112  a busy machine is not a failure
 os.environ["RAY_AUTH_MODE"] = "disabled"
 ray = pytest.importorskip("ray")
 tq = pytest.importorskip("transfer_queue")

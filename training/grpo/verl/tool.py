@@ -62,7 +62,7 @@ class SegmentTool(BaseTool):
         try:
             click = Click(parameters["x"], parameters["y"], bool(parameters.get("positive", True)))
         except (KeyError, InputError) as error:
-            return ToolResponse(text=f"This is no click: {error}"), 0.0, {}
+            return ToolResponse(text=f"This is not a click: {error}"), 0.0, {}
         player = self.player(instance_id)
         with _ONE:
             over = player.take_text(format_reply(Reply("A call.", click)))

@@ -99,7 +99,7 @@ class Chooser:
         self._seen: Any = None
 
     def choose(self, logits: Tensor, tokens: Sequence[int]) -> list[int]:
-        """The next token after each row of (n, V) logits; BROKEN where they are no numbers.
+        """The next token after each row of (n, V) logits; BROKEN where they are not numbers.
 
         `tokens` are those that the rows stand for; none for the row that ends the prompt. What the caller keeps
         of them it says by `accept`.

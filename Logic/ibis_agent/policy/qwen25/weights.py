@@ -26,7 +26,7 @@ def read_tensors(found: PolicyFolder) -> Iterator[tuple[str, torch.Tensor]]:
     for path in found.files:
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                for name in file.keys():  # noqa: SIM118 - it is no mapping
+                for name in file.keys():  # noqa: SIM118 - it is not a mapping
                     tensor = file.get_tensor(name)
                     check_finite(tensor, name, found)
                     yield name, tensor

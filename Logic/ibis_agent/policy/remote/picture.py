@@ -17,7 +17,7 @@ from ibis_agent.errors import InputError
 from ibis_agent.policy.card import ModelCard
 
 LEAST, MOST = 56 * 56, 512 * 512
-"""The range where the card has none: what the published system was trained on at the most."""
+"""The range where the card has none: what the published system was trained on at most."""
 
 
 def sent_size(height: int, width: int, card: ModelCard) -> tuple[int, int]:

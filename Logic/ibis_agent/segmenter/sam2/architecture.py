@@ -207,7 +207,7 @@ def _other_architecture(weights: Mapping[str, Tensor], file: Path) -> ModelError
         remedy = "This looks like a language model: the policy goes into the other field. " + remedy
     keys = ", ".join(list(weights)[:3])
     return ModelError(
-        "is no SAM2 checkpoint: the image encoder is not there", file=file, value=keys, remedy=remedy
+        "is not a SAM2 checkpoint: the image encoder is not there", file=file, value=keys, remedy=remedy
     )
 
 

@@ -162,7 +162,7 @@ def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
     ):
         keys = ", ".join(map(str, list(content)[:4])) if isinstance(content, dict) else type(content).__name__
         raise ModelError(
-            "holds no state dict",
+            "contains no state dict",
             file=file,
             value=keys,
             remedy="Expected weights by name, or those under 'model'.",

@@ -132,7 +132,7 @@ def _check_part(part: Any, file: str | os.PathLike[str], depth: int) -> None:
         target = part.get("_target_")
         if "_target_" in part and not (isinstance(target, str) and target in _TARGETS):
             raise ModelError(
-                "names something that is no part of a SAM2 network",
+                "names something that is not a part of a SAM2 network",
                 file=file,
                 value=target,
                 remedy="Only classes of sam2.modeling may be named; use a configuration that you trust.",
@@ -155,7 +155,7 @@ def _check_part(part: Any, file: str | os.PathLike[str], depth: int) -> None:
     ):
         raise ModelError("has a number that no SAM2 network has", file=file, value=part)
     elif not (part is None or isinstance(part, (str, int, float))):
-        raise ModelError("has a value that is no number, text or list", file=file, value=part)
+        raise ModelError("has a value that is not a number, text or list", file=file, value=part)
 
 
 def _small(value: Any, most: int) -> bool:

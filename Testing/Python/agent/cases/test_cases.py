@@ -267,7 +267,7 @@ def test_picture_masks_are_read_as_grey_values_palettes_bits_colours_and_reverse
 def test_a_source_or_names_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_cases(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="holds no pictures"):
+    with pytest.raises(InputError, match="contains no pictures"):
         read_cases(tmp_path)
     with pytest.raises(InputError, match="no column mask"):
         read_cases(write(tmp_path / "a.csv", "image,structure\nx,y\n"))

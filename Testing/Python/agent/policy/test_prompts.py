@@ -73,7 +73,7 @@ def test_a_note_follows_the_text():
     note = rejection_note(DEMO_PROMPTS, "Positive Point (0.1000, 0.2000)")
     messages = build_messages(CARD, Turn(PICTURE, "Liver?", note=note))
     assert messages[-1].text == "Liver?\nNot Positive Point (0.1000, 0.2000)."
-    assert "no action" in retry_note(DEFAULT_PROMPTS, "the reply holds no action.")
+    assert "no action" in retry_note(DEFAULT_PROMPTS, "the reply contains no action.")
 
 
 def test_placeholders_in_a_question_stay_as_they_were_typed():

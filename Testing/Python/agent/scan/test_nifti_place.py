@@ -194,7 +194,7 @@ def test_a_slope_or_intercept_that_is_no_number_is_none(
     assert np.array_equal(scan.voxels, VOLUME * factor + offset)
     if (
         np.isfinite(slope) and slope
-    ):  # nibabel refuses a slope whose intercept is no number, ITK takes it as 0
+    ):  # nibabel refuses a slope whose intercept is not a number, ITK takes it as 0
         in_other = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T
     else:  # ITK adds the intercept where the standard, and nibabel, say that nothing is scaled
         in_other = np.asarray(nibabel.load(path).dataobj)
