@@ -275,7 +275,7 @@ def test_a_source_or_names_that_are_none_are_refused(tmp_path: Path) -> None:
         read_cases(write(tmp_path / "b.csv", "image,mask,colour\nx,y,z\n"))
     with pytest.raises(InputError, match="whole number and a name"):
         read_labels(write(tmp_path / "c.json", {"1.5": "liver"}))
-    with pytest.raises(InputError, match="no list"):
+    with pytest.raises(InputError, match="not a list"):
         read_cases(write(tmp_path / "d.json", {"image": "x"}))
 
 

@@ -259,7 +259,7 @@ def test_an_affine_that_cannot_be(refused: Any, tmp_path: Path, affine: str) -> 
     [
         ("not a number", ("slice 4", "NaN", "without them")),
         ("constant", ("the volume is constant", "give a window")),
-        ("far from the window", ("one grey", "-160 to 240", "values from -900.9 to -900")),
+        ("far from the window", ("single grey", "-160 to 240", "values from -900.9 to -900")),
         ("thin", ("thin", "another plane")),
     ],
 )
@@ -280,7 +280,7 @@ def test_a_whole_volume_that_cannot_be_seen(
 
 def test_a_slice_in_which_the_policy_s_window_shows_nothing(refused: Any, tmp_path: Path) -> None:
     values = np.random.default_rng(0).random(SHAPE, np.float32) - 900
-    refused(volume(tmp_path, values), words=("ct.nii.gz", "one grey", "-160 to 240", "Give a window"))
+    refused(volume(tmp_path, values), words=("ct.nii.gz", "single grey", "-160 to 240", "Give a window"))
 
 
 # ---- slice, plane, window --------------------------------------------------------------------------------

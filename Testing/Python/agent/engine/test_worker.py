@@ -483,7 +483,7 @@ def test_a_script_that_is_none_is_refused(tmp_path: Path) -> None:
         worker_command("--script", str(path)), cwd=LOGIC, capture_output=True, stdin=subprocess.DEVNULL
     )
     assert ended.returncode != 0
-    assert b"no script" in ended.stderr
+    assert b"not a script" in ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_a_second_look_is_rejected_with_what_grew_from_it_even_where_that_was_st
     look = run.actions[2]
     run.reject()
     assert run.rejected is look and shown(run) == [n for n in range(20) if n not in (10, 11)]
-    with pytest.raises(InputError, match="no word of the policy's"):
+    with pytest.raises(InputError, match="not the policy's"):
         run.reject()
 
 

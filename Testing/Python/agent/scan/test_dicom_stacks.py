@@ -187,10 +187,10 @@ def test_frames_that_are_moments_or_views_are_refused(tmp_path: Path) -> None:
         return tmp_path / name
 
     for kind in (["ORIGINAL", "PRIMARY", "DYNAMIC"], ["ORIGINAL", "PRIMARY", "TOMO"]):
-        refused(film("nm.dcm", NUCLEAR, ImageType=kind, SpacingBetweenSlices=4), "no slices", kind[2])
-    refused(film("film.dcm", SECONDARY, FrameTime=40), "no slices", "3 frames")
+        refused(film("nm.dcm", NUCLEAR, ImageType=kind, SpacingBetweenSlices=4), "not slices", kind[2])
+    refused(film("film.dcm", SECONDARY, FrameTime=40), "not slices", "3 frames")
     gated = {"ImageType": ["ORIGINAL", "PRIMARY", "RECON TOMO"], "SpacingBetweenSlices": 4}
-    refused(film("gated.dcm", NUCLEAR, NumberOfSlices=1, **gated), "no slices")
+    refused(film("gated.dcm", NUCLEAR, NumberOfSlices=1, **gated), "not slices")
     dose = load_scan(
         film("dose.dcm", DOSE, GridFrameOffsetVector=[0, 5, 10], DoseGridScaling=0.5, RescaleSlope=None)
     )

@@ -150,7 +150,7 @@ def test_a_qform_that_is_no_rotation_is_made_one_as_itk_does(tmp_path: Path) -> 
     for corner in CORNERS:
         lps = np.array(image.TransformIndexToPhysicalPoint(corner))
         assert np.allclose(scan.affine @ (*corner, 1), (*(lps * (-1, -1, 1)), 1), atol=1e-3)
-    assert "no rotation" in scan.notes[0]
+    assert "not a rotation" in scan.notes[0]
 
 
 def test_a_qform_of_what_is_no_number_is_refused_where_there_is_no_other(tmp_path: Path) -> None:

@@ -350,7 +350,7 @@ def test_a_window_that_nobody_asked_for_hides_no_empty_slice() -> None:
         cut(dataclasses.replace(constant, window=(0.0, 255.0)))
     fractions = scan_of((ramp() / ramp().max()).astype(np.float32), affine)
     with pytest.raises(
-        InputError, match=r"one grey in the window -160 to 240.*values from 0\.\d+ to"
+        InputError, match=r"single grey value in the window -160 to 240.*values from 0\.\d+ to"
     ) as caught:
         cut(fractions, preferred=(-160, 240))
     assert caught.value.remedy

@@ -287,5 +287,5 @@ def test_a_person_can_say_what_a_scan_is(tmp_path: Path) -> None:
     assert not load_scan(path).may_be_ct
     scan = load_scan(path, modality="ct")
     assert scan.may_be_ct and scan.modality == "CT" and not scan.told
-    with pytest.raises(InputError, match="no modality"):
+    with pytest.raises(InputError, match="not a modality"):
         load_scan(path, modality="C T")

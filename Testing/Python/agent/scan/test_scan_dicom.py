@@ -103,9 +103,9 @@ def test_a_series_with_a_hole_a_double_or_a_tilt_is_refused(tmp_path: Path) -> N
     [
         ({"PixelSpacing": [0, 0]}, ("no size", "0")),
         ({"PixelSpacing": [-1, 1]}, ("no size", "-1")),
-        ({"ImageOrientationPatient": [1, 0, 0, 0.5, 0.8, 0]}, ("square", "0.8")),
-        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, ("square",)),
-        ({"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}, ("square",)),
+        ({"ImageOrientationPatient": [1, 0, 0, 0.5, 0.8, 0]}, ("perpendicular", "0.8")),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, ("perpendicular",)),
+        ({"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}, ("perpendicular",)),
     ],
 )
 def test_a_header_that_cannot_be_is_refused_and_not_put_right_in_silence(

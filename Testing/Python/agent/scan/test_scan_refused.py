@@ -138,7 +138,7 @@ def test_colour_volumes_are_refused(tmp_path: Path) -> None:
 
 
 def test_complex_voxels_are_refused(tmp_path: Path) -> None:
-    refused(save_nifti(tmp_path / "a.nii.gz", VOLUME.astype(np.complex64)), "no grey values")
+    refused(save_nifti(tmp_path / "a.nii.gz", VOLUME.astype(np.complex64)), "not grey values")
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_pictures_in_which_nothing_can_be_seen_are_refused(tmp_path: Path) -> No
         ({"imgs": VOLUME, "spacing": np.zeros(3)}, ("singular",)),
         ({"imgs": VOLUME, "spacing": np.ones(3), "direction": np.ones(9)}, ("singular",)),
         ({"imgs": VOLUME[:0], "spacing": np.ones(3)}, ("empty",)),
-        ({"imgs": VOLUME.astype(str), "spacing": np.ones(3)}, ("no grey values",)),
+        ({"imgs": VOLUME.astype(str), "spacing": np.ones(3)}, ("not grey values",)),
     ],
 )
 def test_an_archive_that_is_no_scan_is_refused(

@@ -314,9 +314,9 @@ def _changed(parity: Path, *path: str, to: Any) -> dict[str, Any]:
     ("path", "to", "said"),
     [
         (("model", "_target_"), "os.system", "SAM2 network"),
-        (("model", "memory_encoder", "_target_"), "subprocess.Popen", "no part of a SAM2"),
-        (("model", "memory_encoder", "_target_"), "sam2.build_sam.build_sam2", "no part of a SAM2"),
-        (("model", "memory_encoder", "_target_"), ["a"], "no part of a SAM2"),
+        (("model", "memory_encoder", "_target_"), "subprocess.Popen", "not a part of a SAM2"),
+        (("model", "memory_encoder", "_target_"), "sam2.build_sam.build_sam2", "not a part of a SAM2"),
+        (("model", "memory_encoder", "_target_"), ["a"], "not a part of a SAM2"),
         (("model", "image_encoder", "trunk", "weights_path"), "/etc/passwd", "not allowed"),
         (("model", "image_encoder", "_args_"), [1], "not allowed"),
         (("model", "image_encoder", "trunk", "embed_dim"), 10**9, "number"),
