@@ -444,7 +444,7 @@ def test_an_answer_for_another_step_is_refused_and_spinal_levels_are_no_figures(
     level = "At the level of L2 the organ goes on beyond the green area."
     assert checked(said("positive", level), sample, turn) == level
     for text in ("", "{", "[]", '{"thinking": 3, "step": "positive"}', "}{", '{"step": "positive"}'):
-        with pytest.raises(ValueError, match="no JSON"):
+        with pytest.raises(ValueError, match="not a JSON"):
             checked(text, sample, turn)
 
 
