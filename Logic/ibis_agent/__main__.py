@@ -11,7 +11,7 @@ def main() -> int:
         from ibis_agent.cli.commands import main as command
     except KeyboardInterrupt:
         print("ibis-agent: stopped; nothing was written", file=sys.stderr)
-        return 130  # cli_options.INTERRUPTED, which may not have been read yet
+        return 130  # cli.options.INTERRUPTED, which may not have been read yet
     return command()
 
 

@@ -3,7 +3,7 @@
 Requests are encoded exactly as inference encodes them (see samples). What costs is done once: a picture's
 features, and a request that several rollouts share, in sampling (its keys and values are copied) and in
 scoring (its replies stand side by side behind it, each seeing the request and itself).
-What is asked, and what becomes of a reply, is in rollouts; losses are in objective.
+What is asked, and what becomes of a reply, is in roller; losses are in grpo.objective.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An expert's run over one question: the published click simulation, with slips and recoveries where wanted.
 
 The segmenter is in the loop: every mask is what it makes of the clicks. What comes out are the turns as a
-policy should write them. Which pictures and structures there are is in pictures; files are in trajectories.
+policy should write them. Which pictures and structures there are is in common.pictures; files are in generate.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which pictures and masks there are: a folder, a CSV or a JSON manifest read into cases.
 
-Here names and files only; a case's voxels are read and checked in case_data, and `python -m training.check_cases
+Here names and files only; a case's voxels are read and checked in data, and `python -m training.check_cases
 SOURCE` does so for a whole data set. What is wrong with one case
 becomes a `Problem` and never stops the others.
 

@@ -1,6 +1,6 @@
 """The command `ibis-agent`: what each subcommand does and prints, and how errors end it.
 
-Its options are in cli_options, what a run does in runner, how the terminal is written and read in terminal. No
+Its options are in options, what a run does in runner, how the terminal is written and read in terminal. No
 torch is imported before everything that can be checked without it has been checked.
 """
 

@@ -1,6 +1,6 @@
 """A run at the terminal: what is done as it comes, the person's word in between, and an end that loses nothing.
 
-The command's options are in commands, files in runner, what is typed and how text is shown in terminal, Ctrl-C in
+The command's options are in options, files in runner, what is typed and how text is shown in terminal, Ctrl-C in
 signals.
 """
 

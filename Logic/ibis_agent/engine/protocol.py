@@ -1,7 +1,7 @@
 """The language between the worker process and whoever started it: JSON lines, one message a line.
 
-Here: the words, the framing, and how a step travels. Not here: who speaks (worker.py) and who listens
-(worker_client.py). Needs nothing but the standard library and numpy, since it is imported into Slicer.
+Here: the words, the framing, and how a step travels. Not here: who speaks (process.py) and who listens
+(client.py). Needs nothing but the standard library and numpy, since it is imported into Slicer.
 
 Requests (to the worker's stdin), each with an integer `id`:
 
@@ -44,10 +44,6 @@ from typing import Any
 PROTOCOL = 1
 MAX_LINE = 64 * 1024 * 1024  # a longer line is not ours: stop collecting it
 
-REQUESTS = frozenset(
-    {"load", "ask", "step", "add", "spread", "info", "close", "unload", "cancel", "shutdown"}
-)
-EVENTS = frozenset({"hello", "loading", "ready", "text", "retry", "slice", "step", "done", "error", "log"})
 
 # What an `error` event can be about. The client acts on the kind and shows the text.
 CANCELLED, MEMORY, INPUT, MODEL, REPLY, INTERNAL = (

@@ -36,7 +36,7 @@ class Code:
 ANATOMY = Code("123037004", "Anatomical Structure")
 TISSUE = Code("85756007", "Tissue")
 ALTERED = Code("49755003", "Morphologically Altered Structure")
-LEFT, RIGHT, BOTH = Code("7771000", "Left"), Code("24028007", "Right"), Code("51440002", "Right and left")
+LEFT, RIGHT = Code("7771000", "Left"), Code("24028007", "Right")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The model card: what a policy expects of its pictures and prompts, in `ibis_model.json` beside its weights.
 
 A folder without a card gets the settings of the published system. How prompts are filled in is in prompts;
-what the weights are is in weights.
+what the weights are is in folder.
 """
 
 from __future__ import annotations

@@ -114,13 +114,6 @@ def look_into(
     return PolicyFolder(folder, config, tuple(files), tensors, identity_of(files), settings, stamps)
 
 
-def is_policy_folder(folder: Path) -> bool:
-    """Whether a folder is meant as a policy, whole or not: a configuration, or weights of any kind, lie in it."""
-    return (folder / "config.json").exists() or any(
-        path.suffix in (".safetensors", ".gguf") for path in folder.iterdir()
-    )
-
-
 def tokenizer_files(folder: Path) -> list[Path]:
     """What the tokenizer is read from: tokenizer.json, or else vocab.json and merges.txt. Raises ModelError."""
     whole, parts = folder / "tokenizer.json", [folder / "vocab.json", folder / "merges.txt"]

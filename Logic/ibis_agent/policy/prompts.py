@@ -1,8 +1,7 @@
-"""The texts that a policy is asked with, and the one place where they are put together.
+"""The texts that a policy is asked with, and what a question must be like.
 
-Inference and training both call `build_messages`, so that they cannot drift apart. Turning messages into
-tokens is in chat; which prompts a policy wants is in its model card. The published prompts are not shipped:
-`import_prompts` reads them from a user's own checkout of the published code.
+Which of them a policy wants is in its model card; how they become a conversation is in messages. The published prompts
+are not shipped: published_prompts reads them from a user's own checkout of the published code.
 """
 
 from __future__ import annotations

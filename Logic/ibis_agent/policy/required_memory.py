@@ -1,6 +1,6 @@
 """How much memory a policy needs, and how much there is: asked before loading, so that no machine is frozen.
 
-Estimates are computed from the shapes in the weights' headers (see weights); they need no torch.
+Estimates are computed from the shapes in the weights' headers (see headers); they need no torch.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def act(run: RunState, watch: Watch) -> RunAction | None:
 
 
 def _to_grow(run: RunState) -> dict[int, tuple[Way, ...]]:
-    """See volume_plan.unfinished; from a slice without a mask there is nothing to follow."""
+    """See plan.unfinished; from a slice without a mask there is nothing to follow."""
     waiting = unfinished(run.actions).items()
     return {start: ways for start, ways in waiting if ways or run.mask(start).any()}
 

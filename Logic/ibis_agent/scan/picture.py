@@ -1,7 +1,7 @@
 """The picture that the policy and the segmenter see: a slice cut, turned and windowed; a mask painted over
 it.
 
-Where its pixels lie in the patient is in geometry; how files are read is in scan.
+Where its pixels lie in the patient is in geometry; how files are read is in load.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A scan as its file holds it, and which reader reads it.
+"""A scan as its file holds it: voxels, where they lie, and what was decided on reading them.
 
-Nothing is reoriented or resampled; how a slice becomes a picture is in picture and geometry. Each scan_*
-module reads one kind of file: it refuses from the header what cannot be used, then decodes the voxels once.
+Nothing is reoriented or resampled. Which reader reads a file is in load; how a slice becomes a picture is in picture
+and geometry.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ stack have one window, so that grey values mean the same from slice to slice. No
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -166,11 +165,6 @@ def _body(scan: Scan, geometry: PictureGeometry, first: int, last: int, frame: K
     values = np.stack([replace(geometry, index=int(n)).extract(scan.voxels) for n in every])
     found = find_frame(values, (geometry.row_mm or 1.0, geometry.col_mm or 1.0))
     return None if found.is_whole else found
-
-
-def sha256_of_picture(rgb: np.ndarray) -> str:
-    """Hexadecimal SHA-256 of a picture's pixels."""
-    return hashlib.sha256(np.ascontiguousarray(rgb).tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """Which SAM2 architecture a checkpoint has, and the network of it with the weights in place.
 
 Checkpoints and configurations come from strangers: weights are read without running code (checkpoint), a
-configuration is vetted (sam2_config). What the network is asked is in segmenter.
+configuration is vetted (config). What the network is asked is in predictor.
 
 How the architecture is found, in this order:
 1. the `config` that the caller gives: a YAML file, or a name of `NAMES`;
