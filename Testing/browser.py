@@ -74,6 +74,8 @@ class Browser:
             }
             answer = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
             self._base += f"/session/{answer['sessionId']}"
+            # Without it a page may get the focus late or never, and then hears no keys.
+            self._devtools("Emulation.setFocusEmulationEnabled", enabled=True)
         except BaseException:
             self._driver.kill()
             raise
@@ -99,12 +101,18 @@ class Browser:
         return str(self.run("return document.querySelector(arguments[0]).textContent", selector))
 
     def press(self, *keys: str) -> None:
-        """Press and release real keys, by name (see KEYS) or as characters."""
+        """Press and release real keys, by name (see KEYS) or as characters; the page has heard them when it returns."""
+        self.run(
+            "window.heard = 0;"
+            "if (!window.hears) addEventListener('keyup', () => window.heard++, true);"
+            "window.hears = true"
+        )
         actions = []
         for key in keys:
             value = KEYS.get(key, key)
             actions += [{"type": "keyDown", "value": value}, {"type": "keyUp", "value": value}]
         self._call("POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
+        self._until("return window.heard >= arguments[0]", len(keys))
 
     def click(self, selector: str) -> None:
         found = self._call("POST", "/element", {"using": "css selector", "value": selector})
@@ -132,14 +140,25 @@ class Browser:
     def resize(self, width: int, height: int, *, phone: bool = False) -> None:
         """Lay pages out for a screen of this size, below the smallest window too."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
-        command = {"cmd": "Emulation.setDeviceMetricsOverride", "params": metrics}
-        self._call("POST", "/goog/cdp/execute", command)
+        self._devtools("Emulation.setDeviceMetricsOverride", **metrics)
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self._call("GET", "/screenshot", None)))
 
     def pdf(self) -> bytes:
         return base64.b64decode(self._call("POST", "/print", {}))
+
+    def _devtools(self, command: str, **parameters: Any) -> Any:
+        """A command of the browser's own protocol (Chrome DevTools Protocol), where WebDriver has none."""
+        return self._call("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def _until(self, script: str, *arguments: Any) -> None:
+        """Wait until a script says true: how long that takes is the machine's business."""
+        for _ in range(3000):
+            if self.run(script, *arguments):
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"the page never came to it: {script}")
 
     def _wait_until_up(self) -> None:
         for _ in range(1200):
