@@ -101,6 +101,7 @@ class Engine:
                 "note": card.note,
                 "orientation": card.orientation.value,
                 "window": list(card.window) if card.window else None,
+                "vocabulary": {name: list(words) for name, words in card.vocabulary.items()},
             },
             "scopes": list(self.scopes),
         }

@@ -5,10 +5,12 @@ nonsense to words that it never learnt, and says it with confidence. So its card
 knows, and further words for them; a question must ask for one of these and for nothing else.
 
 No word next to a structure's name is passed over: "liver cyst" and "left lobe of the liver" are not the liver.
+Several structures are several questions, asked one after the other: `questions_in`.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -55,11 +57,32 @@ how large big size volume diameter area mean density value values can could woul
 need want like see show find locate identify segment segmented segmentation segmenting outline
 delineate contour mark annotate label highlight draw mask measure visible seen present exists exist
 slice slices image images picture scan ct view plane look does do has have now then also both left
-right enlarged normal abdominal axial only just again der die das den dem des ein eine einen bitte
+right enlarged normal abdominal axial only just again plus together two each thanks thank
+der die das den dem des ein eine einen bitte
 und oder im auf mir zeige zeig finde segmentiere markiere wo ist sind wie gross el la los las un una
 por favor y o en de del muestra muestrame segmenta segmente marca donde esta que hu ml cm mm fatty
 cirrhotic nodular polycystic shrunken small swollen dilated calcified healthy
 """
+_LIST = re.compile(r"[,;&+/]|\b(?:and|und|y|plus)\b")
+_BOTH_SIDES = re.compile(r"\b(?:left and (?:the )?right|right and (?:the )?left)\b")
+_CONJUNCTIONS = {"and", "und", "y", "plus"}
+_ARTICLES = {
+    "a",
+    "an",
+    "the",
+    "any",
+    "all",
+    "then",
+    "also",
+    "der",
+    "die",
+    "das",
+    "den",
+    "el",
+    "la",
+    "los",
+    "las",
+}
 _PART, _PLAIN = set(_PART_WORDS.split()), set(_PLAIN_WORDS.split())
 
 
@@ -95,28 +118,54 @@ def understand(question: str, vocabulary: Vocabulary, name: str = "") -> Asked:
             value=question,
             remedy=f"It knows: {', '.join(vocabulary)}. Ask as in: Segment the {next(iter(vocabulary))}.",
         )
-    found = [key for key, _, _ in _mentions(words, vocabulary)]
-    if "lesion" in found:  # "a lesion in the liver" asks for the lesion
+    mentions = list(_mentions(words, vocabulary))
+    found = [key for key, _, _ in mentions]
+    if "lesion" in found and not _listed(words, mentions):  # "a lesion in the liver" asks for the lesion
         found = ["lesion"]
     names = [known for key in found for known in _known(key, vocabulary)]
     return Asked(tuple(dict.fromkeys(names)), bool(_SIZE.search(" ".join(words))))
 
 
-def check_asked(question: str, card: ModelCard) -> str:
-    """A new question as it may be asked of a policy, without white space around it.
+def structures_in(question: str, vocabulary: Vocabulary) -> list[str]:
+    """The structures that a question asks for, by the vocabulary's names, in the order of mention, each once.
 
-    Raises InputError as `check_question` and `understand` do, and where it asks for several structures.
+    Empty for a policy without a vocabulary, which is asked as a person typed it. Raises InputError as `understand`.
+    """
+    return list(understand(question, vocabulary).structures) if vocabulary else []
+
+
+def questions_in(question: str, card: ModelCard) -> list[str]:
+    """A question as the ones that are asked, one after the other: one for each structure that it names.
+
+    A question for one structure, or to a policy without a vocabulary, stays as it was typed. "How large are the
+    kidneys?" asks how large each is.
+
+    Raises InputError as `check_question` and `understand` do.
     """
     question = check_question(question, card.max_question, card.script)
-    if card.vocabulary:
-        structures = understand(question, card.vocabulary, card.name).structures
-        if len(structures) > 1:
-            raise InputError(
-                "the question asks for several structures",
-                value=question,
-                remedy=f"Ask for one at a time: {', or '.join(f'the {each}' for each in structures)}.",
-            )
-    return question
+    if not card.vocabulary:
+        return [question]
+    asked = understand(question, card.vocabulary, card.name)
+    if len(asked.structures) == 1:
+        return [question]
+    wanted = "How large is the {}?" if asked.size else "Segment the {}"
+    return [wanted.format(name) for name in asked.structures]
+
+
+def check_asked(question: str, card: ModelCard) -> str:
+    """A new question for one run, without white space around it.
+
+    Raises InputError as `questions_in` does, and where it asks for several structures.
+    """
+    questions = questions_in(question, card)
+    if len(questions) > 1:
+        names = structures_in(question, card.vocabulary)
+        raise InputError(
+            "the question asks for several structures",
+            value=question.strip(),
+            remedy=f"Ask for one at a time: {', or '.join(f'the {each}' for each in names)}.",
+        )
+    return questions[0]
 
 
 def wording(question: str, vocabulary: Vocabulary) -> str:
@@ -151,7 +200,32 @@ def _refusal(question: str, words: list[str], vocabulary: Vocabulary) -> str:
         beside = at not in taken and (at - 1 in taken or at + 1 in taken)
         if (at not in taken and word in _PART) or (beside and not finding and not _is_plain(word)):
             return f'it does not know what "{word}" means here'
+    if unknown := _unknown_in_a_list(question, vocabulary):
+        return f'it does not know what "{unknown}" means here'
     return ""
+
+
+def _unknown_in_a_list(question: str, vocabulary: Vocabulary) -> str:
+    """What a list names beside structures, such as "the thymus" in "the liver and the thymus"; empty if nothing."""
+    named = False
+    for item in _LIST.split(question.casefold()):
+        words = [word for word in _words(item) if word not in _ARTICLES]
+        mentioned = any(True for _ in _mentions(words, vocabulary))
+        if named and words and not mentioned and not any(_is_plain(word) for word in words):
+            return " ".join(words)
+        named = named or mentioned
+    return ""
+
+
+def _listed(words: list[str], mentions: list[tuple[str, int, int]]) -> bool:
+    """Whether a finding stands beside an organ in a list: "the liver and the lesions", not "lesions in the liver"."""
+    for (a, _, end), (b, start, _) in itertools.pairwise(mentions):
+        between = set(words[end:start])
+        if (a == "lesion") != (b == "lesion") and not (
+            between & _CONJUNCTIONS and between <= _CONJUNCTIONS | _ARTICLES
+        ):
+            return False
+    return True
 
 
 def _is_plain(word: str) -> bool:
@@ -239,6 +313,6 @@ def _same_but_one_letter(a: str, b: str) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    """Words without case, accents and punctuation."""
+    """Words without case, accents and punctuation; "left and right" of a pair is both."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
-    return re.findall(r"[^\W_]+", plain)
+    return _BOTH_SIDES.sub("both", " ".join(re.findall(r"[^\W_]+", plain))).split()

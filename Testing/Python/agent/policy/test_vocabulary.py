@@ -11,7 +11,7 @@ from ibis_agent.policy.card import ModelCard, card_from_json, card_to_json, load
 from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.messages import build_messages
 from ibis_agent.policy.qwen25.source import demo_folder
-from ibis_agent.policy.vocabulary import check_asked, understand, wording
+from ibis_agent.policy.vocabulary import check_asked, questions_in, structures_in, understand, wording
 
 from training.common.questions import QUESTIONS, VOCABULARY, WORDS
 
@@ -63,6 +63,8 @@ def test_every_wording_of_the_training_is_understood(question: str) -> None:
         ("everything except the liver", "except"),
         ("the spinal cord", "spinal cord"),
         ("the liver and the gallbladder", "gallbladder"),
+        ("the liver and the thymus", "thymus"),
+        ("liver, the thymus, spleen", "thymus"),
         ("what is this?", "names no structure"),
         ("rein gauche", "names no structure"),
         ("river", "names no structure"),
@@ -82,7 +84,13 @@ def test_a_question_about_size_asks_for_the_structure_and_its_size() -> None:
 
 
 def test_both_sides_are_meant_where_no_side_is_said() -> None:
-    for question in ("both kidneys", "kidney", "segment the kidneys"):
+    for question in (
+        "both kidneys",
+        "kidney",
+        "segment the kidneys",
+        "left and right kidney",
+        "the two kidneys",
+    ):
         assert understand(question, CARD.vocabulary).structures == ("left kidney", "right kidney")
 
 
@@ -91,9 +99,43 @@ def test_several_structures_in_a_new_question_are_refused_by_name() -> None:
         check_asked("Segment the liver and the spleen", CARD)
 
 
+@pytest.mark.parametrize(
+    ("question", "structures"),
+    [
+        ("Segment the liver and the spleen", ["liver", "spleen"]),
+        ("liver, spleen & aorta, thanks", ["liver", "spleen", "aorta"]),
+        ("Leber und Milz", ["liver", "spleen"]),
+        ("the right and the left kidney and the spine", ["left kidney", "right kidney", "spine"]),
+        ("liver, liver and spleen", ["liver", "spleen"]),
+        ("the liver and the lesions", ["liver", "lesion"]),
+    ],
+)
+def test_several_structures_are_asked_for_one_after_the_other(question: str, structures: list[str]) -> None:
+    assert structures_in(question, CARD.vocabulary) == structures
+    asked = questions_in(question, CARD)
+    assert asked == [f"Segment the {name}" for name in structures]
+    assert [check_asked(each, CARD) for each in asked] == asked
+
+
+def test_one_structure_is_asked_for_in_the_words_that_were_typed() -> None:
+    assert questions_in(" Find the livr please ", CARD) == ["Find the livr please"]
+    assert questions_in("Is there a lesion in the liver or the spleen?", CARD) == [
+        "Is there a lesion in the liver or the spleen?"
+    ]
+
+
+def test_the_size_of_several_structures_is_asked_of_each() -> None:
+    assert questions_in("How large are the kidneys?", CARD) == [
+        "How large is the left kidney?",
+        "How large is the right kidney?",
+    ]
+
+
 def test_a_policy_without_a_vocabulary_is_asked_anything_as_it_was_typed() -> None:
     card = ModelCard(name="large")
     assert check_asked("Segmentiere die Gallenblase", card) == "Segmentiere die Gallenblase"
+    assert questions_in("the liver and the spleen", card) == ["the liver and the spleen"]
+    assert structures_in("the liver and the spleen", card.vocabulary) == []
     message = build_messages(card, Turn(None, "Segmentiere die Gallenblase"))[-1]  # type: ignore[arg-type]
     assert message.text == "Segmentiere die Gallenblase"
 
