@@ -95,3 +95,13 @@ def test_every_option_of_the_terminal_part_is_known() -> None:
     assert options
     for option in sorted(options - {"--index-url", "--no-deps", "--no-build-isolation"}):  # pip's
         assert f'"{option}"' in known, option
+
+
+def test_sam_2_comes_from_the_same_place_for_slicer_make_readme_and_error_texts() -> None:
+    from ibis_agent.cli.commands import _INSTALL
+    from ibis_agent.segmenter.sam2 import ARCHIVE, HOW_TO_INSTALL
+
+    assert ARCHIVE in (ROOT / "Makefile").read_text("utf-8") and ARCHIVE in README
+    assert ARCHIVE in HOW_TO_INSTALL and HOW_TO_INSTALL in _INSTALL
+    texts = sources("Logic") + sources("IBISSlicer")
+    assert texts.count(ARCHIVE) == 1 and "no-build-isolation sam2" not in texts

@@ -20,18 +20,14 @@ from pathlib import Path
 
 import qt
 import slicer
+from ibis_agent.segmenter.sam2 import ARCHIVE as SAM2_ARCHIVE
+from ibis_agent.segmenter.sam2 import PIP_OPTIONS
+from ibis_agent.segmenter.sam2 import REQUIREMENT as SAM2
 
 from ..Errors import PlainError
 
 TORCH = "torch>=2.6"
-# SAM 2 from Meta's own repository, as an archive of one commit: that needs no git. Where it cannot be reached, the
-# package that somebody else uploaded to PyPI, whose Python files are the same.
-SAM2_ARCHIVE = "https://github.com/facebookresearch/sam2/archive/2b90b9f5ceec907a1c18123530e92e794ad901a4.zip"
-SAM2 = f"SAM-2@{SAM2_ARCHIVE}"
-SAM2_PYPI = "sam2>=1.1"
-# Without dependencies: it asks for torchvision, which we do not need and which crashes some Slicers. Without
-# build isolation: that would download another PyTorch of several gigabytes just to build a few Python files.
-_SAM2_OPTIONS = ["--no-deps", "--no-build-isolation"]
+SAM2_PYPI = "sam2>=1.1"  # where Meta's archive cannot be reached: its Python files are the same
 _PROOF = (
     "import sys\n"
     "sys.version_info >= (3, 10) or sys.exit(3)\n"
@@ -86,7 +82,7 @@ class Installer:
                 )
                 log(f"Installing SAM 2 from {where}.")
                 with _environment(SAM2_BUILD_CUDA="0"), redirect_stdout(said):
-                    _pipInstall([*_SAM2_OPTIONS, source])
+                    _pipInstall([*PIP_OPTIONS, source])
         except subprocess.CalledProcessError as error:
             raise _failed(said.reason or str(error)) from error
         except PlainError:

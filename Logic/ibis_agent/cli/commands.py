@@ -43,6 +43,7 @@ from ibis_agent.record import published
 from ibis_agent.record.review import write_review
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.scan.geometry import Orientation
+from ibis_agent.segmenter.sam2 import HOW_TO_INSTALL
 
 _OF_THE_MODELS = {
     "torch",
@@ -55,9 +56,7 @@ _OF_THE_MODELS = {
     "yaml",
     "iopath",
 }
-_INSTALL = (
-    "Run: pip install 'ibis-agent[models]', then pip install --no-deps --no-build-isolation sam2==1.1.0."
-)
+_INSTALL = f"Run: pip install 'ibis-agent[models]', then {HOW_TO_INSTALL}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ibis_agent.errors import ModelError
+from ibis_agent.segmenter.sam2 import HOW_TO_INSTALL
 from ibis_agent.segmenter.sam2.checkpoint import read_weights, saved_as
 from ibis_agent.segmenter.sam2.config import checked_settings, read_settings
 
@@ -43,8 +44,7 @@ _TINY = re.compile(r"sam2[._]1_hiera_t(?:iny)?(?![a-z])", re.IGNORECASE)
 # Width of the first stage and number of blocks of the image encoder.
 _SIZES = {(96, 12): "t", (96, 16): "s", (112, 24): "b+", (144, 48): "l"}
 
-# In an isolated build it would fetch another torch, of gigabytes, only to build a few Python files.
-_GET_SAM2 = "Install it: pip install --no-deps --no-build-isolation sam2."
+_GET_SAM2 = f"Install it: {HOW_TO_INSTALL}"
 
 
 @dataclass(frozen=True)
