@@ -84,7 +84,9 @@ def options() -> argparse.ArgumentParser:
     )
     more.add_argument("--window", type=float, nargs=2, metavar=("MIN", "MAX"), help="of --data")
     more.add_argument("--bad", choices=("skip", "refuse"), default="skip", help="bad data of --data (skip)")
-    more.add_argument("--follow", choices=("auto", "memory", "carry"), default="auto", help="in volumes")
+    more.add_argument(
+        "--follow", choices=("auto", "memory", "linked", "carry"), default="auto", help="in volumes"
+    )
     more.add_argument(
         "--seen", action="store_true", help="also measure on scans that the policy learned from"
     )

@@ -32,7 +32,7 @@ ORGANS = tuple(name for name in STRUCTURES if name != "lesion")
 WINDOW = (-160.0, 240.0)
 SPACING = (2.5, 2.5, 5.0)
 SMALLEST_ML = 5.0
-Follow = Literal["auto", "memory", "carry"]
+Follow = Literal["auto", "memory", "linked", "carry"]
 
 
 def phantom_scan(seed: int) -> tuple[Scan, dict[str, np.ndarray]]:

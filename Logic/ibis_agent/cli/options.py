@@ -190,9 +190,10 @@ def _add_search(group: Any) -> None:
     )
     group.add_argument(
         "--follow",
-        choices=("auto", "memory", "carry"),
-        help="from slice to slice by the segmenter's memory, or by a click that is carried on (default: auto, "
-        "memory where it was trained)",
+        choices=("auto", "memory", "linked", "carry"),
+        help="from slice to slice by the segmenter's memory, or by a click and the mask carried on, without the "
+        "islands that touch nothing of the slice before (linked) or with them (carry) (default: auto, memory "
+        "where it was trained, else linked)",
     )
 
 

@@ -11,8 +11,8 @@ from ibis_agent.run.episode import Limits
 from ibis_agent.run.key_slice import Search
 from ibis_agent.segmenter.contract import Following
 
-Follow = Literal["auto", "memory", "carry", "alone"]
-FOLLOWS: tuple[Follow, ...] = ("auto", "memory", "carry", "alone")
+Follow = Literal["auto", "memory", "linked", "carry", "alone"]
+FOLLOWS: tuple[Follow, ...] = ("auto", "memory", "linked", "carry", "alone")
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Settings:
         looks: second looks at the most.
         patience_mm: so far beyond its last slice an object is still searched for: gaps are bridged.
         search: how the key slice is looked for.
-        follow: from slice to slice by "memory", by "carry" (see Follower), or "auto". "alone" is for one slice,
-            which "auto" then comes to.
+        follow: from slice to slice by "memory", "linked" or "carry" (see Propagation), or "auto". "alone" is for one
+            slice, which "auto" then comes to.
         doubt: which slices deserve a second look.
         following: what counts as the object while it is followed.
     """

@@ -14,7 +14,7 @@ import numpy as np
 
 from ibis_agent.actions import Prompt
 
-Way = Literal["auto", "memory", "carry"]
+Way = Literal["auto", "memory", "linked", "carry"]
 PictureOf = Callable[[int], np.ndarray]
 """Slice index → (H, W, 3) uint8."""
 

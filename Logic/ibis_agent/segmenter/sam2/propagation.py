@@ -5,7 +5,8 @@ embeddings that are kept. A slice with clicks or a given mask is an anchor (sam2
 frame); all others are found from memory. Which slices to visit, and when to stop, is decided by the run.
 
 Weights whose memory was never trained cannot do that: for them a slice is found by a click at the deepest point of
-the last mask on the way, that mask's logits being the ones before the click ("carry").
+the last mask on the way, that mask's logits being the ones before the click ("carry"); islands that touch nothing
+of that mask are left out, if it is to be so ("linked").
 
 Equality with sam2's video predictor: test_propagation.py. Differences, on purpose: clicks are
 answered by the published engine's protocol (several masks at every click, the best score wins), a clicked
@@ -23,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
 from ibis_agent.actions import Click, Prompt
@@ -31,6 +31,7 @@ from ibis_agent.errors import InputError, ModelError
 from ibis_agent.mask.masks import dice, iou
 from ibis_agent.segmenter.contract import Following, Found, PictureOf, Prediction, Way
 from ibis_agent.segmenter.embeddings import key_of
+from ibis_agent.segmenter.sam2.carrying import deepest, linked
 from ibis_agent.segmenter.sam2.predictor import Sam2Embedding, Sam2Predictor, marks_of, several
 
 _ABSENT = -1024.0  # sam2's logit of an object that is not there
@@ -81,7 +82,7 @@ class Propagation:
         self._model = segmenter.model
         self.way: Way = way
         if way == "auto":
-            self.way = "memory" if memory_is_trained(self._model) else "carry"
+            self.way = "memory" if memory_is_trained(self._model) else "linked"
         self._anchors: dict[int, dict[str, Any]] = {}
         self._tracked: dict[int, dict[str, Any]] = {}
         self.found: dict[int, Found] = {}
@@ -279,7 +280,7 @@ class Propagation:
 
     @torch.inference_mode()
     def _track(self, index: int, reverse: bool) -> Found:
-        if self.way == "carry":
+        if self.way != "memory":
             return self._carry(index, index + (1 if reverse else -1))
         features = self.embedding(index)
         with self.segmenter.computing():
@@ -298,10 +299,12 @@ class Propagation:
         click, carried = Click(0.5, 0.5), None
         if before.any():
             last = self._anchors.get(beside) or self._tracked[beside]
-            click, carried = _deepest(before), last["pred_masks"].clamp(-_LOGIT_BOUND, _LOGIT_BOUND)
+            click, carried = deepest(before), last["pred_masks"].clamp(-_LOGIT_BOUND, _LOGIT_BOUND)
         with self.segmenter.computing():
             seen = self.segmenter.without_memory(features)
             out = self._heads(seen, features, [click], carried, believed=True)
+        if self.way == "linked" and carried is not None:
+            out["pred_masks"] = linked(out["pred_masks"], carried, -_LOGIT_BOUND)
         # How well the two masks fit stands for the object score, which is a matter of the memory's training.
         fit = dice(before, self._mask(out["pred_masks"])) if before.any() else 0.0
         if fit < self.following.least_fit or float(out["scores"].max()) < self.following.least_score:
@@ -466,13 +469,6 @@ def memory_is_trained(model: Any) -> bool:
         value for name, value in model.memory_encoder.fuser.named_parameters() if name.endswith("gamma")
     ]
     return not scales or any(bool((scale != scale.flatten()[0]).any()) for scale in scales)
-
-
-def _deepest(mask: np.ndarray) -> Click:
-    """A click on the pixel of a mask that is farthest from its outside; beyond the picture is outside."""
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-    return Click((column + 0.5) / mask.shape[1], (row + 0.5) / mask.shape[0])
 
 
 def _flat(level: Tensor) -> Tensor:

@@ -20,5 +20,5 @@ class Sam2Segmenter(Sam2Predictor):
         way: Way = "auto",
         following: Following | None = None,
     ) -> Propagation:
-        """See contract.Segmenter. way: "memory", "carry", or "auto": memory unless it was never trained."""
+        """See contract.Segmenter. way: "auto" is memory, or "linked" where it was never trained."""
         return Propagation(self, picture_of, count, size, way, following)

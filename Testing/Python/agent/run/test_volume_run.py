@@ -265,11 +265,21 @@ def test_weights_without_a_trained_memory_are_carried_from_slice_to_slice(
     limits = dataclasses.replace(FEW, follow="auto", looks=0)
     run = Run(stack, "Segment the lesion", Eyes(stack), segmenter, limits)
     run.run()
-    assert run.memory.way == "carry", "the recorded weights' memory is not trained"
+    assert run.memory.way == "linked", "the recorded weights' memory is not trained"
     areas = run.areas_mm2()
     assert sum(1 for each in areas.values() if each) > 1
     record = json.loads(json.dumps(Trajectory.of(run, "lesion.nii.gz").to_json()))
     assert Trajectory.from_json(record).replay(segmenter).differences == ()
+
+
+@pytest.mark.parametrize("way", ["carry", "linked"])
+def test_a_record_is_replayed_the_way_that_it_names(stack: Stack, segmenter: Segmenter, way: Any) -> None:
+    run = Run(stack, "Segment the lesion", Eyes(stack), segmenter, dataclasses.replace(FEW, follow=way))
+    run.run()
+    record = json.loads(json.dumps(Trajectory.of(run, "lesion.nii.gz").to_json()))
+    recorded = Trajectory.from_json(record)
+    assert recorded.settings.follow == way
+    assert recorded.replay(segmenter).differences == ()
 
 
 def test_a_record_that_was_changed_is_refused_by_field(done: Run) -> None:
