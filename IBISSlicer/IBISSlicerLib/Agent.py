@@ -24,7 +24,6 @@ from .scene.RecordedRun import openRecordedRun
 from .scene.SavedRuns import openLastRun, writeSavedReview
 from .scene.SceneRun import SceneRun
 from .scene.SceneWatch import SceneWatch
-from .scene.VolumeSceneRun import VolumeSceneRun
 from .Signal import Signal
 from .worker import Settings
 from .worker.Worker import Worker
@@ -144,11 +143,8 @@ class Agent:
             place = sliceOfView(sliceNode, volumeNode) if sliceNode else sliceOfPlane(volumeNode, axis, index)
             if scope == "volume" and isColour(volumeNode):
                 raise AgentError(COLOUR_SLICES_ONLY)
-            if scope == "volume":
-                reach = list(slices or (0, place.count - 1))
-                self.current = VolumeSceneRun.create(volumeNode, place, question, window, range=reach)
-            else:
-                self.current = SceneRun.create(volumeNode, place, question, window)
+            reach = (slices or (0, place.count - 1)) if scope == "volume" else None
+            self.current = SceneRun.create(volumeNode, place, question, window, reach)
         except IbisError as error:
             raise AgentError(str(error)) from error
         self._forgetAccepted()

@@ -152,7 +152,9 @@ class Panel:
 
     def mark_of(self, number: int) -> tuple[float, float, float]:
         """Where the mark of a step lies in the world."""
-        click = dict(self.run.record.clicks())[number]
+        from ibis_agent.record.run_rows import clicks_of
+
+        click = next(each.click for each in clicks_of(self.run.record) if each.step == number)
         return tuple(self.run.worldOf(click.x, click.y))
 
     def colours(self, view: str, ras: Any, radius: int = 14) -> np.ndarray:

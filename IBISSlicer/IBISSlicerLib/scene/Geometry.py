@@ -8,9 +8,12 @@ the K axis of left-handed files around when it reads them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import slicer
 import vtk
+from ibis_agent.scan.scan import Scan
 
 from ..Errors import PlainError
 
@@ -151,6 +154,23 @@ def ijkFromWorld(volumeNode, ras) -> np.ndarray:
 def showSlice(sliceNode, volumeNode, ijk) -> None:
     """Scroll a view so that it shows the slice of this voxel."""
     sliceNode.JumpSliceByOffsetting(*worldFromIjk(volumeNode, ijk))
+
+
+def showSliceInViews(volumeNode, axis: int, ijk) -> None:
+    """Scroll all views that show slices across this voxel axis, and another one, to the slice of this voxel."""
+    for sliceNode in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+        try:
+            place = sliceOfView(sliceNode, volumeNode)
+        except PlainError:
+            continue
+        if place.axis == axis and place.index != ijk[axis]:
+            showSlice(sliceNode, volumeNode, ijk)
+
+
+def scanOf(volumeNode, affine: np.ndarray | None = None) -> Scan:
+    """The volume as a scan of ibis_agent, on the node's own memory. affine: None takes where it lies in the world."""
+    voxels, name = slicer.util.arrayFromVolume(volumeNode).transpose(), volumeNode.GetName()
+    return Scan(voxels, ijkToWorld(volumeNode) if affine is None else affine, "volume", Path(name), name, "")
 
 
 def alignView(sliceNode, volumeNode) -> None:

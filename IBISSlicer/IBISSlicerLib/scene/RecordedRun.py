@@ -1,54 +1,38 @@
-"""Opening a run that was recorded elsewhere: a trajectory.json of the terminal, or the example that comes
-along.
+"""Opening a run that was recorded elsewhere: a trajectory.json of the terminal, or the example that comes along.
 
-The picture travels in the record, so no scan is needed: the slice becomes a volume one voxel thick.
+The pictures travel in the record, so no scan is needed: a slice becomes a volume one voxel thick, many slices a volume
+in which those that the run did not reach are black. If the scan itself is in the scene, the run is opened on it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import uuid
 from pathlib import Path
 
 import numpy as np
 import slicer
-from ibis_agent.errors import InputError
-from ibis_agent.fields import read_json
-from ibis_agent.record.forms import is_volume_record
-from ibis_agent.record.pictures import picture_to_json
+from ibis_agent.record.recorded_run import run_record_of
 from ibis_agent.record.trajectory import Trajectory
-from ibis_agent.scan.geometry import PictureGeometry
+from ibis_agent.scan.picture import cut
 
-from .Geometry import SlicePlace, vtkMatrix
+from .Geometry import SlicePlace, ijkToWorld, isColour, scanOf, shapeOf, vtkMatrix
 from .SceneRun import SceneRun
 
 
 def openRecordedRun(path: str) -> SceneRun:
-    """Put the recorded slice and its run into the scene, ready to be stepped through.
+    """Put the recorded slices and their run into the scene, ready to be stepped through.
 
     :raises InputError: naming the file and what is wrong with it.
     """
-    record = read_json(path)
-    if is_volume_record(record):
-        remedy = "Open the review.html beside it in a browser."
-        raise InputError(
-            "is the record of a whole volume; only those of a slice can be opened here",
-            file=path,
-            remedy=remedy,
-        )
-    run = Trajectory.from_json(record, path)
-    geometry = _alone(run.picture.geometry)
-    volumeNode = _createVolume(run, geometry, Path(path).stem)
-    place = SlicePlace(geometry.axis, 0, 1)
-    sceneRun = SceneRun.create(volumeNode, place, run.question, run.picture.window)
-    head = run.head()
-    picture = dataclasses.replace(run.picture, geometry=geometry)
-    head["picture"] = picture_to_json(picture, run.source, run.orientation)
-    record = sceneRun.record
-    record.open(head)
-    for step in run.to_json()["steps"]:
-        record.extend(record.after, {**step, "uid": uuid.uuid4().hex[:12]}, {"status": "ready"})
-    record.settle({"status": run.status, "reason": run.reason, "answer": run.answer})
+    run = Trajectory.load(path)
+    volumeNode = _scanInScene(run)
+    record = run_record_of(run, whole_scan=volumeNode is not None)
+    if volumeNode is None:
+        volumeNode = _createVolume(run, Path(path).stem)
+    geometry, window = record.geometry, run.picture.window
+    index = geometry.index if run.alone or run.key is None else run.key
+    place = SlicePlace(geometry.axis, index, geometry.shape[geometry.axis])
+    slices = None if run.alone else record.range
+    sceneRun = SceneRun.create(volumeNode, place, run.question, window, slices, record)
     sceneRun.showLast()
     sceneRun.save()
     return sceneRun
@@ -60,19 +44,39 @@ def examplePath(resources: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def _alone(geometry: PictureGeometry) -> PictureGeometry:
-    """The geometry of the slice as a volume of its own, at the same place in the patient."""
-    shape = tuple(1 if axis == geometry.axis else count for axis, count in enumerate(geometry.shape))
-    affine = np.array(geometry.affine)
-    affine[:3, 3] += affine[:3, geometry.axis] * geometry.index
-    return dataclasses.replace(geometry, shape=shape, affine=affine, index=0)
+def _scanInScene(run: Trajectory):
+    """The volume whose slices are those of the record, pixel for pixel; None where the scene does not have it."""
+    geometry = run.picture.geometry
+    for volumeNode in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
+        if volumeNode.GetImageData() is None or shapeOf(volumeNode) != geometry.shape:
+            continue
+        if isColour(volumeNode) or not np.allclose(ijkToWorld(volumeNode), geometry.affine, atol=1e-3):
+            continue
+        if all(
+            _isOf(scanOf(volumeNode), run.slices.picture(index), run.orientation) for index in run.visited
+        ):
+            return volumeNode
+    return None
 
 
-def _createVolume(run: Trajectory, geometry: PictureGeometry, name: str):
-    grey = run.picture.rgb.mean(axis=2)
+def _isOf(scan, picture, orientation: str | None) -> bool:
+    if orientation is None or picture.window is None:
+        return False
+    plane = "xyz"[picture.geometry.axis]
+    own = cut(scan, plane, picture.geometry.index, picture.window, orientation)
+    return np.array_equal(own.rgb, picture.rgb)
+
+
+def _createVolume(run: Trajectory, name: str):
+    whole = run.picture.geometry
+    geometry = whole.slab() if run.alone else whole
     low, high = run.picture.window or (0.0, 255.0)
-    values = np.zeros(geometry.shape, np.float32)
-    geometry.extract(values)[...] = low + grey * (high - low) / 255
+    values = np.full(geometry.shape, low, np.float32)
+    for index in run.visited:
+        at = geometry if run.alone else run.slices.geometry(index)
+        # In the middle of a grey level, so that the same window makes the same picture of it.
+        grey = np.minimum(run.slices.picture(index).rgb.mean(axis=2) + 0.5, 255)
+        at.extract(values)[...] = low + grey * (high - low) / 255
     volumeNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", run.source or name)
     volumeNode.SetIJKToRASMatrix(vtkMatrix(geometry.affine))
     slicer.util.updateVolumeFromArray(volumeNode, np.ascontiguousarray(values.transpose()))

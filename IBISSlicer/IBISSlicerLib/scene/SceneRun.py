@@ -8,6 +8,7 @@ what is needed of it is kept with the run.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,10 +18,23 @@ from ibis_agent.errors import InputError
 from ibis_agent.mask.structures import name_for
 from ibis_agent.record.review import write_review
 from ibis_agent.record.run_record import RunRecord
+from ibis_agent.record.run_rows import clicks_of, rows_of
+from ibis_agent.scan.geometry import Orientation
+from ibis_agent.scan.picture import Picture, cut
 
 from .ClickMarks import POSITIVE_COLOUR, ClickMarks, Mark
 from .FrameMark import FrameMark
-from .Geometry import GeometryError, SlicePlace, ijkToRas, ijkToWorld, isColour, shapeOf, shownWindow
+from .Geometry import (
+    GeometryError,
+    SlicePlace,
+    ijkToRas,
+    ijkToWorld,
+    isColour,
+    scanOf,
+    shapeOf,
+    shownWindow,
+    showSliceInViews,
+)
 from .MaskDisplay import MaskDisplay
 from .OwnNodes import keepOutOfFiles, removeNode
 from .SubjectHierarchy import giveItem, modalityOf, putBeside
@@ -31,16 +45,12 @@ _SHOWN = "IBISSlicer.Shown"  # of the text node: the number of the step that is 
 
 
 class SceneRun:
-    """A run and its nodes.
+    """A run over slices, of which there may be one alone, and its nodes.
 
     :ivar record: the RunRecord.
     :ivar textNode: the vtkMRMLTextNode that keeps it; references the other nodes.
-    :ivar shown: number of the step whose mask is shown, 0 before the first.
-
-    This one is about a slice; VolumeSceneRun.py has the one about a whole volume.
+    :ivar shown: number of the step whose masks are shown, 0 before the first.
     """
-
-    scope = "slice"
 
     def __init__(self, record: RunRecord, textNode, image: dict, toRas: np.ndarray) -> None:
         """See `create` and `open`."""
@@ -54,18 +64,26 @@ class SceneRun:
         self.boxMark = FrameMark("IBIS box", POSITIVE_COLOUR, thickness=3)
         self._image = image  # how the worker gets the slice; see ibis_agent.engine.question.cut_picture
         self._toRas = toRas
+        self._displayed: dict[int, str] = {}  # run lengths of the masks that are in the labelmap, by slice
+        self._rows: tuple[list, list[dict]] = ([], [])
         self._written: int | None = None  # the state of the record that the text node holds
 
     @classmethod
     def create(
-        cls, volumeNode, place: SlicePlace, question: str, window: tuple[float, float] | None, **more
+        cls,
+        volumeNode,
+        place: SlicePlace,
+        question: str,
+        window: tuple[float, float] | None,
+        slices: tuple[int, int] | None = None,
+        record: RunRecord | None = None,
     ) -> SceneRun:
         """A new run, nothing asked yet.
 
-        :param window: grey values shown as black and white; None leaves it to the policy, and where that has
-            no
+        :param window: grey values shown as black and white; None leaves it to the policy, and where that has no
             preference to what the volume is shown with.
-        :param more: what else the worker shall know of the image.
+        :param slices: first and last slice of a run over many; None for one about the slice `place` alone.
+        :param record: of a run that was made elsewhere; None for a new one.
         :raises GeometryError: for a volume that cannot be asked about.
         """
         image = {
@@ -78,9 +96,10 @@ class SceneRun:
             "name": volumeNode.GetName(),
             "modality": modalityOf(volumeNode),
             "colour": isColour(volumeNode),
-            **more,
         }
-        record = RunRecord(question, cls.scope)
+        if slices is not None:
+            image["range"] = list(slices)
+        record = record or RunRecord(question, "slice" if slices is None else "volume")
         textNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTextNode", f"IBIS: {name_for(question)}")
         textNode.SetForceCreateStorageNode(textNode.CreateStorageNodeAlways)
         textNode.SetAttribute(ATTRIBUTE, "open")
@@ -139,31 +158,62 @@ class SceneRun:
         """Whether the worker has cut what the run is about; before that there is nothing to click on."""
         return bool(self.record.head)
 
+    @property
+    def scope(self) -> str:
+        return self.record.scope
+
+    @property
+    def _alone(self) -> bool:
+        return self.scope == "slice"
+
+    @property
+    def shownSlice(self) -> int:
+        """The slice of the shown step; before the first, the one that was asked in."""
+        steps, asked = self.record.steps[: self.shown], int(self._image["index"])
+        return int(steps[-1].get("slice", asked)) if steps else asked
+
     def rows(self) -> list[dict]:
-        """The steps as the panels show them."""
-        return self.record.steps
+        """The steps as the panels show them, see ibis_agent.record.run_rows."""
+        if self._rows[0] != self.record.after:
+            self._rows = self.record.after, rows_of(self.record)
+        return self._rows[1]
 
     def clickFields(self, ras, positive: bool) -> dict:
         """What the request `add` says of the person's click at a point in the world.
 
-        :raises InputError: if it lies beside the slice or outside the picture.
+        :raises InputError: if it lies beside the slices or outside the picture.
         """
-        x, y = self.clickAt(ras)
-        return {"click": {"x": x, "y": y, "positive": bool(positive)}}
+        index, x, y = self._placeOf(ras)
+        return {"slice": index, "click": {"x": x, "y": y, "positive": bool(positive)}}
 
     def moveFields(self, number: int, ras) -> dict:
-        """What the request `add` says of the click of step `number` put elsewhere. Raises InputError."""
-        action = self.record.steps[number - 1]["action"]
-        if action["kind"] != "click":
-            raise InputError(f"step {number} is not a click")
-        fields = self.clickFields(ras, action["positive"])
-        return {**fields, "after": self.record.after[: number - 1]}
+        """What the request `add` says of the click of step `number` put elsewhere. Raises InputError.
+
+        Of a slice alone all later steps go; in a volume the later clicks of the same slice.
+        """
+        mark = self.marks.dragged
+        for each in clicks_of(self.record, self.shown):
+            if each.step == number and (mark is None or mark.number != number or mark.which == each.which):
+                x, y = self.record.geometry_of(each.index).from_patient(*self._patientOf(ras))
+                fields = {"slice": each.index, "click": {"x": x, "y": y, "positive": each.click.positive}}
+                if self._alone:
+                    return {**fields, "after": self.record.after[: number - 1]}
+                return {**fields, "replace": each.which}
+        raise InputError(f"step {number} is not a click")
 
     def writeReview(self, path: str) -> None:
         """Write the review page. Raises InputError before there is anything to review, OutputError."""
         if not self.isOpened:
             raise InputError("there is nothing to review yet")
-        write_review(path, self.record.trajectory())
+        write_review(path, self.record.trajectory(None if self._alone else self._pictures()))
+
+    def _pictures(self) -> Callable[[int], Picture]:
+        """The pictures of a volume, which its record does not keep."""
+        if self.volumeNode is None:
+            raise InputError("the review page needs the volume, and it is no longer in the scene")
+        volume, scan = self.record.head["volume"], scanOf(self.volumeNode, np.array(self._image["affine"]))
+        plane, window = "xyz"[self.place.axis], tuple(volume["window"])
+        return lambda index: cut(scan, plane, index, window, Orientation(volume["orientation"]))
 
     @property
     def volumeNode(self):
@@ -176,42 +226,65 @@ class SceneRun:
         return SlicePlace(axis, int(self._image["index"]), int(self._image["shape"][axis]))
 
     def describe(self, folder: Path) -> dict:
-        """What a worker needs to open this run: the fields of its request `ask`. Writes the slice into its
-        folder.
+        """What a worker needs to open this run: the fields of its request `ask`. Writes into its folder what it
+        needs of the volume: the slice, and nothing where its picture is in the record; or all slices.
 
-        :raises GeometryError: if nothing has been cut yet and the volume is gone.
+        :raises GeometryError: if the volume is needed and gone.
         """
-        record = self.record
-        fields: dict = {"question": record.question, "scope": "slice"}
+        record, volumeNode = self.record, self.volumeNode
+        fields: dict = {"question": record.question, "scope": record.scope}
         if self.isOpened:
-            return {**fields, "head": record.head, "known": record.known()}
-        volumeNode = self.volumeNode
+            fields.update(head=record.head, known=record.known())
+            if self._alone:
+                return fields
         if volumeNode is None:
             raise GeometryError(
-                "The volume of this run is no longer in the scene. Discard the run and ask about another volume."
+                "The volume of this run is no longer in the scene. "
+                + (
+                    "The mask can still be accepted."
+                    if self.isOpened
+                    else "Discard the run and ask about another volume."
+                )
             )
         voxels = slicer.util.arrayFromVolume(volumeNode)  # (K, J, I)
-        axis, index = int(self._image["axis"]), int(self._image["index"])
-        where = [slice(None)] * 3
-        where[2 - axis] = slice(index, index + 1)
+        if self._alone:
+            axis, index = int(self._image["axis"]), int(self._image["index"])
+            where = [slice(None)] * 3
+            where[2 - axis] = slice(index, index + 1)
+            voxels = voxels[tuple(where)]
         path = folder / f"{record.session}.npy"
-        np.save(path, voxels[tuple(where)])
+        np.save(path, voxels)
         return {**fields, "image": {**self._image, "file": str(path)}}
 
     def show(self, number: int) -> None:
-        """Show the mask and the marks as they were after step `number` (0: nothing yet)."""
+        """Show the masks and the marks as they were after step `number` (0: nothing yet)."""
         self.shown = number
         if not self.isOpened:
             return
-        geometry = self.record.geometry
+        record = self.record
         with slicer.util.RenderBlocker():
-            self.mask.show(self.record.mask(number), geometry)
+            known = record.slices(number)
+            for index in {*known, *self._displayed}:
+                self.showSlice(index, known.get(index))
             marks = [
-                Mark(step, geometry.to_voxel(click.x, click.y), click.positive)
-                for step, click in self.record.clicks(number)
-            ]
-            self.marks.show(marks, number, self._toRas, geometry)
+                Mark(each.step, record.geometry_of(each.index).to_voxel(each.click.x, each.click.y),
+                     each.click.positive, each.which)
+                for each in clicks_of(record, number)
+            ]  # fmt: skip
+            self.marks.show(marks, number, self._toRas, record.geometry_of(self.shownSlice))
             self._showFrame()
+
+    def showSlice(self, index: int, known: dict | None) -> None:
+        """Show what is known of a slice, also while a mask grows. What is in the labelmap already is not written."""
+        runs = None if known is None else str(known["mask_rle"])
+        if self._displayed.get(index) == runs:
+            return
+        if not self._displayed:
+            self.mask.reserve(self.record.geometry, *self.record.range)
+        self.mask.show(self.record.decode(known), self.record.geometry_of(index))
+        self._displayed[index] = runs
+        if runs is None:
+            del self._displayed[index]
 
     def _showFrame(self) -> None:
         record, transformID = self.record, self.mask.node.GetTransformNodeID()
@@ -239,18 +312,29 @@ class SceneRun:
         self.show(len(self.record.steps))
 
     def reveal(self) -> None:
-        """Scroll the views to what is shown. There is nothing to do where all happens in one slice."""
+        """Scroll the views of a volume's run to the slice of the shown step."""
+        if not self._alone and self.volumeNode is not None:
+            ijk = [count // 2 for count in self._image["shape"]]
+            ijk[self.place.axis] = self.shownSlice
+            showSliceInViews(self.volumeNode, self.place.axis, ijk)
 
-    def clickAt(self, ras) -> tuple[float, float]:
-        """Normalised picture coordinates of a point in the world.
+    def _patientOf(self, ras) -> tuple[float, float, float]:
+        """A point in the world in the record's millimetres, which no transform has moved."""
+        return tuple((self.record.geometry.affine @ [*self._voxelOf(ras), 1.0])[:3])
 
-        :raises InputError: if it lies beside the slice or outside the picture.
-        """
+    def _voxelOf(self, ras) -> np.ndarray:
         local = [0.0, 0.0, 0.0]
         self.mask.node.TransformPointFromWorld(ras, local)
-        ijk = np.linalg.solve(self._toRas, [*local, 1.0])[:3]
-        geometry = self.record.geometry
-        return geometry.from_patient(*(geometry.affine @ [*ijk, 1.0])[:3])
+        return np.linalg.solve(self._toRas, [*local, 1.0])[:3]
+
+    def _placeOf(self, ras) -> tuple[int, float, float]:
+        """(slice, x, y) of a point in the world. Raises InputError outside the range or the picture."""
+        first, last = self.record.range
+        index = first if self._alone else int(np.floor(self._voxelOf(ras)[self.place.axis] + 0.5))
+        if not first <= index <= last:
+            remedy = f"The range is {first + 1} to {last + 1}."
+            raise InputError("this slice is outside the range of the run", value=index + 1, remedy=remedy)
+        return index, *self.record.geometry_of(index).from_patient(*self._patientOf(ras))
 
     def worldOf(self, x: float, y: float) -> tuple[float, float, float]:
         """Where a normalised picture coordinate lies in the world now."""

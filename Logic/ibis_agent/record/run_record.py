@@ -176,13 +176,6 @@ class RunRecord:
     def volume_ml(self, number: int | None = None) -> float:
         return sum(self.areas_mm2(number).values()) * float(self._cut["gap_mm"]) / 1000
 
-    def clicks(self, number: int | None = None) -> list[tuple[int, Click]]:
-        """(step number, click) of every click on a slice alone up to step `number`."""
-        steps = self.steps[:number]
-        clicked = [each for each in steps if each.get("action", {}).get("kind") == "click"]
-        made = [(int(each["number"]), click_from_json(each["action"])) for each in clicked]
-        return [(number, click) for number, click in made if isinstance(click, Click)]
-
     def clicks_on(self, index: int, number: int | None = None) -> list[Click]:
         """All clicks that a slice of a volume stands on; boxes are left out."""
         made = [each for each in self.steps[:number] if each["kind"] == "click" and each["slice"] == index]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -94,6 +94,13 @@ class PictureGeometry:
             flip_cols=False,
             plane="picture",
         )
+
+    def slab(self) -> PictureGeometry:
+        """The slice as a volume one voxel thick, at the same place in the patient."""
+        i, j, k = (1 if axis == self.axis else count for axis, count in enumerate(self.shape))
+        affine = np.array(self.affine)
+        affine[:3, 3] += affine[:3, self.axis] * self.index
+        return replace(self, shape=(i, j, k), affine=affine, index=0)
 
     @property
     def height(self) -> int:

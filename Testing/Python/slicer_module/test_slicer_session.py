@@ -370,7 +370,7 @@ def test_a_recorded_slice_keeps_its_greys_whatever_their_range(stepped: Panel) -
     assert len(np.unique(slicer.util.arrayFromVolume(panel.run.volumeNode))) > 50
     panel.logic.discard()
     path.write_text(json.dumps({"schema": "ibis-volume/1"}), encoding="utf-8")
-    with pytest.raises(InputError, match="whole volume"):
+    with pytest.raises(InputError, match="models"):
         panel.logic.openRecorded(str(path))
 
 

@@ -216,3 +216,38 @@ def test_stop_keeps_the_slices_that_are_there_and_run_goes_on(grown: Panel) -> N
     panel.host.wait_until(lambda: not panel.logic.isWorking, 600, "the agent")
     assert panel.run.record.status == "ended"
     assert len(slices_with_mask(panel)) >= len(first)
+
+
+def test_a_recorded_volume_opens_is_stepped_through_and_goes_on(panel: Panel) -> None:
+    import slicer
+    from ibis_agent.record.trajectory import Trajectory
+
+    path = Path(__file__).resolve().parents[1] / "data" / "records" / "volume.json"
+    recorded = Trajectory.load(path)
+    panel.logic.openRecorded(str(path))
+    panel.host.process_events()
+    assert kinds(panel) == [action.kind for action in recorded.actions]
+    assert np.array_equal(panel.shown_mask(), recorded.volume().transpose() != 0)
+    shown = slicer.util.arrayFromVolume(panel.run.volumeNode).transpose()
+    assert shown.shape == recorded.picture.geometry.shape
+    first = kinds(panel).index("click") + 1
+    panel.select(first)
+    assert slices_with_mask(panel) == [recorded.actions[first - 1].index + 1]
+    assert axial_slice(panel) == recorded.actions[first - 1].index + 1
+
+    volume = panel.run.volumeNode
+    panel.logic.discard()
+    panel.logic.openRecorded(str(path))
+    assert panel.run.volumeNode is volume  # the slices are in the scene already
+
+    python = host.agent_python()
+    if python is None or not DEMO.is_file():
+        pytest.skip("no Python with the agent's packages, or no demonstration models (make venv)")
+    panel.use_python(python)
+    panel.script([REPLIES[0], REPLIES[3]], segmenter="demo")
+    key = recorded.key or 0
+    i, j, _ = recorded.slices.geometry(key).to_voxel(0.4, 0.4)
+    made = panel.logic.addClick(at(panel, key + 1, i, j), positive=False)
+    assert made is not None and (made["kind"], made["slice"]) == ("click", key)
+    panel.logic.undo()
+    assert np.array_equal(panel.shown_mask(), recorded.volume().transpose() != 0)

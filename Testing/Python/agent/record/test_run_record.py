@@ -13,6 +13,7 @@ from ibis_agent.actions import Click, Terminate
 from ibis_agent.errors import InputError
 from ibis_agent.record.pictures import picture_to_json
 from ibis_agent.record.run_record import RunRecord
+from ibis_agent.record.run_rows import clicks_of
 from ibis_agent.record.steps import step_to_json
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.episode import Step
@@ -58,7 +59,7 @@ def uids(run: RunRecord) -> list[str]:
 def test_steps_and_masks_are_those_that_were_made(run: RunRecord) -> None:
     assert uids(run) == run.after == ["u1", "u2", "u3"]
     assert [int(run.mask(n).sum()) for n in range(4)] == [0, 6, 12, 18]
-    assert [number for number, _ in run.clicks(2)] == [1, 2]
+    assert [each.step for each in clicks_of(run, 2)] == [1, 2]
 
 
 def test_back_undo_redo_choose_among_what_exists(run: RunRecord) -> None:
