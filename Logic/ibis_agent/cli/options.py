@@ -96,7 +96,7 @@ def _add_run(commands: Any) -> None:
         "--slice", type=int, metavar="N", help="voxel index across the plane (default: the middle)"
     )
     _add_cut(picture)
-    picture.add_argument("--series", metavar="UID", help="which series of a DICOM folder")
+    _add_series(picture)
 
     _add_models(run)
 
@@ -250,6 +250,15 @@ def _add_cohort(commands: Any) -> None:
     cohort.set_defaults(**nothing, no_review=False)
 
 
+def _add_series(group: Any) -> None:
+    group.add_argument(
+        "--series",
+        metavar="UID|NAME=VALUE",
+        help="which series of a DICOM folder, and which of several images of each place, such as EchoTime=4.6; both "
+        "with a comma between",
+    )
+
+
 def _add_modality(group: Any) -> None:
     group.add_argument(
         "--modality",
@@ -308,7 +317,7 @@ def _add_others(commands: Any) -> None:
     info.add_argument(
         "--segmenter-config", metavar="NAME|FILE", help="architecture of a segmenter's checkpoint"
     )
-    info.add_argument("--series", metavar="UID", help="which series of a DICOM folder")
+    _add_series(info)
     _add_modality(info)
     info.add_argument("--load", action="store_true", help="load a model however large it is")
     info.add_argument("--json", action="store_true", help="print JSON")

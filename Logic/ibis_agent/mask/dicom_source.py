@@ -5,7 +5,7 @@ What refers to images (DICOM SEG, RTSTRUCT) names them one by one, and is in the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 
 from ibis_agent.errors import InputError
+from ibis_agent.scan.dicom import frames_of_scan
+from ibis_agent.scan.dicom_header import Frame as ScanFrame
+from ibis_agent.scan.dicom_values import quietly
 
 MAY_BE_EMPTY = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
@@ -56,38 +59,39 @@ class Frame:
 
 
 def frames_of(path: Path, affine: np.ndarray, shape: Sequence[int], series: str | None = None) -> list[Frame]:
-    """The images of a scan, in the order of their places.
+    """The images of a scan, in the order of its slices: those that its reader took.
 
     Args:
         path: the DICOM folder or file that the scan was read from.
         affine, shape: of the scan.
-        series: which series of the folder; None takes the one that lies in the scan's grid.
+        series: as for `load_scan`.
 
-    Raises InputError where no series is the scan's.
+    Raises InputError where they do not lie in the scan's grid.
     """
-    for uid, datasets in sorted(_series(path).items()):
-        if series is not None and uid != series:
-            continue
-        frames = [frame for dataset in datasets for frame in _frames(dataset)]
-        try:
-            places = [
-                int(np.ravel_multi_index([n[0, 0] for n in frame.voxels(affine, shape)], shape))
-                for frame in frames
-            ]
-        except InputError:
-            continue
-        if frames and sum(rows * cols for rows, cols in (each.shape for each in frames)) == int(
-            np.prod(shape)
-        ):
-            ordered = [frames[n] for n in np.argsort(places)]
-            _complete(ordered)
-            return ordered
-    raise InputError(
-        "no series of DICOM images is the scan's",
-        file=path,
-        value=series,
-        remedy="A DICOM SEG or RTSTRUCT can only be written for a scan that was read from DICOM images.",
-    )
+    import pydicom
+
+    datasets: dict[Path, Any] = {}
+    frames = []
+    for each in frames_of_scan(path, series):
+        if each.file not in datasets:
+            with quietly():
+                datasets[each.file] = pydicom.dcmread(each.file, stop_before_pixels=True, force=True)
+        dataset = datasets[each.file]
+        number = each.index + 1 if int(getattr(dataset, "NumberOfFrames", 1) or 1) > 1 else None
+        frames.append(Frame(dataset, number, _matrix(each), (int(dataset.Rows), int(dataset.Columns))))
+    try:
+        inside = sum(frame.voxels(affine, shape)[0].size for frame in frames)
+    except InputError:
+        inside = 0
+    if inside != int(np.prod(shape)):
+        raise InputError(
+            "no series of DICOM images is the scan's",
+            file=path,
+            value=series,
+            remedy="A DICOM SEG or RTSTRUCT can only be written for a scan that was read from DICOM images.",
+        )
+    _complete(frames)
+    return frames
 
 
 def _complete(frames: Sequence[Frame]) -> None:
@@ -105,47 +109,13 @@ def _complete(frames: Sequence[Frame]) -> None:
             image.SliceThickness = f"{between:.4f}"
 
 
-def _series(path: Path) -> dict[str, list[Any]]:
-    """Series UID → its images' headers."""
-    try:
-        import pydicom
-    except ImportError as error:
-        raise InputError("pydicom is not installed", remedy=INSTALL) from error
-    found: dict[str, list[Any]] = {}
-    for file in [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file()):
-        try:
-            dataset = pydicom.dcmread(file, stop_before_pixels=True)
-        except (pydicom.errors.InvalidDicomError, OSError, ValueError):
-            continue
-        if "Rows" in dataset and "SeriesInstanceUID" in dataset:
-            found.setdefault(str(dataset.SeriesInstanceUID), []).append(dataset)
-    return found
-
-
-def _frames(dataset: Any) -> Iterator[Frame]:
-    shape = int(dataset.Rows), int(dataset.Columns)
-    count = int(getattr(dataset, "NumberOfFrames", 1) or 1)
-    if "PerFrameFunctionalGroupsSequence" not in dataset:
-        if count == 1 and "ImagePositionPatient" in dataset:
-            yield Frame(dataset, None, _matrix(dataset, dataset, dataset), shape)
-        return
-    shared = dataset.SharedFunctionalGroupsSequence[0]
-    for number, own in enumerate(dataset.PerFrameFunctionalGroupsSequence, 1):
-
-        def group(name: str, own: Any = own) -> Any:
-            return (own if name in own else shared)[name][0]
-
-        matrix = _matrix(
-            group("PlanePositionSequence"), group("PlaneOrientationSequence"), group("PixelMeasuresSequence")
-        )
-        yield Frame(dataset, number, matrix, shape)
-
-
-def _matrix(position: Any, orientation: Any, spacing: Any) -> np.ndarray:
-    turn = np.array([float(each) for each in orientation.ImageOrientationPatient])
-    row_step, col_step = (float(each) for each in spacing.PixelSpacing)
+def _matrix(frame: ScanFrame) -> np.ndarray:
+    if frame.orientation is None or frame.position is None or frame.spacing is None:
+        remedy = "Choose another --mask-format."
+        raise InputError("an image does not say where it lies", file=frame.file, remedy=remedy)
+    row_step, col_step = frame.spacing
     matrix = np.eye(4)
-    matrix[:3, 0], matrix[:3, 1] = turn[:3] * col_step, turn[3:] * row_step
-    matrix[:3, 2] = np.cross(turn[:3], turn[3:])
-    matrix[:3, 3] = [float(each) for each in position.ImagePositionPatient]
+    matrix[:3, 0], matrix[:3, 1] = frame.orientation[:3] * col_step, frame.orientation[3:] * row_step
+    matrix[:3, 2] = np.cross(frame.orientation[:3], frame.orientation[3:])
+    matrix[:3, 3] = frame.position
     return matrix

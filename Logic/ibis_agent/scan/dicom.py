@@ -6,6 +6,7 @@ frames make a stack in dicom_stack, and its voxels in dicom_pixels.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,22 +15,53 @@ import numpy as np
 
 from ibis_agent.errors import InputError
 from ibis_agent.scan.checks import check_size
+from ibis_agent.scan.dicom_choice import Choice
 from ibis_agent.scan.dicom_header import Frame, Header, NotAnImage, looks_like_dicom, read_header
-from ibis_agent.scan.dicom_pixels import check_lengths, same_values, voxels_of
+from ibis_agent.scan.dicom_pixels import check_lengths, colours_of, same_values, voxels_of
 from ibis_agent.scan.dicom_stack import square, stacked
 from ibis_agent.scan.dicom_values import quietly
 from ibis_agent.scan.geometry import check_affine
+from ibis_agent.scan.photograph import colour_picture
 from ibis_agent.scan.scan import Scan
 
 _MOST_FOLDERS = 1000
 
 
 def read_dicom_folder(path: Path, series: str | None = None) -> Scan:
-    """The one series of a folder, or the one whose UID is `series`.
+    """The one series of a folder, or the one that `series` names (see dicom_choice).
 
     A series may be dealt out over subfolders, and be reached through links. Where the folder itself holds
     images, only their series count. Raises InputError, which lists the series where there are several.
     """
+    choice = Choice.read(series, path)
+    return _read(path, _headers_of(path, choice), choice)
+
+
+def read_dicom_file(path: Path, series: str | None = None) -> Scan:
+    """One DICOM file as a volume: one slice, or all the frames of a multi-frame file. Raises InputError."""
+    choice = Choice.read(series, path)
+    return _read(path, _headers_of(path, choice), choice)
+
+
+def frames_of_scan(path: Path, series: str | None = None) -> list[Frame]:
+    """The frames that a scan was read from, in the order of its slices. As for `load_scan`; raises InputError."""
+    choice = Choice.read(series, path)
+    return _placed(path, _headers_of(path, choice), choice)[0]
+
+
+def _headers_of(path: Path, choice: Choice) -> list[Header]:
+    """The headers of the chosen series of a folder, or of a file. Raises InputError."""
+    if not path.is_dir():
+        try:
+            header = read_header(path)
+        except NotAnImage as kind:
+            remedy = "Give the file or the folder of the scan that it belongs to."
+            problem = "the DICOM file contains no image that can be read"
+            raise InputError(problem, file=path, value=_kind(kind.sop_class), remedy=remedy) from kind
+        if choice.uid not in (None, header.series):
+            problem, remedy = "the file is of another series", f"It is of {header.series}."
+            raise InputError(problem, file=path, value=choice.uid, remedy=remedy)
+        return [header]
     found = _find_series(path)
     if not found:
         raise InputError(
@@ -37,28 +69,20 @@ def read_dicom_folder(path: Path, series: str | None = None) -> Scan:
             file=path,
             remedy="Give the folder with the slices, or a scan's file.",
         )
-    if series is None and len(found) > 1:
+    if choice.uid is None and len(found) > 1:
         raise InputError(
             f"the folder holds {len(found)} series",
             file=path,
             remedy=f"Choose one of them with --series UID:\n{_listed(found)}",
         )
-    if series is not None and series not in found:
+    if choice.uid is not None and choice.uid not in found:
         raise InputError(
-            "the folder has no such series", file=path, value=series, remedy=f"It holds:\n{_listed(found)}"
+            "the folder has no such series",
+            file=path,
+            value=choice.uid,
+            remedy=f"It holds:\n{_listed(found)}",
         )
-    return _read(path, found[series if series is not None else next(iter(found))])
-
-
-def read_dicom_file(path: Path, series: str | None = None) -> Scan:
-    """One DICOM file as a volume: one slice, or all the frames of a multi-frame file. Raises InputError."""
-    try:
-        header = read_header(path)
-    except NotAnImage as kind:
-        remedy = "Give the file or the folder of the scan that it belongs to."
-        problem = "the DICOM file contains no image that can be read"
-        raise InputError(problem, file=path, value=_kind(kind.sop_class), remedy=remedy) from kind
-    return _read(path, [header])
+    return found[choice.uid if choice.uid is not None else next(iter(found))]
 
 
 def _find_series(path: Path) -> dict[str, list[Header]]:
@@ -164,27 +188,13 @@ def _head(file: Path) -> bytes:
         raise InputError("cannot be read", file=file, value=reason, remedy=remedy) from error
 
 
-def _read(path: Path, headers: Sequence[Header]) -> Scan:
+def _read(path: Path, headers: Sequence[Header], choice: Choice) -> Scan:
     first = headers[0]
-    for header in headers:
-        if header.shape != first.shape:
-            raise InputError(
-                "the images of the series differ in size",
-                file=path,
-                value=" and ".join(f"{h.file.name} {h.shape[1]} × {h.shape[0]}" for h in (first, header)),
-                remedy="Take localizers and other images out, or choose a complete series.",
-            )
-    frames = [frame for header in headers for frame in header.frames]
-    check_size((first.shape[1], first.shape[0], len(frames)), path)
-    check_lengths(headers)
-    by_file = {header.file: header for header in headers}
     notes = [*dict.fromkeys(note for header in headers for note in header.notes)]
-    if len(frames) == 1:
-        affine = _alone(first, frames[0])
-    else:
-        frames, affine, told = stacked(path, frames, lambda a, b: same_values(a, b, by_file))
-        notes += told
-    voxels = voxels_of(frames, by_file)
+    if first.colour and len(headers) == 1:
+        return _colours(path, first)
+    frames, affine, told = _placed(path, headers, choice)
+    voxels = voxels_of(frames, {header.file: header for header in headers})
     return Scan(
         voxels.transpose(1, 0, 2),
         check_affine(affine, path),
@@ -194,7 +204,55 @@ def _read(path: Path, headers: Sequence[Header]) -> Scan:
         first.modality,
         sized=frames[0].spacing is not None,
         inverted=first.inverted,
-        notes=tuple(notes),
+        notes=(*notes, *filter(None, [choice.note(frames[0])]), *told),
+    )
+
+
+def _placed(
+    path: Path, headers: Sequence[Header], choice: Choice
+) -> tuple[list[Frame], np.ndarray, list[str]]:
+    """(the chosen frames in their order, voxel → RAS mm, what a person should know). Raises InputError."""
+    by_file = {header.file: header for header in headers}
+    frames = choice.among(path, [frame for header in headers for frame in header.frames])
+    headers = [by_file[file] for file in dict.fromkeys(frame.file for frame in frames)]
+    first = headers[0]
+    for header in headers:
+        if header.colour:
+            raise InputError(
+                "the series holds pictures in colour" + ("" if first.colour else " beside grey ones"),
+                file=path,
+                value=f"{len(headers)} images, such as {header.file.name}",
+                remedy="Give the file of one of them.",
+            )
+        if header.shape != first.shape:
+            raise InputError(
+                "the images of the series differ in size",
+                file=path,
+                value=" and ".join(f"{h.file.name} {h.shape[1]} × {h.shape[0]}" for h in (first, header)),
+                remedy="Take localizers and other images out, or choose a complete series.",
+            )
+        if header.inverted != first.inverted:
+            names = f"{first.file.name} and {header.file.name}"
+            raise InputError(
+                "of the images some show small values bright, others dark", file=path, value=names,
+                remedy="Choose a complete series of one kind.",
+            )  # fmt: skip
+    check_size((first.shape[1], first.shape[0], len(frames)), path)
+    check_lengths(headers)
+    if len(frames) == 1:
+        return frames, _alone(first, frames[0]), []
+    return stacked(path, frames, lambda a, b: same_values(a, b, by_file))
+
+
+def _colours(path: Path, header: Header) -> Scan:
+    check_lengths([header])
+    picture = colour_picture(colours_of(header), header.file)
+    return dataclasses.replace(
+        picture,
+        path=path,
+        name=header.description or header.file.stem,
+        modality=header.modality,
+        notes=("a picture in colour: measures are in pixels",),
     )
 
 
@@ -221,5 +279,6 @@ def _listed(found: dict[str, list[Header]]) -> str:
     for uid, headers in found.items():
         one = headers[0]
         words, count = one.description or "no description", f"{len(headers)} files"
+        count += ", in colour" if one.colour else ""
         lines.append(f"  {uid}  number {one.number or '?'}, {one.modality or '?'}, {count}, {words}")
     return "\n".join(lines)

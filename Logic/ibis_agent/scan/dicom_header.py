@@ -29,6 +29,10 @@ _APART = {
     "NominalPercentageOfCardiacPhase": "",
     "StackID": "FrameContentSequence",
     "InversionTime": "",
+    "FlipAngle": "",
+    "EchoNumbers": "",
+    "KVP": "",
+    "ConvolutionKernel": "",
     "ImageType": "",
     "AcquisitionTime": "",
     "ContentTime": "",
@@ -69,6 +73,7 @@ class Header:
         stored: (bits allocated, bits stored, high bit, whether signed).
         encoded: the pixels are compressed or otherwise not plainly there.
         inverted: small values are to be shown bright (MONOCHROME1).
+        colour: how its colours are stored, such as "RGB"; "" for grey values.
         gap: mm from slice to slice that the header gives, or None; negative against the normal.
         frames: in the file's order.
         notes: what a person should know about how it was read.
@@ -84,6 +89,7 @@ class Header:
     stored: tuple[int, int, int, bool]
     encoded: bool
     inverted: bool
+    colour: str
     gap: float | None
     frames: tuple[Frame, ...] = field(default=())
     notes: tuple[str, ...] = ()
@@ -136,8 +142,8 @@ def _header(file: Path, whole: Any) -> Header:
     sop_class = text(meta, "MediaStorageSOPClassUID") or text(whole, "SOPClassUID")
     if "Rows" not in whole or "Columns" not in whole or sop_class in (_SEGMENTATION, _DIRECTORY):
         raise NotAnImage(sop_class)
-    _check_kind(file, whole)
     rows, columns, count = (whole_number(file, whole, each) for each in ("Rows", "Columns", "NumberOfFrames"))
+    colour = _colour(file, whole, count)
     if min(rows, columns, count) < 1:
         raise InputError(
             "the image is empty", file=file, value=f"{columns} × {rows} × {count}", remedy=REMEDY
@@ -187,21 +193,32 @@ def _header(file: Path, whole: Any) -> Header:
         bool(meta and meta.get("TransferSyntaxUID") and meta.TransferSyntaxUID.is_compressed)
         and not str(meta.TransferSyntaxUID).startswith("1.2.840.10008.1.2.1.99"),  # inflated on reading
         text(whole, "PhotometricInterpretation") == "MONOCHROME1",
+        colour,
         gap,
         tuple(frames),
         tuple(notes),
     )
 
 
-def _check_kind(file: Path, whole: Any) -> None:
+_COLOURS = ("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+
+
+def _colour(file: Path, whole: Any, frames: int) -> str:
+    """How the colours of a picture are stored, "" for grey values. Raises InputError for what cannot be used."""
     photometric = text(whole, "PhotometricInterpretation")
-    colours = whole_number(file, whole, "SamplesPerPixel")
-    if colours > 1 or photometric not in ("MONOCHROME1", "MONOCHROME2", ""):
+    samples = whole_number(file, whole, "SamplesPerPixel")
+    grey = samples == 1 and photometric in ("MONOCHROME1", "MONOCHROME2", "")
+    told = f"{samples} values a pixel, {photometric or 'kind of colour not said'}"
+    if not grey and (photometric not in _COLOURS or samples != (1 if photometric == "PALETTE COLOR" else 3)):
+        remedy = "Convert it to one grey value a pixel, or save it as a PNG."
+        raise InputError("the image is in colours that cannot be read", file=file, value=told, remedy=remedy)
+    if not grey and frames > 1:
+        remedy = "Save the frame in question as a PNG."
         raise InputError(
-            "the image is in colour",
+            "the file holds several frames in colour",
             file=file,
-            value=f"{colours} values a pixel, {photometric}",
-            remedy="Convert it to one grey value a pixel, or save it as a PNG.",
+            value=f"{frames} frames, {told}",
+            remedy=remedy,
         )
     if "MOSAIC" in text(whole, "ImageType"):
         raise InputError(
@@ -209,6 +226,7 @@ def _check_kind(file: Path, whole: Any) -> None:
             file=file,
             remedy="Convert the series to NIfTI with dcm2niix, or export it from the scanner without mosaics.",
         )
+    return "" if grey else photometric
 
 
 class _Look:

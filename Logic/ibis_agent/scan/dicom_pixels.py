@@ -25,6 +25,8 @@ def check_lengths(headers: Sequence[Header]) -> None:
     """Refuse files too short for what their headers promise, before they take memory."""
     for header in headers:
         least = header.shape[0] * header.shape[1] * len(header.frames) * header.stored[0] // 8
+        if header.colour and header.colour != "PALETTE COLOR":
+            least *= 2 if header.colour == "YBR_FULL_422" else 3
         check_length(header.file, least, packing=10_000 if header.encoded else 1032)
 
 
@@ -51,6 +53,43 @@ def voxels_of(frames: Sequence[Frame], headers: dict[Path, Header]) -> np.ndarra
             out[:, :, n] = values
     assert out is not None
     return out
+
+
+def colours_of(header: Header) -> np.ndarray:
+    """(rows, columns, 3) uint8: the picture of a file in colour, as RGB. Raises InputError."""
+    from pydicom.pixels import apply_color_lut, pixel_array
+
+    file = header.file
+    try:
+        with quietly():
+            whole = dataset(file, pixels=True)
+            try:
+                values = pixel_array(whole)  # converts YBR to RGB
+            except (RuntimeError, NotImplementedError):  # no decoder for this way of compressing
+                values = _decoded_colours(file)
+            if header.colour == "PALETTE COLOR" and values.ndim == 2:
+                values = apply_color_lut(values, whole)
+                values = values >> 8 if values.dtype.itemsize > 1 else values
+            elif header.stored[1] > 8:
+                values = values.astype(np.int64) * 255 // (2 ** header.stored[1] - 1)
+    except InputError:
+        raise
+    except Exception as error:  # pydicom raises a dozen unrelated kinds on damaged files
+        raise damaged(file, error) from error
+    if values.shape != (*header.shape, 3):
+        raise damaged(file, ValueError(f"{values.shape} values were decoded"))
+    return np.ascontiguousarray(np.clip(values, 0, 255).astype(np.uint8))
+
+
+def _decoded_colours(file: Path) -> np.ndarray:
+    """By GDCM, which knows the ways that pydicom alone does not."""
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(file))
+    return np.asarray(sitk.GetArrayFromImage(reader.Execute()))[0]
 
 
 def _rescaled(stored: np.ndarray, frame: Frame, whole: bool) -> np.ndarray:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ibis_agent.errors import InputError
+from ibis_agent.scan.dicom_choice import listed, telling
 from ibis_agent.scan.dicom_header import Frame
 
 _REMEDY = "Choose a complete series, or make an even one from it in 3D Slicer (DICOM module)."
@@ -106,15 +107,16 @@ def _without_copies(
 
 
 def _two_at_one_place(path: Path, frames: Sequence[Frame], a: Frame, b: Frame) -> InputError:
-    differ = next((key for key, value in a.marks.items() if b.marks.get(key, value) != value), "")
+    differ = telling(frames, a, b)
     names = [each.file.name if a.file != b.file else f"frame {each.index + 1}" for each in (a, b)]
     told = f"{names[0]} and {names[1]}"
     remedy = "Keep one slice of each place in the folder, or choose a complete series."
     if differ:
-        values = sorted({frame.marks[differ] for frame in frames if differ in frame.marks})
         told += f", {differ} {a.marks[differ]} and {b.marks[differ]}"
-        several = f"{len(values)} images of each place" if len(values) < 20 else "several images of a place"
-        remedy = f"The series seems to hold {several} ({differ}): save one of them as a series of its own."
+        remedy = (
+            f"The series holds several images of each place. Choose one kind with --series:\n"
+            f"{listed(frames, differ)}"
+        )
     return InputError(
         "several slices of the series lie at the same place", file=path, value=told, remedy=remedy
     )

@@ -50,7 +50,8 @@ def load_scan(
     """Read a PNG or JPEG, NIfTI, NRRD, MetaImage, MedSAM2-style .npz, or a DICOM folder.
 
     Args:
-        series: which series of a DICOM folder, by its UID; needed only where there are several.
+        series: which series of a DICOM folder, by its UID, and which of several images of each place, such as
+            "EchoTime=4.6"; needed only where there are several (see dicom_choice).
         modality: what the scan is, such as "CT" or "MR", whatever its file says or does not say.
 
     Raises InputError naming the file, what is wrong with it, and the remedy. What can be seen in the header is
@@ -64,10 +65,10 @@ def load_scan(
     if not there:
         raise InputError("there is no such file", file=path, remedy="Check the path.")
     path = _beside_directory(path)
-    if series is not None and not path.is_dir():
-        raise InputError("a series can be chosen in a DICOM folder only", file=path, value=series)
-    named = None if modality is None else check_modality(modality)
-    scan = reader_for(path)(path, series)
+    named, reader = None if modality is None else check_modality(modality), reader_for(path)
+    if series is not None and not reader.__module__.endswith(".dicom"):
+        raise InputError("a series can be chosen of DICOM images only", file=path, value=series)
+    scan = reader(path, series)
     if named is None:
         return scan
     other = scan.modality not in ("", named)

@@ -45,6 +45,12 @@ def read_photograph(path: Path, series: str | None = None) -> Scan:
             value=error,
             remedy="It may be cut off; copy it again.",
         ) from error
+    return colour_picture(rgb, path)
+
+
+def colour_picture(rgb: np.ndarray, path: Path) -> Scan:
+    """(H, W, 3) uint8 → a Scan that is this picture. Raises InputError where there is nothing to see."""
+    size = rgb.shape[1], rgb.shape[0]
     short, long = sorted(size)
     if short < 2 or long > LONGEST_RATIO * short:
         raise InputError("the picture is too thin", file=path, value=_by(size))

@@ -144,8 +144,26 @@ def test_one_slice_with_a_mask_is_enough(folder: Path, tmp_path: Path) -> None:
 def test_the_series_is_found_among_others(folder: Path, tmp_path: Path) -> None:
     write_slice(folder / "z.dcm", np.ones((4, 4)), (0, 0, 0), series="1.9.9")
     scan = load_scan(folder, series="1.2.3.4")
-    rt = pydicom.dcmread(write_rtstruct(tmp_path / "a.dcm", segments(scan), folder, scan.affine))
+    rt = pydicom.dcmread(write_rtstruct(tmp_path / "a.dcm", segments(scan), folder, scan.affine, "1.2.3.4"))
     assert len(rt.ROIContourSequence[0].ContourSequence) == 3
+
+
+def test_of_two_echoes_the_chosen_one_is_referred_to(folder: Path, tmp_path: Path) -> None:
+    first = {str(pydicom.dcmread(file).SOPInstanceUID) for file in folder.iterdir()}
+    for file in list(folder.iterdir()):
+        image = pydicom.dcmread(file)
+        image.EchoTime = 4.6
+        image.save_as(file)
+        image.EchoTime, image.SOPInstanceUID = 9.2, f"{image.SOPInstanceUID[:50]}.2"
+        image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+        image.PixelData = bytes(reversed(image.PixelData))
+        image.save_as(folder / f"second-{file.name}")
+    for chosen, one in (("EchoTime=4.6", True), ("EchoTime=9.2", False)):
+        scan = load_scan(folder, series=chosen)
+        rt = pydicom.dcmread(write_rtstruct(tmp_path / "a.dcm", segments(scan), folder, scan.affine, chosen))
+        contours = rt.ROIContourSequence[0].ContourSequence
+        named = {str(each.ContourImageSequence[0].ReferencedSOPInstanceUID) for each in contours}
+        assert (named <= first) is one and (named.isdisjoint(first)) is not one
 
 
 def test_what_cannot_be_written_is_refused_before_anything_is(folder: Path, tmp_path: Path) -> None:

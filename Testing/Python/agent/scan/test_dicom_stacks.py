@@ -150,15 +150,61 @@ def test_copies_are_dropped_and_others_at_the_same_place_are_not(tmp_path: Path)
 
 @pytest.mark.parametrize(
     "tag, first, second",
-    [("EchoTime", 10, 20), ("TemporalPositionIdentifier", 1, 2), ("AcquisitionNumber", 1, 2)],
+    [("EchoTime", "10", "20"), ("TemporalPositionIdentifier", 1, 2), ("AcquisitionNumber", 1, 2)],
 )
 def test_two_images_of_each_place_are_told_by_what_they_differ_in(
-    tmp_path: Path, tag: str, first: int, second: int
+    tmp_path: Path, tag: str, first: int | str, second: int | str
 ) -> None:
     for n in range(4):
         for value in (first, second):
-            write_slice(tmp_path / f"{n}-{value}.dcm", RAW[n] + value, (0, 0, 3 * n), **{tag: value})
-    refused(tmp_path, "same place", f"2 images of each place ({tag})")
+            write_slice(tmp_path / f"{n}-{value}.dcm", RAW[n] + int(value), (0, 0, 3 * n), **{tag: value})
+    refused(tmp_path, "same place", "--series", f"{tag}={first}  4 images", f"{tag}={second}  4 images")
+    for value in (first, second):
+        scan = load_scan(tmp_path, series=f"{tag.lower()}={value}.0")
+        assert np.array_equal(scan.voxels, RAW[:4].transpose(2, 1, 0) + int(value) - 1024)
+        assert scan.notes == (f"chosen among several images of each place: {tag} {value}",)
+    refused(tmp_path, "no image is of that kind", f"{tag}={first}  4 images", series=f"{tag}=7")
+    refused(tmp_path, "no image is of that kind", "Known of it", tag, series="Echo=7")
+
+
+def test_of_images_that_differ_in_two_things_both_can_be_chosen(tmp_path: Path) -> None:
+    for n in range(3):
+        for echo in (5, 10):
+            for phase in (1, 2):
+                tags = {"EchoTime": echo, "AcquisitionNumber": phase, "ContentTime": f"1200{n}{phase}"}
+                name = tmp_path / f"{n}-{echo}-{phase}.dcm"
+                write_slice(name, RAW[n] + 10 * echo + phase, (0, 0, 3 * n), **tags)
+    refused(tmp_path, "same place", "AcquisitionNumber=1  6 images")
+    refused(tmp_path, "same place", "EchoTime=10.0  3 images", series="AcquisitionNumber=2")
+    scan = load_scan(tmp_path, series="1.2.3.4, AcquisitionNumber=2, EchoTime=10")
+    assert np.array_equal(scan.voxels, RAW[:3].transpose(2, 1, 0) + 102 - 1024)
+
+
+def test_of_a_file_of_many_frames_one_kind_can_be_chosen(tmp_path: Path) -> None:
+    frames = [(RAW[n] + t, (0, 0, 3 * n), (1, 0, 0, 0, 1, 0), {}) for t in (1, 2) for n in range(3)]
+    write_frames(tmp_path / "a.dcm", frames)
+    whole = pydicom.dcmread(tmp_path / "a.dcm")
+    for n, group in enumerate(whole.PerFrameFunctionalGroupsSequence):
+        item = pydicom.Dataset()
+        item.TemporalPositionIndex = 1 + n // 3
+        group.FrameContentSequence = [item]
+    whole.save_as(tmp_path / "a.dcm")
+    refused(tmp_path / "a.dcm", "same place", "TemporalPositionIndex=2  3 images")
+    scan = load_scan(tmp_path / "a.dcm", series="TemporalPositionIndex=2")
+    assert np.array_equal(scan.voxels, RAW[:3].transpose(2, 1, 0) + 2)
+    refused(tmp_path / "a.dcm", "another series", "It is of 1.2.3.4", series="9.9")
+
+
+@pytest.mark.parametrize("text", ["", "1.2,3.4", "EchoTime=", "=5", "1.2,,EchoTime=5"])
+def test_what_does_not_choose_a_series_is_refused(tmp_path: Path, text: str) -> None:
+    write_slice(tmp_path / "0.dcm", RAW[0], (0, 0, 0))
+    refused(tmp_path, "does not choose a series", series=text)
+
+
+def test_bright_and_dark_images_in_one_series_are_refused(tmp_path: Path) -> None:
+    for n, kind in enumerate(("MONOCHROME1", "MONOCHROME2")):
+        write_slice(tmp_path / f"{n}.dcm", RAW[n], (0, 0, 3 * n), PhotometricInterpretation=kind)
+    refused(tmp_path, "small values bright", "0.dcm and 1.dcm")
 
 
 def test_a_localizer_in_the_series_is_named(tmp_path: Path) -> None:

@@ -130,22 +130,6 @@ def test_a_slice_that_was_cut_off_is_not_silently_left_out(tmp_path: Path, which
         load_scan(tmp_path)
 
 
-def test_colour_dicom_is_refused(tmp_path: Path) -> None:
-    write_slice(
-        tmp_path / "a.dcm",
-        RAW[0],
-        (0, 0, 0),
-        SamplesPerPixel=3,
-        PhotometricInterpretation="RGB",
-        PlanarConfiguration=0,
-        BitsAllocated=8,
-        BitsStored=8,
-        HighBit=7,
-        PixelData=bytes(240),
-    )
-    refused(tmp_path / "a.dcm", "colour", "PNG")
-
-
 def test_a_folder_without_dicom_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, "no DICOM images")
     save_nifti(tmp_path / "a.nii.gz")

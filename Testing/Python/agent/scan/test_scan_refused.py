@@ -260,7 +260,7 @@ def test_an_archive_whose_header_is_not_one_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_series_means_nothing_for_a_file(tmp_path: Path) -> None:
-    refused(save_nifti(tmp_path / "a.nii.gz"), "folder only", "1.2", series="1.2")
+    refused(save_nifti(tmp_path / "a.nii.gz"), "DICOM images only", "1.2", series="1.2")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes are files of another kind there")
