@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ibis_agent.errors import ModelError
+from ibis_agent.policy.card import CARD_NAME
 from ibis_agent.policy.formats import refuse_other_formats, refuse_quantised
 from ibis_agent.policy.headers import AGAIN, Tensor, read_header, read_json
 
@@ -40,6 +41,7 @@ class PolicyFolder:
         tensors: every tensor by name.
         sha256: of the weights, see `identity_of`.
         settings_sha256: of what else decides a reply: configuration, tokenizer, pictures, generation.
+        settings_files: the same file by file, the card too: the beginning of each one's hash.
         stamps: size, time and place of every file when it was hashed, so that a change before or during
             loading is seen.
     """
@@ -50,7 +52,13 @@ class PolicyFolder:
     tensors: dict[str, Tensor]
     sha256: str
     settings_sha256: str = ""
+    settings_files: str = ""
     stamps: tuple[tuple[int, ...], ...] = ()
+
+    def identity(self, name: str) -> dict[str, str]:
+        """What a record keeps of a policy that was read from here."""
+        files = {"settings": self.settings_sha256, "settings_files": self.settings_files}
+        return {"name": name, "sha256": self.sha256, **files}
 
     def check_unchanged(self) -> None:
         """Raises ModelError where a weight file is no longer the one that was hashed."""
@@ -111,7 +119,7 @@ def look_into(
         if path.suffix == ".json":
             read_json(path)
     settings = _settings_of(folder, config, tokenizer)
-    return PolicyFolder(folder, config, tuple(files), tensors, identity_of(files), settings, stamps)
+    return PolicyFolder(folder, config, tuple(files), tensors, identity_of(files), *settings, stamps)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -177,17 +185,23 @@ def stamp_of(path: Path) -> tuple[int, ...]:
     return found.st_size, found.st_mtime_ns, found.st_dev, found.st_ino
 
 
-def _settings_of(folder: Path, config: dict[str, Any], tokenizer: Iterable[Path]) -> str:
-    """SHA-256 of what beside the weights decides a reply. Notes of the programs that wrote it do not count."""
-    digest = hashlib.sha256()
+def _settings_of(folder: Path, config: dict[str, Any], tokenizer: Iterable[Path]) -> tuple[str, str]:
+    """SHA-256 of what beside the weights decides a reply, and the beginning of it for each file, the card's too.
+
+    Notes of the programs that wrote them do not count.
+    """
     optional = ("preprocessor_config.json", "processor_config.json", "generation_config.json")
     values = {name: read_json(folder / name) for name in optional if (folder / name).is_file()}
-    for part in ({"config.json": config} | values).values():
+    parts: dict[str, bytes] = {}
+    for name, part in ({"config.json": config} | values).items():
         kept = {key: part[key] for key in part if not key.startswith("_") and key != "transformers_version"}
-        digest.update(json.dumps(kept, sort_keys=True).encode() + b"\0")
-    for path in tokenizer:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+        parts[name] = json.dumps(kept, sort_keys=True).encode() + b"\0"
+    parts |= {path.name: path.read_bytes() for path in tokenizer}
+    whole = hashlib.sha256(b"".join(parts.values())).hexdigest()
+    if (folder / CARD_NAME).is_file():
+        parts[CARD_NAME] = (folder / CARD_NAME).read_bytes()
+    files = (f"{name} {hashlib.sha256(part).hexdigest()[:12]}" for name, part in parts.items())
+    return whole, ", ".join(files)
 
 
 def _config(folder: Path, model_type: str | None) -> dict[str, Any]:

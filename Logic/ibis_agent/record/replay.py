@@ -50,11 +50,40 @@ class Replay:
 
 
 def other_weights(role: str, recorded: Mapping[str, str], present: Mapping[str, str]) -> list[str]:
-    """What people should know where the identity recorded for a "policy" or "segmenter" is not the present one."""
-    if recorded.get("sha256") == present.get("sha256"):
-        return []
+    """What people should know where the identity recorded for a "policy" or "segmenter" is not the present one:
+    other weights or, with the same ones, the settings that differ.
+    """
+    if recorded.get("sha256") != present.get("sha256"):
+        was, now = (
+            f"{each.get('name') or 'unknown'} ({(each.get('sha256') or 'unknown')[:12]})"
+            for each in (recorded, present)
+        )
+        return [f"another {role} than the recorded one: {now} instead of {was}"]
+    differ = []
+    for key in dict.fromkeys((*recorded, *present)):
+        was, now = recorded.get(key) or "not set", present.get(key) or "not set"
+        if was != now and key not in ("name", "sha256", *_SETTINGS):
+            differ.append(f"{key.replace('_', ' ')} {now} instead of {was}")
+    whole, files = ({each.get(key) for each in (recorded, present)} for key in _SETTINGS)
+    if None not in files and len(files) > 1:
+        differ += _other_files(recorded["settings_files"], present["settings_files"])
+    elif None not in whole and len(whole) > 1:
+        differ.append("its configuration, tokenizer, pictures or generation")
+    return [f"the {role} has the recorded weights with other settings: {'; '.join(differ)}"] if differ else []
+
+
+_SETTINGS = ("settings", "settings_files")
+
+
+def _other_files(recorded: str, present: str) -> list[str]:
+    """The files of settings that differ, from lists of names and hashes."""
     was, now = (
-        f"{each.get('name') or 'unknown'} ({(each.get('sha256') or 'unknown')[:12]})"
-        for each in (recorded, present)
+        dict(part.rsplit(" ", 1) for part in each.split(", ") if " " in part) for each in (recorded, present)
     )
-    return [f"another {role} than the recorded one: {now} instead of {was}"]
+    told = []
+    for name in dict.fromkeys((*was, *now)):
+        if name not in now or name not in was:
+            told.append(f"{name} is {'missing' if name in was else 'new'}")
+        elif was[name] != now[name]:
+            told.append(f"another {name}")
+    return told

@@ -343,7 +343,9 @@ def _facts(record: Json, one: PictureGeometry) -> list[tuple[str, str]]:
 def _identity(identity: Any) -> str:
     if not isinstance(identity, Mapping):
         return str(identity or "none")
-    rest = (f"{key} {value}" for key, value in identity.items() if key != "name" and value)
+    rest = (
+        f"{key} {value}" for key, value in identity.items() if key not in ("name", "settings_files") and value
+    )
     return ", ".join([str(identity.get("name", "")), *rest])
 
 

@@ -38,7 +38,7 @@ class GenericPolicy:
     ) -> None:
         self.model, self.chat, self.card = model, chat, card
         self.device, self.precision = device, precision
-        self.identity = {"name": card.name, "sha256": found.sha256, "settings": found.settings_sha256}
+        self.identity = found.identity(card.name)
         self._cancelled: IsCancelled | None = None
         for module in model.modules():
             if type(module).__name__.endswith(("Layer", "Block")):

@@ -48,7 +48,7 @@ class LocalPolicy:
         self.device = device
         self.precision = precision
         self.generation = read_generation(found.folder) if card.generation_config else Generation()
-        self.identity = {"name": card.name, "sha256": found.sha256, "settings": found.settings_sha256}
+        self.identity = found.identity(card.name)
         if self.generation.words:
             self.identity["generation"] = self.generation.words
         self.last: Decoded | None = None

@@ -20,6 +20,7 @@ from ibis_agent.errors import ModelError
 from ibis_agent.policy.folder import INDEX_NAME, SINGLE_NAME, identity_of, look_into
 from ibis_agent.policy.qwen25.reference import load_model
 from ibis_agent.policy.qwen25.weights import read_tensors
+from ibis_agent.record.replay import other_weights
 from safetensors.torch import load_file, save_file
 from tiny_models import make_tiny_policy
 
@@ -195,6 +196,8 @@ def test_what_else_decides_a_reply_is_part_of_the_identity(folder, name):
     (folder / name).write_text(json.dumps({**values, "more": 1}), "utf-8")
     after = look_into(folder)
     assert after.sha256 == before.sha256 and after.settings_sha256 != before.settings_sha256
+    (note,) = other_weights("policy", before.identity("a"), after.identity("a"))
+    assert note == f"the policy has the recorded weights with other settings: another {name}"
 
 
 def test_the_version_of_the_program_that_wrote_a_file_is_no_part_of_it(folder):

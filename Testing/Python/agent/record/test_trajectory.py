@@ -25,6 +25,7 @@ from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.record.forms import SCHEMA
 from ibis_agent.record.pictures import orientation_of
+from ibis_agent.record.replay import other_weights
 from ibis_agent.record.review import review_page
 from ibis_agent.record.steps import step_from_json, step_to_json
 from ibis_agent.record.trajectory import Trajectory
@@ -168,6 +169,32 @@ def test_a_replay_with_other_weights_warns_and_says_what_differs(record: dict[st
     assert [each.number for each in replay.differences] == [2]
     assert replay.differences[0].pixels > 0 and replay.differences[0].iou < 1
     assert "differs from the recorded one" in str(replay.differences[0])
+
+
+@pytest.mark.parametrize(
+    ("recorded", "present", "told"),
+    [
+        ({}, {}, []),
+        ({}, {"settings": "aa", "settings_files": "config.json 1"}, []),
+        ({"settings": "aa"}, {"settings": "aa", "settings_files": "config.json 1"}, []),
+        ({"settings": "aa"}, {"settings": "bb"}, ["its configuration, tokenizer, pictures or generation"]),
+        ({"first_box": "drawn"}, {}, ["first box not set instead of drawn"]),
+        ({}, {"architecture": "sam2.1_t"}, ["architecture sam2.1_t instead of not set"]),
+        (
+            {"settings": "aa", "settings_files": "config.json 1, tokenizer.json 2, ibis_model.json 3"},
+            {"settings": "bb", "settings_files": "config.json 1, tokenizer.json 4, generation_config.json 5"},
+            ["another tokenizer.json", "ibis_model.json is missing", "generation_config.json is new"],
+        ),
+    ],
+)
+def test_the_same_weights_with_other_settings_are_told_by_what_differs(
+    recorded: dict[str, str], present: dict[str, str], told: list[str]
+) -> None:
+    notes = other_weights(
+        "policy", {"name": "a", "sha256": "f", **recorded}, {"name": "b", "sha256": "f", **present}
+    )
+    expected = f"the policy has the recorded weights with other settings: {'; '.join(told)}"
+    assert notes == ([expected] if told else [])
 
 
 def test_a_run_that_ends_before_any_click_replays_without_embedding() -> None:
