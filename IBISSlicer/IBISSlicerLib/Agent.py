@@ -20,6 +20,7 @@ from .Errors import PlainError
 from .scene.Accept import accept
 from .scene.Export import exportDicom, exportSegment
 from .scene.Geometry import isColour, sliceOfPlane, sliceOfView
+from .scene.Modality import takeAs
 from .scene.RecordedRun import openRecordedRun
 from .scene.SavedRuns import openLastRun, writeSavedReview
 from .scene.SceneRun import SceneRun
@@ -123,6 +124,7 @@ class Agent:
         window: tuple[float, float] | None = None,
         scope: str = "slice",
         slices: tuple[int, int] | None = None,
+        modality: str | None = None,
     ) -> SceneRun:
         """Begin a run about one slice or a volume. Nothing is loaded or computed yet; `step` or `run` does.
 
@@ -132,6 +134,8 @@ class Agent:
         :param axis: the voxel axis (0 i, 1 j, 2 k) across the slice, and `index` on it; None is the middle.
         :param window: (minimum, maximum) grey values; None leaves it to the policy or the volume's display.
         :param scope: "volume" asks about all slices along the axis, or from the first to the last of `slices`.
+        :param modality: what the volume is, such as "MR", from now on; None leaves it to its DICOM headers, to
+            what was said before, or to its grey values.
         :raises AgentError: if a question is open already, or this one cannot be asked.
         """
         if self.current is not None:
@@ -140,6 +144,8 @@ class Agent:
             raise AgentError("Select a volume first.")
         try:
             question = check_question(question)
+            if modality is not None:
+                takeAs(volumeNode, modality)
             place = sliceOfView(sliceNode, volumeNode) if sliceNode else sliceOfPlane(volumeNode, axis, index)
             if scope == "volume" and isColour(volumeNode):
                 raise AgentError(COLOUR_SLICES_ONLY)

@@ -11,6 +11,7 @@ from ..Agent import COLOUR_SLICES_ONLY, Agent
 from ..Errors import PlainError, telling
 from ..scene.Geometry import ObliqueViewError, alignView, isColour, shownWindow, sliceOfView
 from ..worker import Settings
+from .ModalityMenu import ModalityMenu
 from .Texts import MISSING
 
 
@@ -35,6 +36,7 @@ class QuestionPanel:
         self._settling.setSingleShot(True)
         self._settling.setInterval(0)
         self._settling.connect("timeout()", self._onSettled)
+        self._modality = ModalityMenu(ui, agent)
         self._questions = qt.QMenu(ui.questionsButton)
         ui.questionsButton.setMenu(self._questions)
         # Room for two lines, whatever is said: buttons must not move under the mouse. More can be scrolled to.
@@ -111,6 +113,7 @@ class QuestionPanel:
         ui.rangeBox.setVisible(volume)
         ui.sliceLabel.setVisible(not volume)
         self._showSlice()
+        self._modality.update()
         obstacle = self._obstacle()
         for button, text in (
             (ui.stepButton, "Let the agent think and click once (Ctrl+Shift+Enter)"),

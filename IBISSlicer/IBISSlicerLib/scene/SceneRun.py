@@ -36,8 +36,9 @@ from .Geometry import (
     showSliceInViews,
 )
 from .MaskDisplay import MaskDisplay
+from .Modality import modalityFields, modalityWords
 from .OwnNodes import keepOutOfFiles, removeNode
-from .SubjectHierarchy import giveItem, modalityOf, putBeside
+from .SubjectHierarchy import giveItem, putBeside
 
 ATTRIBUTE = "IBISSlicer.Run"  # of the text node: "open", or "accepted" when the mask went into a segmentation
 _SCHEMA = "ibis-slicer-run/1"
@@ -94,8 +95,8 @@ class SceneRun:
             "window": list(window) if window else None,
             "shown": shownWindow(volumeNode),
             "name": volumeNode.GetName(),
-            "modality": modalityOf(volumeNode),
             "colour": isColour(volumeNode),
+            **(modalityFields(volumeNode) if record is None else {}),
         }
         if slices is not None:
             image["range"] = list(slices)
@@ -224,6 +225,14 @@ class SceneRun:
     def place(self) -> SlicePlace:
         axis = int(self._image["axis"])
         return SlicePlace(axis, int(self._image["index"]), int(self._image["shape"][axis]))
+
+    @property
+    def modality(self) -> tuple[str, str]:
+        """What the scan was taken for when it was asked about, and how that was decided, see modalityWords."""
+        word, how = modalityWords(self._image)
+        if "modality" not in self._image:  # a run that was made elsewhere, by a reader of files
+            how = " ".join([*map(str, self.record.head.get("picture", {}).get("notes") or []), how])
+        return word, how
 
     def describe(self, folder: Path) -> dict:
         """What a worker needs to open this run: the fields of its request `ask`. Writes into its folder what it

@@ -34,6 +34,7 @@ from ibis_agent.run.episode import Limits
 from ibis_agent.run.run import Run
 from ibis_agent.run.settings import Settings
 from ibis_agent.scan.frame import Frame, Kind, frame_from
+from ibis_agent.scan.load import check_modality
 from ibis_agent.scan.picture import Picture, cut
 from ibis_agent.scan.scan import Scan
 from ibis_agent.scan.slices import Slices, one_slice, stack_of
@@ -216,7 +217,9 @@ def cut_picture(image: Message, card: ModelCard) -> Picture:
       for one, or None for the 1st and 99th percentile;
     - "range", for a whole volume: first and last slice, and "roi": six voxel indices, see scan.slices.stack_of;
     - "colour": true where the file has a further axis of red, green and blue (uint8): a photograph, used as it is;
-    - "name" and "modality", for people.
+    - "name", for people, and "modality" as the file has it, or "";
+    - "taken_as": the modality that a person named, or None; "likeness": [whether it looks like CT, the reason], found
+      from the whole volume, where nobody says what it is.
     """
     if image.get("colour"):
         channels = [scan_of(image, channel) for channel in range(3)]
@@ -243,11 +246,14 @@ def scan_of(image: Message, channel: int | None = None) -> Scan:
     slab = tuple(1 if each == axis else n for each, n in enumerate(shape))
     if voxels.shape not in (shape, slab):
         raise InputError("the image has another shape than was said", value=f"{voxels.shape} for {shape}")
-    return Scan(
+    likeness = image.get("likeness")
+    scan = Scan(
         voxels=np.broadcast_to(voxels, shape),
         affine=affine,
         kind="volume",
         path=Path(str(image.get("name") or "volume")),
         name=str(image.get("name") or ""),
         modality=str(image.get("modality") or ""),
+        likeness=(bool(likeness[0]), str(likeness[1])) if likeness else None,
     )
+    return scan.taken_as(check_modality(str(image["taken_as"]))) if image.get("taken_as") else scan

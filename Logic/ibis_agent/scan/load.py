@@ -6,7 +6,6 @@ once.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Callable
@@ -69,11 +68,7 @@ def load_scan(
     if series is not None and not reader.__module__.endswith(".dicom"):
         raise InputError("a series can be chosen of DICOM images only", file=path, value=series)
     scan = reader(path, series)
-    if named is None:
-        return scan
-    other = scan.modality not in ("", named)
-    notes = (f"taken as {named}, as was asked; the file says {scan.modality}",) if other else ()
-    return dataclasses.replace(scan, modality=named, notes=(*scan.notes, *notes))
+    return scan if named is None else scan.taken_as(named)
 
 
 def check_modality(modality: str) -> str:

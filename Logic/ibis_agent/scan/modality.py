@@ -12,6 +12,11 @@ UNNAMED = "no modality given"
 _MOST = 2**21  # voxels that are counted, spread evenly over the scan
 
 
+def likeness_words(likeness: tuple[bool, str]) -> str:
+    """What `like_ct` decided, for people."""
+    return f"{UNNAMED}, {'taken as CT' if likeness[0] else 'not taken as CT'}: {likeness[1]}"
+
+
 def like_ct(voxels: np.ndarray) -> tuple[bool, str]:
     """(whether a window in Hounsfield units fits, the reason in a few words).
 

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from ibis_agent.scan.geometry import Orientation, PictureGeometry, slice_geometry
-from ibis_agent.scan.modality import UNNAMED, like_ct
+from ibis_agent.scan.modality import like_ct, likeness_words
 from ibis_agent.scan.nifti_place import NiftiPlace
 
 
@@ -35,6 +35,7 @@ class Scan:
         inverted: small values are to be shown bright (DICOM's MONOCHROME1).
         place: where a NIfTI file lies, as its header has it; None for other files.
         notes: what a person should know about how the file was read.
+        likeness: what `like_ct` says, where that was found from more voxels than these; None finds it here.
     """
 
     voxels: np.ndarray
@@ -48,6 +49,15 @@ class Scan:
     inverted: bool = False
     place: NiftiPlace | None = None
     notes: tuple[str, ...] = ()
+    likeness: tuple[bool, str] | None = None
+
+    def taken_as(self, modality: str) -> Scan:
+        """The scan as one of another modality, as a person said, with a note of it."""
+        if modality == self.modality:
+            return self
+        other = f"; the file says {self.modality}" if self.modality else ""
+        notes = (*self.notes, f"taken as {modality}, as was asked{other}")
+        return replace(self, modality=modality, notes=notes)
 
     def geometry(
         self,
@@ -72,9 +82,8 @@ class Scan:
         """All that a person should know about how the scan was read, what was decided about it included."""
         if self.modality or self.kind == "picture" or self.window is not None:
             return self.notes
-        taken = "taken as CT" if self._likeness[0] else "not taken as CT"
-        return (*self.notes, f"{UNNAMED}, {taken}: {self._likeness[1]}")
+        return (*self.notes, likeness_words(self._likeness))
 
     @cached_property
     def _likeness(self) -> tuple[bool, str]:
-        return like_ct(self.voxels)
+        return self.likeness or like_ct(self.voxels)

@@ -286,6 +286,7 @@ def test_a_person_can_say_what_a_scan_is(tmp_path: Path) -> None:
     path = save_nifti(tmp_path / "a.nii.gz", np.abs(VOLUME))
     assert not load_scan(path).may_be_ct
     scan = load_scan(path, modality="ct")
-    assert scan.may_be_ct and scan.modality == "CT" and not scan.told
+    assert scan.may_be_ct and scan.modality == "CT"
+    assert scan.told == ("taken as CT, as was asked",)
     with pytest.raises(InputError, match="not a modality"):
         load_scan(path, modality="C T")
