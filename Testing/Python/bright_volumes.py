@@ -17,7 +17,7 @@ from ibis_agent.policy.contract import ScriptedPolicy, Turn
 from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.scan import Scan
 from ibis_agent.scan.slices import stack_of
-from ibis_agent.segmenter.contract import Abilities, Following, Found, PictureOf, Way
+from ibis_agent.segmenter.contract import Abilities, Following, Found, PictureOf, Prediction, Way
 from scipy import ndimage
 
 torch = pytest.importorskip("torch")
@@ -56,6 +56,9 @@ class Bright(Propagation):
         self._tracked.pop(index, None)
         return self._keep(index, out, anchor=True)
 
+    def anchor_mask(self, index: int, mask: np.ndarray) -> Found:
+        return self._settle(index, self._out(mask))
+
     def _track(self, index: int, reverse: bool) -> Found:
         self.__dict__.setdefault("visits", []).append(index)
         step = 1 if reverse else -1
@@ -83,6 +86,10 @@ class BrightSegmenter:
 
     identity = {"name": "bright", "sha256": "b"}  # noqa: RUF012
     can, device, model = Abilities(starting_mask=True), "cpu", None
+
+    def started(self, mask: np.ndarray) -> Prediction:
+        logits = np.where(mask, 8.0, -8.0).astype(np.float32)
+        return Prediction(np.array(mask, bool), logits, 1.0, np.ones(1, np.float32))
 
     def follower(self, *of: Any) -> Bright:
         return Bright(*of)

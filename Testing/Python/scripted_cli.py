@@ -20,6 +20,7 @@ from ibis_agent.policy.card import ModelCard, save_card
 from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.policy.qwen25 import source
 from ibis_agent.record.trajectory import Trajectory
+from ibis_agent.segmenter.contract import Abilities
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE, AFFINE = (40, 30, 8), np.array([[2.0, 0, 0, -40], [0, 2.0, 0, -30], [0, 0, 4.0, 5], [0, 0, 0, 1]])
@@ -39,6 +40,10 @@ class DiscSegmenter:
     """A disc about every positive click without those about negative ones; the discs grow with the logits."""
 
     identity = {"name": "discs", "sha256": "d15c"}  # noqa: RUF012
+    can = Abilities(starting_mask=True)
+
+    def started(self, mask: np.ndarray) -> Found:
+        return Found(mask, np.ones((4, 4), np.float32), 1.0)
 
     def embed(self, rgb: np.ndarray) -> tuple[int, int]:
         return rgb.shape[0], rgb.shape[1]

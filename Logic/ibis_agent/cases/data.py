@@ -64,7 +64,7 @@ def load_case(
     try:
         scan = load_scan(file) if scan is None else scan
         file = case.mask
-        mask = _read(file, case.reverse)
+        mask = read_map(file, case.reverse)
     except IbisError as error:
         # Said without the path: the problem names the file.
         kind = "nan" if "NaN" in str(error) else "unreadable"
@@ -75,10 +75,10 @@ def load_case(
         bad = int(scan.voxels.size - np.count_nonzero(np.isfinite(scan.voxels)))
         return None, [problem("nan", case.image, f"{bad} voxels are not numbers (NaN or infinite)")]
     try:
-        labels = _on_scan(mask, scan, case.mask)
+        labels = on_scan(mask, scan, case.mask)
     except Misplaced as error:
         return None, [problem(error.kind, case.mask, str(error))]
-    there = _values_in(labels)
+    there = values_in(labels)
     structures: dict[str, tuple[int, ...]] = {}
     for name, numbers in case.labels.items():
         meant = [code for number in numbers for code in mask.codes.get(number, (number,))]
@@ -87,7 +87,7 @@ def load_case(
             structures[name] = values
     missing = tuple(name for name in case.structures if name not in structures)
     if not structures and not keep_empty:
-        what = f"none of its values ({_some(there)}) has a name" if there else "the mask is empty"
+        what = f"none of its values ({some_of(there)}) has a name" if there else "the mask is empty"
         return None, [problem("names" if there else "empty", case.mask, what)]
     problems = []
     if case.own_labels:
@@ -99,7 +99,7 @@ def load_case(
 
 
 @dataclass(frozen=True, eq=False)
-class _Mask:
+class LabelMap:
     """Labels as a file holds them, where they lie, and what the numbers of segments stand for in them."""
 
     labels: np.ndarray
@@ -108,15 +108,15 @@ class _Mask:
     part: bool = False  # it may hold a part of the scan's grid only
 
 
-def _read(path: Path, reverse: bool) -> _Mask:
+def read_map(path: Path, reverse: bool = False) -> LabelMap:
     if suffix_of(path) == ".seg.nrrd" and segments_of(path):
         held = read_segmentation(path)
         labels = (held.labels == 0).astype(np.uint8) if reverse else held.labels
-        return _Mask(labels, held.affine, {} if reverse else held.codes, part=not reverse)
-    return _Mask(*read_mask(path, reverse), {})
+        return LabelMap(labels, held.affine, {} if reverse else held.codes, part=not reverse)
+    return LabelMap(*read_mask(path, reverse), {})
 
 
-def _on_scan(mask: _Mask, scan: Scan, path: Path) -> np.ndarray:
+def on_scan(mask: LabelMap, scan: Scan, path: Path) -> np.ndarray:
     """The labels in the scan's own index order. Raises Misplaced."""
     if mask.affine is None or scan.kind == "picture":
         size = scan.voxels.shape[:2] if scan.kind == "picture" else scan.voxels.shape
@@ -129,7 +129,7 @@ def _on_scan(mask: _Mask, scan: Scan, path: Path) -> np.ndarray:
     return laid_on(mask.labels, mask.affine, target, scan.voxels.shape, mask.part)
 
 
-def _values_in(labels: np.ndarray) -> set[int]:
+def values_in(labels: np.ndarray) -> set[int]:
     """All values but zero; slice by slice, so that a large map needs no copy of itself."""
     found: set[int] = set()
     for part in np.moveaxis(labels, -1, 0) if labels.ndim > 2 else [labels]:
@@ -186,6 +186,6 @@ def _archive_labels(path: Path) -> np.ndarray:
         raise InputError("the archive cannot be read", file=path, value=error) from error
 
 
-def _some(values: set[int]) -> str:
+def some_of(values: set[int]) -> str:
     shown = sorted(values)[:6]
     return ", ".join(map(str, shown)) + (", …" if len(values) > len(shown) else "")

@@ -174,6 +174,10 @@ def _request(options: argparse.Namespace) -> Request:
         roi=None if options.roi is None else tuple(options.roi),
         looks=options.looks,
         follow=options.follow,
+        start_mask=options.start_mask,
+        start_label=options.start_label,
+        exclude=options.exclude,
+        exclude_labels=tuple(options.exclude_label or ()),
     )
 
 

@@ -12,6 +12,7 @@ from ibis_agent import __version__
 from ibis_agent.cli import terminal
 from ibis_agent.cli.chosen_policy import place
 from ibis_agent.cli.compare import add_compare
+from ibis_agent.cli.given_masks import add_given
 from ibis_agent.cli.request import MASK_FORMATS
 from ibis_agent.cli.tool_server import add_mcp
 from ibis_agent.scan.geometry import PLANES, Orientation
@@ -112,6 +113,8 @@ def _add_run(commands: Any) -> None:
         metavar=("I0", "I1", "J0", "J1", "K0", "K1"),
         help="first and last voxel of each axis of the file that the mask stays in",
     )
+
+    add_given(run.add_argument_group("masks that are there"))
 
     limits = run.add_argument_group("how far")
     _add_turns(limits)

@@ -15,6 +15,7 @@ from typing import Any
 
 import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
+from ibis_agent.cli.given_masks import MaskFiles
 from ibis_agent.errors import InputError
 from ibis_agent.mask import files as mask_files
 from ibis_agent.policy.card import ModelCard
@@ -24,6 +25,7 @@ from ibis_agent.policy.vocabulary import check_asked
 from ibis_agent.record.pictures import orientation_of
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.episode import Limits
+from ibis_agent.run.given import Given
 from ibis_agent.run.settings import Follow, Settings
 from ibis_agent.scan.geometry import Orientation, PictureGeometry
 from ibis_agent.scan.load import load_scan
@@ -73,6 +75,15 @@ class Request:
     roi: tuple[int, ...] | None = None
     looks: int | None = None
     follow: Follow | None = None
+    start_mask: Path | None = None
+    start_label: str | None = None
+    exclude: Path | None = None
+    exclude_labels: tuple[str, ...] = ()
+
+    @property
+    def masks(self) -> MaskFiles:
+        """The masks that it is given."""
+        return MaskFiles(self.start_mask, self.start_label, self.exclude, self.exclude_labels)
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,7 @@ class Task:
         resumed: the run to go on from.
         folder: where the results go; where nobody named one, the first of the names that it may get.
         masks: the files that the mask goes to.
+        given: the mask to begin from, and where none must be.
         caution: a warning before it begins, such as that the policy was not trained on scans of this kind.
     """
 
@@ -103,6 +115,7 @@ class Task:
     resumed: Trajectory | None
     folder: Path
     masks: tuple[Path, ...]
+    given: Given
     caution: str = ""
 
     @property
@@ -127,19 +140,22 @@ def check(request: Request) -> Task:
     resumed = None if request.resume is None else Trajectory.load(request.resume)
     volume = request.volume if resumed is None else not resumed.alone
     _check_scope(request, volume, resumed)
+    request.masks.check()
     settings = _settings(request, volume, resumed)
     question = _question(request, card, resumed)
     slices: Slices
     if volume:
-        slices, source, stem = _stack(request, card, resumed)
+        slices, source, stem, given = _stack(request, card, resumed)
         caution = _caution(slices.scan, request.plane, card)
     else:
-        picture, source, stem, caution = _picture(request, card, resumed)
+        picture, source, stem, caution, given = _picture(request, card, resumed)
         slices = one_slice(picture)
     folder = _folder(request, stem)
     paths = tuple(_mask_paths(request, folder, slices.geometry(slices.first), volume))
     _check_models(request, policy)
-    return Task(request, policy, card, question, slices, source, settings, resumed, folder, paths, caution)
+    return Task(
+        request, policy, card, question, slices, source, settings, resumed, folder, paths, given, caution
+    )
 
 
 def reading_lines(notes: Iterable[str]) -> list[tuple[str, str]]:
@@ -215,21 +231,27 @@ def _question(request: Request, card: ModelCard, resumed: Trajectory | None) -> 
     return question
 
 
-def _picture(request: Request, card: ModelCard, resumed: Trajectory | None) -> tuple[Picture, str, str, str]:
-    """The picture, the name of the scan, a name for the folder of the results, and a warning."""
+def _picture(
+    request: Request, card: ModelCard, resumed: Trajectory | None
+) -> tuple[Picture, str, str, str, Given]:
+    """The picture, the name of the scan, a name for the folder of the results, a warning, and the masks given."""
     if resumed is not None:
-        return _resumed_picture(request, card, resumed), resumed.source, "", ""
+        return _resumed_picture(request, card, resumed), resumed.source, "", "", resumed.given
     if request.scan is None:
         raise InputError("there is no scan", remedy="Name a picture, a volume or a DICOM folder.")
     window = None if request.window is None else check_window(request.window)
     scan = load_scan(request.scan, series=request.series, modality=request.modality)
     preferred = card.window if scan.may_be_ct else None
     orientation = request.orientation or card.orientation
-    picture = cut(scan, request.plane or "axial", request.index, window, orientation, preferred, card.frame)
+    plane, masks = request.plane or "axial", request.masks.read(scan)
+    index = request.index
+    if index is None and scan.kind != "picture":
+        index = masks.fullest(scan.geometry(plane, None, orientation))
+    picture = cut(scan, plane, index, window, orientation, preferred, card.frame)
     name = request.scan.resolve().name
     geometry = picture.geometry
     stem = _stem(name) + ("" if geometry.plane == "picture" else f"-{geometry.plane}-{geometry.index}")
-    return picture, name, stem, _caution(scan, request.plane, card)
+    return picture, name, stem, _caution(scan, request.plane, card), masks.on_slice(geometry)
 
 
 def _caution(scan: Scan, plane: str | None, card: ModelCard) -> str:
@@ -251,6 +273,7 @@ def _resumed_picture(request: Request, card: ModelCard, resumed: Trajectory) -> 
             "--window": request.window,
         },
         {"--orientation": request.orientation, "--series": request.series, "--modality": request.modality},
+        {"--start-mask": request.start_mask, "--exclude": request.exclude},
     )
     recorded = orientation_of(resumed.picture.geometry)
     if recorded is not None:
@@ -258,8 +281,8 @@ def _resumed_picture(request: Request, card: ModelCard, resumed: Trajectory) -> 
     return resumed.picture
 
 
-def _stack(request: Request, card: ModelCard, resumed: Trajectory | None) -> tuple[Stack, str, str]:
-    """The slices of a volume, the name of the scan, and a name for the folder of the results."""
+def _stack(request: Request, card: ModelCard, resumed: Trajectory | None) -> tuple[Stack, str, str, Given]:
+    """The slices of a volume, the name of the scan, a name for the folder of the results, and the masks given."""
     if request.scan is None and resumed is not None:
         raise InputError(
             "a run over a volume is resumed with its scan, which is not in the record",
@@ -271,7 +294,7 @@ def _stack(request: Request, card: ModelCard, resumed: Trajectory | None) -> tup
         raise InputError("there is no scan", remedy="Name a volume or a DICOM folder.")
     name = request.scan.resolve().name
     if resumed is not None:
-        return _recorded_stack(request, card, resumed), name, ""
+        return _recorded_stack(request, card, resumed), name, "", resumed.given
     window = None if request.window is None else check_window(request.window)
     scan = load_scan(request.scan, series=request.series, modality=request.modality)
     if window is None and scan.window is None and scan.may_be_ct:
@@ -280,7 +303,8 @@ def _stack(request: Request, card: ModelCard, resumed: Trajectory | None) -> tup
     stack = stack_of(
         scan, request.plane or "axial", window, orientation, request.slices, request.roi, card.frame
     )
-    return stack, name, f"{_stem(name)}-{stack.geometry(stack.first).plane}"
+    given = request.masks.read(scan).on_stack(stack)
+    return stack, name, f"{_stem(name)}-{stack.geometry(stack.first).plane}", given
 
 
 def _recorded_stack(request: Request, card: ModelCard, resumed: Trajectory) -> Stack:
@@ -289,6 +313,7 @@ def _recorded_stack(request: Request, card: ModelCard, resumed: Trajectory) -> S
         request,
         {"--plane": request.plane, "--window": request.window, "--orientation": request.orientation},
         {"--range": request.slices, "--roi": request.roi},
+        {"--start-mask": request.start_mask, "--exclude": request.exclude},
     )
     assert request.scan is not None
     cut = resumed.cut

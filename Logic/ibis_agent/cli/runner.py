@@ -107,6 +107,8 @@ class Runner:
             ("question", task.question),
             ("policy", task.card.name + (f" ({task.card.note})" if task.card.note else "")),
             ("segmenter", task.request.segmenter.name if task.request.segmenter else "demo segmenter"),
+            *([("begins from", task.given.start_name)] if task.given.start else []),
+            *([("never in", task.given.excluded_name)] if task.given.excluded else []),
             *reading_lines(notes),
             *([("caution", task.caution)] if task.caution else []),
         ]
@@ -122,7 +124,7 @@ class Runner:
         """Open the run with models that are loaded already."""
         task = self.task
         if task.resumed is None:
-            self.run = Run(task.slices, task.question, policy, segmenter, task.settings)
+            self.run = Run(task.slices, task.question, policy, segmenter, task.settings, given=task.given)
             return
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")

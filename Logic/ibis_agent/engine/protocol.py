@@ -8,7 +8,7 @@ Requests (to the worker's stdin), each with an integer `id`:
 | request  | fields | ends with |
 |----------|--------|-----------|
 | load     | policy, segmenter, segmenter_config, device, precision; model, card, send_pictures_to | `ready` |
-| ask      | session, question, scope, limits; image, or head and known to resume | `done` with `head` |
+| ask      | session, question, scope, limits; image, start, exclude; or head and known to resume | `done` with `head` |
 | step     | session, after (uids of the steps to go on from), rejected | `step`, `done` |
 | add      | session, after, click; for a volume slice, replace | `step`, `done` |
 | spread   | session, after, slice: the neighbours of a clicked slice again | `step`, `done` |
@@ -21,8 +21,10 @@ Requests (to the worker's stdin), each with an integer `id`:
 `policy` may be the address of a server: then `model` is its name there, `card` the path of its card, and
 `send_pictures_to` the host that the person agreed to send pictures to.
 
-`image` is described at question.cut_picture; `head` is a trajectory without its steps, `known` its steps by
-uid. Going back, undoing and redoing need no request: `after` says which steps a request builds on.
+`image` is described at question.cut_picture; `start` and `exclude`, masks to begin from and to keep out of, at
+question.given_masks: they stand in the head that comes back, so that a resumed run needs neither. `head` is a
+trajectory without its steps, `known` its steps by uid. Going back, undoing and redoing need no request: `after` says
+which steps a request builds on.
 
 A question of scope "volume" is about a whole volume or a range: its steps are the actions of a volume run (see
 run_record), it needs the image to be resumed as well, and while it grows there is a `slice` event for every

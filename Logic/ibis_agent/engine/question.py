@@ -23,6 +23,7 @@ from ibis_agent.record.steps import (
     action_to_json,
     actions_of,
     click_from_json,
+    given_from_json,
     slice_to_json,
     step_from_json,
     step_to_json,
@@ -31,6 +32,7 @@ from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.action import Progress, RunAction, Watch
 from ibis_agent.run.caveats import caveats
 from ibis_agent.run.episode import Limits
+from ibis_agent.run.given import Given, given
 from ibis_agent.run.run import Run
 from ibis_agent.run.settings import Settings
 from ibis_agent.scan.frame import Frame, Kind, frame_from
@@ -58,8 +60,9 @@ class Question:
         else:
             slices, self._source = single_slice(image, policy.card, head)
         settings = _settings(scope, dict(request.get("limits") or {}), head)
-        self.run = Run(slices, str(request["question"]), policy, segmenter, settings)
         self._geometry = slices.geometry(slices.first)
+        masks = given_from_json(Fields(dict(head)), self._geometry) if head else given_masks(request, slices)
+        self.run = Run(slices, str(request["question"]), policy, segmenter, settings, given=masks)
         self._actions: dict[str, RunAction] = {}
         self._recorded: Mapping[str, Message] = dict(request.get("known") or {})
         self._now: tuple[str, ...] = ()
@@ -202,6 +205,30 @@ def volume_slices(image: Message, card: ModelCard, head: Message | None) -> Slic
         slices, roi = image.get("range"), image.get("roi")
         window = image.get("window") or (card.window if scan.may_be_ct else None) or image.get("shown")
     return stack_of(scan, "xyz"[int(image["axis"])], window, card.orientation, slices, roi, frame)
+
+
+def given_masks(request: Message, slices: Slices) -> Given:
+    """The masks of an `ask`: "start" to begin from, and "exclude", which the run's mask never enters.
+
+    Each is {"file", "name"}: an .npy on the grid of the image and as large as the image's own (see `cut_picture`), in
+    which all that is not zero counts; the name is for people and the record. Raises InputError.
+    """
+    masks, names = [], []
+    for key in ("start", "exclude"):
+        given_one, held = request.get(key) or {}, dict[int, np.ndarray]()
+        if given_one:
+            image = {**request["image"], "file": given_one.get("file"), "colour": False}
+            voxels = scan_of(image).voxels
+            for index in range(slices.first, slices.last + 1):
+                inside, mask = slices.inside(index), slices.geometry(index).extract(voxels) != 0
+                held[index] = mask if inside is None or key == "exclude" else mask & inside
+        masks.append(held)
+        names.append(str(given_one.get("name") or ""))
+    made = given(masks[0], masks[1], names[0], names[1])
+    if request.get("start") and not made.start:
+        remedy = "Choose a slice or a range that it is on."
+        raise InputError("the mask to begin from is not on these slices", value=names[0], remedy=remedy)
+    return made
 
 
 def cut_picture(image: Message, card: ModelCard) -> Picture:

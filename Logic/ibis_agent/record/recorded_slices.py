@@ -43,7 +43,8 @@ def recorded_slices(record: Json) -> list[RecordedSlice]:
 
 
 def _of_slice_run(record: Json) -> Json:
-    mask = record["steps"][-1]["mask_rle"] if record["steps"] else ""
+    begun = ((record.get("start") or {}).get("masks") or {}).values()
+    mask = record["steps"][-1]["mask_rle"] if record["steps"] else next(iter(begun), "")
     return {"picture": record["picture"], "mask_rle": mask}
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from ibis_agent.mask.masks import iou
+from ibis_agent.run.action import RunAction
+from ibis_agent.run.alone import Alone
 from ibis_agent.run.episode import Step
+from ibis_agent.run.given import Given
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,23 @@ class Replay:
     def masks(self) -> list[np.ndarray]:
         """(H, W) bool each, in the order of the steps."""
         return [step.mask for step in self.steps]
+
+
+def steps_again(memory: Alone, actions: Iterable[RunAction], given: Given) -> list[Step]:
+    """The steps of a slice alone with masks, logits and scores made anew."""
+    memory.begin(given.start)
+    redone: list[Step] = []
+    for action in actions:
+        before = redone[-1] if redone else memory.standing(action.index)
+        changes: dict[str, Any] = {"mask": before.mask, "logits": before.logits} if before else {}
+        if action.kind == "click":
+            made = memory.predict(action.index, action.clicks, before.logits if before else None)
+            mask = given.without_excluded(action.index, made.mask)
+            changes = {"mask": mask, "logits": made.logits, "score": made.score}
+        elif before is None:
+            changes = {"mask": np.zeros(memory.size, dtype=bool)}
+        redone.append(replace(action.steps[-1], **changes))
+    return redone
 
 
 def other_weights(role: str, recorded: Mapping[str, str], present: Mapping[str, str]) -> list[str]:

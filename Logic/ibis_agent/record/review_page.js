@@ -13,7 +13,7 @@
   const mode = () => document.querySelector("input[name=view]:checked").value;
 
   // ---- masks ------------------------------------------------------------------------------------------
-  const runsAfter = (n) => (n === 0 ? [] : steps[n - 1].runs || slices[steps[n - 1].slice].runs);
+  const runsAfter = (n) => (n === 0 ? slices[at].begun : steps[n - 1].runs || slices[steps[n - 1].slice].runs);
   const outlines = new Map();
   const remembered = (key, inside) => {
     if (!outlines.has(key)) outlines.set(key, trace(grid, inside()));
@@ -24,15 +24,18 @@
     const [a, b] = [decode(more, size), decode(less, size)];
     return (p) => a[p] && !b[p];
   });
-  const outlineAfter = (n) => outlineOf(`m${n}`, runsAfter(n));
+  const outlineAfter = (n) => outlineOf(n ? `m${n}` : `b${at}`, runsAfter(n));
   const outlineAtEnd = (place) => outlineOf(`s${place}`, slices[place].runs);
   const beforeStep = (n) => (n > 0 ? steps[n - 1].before : 0);
 
   // ---- words ------------------------------------------------------------------------------------------
   const unit = picture.real_mm ? "mm²" : "px";
   const measure = (number) => `${grouped(number)}\u00a0${unit}`;
-  const areaAfter = (n) => (n === 0 ? 0 : steps[n - 1].area);
-  const changeOf = (n) => areaAfter(n) - areaAfter(beforeStep(n));
+  const areaBefore = (n) => {
+    const before = beforeStep(n);
+    return before ? steps[before - 1].area : n ? slices[steps[n - 1].slice].begun_area : 0;
+  };
+  const changeOf = (n) => (n ? steps[n - 1].area - areaBefore(n) : 0);
   const kindOf = (step) => (step.kind === "click" ? (step.positive ? "plus" : "minus")
     : step.kind === "grow" || step.kind === "look" ? step.kind : "end");
   const nameOf = (step) => (step.box ? "Box" : { plus: "Positive click", minus: "Negative click", end: "Ended", look: "Looked",
@@ -112,7 +115,7 @@
     }
     const parts = [["policy", step.seconds.policy], ["segmenter", step.seconds.segmenter]]
       .filter(([, s]) => s > 0.0005).map(([who, s]) => `${who} ${s < 0.1 ? s.toFixed(3) : s.toFixed(2)} s`);
-    const change = changeOf(position), from = areaAfter(beforeStep(position));
+    const change = changeOf(position), from = areaBefore(position);
     const share = from > 0 && change ? `${change > 0 ? "+" : "−"}${Math.abs(100 * change / from).toFixed(0)} %` : "";
     return [
       ...(step.area === null ? [] : [figure("Area", measure(step.area), ""), figure("Change", `${signed(change)}\u00a0${unit}`, share)]),
@@ -127,7 +130,8 @@
     $("step-by").textContent = step ? actor(step) : "";
     const action = $("action");
     if (!step) {
-      action.replaceChildren(icon("start"), "The picture before the first action");
+      action.replaceChildren(icon("start"), slices[at].begun_area
+        ? "The mask that the run began from" : "The picture before the first action");
     } else if (step.kind === "click") {
       const [col, row] = pixelOf(grid, step);
       action.replaceChildren(icon(kindOf(step)), nameOf(step), make("small", {

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from ibis_agent.fields import Fields
 from ibis_agent.mask.masks import decode_rle
 from ibis_agent.mask.measurements import Measurements, answer_with_size, measure
 from ibis_agent.record.recorded_slices import recorded_slices
 from ibis_agent.record.review_pictures import fitted, read_png, runs_of, to_base64
+from ibis_agent.record.steps import given_from_json
 from ibis_agent.scan.geometry import PictureGeometry, slice_geometry
 
 _AXES = (("R", "L"), ("A", "P"), ("S", "I"))
@@ -43,6 +45,7 @@ def view_of(record: Json) -> dict[str, Any]:
     status = str(record.get("status") or "ready")
     measured = _measured(record, masks, one)
     each = one.pixel_area_mm2 or 1.0
+    begun = given_from_json(Fields(dict(record)), one).start
     return {
         "question": str(record["question"]),
         "answer": answer_with_size(str(record["question"]), str(record.get("answer") or ""), measured),
@@ -72,6 +75,8 @@ def view_of(record: Json) -> dict[str, Any]:
                 "area": round(float(masks[index].sum()) * each, 2),
                 "score": _number(found[place].row.get("score")),
                 "anchor": bool(found[place].row.get("anchor")),
+                "begun": runs_of(begun[index]) if index in begun else [],
+                "begun_area": round(float(begun[index].sum()) * each, 2) if index in begun else 0,
                 "marks": standing.get(index, []),
             }
             for index, place in where.items()
@@ -312,6 +317,8 @@ def _facts(record: Json, one: PictureGeometry) -> list[tuple[str, str]]:
     ]
     if seen := _frame(record):
         facts.append(("Seen by the models", f"{seen[2]} × {seen[3]} of {one.width} × {one.height} pixels"))
+    for term, what in (("Began from", "start"), ("Never in", "excluded")):
+        facts.append((term, str((record.get(what) or {}).get("name") or "")))
     if volume:
         visited = len(record["slices"])
         facts.append(

@@ -24,7 +24,7 @@ from ibis_agent.errors import InputError
 from ibis_agent.fields import Fields
 from ibis_agent.mask.masks import decode_rle
 from ibis_agent.record.forms import put_together
-from ibis_agent.record.steps import click_from_json
+from ibis_agent.record.steps import begun, click_from_json
 from ibis_agent.run.trail import Trail
 from ibis_agent.scan.frame import Frame, frame_from
 from ibis_agent.scan.geometry import PictureGeometry
@@ -142,9 +142,9 @@ class RunRecord:
 
     def slices(self, number: int | None = None) -> dict[int, Json]:
         """What is known of every slice (see steps.slice_to_json)."""
-        steps, known = self.steps[:number], dict[int, Json]()
+        steps, known = self.steps[:number], self._begun() if self.head else {}
         if self.scope == "slice":
-            return {self.geometry.index: steps[-1]} if steps else {}
+            return {self.geometry.index: steps[-1]} if steps else known
         for action in steps:
             for index, each in action["touched"].items():
                 if each is None:
@@ -152,6 +152,10 @@ class RunRecord:
                 else:
                     known[int(index)] = each
         return known
+
+    def _begun(self) -> dict[int, Json]:
+        """What was known before the first step: the mask that was given."""
+        return begun(Fields(self.head), self.geometry)
 
     def mask(self, number: int | None = None, index: int | None = None) -> np.ndarray:
         """(H, W) bool: the object in a slice, None for the first of the range. Raises InputError for a step that is

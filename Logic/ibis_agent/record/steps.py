@@ -13,6 +13,7 @@ from ibis_agent.fields import Fields
 from ibis_agent.mask.masks import area, decode_rle, encode_rle
 from ibis_agent.run.action import KINDS, RunAction, Way
 from ibis_agent.run.episode import Author, Limits, Step
+from ibis_agent.run.given import Given, Masks, given
 from ibis_agent.run.settings import FOLLOWS, Settings
 from ibis_agent.scan.geometry import PictureGeometry
 from ibis_agent.segmenter.contract import Found
@@ -166,6 +167,46 @@ def slice_to_json(found: Found | None, mask: np.ndarray, index: int, pixel_mm2: 
         "presence": found.presence,
         "anchor": found.anchor,
     }
+
+
+def given_to_json(masks: Given) -> Json:
+    """The keys "start" and "excluded" of a record, each where there is one: a name and run lengths by slice."""
+    parts = (
+        ("start", masks.start_name, masks.start),
+        ("excluded", masks.excluded_name, masks.excluded),
+    )
+    return {
+        key: {"name": name, "masks": {str(index): encode_rle(mask) for index, mask in sorted(held.items())}}
+        for key, name, held in parts
+        if held
+    }
+
+
+def given_from_json(fields: Fields, geometry: PictureGeometry) -> Given:
+    """The reverse; geometry: of any slice. Raises InputError naming the field."""
+    start, start_name = _given_part(fields, "start", geometry)
+    excluded, excluded_name = _given_part(fields, "excluded", geometry)
+    return given(start, excluded, start_name, excluded_name)
+
+
+def begun(fields: Fields, geometry: PictureGeometry) -> dict[int, Json]:
+    """What was known of the slices before the first action, as `slice_to_json` puts it."""
+    masks = given_from_json(fields, geometry).filled()
+    known = {n: Found(n, mask, 1.0, float(mask.any())) for n, mask in masks.items()}
+    pixel = geometry.pixel_area_mm2
+    return {n: slice_to_json(each, each.mask, n, pixel) or {} for n, each in known.items()}
+
+
+def _given_part(fields: Fields, key: str, geometry: PictureGeometry) -> tuple[Masks, str]:
+    if fields.value(key, None) is None:
+        return {}, ""
+    part = fields.inside(key)
+    masks, count = part.inside("masks"), geometry.shape[geometry.axis]
+    for index in masks.values:
+        if not index.isdecimal() or int(index) >= count:
+            raise masks.error(index, f"is not one of the {count} slices")
+    size = geometry.height, geometry.width
+    return {int(index): mask_from(masks, index, size) for index in masks.values}, part.text("name", "")
 
 
 def settings_to_json(settings: Settings) -> Json:

@@ -36,11 +36,13 @@ from ibis_agent.record.forms import (
     volume_from,
 )
 from ibis_agent.record.pictures import orientation_of, picture_to_json
-from ibis_agent.record.replay import Difference, Replay, other_weights
+from ibis_agent.record.replay import Difference, Replay, other_weights, steps_again
 from ibis_agent.record.steps import (
     Json,
     action_to_json,
     actions_of,
+    given_from_json,
+    given_to_json,
     settings_from_json,
     settings_to_json,
     slice_to_json,
@@ -50,6 +52,7 @@ from ibis_agent.run.action import RunAction, Watch
 from ibis_agent.run.alone import Alone
 from ibis_agent.run.caveats import caveats
 from ibis_agent.run.episode import Limits, Status, Step
+from ibis_agent.run.given import Given
 from ibis_agent.run.plan import key_of, spans_of, steps_on
 from ibis_agent.run.run import Run
 from ibis_agent.run.settings import Settings
@@ -77,6 +80,7 @@ class Trajectory:
             photograph and where neither fits.
         note: shown wherever the run is, such as that the policy is a demonstration.
         created: ISO 8601, UTC.
+        given: the mask that it began from, and where its masks never are.
         cut: how the volume is cut into its slices, to do so again; None of a slice alone.
         measurements: of the mask, see mask.measurements; empty where nobody measured.
     """
@@ -96,6 +100,7 @@ class Trajectory:
     orientation: str | None = None
     note: str = ""
     created: str = ""
+    given: Given = field(default_factory=Given)
     cut: Cut | None = None
     measurements: Json = field(default_factory=dict)
 
@@ -126,6 +131,7 @@ class Trajectory:
             source=os.path.basename(os.path.normpath(source)) if os.fspath(source) else "",
             orientation=orientation,
             note="" if policy is None else policy.card.note,
+            given=run.given,
             cut=Cut.of(slices) if isinstance(slices, Stack) else None,
             created=created or datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
@@ -165,6 +171,7 @@ class Trajectory:
             settings=settings_from_json(fields.inside("limits"), alone),
             note=fields.text("note", ""),
             created=fields.text("created", ""),
+            given=given_from_json(fields, parts["slices"].geometry(parts["slices"].first)),
             measurements=measurements_from(fields),
             **parts,
         )
@@ -203,7 +210,8 @@ class Trajectory:
     @property
     def mask(self) -> np.ndarray:
         """(H, W) bool: after the last step, of a slice alone."""
-        return self.steps[-1].mask if self.steps else self.mask_of(self.slices.first)
+        first = self.slices.first
+        return self.steps[-1].mask if self.steps else self.given.start.get(first, self.mask_of(first))
 
     def mask_of(self, index: int) -> np.ndarray:
         """(H, W) bool, within the region of interest; empty where nothing is known."""
@@ -230,7 +238,9 @@ class Trajectory:
     @property
     def key(self) -> int | None:
         """The slice that all began at; None before there is a click in a volume."""
-        return self.slices.first if self.alone else key_of(self.actions)
+        if self.alone:
+            return self.slices.first
+        return key_of(self.actions) if self.given.key is None else self.given.key
 
     @property
     def ml(self) -> float | None:
@@ -252,6 +262,7 @@ class Trajectory:
             "question": self.question,
             "models": models,
             "limits": settings_to_json(self.settings),
+            **given_to_json(self.given),
         }
         if self.alone:
             return {**head, "picture": picture_to_json(self.picture, self.source, self.orientation)}
@@ -329,21 +340,12 @@ class Trajectory:
         """Make all clicks again with the segmenter alone and compare. Raises what the segmenter raises."""
         notes = self.other_models(None, segmenter)
         if not self.alone:
-            run = Run(self.slices, self.question, None, segmenter, self.settings, history_limit=0)
+            run = Run(self.slices, self.question, None, segmenter, self.settings, 0, self.given)
             run.go_to(self.actions)
             return Replay(self.steps, run.volume(), tuple(self.differences(run)), tuple(notes))
         geometry = self.slices.geometry(self.slices.first)
         memory = Alone(self.slices, segmenter, (geometry.height, geometry.width))
-        redone: list[Step] = []
-        for action in self.actions:
-            before = redone[-1] if redone else None
-            changes: Json = {"mask": before.mask, "logits": before.logits} if before else {}
-            if action.kind == "click":
-                made = memory.predict(action.index, action.clicks, before.logits if before else None)
-                changes = {"mask": made.mask, "logits": made.logits, "score": made.score}
-            elif before is None:
-                changes = {"mask": np.zeros(memory.size, dtype=bool)}
-            redone.append(dataclasses.replace(action.steps[-1], **changes))
+        redone = steps_again(memory, self.actions, self.given)
         differences = tuple(
             Difference.between(old.number, old.mask, new.mask)
             for old, new in zip(self.steps, redone, strict=True)
@@ -370,7 +372,8 @@ class Trajectory:
         settings: None takes the recorded ones, and the recorded status. slices: of the whole scan, where the run
         may come to slices that are not recorded.
         """
-        run = Run(slices or self.slices, self.question, policy, segmenter, settings or self.settings)
+        how = settings or self.settings
+        run = Run(slices or self.slices, self.question, policy, segmenter, how, given=self.given)
         run.go_to(self.actions, watch)
         notes = self.other_models(policy, segmenter)
         if self.alone:

@@ -40,7 +40,7 @@ def stage_of(run: RunState) -> Stage:
     if grown(actions):
         if _to_grow(run):
             return "grow"
-        return "review" if run.policy and run.looks < run.settings.looks and run.doubts() else "finish"
+        return "review" if _doubtful(run) else "finish"
     if key is None:
         if run.policy is None:
             return "finish"
@@ -48,8 +48,8 @@ def stage_of(run: RunState) -> Stage:
             return "look"  # again where it was wrong: what it saw there must not be begun with
         search = _search(run)
         return "look" if search.wanted is not None else "finish" if search.best is None else "work"
-    if run.policy is None or worked_out(actions):
-        return "grow" if _to_grow(run) else "finish"
+    if run.policy is None or worked_out(actions, key):
+        return "grow" if _to_grow(run) else "review" if run.given.start and _doubtful(run) else "finish"
     return "work"
 
 
@@ -72,10 +72,20 @@ def act(run: RunState, watch: Watch) -> RunAction | None:
     raise InputError(f"the run has ended: {run.reason}", remedy="Add a click, or go back.")
 
 
+def _doubtful(run: RunState) -> bool:
+    """Whether the policy is to look at a slice again."""
+    return run.policy is not None and run.looks < run.settings.looks and bool(run.doubts())
+
+
 def _to_grow(run: RunState) -> dict[int, tuple[Way, ...]]:
-    """See plan.unfinished; from a slice without a mask there is nothing to follow."""
-    waiting = unfinished(run.actions).items()
-    return {start: ways for start, ways in waiting if ways or run.mask(start).any()}
+    """See plan.unfinished; from a slice without a mask there is nothing to follow.
+
+    A mask to begin from that is on one slice alone is followed from there as if it had been clicked.
+    """
+    waiting = dict(unfinished(run.actions))
+    if len(run.given.start) == 1 and run.key is not None and not grown(run.actions):
+        waiting.setdefault(run.key, ())
+    return {start: ways for start, ways in waiting.items() if ways or run.mask(start).any()}
 
 
 def _search(run: RunState) -> Looks:
@@ -145,6 +155,8 @@ def _finish(run: RunState, watch: Watch) -> RunAction:
     if key is None:
         words = why_nothing(run.actions)
         key = run.actions[0].index if run.actions else run.slices.first
+    elif len(run.given.start) > 1:
+        words = "The mask that was given has been looked at."
     elif not run.mask(key).any():
         words = f"The policy left no mask on its key slice {key}."
     return run.done("end", key, "policy", words, begun, watch)

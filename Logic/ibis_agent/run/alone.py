@@ -6,7 +6,7 @@ Stands where a Follower stands in a run over several slices, but there is nowher
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -56,7 +56,8 @@ class Alone:
             except BaseException as error:  # handed to whoever asks for the result
                 waiting.set_exception(error)
 
-        threading.Thread(target=embed, name="embed", daemon=True).start()
+        # Not a daemon: Python aborts where one is still inside of the network when the program ends.
+        threading.Thread(target=embed, name="embed").start()
 
     def embedding(self) -> Any:
         """Of the picture, waited for. Raises what embedding raised; the next call tries again."""
@@ -72,7 +73,7 @@ class Alone:
 
     @property
     def anchors(self) -> list[int]:
-        return list(self._standing)
+        return [index for index, found in self.found.items() if found.anchor]
 
     def predict(
         self, index: int, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
@@ -94,6 +95,13 @@ class Alone:
         self._standing[index] = made
         self.found[index] = Found(index, made.mask, made.score, 1.0, anchor=True)
         return self.found[index]
+
+    def begin(self, masks: Mapping[int, np.ndarray]) -> None:
+        """See contract.Follower."""
+        for index, mask in masks.items():
+            made = self.segmenter.started(mask)
+            self._standing[index] = replace(made, mask=frozen(mask), logits=frozen(made.logits))
+            self.found[index] = Found(index, self._standing[index].mask, made.score, 1.0)
 
     def standing(self, index: int) -> Prediction | None:
         return self._standing.get(index)

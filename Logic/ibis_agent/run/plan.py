@@ -92,9 +92,8 @@ def steps_on(actions: Sequence[RunAction], index: int) -> list[Step]:
     ]
 
 
-def worked_out(actions: Sequence[RunAction]) -> bool:
+def worked_out(actions: Sequence[RunAction], key: int) -> bool:
     """Whether the policy is done with the key slice, and nobody has clicked there since."""
-    key = key_of(actions)
     kinds = [each.kind for each in actions if each.index == key and each.kind in ("click", "done")]
     return bool(kinds) and kinds[-1] == "done"
 

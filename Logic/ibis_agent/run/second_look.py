@@ -60,7 +60,8 @@ def _worth(run: RunState, index: int, mask: np.ndarray, score: float | None) -> 
     """How good a mask of a slice seems, 0 to 1; one that touches nothing beside it is worth nothing."""
     if not mask.any():
         return 0.0
-    anchors = [anchor for anchor in run.memory.anchors if anchor != index]
+    known = [*run.memory.anchors, *([] if run.given.key is None else [run.given.key])]
+    anchors = [anchor for anchor in known if anchor != index]
     nearest = min(anchors, key=lambda anchor: abs(anchor - index))
     towards = 1 if nearest > index else -1
     # Where the object was lost on the way, the slice beyond tells more than the empty one before.

@@ -24,6 +24,7 @@ from ibis_agent.run.ahead import Ahead
 from ibis_agent.run.alone import Alone
 from ibis_agent.run.doubt import Doubt, doubts, seen_otherwise
 from ibis_agent.run.episode import Author, Halt, Limits, Status, Step, halt_after
+from ibis_agent.run.given import Given
 from ibis_agent.run.moments import LIMIT, Moment, Moments
 from ibis_agent.run.plan import answer_of, key_of, seen_at, steps_on
 from ibis_agent.run.settings import Settings
@@ -50,6 +51,7 @@ class RunState:
 
     Attributes:
         slices: what is worked on.
+        given: the mask that it began from, and where its masks never are.
         alone: it is one slice: there is nothing to search, to follow or to look at again.
         settings: those of the run; nothing in them is left open.
         memory: what is known of every slice.
@@ -65,13 +67,14 @@ class RunState:
         segmenter: Segmenter,
         settings: Settings | None = None,
         history_limit: int = LIMIT,
+        given: Given | None = None,
     ) -> None:
         """policy None: the person alone. history_limit: bytes for what going back needs.
 
-        Raises InputError for a question that cannot be asked.
+        Raises InputError for a question that cannot be asked, and where the segmenter cannot begin from a mask.
         """
         settings = settings or Settings()
-        self.ahead = Ahead()
+        self.ahead, self.given = Ahead(), given or Given()
         self.slices, self.policy, self.segmenter = slices, policy, segmenter
         asked = (policy.card.max_question, policy.card.script) if policy is not None else ()
         self.question = check_question(question, *asked)
@@ -87,6 +90,9 @@ class RunState:
             self.memory = framed(segmenter, slices.frame).follower(
                 lambda n: slices.picture(n).rgb, len(slices), size, way, settings.following
             )
+        if self.given.start:
+            check_start(self.given, slices, segmenter)
+            self.memory.begin(self.given.start if self.alone else self.given.filled())
         self.limits = settings.episode or (Limits() if self.alone else Limits(_TURNS_WITHIN_A_VOLUME))
         follow: Any = self.memory.way
         self.settings = replace(settings, episode=self.limits, follow=follow)
@@ -117,9 +123,9 @@ class RunState:
         return self.within(index, found.mask)
 
     def within(self, index: int, mask: np.ndarray) -> np.ndarray:
-        """A mask of a slice without what lies outside the region of interest."""
+        """A mask of a slice without what lies outside the region of interest, or is excluded."""
         inside = self.slices.inside(index)
-        return mask if inside is None else mask & inside
+        return self.given.without_excluded(index, mask if inside is None else mask & inside)
 
     def volume(self) -> np.ndarray:
         """(I, J, K) uint8 in the scan's own voxel order."""
@@ -157,8 +163,10 @@ class RunState:
 
     @property
     def key(self) -> int | None:
-        """The slice that all began at; None before there is a click in a volume."""
-        return self.slices.first if self.alone else key_of(self.actions)
+        """The slice that all began at; None before there is a click in a volume, or a mask to begin from."""
+        if self.alone:
+            return self.slices.first
+        return key_of(self.actions) if self.given.key is None else self.given.key
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -203,7 +211,9 @@ class RunState:
         """The slices that deserve another look, the most doubtful first; those looked at already left out."""
         if self._doubted[0] is not self.actions:
             looked = {each.index for each in self.actions if each.look}
-            found, limits = self.memory.found, self.settings.doubt
+            found, limits = dict(self.memory.found), self.settings.doubt
+            if (key := self.given.key) in found:  # where a policy looked at the mask that was given
+                found[key] = replace(found[key], anchor=True)
             shown = [
                 *seen_otherwise(found, self._seen(), limits),
                 *doubts(found, self.row_mm, self.col_mm, self.gap_mm, limits),
@@ -354,3 +364,17 @@ class RunState:
         self._halt = self.rejected = None
         self.memory.restore(moment.state)
         self._now = moment
+
+
+def check_start(given: Given, slices: Slices, segmenter: Segmenter) -> None:
+    """Raises InputError where a run over these slices cannot begin from the mask."""
+    if not segmenter.can.starting_mask:
+        name = segmenter.identity.get("name")
+        remedy = "Choose another segmenter, or begin without a mask."
+        raise InputError("this segmenter cannot begin from a mask", value=name, remedy=remedy)
+    geometry = slices.geometry(slices.first)
+    size = geometry.height, geometry.width
+    for index, mask in given.start.items():
+        if not slices.first <= index <= slices.last or mask.shape != size:
+            what = "the mask to begin from does not fit the slices"
+            raise InputError(what, value=f"slice {index}, {mask.shape}", remedy=f"They are {size}.")

@@ -6,7 +6,7 @@ torch here: what an embedding holds is its own kind's matter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -137,6 +137,10 @@ class Segmenter(PictureSegmenter, Protocol):
     @property
     def can(self) -> Abilities: ...
 
+    def started(self, mask: np.ndarray) -> Prediction:
+        """An (H, W) bool mask that it did not make, in the form that prompts go on from; for `can.starting_mask`."""
+        ...
+
     def predict_many(
         self,
         embeddings: Sequence[Any],
@@ -216,6 +220,14 @@ class Follower(Protocol):
 
     def anchor_mask(self, index: int, mask: np.ndarray) -> Found:
         """Make a slice an anchor with a given (H, W) mask, which is kept to the pixel."""
+        ...
+
+    def begin(self, masks: Mapping[int, np.ndarray]) -> None:
+        """What is known before anything was prompted: (H, W) bool masks by slice, each kept to the pixel.
+
+        A single one is an anchor. Of several, prompts on a slice go on from its own mask, and ways from other slices
+        end before one that is not empty. Raises what the network raises.
+        """
         ...
 
     def release(self, index: int) -> None:

@@ -53,6 +53,10 @@ class FramedSegmenter:
         made = self.inner.predict(embedding, self.frame.clicks_inward(clicks), previous_logits)
         return replace(made, mask=self.frame.paste(made.mask))
 
+    def started(self, mask: np.ndarray) -> Prediction:
+        """What of the mask lies outside of the frame is shown, but the network does not know of it."""
+        return replace(self.inner.started(self.frame.crop(mask)), mask=mask)
+
     def predict_many(
         self,
         embeddings: Sequence[Any],
@@ -149,6 +153,10 @@ class FramedFollower:
     def anchor_mask(self, index: int, mask: np.ndarray) -> Found:
         """What of the mask lies outside of the frame is lost."""
         return self._outward(self.inner.anchor_mask(index, self.frame.crop(mask)))
+
+    def begin(self, masks: Mapping[int, np.ndarray]) -> None:
+        """What of a mask lies outside of the frame is lost."""
+        self.inner.begin({index: self.frame.crop(mask) for index, mask in masks.items()})
 
     def release(self, index: int) -> None:
         self.inner.release(index)

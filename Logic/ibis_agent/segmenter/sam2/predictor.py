@@ -184,6 +184,14 @@ class Sam2Predictor:
         return box_around(mask) if self.first_box and alone and previous_logits is None else None
 
     @torch.inference_mode()
+    def started(self, mask: np.ndarray) -> Prediction:
+        """An (H, W) bool mask as the mask prompt of the next click, as sam2 takes up a mask: logits of ±10."""
+        side = self.image_size // 4
+        given = torch.from_numpy(np.array(mask, dtype=np.float32))[None, None] * 20 - 10
+        logits = F.interpolate(given, (side, side), mode="bilinear", align_corners=False, antialias=True)
+        return Prediction(np.array(mask, dtype=bool), logits[0, 0].numpy(), 1.0, np.ones(1, np.float32))
+
+    @torch.inference_mode()
     def predict_many(
         self,
         embeddings: Sequence[Sam2Embedding],

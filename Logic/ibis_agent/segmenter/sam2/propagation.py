@@ -17,7 +17,7 @@ are attended to.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,7 @@ class Propagation:
         self._anchors: dict[int, dict[str, Any]] = {}
         self._tracked: dict[int, dict[str, Any]] = {}
         self.found: dict[int, Found] = {}
+        self._begun: dict[int, np.ndarray] = {}  # masks of slices that nobody has prompted or found yet
 
     @property
     def _several(self) -> bool:
@@ -146,6 +147,8 @@ class Propagation:
     def standing(self, index: int) -> Prediction | None:
         """What is known of a slice in the form that clicks go on from; None where nothing is."""
         out = self._anchors.get(index) or self._tracked.get(index)
+        if index in self.found and out is None:
+            return self.segmenter.started(self.found[index].mask)
         if out is None or index not in self.found:
             return None
         logits = out["pred_masks"][0, 0].float().clamp(-_LOGIT_BOUND, _LOGIT_BOUND).cpu().numpy()
@@ -157,6 +160,21 @@ class Propagation:
     ) -> Found:
         """Make a slice an anchor as `predict` answers it: all clicks there, and the logits before the last."""
         return self._settle(index, self._clicked(index, clicks, previous_logits))
+
+    def begin(self, masks: Mapping[int, np.ndarray]) -> None:
+        """See contract.Follower. Only a single mask is encoded: of others nothing is followed."""
+        if len(masks) == 1:
+            self.anchor_mask(*next(iter(masks.items())))
+            return
+        for index, mask in masks.items():
+            shown = np.array(mask, dtype=bool)
+            shown.setflags(write=False)
+            self._begun[index] = shown
+            self.found[index] = Found(index, shown, 1.0, float(shown.any()))
+
+    def _ends_before(self, index: int) -> bool:
+        """Whether ways end before this slice: it was prompted, or began with a mask of its own."""
+        return index in self._anchors or (index in self._begun and self._begun[index].any())
 
     @torch.inference_mode()
     def anchor_mask(self, index: int, mask: np.ndarray) -> Found:
@@ -225,7 +243,7 @@ class Propagation:
             raise InputError("there is no such way through the stack", value=f"{start} {direction} {last}")
         missed, same, border = self.missed(start, direction), 0, self._border(start, direction)
         for index in range(start + direction, last + direction, direction):
-            if index in self._anchors:
+            if self._ends_before(index):
                 # What a click on the other side says still reaches this one: through the memory of all anchors.
                 return
             before, tracked = self.found.get(index), self._tracked.get(index)
@@ -260,7 +278,7 @@ class Propagation:
         """The object has ended: what an earlier pass found further on is gone, up to another anchor's half."""
         border = self._border(index, direction)
         for beyond in range(index + direction, last + direction, direction):
-            if beyond * direction >= border:
+            if beyond * direction >= border or self._ends_before(beyond):
                 return
             self._tracked.pop(beyond, None)
             self.found.pop(beyond, None)
@@ -298,8 +316,9 @@ class Propagation:
         features, before = self.embedding(index), self.found[beside].mask
         click, carried = Click(0.5, 0.5), None
         if before.any():
-            last = self._anchors.get(beside) or self._tracked[beside]
-            click, carried = deepest(before), last["pred_masks"].clamp(-_LOGIT_BOUND, _LOGIT_BOUND)
+            standing = self.standing(beside)
+            assert standing is not None
+            click, carried = deepest(before), standing.logits
         with self.segmenter.computing():
             seen = self.segmenter.without_memory(features)
             out = self._heads(seen, features, [click], carried, believed=True)

@@ -43,6 +43,7 @@ class Question:
         self.client = WorkerClient(self.starter)
         self.record = RunRecord("Segment the lesion", "volume")
         self.slices: list[dict[str, Any]] = []
+        self.given: dict[str, np.ndarray] = {}  # (K, J, I)
         self.ends: list[tuple[str, Any]] = []
         self.client.open(self.record.session, self.describe)
 
@@ -59,6 +60,9 @@ class Question:
         }
         limits = {"looks": 0, "follow": "carry", "patience_mm": 10.0}
         asked = {"question": self.record.question, "scope": "volume", "image": image, "limits": limits}
+        for key, mask in self.given.items():
+            np.save(folder / f"{key}.npy", mask)
+            asked[key] = {"file": str(folder / f"{key}.npy"), "name": f"my {key}"}
         if self.record.head:
             asked |= {"head": self.record.head, "known": self.record.known()}
         return asked
@@ -175,3 +179,25 @@ def test_a_volume_run_outlives_its_worker(question: Question) -> None:
         n: each for n, each in masks.items() if n != far
     }
     assert DIED not in [kind for kind, _ in q.ends]
+
+
+def test_a_mask_to_begin_from_is_there_before_the_first_step_and_after_the_worker_died(
+    question: Question,
+) -> None:
+    q, record = question, question.record
+    start, out = np.zeros(q.voxels.shape, bool), np.zeros(q.voxels.shape, bool)
+    start[3:7, 40:60, 40:70], out[:, :, 60:] = True, True
+    q.given = {"start": start, "exclude": out}
+    assert q.do("add", slice=5, click={"x": 0.3, "y": 0.4, "positive": True})[0] == "done"
+    assert record.head["start"]["name"] == "my start" and record.head["excluded"]["name"] == "my exclude"
+    geometry = slice_geometry(q.voxels.shape[::-1], AFFINE, "z", 4)
+    np.testing.assert_array_equal(record.mask(0, 4), geometry.extract((start & ~out).transpose()))
+    assert not (record.mask(index=5) & geometry.extract(out.transpose())).any() and record.mask(index=5).any()
+
+    corrected = record.mask(index=5)
+    q.starter.end_all()
+    q.given = {}  # the files are gone, and so is the worker: the record holds all that counts
+    assert q.do("spread", slice=5)[0] in ("done", DIED)
+    assert q.do("spread", slice=5)[0] == "done"
+    np.testing.assert_array_equal(record.mask(index=5), corrected)
+    np.testing.assert_array_equal(record.mask(index=4), record.mask(0, 4))

@@ -1,0 +1,95 @@
+"""Some labels of a label map as one mask on a scan: what a run begins from, or where its mask must not go.
+
+    chosen_labels(Path("segmentation.seg.nrrd"), ["liver"], scan)      # (I, J, K) bool
+
+Labels are chosen by number; by name where there are names: a .seg.nrrd's segments, a JSON file of the same name beside
+the map, and the table of labels that TotalSegmentator puts into the header of its NIfTI files.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ibis_agent.cases.case import read_labels
+from ibis_agent.cases.data import LabelMap, on_scan, read_map, some_of, values_in
+from ibis_agent.errors import InputError
+from ibis_agent.mask.grid import Misplaced
+from ibis_agent.mask.segmentations import numbered, segments_of
+from ibis_agent.scan.checks import stem, suffix_of
+from ibis_agent.scan.scan import Scan
+
+_LABEL = re.compile(rb'<Label Key="(\d{1,9})"[^>]*>\s*<!\[CDATA\[([^\]]{0,200})\]\]>')
+_LARGEST_HEADER = 2**20
+
+
+def chosen_labels(path: Path, labels: Sequence[str], scan: Scan, several: bool = False) -> np.ndarray:
+    """(I, J, K) bool in the scan's index order; (H, W) for a picture.
+
+    Args:
+        labels: names or numbers; none where everything that is not zero is meant.
+        several: without labels, a map that has more than one is taken as a whole; otherwise one has to be chosen.
+
+    Raises InputError naming the file, the label and what there is.
+    """
+    held = read_map(path)
+    try:
+        laid = on_scan(held, scan, path)
+    except Misplaced as error:
+        remedy = "Give a mask on the grid of this scan."
+        raise InputError(str(error), file=path, remedy=remedy) from error
+    names = names_of(path)
+    there = values_in(laid)
+    if not labels:
+        numbers = {n for n in names if set(_values(held, n)) & there} if held.codes else there
+        if len(numbers) > 1 and not several:
+            said = ", ".join(f"{n} ({names[n]})" if n in names else str(n) for n in sorted(numbers)[:12])
+            remedy = f"Choose one of: {said}{', …' if len(numbers) > 12 else ''}."
+            raise InputError("the mask has several labels", file=path, value=some_of(there), remedy=remedy)
+        return np.asarray(laid != 0)
+    values: set[int] = set()
+    for label in labels:
+        values.update(_values(held, _number(label, names, there if not held.codes else set(names), path)))
+    return np.isin(laid, sorted(values))
+
+
+def names_of(path: Path) -> dict[int, str]:
+    """The names that the file has for its labels; empty where it has none. Raises InputError."""
+    suffix = suffix_of(path)
+    if suffix == ".seg.nrrd":
+        return {n: each.name for n, each in numbered(segments_of(path)).items()}
+    beside = path.with_name(f"{stem(path)}.json")
+    if beside.is_file():
+        return {n: name for name, numbers in read_labels(beside).items() for n in numbers}
+    if suffix not in (".nii", ".nii.gz"):
+        return {}
+    try:
+        with gzip.open(path) if suffix == ".nii.gz" else open(path, "rb") as stream:
+            head = stream.read(_LARGEST_HEADER)
+    except (OSError, EOFError) as error:
+        raise InputError("cannot be read", file=path, value=str(error)) from error
+    return {int(key): name.decode("utf-8", "replace").strip() for key, name in _LABEL.findall(head)}
+
+
+def _number(label: str, names: dict[int, str], known: set[int], path: Path) -> int:
+    by_name = [n for n, name in names.items() if _plain(name) == _plain(label)]
+    if by_name:
+        return by_name[0]
+    if label.strip().isdecimal() and int(label) in known:
+        return int(label)
+    said = [names.get(n, str(n)) for n in sorted(known)]
+    remedy = f"It has: {', '.join(said[:12])}{', …' if len(said) > 12 else ''}." if said else "It is empty."
+    raise InputError("the mask has no such label", file=path, value=label, remedy=remedy)
+
+
+def _plain(name: str) -> str:
+    """TotalSegmentator writes kidney_left, people kidney left."""
+    return name.replace("_", " ").strip().casefold()
+
+
+def _values(held: LabelMap, number: int) -> tuple[int, ...]:
+    return held.codes.get(number, (number,))
