@@ -308,6 +308,15 @@ class Propagation:
         self._tracked[index] = out
         return self._keep(index, out, anchor=False)
 
+    def _low(self, index: int) -> Tensor:
+        """(1, 1, S/4, S/4) logits of what is known of a slice."""
+        out = self._anchors.get(index) or self._tracked.get(index)
+        if out is not None:
+            low: Tensor = out["pred_masks"]
+            return low
+        started = self.segmenter.started(self.found[index].mask).logits
+        return torch.from_numpy(started)[None, None].to(self.segmenter.device)
+
     def _carry(self, index: int, beside: int) -> Found:
         """A slice found by the last mask on the way to it, and a click where that is deepest."""
         step = beside - index
@@ -316,9 +325,7 @@ class Propagation:
         features, before = self.embedding(index), self.found[beside].mask
         click, carried = Click(0.5, 0.5), None
         if before.any():
-            standing = self.standing(beside)
-            assert standing is not None
-            click, carried = deepest(before), standing.logits
+            click, carried = deepest(before), self._low(beside).clamp(-_LOGIT_BOUND, _LOGIT_BOUND)
         with self.segmenter.computing():
             seen = self.segmenter.without_memory(features)
             out = self._heads(seen, features, [click], carried, believed=True)
