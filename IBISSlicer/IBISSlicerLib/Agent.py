@@ -199,6 +199,10 @@ class Agent:
         """Add a click of the person's at a point in the world (RAS mm); for a volume, on any slice."""
         return self._click(lambda run: run.clickFields(ras, positive), wait)
 
+    def addBox(self, corner, opposite, wait: bool = True) -> dict | None:
+        """Add a box of the person's between two opposite corners in the world (RAS mm) in one slice."""
+        return self._click(lambda run: run.boxFields(corner, opposite), wait)
+
     def moveClick(self, number: int, ras, wait: bool = True) -> dict | None:
         """Put the click of step `number` elsewhere. It is the person's click then; later ones of its slice go."""
         return self._click(lambda run: run.moveFields(number, ras), wait)
@@ -308,6 +312,8 @@ class Agent:
             if self.current is not None:
                 self._forgetAccepted()
                 self.worker.client.open(self.current.record.session, self.current.describe)
+                self.current.setVisible(True)
+                self.current.reveal()
                 self.changed.emit()
         return self.current is not None
 
@@ -388,7 +394,7 @@ class Agent:
             if self.current is run and run.record.extend(message["after"], message["step"], message):
                 made.append(run.rows()[-1])
                 run.showLast()
-                if made[-1].get("kind") != "grow":  # who watches it grow scrolls as they like
+                if run.scope == "volume" and made[-1].get("kind") != "grow":  # else they scroll as they like
                     run.reveal()
                 run.save()
                 self.changed.emit()

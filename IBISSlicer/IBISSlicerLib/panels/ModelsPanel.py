@@ -38,6 +38,7 @@ class ModelsPanel:
     def __init__(self, ui, agent: Agent, pythonChosen, say) -> None:
         self.ui, self.agent, self._pythonChosen, self._say = ui, agent, pythonChosen, say
         self._fit = ""
+        self._listed = ""  # the address whose models are in the list
         for text, value in _DEVICES:
             ui.deviceSelector.addItem(text, value)
         for text, value in _PRECISIONS:
@@ -49,6 +50,9 @@ class ModelsPanel:
         ui.windowSelector.connect("currentIndexChanged(int)", self._onWindow)
         for selector in (ui.policySelector, ui.segmenterSelector, ui.deviceSelector, ui.precisionSelector):
             selector.connect("currentIndexChanged(int)", self._onChosen)
+        ui.modelSelector.connect("currentIndexChanged(int)", lambda row: self._onModel())
+        ui.modelSelector.lineEdit().connect("editingFinished()", self._onModel)
+        ui.modelsSection.connect("contentsCollapsed(bool)", self._onFolded)
         ui.pythonSelector.connect("currentIndexChanged(int)", self._onPython)
         ui.segmenterButton.connect("clicked()", self._onSegmenterFile)
         ui.pythonButton.connect("clicked()", self.choosePython)
@@ -66,6 +70,7 @@ class ModelsPanel:
         for text, data in (("My weights …", _FOLDER), ("A server …", _SERVER)):
             if ui.policySelector.findData(data) < 0:
                 ui.policySelector.addItem(text, data)
+        self._showModel()
         _offer(ui.segmenterSelector, _DEMO_TEXT, Settings.DEMO, chosen.segmenter)
         _offer(ui.pythonSelector, "Slicer's own", "", Settings.python())
         for selector, value in ((ui.deviceSelector, chosen.device), (ui.precisionSelector, chosen.precision)):
@@ -153,10 +158,72 @@ class ModelsPanel:
             device=ui.deviceSelector.currentData,
             precision=ui.precisionSelector.currentData,
         )
+        if settings.policy != before.policy:
+            settings = replace(settings, model="")  # another server has others
         self._fit = ""
         self.agent.worker.use(settings)
+        self.fill()
+        self._listModels()
         if settings.policy != Settings.DEMO and not isServer(settings.policy) and settings != before:
             self.check()
+
+    # The models of a server
+
+    def _onFolded(self, folded: bool) -> None:
+        if not folded:  # unfolding shows everything in the section
+            self._showModel()
+            self._listModels()
+
+    def _listModels(self) -> None:
+        """Ask the chosen server which models it offers, once, while somebody looks."""
+        address = self.agent.worker.client.settings.policy
+        if not isServer(address) or self.ui.modelsSection.collapsed or not self.agent.usable:
+            return
+        if address != self._listed:
+            self._listed = address
+            self._fit = "Asking the server for its models …"
+            self.update()
+            self.agent.worker.listModels(
+                lambda names: self._onListed(address, names), lambda text: self._onListed(address, [], text)
+            )
+
+    def _onListed(self, address: str, names: list[str], problem: str = "") -> None:
+        if address != self.agent.worker.client.settings.policy:
+            return
+        selector = self.ui.modelSelector
+        blocked = selector.blockSignals(True)
+        selector.clear()
+        for name in names:
+            selector.addItem(name)
+        selector.blockSignals(blocked)
+        if problem:
+            self._listed = ""  # ask again when the section is opened the next time
+        if len(names) == 1 and not self.agent.worker.client.settings.model:
+            self._useModel(names[0])
+        self._showModel()
+        several = f"The server has {len(names)} models. Select one."
+        self._onFitFailed(
+            problem or (several if len(names) > 1 and not self.agent.worker.client.settings.model else "")
+        )
+
+    def _showModel(self) -> None:
+        selector, chosen = self.ui.modelSelector, self.agent.worker.client.settings
+        model = chosen.model
+        for widget in (self.ui.modelLabel, selector):
+            widget.setVisible(isServer(chosen.policy) and not self.ui.modelsSection.collapsed)
+        blocked = selector.blockSignals(True)
+        selector.setCurrentIndex(selector.findText(model) if model else -1)
+        selector.setEditText(model)
+        selector.blockSignals(blocked)
+
+    def _onModel(self) -> None:
+        self._useModel(self.ui.modelSelector.currentText.strip())
+
+    def _useModel(self, model: str) -> None:
+        chosen = self.agent.worker.client.settings
+        if isServer(chosen.policy) and model != chosen.model:
+            self._fit = ""
+            self.agent.worker.use(replace(chosen, model=model))
 
     def _onWindow(self, row: int) -> None:
         Settings.setUsesShownWindow(self.ui.windowSelector.currentData == "shown")

@@ -8,7 +8,7 @@ import qt
 
 from ..Agent import Agent
 from ..Errors import telling
-from ..scene.ClickPlacement import ClickPlacement
+from ..scene.ClickPlacement import BOX, EXCLUDE, INCLUDE, ClickPlacement
 from .Texts import MISSING, STEP_FIRST, actionOf, measureOf, plain, readable, secondsOf, thoughtOf
 
 _NUMBER, _THINKING, _AREA, _SLICE = range(4)
@@ -28,7 +28,7 @@ class StepsPanel:
         self._placement = ClickPlacement()
         self._heard = ""
         self._count = 0
-        self._filling = False
+        self._filling = self._aiming = False
         header = ui.stepsTable.horizontalHeader()
         header.setStretchLastSection(False)
         for column in range(4):
@@ -40,18 +40,22 @@ class StepsPanel:
         for button, name in (
             (ui.includeButton, "Include"),
             (ui.excludeButton, "Exclude"),
+            (ui.boxButton, "Box"),
             (ui.undoButton, "Undo"),
             (ui.redoButton, "Redo"),
         ):
             button.setIcon(self._icons[name])
         ui.stepsTable.connect("itemSelectionChanged()", self._onSelected)
-        ui.includeButton.connect("toggled(bool)", lambda on: self._onPlace(True, on))
-        ui.excludeButton.connect("toggled(bool)", lambda on: self._onPlace(False, on))
+        self._tools = {INCLUDE: ui.includeButton, EXCLUDE: ui.excludeButton, BOX: ui.boxButton}
+        for what, button in self._tools.items():
+            button.connect("toggled(bool)", lambda on, what=what: self._onPlace(what, on))
         ui.backButton.connect("clicked()", lambda: self._do(lambda: agent.back(agent.current.shown)))
         ui.undoButton.connect("clicked()", lambda: self._do(agent.undo))
         ui.redoButton.connect("clicked()", lambda: self._do(agent.redo))
         ui.rejectButton.connect("clicked()", lambda: self._do(lambda: agent.reject(wait=False)))
         self._placement.placed.connect(self._onPlaced)
+        self._placement.boxed.connect(self._onBoxed)
+        self._placement.aimed.connect(self._onAimed)
         self._placement.changed.connect(self._onPlacementChanged)
         agent.changed.connect(self.update)
         agent.worker.changed.connect(self._onWorking)
@@ -63,7 +67,7 @@ class StepsPanel:
 
     def stopPlacing(self) -> bool:
         """Give the mouse back to Slicer. Returns whether clicks were being placed."""
-        placing = self._placement.sign is not None
+        placing = self._placement.what is not None
         self._placement.stop()
         return placing
 
@@ -107,6 +111,7 @@ class StepsPanel:
             table.item(row, _NUMBER).setToolTip(plain(f"{actionOf(step)}{secondsOf(step)}"))
             before = step
         table.resizeRowsToContents()
+        self._fitHeight()
         if run is not None and 0 < run.shown <= len(steps):
             table.setCurrentCell(run.shown - 1, _THINKING)
             table.scrollToItem(table.item(run.shown - 1, _THINKING))
@@ -125,6 +130,12 @@ class StepsPanel:
         for button, possible, can, cannot in (
             (ui.includeButton, cut, "Click in a slice view on what belongs to the structure (Ctrl+I)", first),
             (ui.excludeButton, cut, "Click in a slice view on what does not belong to it (Ctrl+E)", first),
+            (
+                ui.boxButton,
+                cut,
+                "Click on two opposite corners of a box around the structure, in a slice view",
+                first,
+            ),
             (
                 ui.rejectButton,
                 usable and bool(record) and record.can_reject(),
@@ -153,7 +164,9 @@ class StepsPanel:
         table, count = self.ui.stepsTable, len(self.agent.steps)
         text = readable(self._heard) if self.agent.isWorking else ""
         if not text:
-            table.setRowCount(count)
+            if table.rowCount != count:
+                table.setRowCount(count)
+                self._fitHeight()
             return
         if table.rowCount == count:
             table.setRowCount(count + 1)
@@ -167,11 +180,20 @@ class StepsPanel:
                 table.item(count, column).setFlags(qt.Qt.ItemIsEnabled)  # there is no step to show yet
         table.item(count, _THINKING).setText(text)
         table.resizeRowToContents(count)
+        self._fitHeight()
         table.scrollToBottom()
 
     def _onColumnResized(self, column: int, before: int, now: int) -> None:
         if column == _THINKING:
             self.ui.stepsTable.resizeRowsToContents()
+            self._fitHeight()
+
+    def _fitHeight(self) -> None:
+        """No empty rows on a tall screen; the space below the table stays, so that no button moves."""
+        table = self.ui.stepsTable
+        rows = sum(table.rowHeight(row) for row in range(table.rowCount))
+        edges = 2 * table.frameWidth + 2
+        table.setMaximumHeight(max(table.minimumHeight, table.horizontalHeader().height + rows + edges))
 
     def _onWorking(self) -> None:
         if not self.agent.isWorking:
@@ -195,20 +217,34 @@ class StepsPanel:
 
     # Clicks
 
-    def _onPlace(self, positive: bool, on: bool) -> None:
+    def _onPlace(self, what: str, on: bool) -> None:
         if on:
-            self._placement.start(positive)
-        elif self._placement.sign is positive:
+            self._placement.start(what)
+        elif self._placement.what == what:
             self._placement.stop()
 
-    def _onPlacementChanged(self, sign: bool | None) -> None:
-        for button, own in ((self.ui.includeButton, True), (self.ui.excludeButton, False)):
+    def _onPlacementChanged(self, placed: str | None) -> None:
+        for what, button in self._tools.items():
             blocked = button.blockSignals(True)
-            button.setChecked(sign is own)
+            button.setChecked(what == placed)
             button.blockSignals(blocked)
+        if self._aiming:  # a box that was begun and not ended goes
+            self._aiming = False
+            self._showMarks()
 
     def _onPlaced(self, ras, positive: bool) -> None:
         self._do(lambda: self.agent.addClick(ras, positive, wait=False))
+
+    def _onAimed(self, corner, ras) -> None:
+        if self.agent.current is not None and self.agent.current.isOpened:
+            self._aiming = True
+            self.agent.current.aimBox(corner, ras)
+
+    def _onBoxed(self, corner, opposite) -> None:
+        self._aiming = False
+        self._do(lambda: self.agent.addBox(corner, opposite, wait=False))
+        if not self.agent.isWorking:
+            self._showMarks()
 
     def _onMoved(self, number: int, ras) -> None:
         self._do(lambda: self.agent.moveClick(number, ras, wait=False))

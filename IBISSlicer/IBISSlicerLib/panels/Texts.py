@@ -26,7 +26,9 @@ def countedFromOne(words: str) -> str:
 def thoughtOf(step: dict) -> str:
     """What a step says: the policy's thinking, or who acted."""
     if step["by"] == "person":
-        return "You accepted the mask." if isEnd(step) else "Your click."
+        if isEnd(step):
+            return "You accepted the mask."
+        return "Your box." if step["action"]["kind"] == "box" else "Your click."
     said = (step["thinking"].strip(), countedFromOne(step.get("words", "")))
     return "\n".join(filter(None, said)) or "(no text)"
 

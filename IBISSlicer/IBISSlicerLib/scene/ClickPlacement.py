@@ -1,5 +1,5 @@
-"""Placing a click with the mouse in a slice view: Slicer's own place mode, on a point list that only serves
-for it.
+"""Placing a click or a box with the mouse in a slice view: Slicer's own place mode, on a point list that only serves
+for it. A box is two clicks, on opposite corners.
 """
 
 from __future__ import annotations
@@ -12,49 +12,54 @@ from .Aim import Aim, placeNodes
 from .ClickMarks import NEGATIVE_COLOUR, POSITIVE_COLOUR
 from .OwnNodes import addOwnNode, removeNode
 
+INCLUDE, EXCLUDE, BOX = "include", "exclude", "box"
+
+Ras = tuple[float, float, float]
+
 
 class ClickPlacement:
     """Turns place mode on and off, and tells where the person clicked.
 
     placed: Signal(ras, positive) for every click; ras in the world.
-    changed: Signal(sign) when place mode was entered or left; sign is True, False or None.
+    boxed: Signal(ras, ras) for every box, two opposite corners.
+    aimed: Signal(ras, ras) while the mouse goes from the first corner to the second.
+    changed: Signal(what) when place mode was entered or left; INCLUDE, EXCLUDE, BOX or None.
     """
 
     def __init__(self) -> None:
-        self.placed = Signal()
+        self.placed, self.boxed, self.aimed = Signal(), Signal(), Signal()
         self.changed = Signal()
-        self.sign: bool | None = None
+        self.what: str | None = None
+        self._corner: Ras | None = None
         self._node = None
         self._before: Aim | None = None
         self._persistence = 0
         self._tags: list[tuple[object, int]] = []
         self._waiting = False
 
-    def start(self, positive: bool) -> None:
-        """Let the next clicks in the slice views be clicks of this sign, until `stop`, Esc or a right click."""
+    def start(self, what: str) -> None:
+        """Let the next clicks in the slice views be of this kind, until `stop`, Esc or a right click."""
         self._prepare()
         selection, interaction = placeNodes()
-        if self.sign is None:
+        if self.what is None:
             self._before, self._persistence = Aim.now(), interaction.GetPlaceModePersistence()
-        self.sign = positive
+        self.what, self._corner = what, None
         display = self._node.GetDisplayNode()
-        # Being invisible in 3D does not keep points from being placed there; belonging to other views does.
-        display.RemoveAllViewNodeIDs()
-        for view in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
-            display.AddViewNodeID(view.GetID())
-        display.SetSelectedColor(*(POSITIVE_COLOUR if positive else NEGATIVE_COLOUR))
-        display.SetColor(*(POSITIVE_COLOUR if positive else NEGATIVE_COLOUR))
+        self._showInSliceViews()
+        colour = NEGATIVE_COLOUR if what == EXCLUDE else POSITIVE_COLOUR
+        display.SetSelectedColor(*colour)
+        display.SetColor(*colour)
         selection.SetReferenceActivePlaceNodeClassName("vtkMRMLMarkupsFiducialNode")
         selection.SetActivePlaceNodeID(self._node.GetID())
         interaction.SetPlaceModePersistence(1)
         interaction.SetCurrentInteractionMode(interaction.Place)
-        self.changed.emit(self.sign)
+        self.changed.emit(self.what)
 
     def stop(self) -> None:
         """Leave place mode, unless somebody else has taken it over; Slicer's own buttons place what they did before."""
-        if self.sign is None:
+        if self.what is None:
             return
-        self.sign = None
+        self.what = self._corner = None
         _, interaction = placeNodes()
         if self._isAimedAt():
             if interaction.GetCurrentInteractionMode() == interaction.Place:
@@ -85,10 +90,35 @@ class ClickPlacement:
         selection, interaction = placeNodes()
         for node, event, handler in (
             (self._node, self._node.PointPositionDefinedEvent, self._onPlaced),
+            (self._node, self._node.PointModifiedEvent, self._onAimed),
+            (slicer.mrmlScene, slicer.vtkMRMLScene.NodeAddedEvent, self._onNodeAdded),
             (selection, selection.ActivePlaceNodeIDChangedEvent, self._onAimChanged),
             (interaction, interaction.InteractionModeChangedEvent, self._onModeChanged),
         ):
             self._tags.append((node, node.AddObserver(event, handler)))
+
+    def _showInSliceViews(self) -> None:
+        # Being invisible in 3D does not keep points from being placed there; belonging to other views does.
+        display = self._node.GetDisplayNode()
+        display.RemoveAllViewNodeIDs()
+        for view in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+            display.AddViewNodeID(view.GetID())
+
+    def _onNodeAdded(self, caller, event) -> None:
+        """Another layout may bring further slice views: there, too."""
+        if self.what is not None and slicer.mrmlScene.IsNodePresent(self._node):
+            self._showInSliceViews()
+
+    def _onAimed(self, caller, event) -> None:
+        last = caller.GetNumberOfControlPoints() - 1
+        if (
+            self._corner is not None
+            and last >= 0
+            and caller.GetNthControlPointPositionStatus(last) == caller.PositionPreview
+        ):
+            ras = [0.0, 0.0, 0.0]
+            caller.GetNthControlPointPositionWorld(last, ras)
+            self.aimed.emit(self._corner, tuple(ras))
 
     def _onPlaced(self, caller, event) -> None:
         # Slicer still works with the point while it tells of it: take it away afterwards.
@@ -98,8 +128,8 @@ class ClickPlacement:
 
     def _takePoints(self) -> None:
         self._waiting = False
-        node, sign = self._node, self.sign
-        if node is None or sign is None or not slicer.mrmlScene.IsNodePresent(node):
+        node, what = self._node, self.what
+        if node is None or what is None or not slicer.mrmlScene.IsNodePresent(node):
             return
         places = []
         for index in reversed(range(node.GetNumberOfControlPoints())):
@@ -109,15 +139,21 @@ class ClickPlacement:
                 places.append(tuple(ras))
                 node.RemoveNthControlPoint(index)
         for ras in reversed(places):
-            self.placed.emit(ras, sign)
+            if what != BOX:
+                self.placed.emit(ras, what == INCLUDE)
+            elif self._corner is None:
+                self._corner = ras
+            else:
+                corner, self._corner = self._corner, None
+                self.boxed.emit(corner, ras)
 
     def _isAimedAt(self) -> bool:
         return self._node is not None and placeNodes()[0].GetActivePlaceNodeID() == self._node.GetID()
 
     def _onAimChanged(self, caller, event) -> None:
-        if self.sign is not None and not self._isAimedAt():  # the person has begun to place something else
+        if self.what is not None and not self._isAimedAt():  # the person has begun to place something else
             self.stop()
 
     def _onModeChanged(self, caller, event) -> None:
-        if self.sign is not None and caller.GetCurrentInteractionMode() != caller.Place:
+        if self.what is not None and caller.GetCurrentInteractionMode() != caller.Place:
             self.stop()

@@ -7,6 +7,7 @@ what is needed of it is kept with the run.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import slicer
+from ibis_agent.actions import Box
 from ibis_agent.errors import InputError
 from ibis_agent.mask.structures import name_for
 from ibis_agent.record.review import write_review
@@ -187,6 +189,15 @@ class SceneRun:
         index, x, y = self._placeOf(ras)
         return {"slice": index, "click": {"x": x, "y": y, "positive": bool(positive)}}
 
+    def boxFields(self, corner, opposite) -> dict:
+        """What the request `add` says of a box of the person's between two points in the world. Raises InputError."""
+        (index, *first), (last, *second) = self._placeOf(corner), self._placeOf(opposite)
+        if index != last:
+            value = f"{index + 1} and {last + 1}"
+            raise InputError("both corners of a box must lie in one slice", value=value)
+        (x0, x1), (y0, y1) = (sorted(pair) for pair in zip(first, second))
+        return {"slice": index, "click": dataclasses.asdict(Box(x0, y0, x1, y1))}
+
     def moveFields(self, number: int, ras) -> dict:
         """What the request `add` says of the click of step `number` put elsewhere. Raises InputError.
 
@@ -299,13 +310,24 @@ class SceneRun:
         record, transformID = self.record, self.mask.node.GetTransformNodeID()
         self.frameMark.show(record.frame, record.geometry, record.range, self._toRas, transformID)
         boxes = [row for row in self.rows()[: self.shown] if row["action"]["kind"] == "box"]
-        box, index = None, record.geometry.index
-        if boxes:
-            action, index = boxes[-1]["action"], int(boxes[-1].get("slice", index))
-            width, height = record.geometry.width, record.geometry.height
-            edges = {"left": action["x0"] * width, "right": action["x1"] * width}
-            box = SimpleNamespace(**edges, top=action["y0"] * height, bottom=action["y1"] * height)
-        self.boxMark.show(box, record.geometry, (index, index), self._toRas, transformID)
+        last = boxes[-1] if boxes else {}
+        self._drawBox(last.get("action"), int(last.get("slice", record.geometry.index)))
+
+    def aimBox(self, corner, opposite) -> None:
+        """Draw the box that the person is about to place, or nothing where none could be; `show` ends it."""
+        try:
+            fields = self.boxFields(corner, opposite)
+            self._drawBox(fields["click"], fields["slice"])
+        except InputError:
+            self._drawBox(None, self.record.geometry.index)
+
+    def _drawBox(self, edges: dict | None, index: int) -> None:
+        geometry, box = self.record.geometry, None
+        if edges is not None:
+            across = {"left": edges["x0"] * geometry.width, "right": edges["x1"] * geometry.width}
+            down = {"top": edges["y0"] * geometry.height, "bottom": edges["y1"] * geometry.height}
+            box = SimpleNamespace(**across, **down)
+        self.boxMark.show(box, geometry, (index, index), self._toRas, self.mask.node.GetTransformNodeID())
 
     def isAnotherThanShown(self, number: int) -> bool:
         """Whether showing step `number` would change what the views show."""
@@ -321,8 +343,8 @@ class SceneRun:
         self.show(len(self.record.steps))
 
     def reveal(self) -> None:
-        """Scroll the views of a volume's run to the slice of the shown step."""
-        if not self._alone and self.volumeNode is not None:
+        """Scroll the views along this axis, in every layout, to the slice of the shown step."""
+        if self.volumeNode is not None:
             ijk = [count // 2 for count in self._image["shape"]]
             ijk[self.place.axis] = self.shownSlice
             showSliceInViews(self.volumeNode, self.place.axis, ijk)

@@ -129,6 +129,14 @@ class Worker:
         job.failed = lambda kind, text: failed(text)
         self.submit(job, wait=False)
 
+    def listModels(self, told: Callable[[list[str]], None], failed: Callable[[str], None]) -> None:
+        """Ask a server which models it offers; `told` gets their names, or `failed` why that cannot be said."""
+        chosen = self.client.settings
+        fields = {"policy": chosen.policy, "send_pictures_to": chosen.send_pictures_to}
+        job = Job("models", fields, done=lambda message: told([str(name) for name in message["models"]]))
+        job.failed = lambda kind, text: failed(text)
+        self.submit(job, wait=False)
+
     def shutdown(self) -> None:
         """End the process and stay silent from now on."""
         self._over = True

@@ -90,7 +90,7 @@ class Job:
     @property
     def is_awaited(self) -> bool:
         """Whether somebody waits for it. Tidying up goes on behind the scenes, and is not to be stopped."""
-        return self.request != "close"
+        return self.request not in ("close", "models")
 
     def fail(self, kind: str, text: str) -> None:
         if not self._over:

@@ -51,6 +51,7 @@ class Engine:
             "add": self._add,
             "spread": self._spread,
             "info": self._info,
+            "models": self._models,
             "close": self._close,
             "unload": self._unload,
         }
@@ -141,6 +142,11 @@ class Engine:
                 "loaded": loaded,
             },
         }
+
+    def _models(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
+        """The models that a server offers; empty for a policy on this machine, and for a server that does not say."""
+        listed = getattr(policies.find(_source({**_DEFAULTS, **request})), "models", None)
+        return {"event": "done", "models": listed() if listed else []}
 
     def free_memory(self) -> None:
         """Give back what nobody holds any more."""

@@ -13,6 +13,7 @@ Requests (to the worker's stdin), each with an integer `id`:
 | add      | session, after, click; for a volume slice, replace | `step`, `done` |
 | spread   | session, after, slice: the neighbours of a clicked slice again | `step`, `done` |
 | info     | policy, device, precision: is there room for them? | `done` with `info` |
+| models   | policy, send_pictures_to: what a server offers | `done` with `models` |
 | close    | session | `done` |
 | unload   | | `done` |
 | cancel   | target (the id of a request) | the target ends with `error`, kind `cancelled` |

@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ibis_agent.actions import Click
+from ibis_agent.actions import Box, Click, Prompt
 from ibis_agent.engine.engine import Cancelled as IsStopped
 from ibis_agent.engine.engine import Emit, Engine
 from ibis_agent.engine.protocol import Message
@@ -160,10 +160,14 @@ class _Painter:
         return np.asarray(np.mean(shifts, axis=0))
 
     def predict(
-        self, embedding: np.ndarray, clicks: Sequence[Click], previous_logits: np.ndarray | None = None
+        self, embedding: np.ndarray, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
     ) -> _Painted:
         mask = np.zeros(embedding.shape, dtype=bool)
         for click in clicks:
+            if isinstance(click, Box):
+                mask = self._within(embedding.shape, click)
+                continue
+            assert isinstance(click, Click)
             mask = (
                 mask | self._around(embedding, click)
                 if click.positive
@@ -171,6 +175,11 @@ class _Painter:
             )
         logits = np.where(mask, 1.0, -1.0).astype(np.float32)
         return _Painted(mask, logits, 0.9, np.array([0.9, 0.5, 0.1], dtype=np.float32))
+
+    def _within(self, shape: tuple[int, ...], box: Box) -> np.ndarray:
+        height, width = shape
+        rows, cols = (np.arange(height)[:, None] + 0.5) / height, (np.arange(width)[None] + 0.5) / width
+        return np.asarray((box.x0 <= cols) & (cols <= box.x1) & (box.y0 <= rows) & (rows <= box.y1))
 
     def _around(self, grey: np.ndarray, click: Click) -> np.ndarray:
         height, width = grey.shape

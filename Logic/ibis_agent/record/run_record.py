@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ibis_agent.actions import Click
+from ibis_agent.actions import Prompt
 from ibis_agent.errors import InputError
 from ibis_agent.fields import Fields
 from ibis_agent.mask.masks import decode_rle
@@ -180,11 +180,10 @@ class RunRecord:
     def volume_ml(self, number: int | None = None) -> float:
         return sum(self.areas_mm2(number).values()) * float(self._cut["gap_mm"]) / 1000
 
-    def clicks_on(self, index: int, number: int | None = None) -> list[Click]:
-        """All clicks that a slice of a volume stands on; boxes are left out."""
+    def clicks_on(self, index: int, number: int | None = None) -> list[Prompt]:
+        """All clicks and boxes that a slice of a volume stands on."""
         made = [each for each in self.steps[:number] if each["kind"] == "click" and each["slice"] == index]
-        stands = [click_from_json(each) for each in made[-1]["clicks"]] if made else []
-        return [each for each in stands if isinstance(each, Click)]
+        return [click_from_json(each) for each in made[-1]["clicks"]] if made else []
 
     def clicked(self, number: int | None = None) -> list[int]:
         """The slices of a volume that were clicked."""

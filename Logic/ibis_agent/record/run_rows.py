@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ibis_agent.actions import Click
+from ibis_agent.actions import Click, Prompt
 from ibis_agent.record.run_record import RunRecord
 from ibis_agent.record.steps import Json, click_from_json
 
@@ -27,7 +27,7 @@ class PlacedClick:
 
 def clicks_of(record: RunRecord, number: int | None = None) -> list[PlacedClick]:
     """All clicks that count after `number` steps, None after all; boxes are left out."""
-    made: dict[int, list[tuple[int, Click]]] = {}
+    made: dict[int, list[tuple[int, Prompt]]] = {}
     for step in record.steps[:number]:
         if record.scope == "volume":
             if step["kind"] != "click":
@@ -49,6 +49,7 @@ def clicks_of(record: RunRecord, number: int | None = None) -> list[PlacedClick]
         PlacedClick(step, index, which, click)
         for index, clicks in made.items()
         for which, (step, click) in enumerate(clicks, 1)
+        if isinstance(click, Click)  # a box counts, but has no mark of its own
     ]
 
 

@@ -422,6 +422,33 @@ def test_a_server_elsewhere_is_used_only_after_a_yes_and_the_panel_says_where_pi
     assert Settings.models().policy == "http://localhost:8080/v1"
 
 
+def test_the_model_of_a_server_is_chosen_from_its_list_or_typed_and_is_kept_with_the_address(
+    asked: Panel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from chat_server import serving
+    from IBISSlicerLib.worker import Settings
+
+    panel = asked
+    panel.ui.modelsSection.collapsed = False
+    assert not panel.ui.modelSelector.visible
+    with serving(lambda body, send: (1, 1), models=("small", "large")) as server:
+        panel.host.answer(server.url)
+        choose_policy(panel, "A server …")
+        assert panel.ui.modelSelector.visible
+        panel.host.wait_until(lambda: panel.ui.modelSelector.count == 2, 120, "the server's models")
+        assert "2 models" in panel.ui.modelsStatusLabel.text and panel.ui.modelSelector.currentText == ""
+        panel.ui.modelSelector.setCurrentIndex(1)
+        assert Settings.models().model == "large" and "2 models" not in panel.ui.modelsStatusLabel.text
+        panel.host.answer(server.url.replace("127.0.0.1", "localhost"))  # another address
+        choose_policy(panel, "A server …")
+        assert Settings.models().model == ""
+        panel.ui.modelSelector.setEditText("mine")
+        panel.host.key(panel.ui.modelSelector, "Return")
+        assert Settings.models().model == "mine"
+    choose_policy(panel, "Demonstration model")
+    assert not panel.ui.modelSelector.visible and Settings.models().model == ""
+
+
 def test_choosing_a_policy_says_whether_it_fits_or_what_is_wrong_with_it(
     asked: Panel, tmp_path: Path
 ) -> None:

@@ -77,6 +77,11 @@ class RemoteAddress:
         self.check_yes()
         self.chosen()
 
+    def models(self) -> list[str]:
+        """Those that the server offers; empty where it does not say. Raises InputError, ModelError as `check`."""
+        self.check_yes()
+        return models_of(self.connection)
+
     def chosen(self) -> str:
         """The model's name on the server: the one that was named, or the only one. Raises ModelError."""
         listed = models_of(self.connection)
