@@ -14,12 +14,14 @@ from pathlib import Path
 import slicer
 from ibis_agent.engine.client import Job
 from ibis_agent.errors import IbisError
+from ibis_agent.mask.measurements import Measurements
 from ibis_agent.policy.prompts import check_question
 
 from .Errors import PlainError
 from .scene.Accept import accept
 from .scene.Export import exportDicom, exportSegment
 from .scene.Geometry import isColour, sliceOfPlane, sliceOfView
+from .scene.Measures import measureSegment, writeRow
 from .scene.Modality import takeAs
 from .scene.RecordedRun import openRecordedRun
 from .scene.SavedRuns import openLastRun, writeSavedReview
@@ -61,6 +63,8 @@ class Agent:
         self._usable = True
         self._goOn = False  # whether the next step follows when one is done
         self._lastSegment: tuple | None = None
+        self.measured: Measurements | None = None  # of the segment that was accepted last, and
+        self.measuresTable = None  # the vtkMRMLTableNode with a row for each accepted segment
         self._watch = SceneWatch(self._letGo, self._onNodeRemoved)
         _agents.add(self)
         logging.getLogger("PIL").setLevel(
@@ -263,12 +267,18 @@ class Agent:
             show3D=show3D,
         )
         record.back(run.shown)
-        record.finish()
         self._lastSegment = (segmentationNode, segmentId)
+        self._measure(run, segmentationNode, segmentId)
+        self.conclude()
+        return segmentId
+
+    def conclude(self) -> None:
+        """Close the question as it stands, with nothing further to accept; its record stays in the scene."""
+        run = self._interrupt()
+        run.record.finish()
         run.finish()
         self.current, self.accepted = None, run
         self._closed(run)
-        return segmentId
 
     def discard(self) -> None:
         """Close the question and take everything of it out of the scene."""
@@ -455,6 +465,20 @@ class Agent:
             run.forget()
         elif run is not None:
             run.remove(record=False)
+
+    def _measure(self, run: SceneRun, segmentationNode, segmentId: str) -> None:
+        """Put a row into the table of measures. A mask counts as accepted whether or not it can be measured."""
+        self.measured, self.measuresTable = None, None
+        if run.volumeNode is None:
+            return
+        try:
+            alone = run.scope == "slice"
+            self.measured = measureSegment(
+                segmentationNode, segmentId, run.volumeNode, run.place.axis, oneSlice=alone
+            )
+            self.measuresTable = writeRow(segmentationNode, segmentId, self.measured, run.volumeNode)
+        except (PlainError, IbisError, ImportError) as error:
+            logging.warning("IBISSlicer: the segment was not measured: %s", error)
 
     def _segment(self) -> tuple:
         if self.current is not None:

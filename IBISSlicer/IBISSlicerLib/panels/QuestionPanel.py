@@ -10,8 +10,10 @@ import slicer
 from ..Agent import COLOUR_SLICES_ONLY, Agent
 from ..Errors import PlainError, telling
 from ..scene.Geometry import ObliqueViewError, alignView, isColour, shownWindow, sliceOfView
+from ..Several import Several
 from ..worker import Settings
 from .ModalityMenu import ModalityMenu
+from .StructuresMenu import StructuresMenu, questionsFor
 from .Texts import MISSING
 
 
@@ -39,6 +41,9 @@ class QuestionPanel:
         self._modality = ModalityMenu(ui, agent)
         self._questions = qt.QMenu(ui.questionsButton)
         ui.questionsButton.setMenu(self._questions)
+        self.structures = StructuresMenu(self._questions, self.setQuestion)
+        self.several = Several(agent, self.say)
+        self.several.ended.connect(self._onSeveralEnded)
         # Room for two lines, whatever is said: buttons must not move under the mouse. More can be scrolled to.
         ui.statusBox.setFixedHeight(2 * ui.statusLabel.fontMetrics().lineSpacing() + 4)
         ui.scopeSelector.addItem("Current slice", "slice")
@@ -65,6 +70,7 @@ class QuestionPanel:
     def cleanup(self) -> None:
         self._clock.stop()
         self._settling.stop()
+        self.several.cleanup()
         for node, tag in self._tags:
             node.RemoveObserver(tag)
         self._tags.clear()
@@ -88,12 +94,15 @@ class QuestionPanel:
         self._showStatus()
 
     def onStep(self) -> None:
+        self.several.byItself = False
         self._act(lambda: self.agent.step(wait=False))
 
     def onRun(self) -> None:
+        self.several.byItself = True
         self._act(lambda: self.agent.run(wait=False))
 
     def onStop(self) -> None:
+        self.several.byItself = False
         self.agent.stop()
         self.say("Stopped.")
 
@@ -151,10 +160,25 @@ class QuestionPanel:
         window = shownWindow(volumeNode) if Settings.usesShownWindow() and volumeNode else None
         sliceNode = self._sliceNode()
         scope, first, last = self.ui.scopeSelector.currentData, *self._range()
-        self.agent.ask(
-            volumeNode, self.ui.questionEdit.plainText, sliceNode=sliceNode, window=window, scope=scope,
-            slices=(first, last) if scope == "volume" else None,
-        )  # fmt: skip
+        slices = (first, last) if scope == "volume" else None
+        places: list = []  # of the first question: the others are about the same slice, wherever the view is
+
+        def ask(question: str):
+            axis, index = (places[0].axis, places[0].index) if places else (2, None)
+            run = self.agent.ask(
+                volumeNode, question, sliceNode=None if places else sliceNode, axis=axis, index=index,
+                window=window, scope=scope, slices=slices,
+            )  # fmt: skip
+            places.append(run.place)
+            return run
+
+        question = self.ui.questionEdit.plainText
+        self.several.start(questionsFor(question, self.agent.worker.client.settings), ask)
+
+    def _onSeveralEnded(self, rest: list[str], text: str) -> None:
+        if rest:
+            self.setQuestion(" ".join(rest))
+        self.say(" ".join(filter(None, (text, f"{len(rest)} not asked yet." if rest else ""))))
 
     def _onFailed(self, kind: str, text: str) -> None:
         self.say(text)
@@ -192,7 +216,7 @@ class QuestionPanel:
                 return f"Starting the worker process …{seconds}"
             if client.state == "loading":
                 return f"{client.loading or 'Loading the models …'}{seconds}"
-            return f"The agent is thinking …{seconds}"
+            return f"The agent is thinking …{seconds}{self._place()}"
         if run is None:
             return self._geometry
         if run.record.status == "paused":
@@ -202,6 +226,9 @@ class QuestionPanel:
         if run.record.status == "ended" and run.record.answer is not None:
             return " ".join(["Finished. Accept the mask, or correct it.", *run.record.caveats])
         return run.record.reason
+
+    def _place(self) -> str:
+        return f" ({self.several.progress})" if self.several.isOpen else ""
 
     # Scope
 
@@ -322,6 +349,8 @@ class QuestionPanel:
             if question not in recent:
                 self._addQuestion(question)
         self._questions.addSeparator()
+        if self.structures.fill(self.agent.worker.client.settings, self.ui.questionEdit.plainText):
+            self._questions.addMenu(self.structures.menu)
         action = qt.QAction("Open recorded run (trajectory.json) …", self._questions)
         action.connect("triggered()", self._onOpenRecorded)
         self._questions.addAction(action)

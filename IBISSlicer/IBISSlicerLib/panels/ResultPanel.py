@@ -26,6 +26,7 @@ class ResultPanel:
     def __init__(self, ui, agent: Agent, say, measured) -> None:
         self.ui, self.agent, self._say, self._measured = ui, agent, say, measured
         self._tags: list[tuple[object, int]] = []
+        self._run = None
         self._menu = qt.QMenu(ui.exportButton)
         ui.exportButton.setMenu(self._menu)
         self._menu.connect("aboutToShow()", self._fillMenu)
@@ -43,6 +44,9 @@ class ResultPanel:
     def update(self, *_: object) -> None:
         ui, run = self.ui, self.agent.current
         record = run.record if run else None
+        if run is not None and run is not self._run:
+            self._aim(run)
+        self._run = run
         steps = self.agent.steps
         answer = (record.answer or "") if record else ""
         told = " — ".join(filter(None, (f"Answer: {answer}" if answer else "", self._measured())))
@@ -71,11 +75,16 @@ class ResultPanel:
                 ui.nameEdit.text.strip(),
                 ui.show3DCheckBox.checked,
             )
-            node = self.agent.lastSegmentation
+            node, measured = self.agent.lastSegmentation, self.agent.measured
             ui.nameEdit.setText("")
             ui.segmentationSelector.setCurrentNode(node)
+            ui.segmentSelector.setCurrentIndex(0)  # the next answer is a further segment
             name = node.GetSegmentation().GetSegment(segmentId).GetName()
-            self._say(f"Added segment {name} to {node.GetName()}.")
+            size = f" {measured.sentence()}" if measured else ""
+            self._say(f"Added segment {name} to {node.GetName()}.{size}")
+            # The next question can be typed at once, over this one.
+            ui.questionEdit.selectAll()
+            ui.questionEdit.setFocus()
 
     def onDiscard(self) -> None:
         if len(self.agent.steps) > 1 and not slicer.util.confirmOkCancelDisplay(
@@ -87,6 +96,15 @@ class ResultPanel:
             self._say("Run discarded.")
 
     # Where to
+
+    def _aim(self, run) -> None:
+        """A run about another volume does not go into the segmentation that took the answers about the last one."""
+        node = self.ui.segmentationSelector.currentNode()
+        if node is None or node is not self.agent.lastSegmentation:
+            return
+        volume = node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole())
+        if volume is not None and run.volumeNode is not None and volume is not run.volumeNode:
+            self.ui.segmentationSelector.setCurrentNode(None)
 
     def _onSegmentationChanged(self, node) -> None:
         self._observe(node)

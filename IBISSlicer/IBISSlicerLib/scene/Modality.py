@@ -46,6 +46,13 @@ def modalityFields(volumeNode) -> dict:
     return fields
 
 
+def mayBeCt(volumeNode) -> bool:
+    """Whether the grey values are taken for Hounsfield units."""
+    fields = modalityFields(volumeNode)
+    named = fields["taken_as"] or fields["modality"]
+    return named == "CT" if named else bool(fields.get("likeness", (False,))[0])
+
+
 def modalityWords(fields: dict) -> tuple[str, str]:
     """(a word for the button, how it was decided), from the fields of `modalityFields`."""
     named, taken = str(fields.get("modality") or ""), str(fields.get("taken_as") or "")

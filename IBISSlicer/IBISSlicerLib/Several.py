@@ -1,0 +1,114 @@
+"""Several structures, one question after the other: asked, run to its end, and accepted as a segment each.
+
+A run that needs a person waits for them: accepted by hand, the next question follows; discarded, the rest is left.
+How a question comes apart into one for each structure is in ibis_agent.policy.vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import qt
+from ibis_agent.mask.structures import name_for
+
+from .Agent import Agent
+from .Errors import telling
+from .scene.SceneRun import SceneRun
+from .Signal import Signal
+
+
+class Several:
+    """
+    :param agent: the Agent.
+    :param say: shows a line to the person.
+
+    ended: Signal(rest, text): the questions that were left, and what came of the others.
+    accept: puts the mask that is shown where the person wants it; set by the panel that knows where.
+    byItself: whether the next question follows when one has ended; stopping and single steps turn it off.
+    """
+
+    def __init__(self, agent: Agent, say: Callable[[str], None]) -> None:
+        self.agent, self._say = agent, say
+        self.accept: Callable[[], None] = lambda: None
+        self.ended = Signal()
+        self.byItself = False
+        self._questions: list[str] = []
+        self._begun = 0  # how many of them
+        self._added = 0
+        self._absent: list[str] = []
+        self._run: SceneRun | None = None
+        self._ask: Callable[[str], SceneRun] | None = None
+        self._settling = qt.QTimer()  # what the agent does comes to its end first
+        self._settling.setSingleShot(True)
+        self._settling.setInterval(0)
+        self._settling.connect("timeout()", self._goOn)
+        for signal in (agent.changed, agent.worker.changed):
+            signal.connect(self._onChanged)
+
+    @property
+    def isOpen(self) -> bool:
+        return bool(self._questions)
+
+    @property
+    def progress(self) -> str:
+        """Such as "2 of 3, then Spleen"; empty where one question alone is open."""
+        if not self._questions:
+            return ""
+        rest = self._questions[self._begun :]
+        then = f", then {', '.join(map(name_for, rest))}" if rest else ""
+        return f"{self._begun} of {len(self._questions)}{then}"
+
+    def start(self, questions: list[str], ask: Callable[[str], SceneRun]) -> None:
+        """Ask the first question; what follows depends on `byItself`. Raises what `ask` raises."""
+        self.stop()
+        self._run = ask(questions[0])
+        if len(questions) > 1:
+            self._questions, self._begun, self._ask = list(questions), 1, ask
+            self._added, self._absent = 0, []
+
+    def stop(self) -> None:
+        """Forget the questions that are left."""
+        self._questions, self._run, self._ask = [], None, None
+
+    def cleanup(self) -> None:
+        self._settling.stop()
+        self.stop()
+
+    def _onChanged(self) -> None:
+        if self._questions:
+            self._settling.start()
+
+    def _goOn(self) -> None:
+        run, agent = self.agent.current, self.agent
+        if not self._questions or agent.isWorking:
+            return
+        if run is None and agent.accepted is self._run:
+            self._next()
+        elif run is not self._run:  # it was discarded, or another run was opened
+            self._end(self._questions[self._begun :])
+        elif self.byItself and run.record.status == "ended" and run.record.answer is not None:
+            if run.rows() and run.rows()[-1]["area_px"]:
+                run.showLast()
+                self._added += 1
+                self.accept()
+            else:
+                self._absent.append(name_for(run.record.question))
+                agent.conclude()
+
+    def _next(self) -> None:
+        if self._begun == len(self._questions):
+            self._end([])
+            return
+        self._begun += 1
+        with telling(self._say):
+            assert self._ask is not None
+            self._run = self._ask(self._questions[self._begun - 1])
+            if self.byItself:
+                self.agent.run(wait=False)
+
+    def _end(self, rest: list[str]) -> None:
+        added, absent = self._added, self._absent
+        self.stop()
+        told = [f"Added {added} segments." if added != 1 else "Added 1 segment."] if added else []
+        told += [f"Not found: {', '.join(absent)}."] if absent else []
+        self.ended.emit(rest, " ".join(told))
