@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,14 +15,13 @@ from ibis_agent.errors import InputError
 from ibis_agent.fields import read_json
 from ibis_agent.record.recorded_slices import RecordedSlice, recorded_slices
 from ibis_agent.record.review_pictures import read_png
+from ibis_agent.record.thumbnails import CYAN, thumbnail
 
 if TYPE_CHECKING:
     from ibis_agent.cli.cohort_scans import Entry
     from ibis_agent.cli.runner import Runner
 
 RESULT_NAME = "result.json"
-_THUMBNAIL = 160
-_CYAN = np.array([40, 215, 230], np.float64)
 
 
 @dataclass(frozen=True)
@@ -90,21 +87,6 @@ def _doubt(record: Mapping[str, Any], slices: list[RecordedSlice]) -> float:
 
 
 def _thumbnail(shown: RecordedSlice) -> str:
-    """The largest slice with its mask tinted and outlined, as base64 of a small PNG."""
-    from PIL import Image
-    from scipy import ndimage
-
-    geometry = shown.geometry
-    pixels = read_png(shown.picture["png"], geometry.height, geometry.width)
-    rgb = np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
-    width, height = geometry.width * (geometry.col_mm or 1.0), geometry.height * (geometry.row_mm or 1.0)
-    scale = _THUMBNAIL / max(width, height)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BILINEAR)).astype(np.float64)
-    mask = np.asarray(Image.fromarray(shown.mask.astype(np.uint8) * 255).resize(size)) > 127
-    edge = mask & ~ndimage.binary_erosion(mask)
-    for where, share in ((mask, 0.35), (edge, 0.6)):
-        small[where] = (1 - share) * small[where] + share * _CYAN
-    buffer = io.BytesIO()
-    Image.fromarray(small.astype(np.uint8)).quantize(128).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    """The largest slice with its mask, as base64 of a small PNG."""
+    pixels = read_png(shown.picture["png"], shown.geometry.height, shown.geometry.width)
+    return thumbnail(shown.geometry, pixels, [(shown.mask, CYAN)])

@@ -14,6 +14,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import ibis_agent.policy as policies
 from ibis_agent import files
@@ -36,6 +37,8 @@ from ibis_agent.cli.options import (
 from ibis_agent.cli.request import Request
 from ibis_agent.cli.runner import Runner
 from ibis_agent.cli.session import Session, Stopped
+from ibis_agent.cli.several import Several, is_of_several, questions_of
+from ibis_agent.cli.several_session import SeveralSession
 from ibis_agent.errors import Cancelled, IbisError, InputError, ModelError, OutputError
 from ibis_agent.fields import read_json
 from ibis_agent.policy.prompts import check_question
@@ -120,7 +123,21 @@ def _fail(options: argparse.Namespace, code: int, text: str) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     screen = terminal.Screen(quiet=options.quiet or options.json)
-    session = Session(Runner(_request(options)), screen, by_hand=options.step, as_json=options.json)
+    asked, prompts = _request(options), options.prompt or []
+    several = is_of_several(asked.resume)
+    if asked.resume is None:
+        several = len(questions_of(asked, prompts)) > 1
+    elif prompts[1:] and not several:
+        raise InputError(
+            "the run to resume was asked one question", file=asked.resume, remedy="Leave --prompt out."
+        )
+    session: Session | SeveralSession
+    if several:
+        runs = Several(asked, prompts or None)
+        session = SeveralSession(runs, screen, by_hand=options.step, as_json=options.json)
+    else:
+        runner = Runner(replace(asked, question=prompts[0] if prompts else None))
+        session = Session(runner, screen, by_hand=options.step, as_json=options.json)
     session.load()
     return PAUSED if session.go() == "paused" and not options.step else OK
 
@@ -146,9 +163,11 @@ def _mcp(options: argparse.Namespace) -> int:
 
 
 def _request(options: argparse.Namespace) -> Request:
+    """Several prompts are no question of one run: see several."""
+    prompts = [options.prompt] if isinstance(options.prompt, str) else options.prompt or []
     return Request(
         scan=options.scan,
-        question=options.prompt,
+        question=prompts[0] if len(prompts) == 1 else None,
         plane=options.plane,
         index=options.slice,
         window=tuple(options.window) if options.window else None,

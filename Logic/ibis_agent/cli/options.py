@@ -51,7 +51,7 @@ class _Once(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None
     ) -> None:
         if getattr(namespace, self.dest) is not None:
-            parser.error(f"{option_string} may be given once: ask for one structure at a time")
+            parser.error(f"{option_string} may be given once: name all structures in it")
         setattr(namespace, self.dest, values)
 
 
@@ -75,7 +75,8 @@ def _add_run(commands: Any) -> None:
     run = commands.add_parser(
         "run",
         help="ask about a scan",
-        description="Ask about one slice of a scan. Leaves the mask, trajectory.json and review.html.",
+        description="Ask about one slice of a scan. Leaves the mask, trajectory.json and review.html; of several "
+        "structures these in a folder each, and beside them one file of labels, measures.csv and index.html.",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -89,7 +90,11 @@ def _add_run(commands: Any) -> None:
         ),
     )
     run.add_argument(
-        "--prompt", action=_Once, metavar="TEXT", help='the question, such as "Segment the liver"'
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help='the question, such as "Segment the liver"; for several structures "the liver and the spleen", or given '
+        "several times",
     )
 
     picture = run.add_argument_group("which picture")
@@ -123,7 +128,7 @@ def _add_run(commands: Any) -> None:
         "--resume",
         type=Path,
         metavar="FILE",
-        help="go on from a trajectory.json; of a volume name SCAN too",
+        help="go on from a trajectory.json, or a structures.json of several; of these and of a volume name SCAN too",
     )
 
     out = run.add_argument_group("what comes out")

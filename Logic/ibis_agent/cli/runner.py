@@ -20,7 +20,7 @@ import ibis_agent.segmenter as segmenters
 from ibis_agent import files
 from ibis_agent.actions import Prompt, format_prompt
 from ibis_agent.cli.claim import Claim, new_folder
-from ibis_agent.cli.request import MASK_FORMATS, Request, check, reading_lines
+from ibis_agent.cli.request import MASK_FORMATS, Request, Task, check, reading_lines
 from ibis_agent.errors import IbisError
 from ibis_agent.mask import files as mask_files
 from ibis_agent.mask import masks, structures
@@ -52,14 +52,18 @@ class Runner:
         task: what is done, checked.
         run: there after `load`.
         notes: what a person should know, such as that other weights are used than in the resumed run.
+        written: the files, once `finish` has written them.
+        discarded: nothing is kept of it.
     """
 
     run: Run
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request | Task) -> None:
         """Check everything, and make the folders. Raises IbisError, and leaves nothing behind then."""
-        self.task = check(request)
+        self.task = request if isinstance(request, Task) else check(request)
         self.notes: list[str] = []
+        self.written: dict[str, Path] = {}
+        self.discarded = False
         self._saved = False
         self._kept: Place | None = None  # how the run stood when it was saved, or resumed
         self._made_folders: list[Path] = []
@@ -82,7 +86,12 @@ class Runner:
 
     def description(self) -> list[tuple[str, str]]:
         """What is going to be done, as (term, words)."""
-        task, slices = self.task, self.task.slices
+        return self.describe(self.task)
+
+    @staticmethod
+    def describe(task: Task) -> list[tuple[str, str]]:
+        """The same of a task that nobody has begun."""
+        slices = task.slices
         geometry = slices.geometry(slices.first)
         if isinstance(slices, Stack):
             notes: Iterable[str] = slices.scan.told
@@ -115,10 +124,7 @@ class Runner:
 
     def load(self) -> None:
         """Load the models and open the run. Raises ModelError."""
-        segmenter = load_segmenter(self.task.request)
-        policy = load_policy(self.task.policy, self.task.request)
-        policy.card = dataclasses.replace(policy.card, history=self.task.card.history)
-        self.begin(policy, segmenter)
+        self.begin(*load_models(self.task))
 
     def begin(self, policy: Policy | None, segmenter: Segmenter) -> None:
         """Open the run with models that are loaded already."""
@@ -173,10 +179,12 @@ class Runner:
             written["review"] = task.folder / REVIEW_NAME
             write_review(written["review"], record.to_json())
         self.give_back()
+        self.written = written
         return written
 
     def discard(self) -> None:
         """Leave nothing of this run behind. A resumed run's own file stays as the last step left it."""
+        self.discarded = True
         if self._saved and self.task.resumed is None:
             self._file.remove()
         self.abandon()
@@ -281,6 +289,13 @@ class Runner:
         number, unit = (pixels, "px") if each is None else (pixels * each, "mm²")
         digits = ".1f" if abs(number) < 10 and number != int(number) else ".0f"
         return f"{number:{'+' if sign else ''}{digits}} {unit}"
+
+
+def load_models(task: Task) -> tuple[Policy, Segmenter]:
+    """Both models of a task. Raises ModelError."""
+    segmenter, policy = load_segmenter(task.request), load_policy(task.policy, task.request)
+    policy.card = dataclasses.replace(policy.card, history=task.card.history)
+    return policy, segmenter
 
 
 def load_policy(found: PolicySource, request: Request) -> Policy:

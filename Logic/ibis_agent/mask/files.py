@@ -2,13 +2,14 @@
 
 A volume's mask is written in the scan's own grid: the same index order, the same affine; a NIfTI mask of a
 NIfTI scan gets that one's sform, qform, codes and unit. Formats: NIfTI, NRRD, 3D Slicer's segmentation
-(.seg.nrrd) with name and colour, and PNG for pictures.
+(.seg.nrrd) with name and colour, and PNG for pictures. Several structures are one file of labels.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,15 @@ DICOM_SUFFIXES = {".seg.dcm": "dicom-seg", ".rtstruct.dcm": "rtstruct"}  # see d
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", *DICOM_SUFFIXES)
 PICTURE_SUFFIXES = (".png",)
 _GREEN = (34, 139, 34)
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a label stands for: the segment's name, its 0-255 RGB colour, and the coded structure if known."""
+
+    name: str = "Segment"
+    colour: Sequence[int] = _GREEN
+    structure: Structure | None = None
 
 
 def check_mask_path(path: str | os.PathLike[str], kind: str = "volume", scan: Path | None = None) -> str:
@@ -79,7 +89,25 @@ def write_mask(
 
     Raises InputError before anything is written, and OutputError where the disk refuses.
     """
-    mask = np.asarray(mask) != 0
+    segment = Named(name, colour, structure)
+    return write_labels(path, np.asarray(mask) != 0, source, [segment], dicom=dicom)
+
+
+def write_labels(
+    path: str | os.PathLike[str],
+    labels: np.ndarray,
+    source: Scan | PictureGeometry,
+    segments: Sequence[Named],
+    *,
+    dicom: tuple[Path, str | None] | None = None,
+) -> Path:
+    """Write the masks of several structures as one file, as `write_mask` does for one. Returns the path.
+
+    labels: 0 outside, and n inside of `segments[n - 1]`; at most 255. A structure without any voxel has a segment in a
+    .seg.nrrd, and none in DICOM. A .png of several is coloured, and its values are the labels.
+    """
+    alone = len(segments) == 1
+    mask = np.asarray(labels, dtype=np.uint8)
     if isinstance(source, PictureGeometry):
         flat, shape, affine = source.plane == "picture", source.shape, source.affine
         picture_shape: tuple[int, ...] = (source.height, source.width)
@@ -94,11 +122,12 @@ def write_mask(
             "the mask has another shape than the scan", file=path, value=f"{mask.shape} for {expected}"
         )
     if suffix == ".png":
-        _write_png(path, mask)
+        _write_png(path, mask, None if alone else [each.colour for each in segments])
         return Path(path)
+    voxels = mask
     if mask.ndim == 2 and isinstance(source, PictureGeometry):
-        mask = source.embed_mask(mask) != 0
-    voxels = mask.astype(np.uint8)
+        voxels = np.zeros(shape, np.uint8)
+        source.extract(voxels)[...] = mask
     if suffix in DICOM_SUFFIXES:
         from ibis_agent.mask.dicom_files import Segment, write_dicom_seg, write_rtstruct
 
@@ -106,13 +135,15 @@ def write_mask(
             write_dicom_seg if suffix == ".seg.dcm" else write_rtstruct,
             dicom or (Path(), None),
         )
-        return write(path, [Segment(voxels, name, colour, structure)], scan, affine, series)
+        shown = [(n, each) for n, each in enumerate(segments, 1) if alone or (voxels == n).any()]
+        parts = [Segment(voxels == n, each.name, each.colour, each.structure) for n, each in shown]
+        return write(path, parts, scan, affine, series)
     if suffix in (".nii", ".nii.gz"):
         _write_nifti(path, voxels, affine, source.place)
     else:
         if source.place is not None and source.place.itk:
             affine = np.reshape(source.place.itk, (4, 4))
-        fields = segment_fields(voxels, affine, name, colour, structure) if suffix == ".seg.nrrd" else {}
+        fields = segment_fields(voxels, affine, segments) if suffix == ".seg.nrrd" else {}
         _write_nrrd(path, voxels, affine, fields)
     return Path(path)
 
@@ -120,12 +151,9 @@ def write_mask(
 def segment_fields(
     voxels: np.ndarray,
     affine: np.ndarray,
-    name: str,
-    colour: Sequence[int],
-    structure: Structure | None = None,
+    segments: Sequence[Named],
 ) -> dict[str, str]:
-    """The header fields that make an NRRD a segmentation of one segment, as 3D Slicer documents and reads
-    them.
+    """The header fields that make an NRRD of labels a segmentation, as 3D Slicer documents and reads them.
 
     See its developer guide (segmentations, "Segmentation labelmap file format") and
     vtkMRMLSegmentationStorageNode.
@@ -135,34 +163,42 @@ def segment_fields(
     # Without the reference geometry an export from Slicer would be cropped to what the segment covers.
     matrix = "".join(f"{float(value)!r};" for value in np.asarray(affine).ravel())
     reference = f"Reference image geometry|{matrix}{extent.replace(' ', ';')};|Geometry of the scan&"
-    tags = "Segmentation.Status:completed|"
-    terminology = structure.terminology() if structure else None
-    if terminology:
-        tags += f"TerminologyEntry:{terminology}|"
-    return {
+    fields = {
         "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
         "Segmentation_ConversionParameters": reference,
         # Renamed between Slicer versions; each reads the one it knows.
         "Segmentation_MasterRepresentation": "Binary labelmap",
         "Segmentation_SourceRepresentation": "Binary labelmap",
         "Segmentation_ReferenceImageExtentOffset": "0 0 0",
-        "Segment0_ID": "Segment_1",
-        "Segment0_Name": " ".join(name.split()) or "Segment",
-        "Segment0_NameAutoGenerated": "0",
-        "Segment0_Color": " ".join(f"{min(max(float(part), 0), 255) / 255:.6g}" for part in colour),
-        "Segment0_ColorAutoGenerated": "0",
-        "Segment0_Extent": extent,
-        "Segment0_LabelValue": "1",
-        "Segment0_Layer": "0",
-        "Segment0_Tags": tags,
     }
+    for n, each in enumerate(segments):
+        terminology = each.structure.terminology() if each.structure else None
+        entry = f"TerminologyEntry:{terminology}|" if terminology else ""
+        own = {
+            "ID": f"Segment_{n + 1}",
+            "Name": " ".join(each.name.split()) or "Segment",
+            "NameAutoGenerated": "0",
+            "Color": " ".join(f"{min(max(float(part), 0), 255) / 255:.6g}" for part in each.colour),
+            "ColorAutoGenerated": "0",
+            "Extent": extent,
+            "LabelValue": str(n + 1),
+            "Layer": "0",
+            "Tags": f"Segmentation.Status:completed|{entry}",
+        }
+        fields |= {f"Segment{n}_{key}": value for key, value in own.items()}
+    return fields
 
 
-def _write_png(path: str | os.PathLike[str], mask: np.ndarray) -> None:
+def _write_png(
+    path: str | os.PathLike[str], mask: np.ndarray, colours: Sequence[Sequence[int]] | None
+) -> None:
     from PIL import Image
 
+    image = Image.fromarray(mask * 255 if colours is None else mask)
+    if colours is not None:
+        image.putpalette([0, 0, 0, *(int(part) for colour in colours for part in colour)])
     with atomic_write(path) as temporary:
-        Image.fromarray(mask.astype(np.uint8) * 255).save(temporary, format="PNG", optimize=True)
+        image.save(temporary, format="PNG", optimize=True)
 
 
 def _write_nifti(

@@ -51,35 +51,42 @@ def write_cohort_page(path: Path, question: str, results: Sequence[Mapping[str, 
         *([f"{len(failed)} failed"] if failed else []),
         *([f"{left} to do"] if left else []),
     ]
-    style = resource("review_page.css")
     body = [
-        '<header class="top"><p class="brand"><span class="glyph" aria-hidden="true"></span>IBIS cohort</p>'
-        '<p class="warning">Research use only. Not for patients.</p></header><main class="cohort">',
         f'<section class="asked"><h1 dir="auto">{html.escape(question)}</h1>'
         f'<p class="outcome"><span class="chip">{", ".join(counts)}</span>'
         "<span>the most doubtful first</span></p></section>",
-        '<ul class="cards">' + "".join(map(_card, done)) + "</ul>",
+        '<ul class="cards">'
+        + "".join(card(each, str(each["name"]), each["doubt"]) for each in done)
+        + "</ul>",
     ]
     if failed:
         lines = "".join(
             f"<dt>{html.escape(each['name'])}</dt><dd>{html.escape(each['error'])}</dd>" for each in failed
         )
         body.append(f'<details class="record" open><summary>Not done</summary><dl>{lines}</dl></details>')
-    title = html.escape(f"{question[:80]} – IBIS cohort")
-    files.write_text(
-        path,
+    files.write_text(path, document(question, "IBIS cohort", body))
+
+
+def document(title: str, brand: str, body: Sequence[str]) -> str:
+    """A page without any script. title: plain text. body: markup."""
+    style = resource("review_page.css")
+    return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{html.escape(style_policy(style), quote=False)}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="robots" content="noindex">\n<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n'
+        f'<meta name="robots" content="noindex">\n<title>{html.escape(title[:80])} – {brand}</title>\n'
+        f"<style>{style}</style>\n</head>\n<body>\n"
+        f'<header class="top"><p class="brand"><span class="glyph" aria-hidden="true"></span>{brand}</p>'
+        '<p class="warning">Research use only. Not for patients.</p></header><main class="cohort">\n'
         + "\n".join(body)
-        + "\n</main>\n</body>\n</html>\n",
+        + "\n</main>\n</body>\n</html>\n"
     )
 
 
-def _card(each: Mapping[str, Any]) -> str:
+def card(each: Mapping[str, Any], folder: str, doubt: float) -> str:
+    """One result. each: with name, answer, measurements, thumbnail. folder: of its page."""
     lines = [line for line in Measurements(**each["measurements"]).lines() if line[0] != "Parts"][:3]
-    link = urllib.parse.quote(f"{each['name']}/review.html")
+    link = urllib.parse.quote(f"{folder}/review.html")
     measures = " · ".join(html.escape(value) for _, value in lines)
     picture = (
         f'<img src="data:image/png;base64,{html.escape(each["thumbnail"])}" alt="">'
@@ -88,7 +95,7 @@ def _card(each: Mapping[str, Any]) -> str:
     )
     return (
         f'<li><a href="{link}">{picture}<strong dir="auto">{html.escape(each["name"])}</strong></a>'
-        f'<span class="doubt">doubt {each["doubt"]:.2f}</span><p dir="auto">{html.escape(each["answer"])}</p>'
+        f'<span class="doubt">doubt {doubt:.2f}</span><p dir="auto">{html.escape(each["answer"])}</p>'
         f"<small>{measures}</small></li>"
     )
 

@@ -6,21 +6,26 @@ import numpy as np
 
 from ibis_agent.mask.measurements import Measurements, answer_with_size, asks_for_size, measure
 from ibis_agent.run.state import RunState
-from ibis_agent.scan.slices import Stack
+from ibis_agent.scan.slices import Slices, Stack
 
 
 def measured(run: RunState) -> Measurements:
     """The measures of the mask as it stands; in pixels where the scan has no pixel size."""
-    one = run.slices.geometry(run.slices.first)
+    return measures_of(run.slices, run.mask() if run.alone else run.volume())
+
+
+def measures_of(slices: Slices, mask: np.ndarray) -> Measurements:
+    """The measures of a (H, W) mask of the first slice, or of an (I, J, K) one in the scan's own voxel order."""
+    one = slices.geometry(slices.first)
     known = one.row_mm is not None and one.col_mm is not None
-    if run.alone:
-        picture = run.slices.picture(run.slices.first)
+    if mask.ndim == 2:
+        picture = slices.picture(slices.first)
         in_plane = (one.row_mm or 1.0, one.col_mm or 1.0) if known else None
-        return measure(run.mask(), in_plane, 0, picture.values, picture.ct)
-    scan = run.slices.scan if isinstance(run.slices, Stack) else None
+        return measure(mask, in_plane, 0, picture.values, picture.ct)
+    scan = slices.scan if isinstance(slices, Stack) else None
     spacing = np.linalg.norm(one.affine[:3, :3], axis=0).tolist() if known else None
     values = None if scan is None else scan.voxels
-    return measure(run.volume(), spacing, one.axis, values, scan is not None and scan.may_be_ct)
+    return measure(mask, spacing, one.axis, values, scan is not None and scan.may_be_ct)
 
 
 def answer(run: RunState) -> str | None:

@@ -513,10 +513,16 @@ def test_dicom_results_of_another_scan_are_refused_before_any_model_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_second_prompt_is_refused(scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_prompt_of_a_cohort_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        run(scan, "--prompt", "Segment the spleen")
-    assert "one structure at a time" in capsys.readouterr().err
+        cli.main(["cohort", str(tmp_path), "--out", "out", "--prompt", "the liver", "--prompt", "the spleen"])
+    assert "may be given once" in capsys.readouterr().err
+
+
+def test_two_prompts_for_one_structure_are_one_run(use: Any, scan: Path, tmp_path: Path) -> None:
+    use()
+    assert run(scan, "--prompt", "Segment the liver", "--out", tmp_path / "out") == cli.OK
+    assert (tmp_path / "out" / "mask.nii.gz").is_file() and not (tmp_path / "out" / "structures.json").exists()
 
 
 def test_a_scan_unlike_those_of_the_training_is_warned_of_before_it_runs(tmp_path: Path) -> None:

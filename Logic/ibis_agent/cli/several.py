@@ -1,0 +1,240 @@
+"""Several structures of one scan: a run for each, one after the other, with the same models and their kept features.
+
+    several = Several(Request(scan=Path("ct.nii.gz"), question="Segment the liver and the spleen", out=Path("out")))
+    several.load()
+    for runner in several.runs():
+        runner.do(runner.run.run)
+    several.finish()
+
+Each structure has a folder with what a run leaves. Beside them: one file of labels, in which overlaps are settled, the
+measures, a page of all, and `structures.json`, which says what was asked, so that a stopped one is gone on with.
+What the results are is in several_results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ibis_agent.policy as policies
+from ibis_agent import files
+from ibis_agent.cli.claim import Claim, new_folder
+from ibis_agent.cli.request import MASK_FORMATS, Request, Task, check
+from ibis_agent.cli.runner import TRAJECTORY_NAME, Runner, load_models
+from ibis_agent.cli.several_results import (
+    LABELS,
+    STRUCTURES_NAME,
+    Part,
+    Results,
+    asked_to_json,
+    resumed,
+)
+from ibis_agent.errors import InputError
+from ibis_agent.mask import structures
+from ibis_agent.mask.overlaps import MOST
+from ibis_agent.policy.contract import Policy
+from ibis_agent.policy.vocabulary import check_asked, questions_in, wording
+from ibis_agent.record.trajectory import Trajectory
+from ibis_agent.scan.slices import Stack
+from ibis_agent.segmenter.contract import Segmenter
+
+
+def questions_of(request: Request, prompts: Sequence[str]) -> list[str]:
+    """What is asked, one question for each structure, each structure once. Raises InputError, ModelError."""
+    card = policies.find(request.policy).card
+    found = [question for prompt in prompts for question in questions_in(prompt, card)]
+    if len(found) > MOST:
+        raise InputError("too many structures", value=len(found), remedy=f"Ask for at most {MOST}.")
+    return list({wording(each, card.vocabulary).casefold(): each for each in reversed(found)}.values())[::-1]
+
+
+def is_of_several(path: Path | None) -> bool:
+    """Whether what is to be resumed is a run over several structures: its structures.json, or its folder."""
+    return path is not None and (path.name == STRUCTURES_NAME or (path / STRUCTURES_NAME).is_file())
+
+
+class Several:
+    """Runs over several structures, and their files.
+
+    Attributes:
+        task: of the first one, checked; the scan and its slices are those of all.
+        parts: the structures, in the order of the questions.
+        folder: where the results are.
+    """
+
+    def __init__(self, request: Request, questions: Sequence[str] | None = None) -> None:
+        """Check everything, and make the folder. Raises IbisError, and leaves nothing behind then.
+
+        request: where `resume` names a structures.json or its folder, that is gone on with, and of the other fields
+            only scan, models and device may be given.
+        questions: each for one or more structures; None takes the request's.
+        """
+        self._created = ""
+        self._claim: Claim | None = None
+        self._made = False
+        self._models: tuple[Policy, Segmenter] | None = None
+        if request.resume is not None:
+            request, questions, self._created = resumed(request, questions)
+        elif questions is None:
+            questions = [] if request.question is None else [request.question]
+        asked = questions_of(request, questions)
+        if not asked:
+            raise InputError(
+                "there is no question", remedy='Name the structures: --prompt "the liver and the spleen".'
+            )
+        self.task = check(dataclasses.replace(request, question=asked[0]))
+        for question in asked:
+            check_asked(question, self.task.card)
+        if not self.task.named:
+            self.task = self.task.moved(new_folder(self.task.folder))
+            self._made = True
+        self.folder = self.task.folder
+        try:
+            files.check_writable_folder(self.folder)
+            self._claim = Claim(self.folder)
+            self.parts = _parts(asked, self.folder)
+            self._results = Results(self.folder, self.task, _label_paths(self.task), self.parts)
+            if self._created:
+                self._find_what_is_there()
+        except BaseException:
+            self.abandon()
+            raise
+
+    @property
+    def left(self) -> list[Part]:
+        """The structures that are still to be done."""
+        return [part for part in self.parts if not part.done]
+
+    def load(self) -> None:
+        """Load the models. Raises ModelError."""
+        self.begin(*load_models(self.task))
+
+    def begin(self, policy: Policy, segmenter: Segmenter) -> None:
+        """Take models that are loaded already, and write down what was asked."""
+        self._models = policy, segmenter
+        if not self._created:
+            self._created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+            self._results.remove()
+        self._save()
+
+    def runs(self) -> Iterator[Runner]:
+        """A run for each structure that is left, to be done by the caller; it is written when the next is asked for."""
+        assert self._models is not None, "load the models first"
+        for part in self.left:
+            runner = Runner(self._task_of(part))
+            try:
+                runner.begin(*self._models)
+                yield runner
+            except BaseException:
+                runner.give_back()
+                raise
+            if runner.discarded:
+                continue
+            if not runner.written:
+                runner.finish()
+            self.keep(part, Trajectory.of(runner.run, self.task.source))
+
+    def keep(self, part: Part, record: Trajectory) -> None:
+        """Take the result of a structure."""
+        part.take(record)
+        self._save()
+
+    def finish(self) -> dict[str, Path]:
+        """Write labels, measures and page of what is done. Returns the files by what they are. Raises OutputError."""
+        written = self._results.write(review=self.task.request.review)
+        self._save(written)
+        self.give_back()
+        return written
+
+    def summary(self, written: Mapping[str, Path]) -> dict[str, Any]:
+        """All structures in plain values."""
+        return self._results.summary(written)
+
+    @property
+    def notes(self) -> list[str]:
+        """How overlaps were settled, and which structure has no voxel, once `finish` has written the labels."""
+        return self._results.notes
+
+    def abandon(self) -> None:
+        """Give the folder back, and remove it if it was made for this run and nothing is in it."""
+        self.give_back()
+        if self._made:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+
+    def give_back(self) -> None:
+        """Let others write into the folder."""
+        if self._claim is not None:
+            self._claim.release()
+
+    def _find_what_is_there(self) -> None:
+        """The records of a run that is gone on with. Raises InputError for those of another scan or question."""
+        for part in self.parts:
+            path = part.folder / TRAJECTORY_NAME
+            if not path.is_file():
+                continue
+            record = Trajectory.load(path)
+            self._check_same(part, record, path)
+            if record.status == "ended":
+                part.take(record)
+            else:
+                part.begun = record
+
+    def _check_same(self, part: Part, record: Trajectory, path: Path) -> None:
+        slices, remedy = self.task.slices, "Start a new run with another --out."
+        if record.question != part.question:
+            raise InputError(
+                "the record is of another question", file=path, value=record.question, remedy=remedy
+            )
+        if isinstance(slices, Stack):
+            record.check_stack(slices, path)
+        elif not np.array_equal(record.picture.rgb, slices.picture(slices.first).rgb):
+            raise InputError(
+                "the record is of another picture", file=path, remedy="Name the scan that it was made with."
+            )
+
+    def _task_of(self, part: Part) -> Task:
+        """The first task's slices with this structure's question, in its own folder."""
+        task, flat = self.task, self.task.slices.geometry(self.task.slices.first).plane == "picture"
+        path = part.folder / TRAJECTORY_NAME if part.begun else None
+        request = dataclasses.replace(
+            task.request, question=part.question, out=part.folder, mask=None, mask_formats=(), resume=path
+        )
+        changes: dict[str, Any] = {"settings": None, "resumed": part.begun} if part.begun else {}
+        masks = (part.folder / ("mask.png" if flat else "mask.nii.gz"),)
+        return dataclasses.replace(
+            task, request=request, question=part.question, folder=part.folder, masks=masks, **changes
+        )
+
+    def _save(self, written: Mapping[str, Path] | None = None) -> None:
+        self._results.save(self._created, asked_to_json(self.task.request), written)
+
+
+def _parts(questions: Sequence[str], folder: Path) -> list[Part]:
+    """Names and folders, different for each."""
+    parts: list[Part] = []
+    names: dict[str, int] = {}
+    for number, question in enumerate(questions, 1):
+        name = structures.name_for(question)
+        names[name] = names.get(name, 0) + 1
+        unique = name if names[name] == 1 else f"{name} {names[name]}"
+        place = re.sub(r"[^\w-]+", "-", unique.lower()).strip("-") or "structure"
+        if any(each.folder.name == place for each in parts):
+            place += f"-{number}"
+        parts.append(Part(number, unique, question, folder / place))
+    return parts
+
+
+def _label_paths(task: Task) -> tuple[Path, ...]:
+    """The files of labels: in the place of those that the mask of one structure goes to."""
+    own = [task.folder / f"mask{end}" for end in MASK_FORMATS.values()]
+    return tuple(
+        path.with_name(path.name.replace("mask", LABELS, 1)) if path in own else path for path in task.masks
+    )
