@@ -28,10 +28,11 @@ def test_the_examples_in_python_run_as_they_stand(tmp_path: Path, monkeypatch: p
     examples = re.findall(
         r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(encoding="utf-8"), re.DOTALL
     )
-    assert len(examples) == 6
+    assert len(examples) == 7
     names: dict[str, object] = {}
     for example in examples:
         exec(compile(example, "docs/python.md", "exec"), names)
     assert np.asarray(nib.load("volume/mask.nii.gz").dataobj).any()
-    for folder in ("slice", "volume", "corrected", "many/ct.nii.gz"):
+    for folder in ("slice", "volume", "corrected", "many/ct.nii.gz", "several/liver", "several/spleen"):
         assert (tmp_path / folder / "review.html").is_file(), folder
+    assert (tmp_path / "several" / "labels.nii.gz").is_file()

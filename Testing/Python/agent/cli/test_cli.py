@@ -522,7 +522,9 @@ def test_a_second_prompt_of_a_cohort_is_refused(tmp_path: Path, capsys: pytest.C
 def test_two_prompts_for_one_structure_are_one_run(use: Any, scan: Path, tmp_path: Path) -> None:
     use()
     assert run(scan, "--prompt", "Segment the liver", "--out", tmp_path / "out") == cli.OK
-    assert (tmp_path / "out" / "mask.nii.gz").is_file() and not (tmp_path / "out" / "structures.json").exists()
+    assert (tmp_path / "out" / "mask.nii.gz").is_file() and not (
+        tmp_path / "out" / "structures.json"
+    ).exists()
 
 
 def test_a_scan_unlike_those_of_the_training_is_warned_of_before_it_runs(tmp_path: Path) -> None:
