@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from ibis_agent.record.structures_page import write_structures_page
 from ibis_agent.record.thumbnails import thumbnail
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.measured import measures_of
+from ibis_agent.run.settings import Follow
 from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.slices import Stack
 
@@ -270,7 +271,7 @@ def resumed(request: Request, questions: Sequence[str] | None) -> tuple[Request,
     if changes["orientation"]:
         changes["orientation"] = Orientation(kept.choice("orientation", [each.value for each in Orientation]))
     if changes["follow"]:
-        kept.choice("follow", ("auto", "memory", "carry", "alone"))
+        kept.choice("follow", get_args(Follow))
     asked = [each.text("question") for each in fields.list_of("structures")]
     if not asked:
         raise fields.error("structures", "must not be empty", "[]")
