@@ -84,6 +84,12 @@ class Several:
             request, questions, self._created = resumed(request, questions)
         elif questions is None:
             questions = [] if request.question is None else [request.question]
+        if given := request.start_mask or request.exclude:
+            raise InputError(
+                "a mask that is given belongs to one structure",
+                file=given,
+                remedy="Ask for that one by itself.",
+            )
         asked = questions_of(request, questions)
         if not asked:
             raise InputError(
