@@ -26,6 +26,7 @@ WORKING_SIDE = 160  # pixels: finer than this the body is not looked for
 MOST_SLICES = 24  # of a range are looked at
 BRIDGE_MM = 7.0  # thinner connections are cut: table, clothes, arms that touch the body
 BRIDGE_SHARE = 0.018  # the same where nobody knows the millimetres, of the slice's larger side
+LUNG = 3.0  # times as deep as a bridge is thin: lung, not a gap beside an arm or over a table
 _SURELY_AIR, _SHARE_OF_AIR = -500.0, 0.02  # a range with so much below so few HU is CT
 
 
@@ -116,7 +117,8 @@ def find_frame(
             kinds of grey that the range has (Otsu).
 
     The body is the largest connected part of each slice once thin connections are cut, so that table, clothes and
-    arms that lie apart stay outside. Where no body is found the frame is the whole slice.
+    arms that lie apart stay outside. What is dark inside belongs to it: lungs behind a thin wall, a dark liver in MR.
+    Where no body is found the frame is the whole slice.
     """
     stack = slices[None] if slices.ndim == 2 else slices
     if stack.ndim != 3 or not stack.size:
@@ -130,7 +132,8 @@ def find_frame(
         reach = BRIDGE_SHARE * max(height, width) / step
     else:
         reach = BRIDGE_MM / (step * float(np.mean(spacing)))
-    boxes = [box for each in small if (box := _body_box(each > limit, reach)) is not None]
+    deep = LUNG * reach if limit == AIR else 0.0
+    boxes = [box for each in small if (box := _body_box(_filled(each > limit, deep), reach)) is not None]
     if not boxes:
         return Frame.whole(height, width)
     found = np.array(boxes)
@@ -166,9 +169,21 @@ def body_threshold(values: np.ndarray) -> float:
     return low + 0.5 * (float(middles[int(np.argmax(below * above * apart))]) - low)
 
 
+def _filled(above: np.ndarray, deep: float) -> np.ndarray:
+    """What is enclosed, and somewhere deeper than `deep` pixels, counts as body."""
+    from scipy import ndimage  # not everything that reads pictures has it
+
+    enclosed = ndimage.binary_fill_holes(above) & ~above
+    if not enclosed.any():
+        return above
+    holes, count = ndimage.label(enclosed)
+    depths = ndimage.maximum(ndimage.distance_transform_edt(enclosed), holes, np.arange(1, count + 1))
+    return above | np.isin(holes, 1 + np.flatnonzero(np.asarray(depths) > deep))
+
+
 def _body_box(above: np.ndarray, reach: float) -> tuple[int, int, int, int] | None:
     """(top, left, bottom, right) of the largest part of what is thicker than twice `reach` pixels; None: no body."""
-    from scipy import ndimage  # not everything that reads pictures has it
+    from scipy import ndimage
 
     if above.all():
         return 0, 0, *above.shape

@@ -99,3 +99,36 @@ def test_what_does_not_fit_is_refused():
         frame.paste(np.zeros((3, 2)))
     with pytest.raises(InputError):
         Frame(3, 0, 3, 5, 5, 5)
+
+
+def chest(wall: float, air: float = -1000.0, lung: float = -850.0) -> np.ndarray:
+    """Heart and back of a chest of 200 × 150 mm, with a wall of so many mm around the lungs; 1 mm pixels."""
+    y, x = np.mgrid[0:220, 0:260].astype(float)
+    outer = ((y - 110) / 75) ** 2 + ((x - 130) / 100) ** 2 < 1
+    inner = ((y - 110) / (75 - wall)) ** 2 + ((x - 130) / (100 - wall)) ** 2 < 1
+    organs = (np.hypot(y - 90, x - 140) < 35) | ((y > 150) & inner)
+    return np.where(outer, np.where(inner & ~organs, lung, 40.0), air).astype(np.float32)
+
+
+@pytest.mark.parametrize("wall", [6, 10, 20])
+def test_lungs_behind_a_thin_wall_do_not_end_the_body(wall):
+    # The heart is the largest part that is thick, and no frame around it alone may come of that.
+    frame = find_frame(chest(wall), (1.0, 1.0))
+    edges = np.array([frame.top, frame.left, frame.bottom, frame.right])
+    assert (np.abs(edges - [35, 30, 186, 231]) <= 10).all(), frame
+
+
+def test_a_liver_as_dark_as_the_background_is_inside_of_an_mr_s_frame():
+    y, x = np.mgrid[0:220, 0:260].astype(float)
+    mr = np.where(((y - 110) / 75) ** 2 + ((x - 130) / 100) ** 2 < 1, 900.0, 10.0)
+    mr[(((y - 110) / 68) ** 2 + ((x - 130) / 93) ** 2 < 1) & (x < 140)] = 10.0
+    frame = find_frame(mr.astype(np.float32), (1.0, 1.0))
+    edges = np.array([frame.top, frame.left, frame.bottom, frame.right])
+    assert (np.abs(edges - [35, 30, 186, 231]) <= 10).all(), frame
+
+
+def test_the_gap_beside_an_arm_that_touches_the_body_does_not_make_it_part_of_the_body():
+    ct = body()
+    y, x = np.mgrid[0:256, 0:256]
+    ct[(np.hypot(y - 128, x - 222) < 14) | ((np.abs(y - 128) < 30) & (np.abs(x - 205) < 3))] = 40
+    assert holds_the_body(find_frame(ct, (1.5, 1.5)))
