@@ -248,11 +248,13 @@ class IBISSlicerLogic(ScriptedLoadableModuleLogic):
 
         logic.back(1)  # keep the first step only
         logic.addClick((-60, 20, 35), positive=False)  # a correction of one's own, RAS in mm
+        logic.addBox((-80, 0, 35), (-20, 60, 35))  # or a box, by two opposite corners in one slice
         logic.step()
         logic.reject()  # "not that": it tries something else
         logic.undo()
 
         segmentId = logic.accept()  # or accept(segmentationNode, name="Liver")
+        print(logic.measured.lines())  # also a row of the table node logic.measuresTable
         logic.export("/tmp/liver.seg.nrrd")
         logic.shutdown()  # only for a logic of one's own
 

@@ -36,6 +36,7 @@ class Several:
         self._begun = 0  # how many of them
         self._added = 0
         self._absent: list[str] = []
+        self._doubts: list[str] = []  # what to know before trusting the answers
         self._run: SceneRun | None = None
         self._ask: Callable[[str], SceneRun] | None = None
         self._settling = qt.QTimer()  # what the agent does comes to its end first
@@ -64,7 +65,7 @@ class Several:
         self._run = ask(questions[0])
         if len(questions) > 1:
             self._questions, self._begun, self._ask = list(questions), 1, ask
-            self._added, self._absent = 0, []
+            self._added, self._absent, self._doubts = 0, [], []
 
     def stop(self) -> None:
         """Forget the questions that are left."""
@@ -83,16 +84,19 @@ class Several:
         if not self._questions or agent.isWorking:
             return
         if run is None and agent.accepted is self._run:
+            if self._run.rows()[self._run.shown - 1]["area_px"]:
+                self._added += 1
+            else:
+                self._absent.append(name_for(self._run.record.question))
             self._next()
         elif run is not self._run:  # it was discarded, or another run was opened
             self._end(self._questions[self._begun :])
         elif self.byItself and run.record.status == "ended" and run.record.answer is not None:
-            if run.rows() and run.rows()[-1]["area_px"]:
-                run.showLast()
-                self._added += 1
+            run.showLast()
+            self._doubts += [f"{name_for(run.record.question)}: {each}" for each in run.record.caveats]
+            if run.rows()[-1]["area_px"]:
                 self.accept()
             else:
-                self._absent.append(name_for(run.record.question))
                 agent.conclude()
 
     def _next(self) -> None:
@@ -107,8 +111,8 @@ class Several:
                 self.agent.run(wait=False)
 
     def _end(self, rest: list[str]) -> None:
-        added, absent = self._added, self._absent
+        added, absent, doubts = self._added, self._absent, self._doubts
         self.stop()
         told = [f"Added {added} segments." if added != 1 else "Added 1 segment."] if added else []
         told += [f"Not found: {', '.join(absent)}."] if absent else []
-        self.ended.emit(rest, " ".join(told))
+        self.ended.emit(rest, " ".join([*told, *doubts]))

@@ -134,11 +134,12 @@ def test_a_run_about_another_volume_does_not_go_into_the_last_segmentation(stepp
 
 def test_a_question_for_several_structures_makes_a_segment_of_each(asked: Panel) -> None:
     panel = asked
-    panel.script((LIVER, DONE))
+    panel.script((LIVER, DONE.replace("Found it.", "The aorta.")))
     panel.ui.questionEdit.setPlainText("Segment the liver, the spleen and the aorta")
     panel.host.press(panel.ui.runButton)
     panel.host.wait_until(lambda: "Added 3 segments" in panel.status, 240, "all three")
     assert segments(panel) == ["Liver", "Spleen", "Aorta"]
+    assert "Liver: The policy speaks of the aorta" in panel.status  # what to know before trusting it
     assert panel.run is None and len(panel.rows()) >= 2
     assert panel.logic.measuresTable.GetTable().GetNumberOfRows() == 3
 

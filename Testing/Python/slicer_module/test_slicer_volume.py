@@ -251,3 +251,39 @@ def test_a_recorded_volume_opens_is_stepped_through_and_goes_on(panel: Panel) ->
     assert made is not None and (made["kind"], made["slice"]) == ("click", key)
     panel.logic.undo()
     assert np.array_equal(panel.shown_mask(), recorded.volume().transpose() != 0)
+
+
+def test_two_structures_in_the_whole_volume_become_two_segments_of_one_segmentation(grown: Panel) -> None:
+    import slicer
+
+    panel, volume = grown, grown.ui.volumeSelector.currentNode()
+    panel.ui.questionEdit.setPlainText("Segment the liver and the spleen.")
+    panel.host.press(panel.ui.runButton)
+    panel.host.wait_until(lambda: "Added 2 segments" in panel.status, 580, "both structures")
+    node = panel.logic.lastSegmentation
+    segments = node.GetSegmentation()
+    assert [segments.GetNthSegment(n).GetName() for n in range(2)] == ["Liver", "Spleen"]
+    table = panel.logic.measuresTable.GetTable()
+    for number in range(2):
+        mask = slicer.util.arrayFromSegmentBinaryLabelmap(node, segments.GetNthSegmentID(number), volume) != 0
+        ml = mask.sum() * np.prod(volume.GetSpacing()) / 1000
+        assert table.GetValue(number, 1).ToDouble() == pytest.approx(ml, abs=1e-3)
+
+
+def test_a_box_in_a_slice_of_a_volume_corrects_it_and_later_clicks_keep_their_places(grown: Panel) -> None:
+    from ibis_agent.record.run_rows import clicks_of
+
+    panel = grown
+    step_until(panel, "click")
+    number = panel.logic.steps[-1]["slice"] + 1
+    corners = at(panel, number, 30, 40), at(panel, number, 60, 70)
+    panel.logic.addBox(*corners)
+    assert panel.logic.steps[-1]["action"]["kind"] == "box" and panel.rows()[-1][1].startswith("Your box.")
+    panel.logic.addClick(at(panel, number, 45, 55))
+    first, last = (each for each in clicks_of(panel.run.record) if each.index == number - 1)
+    assert (first.which, last.which) == (1, 3)  # the box is the second
+    panel.run.marks.dragged = None
+    moved = panel.run.moveFields(last.step, at(panel, number, 46, 56))
+    assert moved["replace"] == 3
+    drawn = np.array([panel.run.boxMark.node.GetPolyData().GetPoint(n) for n in range(4)])
+    assert np.allclose(drawn.min(axis=0)[:2], np.min(corners, axis=0)[:2], atol=4)
