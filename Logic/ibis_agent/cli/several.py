@@ -79,7 +79,7 @@ class Several:
         self._created = ""
         self._claim: Claim | None = None
         self._made = False
-        self._models: tuple[Policy, Segmenter] | None = None
+        self._models: tuple[Policy | None, Segmenter] | None = None
         if request.resume is not None:
             request, questions, self._created = resumed(request, questions)
         elif questions is None:
@@ -122,7 +122,7 @@ class Several:
         """Load the models. Raises ModelError."""
         self.begin(*load_models(self.task))
 
-    def begin(self, policy: Policy, segmenter: Segmenter) -> None:
+    def begin(self, policy: Policy | None, segmenter: Segmenter) -> None:
         """Take models that are loaded already, and write down what was asked."""
         self._models = policy, segmenter
         if not self._created:

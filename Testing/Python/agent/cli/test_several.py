@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -303,15 +304,11 @@ def test_from_python_the_caller_does_each_run(
 
 
 def test_the_features_of_a_slice_are_made_once_for_all_structures(dicom: Path, tmp_path: Path) -> None:
-    import ibis_agent.policy as policies
     import ibis_agent.segmenter as segmenters
 
     segmenter: Any = segmenters.open(device="cpu")
-    policy = policies.open(device="cpu")
-    several = Several(
-        Request(dicom, "the liver and the spleen and the aorta", index=5, max_turns=1, out=tmp_path / "o")
-    )
-    several.begin(policy, segmenter)
-    for each in several.runs():
-        each.do(each.run.run)
-    assert len(several.parts) == 3 and segmenter.kept.made == 1
+    several = Several(Request(dicom, "the liver and the spleen and the aorta", index=5, out=tmp_path / "o"))
+    several.begin(None, segmenter)  # a person clicks
+    for n, each in enumerate(several.runs()):
+        each.do(partial(each.run.add, Click(0.3 + n / 10, 0.5)))
+    assert n == 2 and segmenter.kept.made == 1
