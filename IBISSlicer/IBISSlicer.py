@@ -99,10 +99,10 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def __init__(self, parent=None) -> None:
         ScriptedLoadableModuleWidget.__init__(self, parent)
         VTKObservationMixin.__init__(self)
-        self.logic = None
+        self.logic: IBISSlicerLogic | None = None
         self._parameterNode = None
         self._guiTag = None
-        self._panels = []
+        self._panels: list = []
 
     def setup(self) -> None:
         """Called when the module is opened for the first time."""
@@ -278,7 +278,7 @@ class IBISSlicerLogic(ScriptedLoadableModuleLogic):
         return sorted({*super().__dir__(), *dir(self.agent)})
 
     def getParameterNode(self):
-        return IBISSlicerParameterNode(super().getParameterNode())
+        return IBISSlicerParameterNode(super().getParameterNode())  # type: ignore[call-arg]
 
 
 class IBISSlicerTest(ScriptedLoadableModuleTest):

@@ -16,10 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import ibis_agent.policy as policies
 import numpy as np
 import torch
 from ibis_agent.files import write_json
+from ibis_agent.policy.qwen25.source import demo_folder
+from ibis_agent.segmenter.sam2.segmenter import Sam2Segmenter
 
 from training.bench.clock import use_processor_time
 from training.bench.steps import machine
@@ -53,7 +54,7 @@ def measure_rollouts(settings: GrpoSettings, single: int = 0) -> dict[str, Any]:
         _forget(run)
         alone += run.roller.run([rollout.question], 1, settings.temperature, generator)[0]
     one_by_one = time.perf_counter() - begun
-    result = {
+    result: dict[str, Any] = {
         "machine": machine(str(run.policy.device)),
         "policy": {"name": run.card.name, "sha256": run.found.sha256},
         "segmenter": dict(run.segmenter.identity),
@@ -105,6 +106,7 @@ def _speed(rollouts: list[Rollout], seconds: float) -> dict[str, Any]:
 def _forget(run: Run) -> None:
     """Keep no features and no embeddings."""
     run.policy.forget_pictures()
+    assert isinstance(run.segmenter, Sam2Segmenter)
     run.segmenter.kept.forget()
     run.roller = Roller(run.policy, run.segmenter, run.roller.limits, run.roller.batch)
 
@@ -128,7 +130,7 @@ def main() -> None:
     with ending(), tempfile.TemporaryDirectory() as folder:
         check_output(args.json)
         settings = GrpoSettings(
-            model=policies.find(args.policy).folder,
+            model=args.policy or demo_folder(),
             segmenter=args.segmenter,
             out=Path(folder),
             tasks=TaskSettings(phantoms=2 * args.questions),

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
 import numpy as np
 import torch
@@ -35,12 +34,12 @@ from ibis_agent.errors import ModelError
 from ibis_agent.files import write_json
 from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.qwen25.local import LocalPolicy
-from ibis_agent.policy.qwen25.source import Qwen25Folder
+from ibis_agent.policy.qwen25.source import Qwen25Folder, demo_folder
 from ibis_agent.run.episode import Limits, Step
 from ibis_agent.run.run import Run
 from ibis_agent.run.settings import Settings
 from ibis_agent.scan.picture import Picture
-from ibis_agent.segmenter.contract import Segmenter
+from ibis_agent.segmenter.sam2.segmenter import Sam2Segmenter
 from PIL import Image
 from transformers.generation.streamers import BaseStreamer
 
@@ -96,7 +95,7 @@ class FirstToken(BaseStreamer):
 
 
 def ours(
-    picture: Picture, question: str, policy: LocalPolicy, segmenter: Segmenter, turns: int
+    picture: Picture, question: str, policy: LocalPolicy, segmenter: Sam2Segmenter, turns: int
 ) -> tuple[list[Work], list[Cost], float]:
     """An episode: the work that it was, what every turn took, and the seconds of embedding the picture.
 
@@ -133,7 +132,7 @@ def ours(
 
 
 def plain(
-    picture: Picture, work: list[Work], policy: LocalPolicy, segmenter: Segmenter, folder: Path
+    picture: Picture, work: list[Work], policy: LocalPolicy, segmenter: Sam2Segmenter, folder: Path
 ) -> tuple[list[Cost], float]:
     """The same turns by `generate`: what every turn took, and the seconds of embedding the picture."""
     segmenter.kept.forget()
@@ -172,7 +171,7 @@ def plain(
 
 def measure(
     policy: LocalPolicy,
-    segmenter: Segmenter,
+    segmenter: Sam2Segmenter,
     pictures: int,
     repeats: int,
     turns: int,
@@ -307,8 +306,9 @@ def main() -> None:
         use_processor_time()
     with ending():
         check_output(chosen.json)
-        policy = Qwen25Folder(policies.find(chosen.policy).folder).open(chosen.device, chosen.precision)
+        policy = Qwen25Folder(chosen.policy or demo_folder()).open(chosen.device, chosen.precision)
         segmenter = segmenters.open(chosen.segmenter, chosen.segmenter_config, chosen.device)
+        assert isinstance(segmenter, Sam2Segmenter)
         result = measure(policy, segmenter, chosen.pictures, chosen.repeats, chosen.turns, show_progress)
         show_progress(f"a volume of {chosen.slices} slices")
         result["clock"] = chosen.clock

@@ -27,7 +27,7 @@ from ibis_agent.actions import Click
 from ibis_agent.files import write_json
 from ibis_agent.scan.picture import apply_window
 from ibis_agent.segmenter.embeddings import KeptEmbeddings
-from ibis_agent.segmenter.sam2.predictor import Sam2Predictor
+from ibis_agent.segmenter.sam2.segmenter import Sam2Segmenter
 from ibis_agent.segmenter.sam2.source import Sam2File
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
@@ -42,7 +42,7 @@ WINDOW = (-160.0, 240.0)
 class PreparedSlices:
     """Slices as sam2's predictor takes its frames: (3, S, S), made when they are asked for."""
 
-    def __init__(self, segmenter: Sam2Predictor, grey: np.ndarray) -> None:
+    def __init__(self, segmenter: Sam2Segmenter, grey: np.ndarray) -> None:
         self._segmenter, self._grey = segmenter, grey
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ class VolumePredictor(SAM2VideoPredictor):
     """sam2's video predictor on slices in memory instead of a folder of JPEGs; all else is its own."""
 
     @torch.inference_mode()
-    def init_state(self, frames: PreparedSlices, height: int, width: int) -> dict[str, Any]:  # type: ignore[override]
+    def init_state(self, frames: PreparedSlices, height: int, width: int) -> dict[str, Any]:
         return {
             "images": frames,
             "num_frames": len(frames),
@@ -79,7 +79,7 @@ class VolumePredictor(SAM2VideoPredictor):
         }
 
 
-def plain_predictor(segmenter: Sam2Predictor) -> VolumePredictor:
+def plain_predictor(segmenter: Sam2Segmenter) -> VolumePredictor:
     """sam2's predictor with the segmenter's network and weights; corrected slices condition the others."""
     network = copy.copy(segmenter.model)
     # The predictor only adds methods and these settings to the network: no second copy of the weights.
@@ -102,7 +102,7 @@ def phantom_stack(slices: int, seed: int = 5) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(grey), np.ascontiguousarray(truth)
 
 
-def measure_volume(segmenter: Sam2Predictor, slices: int) -> dict[str, Any]:
+def measure_volume(segmenter: Sam2Segmenter, slices: int) -> dict[str, Any]:
     """The figures that `--json` writes, in seconds: of the clock on CUDA, of processor time on the CPU."""
     now = time.perf_counter if segmenter.device.type == "cuda" else time.process_time
     grey, truth = phantom_stack(slices)
@@ -134,7 +134,9 @@ def measure_volume(segmenter: Sam2Predictor, slices: int) -> dict[str, Any]:
     _wait(segmenter)
     clicked = now() - begun
     visited = [
-        found.index for way in ((1, count - 1), (-1, 0)) for found in spread.follow(wrong, *way, settle=True)
+        found.index
+        for step, end in ((1, count - 1), (-1, 0))
+        for found in spread.follow(wrong, step, end, settle=True)
     ]
     _wait(segmenter)
     corrected = now() - begun
@@ -204,7 +206,7 @@ def _ask(
                 pass
 
 
-def _wait(segmenter: Sam2Predictor) -> None:
+def _wait(segmenter: Sam2Segmenter) -> None:
     if segmenter.device.type == "cuda":
         torch.cuda.synchronize()
 

@@ -192,7 +192,7 @@ def check_picture_limits(card: ModelCard, folder: Path) -> None:
             raise InputError(
                 f"{key} is not that of the model card: other programs would cut pictures into other tokens",
                 file=file,
-                value=f"{sorted(known)}, the card says {pixels}",
+                value=f"{sorted(known, key=str)}, the card says {pixels}",
                 remedy=f"Write {pixels} as {key} and as size.{side}; training.sft and training.grpo do so.",
             )
 

@@ -10,7 +10,7 @@ as one bit per structure; its true width and height stay with it. A run that was
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +40,8 @@ class Slices:
     Bit b of `bits` is NAMES[b]; `aspect` (N,) is width / height, `mirrored` (N,) bool.
     """
 
-    hu: np.ndarray
-    bits: np.ndarray
+    hu: np.ndarray | Joined
+    bits: np.ndarray | Joined
     aspect: np.ndarray
     mirrored: np.ndarray
 
@@ -121,7 +121,7 @@ def make(
 class Joined:
     """Arrays of several folders as one: by a number, or by an array of them, which gives a stack."""
 
-    def __init__(self, parts: list[np.ndarray]) -> None:
+    def __init__(self, parts: Sequence[np.ndarray | Joined]) -> None:
         self._parts = parts
         self._ends = np.cumsum([len(part) for part in parts])
 
@@ -129,7 +129,7 @@ class Joined:
         return int(self._ends[-1])
 
     def __getitem__(self, which: int | np.ndarray) -> np.ndarray:
-        if np.ndim(which):
+        if isinstance(which, np.ndarray):
             return np.stack([self[int(each)] for each in which])
         part = int(np.searchsorted(self._ends, which, "right"))
         return self._parts[part][int(which) - (int(self._ends[part - 1]) if part else 0)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 from pathlib import Path
+from typing import Any
 
 from ibis_agent.errors import InputError
 from tokenizers import Tokenizer
@@ -29,13 +30,15 @@ def deepened(model: Qwen2_5_VLForConditionalGeneration, depth: int) -> Qwen2_5_V
 
     Raises InputError where that is not more than it has.
     """
-    has = model.config.vision_config.depth
+    vision: Any = model.config.vision_config
+    has = vision.depth
     if depth <= has:
         raise InputError("the vision tower has as many layers already", value=f"{depth}, it has {has}")
     config = copy.deepcopy(model.config)
-    config.vision_config.depth = depth
-    config.vision_config.fullatt_block_indexes = list(range(depth))
-    deeper = Qwen2_5_VLForConditionalGeneration(config).to(model.dtype)
+    vision = config.vision_config
+    vision.depth, vision.fullatt_block_indexes = depth, list(range(depth))
+    deeper = Qwen2_5_VLForConditionalGeneration(config)
+    nn.Module.to(deeper, model.dtype)
     deeper.load_state_dict(model.state_dict(), strict=False)
     for block in deeper.model.visual.blocks[has:]:
         for name, weight in block.named_parameters():

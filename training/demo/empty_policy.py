@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from ibis_agent.actions import Click
 from ibis_agent.errors import InputError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -91,7 +90,7 @@ def make_tokenizer(texts: list[str], size: int = 640) -> Tokenizer:
 
 def make_config(tokenizer: Tokenizer, width: int = 128, layers: int = 4, depth: int = 8) -> Qwen2_5_VLConfig:
     """A small Qwen2.5-VL. rope_theta 20: with the usual million, neighbouring visual tokens look alike."""
-    token = {t: tokenizer.token_to_id(t) for t in SPECIAL}
+    token = {t: token_id(tokenizer, t) for t in SPECIAL}
     return Qwen2_5_VLConfig(
         text_config={
             "vocab_size": tokenizer.get_vocab_size(),
@@ -128,6 +127,14 @@ def make_config(tokenizer: Tokenizer, width: int = 128, layers: int = 4, depth: 
     )
 
 
+def token_id(tokenizer: Tokenizer, text: str) -> int:
+    """Raises ValueError for what is not one token."""
+    number = tokenizer.token_to_id(text)
+    if number is None:
+        raise ValueError(f"the tokenizer has no token {text!r}")
+    return int(number)
+
+
 def weights_folder(policy: Path) -> Path:
     """Where the weights of a policy made by training.demo.train_policy lie: in `policy`, or in its `model`.
 
@@ -144,7 +151,7 @@ def save_folder(
 ) -> None:
     """A folder as any Qwen2.5-VL has it: configuration, safetensors (bf16), tokenizer, image processor, card."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     _write(
         folder / "tokenizer_config.json",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from training.common import questions as q
 from training.demo.dataset import ALIKE, HARD, NAMES, SIDE, Slices
-from training.demo.empty_policy import DEMO_CARD, PATCH, TOKENS
+from training.demo.empty_policy import DEMO_CARD, PATCH, TOKENS, token_id
 from training.demo.policy_clicks import STEPS, another, correction, deepest, depth_of, digit_worth, good_click
 from training.phantoms.phantom import STRUCTURES
 from training.trajectories.mistakes import BAD, GOOD, half_way_mask
@@ -70,7 +70,7 @@ class Writer:
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         self.special = {
-            t: tokenizer.token_to_id(t)
+            t: token_id(tokenizer, t)
             for t in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
         }
         self.prefix = [
@@ -82,7 +82,7 @@ class Writer:
             *self.text("user\n"),
             self.special["<|vision_start|>"],
         ]
-        self.digits = [tokenizer.token_to_id(str(digit)) for digit in range(10)]
+        self.digits = [token_id(tokenizer, str(digit)) for digit in range(10)]
 
     def text(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -204,9 +204,8 @@ def with_note(
     if chance < 0.03:
         return f"{prompt}\n{prompts['retry']}", reply, value
     if chance < 0.09 and region is not None and click is not None:
-        shaken = Click(
-            *np.clip([click.x + rng.normal(0, 0.015), click.y + rng.normal(0, 0.015)], 0, 1), click.positive
-        )
+        x, y = np.clip([click.x + rng.normal(0, 0.015), click.y + rng.normal(0, 0.015)], 0, 1)
+        shaken = Click(float(x), float(y), click.positive)
         left = another(region, shaken, aspect)
         if left is not None:
             other, value = good_click(depth_of(left, aspect), click.positive, rng)

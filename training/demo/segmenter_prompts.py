@@ -64,9 +64,8 @@ def batch_of(
     width = torch.from_numpy(np.exp(rng.normal(np.log(400), 0.22 * augment, count)).astype(np.float32))[
         :, None, None, None
     ]
-    for n in np.flatnonzero(
-        rng.random(count) < 0.25 * min(1.0, 2 * augment)
-    ):  # wide ones, or the picture's own
+    for n in map(int, np.flatnonzero(rng.random(count) < 0.25 * min(1.0, 2 * augment))):
+        # wide ones, or the picture's own
         if rng.random() < 0.6:
             lower[n] = float(rng.uniform(-1000, -120))
             width[n] = float(rng.uniform(150, 900)) - lower[n]

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from ibis_agent.errors import InputError
+from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
 from training.common.commands import ending
@@ -33,7 +34,7 @@ class Heard:
     SAM2 blanks the masks of an object that it takes for absent before anyone could learn from them.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: SAM2Base):
         self.truth: Tensor | None = None
         self.masks = self.scores = self.present = torch.empty(0)
         model.sam_mask_decoder.register_forward_hook(self._hear)
@@ -61,7 +62,7 @@ def clip_objects(bits: Tensor, each: int, rng: np.random.Generator) -> tuple[Ten
 
 
 def track(
-    model: nn.Module, heard: Heard, clips: Slices, numbers: np.ndarray, objects: int, rng: np.random.Generator
+    model: SAM2Base, heard: Heard, clips: Slices, numbers: np.ndarray, objects: int, rng: np.random.Generator
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss over a batch of clips; each clip runs from its key slice to one end of it."""
     total, ious, right, frames = torch.zeros(()), [], [], 0
@@ -143,7 +144,7 @@ def clip_batch(
     return torch.cat([p for p, _ in pairs]), torch.cat([b for _, b in pairs])
 
 
-def single_slices(model: nn.Module, data: Slices, numbers: np.ndarray, rng: np.random.Generator) -> Tensor:
+def single_slices(model: SAM2Base, data: Slices, numbers: np.ndarray, rng: np.random.Generator) -> Tensor:
     """Clicks on single slices, as in training.demo.train_segmenter, with the encoder as it is."""
     pictures, bits = batch_of(data, numbers, rng, model.image_size)
     with torch.no_grad():

@@ -29,6 +29,7 @@ from ibis_agent.segmenter.sam2.checkpoint import read_weights
 from ibis_agent.segmenter.sam2.eight_bits import packed
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
+from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
 from training.common.commands import ending
@@ -48,7 +49,7 @@ from training.demo.segmenter_prompts import (
 CONFIG = Path(__file__).parents[2] / "Logic/ibis_agent/demo/segmenter/model.yaml"
 
 
-def build(config: Path = CONFIG) -> nn.Module:
+def build(config: Path = CONFIG) -> SAM2Base:
     """The SAM2Base of `config`, with random weights; the object score is fixed at 'present'."""
     model = instantiate(OmegaConf.load(config).model)
     last = model.sam_mask_decoder.pred_obj_score_head.layers[-1]
@@ -69,7 +70,7 @@ class DenseHead(nn.Module):
         planes = torch.stack([(bits >> b & 1) for b in range(LEARNED)], 1).float()
         total = torch.zeros(())
         for head, f in ((self.fine, features[0]), (self.coarse, features[2])):
-            target = F.adaptive_avg_pool2d(planes, f.shape[-2:])
+            target = F.adaptive_avg_pool2d(planes, (f.shape[-2], f.shape[-1]))
             logits = head(f)
             total = (
                 total
@@ -87,7 +88,7 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def decode(
-    model: nn.Module,
+    model: SAM2Base,
     features: list[Tensor],
     owner: Tensor,
     points: Tensor,
@@ -113,7 +114,7 @@ def decode(
     return out[0], out[1]
 
 
-def encode(model: nn.Module, pictures: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def encode(model: SAM2Base, pictures: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Feature maps for the mask decoder, and the neck's own (for the dense head)."""
     out = model.image_encoder(pictures)
     raw = out["backbone_fpn"]
@@ -215,7 +216,7 @@ def carried_step(
 
 
 def turns(
-    model: nn.Module,
+    model: SAM2Base,
     features: list[Tensor],
     owner: Tensor,
     masks: Tensor,
@@ -245,7 +246,7 @@ def turns(
 
 
 @torch.inference_mode()
-def measure(model: nn.Module, data: Slices, numbers: np.ndarray, clicks: int = 5) -> dict[str, float]:
+def measure(model: SAM2Base, data: Slices, numbers: np.ndarray, clicks: int = 5) -> dict[str, float]:
     """Mean IoU after 1 and `clicks` simulated clicks on every named structure of the slices `numbers`."""
     model.eval()
     first: list[float] = []

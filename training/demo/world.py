@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=WORLD_SEEDS)
     args = parser.parse_args()
     if args.clips is not None and not args.patient:
-        raise InputError("clips are made from a patient", mend="Give --patient.")
+        raise InputError("clips are made from a patient", remedy="Give --patient.")
     one = functools.partial(_bent, scan=str(args.patient), held=args.held) if args.patient else _imagined
     if args.plain:
         one = _plain

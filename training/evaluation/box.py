@@ -29,12 +29,10 @@ def predict_box(
 
     Raises ModelError when the network fails.
     """
-    left, top, right, bottom = box
     width, height = embedding.width, embedding.height
-    right, bottom = (
-        max(right, left + 0.5),
-        max(bottom, top + 0.5),
-    )  # a structure of one column has an inside, too
+    left, top = box[:2]
+    # A structure of one column has an inside, too.
+    right, bottom = max(box[2], left + 0.5), max(box[3], top + 0.5)
     prompt = Box(left / width, top / height, min(1.0, right / width), min(1.0, bottom / height))
     found = segmenter.predict(embedding, [prompt])
     return found.mask, found.logits

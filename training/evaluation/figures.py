@@ -65,7 +65,7 @@ def agent_figures(asked: Sequence[Row], embedding: float = 0.0) -> dict[str, flo
     return {name: value for name, value in known.items() if value is not None}
 
 
-def _methods(agent: dict[str, float], prompted: Sequence[Row], embedding: float) -> dict[str, Any]:
+def _methods(agent: Row, prompted: Sequence[Row], embedding: float) -> dict[str, Any]:
     """Way of asking → IoU, DSC, F1, clicks and seconds: the rows of the table."""
     methods = {}
     if "iou" in agent:

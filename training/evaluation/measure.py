@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from ibis_agent.actions import Click
@@ -59,7 +59,7 @@ class OnePicture:
         self.spent: list[float] = []
 
     def embed(self, rgb: np.ndarray) -> Embedding:
-        return self.embedding if rgb is self._rgb else self._segmenter.embed(rgb)  # type: ignore[no-any-return]
+        return self.embedding if rgb is self._rgb else self._segmenter.embed(rgb)
 
     def predict(
         self, embedding: Embedding, clicks: Sequence[Click], previous_logits: np.ndarray | None = None
@@ -132,7 +132,7 @@ def prompted(segmenter: Segmenter, view: OnePicture, shown: Shown, truth: np.nda
 def ask(shown: Shown, structure: str, wording: str, policy: Policy, view: OnePicture, limits: Limits) -> Row:
     """The agent by itself, from a question to its end. `truths` without the structure: it is not there."""
     begun = time.perf_counter()
-    episode = Run.on_picture(shown.picture, wording, policy, view, Settings(limits))
+    episode = Run.on_picture(shown.picture, wording, policy, cast("Segmenter", view), Settings(limits))
     episode.run()
     spent = time.perf_counter() - begun
     truth = shown.truths.get(structure)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from ibis_agent.errors import InputError
@@ -17,7 +17,7 @@ from ibis_agent.mask.masks import dice
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import Policy
 from ibis_agent.run.run import Run
-from ibis_agent.run.settings import Settings
+from ibis_agent.run.settings import Follow, Settings
 from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.load import load_scan
 from ibis_agent.scan.scan import Scan
@@ -32,7 +32,6 @@ ORGANS = tuple(name for name in STRUCTURES if name != "lesion")
 WINDOW = (-160.0, 240.0)
 SPACING = (2.5, 2.5, 5.0)
 SMALLEST_ML = 5.0
-Follow = Literal["auto", "memory", "linked", "carry"]
 
 
 def phantom_scan(seed: int) -> tuple[Scan, dict[str, np.ndarray]]:

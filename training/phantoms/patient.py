@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -66,9 +67,10 @@ class Patient:
         """Read a RAS scan with isotropic voxels and its label map. `cache`: a .npz to keep the slow part in."""
         import nibabel as nib
 
-        read = nib.load(scan)
+        read: Any = nib.load(scan)
+        labelled: Any = nib.load(labels)
         hu = np.asarray(read.dataobj, np.float32)
-        known = np.asarray(nib.load(labels).dataobj).astype(np.uint8)
+        known = np.asarray(labelled.dataobj).astype(np.uint8)
         called = {int(k): v for k, v in json.loads(names.read_text(encoding="utf-8")).items()}
         step = float(abs(read.affine[0, 0]))
         coarse = _tissues(hu, known)

@@ -43,7 +43,7 @@ def random_slice(seed: int, spacing: float | None = None, mirrored: bool | None 
     step = float(r.uniform(1.4, 2.8)) if spacing is None else spacing
     flip = bool(r.uniform() < 0.2) if mirrored is None else mirrored
     z = float(r.uniform(*Z_RANGE))
-    return anatomy.slice_at(z, step, margin, flip)  # type: ignore[arg-type]
+    return anatomy.slice_at(z, step, margin, flip)
 
 
 def make_volume(

@@ -252,9 +252,9 @@ def do_all(
         }
         try:
             while waiting:
-                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
                 _tell(news, progress)
-                for each in done:
+                for each in ended:
                     each.result()
         except BaseException as error:
             stop.set()

@@ -35,6 +35,7 @@ from ibis_agent.actions import Action, Click, Reply, Terminate, format_reply
 from ibis_agent.errors import InputError, ModelError
 from ibis_agent.files import atomic_write, write_json
 from ibis_agent.mask.masks import decode_rle
+from ibis_agent.record.steps import actions_of
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.scan.picture import overlay
 from tqdm import tqdm
@@ -229,7 +230,7 @@ def _rewrite_ours(folder: Path, sample: Any) -> None:
         dataclasses.replace(step, thinking=turn["thinking"], reply=turn["reply"])
         for step, turn in zip(record.steps, sample["turns"], strict=True)
     )
-    dataclasses.replace(record, steps=steps).save(ours)
+    dataclasses.replace(record, actions=actions_of(steps, record.slices.first)).save(ours)
 
 
 def action_of(turn: Any) -> Action:

@@ -103,6 +103,7 @@ def thinking(moment: Moment, style: str, rng: np.random.Generator) -> str:
     if isinstance(action, Terminate):
         ends = _ABSENT if not moment.present else _DONE if moment.iou >= WELL else _AS_FAR_AS_IT_GOES
         return _pick(ends, rng).format(n=name)
+    assert isinstance(action, Click)  # the expert draws no boxes
     where = zone(action.x, action.y)
     if moment.first and action.positive:
         return _pick(_FIRST, rng).format(n=name, z=where)

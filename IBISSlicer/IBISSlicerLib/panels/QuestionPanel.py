@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import qt
 import slicer
@@ -30,7 +31,7 @@ class QuestionPanel:
         self._note = ""
         self._geometry = ""  # why the slice of the view cannot be asked about
         self._offered: list[str] = []  # IDs of the slice nodes in the list
-        self._tags: list[tuple[object, int]] = []
+        self._tags: list[tuple[Any, int]] = []
         self._clock = qt.QTimer()
         self._clock.setInterval(500)
         self._clock.connect("timeout()", self._showStatus)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import qt
 import slicer
 from ibis_agent.mask.structures import name_for
@@ -25,8 +27,8 @@ class ResultPanel:
 
     def __init__(self, ui, agent: Agent, say, measured) -> None:
         self.ui, self.agent, self._say, self._measured = ui, agent, say, measured
-        self._tags: list[tuple[object, int]] = []
-        self._run = None
+        self._tags: list[tuple[Any, int]] = []
+        self._run: Any = None
         self._menu = qt.QMenu(ui.exportButton)
         ui.exportButton.setMenu(self._menu)
         self._menu.connect("aboutToShow()", self._fillMenu)

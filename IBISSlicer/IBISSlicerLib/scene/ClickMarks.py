@@ -9,6 +9,7 @@ the handles. Placing new clicks is in ClickPlacement.py; what a moved mark means
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import qt
@@ -55,7 +56,7 @@ class ClickMarks:
         self.dragged: Mark | None = None
         self._marks: tuple[Mark, ...] = ()
         self._frame: tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]] | None = None
-        self._observers: list[tuple[object, int]] = []
+        self._observers: list[tuple[Any, int]] = []
         self._showing = False
         for positive in (True, False):
             node = self._points(positive)
@@ -164,7 +165,7 @@ class ClickMarks:
                 self._tellMoved(mark.number, tuple(world))
                 return
 
-    def _tellMoved(self, number: int, ras: tuple[float, float, float]) -> None:
+    def _tellMoved(self, number: int, ras: tuple[float, ...]) -> None:
         # Slicer still works with the point: what follows may take it away.
         qt.QTimer.singleShot(0, lambda: self.moved.emit(number, ras))
 

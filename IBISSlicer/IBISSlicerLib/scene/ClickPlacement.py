@@ -4,6 +4,8 @@ for it. A box is two clicks, on opposite corners.
 
 from __future__ import annotations
 
+from typing import Any
+
 import qt
 import slicer
 
@@ -31,10 +33,10 @@ class ClickPlacement:
         self.changed = Signal()
         self.what: str | None = None
         self._corner: Ras | None = None
-        self._node = None
+        self._node: Any = None
         self._before: Aim | None = None
         self._persistence = 0
-        self._tags: list[tuple[object, int]] = []
+        self._tags: list[tuple[Any, int]] = []
         self._waiting = False
 
     def start(self, what: str) -> None:
@@ -131,21 +133,21 @@ class ClickPlacement:
         node, what = self._node, self.what
         if node is None or what is None or not slicer.mrmlScene.IsNodePresent(node):
             return
-        places = []
+        places: list[Any] = []
         for index in reversed(range(node.GetNumberOfControlPoints())):
             if node.GetNthControlPointPositionStatus(index) == node.PositionDefined:
                 ras = [0.0, 0.0, 0.0]
                 node.GetNthControlPointPositionWorld(index, ras)
                 places.append(tuple(ras))
                 node.RemoveNthControlPoint(index)
-        for ras in reversed(places):
+        for place in reversed(places):
             if what != BOX:
-                self.placed.emit(ras, what == INCLUDE)
+                self.placed.emit(place, what == INCLUDE)
             elif self._corner is None:
-                self._corner = ras
+                self._corner = place
             else:
                 corner, self._corner = self._corner, None
-                self.boxed.emit(corner, ras)
+                self.boxed.emit(corner, place)
 
     def _isAimedAt(self) -> bool:
         return self._node is not None and placeNodes()[0].GetActivePlaceNodeID() == self._node.GetID()

@@ -5,6 +5,8 @@ An upright surface along the frame's edges: what a slice view draws of it is whe
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import vtk
 
@@ -17,7 +19,7 @@ class FrameMark:
     """A rectangle on some slices of a run; made when there is a frame to show, gone with `remove`."""
 
     def __init__(self, name: str = "IBIS frame", colour=COLOUR, thickness: int = 1) -> None:
-        self.node = None
+        self.node: Any = None
         self._looks = name, colour, thickness
 
     def show(self, frame, geometry, slices: tuple[int, int], toRas: np.ndarray, transformID) -> None:

@@ -96,12 +96,12 @@ def isColour(volumeNode) -> bool:
     return count > 1
 
 
-def shownWindow(volumeNode) -> list[float] | None:
-    """[minimum, maximum] in grey values that the volume is shown with, or None where nothing says it."""
+def shownWindow(volumeNode) -> tuple[float, float] | None:
+    """(minimum, maximum) in grey values that the volume is shown with, or None where nothing says it."""
     display = volumeNode.GetScalarVolumeDisplayNode()
     if display is None or display.GetWindow() <= 0:
         return None
-    return [display.GetLevel() - display.GetWindow() / 2, display.GetLevel() + display.GetWindow() / 2]
+    return display.GetLevel() - display.GetWindow() / 2, display.GetLevel() + display.GetWindow() / 2
 
 
 def sliceOfView(sliceNode, volumeNode) -> SlicePlace:

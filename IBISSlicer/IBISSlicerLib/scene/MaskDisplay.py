@@ -36,7 +36,7 @@ class MaskDisplay:
         """
         self.node = node
         self._toRas = toRas
-        self._view = None  # (I, J, K) uint8 array on the labelmap's own memory
+        self._view: np.ndarray | None = None  # (I, J, K) uint8 array on the labelmap's own memory
         self._extent: list[int] = []
 
     @classmethod

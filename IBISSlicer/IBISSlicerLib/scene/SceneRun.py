@@ -367,14 +367,14 @@ class SceneRun:
             raise InputError("this slice is outside the range of the run", value=index + 1, remedy=remedy)
         return index, *self.record.geometry_of(index).from_patient(*self._patientOf(ras))
 
-    def worldOf(self, x: float, y: float) -> tuple[float, float, float]:
+    def worldOf(self, x: float, y: float) -> tuple[float, ...]:
         """Where a normalised picture coordinate lies in the world now."""
         local = (self._toRas @ [*self.record.geometry.to_voxel(x, y), 1.0])[:3]
         world = [0.0, 0.0, 0.0]
         self.mask.node.TransformPointToWorld(local, world)
         return tuple(world)
 
-    def centre(self) -> tuple[float, float, float]:
+    def centre(self) -> tuple[float, ...]:
         """The middle of the slice in the world: where to scroll a view to."""
         ijk = [(count - 1) / 2 for count in self._image["shape"]]
         ijk[int(self._image["axis"])] = int(self._image["index"])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ibis_agent.errors import InputError
@@ -21,7 +21,7 @@ from ibis_agent.mask.structures import STRUCTURES
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.prompts import check_question
 
-Vocabulary = Mapping[str, tuple[str, ...]]
+Vocabulary = Mapping[str, Sequence[str]]
 
 _SHORTEST_TYPO = 5  # letters; shorter words are too like each other
 _SIZE = re.compile(

@@ -20,6 +20,10 @@ from ibis_agent.errors import InputError, ModelError
 from ibis_agent.files import atomic_write
 from ibis_agent.mask.masks import encode_rle, iou
 from ibis_agent.policy.remote.connection import retry_after
+from ibis_agent.record.trajectory import Trajectory
+from ibis_agent.run.episode import Step
+from ibis_agent.scan.geometry import PictureGeometry
+from ibis_agent.scan.picture import Picture
 from PIL import Image
 
 from training.trajectories import reasoning
@@ -158,6 +162,22 @@ def teacher(school: School, **options: Any) -> Teacher:
 
 def thoughts(folder: Path) -> list[str]:
     return [turn["thinking"] for sample in read_trajectories(folder) for turn in sample["turns"]]
+
+
+def test_the_record_of_a_question_says_the_teachers_words_too(folder: Path, school: School) -> None:
+    first, _ = read_trajectories(folder)
+    picture = Picture(np.zeros((24, 24, 3), np.uint8), PictureGeometry.of_picture(24, 24), None)
+    steps = [
+        Step(turn["number"], reasoning.action_of(turn), "policy", shape(), None, None)
+        for turn in first["turns"]
+    ]
+    ours = folder / "trajectories" / "a-liver.json"
+    ours.parent.mkdir()
+    Trajectory.of_slice(picture, first["question"], steps).save(ours)
+    reasoning.from_teacher(folder, teacher(school))
+    told = Trajectory.load(ours).steps
+    assert [step.thinking for step in told] == thoughts(folder)[: len(steps)]
+    assert GOOD["positive"] in told[1].reply
 
 
 def test_every_turn_that_is_learnt_gets_the_teachers_words_and_its_reply_says_them(

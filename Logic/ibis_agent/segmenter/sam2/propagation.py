@@ -174,7 +174,7 @@ class Propagation:
 
     def _ends_before(self, index: int) -> bool:
         """Whether ways end before this slice: it was prompted, or began with a mask of its own."""
-        return index in self._anchors or (index in self._begun and self._begun[index].any())
+        return index in self._anchors or (index in self._begun and bool(self._begun[index].any()))
 
     @torch.inference_mode()
     def anchor_mask(self, index: int, mask: np.ndarray) -> Found:
