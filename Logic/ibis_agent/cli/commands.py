@@ -40,6 +40,7 @@ from ibis_agent.cli.session import Session, Stopped
 from ibis_agent.cli.several import Several, is_of_several, questions_of
 from ibis_agent.cli.several_session import SeveralSession
 from ibis_agent.errors import Cancelled, IbisError, InputError, ModelError, OutputError
+from ibis_agent.facts import values
 from ibis_agent.fields import read_json
 from ibis_agent.policy.prompts import check_question
 from ibis_agent.record import published
@@ -280,7 +281,7 @@ def _info(options: argparse.Namespace) -> int:
     what = chosen(options) if on_server else options.path
     found = inspection.inspect(what, options.segmenter_config, options.load, options.series, options.modality)
     if options.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps({title: values(facts) for title, facts in found.items()}, indent=1))
         return OK
     screen = terminal.Screen()
     for title, facts in found.items():

@@ -16,9 +16,11 @@ import numpy as np
 import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
 from ibis_agent.errors import IbisError, InputError
+from ibis_agent.facts import Fact
 from ibis_agent.policy.contract import PolicySource
 from ibis_agent.policy.required_memory import count_words, gigabytes
 from ibis_agent.record.trajectory import Trajectory
+from ibis_agent.scan.checks import by
 
 # Above this a model is loaded only on request: it would take a minute and most of a small machine's memory.
 _QUICK = 2 * 10**9
@@ -81,9 +83,16 @@ def _policy(source: PolicySource, load: bool) -> Facts:
         "origin": card.origin,
         "model": source.kind,
         **of_its_kind,
-        "pictures": f"{card.orientation.value}, overlay {card.overlay_colour} at {card.overlay_alpha:g}",
+        "pictures": Fact(
+            f"{card.orientation.value}, overlay {card.overlay_colour} at {card.overlay_alpha:g}",
+            {
+                "orientation": card.orientation.value,
+                "overlay_colour": list(card.overlay_colour),
+                "overlay_alpha": card.overlay_alpha,
+            },
+        ),
         "prompts": "this program's own" if card.prompts == DEFAULT_PROMPTS else "the card's",
-        "history": f"{card.history} earlier turns" if card.history else "none",
+        "history": Fact(f"{card.history} earlier turns" if card.history else "none", card.history),
     }
     small = source.run_bytes("fp32", "cpu") < _QUICK
     return _without_blanks(facts | {"loads": _tried(load_it, load or small)})
@@ -92,14 +101,18 @@ def _policy(source: PolicySource, load: bool) -> Facts:
 def _segmenter(where: Path | None, config: str | None, load: bool) -> Facts:
     source = segmenters.find(where, config)
     file, found = source.file, source.inspect()
+    size = file.stat().st_size
     facts = {
         "file": str(file),
         "architecture": found.name,
-        "model": f"{source.kind}, {count_words(found.parameters)} parameters",
-        "stored": gigabytes(file.stat().st_size),
+        "model": Fact(
+            f"{source.kind}, {count_words(found.parameters)} parameters",
+            {"kind": source.kind, "parameters": found.parameters},
+        ),
+        "stored": Fact(gigabytes(size), {"bytes": size}),
         "sha256": source.sha256(),
-        "sees pictures of": f"{found.image_size} × {found.image_size}",
-        "memory to run": gigabytes(source.run_bytes()),
+        "sees pictures of": Fact(f"{found.image_size} × {found.image_size}", [found.image_size] * 2),
+        "memory to run": Fact(gigabytes(source.run_bytes()), source.run_bytes()),
     }
 
     def load_it() -> str:
@@ -116,29 +129,50 @@ def _trajectory(path: Path) -> Facts:
     recorded = Trajectory.load(path)
     slices, geometry = recorded.slices, recorded.picture.geometry
     people = sum(each.by == "person" for each in recorded.actions)
-    count = f"{len(recorded.actions)}, {people} of them by a person"
+    count = Fact(
+        f"{len(recorded.actions)}, {people} of them by a person",
+        {"all": len(recorded.actions), "by_a_person": people},
+    )
     facts = {"file": str(path), "question": recorded.question, "answer": recorded.answer or ""}
     if recorded.alone:
-        facts |= {"steps": count, "picture": f"{geometry.plane}, {geometry.width} × {geometry.height}"}
+        sides = [geometry.width, geometry.height]
+        picture = {"plane": geometry.plane, "size": sides, "slice": geometry.index}
+        facts |= {"steps": count, "picture": Fact(f"{geometry.plane}, {by(sides)}", picture)}
     else:
         visited, shown = recorded.visited, [n for n, each in sorted(recorded.rows.items()) if each["area_px"]]
         span = f"{slices.first} to {slices.last} of {len(slices)}"
+        looks = max((each.look for each in recorded.actions), default=0)
         key, where = recorded.key, f"slices {shown[0]} to {shown[-1]}" if shown else "no slice"
         facts |= {
             "actions": count,
-            "second looks": str(max((each.look for each in recorded.actions), default=0)),
-            "slices": f"{geometry.plane}, {span}, {len(visited)} visited",
-            "key slice": "" if key is None else str(key),
-            "object": f"in {where}" + ("" if recorded.ml is None else f", {recorded.ml:.2f} mL"),
+            "second looks": Fact(str(looks), looks),
+            "slices": Fact(
+                f"{geometry.plane}, {span}, {len(visited)} visited",
+                {
+                    "plane": geometry.plane,
+                    "first": slices.first,
+                    "last": slices.last,
+                    "of": len(slices),
+                    "visited": list(visited),
+                },
+            ),
+            "key slice": "" if key is None else Fact(str(key), key),
+            "object": Fact(
+                f"in {where}" + ("" if recorded.ml is None else f", {recorded.ml:.2f} mL"),
+                {"slices": shown, "ml": recorded.ml},
+            ),
         }
     return _without_blanks(
         {
             **facts,
-            "status": f"{recorded.status}. {recorded.reason}".strip(" ."),
+            "status": Fact(
+                f"{recorded.status}. {recorded.reason}".strip(" ."),
+                {"status": recorded.status, "reason": recorded.reason},
+            ),
             "scan": recorded.source,
             "made": recorded.created,
-            "policy": _identity(recorded.policy),
-            "segmenter": _identity(recorded.segmenter),
+            "policy": Fact(_identity(recorded.policy), dict(recorded.policy or {})),
+            "segmenter": Fact(_identity(recorded.segmenter), dict(recorded.segmenter)),
             "note": recorded.note,
         }
     )
@@ -149,35 +183,41 @@ def _scan(path: Path, series: str | None, modality: str | None) -> Facts:
     from ibis_agent.scan.load import load_scan
 
     scan = load_scan(path, series=series, modality=modality)
-    facts = {
+    low, high = float(scan.voxels.min()), float(scan.voxels.max())
+    sides = [int(side) for side in scan.voxels.shape]
+    grey = {"type": str(scan.voxels.dtype), "lowest": low, "highest": high}
+    facts: Facts = {
         "file": str(path),
         "kind": scan.kind,
-        "size": " × ".join(map(str, scan.voxels.shape)),
-        "grey values": f"{scan.voxels.dtype}, {float(scan.voxels.min()):g} to {float(scan.voxels.max()):g}",
+        "size": Fact(by(sides), sides),
+        "grey values": Fact(f"{scan.voxels.dtype}, {low:g} to {high:g}", grey),
         "modality": scan.modality,
     }
     if scan.kind == "volume":
-        spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
+        spacing = [float(each) for each in np.linalg.norm(scan.affine[:3, :3], axis=0)]
         size = " × ".join(f"{each:g}" for each in spacing) + " mm"
-        facts["spacing"] = size if scan.sized else "not said: measures are in pixels"
+        facts["spacing"] = Fact(size, spacing) if scan.sized else "not said: measures are in pixels"
     if scan.window:
-        facts["window"] = f"{scan.window[0]:g} to {scan.window[1]:g}"
+        facts["window"] = Fact(f"{scan.window[0]:g} to {scan.window[1]:g}", list(scan.window))
     if scan.inverted:
         facts["shown"] = "small values bright (MONOCHROME1)"
     for n, (term, note) in enumerate(reading_lines(scan.told)):
-        facts[term if n == 0 else f"{term} {n + 1}"] = note
+        facts[term if n == 0 else f"{term} {n + 1}"] = Fact(note, None if n else list(scan.told))
     return _without_blanks(facts)
 
 
 def _tried(load_it: Callable[[], str], wanted: bool) -> str:
     if not wanted:
-        return "not tried, it is large; --load tries"
+        return Fact("not tried, it is large; --load tries", {"tried": False})
     begun = time.perf_counter()
     try:
         how = load_it()
     except IbisError as error:
-        return f"no: {error}"
-    return f"yes, in {_seconds(begun)}: {how}"
+        return Fact(f"no: {error}", {"tried": True, "loads": False, "error": str(error)})
+    took = time.perf_counter() - begun
+    return Fact(
+        f"yes, in {took:.1f} s: {how}", {"tried": True, "loads": True, "seconds": round(took, 2), "how": how}
+    )
 
 
 def _identity(identity: Mapping[str, str] | None) -> str:

@@ -122,6 +122,31 @@ class Runner:
             *([("caution", task.caution)] if task.caution else []),
         ]
 
+    def asked(self) -> dict[str, Any]:
+        """What is going to be done, in plain values; the models are those that were loaded."""
+        task, slices = self.task, self.task.slices
+        geometry = slices.geometry(slices.first)
+        where: dict[str, Any] = {"plane": geometry.plane}
+        if isinstance(slices, Stack):
+            where |= {"first": slices.first, "last": slices.last, "slices": len(slices)}
+            window, notes = slices.window, slices.scan.told
+        else:
+            where |= {"slice": None if geometry.plane == "picture" else geometry.index}
+            picture = slices.picture(slices.first)
+            window, notes = picture.window, picture.notes  # type: ignore[assignment]
+        policy = self.run.policy
+        return {
+            "scan": task.source,
+            "file": None if task.request.scan is None else str(task.request.scan),
+            **where,
+            "window": None if window is None else list(window),
+            "question": task.question,
+            "policy": None if policy is None else dict(policy.identity),
+            "segmenter": dict(self.run.segmenter.identity),
+            "reading": list(notes),
+            "caution": task.caution,
+        }
+
     def load(self) -> None:
         """Load the models and open the run. Raises ModelError."""
         self.begin(*load_models(self.task))

@@ -58,6 +58,7 @@ class Session:
                 screen.line(f"  {screen.dim(f'{term:<10}')} {one_line(value)}")
             with self.stopper, screen.passing("  loading the models …"):
                 self.runner.load()
+            self._emit("asked", self.runner.asked() | {"notes": list(self.runner.notes)})
             for note in self.runner.notes:
                 screen.line(f"  {screen.warn('note')}       {one_line(note)}")
             screen.line()

@@ -2,12 +2,14 @@
 
 One JSON object per picture: `file`, `type`, `mask_file`, `nii_data` or `img_data`, and `trajectory`, a list
 of {`step`, `coords_norm`, `coords_original`, `mask_rle`}; several objects may stand in a list. That format
-lacks three things that training needs. We add them as further keys, which the published programs pass over:
+lacks four things that training needs. We add them as further keys, which the published programs pass over:
 
 - `positive` in every step, true or false: the sign of the click. Where a foreign file lacks it, it is
   recovered from the masks: the generator clicks positively exactly where the mask before does not reach. Such
   steps are marked (`sign_recovered`).
 - `question` and `answer` of the object, where they are known.
+- `ibis_record` of a converted run: its whole record. Clicks between pixels, the frame, thinking and orientation come
+  back from it, as long as nobody has changed the steps.
 
 Our own format is in trajectory.
 """
@@ -35,6 +37,7 @@ from ibis_agent.scan.load import load_scan
 from ibis_agent.scan.picture import cut
 
 _KNOWN = ("file", "type", "mask_file", "nii_data", "img_data", "trajectory", "question", "answer")
+_RECORD = "ibis_record"
 _NIFTI = (".nii", ".nii.gz")
 
 
@@ -196,13 +199,30 @@ def from_record(record: Trajectory) -> list[PublishedTrajectory]:
     Raises InputError where nothing was clicked in a volume, and as `from_trajectory`.
     """
     if record.alone:
-        return [from_trajectory(record)]
+        return [_with_record(record)]
     clicked = sorted({each.index for each in record.actions if each.kind == "click"})
     if not clicked:
         raise InputError(
             "no slice was clicked in this volume", remedy="The published format holds clicks and their masks."
         )
-    return [from_trajectory(record.on_slice(index)) for index in clicked]
+    return [_with_record(record.on_slice(index)) for index in clicked]
+
+
+def _with_record(record: Trajectory) -> PublishedTrajectory:
+    return dataclasses.replace(from_trajectory(record), further={_RECORD: record.to_json()})
+
+
+def _recorded(published: PublishedTrajectory, question: str | None) -> Trajectory | None:
+    """The record that travels with a published trajectory, if its steps are still those. Raises InputError."""
+    if _RECORD not in published.further:
+        return None
+    record = Trajectory.from_json(published.further[_RECORD])
+    if (
+        not record.alone
+        or from_trajectory(record).to_json()["trajectory"] != published.to_json()["trajectory"]
+    ):
+        return None
+    return record if question is None else dataclasses.replace(record, question=question)
 
 
 def to_trajectory(
@@ -210,7 +230,8 @@ def to_trajectory(
 ) -> Trajectory:
     """A published trajectory as one of ours: the picture is cut anew from the scan in `folder`.
 
-    Its steps count as a person's (the expert's), without thinking, scores or times; an answer becomes the
+    Of a run that was converted, its own record, if the steps are still those. Else
+    its steps count as a person's (the expert's), without thinking, scores or times; an answer becomes the
     last step. Only names inside `folder` are opened, whatever path the record holds.
 
     Raises InputError where the scan is not there or has another size than recorded.
@@ -231,6 +252,9 @@ def to_trajectory(
             file=path,
             value=f"{picture.rgb.shape[:2]} instead of {(height, width)}",
         )
+    recorded = _recorded(published, question)
+    if recorded is not None:
+        return recorded
     steps = [
         Step(
             number,

@@ -144,7 +144,8 @@
     $("words").hidden = !(step && step.words);
     const thinking = step ? step.thinking.trim() : run.question;
     $("thinking").textContent = thinking || (step.by === "person" && step.kind === "click"
-      ? "A click of the person at the screen." : "No thinking was written.");
+      ? "A click of the person at the screen." : step.by === "person" && kindOf(step) === "end"
+        ? "The person accepted the mask." : "No thinking was written.");
     $("thinking").classList.toggle("none", !thinking);
     $("thinking").hidden = Boolean(step && step.area === null);
     $("step-answer").hidden = !(step && step.answer);

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ibis_agent.errors import ModelError
+from ibis_agent.facts import Fact
 from ibis_agent.policy import required_memory
 from ibis_agent.policy.card import CARD_NAME, ModelCard, load_card
 from ibis_agent.policy.folder import PolicyFolder, look_into
@@ -46,19 +47,27 @@ class Qwen25Folder:
     def facts(self) -> dict[str, str]:
         """See contract.PolicySource."""
         found, free = self.inspect(), required_memory.free_bytes("cpu")
-        needed = (f"{each} {gigabytes(self.run_bytes(each, 'cpu'))}" for each in required_memory.PRECISIONS)
+        bytes_of = {each: self.run_bytes(each, "cpu") for each in required_memory.PRECISIONS}
+        needed = ", ".join(f"{each} {gigabytes(size)}" for each, size in bytes_of.items())
+        parameters, size = found.parameters, found.stored_bytes
         count = len(found.files)
         files = "1 file" if count == 1 else f"{count} files"
         has_card = (self.folder / CARD_NAME).exists()
         return {
             "folder": str(self.folder),
-            "model": f"{self.kind}, {count_words(found.parameters)} parameters",
-            "stored": f"{found.stored_as}, {gigabytes(found.stored_bytes)} in {files}",
+            "model": Fact(
+                f"{self.kind}, {count_words(parameters)} parameters",
+                {"kind": self.kind, "parameters": parameters},
+            ),
+            "stored": Fact(
+                f"{found.stored_as}, {gigabytes(size)} in {files}",
+                {"as": found.stored_as, "bytes": size, "files": count},
+            ),
             "way": "its own network: fast, reads a turn's beginning once",
             "sha256": found.sha256,
             "card": CARD_NAME if has_card else "none: the published settings are used",
-            "memory to run": ", ".join(needed),
-            "memory free": gigabytes(free) if free is not None else "unknown",
+            "memory to run": Fact(needed, bytes_of),
+            "memory free": Fact(gigabytes(free), free) if free is not None else "unknown",
         }
 
     def open(self, device: str = "auto", precision: str = "auto") -> LocalPolicy:

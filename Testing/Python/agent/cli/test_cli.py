@@ -188,7 +188,13 @@ def test_json_prints_one_object_a_line_and_nothing_else(
     use()
     assert run(scan, "--out", tmp_path / "out", "--json") == cli.OK
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["event"] for line in lines] == ["step"] * 4 + ["done"]
+    assert [line["event"] for line in lines] == ["asked", *["step"] * 4, "done"]
+    asked = lines.pop(0)
+    assert (
+        asked["file"] == str(scan) and asked["scan"] == scan.name and asked["question"] == "Segment the liver"
+    )
+    assert asked["plane"] == "axial" and isinstance(asked["slice"], int) and len(asked["window"]) == 2
+    assert "sha256" in asked["policy"] and "sha256" in asked["segmenter"]
     assert lines[0]["action"] == "Positive Point (0.2500, 0.5000)" and lines[0]["thinking"] == "there it is"
     assert lines[-1]["files"]["mask"] == str(tmp_path / "out" / "mask.nii.gz")
     assert lines[-1]["area_mm2"] == pytest.approx(lines[-1]["area_px"] * 4)

@@ -163,6 +163,17 @@ def test_convert_goes_to_the_published_format_and_back(
     assert again.question == first.question and again.answer == first.answer
     one, other = (each.picture.geometry.embed_mask(each.mask) for each in (first, again))
     np.testing.assert_array_equal(one, other)
+    assert again.to_json() == first.to_json(), (
+        "clicks between pixels, the frame and the thinking come back too"
+    )
+    changed = json.loads(theirs.read_text())
+    changed["trajectory"][0]["coords_original"] = [3, 4]
+    (tmp_path / "changed.json").write_text(json.dumps(changed))
+    plain = tmp_path / "plain.json"
+    arguments = ["convert", str(tmp_path / "changed.json"), "--out", str(plain), "--scans", str(scan.parent)]
+    assert cli.main(arguments) == cli.OK
+    width = Trajectory.load(plain).picture.geometry.width
+    assert Trajectory.load(plain).steps[0].action.x == 3.5 / width, "what somebody changed is what counts"
     (tmp_path / "empty").mkdir()
     (tmp_path / "none.json").write_text("[]")
     capsys.readouterr()
@@ -186,6 +197,13 @@ def test_info_tells_of_a_scan_and_of_a_trajectory(
     run(scan, "--out", tmp_path / "out")
     capsys.readouterr()
     assert cli.main(["info", str(scan), "--json"]) == cli.OK
-    assert json.loads(capsys.readouterr().out)["Scan"]["spacing"] == "2 × 2 × 4 mm"
+    told = json.loads(capsys.readouterr().out)["Scan"]
+    assert told["spacing"] == [2, 2, 4] and len(told["size"]) == 3 and isinstance(told["reading"], list)
+    assert told["grey values"].keys() == {"type", "lowest", "highest"}
+    assert cli.main(["info", str(scan)]) == cli.OK
+    assert "2 × 2 × 4 mm" in capsys.readouterr().out
+    assert cli.main(["info", str(tmp_path / "out" / "trajectory.json"), "--json"]) == cli.OK
+    recorded = json.loads(capsys.readouterr().out)["Trajectory"]
+    assert recorded["steps"] == {"all": 4, "by_a_person": 0} and recorded["picture"]["plane"] == "axial"
     assert cli.main(["info", str(tmp_path / "out" / "trajectory.json")]) == cli.OK
     assert "Segment the liver" in capsys.readouterr().out
