@@ -71,6 +71,7 @@ demo: venv
 	@mkdir -p $(OUT)
 	@test "$(SCAN)" != "$(OUT)/scan.nii.gz" || $(BIN)/python -m training.phantoms --seed 7 --out $(SCAN)
 	$(BIN)/ibis-agent run "$(SCAN)" --prompt "$(PROMPT)" --out $(OUT) $(RUN_ARGS)
+	@echo "Open $(OUT)/review.html in a browser, and the mask in $(OUT)/ over $(SCAN) in a viewer."
 
 lint: venv
 	$(BIN)/ruff check .
