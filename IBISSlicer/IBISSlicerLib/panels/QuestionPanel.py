@@ -15,7 +15,7 @@ from ..Several import Several
 from ..worker import Settings
 from .ModalityMenu import ModalityMenu
 from .StructuresMenu import StructuresMenu, questionsFor
-from .Texts import MISSING
+from .Texts import MISSING, countedFromOne
 
 
 class QuestionPanel:
@@ -179,6 +179,7 @@ class QuestionPanel:
     def _onSeveralEnded(self, rest: list[str], text: str) -> None:
         if rest:
             self.setQuestion(" ".join(rest))
+        text = countedFromOne(text)
         self.say(" ".join(filter(None, (text, f"{len(rest)} not asked yet." if rest else ""))))
 
     def _onFailed(self, kind: str, text: str) -> None:
@@ -225,7 +226,8 @@ class QuestionPanel:
         if run.record.rejected:
             return "Step rejected. Press Step to let the agent try again."
         if run.record.status == "ended" and run.record.answer is not None:
-            return " ".join(["Finished. Accept the mask, or correct it.", *run.record.caveats])
+            told = map(countedFromOne, run.record.caveats)
+            return " ".join(["Finished. Accept the mask, or correct it.", *told])
         return run.record.reason
 
     def _place(self) -> str:

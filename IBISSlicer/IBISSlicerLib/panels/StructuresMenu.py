@@ -11,6 +11,8 @@ from ibis_agent.errors import IbisError
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.vocabulary import questions_in, structures_in
 
+_MOST_SHOWN = 16  # structures; a longer list is scrolled
+
 
 class StructuresMenu:
     """A submenu with a list to tick in, which stays open meanwhile.
@@ -47,6 +49,9 @@ class StructuresMenu:
             item.setCheckState(qt.Qt.Checked if name in named else qt.Qt.Unchecked)
             item.setData(qt.Qt.UserRole, name)
             self.list.addItem(item)
+        if names:
+            shown = min(len(names), _MOST_SHOWN)
+            self.list.setFixedHeight(shown * self.list.sizeHintForRow(0) + 2 * self.list.frameWidth)
         self._filling = False
         return bool(names)
 
@@ -63,7 +68,7 @@ def cardOf(settings: ModelSettings) -> ModelCard | None:
     """The card of the chosen policy, told from its files; None where it has none that can be read."""
     try:
         return policies.find(settings.policy, settings.model, settings.card or None).card
-    except IbisError:
+    except (IbisError, ImportError):  # Slicer's own Python may lack what another one has
         return None
 
 

@@ -9,7 +9,7 @@ MISSING = "Required packages are not installed. See the top of the panel."
 STEP_FIRST = "Press Step first"
 _TAGS = re.compile(r"<\s{0,4}/?\s{0,4}(?:think|action|answer)\s{0,4}>", re.IGNORECASE)
 _ACTION = re.compile(r"<\s{0,4}action\s{0,4}>.*", re.IGNORECASE | re.DOTALL)
-_SLICES = re.compile(r"slices? \d+(?: to \d+)?")
+_SLICES = re.compile(r"slices? (?:of the \w+ \()?\d+(?:(?: to |, | and )\d+)*")
 _BEGUN_TAG = re.compile(r"<[^<>]{0,12}$")
 
 

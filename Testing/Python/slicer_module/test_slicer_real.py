@@ -230,6 +230,18 @@ def test_a_note_does_not_outlive_the_next_success(asked: Panel) -> None:
     assert "failed" not in panel.status
 
 
+def test_slices_are_counted_in_words_as_the_views_count_them(panel: Panel) -> None:
+    from IBISSlicerLib.panels.Texts import countedFromOne
+
+    for said, shown in (
+        ("followed from slice 44: slices 38 to 45", "followed from slice 45: slices 39 to 46"),
+        ("reaches the first slice of the range (38): it", "reaches the first slice of the range (39): it"),
+        ("slices 3 to 7, 9 and 12 are doubtful", "slices 4 to 8, 10 and 13 are doubtful"),
+        ("24 slices of 3 mm", "24 slices of 3 mm"),
+    ):
+        assert countedFromOne(said) == shown
+
+
 def test_a_whole_volume_shows_its_range_and_no_slice_number(asked: Panel) -> None:
     panel = asked
     panel.ui.scopeSelector.setCurrentIndex(panel.ui.scopeSelector.findData("volume"))
