@@ -6,6 +6,7 @@ reasons out.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -90,6 +91,22 @@ def seen_otherwise(
         if more > limits.support:
             wanted.append(Doubt(index, "it was seen elsewhere before", 3.0 + more, seen=True))
     return sorted(wanted, key=lambda doubt: (-doubt.weight, doubt.index))
+
+
+def agreed(
+    found: Mapping[int, Found], looks: Mapping[int, Found], limits: Thresholds | None = None
+) -> list[int]:
+    """The slices, in order, whose look agrees with what stands there and with the nearest such look on one side."""
+    limits = limits or Thresholds()
+    alike = [
+        n
+        for n, look in sorted(looks.items())
+        if n in found and look.mask.any() and dice(look.mask, found[n].mask) >= limits.otherwise
+    ]
+    pairs = [
+        (a, b) for a, b in itertools.pairwise(alike) if dice(looks[a].mask, looks[b].mask) >= limits.otherwise
+    ]
+    return sorted({n for pair in pairs for n in pair})
 
 
 @dataclass(frozen=True)

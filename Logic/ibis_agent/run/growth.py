@@ -34,7 +34,7 @@ def grow(
     """
     begun = time.perf_counter()
     patience = max(1, round(run.settings.patience_mm / run.gap_mm))
-    goals = [_goal(run, start, end, before) for end in (run.slices.last, run.slices.first)]
+    goals = [_goal(run, start, end, before) for end in _ends(run, start)]
     total, done, stopped = sum(abs(end - since) for since, end in goals), 0, False
     ways: list[Way] = []
     for number, (since, end) in enumerate(goals):
@@ -66,6 +66,18 @@ def _give_back() -> None:
     """Freed memory goes back to the system: left to itself glibc keeps a megabyte of it for every slice."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another system's library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _ends(run: RunState, start: int) -> tuple[int, int]:
+    """The last slices to visit, ahead and back. From a slice begun afresh: up to where looks agree on what stands."""
+    first, last = run.slices.first, run.slices.last
+    clicked = next((a for a in reversed(run.actions) if a.kind == "click" and a.index == start), None)
+    if clicked is None or not clicked.afresh:
+        return last, first
+    kept = run.agreed()
+    ahead = min((n for n in kept if n > start), default=last + 1)
+    back = max((n for n in kept if n < start), default=first - 1)
+    return ahead - 1, back + 1
 
 
 def _goal(run: RunState, start: int, end: int, before: Sequence[Way]) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from ibis_agent.policy.prompts import check_question
 from ibis_agent.run.action import Kind, RunAction, Watch
 from ibis_agent.run.ahead import Ahead
 from ibis_agent.run.alone import Alone
-from ibis_agent.run.doubt import Doubt, doubts, seen_otherwise
+from ibis_agent.run.doubt import Doubt, agreed, doubts, seen_otherwise
 from ibis_agent.run.episode import Author, Halt, Limits, Status, Step, halt_after
 from ibis_agent.run.given import Given
 from ibis_agent.run.moments import LIMIT, Moment, Moments
@@ -221,6 +221,10 @@ class RunState:
             told = [replace(each, reason=self.in_units(each.reason)) for each in shown]
             self._doubted = self.actions, [each for each in told if each.index not in looked]
         return self._doubted[1]
+
+    def agreed(self) -> list[int]:
+        """The slices where looks for the key slice agree with each other and with what stands there."""
+        return agreed(self.memory.found, self._seen(), self.settings.doubt)
 
     def _seen(self) -> dict[int, Found]:
         """What the looks for the key slice gave, by slice."""

@@ -102,6 +102,7 @@ class Sam2Predictor:
         self.image_size = architecture.image_size
         self.kept = KeptEmbeddings()
         self._positions: tuple[Tensor, ...] = ()
+        self._places: Tensor | None = None
         self._mean = torch.tensor(PIXEL_MEAN, device=self.device)[:, None, None]
         self._std = torch.tensor(PIXEL_STD, device=self.device)[:, None, None]
 
@@ -147,6 +148,14 @@ class Sam2Predictor:
         if not self._positions:
             self.encode(np.zeros((self.image_size, self.image_size, 3), np.uint8))
         return self._positions
+
+    @property
+    def places(self) -> Tensor:
+        """(1, C, S/16, S/16): the position encodings of the mask decoder, the same for all pictures."""
+        if self._places is None:
+            with torch.inference_mode(), self.computing():
+                self._places = self.model.sam_prompt_encoder.get_dense_pe()
+        return self._places
 
     def without_memory(self, embedding: Sam2Embedding) -> Tensor:
         """(1, C, S/16, S/16): the coarse level as the mask decoder takes it where nothing is remembered."""
@@ -224,7 +233,7 @@ class Sam2Predictor:
             )
             low, scores, _, _ = self.model.sam_mask_decoder(
                 image_embeddings=torch.cat([seen for seen, _ in images]),
-                image_pe=self.model.sam_prompt_encoder.get_dense_pe(),
+                image_pe=self.places,
                 sparse_prompt_embeddings=sparse,
                 dense_prompt_embeddings=dense,
                 multimask_output=several(marks[0]),

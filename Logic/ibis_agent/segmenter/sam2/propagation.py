@@ -445,7 +445,7 @@ class Propagation:
         many = self._several if clicks is None else several(marks)
         masks, scores, tokens, presence = model.sam_mask_decoder(
             image_embeddings=seen,
-            image_pe=model.sam_prompt_encoder.get_dense_pe(),
+            image_pe=self.segmenter.places,
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
             multimask_output=many,

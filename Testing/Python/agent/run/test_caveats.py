@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from bright_volumes import disc, grown
+import pytest
+from bright_volumes import MIDDLE, NOTHING, SEGMENTER, Bright, disc, grown, run_over
 from chained_segmenter import ChainedSegmenter, clicking, picture
 from ibis_agent.actions import Reply, Terminate, format_reply
 from ibis_agent.policy.contract import ScriptedPolicy
@@ -14,6 +15,8 @@ from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.caveats import _in_ranges, caveats
 from ibis_agent.run.measured import answer, measured
 from ibis_agent.run.run import Run
+from ibis_agent.run.settings import Settings
+from ibis_agent.scan.slices import stack_of
 
 
 def run_of(question: str, *replies: str) -> Run:
@@ -50,6 +53,25 @@ def test_a_mask_that_reaches_the_end_of_the_scan_is_told() -> None:
     run.step()  # the end
     told = " ".join(caveats(run))
     assert "first slice of the scan (0)" in told and "last slice of the scan (5)" in told
+
+
+def test_a_mask_that_reaches_the_end_of_a_range_is_told_as_such() -> None:
+    whole = run_over([disc()] * 9).slices.scan
+    stack = stack_of(whole, window=(0, 255), slices=(2, 6))
+    run = Run(stack, "Segment it", None, SEGMENTER, Settings(follow="memory", patience_mm=12.0))
+    run.click(4, MIDDLE)
+    run.grow()
+    run.step()
+    told = " ".join(caveats(run))
+    assert "first slice of the range (2)" in told and "last slice of the range (6)" in told
+
+
+def test_slices_that_nobody_looked_at_again_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bright, "blind", frozenset({4, 5, 6}))
+    run = grown([disc() if 0 < n < 11 else NOTHING for n in range(12)], key=3)
+    run.policy = None
+    run.step()
+    assert caveats(run) == ("Doubtful: slices 4 to 6.",)
 
 
 def test_slices_are_told_in_ranges() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from ibis_agent.actions import Click, Terminate
-from ibis_agent.run.doubt import doubts, seen_otherwise
+from ibis_agent.run.doubt import agreed, doubts, seen_otherwise
 from ibis_agent.run.episode import Step
 from ibis_agent.run.key_slice import Look, Search, best, search_slices, spread_out
 from ibis_agent.segmenter.contract import Found
@@ -100,6 +100,13 @@ def test_looks_that_saw_what_grew_are_not_overruled_by_fewer_that_saw_another_th
     places = {2: 20, 7: 20, 8: 20, 11: 20, 14: 70, 18: 70}  # the two that are wrong agree with each other
     looks = stack({n: disc(12, 48, column) for n, column in places.items()}, -1)
     assert seen_otherwise(grown, looks) == []
+
+
+def test_looks_agree_with_each_other_and_with_what_stands() -> None:
+    grown = stack({n: disc(12, 48, 20 if n < 12 else 70) for n in range(20)}, 5)
+    looks = stack({2: disc(12, 48, 20), 6: disc(12, 48, 22), 10: disc(12, 48, 70), 18: disc(12, 48, 70)}, -1)
+    assert agreed(grown, looks) == [2, 6], "10 saw another thing than stands there, and 18 is alone"
+    assert agreed(grown, stack({6: disc(12, 48, 20), 18: disc(12, 48, 70)}, -1)) == []
 
 
 def look(index: int, radius: float, score: float = 0.9) -> Look:

@@ -25,6 +25,7 @@ from ibis_agent.errors import Cancelled, InputError
 from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.action import Watch
+from ibis_agent.run.key_slice import Search
 from ibis_agent.run.run import Run
 from ibis_agent.run.settings import Settings
 
@@ -113,6 +114,29 @@ def test_what_the_first_looks_saw_elsewhere_is_begun_there_afresh() -> None:
     run.undo()
     run.undo()
     assert shown(run) == list(range(6))
+
+
+def test_what_is_begun_afresh_stops_where_looks_agree_on_what_stands() -> None:
+    # Beside the object lies another one, which the later looks took for it and which goes on below.
+    object_, other = disc(6, 22, 8), disc(5, 8, 22)
+    slices = [object_ if n < 4 else object_ | other if n < 8 else other for n in range(20)]
+    few = Search(fewest=5, most=5, rounds=0)
+    limits = Settings(follow="memory", patience_mm=12.0, looks=1, search=few)
+    run = run_over(slices, policy=Clicker(), limits=limits)
+    for _ in range(5):
+        run.step()
+    run.click(2, Click(8.5 / SIDE, 22.5 / SIDE))
+    run.grow()
+    run.run()
+    (look,) = [each for each in run.actions if each.look]
+    assert (look.index, look.afresh) == (10, True)
+    assert np.array_equal(run.mask(12), other)
+    assert run.agreed()[:2] == [2, 6]
+    assert all(np.array_equal(run.mask(n), object_) for n in range(7)), (
+        "up to a look that agrees with another"
+    )
+    record = json.loads(json.dumps(Trajectory.of(run, "made.nii.gz").to_json()))
+    assert Trajectory.from_json(record).replay(SEGMENTER).differences == ()
 
 
 def test_a_correction_that_fits_no_better_is_told_and_changes_nothing() -> None:

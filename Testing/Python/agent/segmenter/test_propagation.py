@@ -138,6 +138,21 @@ def test_a_slice_is_encoded_once_however_often_it_is_visited(
     assert segmenter.kept.made == COUNT and second.found.keys() == spread.found.keys()
 
 
+def test_position_encodings_are_computed_once_and_give_the_same_masks(
+    segmenter: Sam2Predictor, stack: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, computed = segmenter.model.sam_prompt_encoder, []
+    plain = encoder.get_dense_pe
+    monkeypatch.setattr(encoder, "get_dense_pe", lambda: computed.append(1) or plain())
+    monkeypatch.setattr(segmenter, "_places", None)
+    once = spread_from(segmenter, stack)
+    assert len(computed) == 1
+    monkeypatch.setattr(Sam2Predictor, "places", property(lambda _: plain()))
+    every_time = spread_from(segmenter, stack)
+    for index in range(COUNT):
+        assert np.array_equal(full_logits(once, index), full_logits(every_time, index))
+
+
 def test_a_small_cache_gives_the_same_masks(segmenter: Sam2Predictor, stack: np.ndarray) -> None:
     def corrected() -> Propagation:
         spread = spread_from(segmenter, stack)
