@@ -134,7 +134,7 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.stepsPanel = StepsPanel(self.ui, self.logic.agent, icons, say)
         self.volumePanel = VolumePanel(self.ui, self.logic.agent, say)
         self.resultPanel = ResultPanel(self.ui, self.logic.agent, say, self.volumePanel.measured)
-        self.questionPanel.several.accept = self.resultPanel.onAccept
+        self.questionPanel.several.accept = lambda: self.resultPanel.onAccept(further=True)
         example = examplePath(Path(self.resourcePath("")))
         self.installPanel = InstallPanel(
             self.ui,

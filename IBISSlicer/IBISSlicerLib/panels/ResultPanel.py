@@ -34,7 +34,7 @@ class ResultPanel:
         self._menu.connect("aboutToShow()", self._fillMenu)
         ui.segmentationSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onSegmentationChanged)
         ui.segmentSelector.connect("currentIndexChanged(int)", self.update)
-        ui.acceptButton.connect("clicked()", self.onAccept)
+        ui.acceptButton.connect("clicked()", lambda: self.onAccept())
         ui.discardButton.connect("clicked()", self.onDiscard)
         agent.changed.connect(self.update)
         agent.worker.changed.connect(self.update)
@@ -67,14 +67,15 @@ class ResultPanel:
         ui.discardButton.setEnabled(run is not None)
         ui.exportButton.setEnabled(self.agent.hasMask or bool(run and steps) or bool(_accepted()))
 
-    def onAccept(self) -> None:
+    def onAccept(self, further: bool = False) -> None:
+        """Accept. further: as a new segment with its own name, whatever is chosen: one of several structures."""
         ui = self.ui
         with telling(self._say):
             target = ui.segmentationSelector.currentNode()
             segmentId = self.agent.accept(
                 target,
-                ui.segmentSelector.currentData or "",
-                ui.nameEdit.text.strip(),
+                "" if further else ui.segmentSelector.currentData or "",
+                "" if further else ui.nameEdit.text.strip(),
                 ui.show3DCheckBox.checked,
             )
             node, measured = self.agent.lastSegmentation, self.agent.measured

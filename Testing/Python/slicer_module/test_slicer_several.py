@@ -136,6 +136,7 @@ def test_a_question_for_several_structures_makes_a_segment_of_each(asked: Panel)
     panel = asked
     panel.script((LIVER, DONE.replace("Found it.", "The aorta.")))
     panel.ui.questionEdit.setPlainText("Segment the liver, the spleen and the aorta")
+    panel.ui.nameEdit.setText("Mine")  # not the name of three segments
     panel.host.press(panel.ui.runButton)
     panel.host.wait_until(lambda: "Added 3 segments" in panel.status, 240, "all three")
     assert segments(panel) == ["Liver", "Spleen", "Aorta"]
