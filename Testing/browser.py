@@ -90,8 +90,9 @@ class Browser:
             self._driver.terminate()
             self._driver.wait(timeout=20)
 
-    def open(self, page: Path, fragment: str = "") -> None:
-        self._call("POST", "/url", {"url": page.resolve().as_uri() + fragment})
+    def open(self, page: Path | str, fragment: str = "") -> None:
+        address = page if isinstance(page, str) else page.resolve().as_uri()
+        self._call("POST", "/url", {"url": address + fragment})
 
     def run(self, script: str, *arguments: Any) -> Any:
         """What `return …` in the script gives."""
@@ -112,11 +113,28 @@ class Browser:
             value = KEYS.get(key, key)
             actions += [{"type": "keyDown", "value": value}, {"type": "keyUp", "value": value}]
         self._call("POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
-        self._until("return window.heard >= arguments[0]", len(keys))
+        self.until("return window.heard >= arguments[0]", len(keys))
 
     def click(self, selector: str) -> None:
         found = self._call("POST", "/element", {"using": "css selector", "value": selector})
         self._call("POST", f"/element/{next(iter(found.values()))}/click", {})
+
+    def click_at(self, selector: str, across: float, down: float) -> None:
+        """A real click inside an element, at shares (0 to 1) of its width and height."""
+        box = "const b = document.querySelector(arguments[0]).getBoundingClientRect();"
+        left, top, width, height = self.run(f"{box} return [b.x, b.y, b.width, b.height]", selector)
+        place = {"x": round(left + across * width), "y": round(top + down * height), "origin": "viewport"}
+        actions = [
+            {"type": "pointerMove", **place},
+            *({"type": each, "button": 0} for each in ("pointerDown", "pointerUp")),
+        ]
+        pointer = {
+            "type": "pointer",
+            "id": "mouse",
+            "parameters": {"pointerType": "mouse"},
+            "actions": actions,
+        }
+        self._call("POST", "/actions", {"actions": [pointer]})
 
     def dialog(self) -> str | None:
         """The text of an open alert, or None."""
@@ -152,7 +170,7 @@ class Browser:
         """A command of the browser's own protocol (Chrome DevTools Protocol), where WebDriver has none."""
         return self._call("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
 
-    def _until(self, script: str, *arguments: Any) -> None:
+    def until(self, script: str, *arguments: Any) -> None:
         """Wait until a script says true: how long that takes is the machine's business."""
         for _ in range(3000):
             if self.run(script, *arguments):

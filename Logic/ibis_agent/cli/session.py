@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ibis_agent.cli import terminal
-from ibis_agent.cli.runner import Runner
+from ibis_agent.cli import live, terminal
+from ibis_agent.cli.runner import TRAJECTORY_NAME, Runner
 from ibis_agent.cli.signals import Stopper
 from ibis_agent.cli.terminal import Add, Back, Do, Replace, Screen, Spread, ThinkingStream, one_line
 from ibis_agent.errors import Cancelled, IbisError, InputError
@@ -41,6 +41,7 @@ class Session:
     ) -> None:
         self.runner, self.screen, self.by_hand, self.as_json = runner, screen, by_hand, as_json
         self.stopper = Stopper()
+        self.live: live.Live | None = None
         self._thinking = ThinkingStream()
         self._watch = Watch(
             self._on_action, self._on_progress, self._on_text, self._on_retry, lambda: self.stopper.asked
@@ -82,7 +83,7 @@ class Session:
             try:
                 if not self.by_hand:
                     self._alone()
-                elif not self._with_the_person():
+                elif not self._beside_the_page():
                     with self.stopper.deaf():
                         self.runner.discard()
                     self.screen.line("  discarded, nothing was kept")
@@ -137,6 +138,14 @@ class Session:
 
     # The person
 
+    def _beside_the_page(self) -> bool:
+        """As `_with_the_person`, with a page that shows each action and takes clicks."""
+        with live.opened(self.runner.task.folder / TRAJECTORY_NAME) as self.live:
+            if self.live is not None:
+                self._emit("live", {"address": self.live.address})
+                self.screen.line(f"  {self.screen.dim('live page ')} {self.live.address}")
+            return self._with_the_person()
+
     def _with_the_person(self) -> bool:
         """Acts and waits in turn. False if the person discards the run."""
         run = self.runner.run
@@ -166,7 +175,7 @@ class Session:
         hint = f"{hints[run.status]}, a accepts, ? helps: "
         self.screen.ask(f"   {self.screen.mark('›')} {self.screen.dim(hint)}")
         try:
-            typed = sys.stdin.readline()
+            typed = self.live.line(self.screen.line) if self.live else sys.stdin.readline()
         except KeyboardInterrupt:
             self.screen.line()  # the cursor stands behind the prompt and ^C
             raise

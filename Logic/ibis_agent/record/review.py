@@ -20,19 +20,21 @@ from ibis_agent.errors import InputError
 from ibis_agent.record.review_view import view_of
 
 _HERE = Path(__file__).parent
-_SCRIPTS = ("review_drawing.js", "review_page.js")
+_SCRIPTS: tuple[str, ...] = ("review_drawing.js", "review_page.js")
 
 
-def review_page(record: Mapping[str, Any]) -> str:
+def review_page(record: Mapping[str, Any], live: Mapping[str, Any] | None = None) -> str:
     """The whole page for a run's record, of a slice or of a volume: the JSON object of trajectory.json.
 
+    live: of a page that is served while its run goes on (cli/live.py); that one may ask its own server.
     Raises InputError where the record is not one.
     """
     try:
         view = view_of(record)
-        return page_of(
-            view, "review_page.html", title=f"{view['question'][:80]} – IBIS review", scripts=_SCRIPTS
-        )
+        title, scripts = f"{view['question'][:80]} – IBIS review", _SCRIPTS
+        if live is not None:
+            view, scripts = {**view, "live": dict(live)}, (*_SCRIPTS, "live_page.js")
+        return page_of(view, "review_page.html", title=title, scripts=scripts, asks=live is not None)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise InputError(
             "this is not a trajectory of this program",
@@ -46,14 +48,18 @@ def write_review(path: str | os.PathLike[str], record: Mapping[str, Any]) -> Non
     files.write_text(path, review_page(record))
 
 
-def page_of(view: Mapping[str, Any], template: str, *, title: str, scripts: Sequence[str]) -> str:
+def page_of(
+    view: Mapping[str, Any], template: str, *, title: str, scripts: Sequence[str], asks: bool = False
+) -> str:
     """A page in which only its own style and script may act, and which fetches nothing, not even from the disk.
 
-    view: what it shows. template, scripts: files of this package. title: plain text. Raises ValueError for a view
-    with numbers that JSON does not know.
+    view: what it shows. template, scripts: files of this package. title: plain text. asks: it may ask the server it
+    comes from. Raises ValueError for a view with numbers that JSON does not know.
     """
     style, script = resource("review_page.css"), "".join(map(resource, scripts))
-    policy = f"{style_policy(style)}; script-src '{_digest(script)}'"
+    policy = f"{style_policy(style)}; script-src '{_digest(script)}'" + (
+        "; connect-src 'self'" if asks else ""
+    )
     return _fill(
         resource(template),
         policy=html.escape(policy, quote=False),

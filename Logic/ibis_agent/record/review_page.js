@@ -217,7 +217,12 @@
   };
 
   // ---- the state --------------------------------------------------------------------------------------
-  const show = () => { tell(); paintPicture(); layOut(); };
+  const show = () => {
+    document.body.dataset.slice = slices[at].index;
+    tell();
+    paintPicture();
+    layOut();
+  };
   const go = (n, follow = true) => {
     position = Math.min(steps.length, Math.max(0, n));
     at = position ? steps[position - 1].slice : run.key;

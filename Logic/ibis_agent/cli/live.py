@@ -1,0 +1,172 @@
+"""The page beside `ibis-agent run --step`: it shows the record on the disk after every action, and takes clicks.
+
+Served on this machine alone, at an address that only its reader knows. A click in the page is a line of the terminal's
+own commands (terminal.HELP): it acts at once where the terminal can be waited for beside it, and is copied where not.
+The run itself is never touched from here: what is shown is read from its file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TextIO
+
+from ibis_agent.errors import IbisError
+from ibis_agent.record import journal
+from ibis_agent.record.review import review_page
+from ibis_agent.record.trajectory import Trajectory
+
+_LONGEST = 200  # bytes of a command
+_OPEN = 3.0  # seconds: a page that has looked for news so lately is open still
+_NOTHING_YET = (
+    '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="1">'
+    "<title>IBIS run</title></head><body><p>Nothing is recorded yet.</p></body></html>"
+)
+
+
+class Live:
+    """A server of one page.
+
+    Attributes:
+        address: of the page.
+        acts: whether a command of the page is obeyed; otherwise the person types it.
+    """
+
+    def __init__(self, path: Path, stream: TextIO | None = None) -> None:
+        """path: the run's trajectory.json. stream: the terminal (default: sys.stdin). Raises OSError without a port."""
+        self._path, self._stream = path, stream or sys.stdin
+        self._waiting = self._ended = False
+        self._lock, self._heard = threading.Lock(), threading.Event()
+        self._looked = -_OPEN  # when a page last looked for news
+        # Bytes wait in a pipe of ours, so that the terminal and the page can be waited for together.
+        self._inbox, self._outbox = socket.socketpair()
+        self.acts = os.name == "posix" and self._stream.isatty()
+        token = secrets.token_urlsafe(12)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, token))
+        self._server.daemon_threads = True
+        self.address = f"http://127.0.0.1:{self._server.server_port}/{token}/"
+        threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True).start()
+
+    def close(self) -> None:
+        """End it. A page that is open hears of it first, lest it come again from an address that is gone."""
+        self._ended = True
+        if time.monotonic() - self._looked < _OPEN:
+            self._heard.wait(_OPEN)
+        self._server.shutdown()
+        self._server.server_close()
+        self._inbox.close()
+        self._outbox.close()
+
+    def line(self, echo: Callable[[str], object]) -> str:
+        """The next line that is typed, or that the page sends; "" where the input has ended. echo: gets the latter."""
+        if not self.acts:
+            return self._stream.readline()
+        with self._lock:
+            self._waiting = True
+        try:
+            ready, _, _ = select.select([self._stream, self._inbox], [], [])
+        finally:
+            with self._lock:
+                self._waiting = False
+        if self._inbox not in ready:
+            return self._stream.readline()
+        text = self._inbox.recv(_LONGEST).decode("utf-8", "replace")
+        echo(text)
+        return text + "\n"
+
+    def take(self, command: bytes) -> bool:
+        """Whether a command of the page is going to be obeyed: one at a time, and while the person is asked."""
+        with self._lock:
+            if not self._waiting or not 0 < len(command) <= _LONGEST:
+                return False
+            self._waiting = False
+            self._outbox.sendall(command)
+            return True
+
+    def state(self) -> dict[str, object]:
+        """What the page asks for often. version: of the files that it is made of."""
+        self._looked, marks = time.monotonic(), []
+        for path in (self._path, journal.beside(self._path)):
+            with contextlib.suppress(OSError):
+                found = path.stat()
+                marks.append(f"{found.st_mtime_ns}-{found.st_size}")
+        if self._ended:
+            self._heard.set()
+        return {
+            "version": "/".join(marks),
+            "waiting": self._waiting,
+            "acts": self.acts,
+            "ended": self._ended,
+        }
+
+    def page(self) -> str:
+        """The page of the record as it stands."""
+        state = self.state()  # before the record is read: a later change is then shown by the next look
+        try:
+            return review_page(Trajectory.load(self._path).to_json(), live=state)
+        except IbisError:
+            return _NOTHING_YET
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Live | None]:
+    """A live page while the block runs; None where this machine gives no port."""
+    try:
+        live = Live(path)
+    except OSError:
+        yield None
+        return
+    try:
+        yield live
+    finally:
+        live.close()
+
+
+def _handler(live: Live, token: str) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self._asks_for("/state"):
+                self._answer(json.dumps(live.state()), "application/json")
+            elif self._asks_for("/"):
+                self._answer(live.page(), "text/html; charset=utf-8")
+            else:
+                self.send_error(404)
+
+        def do_POST(self) -> None:
+            length = self.headers.get("Content-Length", "")
+            if not self._asks_for("/command") or not length.isdigit() or int(length) > _LONGEST:
+                self.send_error(404)
+                return
+            taken = live.take(self.rfile.read(int(length)))
+            self._answer(json.dumps({"taken": taken}), "application/json")
+
+        def _asks_for(self, name: str) -> bool:
+            # A page of another site may lead its own host's name to this machine: that name is refused.
+            here = self.headers.get("Host") == f"127.0.0.1:{self.server.server_address[1]}"
+            return here and secrets.compare_digest(self.path.encode(), f"/{token}{name}".encode())
+
+        def _answer(self, text: str, kind: str) -> None:
+            data = text.encode("utf-8", "replace")
+            with contextlib.suppress(OSError):  # the browser may have gone on already
+                self.send_response(200)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(data)))
+                self.send_header("Cache-Control", "no-store")
+                self.send_header("Referrer-Policy", "no-referrer")
+                self.end_headers()
+                self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            """The terminal is the person's."""
+
+    return Handler
