@@ -21,7 +21,7 @@ from ibis_agent import files
 from ibis_agent.cli import inspection, runner, terminal
 from ibis_agent.cli.chosen_policy import chosen
 from ibis_agent.cli.compare import run_compare
-from ibis_agent.cli.options import (
+from ibis_agent.cli.exit_codes import (
     BAD_INPUT,
     BAD_MODEL,
     BAD_OUTPUT,
@@ -31,9 +31,8 @@ from ibis_agent.cli.options import (
     OK,
     PAUSED,
     UNREAD,
-    parser,
-    with_negative_numbers,
 )
+from ibis_agent.cli.options import parser, with_negative_numbers
 from ibis_agent.cli.request import Request
 from ibis_agent.cli.runner import Runner
 from ibis_agent.cli.session import Session, Stopped

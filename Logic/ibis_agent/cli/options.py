@@ -1,4 +1,4 @@
-"""The command line of `ibis-agent`: subcommands, options, and what the exit codes mean. What they do is in cli."""
+"""The command line of `ibis-agent`: subcommands and options. What they do is in commands."""
 
 from __future__ import annotations
 
@@ -12,29 +12,12 @@ from ibis_agent import __version__
 from ibis_agent.cli import terminal
 from ibis_agent.cli.chosen_policy import place
 from ibis_agent.cli.compare import add_compare
+from ibis_agent.cli.exit_codes import BAD_INPUT, EXIT_CODES
 from ibis_agent.cli.given_masks import add_given
 from ibis_agent.cli.request import MASK_FORMATS
 from ibis_agent.cli.tool_server import add_mcp
 from ibis_agent.scan.geometry import PLANES, Orientation
 from ibis_agent.scan.windows import PRESETS
-
-OK, BUG, BAD_INPUT, BAD_MODEL, BAD_OUTPUT, PAUSED, DIFFERENT, SOME_FAILED = range(8)
-INTERRUPTED, UNREAD = 130, 141
-
-_EXIT_CODES = """\
-exit codes:
-  0    done: the agent ended, reached a limit, or the person accepted, discarded or stopped
-  1    an error in this program itself
-  2    the command line, the scan, or another input cannot be used
-  3    a model cannot be loaded, or failed
-  4    the results cannot be written
-  5    the agent paused: its reply could not be read twice; what it did so far is kept
-  6    replay: the masks differ from the recorded ones
-  7    cohort: some scans could not be done; the others are
-  130  stopped by Ctrl-C, SIGTERM or SIGHUP; what was done so far is kept
-  141  stopped, since nobody reads what is printed any more; the steps so far are kept
-
-Research use only. Not a medical device."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,24 +43,24 @@ def parser() -> argparse.ArgumentParser:
     made = _Parser(
         prog="ibis-agent",
         description="Ask a scan a question and watch the answer being worked out, click by click.",
-        epilog=_EXIT_CODES,
+        epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--version", action="version", version=f"ibis-agent {__version__}")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    _add_run(commands)
-    _add_cohort(commands)
+    run = _add_run(commands)
+    _add_cohort(commands, vars(run.parse_args([])))
     _add_others(commands)
     return made
 
 
-def _add_run(commands: Any) -> None:
+def _add_run(commands: Any) -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="ask about a scan",
         description="Ask about one slice of a scan. Leaves the mask, trajectory.json and review.html; of several "
         "structures these in a folder each, and beside them one file of labels, measures.csv and index.html.",
-        epilog=_EXIT_CODES,
+        epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.add_argument(
@@ -143,6 +126,8 @@ def _add_run(commands: Any) -> None:
     shown = out.add_mutually_exclusive_group()
     shown.add_argument("--quiet", action="store_true", help="print nothing but errors")
     shown.add_argument("--json", action="store_true", help="print one JSON object a line in place of text")
+    made: argparse.ArgumentParser = run
+    return made
 
 
 def _add_cut(group: Any) -> None:
@@ -221,15 +206,17 @@ def _add_turns(group: Any) -> None:
     )
 
 
-def _add_cohort(commands: Any) -> None:
+def _add_cohort(commands: Any, as_a_run: dict[str, Any]) -> None:
+    """as_a_run: what a run that says nothing is asked; all of that a cohort is asked too."""
     cohort = commands.add_parser(
         "cohort",
         help="one question to many scans",
         description="Ask many scans one question. Every scan gets a folder in DIR, with what a run leaves; beside "
         "them a table of measures and a page, the most doubtful first. The same command goes on after a stop.",
-        epilog=_EXIT_CODES,
+        epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    cohort.set_defaults(**as_a_run)
     cohort.add_argument(
         "scans", metavar="SCANS", help="a folder, a pattern in quotes, or a manifest (CSV, JSON, Parquet)"
     )
@@ -244,6 +231,11 @@ def _add_cohort(commands: Any) -> None:
         metavar="N",
         help="processes at once, shared out over the cards (default: 1)",
     )
+    cohort.add_argument(
+        "--ray",
+        metavar="auto|ADDRESS",
+        help="workers on a Ray cluster that shares the scans and DIR; auto: one that runs here, or this machine",
+    )
     _add_cut(cohort.add_argument_group("which picture"))
     _add_models(cohort)
     _add_search(cohort.add_argument_group("whole volumes"))
@@ -253,9 +245,6 @@ def _add_cohort(commands: Any) -> None:
     shown = out.add_mutually_exclusive_group()
     shown.add_argument("--quiet", action="store_true", help="print nothing but errors")
     shown.add_argument("--json", action="store_true", help="print one JSON object a line in place of text")
-    # What a run is asked and a cohort is not.
-    nothing = dict.fromkeys(("scan", "slice", "series", "mask", "resume", "range", "roi"))
-    cohort.set_defaults(**nothing, no_review=False)
 
 
 def _add_series(group: Any) -> None:
