@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import secrets
@@ -65,6 +66,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise output_error(error, path) from error
     with contextlib.suppress(OSError):  # some file systems cannot flush a folder; the file itself is safe
         _flush(final.parent, os.O_RDONLY)
+
+
+def remove_unfinished(path: str | os.PathLike[str]) -> None:
+    """Remove what a killed program left of its writings to `path`. Nobody may be writing to it now."""
+    final = Path(os.path.realpath(path))
+    for each in final.parent.glob(f".{'[0-9a-f]' * 12}-{glob.escape(final.name[-40:])}"):
+        with contextlib.suppress(OSError):
+            each.unlink()
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

@@ -1,12 +1,16 @@
 """Cohorts with a policy that clicks the middle and a segmenter that draws discs; a program, so that it can be killed.
 
-python scripted_cohort.py SCANS OUT WORKERS
+python scripted_cohort.py SCANS OUT WORKERS [cohort|worker COUNT]
+
+With the last two it kills itself (SIGKILL) when the cohort's process, or a worker's, does something to the files in
+OUT for the COUNT-th time: any moment can be chosen, however fast the machine is.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -57,6 +61,27 @@ def load(asked: Request) -> tuple[Any, Any]:
     return Clicker(), Deadly()
 
 
+_ON_FILES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
+
+
+def kill_at(count: int, process: int, out: Path) -> None:
+    """Kill a process when this one touches the files in `out` for the count-th time."""
+    left = [count]
+
+    def heard(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in _ON_FILES and str(out) in str(arguments[0]):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(process, signal.SIGKILL)
+
+    sys.addaudithook(heard)
+
+
+def load_to_be_killed(asked: Request, count: int, process: int, out: Path) -> tuple[Any, Any]:
+    kill_at(count, process, out)
+    return load(asked)
+
+
 def start_thread(asked: Request, out: Path, number: int) -> tuple[Connection, Callable[[], None]]:
     """A worker in this process, for what is not about processes."""
     ours, theirs = multiprocessing.Pipe()
@@ -69,9 +94,16 @@ def cohort(scans: Path, out: Path) -> Cohort:
     return Cohort(entries_of(str(scans)), ASKED, out)
 
 
-if __name__ == "__main__":
-    cohort(Path(sys.argv[1]), Path(sys.argv[2])).run(
-        int(sys.argv[3]),
-        partial(start_process, load=load),
-        lambda result, done: print(result.name, result.error, flush=True),
+def main(scans: Path, out: Path, workers: int, who: str = "", count: int = 0) -> None:
+    made, loader = cohort(scans, out), load
+    if who == "cohort":
+        kill_at(count, os.getpid(), out)
+    elif who == "worker":
+        loader = partial(load_to_be_killed, count=count, process=os.getpid(), out=out)
+    made.run(
+        workers, partial(start_process, load=loader), lambda result, done: print(result.name, flush=True)
     )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:5], *map(int, sys.argv[5:]))

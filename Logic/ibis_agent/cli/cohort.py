@@ -27,7 +27,7 @@ from ibis_agent.cli.claim import Claim
 from ibis_agent.cli.cohort_result import Result
 from ibis_agent.cli.cohort_scans import Entry, entries_of
 from ibis_agent.cli.cohort_worker import WORKING, load_models, work
-from ibis_agent.cli.options import SOME_FAILED
+from ibis_agent.cli.exit_codes import SOME_FAILED
 from ibis_agent.cli.request import Request
 from ibis_agent.errors import InputError
 from ibis_agent.fields import read_json
@@ -90,6 +90,8 @@ class Cohort:
         waiting = deque(self.todo)
         for leftover in self.out.glob(f"{WORKING}*"):
             shutil.rmtree(leftover, ignore_errors=True)
+        for name in (COHORT_NAME, TABLE_NAME, PAGE_NAME):
+            files.remove_unfinished(self.out / name)
         at_work = [Worker(self.asked, self.out, n, start) for n in range(min(workers, len(waiting)))]
         try:
             while any(worker.entries for worker in at_work) or waiting:
@@ -236,7 +238,13 @@ def run_cohort(asked: Request, options: argparse.Namespace) -> int:
         rest = f"doubt {result.doubt:.2f}, {result.seconds:.1f} s; {_duration(left)} left"
         screen.line(f"{count} {terminal.one_line(result.name)}  {words}  {screen.dim(rest)}")
 
-    cohort.run(options.workers, start_process, tell)
+    start: Start = start_process
+    if options.ray:
+        from ibis_agent.cli.cohort_ray import join, start_actor
+
+        join(options.ray)
+        start = start_actor
+    cohort.run(options.workers, start, tell)
     failed = sum(bool(result.error) for result in cohort.results.values())
     if options.json:
         summary = {"event": "done", "scans": len(entries), "failed": failed}

@@ -28,6 +28,7 @@ from ibis_agent.cli.cohort_scans import Entry
 from ibis_agent.cli.request import Request
 from ibis_agent.cli.runner import Runner, load_policy, load_segmenter
 from ibis_agent.errors import IbisError
+from ibis_agent.run.growth import give_back_memory
 
 WORKING = ".working-"
 Models = tuple[Any, Any]
@@ -64,9 +65,7 @@ def work(
         threading.Thread(target=_read_ahead, args=(pipe, asked, out, prepared), daemon=True).start()
         while (each := prepared.get()) is not None:
             entry, runner = each
-            pipe.send(
-                (entry.name, runner if isinstance(runner, str) else _answer(entry, runner, models, out))
-            )
+            pipe.send((entry.name, answer(entry, runner, models, out)))
 
 
 def _end_with(sentinel: int) -> None:
@@ -82,21 +81,29 @@ def _read_ahead(
     with contextlib.suppress(EOFError, OSError):
         while True:
             entry: Entry = pipe.recv()
-            folder = out / f"{WORKING}{os.getpid()}-{entry.name}"
-            shutil.rmtree(folder, ignore_errors=True)
-            request = replace(
-                asked,
-                scan=Path(entry.scan),
-                question=entry.question or asked.question,
-                series=entry.series or None,
-                out=folder,
-            )
-            prepared.put((entry, _guarded(partial(Runner, request))))
+            prepared.put((entry, prepare(entry, asked, out)))
     prepared.put(None)
 
 
-def _answer(entry: Entry, runner: Runner, models: Models, out: Path) -> Any:
+def prepare(entry: Entry, asked: Request, out: Path) -> Runner | str:
+    """Check one entry and read its scan. A text is an error."""
+    folder = out / f"{WORKING}{os.getpid()}-{entry.name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    request = replace(
+        asked,
+        scan=Path(entry.scan),
+        question=entry.question or asked.question,
+        series=entry.series or None,
+        out=folder,
+    )
+    made: Runner | str = _guarded(partial(Runner, request))
+    return made
+
+
+def answer(entry: Entry, runner: Runner | str, models: Models, out: Path) -> dict[str, Any] | str:
     """Work on one scan; its folder appears under its own name when all of it is there. A text is an error."""
+    if isinstance(runner, str):
+        return runner
     begun, folder = time.perf_counter(), runner.task.folder
 
     def do() -> dict[str, Any]:
@@ -111,9 +118,13 @@ def _answer(entry: Entry, runner: Runner, models: Models, out: Path) -> Any:
         folder.rename(out / entry.name)
         return result.to_json()
 
-    made = _guarded(do)
+    made: dict[str, Any] | str = _guarded(do)
     if isinstance(made, str):
         shutil.rmtree(folder, ignore_errors=True)
+    # No other scan has these pictures, and what is freed piece by piece is not given back by itself.
+    if (kept := getattr(models[1], "kept", None)) is not None:
+        kept.forget()
+    give_back_memory()
     return made
 
 

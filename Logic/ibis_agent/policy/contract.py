@@ -54,7 +54,8 @@ class Policy(Protocol):
 
 
 class PolicySource(Protocol):
-    """Where a policy comes from, known without loading it. `kind` is for people, such as "Qwen2.5-VL"."""
+    """Where a policy comes from, known without loading it. `kind` is for people, such as "Qwen2.5-VL"; `str` names
+    the place, the same for the same one."""
 
     kind: str
 

@@ -49,7 +49,7 @@ def grow(
             seconds = (time.perf_counter() - begun) / done * (abs(end - last) + later)
             watch.progress(Progress(last, done, total, seconds), found)
             if done % _GIVE_BACK_EVERY == 0:
-                _give_back()
+                give_back_memory()
             stopped = watch.cancelled()
             if stopped and missed < patience:  # else it is at its end, and what lies further on has to go
                 break
@@ -62,7 +62,7 @@ def grow(
     return action
 
 
-def _give_back() -> None:
+def give_back_memory() -> None:
     """Freed memory goes back to the system: left to itself glibc keeps a megabyte of it for every slice."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another system's library
         ctypes.CDLL(None).malloc_trim(0)

@@ -27,6 +27,9 @@ class Qwen25Folder:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
 
+    def __str__(self) -> str:
+        return str(self.folder.resolve())
+
     @property
     def card(self) -> ModelCard:
         """Raises ModelError for a folder that is none, or a bad card."""

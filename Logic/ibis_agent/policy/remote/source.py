@@ -49,6 +49,9 @@ class RemoteAddress:
         self.model, self._card, self._agreed = model, card or None, agreed
         self._patience = patience
 
+    def __str__(self) -> str:
+        return f"{self.connection.base} {self.model} {self._card or ''}".strip()
+
     @property
     def host(self) -> str:
         return self.connection.host

@@ -5,22 +5,28 @@ from __future__ import annotations
 import csv
 import json
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
+import ibis_agent.policy as policies
 import nibabel
 import numpy as np
 import pytest
 import scripted_cohort
 from dicom_files import write_series
-from ibis_agent.cli.cohort import Start, start_process
+from ibis_agent.cli.cohort import Cohort, Start, start_process
 from ibis_agent.cli.cohort_scans import Entry, entries_of
+from ibis_agent.cli.cohort_worker import answer, prepare
 from ibis_agent.cli.commands import main
+from ibis_agent.cli.request import Request
 from ibis_agent.errors import InputError
 from ibis_agent.record.cohort_page import write_cohort_page, write_table
+from ibis_agent.segmenter.embeddings import KeptEmbeddings
 
 PROGRAM = Path(scripted_cohort.__file__)
 
@@ -33,8 +39,8 @@ def write_scan(path: Path, seed: int = 0, corner: int | None = None) -> Path:
     return path
 
 
-@pytest.fixture()
-def scans(tmp_path: Path) -> Path:
+@pytest.fixture(name="scans")
+def four_scans(tmp_path: Path) -> Path:
     """Four scans, one of them broken."""
     folder = tmp_path / "scans"
     for n, name in enumerate(("a", "b", "sub/c")):
@@ -140,21 +146,34 @@ def test_two_workers_leave_what_one_leaves(scans: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(first[name], second[name])
 
 
-def test_killed_after_any_scan_it_goes_on_and_leaves_the_same(scans: Path, tmp_path: Path) -> None:
-    left_alone = run(scans, tmp_path / "alone")
+def contents(out: Path) -> dict[str, str]:
+    """All files below a cohort's folder, without what the clock says."""
+    times = re.compile(r'"(seconds|total|policy|segmenter)": ?([\d.e-]+|\{[^{}]*\})|"[\d-]{10}T[\d:+]*"')
+    found = {}
+    for path in sorted(each for each in out.rglob("*") if each.is_file()):
+        text = path.read_bytes().decode("latin-1")
+        if path.suffix in (".json", ".html"):
+            text = times.sub("", text)
+        elif path.suffix == ".csv":
+            text = "\n".join(map(str, table(out)))
+        found[str(path.relative_to(out))] = text
+    return found
+
+
+def test_killed_at_any_moments_it_ends_with_the_files_of_one_left_alone(scans: Path, tmp_path: Path) -> None:
+    run(scans, tmp_path / "alone")
     out, path = tmp_path / "killed", os.pathsep.join(sys.path)
-    command = [sys.executable, str(PROGRAM), str(scans), str(out), "1"]
-    for _ in range(2):
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
-        ) as process:
-            assert process.stdout is not None
-            process.stdout.readline()  # one scan more is done, or all are
-            process.send_signal(signal.SIGKILL)
-    assert run(scans, out) == left_alone
-    for name, mask in masks(tmp_path / "alone").items():
-        np.testing.assert_array_equal(masks(out)[name], mask)
-    assert not list(out.glob(".working-*"))
+    moments, ends = random.Random(18), []
+    for _ in range(5):
+        who, most = moments.choice((("cohort", 8), ("worker", 40)))
+        command = [sys.executable, PROGRAM, scans, out, "1", who, str(moments.randint(1, most))]
+        environment = {**os.environ, "PYTHONPATH": path}
+        ends.append(
+            subprocess.run(command, stdout=subprocess.DEVNULL, env=environment, check=False).returncode
+        )
+    assert ends.count(-signal.SIGKILL) >= 3 and set(ends) <= {0, -signal.SIGKILL}
+    run(scans, out)
+    assert contents(out) == contents(tmp_path / "alone")
 
 
 def test_what_is_done_is_not_done_again_and_a_mended_scan_is(scans: Path, tmp_path: Path) -> None:
@@ -173,6 +192,32 @@ def test_a_worker_that_dies_costs_the_scan_in_its_hands_alone(scans: Path, tmp_p
     write_scan(scans / "b.nii.gz", 5, corner=1000)
     rows = {row["name"]: row["error"] for row in run(scans, tmp_path / "out", 1, PROCESSES)}
     assert "memory" in rows["b"] and not rows["a"] and not rows["sub_c"]
+
+
+def test_the_policy_of_the_same_place_is_the_same_policy_at_the_next_start(
+    scans: Path, tmp_path: Path
+) -> None:
+    for address in (None, "http://localhost:8080/v1"):
+        for _ in range(2):
+            asked = Request(question="Segment the liver", policy=policies.find(address))
+            Cohort(entries_of(str(scans)), asked, tmp_path / str(bool(address)))
+    other = Request(question="Segment the liver", policy=policies.find("http://localhost:8081/v1"))
+    with pytest.raises(InputError, match="asked otherwise"):
+        Cohort(entries_of(str(scans)), other, tmp_path / "True")
+
+
+def test_a_worker_keeps_nothing_of_a_scan_that_is_done(scans: Path, tmp_path: Path) -> None:
+    class Keeping(scripted_cohort.DiscSegmenter):
+        kept = KeptEmbeddings()
+
+        def embed(self, rgb: np.ndarray) -> tuple[int, int]:
+            self.kept.held += rgb.nbytes
+            return super().embed(rgb)
+
+    entry, models = Entry("a", str(scans / "a.nii.gz")), (scripted_cohort.Clicker(), Keeping())
+    runner = prepare(entry, scripted_cohort.ASKED, tmp_path)
+    assert not isinstance(answer(entry, runner, models, tmp_path), str)
+    assert (tmp_path / "a" / "mask.nii.gz").is_file() and models[1].kept.held == 0
 
 
 def test_a_folder_with_another_question_is_refused(scans: Path, tmp_path: Path) -> None:
