@@ -162,7 +162,10 @@ def test_every_source_says_at_its_top_what_lives_in_it() -> None:
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11")
 @pytest.mark.parametrize(
     "folder, extras",
-    [("Logic", ["models", "quantized", "dicom", "parquet", "ray", "mcp"]), ("training", ["models", "training"])],
+    [
+        ("Logic", ["models", "quantized", "dicom", "parquet", "ray", "mcp"]),
+        ("training", ["models", "training"]),
+    ],
 )
 def test_every_package_that_is_imported_is_declared(folder: str, extras: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
