@@ -231,6 +231,12 @@ def _placed(
                 value=" and ".join(f"{h.file.name} {h.shape[1]} × {h.shape[0]}" for h in (first, header)),
                 remedy="Take localizers and other images out, or choose a complete series.",
             )
+        if header.modality != first.modality:
+            names = f"{first.file.name} {first.modality}, {header.file.name} {header.modality}"
+            raise InputError(
+                "the images of the series are of several modalities", file=path, value=names,
+                remedy="Take the others out, or choose a complete series.",
+            )  # fmt: skip
         if header.inverted != first.inverted:
             names = f"{first.file.name} and {header.file.name}"
             raise InputError(
@@ -239,9 +245,18 @@ def _placed(
             )  # fmt: skip
     check_size((first.shape[1], first.shape[0], len(frames)), path)
     check_lengths(headers)
+    notes = []
+    if frames[0].spacing is None:
+        notes.append("no size of a pixel in the file: measures are in pixels")
     if len(frames) == 1:
-        return frames, _alone(first, frames[0]), []
-    return stacked(path, frames, lambda a, b: same_values(a, b, by_file))
+        if frames[0].position is None or frames[0].orientation is None:
+            notes.append("the file does not say where it lies: put at the origin")
+        return frames, _alone(first, frames[0]), notes
+    references = {header.reference for header in headers if header.reference}
+    if len(references) > 1:
+        notes.append(f"the slices name {len(references)} frames of reference: taken as one")
+    kept, affine, told = stacked(path, frames, lambda a, b: same_values(a, b, by_file))
+    return kept, affine, [*told, *notes]
 
 
 def _colours(path: Path, header: Header) -> Scan:

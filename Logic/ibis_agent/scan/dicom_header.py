@@ -69,6 +69,7 @@ class Header:
     Attributes:
         series, sop_class: UIDs.
         description, number, modality: as the file has them, "" where it has not.
+        reference: UID of the coordinates that its places are in, or "".
         shape: (rows, columns).
         stored: (bits allocated, bits stored, high bit, whether signed).
         encoded: the pixels are compressed or otherwise not plainly there.
@@ -85,6 +86,7 @@ class Header:
     description: str
     number: str
     modality: str
+    reference: str
     shape: tuple[int, int]
     stored: tuple[int, int, int, bool]
     encoded: bool
@@ -188,6 +190,7 @@ def _header(file: Path, whole: Any) -> Header:
         text(whole, "SeriesDescription"),
         text(whole, "SeriesNumber"),
         text(whole, "Modality"),
+        text(whole, "FrameOfReferenceUID"),
         (rows, columns),
         (allocated, stored, high, signed),
         bool(meta and meta.get("TransferSyntaxUID") and meta.TransferSyntaxUID.is_compressed)

@@ -110,8 +110,10 @@ class NiftiPlace:
         sform, qform = self.sform, self.qform(shape)
         sized = all(size != 0 for size, side in zip(self.pixdim[1:], shape, strict=True) if side > 1)
         unsized = [] if sized else ["no size of a voxel in the file (pixdim): measures are in pixels"]
+        if any(size < 0 for size in self.pixdim[1:]):
+            unsized.append("a voxel size below 0 (pixdim): taken without its sign")
         if sform is not None:
-            return sform, True, self._apart(sform, qform, shape)
+            return sform, True, self._apart(sform, qform, shape) or self._other_sizes(sform, shape)
         if qform is not None:
             empty = ["its sform is empty: the qform was used"] if self.sform_code > 0 else []
             if np.linalg.norm(self.quatern) > 1.001:
@@ -138,6 +140,18 @@ class NiftiPlace:
         names = [_CODES[n] if n < len(_CODES) else str(n) for n in (self.sform_code, self.qform_code)]
         where = f"sform ({names[0]}) and qform ({names[1]}) lie {apart:.3g} mm apart"
         return [f"{where}: sform used, masks keep both"]
+
+    def _other_sizes(self, sform: np.ndarray, shape: Sequence[int]) -> list[str]:
+        """ITK, and with it 3D Slicer, takes the directions of the sform and the sizes of pixdim."""
+        own = np.linalg.norm(sform[:3, :3], axis=0)
+        other = np.array(self.sizes(shape)) * self._scale[0, 0]
+        known = [side > 1 and size != 0 for side, size in zip(shape, self.pixdim[1:], strict=True)]
+        if not (np.abs(own - other) > 0.01 * own)[known].any():
+            return []
+        told = (" × ".join(f"{size:.3g}" for size in sizes) for sizes in (own, other))
+        return [
+            "the sform has voxels of {} mm, pixdim of {} mm: the sform's used, as nibabel does".format(*told)
+        ]
 
     @property
     def _scale(self) -> np.ndarray:

@@ -113,6 +113,25 @@ def test_discard_leaves_no_trace(asked: Panel) -> None:
     assert left <= {"vtkMRMLScriptedModuleNode", "vtkMRMLSubjectHierarchyNode"}
 
 
+def test_the_own_export_is_a_labelled_case(stepped: Panel, data: Path) -> None:
+    import shutil
+
+    import nibabel
+    from ibis_agent.cases.cases import read_cases
+    from ibis_agent.cases.data import load_case
+
+    folder = stepped.folder / "cases"
+    folder.mkdir()
+    shutil.copy(data / "ct_abdomen_3mm.nii.gz", folder / "case.nii.gz")
+    stepped.logic.export(str(folder / "case.seg.nrrd"))
+    stepped.logic.export(str(stepped.folder / "truth.nii.gz"))
+    truth = np.asanyarray(nibabel.load(stepped.folder / "truth.nii.gz").dataobj) != 0
+    (case,), _ = read_cases(folder)
+    loaded, problems = load_case(case)
+    assert not problems and list(loaded.structures) == ["Liver"]
+    assert np.array_equal(np.isin(loaded.labels, loaded.structures["Liver"]), truth) and truth.any()
+
+
 @pytest.mark.parametrize("suffix", [".seg.nrrd", ".nii.gz"])
 def test_export_writes_the_mask_where_it_lies(stepped: Panel, suffix: str, data: Path) -> None:
     panel, path = stepped, stepped.folder / f"liver{suffix}"

@@ -117,7 +117,16 @@ def stopped(monkeypatch, how, given):
 def test_a_run_that_was_killed_ends_as_one_left_alone(monkeypatch, whole, data, tiny, tmp_path):
     given = settings(data, tmp_path, tiny)
     assert stopped(monkeypatch, "killed", given) == 2
-    sft.fine_tune(given)
+    real, opened = torch.load, []
+
+    def load(file, *args, **kwargs):
+        opened.append((Path(str(file)).name, kwargs.get("weights_only")))
+        return real(file, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", load)
+        sft.fine_tune(given)
+    assert opened and all(safely is True for _, safely in opened), "a state from disk is never run as code"
     assert rows_without_time(tmp_path) == rows_without_time(whole)
     left, again = (load_file(out / "model" / "model.safetensors") for out in (whole, tmp_path))
     assert all(torch.equal(values, again[name]) for name, values in left.items())

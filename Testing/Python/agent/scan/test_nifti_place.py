@@ -173,6 +173,24 @@ def test_a_voxel_without_a_size_is_measured_in_pixels(tmp_path: Path, size: floa
 def test_a_negative_size_is_its_amount(tmp_path: Path) -> None:
     scan = load_scan(with_header(tmp_path / "a.nii", sform_code=0, pixdim=[1, -0.8, 1.5, 3, 1, 1, 1, 1]))
     assert np.allclose(np.linalg.norm(scan.affine[:3, :3], axis=0), (0.8, 1.5, 3))
+    assert any("below 0" in note for note in scan.notes)
+
+
+def test_where_the_sform_has_other_sizes_than_pixdim_it_is_said_which_was_used(tmp_path: Path) -> None:
+    """ITK and 3D Slicer take those of pixdim, so that the scan is twice as large here as there."""
+    image = nibabel.Nifti1Image(VOLUME, np.diag([-4.0, -4, 3, 1]))
+    image.set_qform(None, 0)
+    image.header["pixdim"][1:4] = 2, 2, 3
+    nibabel.save(image, tmp_path / "a.nii")
+    assert sitk.ReadImage(str(tmp_path / "a.nii")).GetSpacing() == (2, 2, 3)
+    scan = load_scan(tmp_path / "a.nii")
+    assert np.allclose(scan.affine, np.diag([-4.0, -4, 3, 1]))
+    assert scan.notes == (
+        "the sform has voxels of 4 × 4 × 3 mm, pixdim of 2 × 2 × 3 mm: the sform's used, as nibabel does",
+    )
+    image.header["pixdim"][1:4] = 4.01, 4, 3
+    nibabel.save(image, tmp_path / "b.nii")
+    assert load_scan(tmp_path / "b.nii").notes == ()
 
 
 @pytest.mark.parametrize(

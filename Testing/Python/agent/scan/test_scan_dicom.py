@@ -121,6 +121,21 @@ def test_a_picture_that_does_not_say_where_it_lies_is_read(tmp_path: Path) -> No
     assert load_scan(tmp_path / "a.dcm").voxels.shape == (10, 8, 1)
 
 
+def test_what_the_files_do_not_say_or_say_in_two_ways_is_told(tmp_path: Path) -> None:
+    write_slice(tmp_path / "a.dcm", RAW[0], None, PixelSpacing=None)
+    assert load_scan(tmp_path / "a.dcm").notes == (
+        "no size of a pixel in the file: measures are in pixels",
+        "the file does not say where it lies: put at the origin",
+    )
+    for n in range(3):
+        name = tmp_path / "s" / f"{n}.dcm"
+        name.parent.mkdir(exist_ok=True)
+        write_slice(name, RAW[n], (0, 0, 3 * n), FrameOfReferenceUID=f"1.2.{n % 2}")
+    assert load_scan(tmp_path / "s").notes == ("the slices name 2 frames of reference: taken as one",)
+    write_slice(tmp_path / "s" / "3.dcm", RAW[3], (0, 0, 9), Modality="MR")
+    refused(tmp_path / "s", "several modalities", "0.dcm CT, 3.dcm MR")
+
+
 @pytest.mark.parametrize("which", [1, 4, 6])
 def test_a_slice_that_was_cut_off_is_not_silently_left_out(tmp_path: Path, which: int) -> None:
     write_series(tmp_path, RAW)
