@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import ibis_agent.policy as policies
+import ibis_agent.segmenter as segmenters
 from ibis_agent.errors import InputError
 from ibis_agent.policy.contract import PolicySource
 
@@ -14,6 +15,11 @@ from ibis_agent.policy.contract import PolicySource
 def place(text: str) -> Path | str:
     """A policy's place as it stands on a command line: an address, or a path."""
     return text if policies.is_address(text) else Path(text)
+
+
+def segmenter_place(text: str) -> Path | str:
+    """The same of a segmenter."""
+    return text if segmenters.is_address(text) else Path(text)
 
 
 def chosen(options: argparse.Namespace) -> PolicySource:

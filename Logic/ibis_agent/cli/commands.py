@@ -155,6 +155,7 @@ def _mcp(options: argparse.Namespace) -> int:
         policy=chosen(options),
         segmenter=options.segmenter,
         segmenter_config=options.segmenter_config,
+        send_slices_to=options.send_slices_to or "",
         first_box=options.first_box,
         device=options.device,
         precision=options.precision,
@@ -177,6 +178,7 @@ def _request(options: argparse.Namespace) -> Request:
         policy=chosen(options),
         segmenter=options.segmenter,
         segmenter_config=options.segmenter_config,
+        send_slices_to=options.send_slices_to or "",
         first_box=options.first_box,
         device=options.device,
         precision=options.precision,
@@ -208,6 +210,7 @@ def _replay(options: argparse.Namespace) -> int:
     asked = Request(
         segmenter=options.segmenter,
         segmenter_config=options.segmenter_config,
+        send_slices_to=options.send_slices_to or "",
         first_box=options.first_box,
         device=options.device,
     )

@@ -21,6 +21,7 @@ from ibis_agent.policy.contract import PolicySource
 from ibis_agent.policy.required_memory import count_words, gigabytes
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.scan.checks import by
+from ibis_agent.segmenter.sam2.source import Sam2File
 
 # Above this a model is loaded only on request: it would take a minute and most of a small machine's memory.
 _QUICK = 2 * 10**9
@@ -100,6 +101,7 @@ def _policy(source: PolicySource, load: bool) -> Facts:
 
 def _segmenter(where: Path | None, config: str | None, load: bool) -> Facts:
     source = segmenters.find(where, config)
+    assert isinstance(source, Sam2File)  # an address is not a path
     file, found = source.file, source.inspect()
     size = file.stat().st_size
     facts = {

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from ibis_agent import __version__
 from ibis_agent.cli import terminal
-from ibis_agent.cli.chosen_policy import place
+from ibis_agent.cli.chosen_policy import place, segmenter_place
 from ibis_agent.cli.compare import add_compare
 from ibis_agent.cli.exit_codes import BAD_INPUT, EXIT_CODES
 from ibis_agent.cli.given_masks import add_given
@@ -346,9 +346,13 @@ def _add_server(group: Any) -> None:
 def _add_segmenter(group: Any) -> None:
     group.add_argument(
         "--segmenter",
-        type=Path,
-        metavar="FILE",
-        help=("SAM2, SAM2.1 or MedSAM2 weights (default: the demo segmenter)"),
+        type=segmenter_place,
+        metavar="FILE|nninteractive:URL",
+        help="SAM2, SAM2.1 or MedSAM2 weights, or a server of nnInteractive (nninteractive:http://localhost:1527), "
+        "whose published weights are CC BY-NC-SA: not for commercial use (default: the demo segmenter)",
+    )
+    group.add_argument(
+        "--send-slices-to", metavar="HOST", help="yes, slices may go to this host of nnInteractive"
     )
     group.add_argument(
         "--segmenter-config", metavar="NAME|FILE", help="its architecture, where the weights do not tell"

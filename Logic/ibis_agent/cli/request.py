@@ -57,7 +57,8 @@ class Request:
     series: str | None = None
     modality: str | None = None
     policy: Path | PolicySource | None = None
-    segmenter: Path | None = None
+    segmenter: Path | str | None = None
+    send_slices_to: str = ""
     segmenter_config: str | None = None
     first_box: bool = False
     device: str = "auto"
@@ -396,4 +397,4 @@ def _spare_the_scan(request: Request, paths: list[Path]) -> None:
 def _check_models(request: Request, policy: PolicySource) -> None:
     """Look at both models' files without loading them. Raises ModelError."""
     policy.check()
-    segmenters.find(request.segmenter, request.segmenter_config).inspect()
+    segmenters.find(request.segmenter, request.segmenter_config, request.send_slices_to).inspect()

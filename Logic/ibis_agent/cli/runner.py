@@ -115,7 +115,7 @@ class Runner:
             (term, where),
             ("question", task.question),
             ("policy", task.card.name + (f" ({task.card.note})" if task.card.note else "")),
-            ("segmenter", task.request.segmenter.name if task.request.segmenter else "demo segmenter"),
+            ("segmenter", _named(task.request.segmenter)),
             *([("begins from", task.given.start_name)] if task.given.start else []),
             *([("never in", task.given.excluded_name)] if task.given.excluded else []),
             *reading_lines(notes),
@@ -149,7 +149,10 @@ class Runner:
 
     def load(self) -> None:
         """Load the models and open the run. Raises ModelError."""
-        self.begin(*load_models(self.task))
+        policy, segmenter = load_models(self.task)
+        if licence := segmenter.identity.get("licence"):
+            self.notes.append(f"the segmenter's weights are under the licence {licence}")
+        self.begin(policy, segmenter)
 
     def begin(self, policy: Policy | None, segmenter: Segmenter) -> None:
         """Open the run with models that are loaded already."""
@@ -331,8 +334,18 @@ def load_policy(found: PolicySource, request: Request) -> Policy:
 def load_segmenter(request: Request) -> Segmenter:
     """The segmenter of a request. Imports torch. Raises ModelError."""
     return segmenters.open(
-        request.segmenter, request.segmenter_config, request.device, first_box=request.first_box
+        request.segmenter,
+        request.segmenter_config,
+        request.device,
+        first_box=request.first_box,
+        agreed=request.send_slices_to,
     )
+
+
+def _named(segmenter: Path | str | None) -> str:
+    if segmenter is None:
+        return "demo segmenter"
+    return segmenter if isinstance(segmenter, str) else segmenter.name
 
 
 def write_mask(

@@ -49,7 +49,8 @@ def stage_of(run: RunState) -> Stage:
         search = _search(run)
         return "look" if search.wanted is not None else "finish" if search.best is None else "work"
     if run.policy is None or worked_out(actions, key):
-        return "grow" if _to_grow(run) else "review" if run.given.start and _doubtful(run) else "finish"
+        at_once = run.given.start or run.segmenter.can.volume
+        return "grow" if _to_grow(run) else "review" if at_once and _doubtful(run) else "finish"
     return "work"
 
 
@@ -80,8 +81,11 @@ def _doubtful(run: RunState) -> bool:
 def _to_grow(run: RunState) -> dict[int, tuple[Way, ...]]:
     """See plan.unfinished; from a slice without a mask there is nothing to follow.
 
-    A mask to begin from that is on one slice alone is followed from there as if it had been clicked.
+    A mask to begin from that is on one slice alone is followed from there as if it had been clicked. A segmenter of
+    volumes has found all slices already.
     """
+    if run.segmenter.can.volume:
+        return {}
     waiting = dict(unfinished(run.actions))
     if len(run.given.start) == 1 and run.key is not None and not grown(run.actions):
         waiting.setdefault(run.key, ())
@@ -157,6 +161,8 @@ def _finish(run: RunState, watch: Watch) -> RunAction:
         key = run.actions[0].index if run.actions else run.slices.first
     elif len(run.given.start) > 1:
         words = "The mask that was given has been looked at."
+    elif run.segmenter.can.volume:
+        words = "The segmenter found the object in all slices at once."
     elif not run.mask(key).any():
         words = f"The policy left no mask on its key slice {key}."
     return run.done("end", key, "policy", words, begun, watch)

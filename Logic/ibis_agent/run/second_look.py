@@ -44,10 +44,12 @@ def look_again(run: RunState, doubt: Doubt, watch: Watch) -> RunAction:
             return run.done("review", index, "policy", words, begun, watch, steps=steps, look=number)
     clicks = clicks_of(steps)
     run.anchor(index, clicks, doubt.seen)
-    run.done(
+    corrected = run.done(
         "click", index, "policy", f"{words}; {done}", begun, watch, steps=steps, clicks=clicks, look=number,
         afresh=doubt.seen,
     )  # fmt: skip
+    if run.segmenter.can.volume:  # the neighbours are redone already
+        return corrected
     return growth.grow(run, index, True, watch, what="neighbours redone")
 
 

@@ -1,0 +1,1 @@
+"""nnInteractive on a server: a click becomes a mask in three dimensions at once."""

@@ -1,0 +1,77 @@
+"""A segmenter behind an address: `nninteractive:http://HOST:PORT`, and whether slices may go there."""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import os
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from ibis_agent.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from ibis_agent.segmenter.nninteractive.segmenter import NnInteractive
+
+PREFIX = "nninteractive:"
+AGREED_VARIABLE = "IBIS_SEND_SLICES_TO"
+WHAT_IS_SENT = (
+    "all slices as pictures in the window shown, the clicks and masks; no name, no header of the scan"
+)
+_ADDRESS = "Such as nninteractive:http://localhost:1527, where nninteractive-server runs."
+
+
+class NnInteractiveAddress:
+    """See segmenter.find."""
+
+    kind = "nnInteractive on a server"
+
+    def __init__(self, where: str, agreed: str = "") -> None:
+        """agreed: the host that the person said yes to, for addresses of other machines.
+
+        Raises ModelError for what is not an address.
+        """
+        self.address = where.removeprefix(PREFIX).rstrip("/")
+        try:
+            parts = urlsplit(self.address)
+            self.host, _ = (parts.hostname or "").lower(), parts.port
+        except ValueError as error:
+            raise ModelError("is not an address", value=where, remedy=_ADDRESS) from error
+        if parts.scheme not in ("http", "https") or not self.host or parts.username or parts.query:
+            raise ModelError("is not an address of nnInteractive", value=where, remedy=_ADDRESS)
+        self._agreed = agreed or os.environ.get(AGREED_VARIABLE, "")
+
+    @property
+    def local(self) -> bool:
+        """Nothing leaves this machine."""
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def inspect(self) -> NnInteractiveAddress:
+        """Raises InputError where a yes is missing, ModelError where the client is not installed."""
+        if not self.local and self._agreed != self.host:
+            raise InputError(
+                "slices would leave this machine",
+                value=self.address,
+                remedy=f"Sent are {WHAT_IS_SENT}. If they may: --send-slices-to {self.host}.",
+            )
+        if importlib.util.find_spec("nnInteractive") is None:
+            raise ModelError(
+                "nnInteractive's client is not installed",
+                remedy="Run: pip install 'ibis-agent[nninteractive]'.",
+            )
+        return self
+
+    def run_bytes(self) -> int:
+        """Nothing of this machine."""
+        return 0
+
+    def open(self, device: str = "auto", precision: str = "auto", first_box: bool = False) -> NnInteractive:
+        """Claim a session on the server. Raises as `inspect`, and ModelError where the server cannot be reached."""
+        self.inspect()
+        from ibis_agent.segmenter.nninteractive.segmenter import NnInteractive
+        from ibis_agent.segmenter.nninteractive.session import Session
+
+        return NnInteractive(Session(self.address))
