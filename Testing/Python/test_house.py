@@ -27,6 +27,7 @@ NEED_TORCH = {
     "policy.qwen25.decoding",
     "policy.qwen25.network",
     "policy.qwen25.reference",
+    "segmenter.sam2.carrying",
     "segmenter.sam2.predictor",
     "segmenter.sam2.propagation",
     "segmenter.sam2.segmenter",
@@ -163,7 +164,7 @@ def test_every_source_says_at_its_top_what_lives_in_it() -> None:
 @pytest.mark.parametrize(
     "folder, extras",
     [
-        ("Logic", ["models", "quantized", "dicom", "parquet", "ray", "mcp"]),
+        ("Logic", ["models", "quantized", "dicom", "nninteractive", "parquet", "ray", "mcp"]),
         ("training", ["models", "training"]),
     ],
 )
