@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
 from ibis_agent.errors import InputError
-
-if TYPE_CHECKING:
-    from ibis_agent.policy.contract import PolicySource
+from ibis_agent.policy.contract import PolicySource
 
 
 def place(text: str) -> Path | str:

@@ -11,9 +11,11 @@ from typing import Any, NoReturn
 from ibis_agent import __version__
 from ibis_agent.cli import terminal
 from ibis_agent.cli.chosen_policy import place, segmenter_place
+from ibis_agent.cli.compare import add_compare
 from ibis_agent.cli.exit_codes import BAD_INPUT, EXIT_CODES
-from ibis_agent.cli.more_options import add_compare, add_given, add_mcp
-from ibis_agent.mask import MASK_FORMATS
+from ibis_agent.cli.given_masks import add_given
+from ibis_agent.cli.request import MASK_FORMATS
+from ibis_agent.cli.tool_server import add_mcp
 from ibis_agent.scan.geometry import PLANES, Orientation
 from ibis_agent.scan.windows import PRESETS
 
@@ -119,6 +121,9 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
     _add_mask_format(out)
     out.add_argument(
         "--mask", type=Path, metavar="FILE", help="write the mask to this file, in place of the folder"
+    )
+    out.add_argument(
+        "--report", action="store_true", help="of a DICOM scan: a DICOM SEG and a report of its measures (SR)"
     )
     out.add_argument("--no-review", action="store_true", help="write no review.html")
     shown = out.add_mutually_exclusive_group()

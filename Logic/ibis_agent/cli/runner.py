@@ -20,10 +20,10 @@ import ibis_agent.segmenter as segmenters
 from ibis_agent import files
 from ibis_agent.actions import Prompt, format_prompt
 from ibis_agent.cli.claim import Claim, new_folder
-from ibis_agent.cli.request import Request, Task, check, reading_lines
+from ibis_agent.cli.request import MASK_FORMATS, Request, Task, check, reading_lines
 from ibis_agent.errors import IbisError
-from ibis_agent.mask import MASK_FORMATS, masks, structures
 from ibis_agent.mask import files as mask_files
+from ibis_agent.mask import masks, structures
 from ibis_agent.policy.contract import Policy, PolicySource
 from ibis_agent.record.review import write_review
 from ibis_agent.record.run_file import RunFile
@@ -34,7 +34,7 @@ from ibis_agent.run.state import Place
 from ibis_agent.scan.slices import Stack
 from ibis_agent.segmenter.contract import Segmenter
 
-TRAJECTORY_NAME, REVIEW_NAME = "trajectory.json", "review.html"
+TRAJECTORY_NAME, REVIEW_NAME, REPORT_NAME = "trajectory.json", "review.html", "report.dcm"
 # Room for the results of a slice, and of a volume; its mask is compressed and nearly empty.
 _ROOM, _ROOM_OF_A_VOLUME = 16 * 2**20, 64 * 2**20
 
@@ -202,6 +202,8 @@ class Runner:
                 continue
             self._write_mask(path, mask)
             written["mask" if len(task.masks) == 1 else _kind(path)] = path
+            if task.request.report and path.name.endswith(".seg.dcm"):
+                written["report"] = self._write_report(path)
         if task.request.review:
             record = record or self._file.record(run)
             written["review"] = task.folder / REVIEW_NAME
@@ -251,6 +253,16 @@ class Runner:
         request = self.task.request
         dicom = None if request.scan is None else (request.scan, request.series)
         write_mask(path, mask, geometry, self.task.question, self.run.answer or "", dicom)
+
+    def _write_report(self, seg: Path) -> Path:
+        from ibis_agent.mask.dicom_report import write_report
+
+        task, run = self.task, self.run
+        geometry, scan = task.slices.geometry(task.slices.first), task.request.scan
+        assert scan is not None
+        structure = structures.structure_for(task.question, run.answer or "")
+        where = geometry.affine, geometry.shape, task.request.series
+        return write_report(task.folder / REPORT_NAME, seg, measured(run), scan, *where, structure)
 
     # What there is to tell
 

@@ -41,7 +41,7 @@ def test_a_run_on_a_slice_says_what_is_promised(
     use()
     types(monkeypatch, "", "", "", "")
     told = said(capsys, "run", scan, "--prompt", "Segment the liver", "--step", "--out", tmp_path / "out")
-    assert {each["event"] for each in told} == {"live", "step", "done"}
+    assert {each["event"] for each in told} == {"asked", "live", "step", "done"}
     check("`run`", told)
     again = said(capsys, "replay", tmp_path / "out" / "trajectory.json")
     check("`replay`", again)
@@ -60,7 +60,7 @@ def test_a_run_over_a_volume_says_what_is_promised(
     nibabel.save(nibabel.Nifti1Image(voxels, np.diag([-1.0, -1.0, 3.0, 1.0])), tmp_path / "made.nii.gz")
     asked = ["--prompt", "Segment the liver", "--volume", "--follow", "memory", "--window", "0", "255"]
     told = said(capsys, "run", tmp_path / "made.nii.gz", *asked, "--out", tmp_path / "out")
-    assert {each["event"] for each in told} == {"action", "slice", "done"}
+    assert {each["event"] for each in told} == {"asked", "action", "slice", "done"}
     check("`run --volume`", told)
 
 

@@ -1,0 +1,111 @@
+"""A measurement report as DICOM (SR by template TID 1500, by highdicom) about a segment of a DICOM SEG.
+
+Made for research: neither complete nor verified. Lengths and areas in mm, volumes in mL, grey values in HU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ibis_agent import __version__
+from ibis_agent.files import atomic_write
+from ibis_agent.mask.dicom_source import frames_of
+from ibis_agent.mask.measurements import Measurements
+from ibis_agent.mask.structures import TISSUE, Structure
+
+_MAKER, _MODEL = "IBISSlicer", "ibis-agent"
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    seg: Path,
+    measured: Measurements,
+    scan: Path,
+    affine: np.ndarray,
+    shape: Sequence[int],
+    series: str | None = None,
+    structure: Structure | None = None,
+) -> Path:
+    """Write the report, whole or not at all.
+
+    seg: the DICOM SEG, whose first segment was measured. scan, affine, series: as in write_dicom_seg; shape:
+    of the scan's voxels. Raises InputError where the scan is not DICOM, and OutputError.
+    """
+    import highdicom
+    from highdicom import sr
+    from pydicom.sr.codedict import codes
+
+    segmentation = highdicom.seg.segread(seg)
+    images: list[Any] = []
+    for frame in frames_of(scan, affine, shape, series):
+        if not any(frame.dataset is each for each in images):
+            images.append(frame.dataset)
+    device = sr.DeviceObserverIdentifyingAttributes(
+        uid=highdicom.UID(), name=_MODEL, manufacturer_name=_MAKER, model_name=_MODEL
+    )
+    context = sr.ObservationContext(
+        observer_device_context=sr.ObserverContext(
+            observer_type=codes.DCM.Device, observer_identifying_attributes=device
+        )
+    )
+    code = (structure and structure.code) or TISSUE
+    group = sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(
+            uid=highdicom.UID(), identifier=str(segmentation.SegmentSequence[0].SegmentLabel)
+        ),
+        referenced_segment=sr.ReferencedSegment(
+            segmentation.SOPClassUID,
+            segmentation.SOPInstanceUID,
+            segment_number=1,
+            source_series=sr.SourceSeriesForSegmentation(images[0].SeriesInstanceUID),
+        ),
+        finding_type=sr.CodedConcept(code.value, code.scheme, code.meaning),
+        algorithm_id=sr.AlgorithmIdentification(name=_MODEL, version=__version__),
+        measurements=list(_measurements(measured)),
+    )
+    ct = measured.value_unit == "HU"
+    content = sr.MeasurementReport(
+        observation_context=context,
+        procedure_reported=codes.LN.CTUnspecifiedBodyRegion if ct else codes.SCT.ImagingProcedure,
+        imaging_measurements=[group],
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+    made = sr.Comprehensive3DSR(
+        evidence=[segmentation, *images],
+        content=content,
+        series_instance_uid=highdicom.UID(),
+        series_number=902,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer=_MAKER,
+        series_description=f"{_MAKER} measurements, research use only",
+    )
+    with atomic_write(path) as temporary:
+        made.save_as(temporary, enforce_file_format=True)
+    return Path(path)
+
+
+def _measurements(measured: Measurements) -> Iterator[Any]:
+    from highdicom.sr import CodedConcept, Measurement
+    from pydicom.sr.codedict import codes
+
+    def one(name: Any, value: float | None, unit: Any, derivation: Any = None) -> Iterator[Any]:
+        if value is not None:
+            yield Measurement(name=name, value=round(float(value), 4), unit=unit, derivation=derivation)
+
+    mm = codes.UCUM.Millimeter
+    yield from one(codes.SCT.Volume, measured.volume_ml, CodedConcept("mL", "UCUM", "milliliter"))
+    if measured.unit == "mm":
+        yield from one(codes.SCT.Area, measured.area, codes.UCUM.SquareMillimeter)
+        yield from one(codes.SCT.LongAxis, measured.longest, mm)
+        yield from one(codes.SCT.ShortAxis, measured.perpendicular, mm)
+        yield from one(CodedConcept("L0JK", "IBSI", "Maximum 3D Diameter"), measured.longest_3d, mm)
+    if measured.value_unit == "HU":
+        attenuation, unit = codes.DCM.AttenuationCoefficient, codes.UCUM.HounsfieldUnit
+        yield from one(attenuation, measured.mean, unit, codes.SCT.Mean)
+        yield from one(attenuation, measured.deviation, unit, codes.SCT.StandardDeviation)
