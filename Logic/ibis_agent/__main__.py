@@ -8,11 +8,15 @@ import sys
 def main() -> int:
     """Run the command line. Returns the exit code."""
     try:
-        from ibis_agent.cli.commands import main as command
+        from ibis_agent.cli.start import options_of
+
+        # --help and a wrong command end here, before all that a run needs is imported.
+        options = options_of(None)
+        from ibis_agent.cli.commands import act
     except KeyboardInterrupt:
         print("ibis-agent: stopped; nothing was written", file=sys.stderr)
         return 130  # cli.options.INTERRUPTED, which may not have been read yet
-    return command()
+    return act(options)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
 from ibis_agent.errors import InputError
-from ibis_agent.policy.contract import PolicySource
+
+if TYPE_CHECKING:
+    from ibis_agent.policy.contract import PolicySource
 
 
 def place(text: str) -> Path | str:

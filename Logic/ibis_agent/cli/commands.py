@@ -7,12 +7,10 @@ torch is imported before everything that can be checked without it has been chec
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -32,12 +30,12 @@ from ibis_agent.cli.exit_codes import (
     PAUSED,
     UNREAD,
 )
-from ibis_agent.cli.options import parser, with_negative_numbers
 from ibis_agent.cli.request import Request
 from ibis_agent.cli.runner import Runner
 from ibis_agent.cli.session import Session, Stopped
 from ibis_agent.cli.several import Several, is_of_several, questions_of
 from ibis_agent.cli.several_session import SeveralSession
+from ibis_agent.cli.start import options_of
 from ibis_agent.errors import Cancelled, IbisError, InputError, ModelError, OutputError
 from ibis_agent.facts import values
 from ibis_agent.fields import read_json
@@ -64,19 +62,11 @@ _INSTALL = f"Run: pip install 'ibis-agent[models]', then {HOW_TO_INSTALL}"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code; SystemExit only for --help and a wrong command."""
-    # A service may start us without streams. Opened at once, lest a file of ours take the place of one.
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it stays open as long as we run
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal of another encoding shows a question mark; it does not end the run.
-        with contextlib.suppress(AttributeError, ValueError):
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    if not sys.warnoptions:
-        # Libraries warn their programmers; a person gets one line that says what to do.
-        warnings.simplefilter("ignore")
-    given = sys.argv[1:] if arguments is None else arguments
-    options = parser().parse_args(with_negative_numbers(given))
+    return act(options_of(arguments))
+
+
+def act(options: argparse.Namespace) -> int:
+    """Do what a parsed command line says. Returns the exit code."""
     try:
         return _COMMANDS[options.command](options)
     except Stopped as stop:

@@ -42,26 +42,6 @@ class Side:
     pictures: dict[int, Any]
 
 
-def add_compare(commands: Any) -> None:
-    """The subcommand's options."""
-    found = commands.add_parser(
-        "compare",
-        help="two runs, or a run and a reference mask: Dice, HD95, volumes, a page side by side",
-        description="Compare two masks of one scan. Each is a run's folder, its trajectory.json, or a mask file.",
-    )
-    found.add_argument("a", type=Path, metavar="A", help="a run, or a mask file")
-    found.add_argument("b", type=Path, metavar="B", help="a run, or a mask file such as the reference")
-    found.add_argument(
-        "--label", type=int, metavar="N", help="only this value of mask files (default: all but zero)"
-    )
-    found.add_argument(
-        "--out", type=Path, metavar="FILE", help="the page (default: comparison.html beside the run)"
-    )
-    found.add_argument("--no-page", action="store_true", help="print the figures alone")
-    found.add_argument("--json", action="store_true", help="print one JSON object in place of text")
-    found.add_argument("--open", action="store_true", help="show the page in the browser")
-
-
 def run_compare(options: argparse.Namespace) -> int:
     """Compare, print, write the page. Raises InputError, OutputError."""
     a, b = (read_side(path, options.label) for path in (options.a, options.b))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -103,29 +102,6 @@ class GivenVolumes:
             what = "the mask to begin from is not on these slices, or all of it is excluded"
             raise InputError(what, file=self.files.start, remedy=remedy)
         return made
-
-
-def add_given(group: Any) -> None:
-    """The options to an argument group."""
-    group.add_argument(
-        "--start-mask",
-        type=Path,
-        metavar="FILE",
-        help="begin from this mask, which the policy sees and corrects: NIfTI, .nrrd, .seg.nrrd, or a picture; in a "
-        "volume each slice begins from its own, and a mask on one slice is followed from there",
-    )
-    group.add_argument(
-        "--start-label", metavar="NAME|N", help="the segment or the label of it, where it has several"
-    )
-    group.add_argument(
-        "--exclude",
-        type=Path,
-        metavar="FILE",
-        help="the mask never enters what is marked here; of the file of --start-mask, all other labels",
-    )
-    group.add_argument(
-        "--exclude-label", action="append", metavar="NAME|N", help="only this label of it; may be repeated"
-    )
 
 
 def _planes(mask: np.ndarray | None, geometries: Sequence[PictureGeometry]) -> dict[int, np.ndarray]:

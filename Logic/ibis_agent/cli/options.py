@@ -11,11 +11,9 @@ from typing import Any, NoReturn
 from ibis_agent import __version__
 from ibis_agent.cli import terminal
 from ibis_agent.cli.chosen_policy import place, segmenter_place
-from ibis_agent.cli.compare import add_compare
 from ibis_agent.cli.exit_codes import BAD_INPUT, EXIT_CODES
-from ibis_agent.cli.given_masks import add_given
-from ibis_agent.cli.request import MASK_FORMATS
-from ibis_agent.cli.tool_server import add_mcp
+from ibis_agent.cli.more_options import add_compare, add_given, add_mcp
+from ibis_agent.mask import MASK_FORMATS
 from ibis_agent.scan.geometry import PLANES, Orientation
 from ibis_agent.scan.windows import PRESETS
 

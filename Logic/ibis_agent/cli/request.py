@@ -17,6 +17,7 @@ import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
 from ibis_agent.cli.given_masks import MaskFiles
 from ibis_agent.errors import InputError
+from ibis_agent.mask import MASK_FORMATS
 from ibis_agent.mask import files as mask_files
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import PolicySource
@@ -36,9 +37,6 @@ from ibis_agent.scan.slices import Slices, Stack, one_slice, stack_of
 
 _LONGEST_STEM = 200  # bytes; file names end at 255, and plane, slice and number follow
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?", re.ASCII)
-# What --mask-format may say, and the end of the file that it makes.
-MASK_FORMATS = {"nii.gz": ".nii.gz", "nrrd": ".nrrd", "seg.nrrd": ".seg.nrrd", "png": ".png",
-    "dicom-seg": ".seg.dcm", "rtstruct": ".rtstruct.dcm"}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ import ibis_agent.segmenter as segmenters
 from ibis_agent import files
 from ibis_agent.actions import Prompt, format_prompt
 from ibis_agent.cli.claim import Claim, new_folder
-from ibis_agent.cli.request import MASK_FORMATS, Request, Task, check, reading_lines
+from ibis_agent.cli.request import Request, Task, check, reading_lines
 from ibis_agent.errors import IbisError
+from ibis_agent.mask import MASK_FORMATS, masks, structures
 from ibis_agent.mask import files as mask_files
-from ibis_agent.mask import masks, structures
 from ibis_agent.policy.contract import Policy, PolicySource
 from ibis_agent.record.review import write_review
 from ibis_agent.record.run_file import RunFile

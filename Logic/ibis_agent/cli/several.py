@@ -26,7 +26,7 @@ import numpy as np
 import ibis_agent.policy as policies
 from ibis_agent import files
 from ibis_agent.cli.claim import Claim, new_folder
-from ibis_agent.cli.request import MASK_FORMATS, Request, Task, check
+from ibis_agent.cli.request import Request, Task, check
 from ibis_agent.cli.runner import TRAJECTORY_NAME, Runner, load_models
 from ibis_agent.cli.several_results import (
     LABELS,
@@ -37,7 +37,7 @@ from ibis_agent.cli.several_results import (
     resumed,
 )
 from ibis_agent.errors import InputError
-from ibis_agent.mask import structures
+from ibis_agent.mask import MASK_FORMATS, structures
 from ibis_agent.mask.overlaps import MOST
 from ibis_agent.policy.contract import Policy
 from ibis_agent.policy.vocabulary import check_asked, questions_in, wording

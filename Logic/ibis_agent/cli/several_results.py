@@ -12,9 +12,10 @@ from typing import Any, get_args
 import numpy as np
 
 from ibis_agent import files
-from ibis_agent.cli.request import MASK_FORMATS, Request, Task
+from ibis_agent.cli.request import Request, Task
 from ibis_agent.errors import InputError
 from ibis_agent.fields import Fields, read_json
+from ibis_agent.mask import MASK_FORMATS
 from ibis_agent.mask.files import Named, write_labels
 from ibis_agent.mask.masks import decode_rle, encode_rle
 from ibis_agent.mask.measurements import Measurements, answer_with_size

@@ -31,18 +31,6 @@ _INSTRUCTIONS = (
 )
 
 
-def add_mcp(commands: Any, add_models: Callable[[Any], None]) -> None:
-    """The subcommand's options."""
-    made = commands.add_parser(
-        "mcp",
-        help="tools for other agents over the Model Context Protocol",
-        description="Serve questions to scans as typed tools on standard input and output.",
-    )
-    made.add_argument("--scans", type=Path, metavar="DIR", required=True, help="where scans are read from")
-    made.add_argument("--out", type=Path, metavar="DIR", required=True, help="where results are written to")
-    add_models(made)
-
-
 def run_mcp(base: Request, scans: Path, out: Path) -> int:
     """Serve until the input ends. base: the models. Raises InputError for a folder that is not there, ModelError."""
     server_of(Desk(base, scans, out)).run("stdio")

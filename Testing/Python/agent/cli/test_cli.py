@@ -299,6 +299,7 @@ def test_ctrl_c_while_the_command_itself_is_read_ends_without_a_traceback(
                 raise KeyboardInterrupt
 
     monkeypatch.delitem(sys.modules, "ibis_agent.cli.commands")
+    monkeypatch.setattr(sys, "argv", ["ibis-agent", "info", "policy"])
     monkeypatch.setattr(sys, "meta_path", [Impatient(), *sys.meta_path])
     assert command.main() == cli.INTERRUPTED
     assert capsys.readouterr().err == "ibis-agent: stopped; nothing was written\n"
