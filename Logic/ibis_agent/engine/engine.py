@@ -88,7 +88,10 @@ class Engine:
         _check(cancelled)
         if self._policy is None:
             emit("loading", text=f"Loading the policy ({_shown(where['policy'])}) …")
-            self._policy = self.load_policy(_source(where), where["device"], where["precision"])
+            source = _source(where)
+            if policies.is_address(where["policy"]):
+                source.cancelled = cancelled
+            self._policy = self.load_policy(source, where["device"], where["precision"])
             self._made_of["policy"] = policy
         card = self._policy.card
         return {

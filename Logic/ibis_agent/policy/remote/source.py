@@ -17,6 +17,7 @@ from typing import Any
 from ibis_agent.errors import InputError, ModelError, OutputError
 from ibis_agent.files import write_json
 from ibis_agent.policy.card import ModelCard, card_to_json, load_card
+from ibis_agent.policy.contract import IsCancelled
 from ibis_agent.policy.qwen25.choice import read_generation
 from ibis_agent.policy.remote.chat import Patience
 from ibis_agent.policy.remote.connection import Connection
@@ -31,6 +32,7 @@ class RemoteAddress:
     """A policy behind an address; see policy.find."""
 
     kind = "a server"
+    cancelled: IsCancelled | None = None  # asked often while the probe goes on
 
     def __init__(
         self,
@@ -121,7 +123,7 @@ class RemoteAddress:
         }
 
     def open(self, device: str = "auto", precision: str = "auto") -> RemotePolicy:
-        """The policy, probed if this address, model and card were not yet. Raises as `check`, and where it fails."""
+        """The policy, probed if this address, model and card were not yet. Raises as `check` and `probe`."""
         self.check_yes()
         card, penalty = self.card, 1.0
         if self._card is not None and Path(self._card).is_dir() and card.generation_config:
@@ -136,7 +138,7 @@ class RemoteAddress:
         probed = kept if isinstance(kept, dict) else {}
         if not again and isinstance(probed.get(key), str):
             return str(probed[key])
-        findings = probe(policy)
+        findings = probe(policy, self.cancelled)
         findings.check()
         _keep(probed={**probed, key: findings.words})
         return findings.words

@@ -470,6 +470,21 @@ def test_a_server_that_points_rightly_is_trusted_and_asked_only_once() -> None:
         )._probed_as("demo"), "another card is probed anew"
 
 
+def test_a_cancel_of_the_worker_reaches_the_probe() -> None:
+    with serving(seeing(pointing())) as server:
+        asked = {
+            "request": "load",
+            "policy": server.url,
+            "model": "demo",
+            "segmenter": "demo",
+            "device": "cpu",
+        }
+        with pytest.raises(Cancelled):
+            Engine().do(asked, lambda *_, **__: None, lambda: len(server.bodies) > 1)
+        assert len(server.bodies) == 2  # of six plates, and none is asked about again later
+        assert "probed" not in (json.loads(settings_file().read_text()) if settings_file().is_file() else {})
+
+
 def test_the_penalty_that_a_models_folder_asks_for_goes_with_every_question(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"repetition_penalty": 1.05}')
     with serving(seeing(pointing())) as server:
