@@ -76,7 +76,7 @@ class Teacher:
 
     Newer servers refuse `max_tokens`, or any temperature: they are then asked in their way, which is told once.
 
-    Raises InputError for an address that is none.
+    Raises InputError for what is not an address.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ _ROWS = "IBISSlicer.Segments"  # attribute of the table: the segments' IDs, a ro
 _NAME = "Segment"
 # Name of the column, its unit, and what stands there.
 _COLUMNS = (
-    ("Volume (mL)", "mL", "Volume of the segment; of one slice there is none"),
+    ("Volume (mL)", "mL", "Volume of the segment; empty for a single slice"),
     ("Largest area (mm\u00b2)", "mm\u00b2", "Area in the slice where it is largest"),
     ("Longest diameter (mm)", "mm", "Longest diameter in the plane of the slices, within one part"),
     ("Perpendicular (mm)", "mm", "Longest diameter perpendicular to it in the same slice"),

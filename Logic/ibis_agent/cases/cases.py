@@ -36,7 +36,7 @@ def read_cases(source: Path, names: Path | None = None) -> tuple[list[Case], lis
 
     names: a JSON file with the names of the masks' values, for all cases that bring none of their own.
 
-    Raises InputError for a source that is none at all, and for a `names` file that cannot be read.
+    Raises InputError for a source that contains no cases, and for a `names` file that cannot be read.
     """
     from ibis_agent.cases.folders import in_folder
     from ibis_agent.cases.manifests import in_csv, in_json

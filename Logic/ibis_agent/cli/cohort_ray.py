@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import multiprocessing
 import os
 import threading
@@ -35,7 +36,10 @@ def join(address: str) -> None:
     where = None if address == "auto" else address
     try:
         ray.init(
-            where, include_dashboard=None if where else False, log_to_driver=False, logging_level="ERROR"
+            where,
+            include_dashboard=None if where else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
         )
     except Exception as error:  # Ray has no class of its own for it
         remedy = "Is it running? `ray start --head` begins one."
@@ -85,7 +89,7 @@ def start_actor(
 
     graphics = 1 if ray.cluster_resources().get("GPU") else 0
     made = ray.remote(Hand).options(num_cpus=1, num_gpus=graphics, max_concurrency=_AT_ONCE)
-    actor = made.remote(asked, out.resolve(), load, Path.cwd())
+    actor: Any = made.remote(asked, out.resolve(), load, Path.cwd())
     ours, theirs = multiprocessing.Pipe()
     thread = threading.Thread(target=_carry, args=(theirs, actor), daemon=True)
     thread.start()

@@ -152,7 +152,8 @@ def _handler(live: Live, token: str) -> type[BaseHTTPRequestHandler]:
 
         def _asks_for(self, name: str) -> bool:
             # A page of another site may lead its own host's name to this machine: that name is refused.
-            here = self.headers.get("Host") == f"127.0.0.1:{self.server.server_address[1]}"
+            port: int = self.server.server_address[1]  # type: ignore[assignment,index]
+            here = self.headers.get("Host") == f"127.0.0.1:{port}"
             return here and secrets.compare_digest(self.path.encode(), f"/{token}{name}".encode())
 
         def _answer(self, text: str, kind: str) -> None:

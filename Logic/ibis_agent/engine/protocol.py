@@ -96,7 +96,7 @@ class Framer:
         self._skipping = False
 
     def feed(self, chunk: bytes) -> Iterator[Message | str]:
-        """Yields a dict for each message and a str for each line that is none (noise, for the log)."""
+        """Yields a dict for each message and a str for every other line (noise, for the log)."""
         self._tail += chunk
         if b"\n" in chunk:
             *lines, rest = bytes(self._tail).split(b"\n")

@@ -81,7 +81,7 @@ class RunAction:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far growing is: slices done, of how many at the most, and the seconds that those left may take."""
+    """How far growing is: slices done, the most that there can be, and the seconds that those left may take."""
 
     index: int
     done: int

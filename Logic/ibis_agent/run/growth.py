@@ -81,7 +81,7 @@ def _ends(run: RunState, start: int) -> tuple[int, int]:
 
 
 def _goal(run: RunState, start: int, end: int, before: Sequence[Way]) -> tuple[int, int]:
-    """(where to go on, where to at the most); the same slice twice where there is nothing left to do."""
+    """(where to go on, the last slice to go to); the same slice twice where there is nothing left to do."""
     since = reached(start, end, before)
     over = {way.last for way in before if way.ended}
     down = any(way.last < start for way in before)  # which comes second

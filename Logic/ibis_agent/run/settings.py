@@ -21,7 +21,7 @@ class Settings:
 
     Attributes:
         episode: where the policy is stopped on one slice; None for 20 turns on a slice alone, 6 within a volume.
-        looks: second looks at the most.
+        looks: the most second looks.
         patience_mm: so far beyond its last slice an object is still searched for: gaps are bridged.
         search: how the key slice is looked for.
         follow: from slice to slice by "memory", "linked" or "carry" (see Propagation), or "auto". "alone" is for one

@@ -32,7 +32,7 @@ class Qwen25Folder:
 
     @property
     def card(self) -> ModelCard:
-        """Raises ModelError for a folder that is none, or a bad card."""
+        """Raises ModelError for a folder without a policy, or a bad card."""
         return load_card(self.folder)
 
     def inspect(self) -> PolicyFolder:

@@ -8,7 +8,7 @@ _TORCH_ITSELF = 100_000_000  # bytes of code and buffers that come with the firs
 
 
 def memory_estimate(found: Architecture, bytes_each: int = 4) -> int:
-    """Bytes that the weights and one picture take at the most, within a fifth: for telling before trying.
+    """Bytes that the weights and one picture take at most, within a fifth: for telling before trying.
 
     The peak lies at the finest feature map, (S/4)² places: ten times the width of the encoder's first stage
     (input, normalised, twice the fourfold hidden layer) and three times the width of the feature pyramid.
