@@ -19,7 +19,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
-from ibis_agent.actions import Click, Terminate
+from ibis_agent.actions import Prompt, Terminate
 
 from training.grpo import rewards
 from training.grpo.settings import RewardSettings
@@ -181,7 +181,7 @@ def credit_figures(groups: Sequence[Sequence[Rollout]], values: Values) -> dict[
 
 
 def _kind(state: Any, present: bool) -> str:
-    if isinstance(state.action, Click):
+    if isinstance(state.action, Prompt):
         return "click"
     if not isinstance(state.action, Terminate):
         return ""

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from ibis_agent.actions import Action, Click, Terminate, format_reply, parse_reply
+from ibis_agent.actions import Action, Box, Click, Prompt, Terminate, format_reply, parse_reply
 from ibis_agent.errors import InputError, ReplyError
 
 from training.rollouts.state import State
@@ -94,8 +94,11 @@ def answer(iou_after: float) -> float:
 def placement(action: Action | None, before: np.ndarray, truth: np.ndarray) -> float:
     """+1 for a positive click in what the mask missed or a negative one in what it took wrongly, else −1.
 
-    0 for the end and where there is no action. Masks are (H, W) bool; the clicked pixel is int(x·W), int(y·H).
+    For a box: +1 where it overlaps the structure's own box by half (IoU), else −1. 0 for the end and where there is no
+    action. Masks are (H, W) bool; the clicked pixel is int(x·W), int(y·H).
     """
+    if isinstance(action, Box):
+        return 1.0 if _box_iou(action, truth) >= 0.5 else -1.0
     if not isinstance(action, Click):
         return 0.0
     height, width = truth.shape
@@ -106,8 +109,22 @@ def placement(action: Action | None, before: np.ndarray, truth: np.ndarray) -> f
 
 
 def improvement(action: Action | None, iou_before: float, iou_after: float) -> float:
-    """1 for a click that raised the IoU, else 0."""
-    return float(isinstance(action, Click) and iou_after > iou_before)
+    """1 for a click or a box that raised the IoU, else 0."""
+    return float(isinstance(action, Prompt) and iou_after > iou_before)
+
+
+def _box_iou(box: Box, truth: np.ndarray) -> float:
+    """Of the areas of a box and of the one around the structure; 0 where there is none."""
+    rows, columns = np.flatnonzero(truth.any(axis=1)), np.flatnonzero(truth.any(axis=0))
+    if not rows.size:
+        return 0.0
+    height, width = truth.shape
+    own = columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
+    across = min(box.x1, own[2]) - max(box.x0, own[0])
+    down = min(box.y1, own[3]) - max(box.y0, own[1])
+    shared = max(0.0, across) * max(0.0, down)
+    areas = (box.x1 - box.x0) * (box.y1 - box.y0) + (own[2] - own[0]) * (own[3] - own[1])
+    return float(shared / (areas - shared))
 
 
 def length(number: int | None, optimal: int = OPTIMAL_STEPS) -> float:
@@ -176,7 +193,7 @@ TURN: Mapping[str, Callable[[State, int], float]] = {
     "gain": lambda state, optimal: gain(state.iou_before, state.iou_after),
     "patience": lambda state, optimal: patience(state.action, state.iou_after),
     "ending": lambda state, optimal: ending(state),
-    "click": lambda state, optimal: float(isinstance(state.action, Click)),
+    "click": lambda state, optimal: float(isinstance(state.action, Prompt)),
     "format_fault": lambda state, optimal: house_format(state.reply) - 1,
 }
 OUTCOME: Mapping[str, Callable[[State, int], float]] = {

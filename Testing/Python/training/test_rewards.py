@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ibis_agent.actions import Click, Reply, Terminate, format_reply
+from ibis_agent.actions import Box, Click, Reply, Terminate, format_reply
 from ibis_agent.errors import InputError
 from ibis_agent.mask.masks import iou
 from PIL import Image
@@ -172,6 +172,18 @@ def test_placement_tells_missed_from_wrong_and_good_from_bad() -> None:
     assert {rewards.placement(each, before, TRUTH) for each in bad} == {-1}
     assert rewards.placement(Terminate(), before, TRUTH) == rewards.placement(None, before, TRUTH) == 0
     assert rewards.placement(Click(1.0, 1.0), before, TRUTH) == -1  # the last pixel, not the one beyond
+
+
+def test_a_box_is_judged_by_the_box_of_the_structure_and_by_what_it_gains() -> None:
+    truth = np.zeros((20, 40), bool)
+    truth[5:15, 10:30] = True
+    nothing = np.zeros_like(truth)
+    assert rewards.placement(Box(0.25, 0.25, 0.75, 0.75), nothing, truth) == 1
+    assert rewards.placement(Box(0.25, 0.25, 0.75, 0.5), nothing, truth) == 1  # half of it, the limit
+    assert rewards.placement(Box(0.25, 0.25, 0.75, 0.45), nothing, truth) == -1
+    assert rewards.placement(Box(0.0, 0.0, 1.0, 1.0), nothing, nothing) == -1
+    assert rewards.improvement(Box(0.2, 0.2, 0.8, 0.8), 0.0, 0.7) == 1
+    assert rewards.improvement(Terminate(), 0.0, 0.7) == 0
 
 
 def test_steps_beyond_the_optimal_number_cost_a_fifth_each() -> None:
