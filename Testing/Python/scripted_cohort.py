@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -82,6 +83,11 @@ def load_to_be_killed(asked: Request, count: int, process: int, out: Path) -> tu
     return load(asked)
 
 
+def several(*structures: str) -> Request:
+    """The same of several structures."""
+    return replace(ASKED, question=None, questions=tuple(f"Segment the {name}" for name in structures))
+
+
 def start_thread(asked: Request, out: Path, number: int) -> tuple[Connection, Callable[[], None]]:
     """A worker in this process, for what is not about processes."""
     ours, theirs = multiprocessing.Pipe()
@@ -90,8 +96,8 @@ def start_thread(asked: Request, out: Path, number: int) -> tuple[Connection, Ca
     return ours, thread.join
 
 
-def cohort(scans: Path, out: Path) -> Cohort:
-    return Cohort(entries_of(str(scans)), ASKED, out)
+def cohort(scans: Path, out: Path, asked: Request = ASKED) -> Cohort:
+    return Cohort(entries_of(str(scans)), asked, out)
 
 
 def main(scans: Path, out: Path, workers: int, who: str = "", count: int = 0) -> None:

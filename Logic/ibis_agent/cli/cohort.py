@@ -29,6 +29,7 @@ from ibis_agent.cli.cohort_scans import Entry, entries_of
 from ibis_agent.cli.cohort_worker import WORKING, load_models, work
 from ibis_agent.cli.exit_codes import SOME_FAILED
 from ibis_agent.cli.request import Request
+from ibis_agent.cli.several import questions_of
 from ibis_agent.errors import InputError
 from ibis_agent.fields import read_json
 from ibis_agent.record.cohort_page import write_cohort_page, write_table
@@ -124,7 +125,7 @@ class Cohort:
         """Table and page of what is known. Raises OutputError."""
         known = [self.results[entry.name].to_json() for entry in self.entries if entry.name in self.results]
         write_table(self.out / TABLE_NAME, known)
-        question = self.asked.question or "Several questions"
+        question = self.asked.question or ", ".join(self.asked.questions) or "Several questions"
         write_cohort_page(self.out / PAGE_NAME, question, known, len(self.entries) - len(known))
         self._written = time.monotonic()
 
@@ -153,7 +154,7 @@ class Cohort:
             at_work.append(Worker(self.asked, self.out, worker.number, start))
 
     def _question(self, entry: Entry) -> str:
-        return entry.question or self.asked.question or ""
+        return entry.question or self.asked.question or ", ".join(self.asked.questions)
 
     def _check_same(self) -> None:
         """What decides over the results is kept beside them: answers to two questions are not mixed."""
@@ -161,7 +162,8 @@ class Cohort:
         now = {"schema": _SCHEMA, **json.loads(json.dumps(_deciding(self.asked), default=str))}
         if path.exists():
             before = read_json(path)
-            other = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
+            known = before if isinstance(before, dict) else {}
+            other = [key for key in {**known, **now} if (known.get(key) or None) != (now.get(key) or None)]
             if other:
                 raise InputError(
                     "the folder holds a cohort that was asked otherwise",
@@ -213,7 +215,11 @@ def start_process(
 def run_cohort(asked: Request, options: argparse.Namespace) -> int:
     """The command. asked: what the scans are asked."""
     entries = entries_of(options.scans)
-    if not asked.question and not all(entry.question for entry in entries):
+    if options.structures is not None:
+        asked = _with_structures(asked, options.structures)
+    elif asked.question:
+        questions_of(asked, [asked.question])  # what the policy does not know is told before any scan is read
+    if not (asked.question or asked.questions) and not all(entry.question for entry in entries):
         raise InputError("there is no question", remedy="Add --prompt, or a column prompt to the manifest.")
     if options.workers < 1:
         raise InputError("there must be a worker", value=options.workers, remedy="Give --workers 1 or more.")
@@ -256,6 +262,16 @@ def run_cohort(asked: Request, options: argparse.Namespace) -> int:
     for name in (TABLE_NAME, PAGE_NAME):
         screen.line(f"  {terminal.one_line(options.out / name)}")
     return SOME_FAILED if failed else 0
+
+
+def _with_structures(asked: Request, listed: str) -> Request:
+    """Raises InputError for a structure that the policy does not know."""
+    if asked.question:
+        raise InputError(
+            "--structures stands in place of --prompt", value=listed, remedy="Leave one of them out."
+        )
+    names = [each.strip() for each in listed.split(",") if each.strip()]
+    return dataclasses.replace(asked, questions=tuple(questions_of(asked, names)))
 
 
 def _duration(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from ibis_agent.record.thumbnails import CYAN, thumbnail
 if TYPE_CHECKING:
     from ibis_agent.cli.cohort_scans import Entry
     from ibis_agent.cli.runner import Runner
+    from ibis_agent.cli.several import Several
 
 RESULT_NAME = "result.json"
 
@@ -29,7 +30,7 @@ class Result:
     """One scan's line in the table and its card on the page. With an `error` there is nothing else.
 
     doubt: 0 to 1: what the segmenter's own scores lack of 1, over the slices of the mask; 1 where the run paused or
-    nothing was found.
+    nothing was found. Of several structures each has a row in `structures`, and the worst of them counts.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Result:
     seconds: float = 0.0
     thumbnail: str = ""
     error: str = ""
+    structures: Sequence[Mapping[str, Any]] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,6 +76,22 @@ def result_of(entry: Entry, runner: Runner, seconds: float) -> Result:
         measurements=dict(record["measurements"]),
         seconds=round(seconds, 2),
         thumbnail=_thumbnail(max(slices, key=lambda each: int(each.mask.sum()))),
+    )
+
+
+def result_of_several(entry: Entry, several: Several, seconds: float) -> Result:
+    """The result of runs over several structures that were finished and written."""
+    rows = several.summary({})["structures"]
+    return Result(
+        name=entry.name,
+        scan=entry.scan,
+        question=", ".join(row["question"] for row in rows),
+        answer=" ".join([*(row["answer"] for row in rows), *several.notes]),
+        status="paused" if any(row["status"] == "paused" for row in rows) else "ended",
+        doubt=max(row["doubt"] for row in rows),
+        seconds=round(seconds, 2),
+        thumbnail=several.thumbnail(),
+        structures=rows,
     )
 
 

@@ -23,15 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import ibis_agent.policy as policies
-from ibis_agent.cli.cohort_result import result_of
+from ibis_agent.cli.cohort_result import result_of, result_of_several
 from ibis_agent.cli.cohort_scans import Entry
 from ibis_agent.cli.request import Request
 from ibis_agent.cli.runner import Runner, load_policy, load_segmenter
+from ibis_agent.cli.several import Several, questions_of
 from ibis_agent.errors import IbisError
 from ibis_agent.run.growth import give_back_memory
 
 WORKING = ".working-"
 Models = tuple[Any, Any]
+Work = Runner | Several
 
 
 def load_models(asked: Request) -> Models:
@@ -61,11 +63,11 @@ def work(
             pipe.send(("failed", error))
             return
         pipe.send(("ready",))
-        prepared: queue.Queue[tuple[Entry, Runner | str] | None] = queue.Queue(maxsize=1)
+        prepared: queue.Queue[tuple[Entry, Work | str] | None] = queue.Queue(maxsize=1)
         threading.Thread(target=_read_ahead, args=(pipe, asked, out, prepared), daemon=True).start()
         while (each := prepared.get()) is not None:
-            entry, runner = each
-            pipe.send((entry.name, answer(entry, runner, models, out)))
+            entry, ready = each
+            pipe.send((entry.name, answer(entry, ready, models, out)))
 
 
 def _end_with(sentinel: int) -> None:
@@ -75,7 +77,7 @@ def _end_with(sentinel: int) -> None:
 
 
 def _read_ahead(
-    pipe: Connection, asked: Request, out: Path, prepared: queue.Queue[tuple[Entry, Runner | str] | None]
+    pipe: Connection, asked: Request, out: Path, prepared: queue.Queue[tuple[Entry, Work | str] | None]
 ) -> None:
     """Take entries from the pipe and read their scans, one ahead of the one that is worked on."""
     with contextlib.suppress(EOFError, OSError):
@@ -85,7 +87,7 @@ def _read_ahead(
     prepared.put(None)
 
 
-def prepare(entry: Entry, asked: Request, out: Path) -> Runner | str:
+def prepare(entry: Entry, asked: Request, out: Path) -> Work | str:
     """Check one entry and read its scan. A text is an error."""
     folder = out / f"{WORKING}{os.getpid()}-{entry.name}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -93,26 +95,41 @@ def prepare(entry: Entry, asked: Request, out: Path) -> Runner | str:
         asked,
         scan=Path(entry.scan),
         question=entry.question or asked.question,
+        questions=() if entry.question else asked.questions,
         series=entry.series or None,
         out=folder,
     )
-    made: Runner | str = _guarded(partial(Runner, request))
+    made: Work | str = _guarded(partial(_prepared, request))
     return made
 
 
-def answer(entry: Entry, runner: Runner | str, models: Models, out: Path) -> dict[str, Any] | str:
+def _prepared(request: Request) -> Work:
+    """A run, or the runs over several structures, with its scan read."""
+    prompts = request.questions or ([request.question] if request.question else [])
+    questions = questions_of(request, prompts)
+    if len(questions) > 1:
+        return Several(replace(request, question=None, questions=()), questions)
+    return Runner(replace(request, question=prompts[0] if prompts else None, questions=()))
+
+
+def answer(entry: Entry, work: Work | str, models: Models, out: Path) -> dict[str, Any] | str:
     """Work on one scan; its folder appears under its own name when all of it is there. A text is an error."""
-    if isinstance(runner, str):
-        return runner
-    begun, folder = time.perf_counter(), runner.task.folder
+    if isinstance(work, str):
+        return work
+    begun, folder = time.perf_counter(), work.task.folder
 
     def do() -> dict[str, Any]:
-        runner.begin(*models)
-        while runner.run.status == "ready":
-            runner.do(runner.run.step)
-        runner.finish()
-        runner.give_back()
-        result = result_of(entry, runner, time.perf_counter() - begun)
+        work.begin(*models)
+        for runner in [work] if isinstance(work, Runner) else work.runs():
+            while runner.run.status == "ready":
+                runner.do(runner.run.step)
+        work.finish()
+        work.give_back()
+        seconds = time.perf_counter() - begun
+        if isinstance(work, Runner):
+            result = result_of(entry, work, seconds)
+        else:
+            result = result_of_several(entry, work, seconds)
         result.save(folder)
         shutil.rmtree(out / entry.name, ignore_errors=True)
         folder.rename(out / entry.name)

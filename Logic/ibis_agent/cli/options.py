@@ -224,6 +224,11 @@ def _add_cohort(commands: Any, as_a_run: dict[str, Any]) -> None:
     cohort.add_argument(
         "--prompt", action=_Once, metavar="TEXT", help="the question; a manifest's column prompt comes first"
     )
+    cohort.add_argument(
+        "--structures",
+        metavar="A,B,…",
+        help="in place of --prompt, several structures for each scan: one file of labels, a line of the table for each",
+    )
     cohort.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for the results")
     cohort.add_argument(
         "--workers",

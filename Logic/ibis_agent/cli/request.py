@@ -48,6 +48,7 @@ class Request:
 
     scan: Path | None = None
     question: str | None = None
+    questions: tuple[str, ...] = ()  # of several structures in place of `question`; see several
     plane: str | None = None
     index: int | None = None
     window: tuple[float, ...] | None = None

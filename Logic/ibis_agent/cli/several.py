@@ -163,6 +163,10 @@ class Several:
         """All structures in plain values."""
         return self._results.summary(written)
 
+    def thumbnail(self) -> str:
+        """A small picture of the slice where most is marked, once `finish` has written the labels."""
+        return self._results.thumbnail()
+
     @property
     def notes(self) -> list[str]:
         """How overlaps were settled, and which structure has no voxel, once `finish` has written the labels."""

@@ -110,6 +110,7 @@ class Results:
     parts: Sequence[Part]
     notes: list[str] = field(default_factory=list)
     _measures: dict[int, Measurements] = field(default_factory=dict)
+    _most: str = ""
 
     def remove(self) -> None:
         """Those of an earlier run in this folder: beside the new ones they would belie them."""
@@ -127,16 +128,24 @@ class Results:
         self.notes += [
             f"{each.name}: nothing was segmented." for each in done if not self._measures[each.number].voxels
         ]
+        largest = max(done, key=lambda part: self._measures[part.number].area)
+        self._most = self._picture(largest, labels, 160)
         written = self._write_labels(labels)
         written["measures"] = self.folder / TABLE_NAME
         scan = str(self.task.request.scan)
-        write_table(written["measures"], [{**self._row(part), "scan": scan, "error": ""} for part in done])
+        rows = [self._row(part) for part in done]
+        write_table(
+            written["measures"], [{"name": self.task.source, "scan": scan, "error": "", "structures": rows}]
+        )
         if review:
             written["page"] = self.folder / PAGE_NAME
             shown = [{**self._row(part), "thumbnail": self._picture(part, labels)} for part in done]
             left = [part.name for part in self.parts if not part.done]
             write_structures_page(written["page"], self.task.source, shown, self.notes, left)
         return written
+
+    def thumbnail(self) -> str:
+        return self._most
 
     def summary(self, written: Mapping[str, Path]) -> dict[str, Any]:
         return {
@@ -213,14 +222,14 @@ class Results:
             row["answer"] = answer_with_size(part.question, done.answer, measures)
         return row
 
-    def _picture(self, part: Part, labels: np.ndarray) -> str:
+    def _picture(self, part: Part, labels: np.ndarray, side: int = _SIDE) -> str:
         """The slice where the structure is largest, with all structures in their colours."""
         slices, measures = self.task.slices, self._measures[part.number]
         index = slices.first if measures.area_slice is None else measures.area_slice
         geometry = slices.geometry(index)
         here = labels if labels.ndim == 2 else geometry.extract(labels)
         masks = [(here == each.number, each.segment.colour) for each in self.parts]
-        return thumbnail(geometry, slices.picture(index).rgb, masks, _SIDE)
+        return thumbnail(geometry, slices.picture(index).rgb, masks, side)
 
 
 def _names(parts: Sequence[Part]) -> dict[str, Any]:

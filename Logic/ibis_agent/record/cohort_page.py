@@ -9,7 +9,7 @@ import csv
 import html
 import io
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,30 @@ from ibis_agent.mask.measurements import Measurements
 from ibis_agent.record.review import resource, style_policy
 
 _MEASURES = tuple(Measurements.__dataclass_fields__)
-COLUMNS = ("name", "scan", "question", "answer", "status", "doubt", *_MEASURES, "seconds", "error")
+COLUMNS = (
+    "name",
+    "scan",
+    "structure",
+    "question",
+    "answer",
+    "status",
+    "doubt",
+    *_MEASURES,
+    "seconds",
+    "error",
+)
 
 
 def write_table(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Measures as CSV, a line for each scan in the given order. Raises OutputError."""
+    """Measures as CSV, a line for each scan in the given order, and of several structures for each of them.
+
+    Raises OutputError.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    for each in results:
+    rows = [row for each in results for row in _rows(each)]
+    for each in rows:
         row = {**each, **each.get("measurements", {})}
         if each["error"]:
             row = {
@@ -35,6 +50,13 @@ def write_table(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
             }
         writer.writerow({key: _plain(row.get(key)) for key in COLUMNS})
     files.write_text(path, text.getvalue())
+
+
+def _rows(result: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if not result.get("structures"):
+        yield result
+    for each in result.get("structures", ()):
+        yield {**result, **each, "name": result["name"], "structure": each["name"]}
 
 
 def write_cohort_page(path: Path, question: str, results: Sequence[Mapping[str, Any]], left: int = 0) -> None:
@@ -56,7 +78,7 @@ def write_cohort_page(path: Path, question: str, results: Sequence[Mapping[str, 
         f'<p class="outcome"><span class="chip">{", ".join(counts)}</span>'
         "<span>the most doubtful first</span></p></section>",
         '<ul class="cards">'
-        + "".join(card(each, str(each["name"]), each["doubt"]) for each in done)
+        + "".join(card(each, f"{each['name']}/{_page(each)}", each["doubt"]) for each in done)
         + "</ul>",
     ]
     if failed:
@@ -83,11 +105,21 @@ def document(title: str, brand: str, body: Sequence[str]) -> str:
     )
 
 
-def card(each: Mapping[str, Any], folder: str, doubt: float) -> str:
-    """One result. each: with name, answer, measurements, thumbnail. folder: of its page."""
-    lines = [line for line in Measurements(**each["measurements"]).lines() if line[0] != "Parts"][:3]
-    link = urllib.parse.quote(f"{folder}/review.html")
-    measures = " · ".join(html.escape(value) for _, value in lines)
+def _page(each: Mapping[str, Any]) -> str:
+    return "index.html" if each.get("structures") else "review.html"
+
+
+def card(each: Mapping[str, Any], page: str, doubt: float) -> str:
+    """One result. each: with name, answer, thumbnail, and measurements or structures. page: where it leads."""
+    if each.get("structures"):
+        sizes = [
+            (row["name"], Measurements(**row["measurements"]).lines()[0][1]) for row in each["structures"]
+        ]
+        shown = [f"{name} {size}" for name, size in sizes]
+    else:
+        lines = [line for line in Measurements(**each["measurements"]).lines() if line[0] != "Parts"]
+        shown = [value for _, value in lines[:3]]
+    link, measures = urllib.parse.quote(page), " · ".join(map(html.escape, shown))
     picture = (
         f'<img src="data:image/png;base64,{html.escape(each["thumbnail"])}" alt="">'
         if each["thumbnail"]

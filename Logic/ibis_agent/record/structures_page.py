@@ -26,7 +26,7 @@ def write_structures_page(
         notes: sentences. left: names of the structures that are not done.
     """
     counts = f"{len(structures)} structures" + (f", {len(left)} to do" if left else "")
-    cards = "".join(card(each, each["folder"], each["doubt"]) for each in structures)
+    cards = "".join(card(each, f"{each['folder']}/review.html", each["doubt"]) for each in structures)
     body = [
         f'<section class="asked"><h1 dir="auto">{html.escape(source)}</h1>'
         f'<p class="outcome"><span class="chip">{counts}</span></p>'

@@ -250,3 +250,48 @@ def test_the_page_shows_texts_as_texts_and_the_most_doubtful_first(tmp_path: Pat
     assert page.index("doubt 0.90") < page.index("doubt 0.10")
     write_table(tmp_path / "measures.csv", results)
     assert "'=cmd()" in (tmp_path / "measures.csv").read_text()
+
+
+# ---- several structures ----------------------------------------------------------------------------------
+
+
+def test_several_structures_of_each_scan_are_one_file_of_labels_and_a_line_each(
+    scans: Path, tmp_path: Path
+) -> None:
+    out, asked = tmp_path / "out", scripted_cohort.several("liver", "spleen")
+    scripted_cohort.cohort(scans, out, asked).run(1, scripted_cohort.start_thread)
+    rows = table(out)
+    assert [(row["name"], row["structure"]) for row in rows if not row["error"]] == [
+        (name, structure) for name in ("a", "b", "sub_c") for structure in ("Liver", "Spleen")
+    ]
+    assert [row["name"] for row in rows if row["error"]] == ["bad"]
+    for name in ("a", "b", "sub_c"):
+        labels = np.asarray(nibabel.load(out / name / "labels.nii.gz").dataobj)
+        counts = [int(row["voxels"]) for row in rows if row["name"] == name]
+        assert counts == [int((labels == number).sum()) for number in (1, 2)] and sum(counts)
+        assert (out / name / "spleen" / "review.html").is_file()
+    page = (out / "index.html").read_text()
+    assert 'href="a/index.html"' in page and "Liver, Spleen" not in page and "Segment the liver" in page
+
+
+def test_a_cohort_of_several_structures_does_not_do_again_what_is_done(scans: Path, tmp_path: Path) -> None:
+    out, asked = tmp_path / "out", scripted_cohort.several("liver", "spleen")
+    scripted_cohort.cohort(scans, out, asked).run(1, scripted_cohort.start_thread)
+    before = table(out)
+    again = scripted_cohort.cohort(scans, out, asked)
+    assert again.already == 3
+    again.run(1, scripted_cohort.start_thread)
+    assert table(out) == before
+    with pytest.raises(InputError, match="asked otherwise"):
+        scripted_cohort.cohort(scans, out, scripted_cohort.several("liver", "aorta"))
+
+
+def test_a_structure_that_the_policy_does_not_know_is_told_before_any_scan_is_read(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["cohort", str(scans), "--out", str(tmp_path / "out")]
+    assert main([*given, "--structures", "liver,pancreas"]) == 2
+    assert "does not know the pancreas" in capsys.readouterr().err
+    assert main([*given, "--prompt", "the liver", "--structures", "spleen"]) == 2
+    assert "in place of --prompt" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -204,8 +204,8 @@ def test_a_stopped_run_goes_on_at_the_structure_that_was_interrupted(
     assert set(policy.asked) == {"left kidney", "right kidney", "aorta"}
     for name in ("labels.nii.gz", "labels.json"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
-    rows = [[row[key] for key in ("name", "voxels", "volume_ml")] for row in table(out)]
-    assert rows == [[row[key] for key in ("name", "voxels", "volume_ml")] for row in table(whole)]
+    rows = [[row[key] for key in ("structure", "voxels", "volume_ml")] for row in table(out)]
+    assert rows == [[row[key] for key in ("structure", "voxels", "volume_ml")] for row in table(whole)]
     assert "all structures are done" in fails(terminal, capsys, dicom, "--resume", out)
 
 
