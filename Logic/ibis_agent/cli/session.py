@@ -21,6 +21,7 @@ from ibis_agent.errors import Cancelled, IbisError, InputError
 from ibis_agent.run.action import Progress, RunAction, Watch
 from ibis_agent.run.caveats import caveats
 from ibis_agent.run.measured import answer, measured
+from ibis_agent.scan.picture import overlay
 from ibis_agent.segmenter.contract import Found
 
 
@@ -42,6 +43,7 @@ class Session:
         self.runner, self.screen, self.by_hand, self.as_json = runner, screen, by_hand, as_json
         self.stopper = Stopper()
         self.live: live.Live | None = None
+        self._shown: RunAction | None = None
         self._thinking = ThinkingStream()
         self._watch = Watch(
             self._on_action, self._on_progress, self._on_text, self._on_retry, lambda: self.stopper.asked
@@ -171,6 +173,7 @@ class Session:
     def _ask(self) -> terminal.Command | None:
         """The person's next command; None when nobody is there any more (the input has ended)."""
         run = self.runner.run
+        self._show()
         hints = {"ready": "Enter goes on", "ended": "Enter accepts", "paused": "Enter asks it again"}
         hint = f"{hints[run.status]}, a accepts, ? helps: "
         self.screen.ask(f"   {self.screen.mark('›')} {self.screen.dim(hint)}")
@@ -184,6 +187,15 @@ class Session:
         if not sys.stdin.isatty():
             self.screen.line()
         return terminal.read_command(typed, *run.memory.size, not run.alone) if typed else None
+
+    def _show(self) -> None:
+        """The slice that was worked on, with its mask, where the terminal can show it; once."""
+        run = self.runner.run
+        if self.screen.pictures is None or not run.actions or run.actions[-1] is self._shown:
+            return
+        self._shown = run.actions[-1]
+        rgb = run.slices.picture(self._shown.index).rgb
+        self.screen.picture(overlay(rgb, run.mask(self._shown.index)))
 
     def _try(self, act: Callable[[], object]) -> None:
         """In a volume Ctrl-C stops what is being done, not the program."""

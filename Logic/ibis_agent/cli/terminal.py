@@ -16,7 +16,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TextIO
 
+import numpy as np
+
 from ibis_agent.actions import Box, Click, Prompt
+from ibis_agent.cli import inline_picture
 from ibis_agent.errors import InputError
 
 _BOLD, _DIM, _GREEN, _RED, _YELLOW, _CYAN = "1", "2", "32", "31", "33", "36"
@@ -88,6 +91,7 @@ class Screen:
         self.width = (
             min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns) if self.stream.isatty() else _WIDEST
         )
+        self.pictures = inline_picture.protocol() if self.stream.isatty() else None
         self._column = 0
         self._word = self._space = ""
 
@@ -102,6 +106,12 @@ class Screen:
         if not self.quiet:
             self.end_flow()
             self._write(prompt)
+
+    def picture(self, rgb: np.ndarray) -> None:
+        """A (H, W, 3) uint8 picture, where the terminal can show one."""
+        if self.pictures and not self.quiet:
+            self.end_flow()
+            self._write(inline_picture.escapes(rgb, self.pictures))
 
     @contextlib.contextmanager
     def passing(self, text: str) -> Iterator[None]:

@@ -1,0 +1,48 @@
+"""Pictures between the lines of a terminal that can show them: kitty, Ghostty, iTerm2, WezTerm.
+
+By kitty's graphics protocol (https://sw.kovidgoyal.net/kitty/graphics-protocol/) and iTerm2's inline images
+(https://iterm2.com/documentation-images.html). Other terminals get no picture: the live page has it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+Protocol = Literal["kitty", "iterm2"]
+_COLUMNS = 44
+_PIECE = 4096  # bytes of base64 in one escape of kitty's protocol, as it wants
+
+
+def protocol(environment: Mapping[str, str] = os.environ) -> Protocol | None:
+    """What the terminal understands, by the names that it gives itself; None inside tmux and screen, which drop it."""
+    term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
+    if term.startswith(("tmux", "screen")) or "TMUX" in environment:
+        return None
+    if term in ("xterm-kitty", "xterm-ghostty") or "KITTY_WINDOW_ID" in environment:
+        return "kitty"
+    return "iterm2" if program in ("iTerm.app", "WezTerm") else None
+
+
+def escapes(rgb: np.ndarray, by: Protocol) -> str:
+    """The characters that show a (H, W, 3) uint8 picture, `_COLUMNS` wide, its rows after its aspect."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(rgb)).save(buffer, "PNG")
+    text = base64.b64encode(buffer.getvalue()).decode("ascii")
+    if by == "iterm2":
+        size = len(buffer.getvalue())
+        return f"\033]1337;File=inline=1;size={size};width={_COLUMNS};preserveAspectRatio=1:{text}\a\n"
+    pieces = [text[at : at + _PIECE] for at in range(0, len(text), _PIECE)]
+    shown = []
+    for number, piece in enumerate(pieces):
+        # q=2: the terminal does not answer, or its answer would be read as the person's next line.
+        keys = f"a=T,f=100,q=2,c={_COLUMNS}," if number == 0 else ""
+        shown.append(f"\033_G{keys}m={int(number + 1 < len(pieces))};{piece}\033\\")
+    return "".join(shown) + "\n"
