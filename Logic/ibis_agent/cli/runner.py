@@ -195,7 +195,8 @@ class Runner:
             record = self._file.finish(run, measured(run).to_json())
             self._saved = True
         written = {"trajectory": self._file.path}
-        mask: np.ndarray = run.mask() if run.alone else run.volume()
+        # A volume of one slice is worked on as a slice alone; its mask still lies in the whole scan.
+        mask: np.ndarray = run.volume() if isinstance(task.slices, Stack) else run.mask()
         for path in task.masks:
             if path.name.endswith(".dcm") and not mask.any():
                 self.notes.append(f"nothing was segmented, so {path.name} is not written")

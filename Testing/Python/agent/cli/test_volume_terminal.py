@@ -183,6 +183,16 @@ def test_a_range_and_a_region_given_at_the_terminal_bound_the_mask(
     terminal("--prompt", "Segment the liver", "--range", "6", "99", code=cli.BAD_INPUT)
 
 
+def test_a_range_of_one_slice_leaves_a_mask_in_the_whole_scan(
+    terminal: Callable[..., str], tmp_path: Path
+) -> None:
+    terminal("--prompt", "Segment the liver", "--out", str(tmp_path / "out"), "--range", "8", "8")
+    mask = np.asanyarray(nibabel.load(tmp_path / "out" / "mask.nii.gz").dataobj) != 0
+    truth = np.stack(two_things()).transpose()
+    truth[:, :, :8] = truth[:, :, 9:] = False
+    assert np.array_equal(mask, truth) and mask.any()
+
+
 def test_the_record_of_a_volume_is_replayed_and_reviewed_by_the_other_commands(
     terminal: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
