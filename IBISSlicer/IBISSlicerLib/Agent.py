@@ -335,6 +335,7 @@ class Agent:
         self._forgetAccepted()
         self.worker.client.open(self.current.record.session, self.current.describe)
         slicer.util.setSliceViewerLayers(background=self.current.volumeNode, fit=True)
+        self.current.reveal()
         self.changed.emit()
 
     def shutdown(self) -> None:
@@ -477,7 +478,9 @@ class Agent:
                 segmentationNode, segmentId, run.volumeNode, run.place.axis, oneSlice=alone
             )
             self.measuresTable = writeRow(segmentationNode, segmentId, self.measured, run.volumeNode)
-        except (PlainError, IbisError, ImportError) as error:
+        except (
+            Exception
+        ) as error:  # the segment is added already: whatever fails here must not leave the run open
             logging.warning("IBISSlicer: the segment was not measured: %s", error)
 
     def _segment(self) -> tuple:

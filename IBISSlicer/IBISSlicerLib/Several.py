@@ -93,11 +93,14 @@ class Several:
             self._end(self._questions[self._begun :])
         elif self.byItself and run.record.status == "ended" and run.record.answer is not None:
             run.showLast()
-            self._doubts += [f"{name_for(run.record.question)}: {each}" for each in run.record.caveats]
+            doubts = [f"{name_for(run.record.question)}: {each}" for each in run.record.caveats]
+            before, self._doubts = self._doubts, self._doubts + doubts
             if run.rows()[-1]["area_px"]:
                 self.accept()
             else:
                 agent.conclude()
+            if agent.current is run:  # it could not be accepted: the person decides
+                self.byItself, self._doubts = False, before
 
     def _next(self) -> None:
         if self._begun == len(self._questions):

@@ -79,15 +79,16 @@ class ResultPanel:
                 ui.show3DCheckBox.checked,
             )
             node, measured = self.agent.lastSegmentation, self.agent.measured
-            ui.nameEdit.setText("")
+            if not further:
+                ui.nameEdit.setText("")
             ui.segmentationSelector.setCurrentNode(node)
             ui.segmentSelector.setCurrentIndex(0)  # the next answer is a further segment
             name = node.GetSegmentation().GetSegment(segmentId).GetName()
             size = f" {measured.sentence()}" if measured else ""
             self._say(f"Added segment {name} to {node.GetName()}.{size}")
-            # The next question can be typed at once, over this one.
-            ui.questionEdit.selectAll()
-            ui.questionEdit.setFocus()
+            if not further:  # the next question can be typed at once, over this one
+                ui.questionEdit.selectAll()
+                ui.questionEdit.setFocus()
 
     def onDiscard(self) -> None:
         if len(self.agent.steps) > 1 and not slicer.util.confirmOkCancelDisplay(

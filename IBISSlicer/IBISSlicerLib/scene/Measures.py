@@ -6,6 +6,7 @@ One table for a segmentation, which refers to it. The measuring itself is in ibi
 from __future__ import annotations
 
 from dataclasses import replace
+from urllib.parse import quote, unquote
 
 import numpy as np
 import slicer
@@ -18,6 +19,7 @@ from .SubjectHierarchy import putBeside
 
 _ROLE = "IBISSlicer.Measures"  # of the reference from the segmentation to its table
 _ROWS = "IBISSlicer.Segments"  # attribute of the table: the segments' IDs, a row each
+_UNKNOWN = "-"  # the ID of a row that somebody else has put there
 _NAME = "Segment"
 # Name of the column, its unit, and what stands there.
 _COLUMNS = (
@@ -60,9 +62,9 @@ def writeRow(segmentationNode, segmentId: str, measured: Measurements, volumeNod
     if node is None:
         node = _create(segmentationNode, volumeNode, measured.value_unit)
     table = node.GetTable()
-    rows = [each for each in (node.GetAttribute(_ROWS) or "").split("\n") if each]
+    rows = [unquote(each) for each in (node.GetAttribute(_ROWS) or "").split(",") if each]
     if len(rows) != table.GetNumberOfRows():  # somebody has changed the table: what follows is added below
-        rows = [""] * table.GetNumberOfRows()
+        rows = [_UNKNOWN] * table.GetNumberOfRows()
     if segmentId not in rows:
         rows.append(segmentId)
         node.AddEmptyRow()
@@ -75,7 +77,8 @@ def writeRow(segmentationNode, segmentId: str, measured: Measurements, volumeNod
     table.SetValue(row, 0, vtk.vtkVariant(segment.GetName()))
     for column, value in enumerate(values, 1):
         table.SetValue(row, column, vtk.vtkVariant(float("nan") if value is None else round(value, 3)))
-    node.SetAttribute(_ROWS, "\n".join(rows))
+    # A scene file keeps neither line ends nor quotes of an attribute.
+    node.SetAttribute(_ROWS, ",".join(quote(each, safe="") for each in rows))
     table.Modified()
     node.Modified()
     return node

@@ -8,6 +8,7 @@ the map, and the table of labels that TotalSegmentator puts into the header of i
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import re
 from collections.abc import Sequence
@@ -64,7 +65,9 @@ def names_of(path: Path) -> dict[int, str]:
         return {n: each.name for n, each in numbered(segments_of(path)).items()}
     beside = path.with_name(f"{stem(path)}.json")
     if beside.is_file():
-        return {n: name for name, numbers in read_labels(beside).items() for n in numbers}
+        # Other programs keep a scan's settings in a file of this name: that is not a table of labels.
+        with contextlib.suppress(InputError):
+            return {n: name for name, numbers in read_labels(beside).items() for n in numbers}
     if suffix not in (".nii", ".nii.gz"):
         return {}
     try:

@@ -242,7 +242,8 @@ class Runner:
         """Mask and page of an earlier run in this folder: beside the new record they would belie it."""
         if self._saved or not self._file.path.exists():
             return
-        names, scan = [REVIEW_NAME, *(f"mask{end}" for end in MASK_FORMATS.values())], self.task.request.scan
+        names = [REVIEW_NAME, REPORT_NAME, *(f"mask{end}" for end in MASK_FORMATS.values())]
+        scan = self.task.request.scan
         for path in (self.task.folder / name for name in names):
             if path.is_file() and not (scan is not None and path.samefile(scan)):
                 path.unlink()

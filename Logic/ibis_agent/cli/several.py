@@ -41,6 +41,7 @@ from ibis_agent.mask import MASK_FORMATS, structures
 from ibis_agent.mask.overlaps import MOST
 from ibis_agent.policy.contract import Policy
 from ibis_agent.policy.vocabulary import check_asked, questions_in, wording
+from ibis_agent.record.journal import beside
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.scan.slices import Stack
 from ibis_agent.segmenter.contract import Segmenter
@@ -90,6 +91,10 @@ class Several:
                 file=given,
                 remedy="Ask for that one by itself.",
             )
+        if request.report:
+            raise InputError(
+                "a report is of one structure", value="--report", remedy="Ask for that one by itself."
+            )
         asked = questions_of(request, questions)
         if not asked:
             raise InputError(
@@ -107,11 +112,17 @@ class Several:
             self._claim = Claim(self.folder)
             self.parts = _parts(asked, self.folder)
             self._results = Results(self.folder, self.task, _label_paths(self.task), self.parts)
+            self._results.check_places()
             if self._created:
                 self._find_what_is_there()
         except BaseException:
             self.abandon()
             raise
+
+    @property
+    def written(self) -> bool:
+        """Whether the results of all structures are there: a kill may come after the last one and before them."""
+        return not self.left and self._results.written()
 
     @property
     def left(self) -> list[Part]:
@@ -128,12 +139,15 @@ class Several:
         if not self._created:
             self._created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
             self._results.remove()
+            for part in self.parts:  # the records of an earlier run here are of other settings
+                for path in (part.folder / TRAJECTORY_NAME, beside(part.folder / TRAJECTORY_NAME)):
+                    path.unlink(missing_ok=True)
         self._save()
 
     def runs(self) -> Iterator[Runner]:
         """A run for each structure that is left, to be done by the caller; it is written when the next is asked for."""
-        assert self._models is not None, "load the models first"
         for part in self.left:
+            assert self._models is not None, "load the models first"
             runner = Runner(self._task_of(part))
             try:
                 runner.begin(*self._models)

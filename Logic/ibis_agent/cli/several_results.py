@@ -13,7 +13,7 @@ import numpy as np
 
 from ibis_agent import files
 from ibis_agent.cli.request import Request, Task
-from ibis_agent.errors import InputError
+from ibis_agent.errors import IbisError, InputError
 from ibis_agent.fields import Fields, read_json
 from ibis_agent.mask import MASK_FORMATS
 from ibis_agent.mask.files import Named, write_labels
@@ -27,6 +27,7 @@ from ibis_agent.record.thumbnails import thumbnail
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.measured import measures_of
 from ibis_agent.run.settings import Follow
+from ibis_agent.scan.checks import stem
 from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.slices import Stack
 
@@ -112,11 +113,35 @@ class Results:
     _measures: dict[int, Measurements] = field(default_factory=dict)
     _most: str = ""
 
+    def check_places(self) -> None:
+        """Raises InputError where the results would overwrite the scan, or a file of names that is not ours."""
+        scan, remedy = self.task.request.scan, "Choose another --out or --mask."
+        for path in (*self.paths, self.names):
+            if scan is not None and path.resolve() == scan.resolve():
+                raise InputError("the labels would overwrite the scan", file=path, remedy=remedy)
+        if self.names.exists() and not _is_names(self.names):
+            raise InputError(
+                "the names of the labels would overwrite this file", file=self.names, remedy=remedy
+            )
+
+    @property
+    def names(self) -> Path:
+        """The file that says which label is which."""
+        return self.paths[0].with_name(stem(self.paths[0]) + ".json")
+
+    def written(self) -> bool:
+        """Whether the labels, or what an empty DICOM leaves, are there."""
+        return self.names.exists() and (self.folder / TABLE_NAME).exists()
+
     def remove(self) -> None:
-        """Those of an earlier run in this folder: beside the new ones they would belie them."""
+        """Those of an earlier run in this folder: beside the new ones they would belie them. Nothing else."""
+        if not (self.folder / STRUCTURES_NAME).is_file():
+            return
+        scan = self.task.request.scan
         own = [self.folder / f"{LABELS}{end}" for end in (*MASK_FORMATS.values(), ".json")]
         for path in (*own, self.folder / TABLE_NAME, self.folder / PAGE_NAME):
-            path.unlink(missing_ok=True)
+            if path.is_file() and not (scan is not None and path.samefile(scan)):
+                path.unlink()
 
     def write(self, review: bool = True) -> dict[str, Path]:
         """Labels, names, measures and page of what is done. Returns the files by what they are. Raises OutputError."""
@@ -202,9 +227,8 @@ class Results:
                 end for end in sorted(MASK_FORMATS.values(), key=len, reverse=True) if path.name.endswith(end)
             )
             written[LABELS if len(self.paths) == 1 else LABELS + kind] = path
-        names = self.paths[0].with_name(self.paths[0].name.partition(".")[0] + ".json")
-        files.write_json(names, _names(self.parts))
-        return {**written, "names": names}
+        files.write_json(self.names, _names(self.parts))
+        return {**written, "names": self.names}
 
     def _row(self, part: Part) -> dict[str, Any]:
         """What there is to tell of a structure, in plain values."""
@@ -230,6 +254,15 @@ class Results:
         here = labels if labels.ndim == 2 else geometry.extract(labels)
         masks = [(here == each.number, each.segment.colour) for each in self.parts]
         return thumbnail(geometry, slices.picture(index).rgb, masks, side)
+
+
+def _is_names(path: Path) -> bool:
+    """Whether a file is one that `_names` made."""
+    try:
+        content = read_json(path)
+    except IbisError:
+        return False
+    return isinstance(content, dict) and {"labels", "segments"} <= content.keys()
 
 
 def _names(parts: Sequence[Part]) -> dict[str, Any]:

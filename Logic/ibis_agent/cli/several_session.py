@@ -29,7 +29,7 @@ class SeveralSession:
         """Say what is going to be done, and load the models. Whatever stops it leaves nothing behind."""
         screen, several = self.screen, self.several
         try:
-            if not several.left:
+            if several.written:
                 raise InputError(
                     "all structures are done",
                     file=several.folder / STRUCTURES_NAME,
@@ -45,8 +45,9 @@ class SeveralSession:
             for part in several.parts:
                 if part.done:
                     screen.line(f"  {screen.dim('done')}       {one_line(part.name)}")
-            with self._stopper, screen.passing("  loading the models …"):
-                several.load()
+            if several.left:
+                with self._stopper, screen.passing("  loading the models …"):
+                    several.load()
         except KeyboardInterrupt:
             several.abandon()
             raise Stopped("stopped while the models were loading; nothing was written") from None

@@ -95,11 +95,15 @@ class Session:
         from nnInteractive.inference.remote.remote_session import SessionExpiredError
 
         try:
-            return self._brought(image, slices, start, wanted)
-        except SessionExpiredError:
-            self._remote.close()
-            self._image, self._remote = None, self._claim()
-            return self._brought(image, slices, start, wanted)
+            try:
+                return self._brought(image, slices, start, wanted)
+            except SessionExpiredError:
+                self._remote.close()
+                self._image, self._remote = None, self._claim()
+                return self._brought(image, slices, start, wanted)
+        except BaseException:
+            self._image = None  # what the server has taken is unknown: the next try gives everything anew
+            raise
 
     def _brought(
         self, image: object, slices: Callable[[], np.ndarray], start: Start | None, wanted: tuple[Asked, ...]
@@ -136,13 +140,14 @@ class Session:
 
     def _from_the_start(self, start: Start | None) -> None:
         self._remote.reset_interactions()
-        self._given, self._start = (), start
+        self._given, self._start = (), None
         if start is None:
             return
         if len(start.slices) == 1 < self._shape[0] and self.can("lasso"):
             self._lasso(start)
         else:
             self._remote.add_initial_seg_interaction(start.mask.astype(np.uint8))
+        self._start = start
 
     def _lasso(self, start: Start) -> None:
         index = int(start.slices[0])

@@ -312,3 +312,59 @@ def test_the_features_of_a_slice_are_made_once_for_all_structures(dicom: Path, t
     for n, each in enumerate(several.runs()):
         each.do(partial(each.run.add, Click(0.3 + n / 10, 0.5)))
     assert n == 2 and segmenter.kept.made == 1
+
+
+def test_files_of_others_in_the_folder_stay(
+    dicom: Path, tmp_path: Path, terminal: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("index.html", "labels.nrrd"):
+        (out / name).write_text("somebody's")
+    terminal(dicom, *prompts("aorta", "spleen"), *VOLUME, "--out", out, "--no-review")
+    assert (out / "index.html").read_text() == (out / "labels.nrrd").read_text() == "somebody's"
+    (tmp_path / "case.json").write_text('{"Modality": "CT"}')
+    mask = tmp_path / "case.nii.gz"
+    said = fails(terminal, capsys, dicom, *prompts("aorta", "spleen"), *VOLUME, "--mask", mask)
+    assert "case.json" in said and (tmp_path / "case.json").read_text() == '{"Modality": "CT"}'
+
+
+def test_the_scan_is_never_overwritten_by_its_labels(
+    tmp_path: Path, terminal: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan = tmp_path / "labels.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(values().transpose().astype(np.int16), np.eye(4)), scan)
+    before = scan.read_bytes()
+    said = fails(terminal, capsys, scan, *prompts("aorta", "spleen"), *VOLUME, "--out", tmp_path)
+    assert "labels.nii.gz" in said and "overwrite the scan" in said and scan.read_bytes() == before
+
+
+def test_what_was_killed_after_its_last_structure_still_gets_its_labels(
+    dicom: Path, tmp_path: Path, terminal: Callable[..., str]
+) -> None:
+    out, policy = tmp_path / "out", Seeker()
+    terminal(dicom, *prompts("aorta", "spleen"), *VOLUME, "--out", out)
+    whole = (out / "labels.nii.gz").read_bytes()
+    for name in ("labels.nii.gz", "labels.json", "measures.csv", "index.html"):
+        (out / name).unlink()
+    terminal(dicom, "--resume", out, policy=policy)
+    assert (out / "labels.nii.gz").read_bytes() == whole and not policy.asked
+
+
+def test_structures_of_an_earlier_run_in_the_folder_are_not_taken_for_those_of_this_one(
+    dicom: Path, tmp_path: Path, terminal: Callable[..., str]
+) -> None:
+    out, policy = tmp_path / "out", Seeker()
+    terminal(dicom, *prompts("aorta", "spleen"), *VOLUME, "--out", out)
+    stopped = Seeker(fails_at="aorta")
+    terminal(dicom, *prompts("aorta", "spleen"), *VOLUME, "--out", out, policy=stopped, code=130)
+    terminal(dicom, "--resume", out, policy=policy)
+    assert set(policy.asked) == {"aorta", "spleen"}
+
+
+def test_a_report_is_refused_for_several(
+    dicom: Path, tmp_path: Path, terminal: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (*prompts("aorta", "spleen"), *VOLUME, "--out", tmp_path / "o", "--mask-format", "dicom-seg")
+    assert "one structure" in fails(terminal, capsys, dicom, *arguments, "--report")
+    assert not (tmp_path / "o").exists()
