@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import qt
+from ibis_agent.errors import IbisError
 from ibis_agent.mask.structures import name_for
 
 from .Agent import Agent
-from .Errors import telling
+from .Errors import PlainError, telling
 from .scene.SceneRun import SceneRun
 from .Signal import Signal
 
@@ -106,10 +107,15 @@ class Several:
         if self._begun == len(self._questions):
             self._end([])
             return
+        assert self._ask is not None
         self._begun += 1
-        with telling(self._say):
-            assert self._ask is not None
+        try:
             self._run = self._ask(self._questions[self._begun - 1])
+        except (PlainError, IbisError) as error:
+            self._doubts.append(str(error))  # why the rest is left
+            self._end(self._questions[self._begun - 1 :])
+            return
+        with telling(self._say):
             if self.byItself:
                 self.agent.run(wait=False)
 

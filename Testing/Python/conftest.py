@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import Browser, missing
 from host.fixtures import slicer_host  # noqa: F401
 from hypothesis import HealthCheck, settings
 from slicer_fixtures import asked, panel, stepped  # noqa: F401
@@ -40,3 +42,11 @@ def data(shared: Path) -> Path:
 def parity(shared: Path) -> Path:
     """Recorded results of the published code."""
     return shared / "parity"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if missing():
+        pytest.skip(missing())
+    with Browser(tmp_path_factory.mktemp("profile")) as started:
+        yield started

@@ -24,7 +24,7 @@ from typing import Any
 from ibis_agent import files
 from ibis_agent.cli import terminal
 from ibis_agent.cli.claim import Claim
-from ibis_agent.cli.cohort_result import Result
+from ibis_agent.cli.cohort_result import Result, is_result
 from ibis_agent.cli.cohort_scans import Entry, entries_of
 from ibis_agent.cli.cohort_worker import WORKING, load_models, work
 from ibis_agent.cli.exit_codes import SOME_FAILED
@@ -69,6 +69,7 @@ class Cohort:
         self.entries, self.asked, self.out = entries, asked, out
         self.results: dict[str, Result] = {}
         files.check_writable_folder(out)
+        self._check_places()
         self._check_same()
         for entry in entries:
             found = Result.load(out / entry.name)
@@ -155,6 +156,17 @@ class Cohort:
 
     def _question(self, entry: Entry) -> str:
         return entry.question or self.asked.question or ", ".join(self.asked.questions)
+
+    def _check_places(self) -> None:
+        """Raises InputError where a result would take the place of what is not ours, such as the scan's own folder."""
+        ours = (self.out / COHORT_NAME).exists()
+        own = [] if ours else [self.out / name for name in (TABLE_NAME, PAGE_NAME)]
+        folders = [self.out / entry.name for entry in self.entries]
+        taken = [path for path in own if path.exists()]
+        taken += [path for path in folders if not is_result(path)]
+        if taken:
+            remedy = "Choose another --out, an empty folder."
+            raise InputError("the results would take the place of this", file=taken[0], remedy=remedy)
 
     def _check_same(self) -> None:
         """What decides over the results is kept beside them: answers to two questions are not mixed."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from ibis_agent import files
 from ibis_agent.cli.runner import TRAJECTORY_NAME
+from ibis_agent.cli.several_results import STRUCTURES_NAME
 from ibis_agent.errors import InputError
 from ibis_agent.fields import read_json
 from ibis_agent.record.recorded_slices import RecordedSlice, recorded_slices
@@ -59,6 +60,14 @@ class Result:
             return cls(**read_json(folder / RESULT_NAME))
         except (InputError, TypeError):
             return None
+
+
+def is_result(path: Path) -> bool:
+    """Whether a scan's results may take the place of this: an earlier result, what a kill left of one, or nothing."""
+    if not path.is_dir():
+        return not path.exists()
+    held = {each.name for each in path.iterdir()}
+    return not held or bool(held & {RESULT_NAME, TRAJECTORY_NAME, STRUCTURES_NAME})
 
 
 def result_of(entry: Entry, runner: Runner, seconds: float) -> Result:

@@ -114,11 +114,16 @@ class Results:
     _most: str = ""
 
     def check_places(self) -> None:
-        """Raises InputError where the results would overwrite the scan, or a file of names that is not ours."""
+        """Raises InputError where the results would overwrite the scan, or what is not ours."""
         scan, remedy = self.task.request.scan, "Choose another --out or --mask."
         for path in (*self.paths, self.names):
             if scan is not None and path.resolve() == scan.resolve():
                 raise InputError("the labels would overwrite the scan", file=path, remedy=remedy)
+        if not (self.folder / STRUCTURES_NAME).is_file():
+            page = [self.folder / PAGE_NAME] if self.task.request.review else []
+            for path in (*self._own_labels(), self.folder / TABLE_NAME, *page):
+                if path.exists():
+                    raise InputError("the results would overwrite this file", file=path, remedy=remedy)
         if self.names.exists() and not _is_names(self.names):
             raise InputError(
                 "the names of the labels would overwrite this file", file=self.names, remedy=remedy
@@ -129,6 +134,9 @@ class Results:
         """The file that says which label is which."""
         return self.paths[0].with_name(stem(self.paths[0]) + ".json")
 
+    def _own_labels(self) -> list[Path]:
+        return [self.folder / f"{LABELS}{end}" for end in (*MASK_FORMATS.values(), ".json")]
+
     def written(self) -> bool:
         """Whether the labels, or what an empty DICOM leaves, are there."""
         return self.names.exists() and (self.folder / TABLE_NAME).exists()
@@ -138,8 +146,7 @@ class Results:
         if not (self.folder / STRUCTURES_NAME).is_file():
             return
         scan = self.task.request.scan
-        own = [self.folder / f"{LABELS}{end}" for end in (*MASK_FORMATS.values(), ".json")]
-        for path in (*own, self.folder / TABLE_NAME, self.folder / PAGE_NAME):
+        for path in (*self._own_labels(), self.folder / TABLE_NAME, self.folder / PAGE_NAME):
             if path.is_file() and not (scan is not None and path.samefile(scan)):
                 path.unlink()
 

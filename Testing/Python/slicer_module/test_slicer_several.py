@@ -96,6 +96,24 @@ def test_a_segment_over_several_slices_is_measured_as_slicer_measures_it(stepped
     assert panel.logic.measuresTable.GetTable().GetNumberOfRows() == 1
 
 
+def test_a_row_that_was_deleted_by_hand_does_not_make_later_rows_double(stepped: Panel) -> None:
+    panel = stepped
+    panel.host.press(panel.ui.acceptButton)
+    for _ in range(2):
+        step(panel)
+        panel.host.press(panel.ui.acceptButton)
+    node, volume = panel.logic.lastSegmentation, panel.ui.volumeSelector.currentNode()
+    table = panel.logic.measuresTable.GetTable()
+    assert table.GetNumberOfRows() == 3
+    table.RemoveRow(0)
+    last = node.GetSegmentation().GetNthSegmentID(2)
+    for _ in range(2):  # the first is added below, since nobody knows whose rows these are
+        panel.logic.ask(volume, "Segment the liver.", index=16)
+        panel.logic.step()
+        panel.logic.accept(node, last)
+        assert table.GetNumberOfRows() == 3
+
+
 # The next question
 
 

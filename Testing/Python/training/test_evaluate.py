@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import ibis_agent.segmenter as segmenters
 import nibabel as nib
 import numpy as np
 import pytest
-from browser import Browser, missing
+from browser import Browser
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
 from ibis_agent.errors import InputError
 from ibis_agent.mask.masks import encode_rle, iou
@@ -447,14 +446,6 @@ def test_what_a_policy_says_stays_text_on_the_page(hostile: Path) -> None:
     text = hostile.read_text(encoding="utf-8")
     assert "<script" not in text and "<img" not in text and "<b>" not in text and 'onload="' not in text
     assert "gone.nii.gz" in text and "هل الطحال" in text
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    if missing():
-        pytest.skip(missing())
-    with Browser(tmp_path / "profile") as started:
-        yield started
 
 
 def test_the_page_shows_mask_outline_and_clicks_with_nothing_from_elsewhere(

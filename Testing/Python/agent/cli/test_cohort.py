@@ -295,3 +295,15 @@ def test_a_structure_that_the_policy_does_not_know_is_told_before_any_scan_is_re
     assert main([*given, "--prompt", "the liver", "--structures", "spleen"]) == 2
     assert "in place of --prompt" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mine", ["a/scan.dcm", "index.html", "measures.csv"])
+def test_nothing_of_others_is_replaced_by_results(scans: Path, tmp_path: Path, mine: str) -> None:
+    """Such as the scan's own folder, where the results are to go beside the scans."""
+    out = tmp_path / "out"
+    (out / mine).parent.mkdir(parents=True)
+    (out / mine).write_text("mine")
+    with pytest.raises(InputError, match=mine.split("/")[0]):
+        scripted_cohort.cohort(scans, out)
+    assert [each for each in out.rglob("*") if each.is_file()] == [out / mine]
+    assert (out / mine).read_text() == "mine"

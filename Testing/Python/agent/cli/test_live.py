@@ -20,7 +20,7 @@ import nibabel
 import numpy as np
 import pytest
 from bright_volumes import SEGMENTER, Clicker, two_things
-from browser import Browser, missing
+from browser import Browser
 from ibis_agent.actions import Click
 from ibis_agent.cli import live, runner, terminal
 from ibis_agent.cli.commands import main
@@ -95,14 +95,6 @@ def stepping(
         if each.thread.is_alive():
             each.type("q")
             each.thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if missing():
-        pytest.skip(missing())
-    with Browser(tmp_path_factory.mktemp("profile")) as started:
-        yield started
 
 
 def test_a_click_in_the_page_acts_and_the_page_shows_what_came_of_it(step: Any, browser: Browser) -> None:

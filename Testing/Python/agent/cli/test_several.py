@@ -321,8 +321,9 @@ def test_files_of_others_in_the_folder_stay(
     out.mkdir()
     for name in ("index.html", "labels.nrrd"):
         (out / name).write_text("somebody's")
-    terminal(dicom, *prompts("aorta", "spleen"), *VOLUME, "--out", out, "--no-review")
-    assert (out / "index.html").read_text() == (out / "labels.nrrd").read_text() == "somebody's"
+        assert name in fails(terminal, capsys, dicom, *prompts("aorta", "spleen"), *VOLUME, "--out", out)
+        assert [(each.name, each.read_text()) for each in out.iterdir()] == [(name, "somebody's")]
+        (out / name).unlink()
     (tmp_path / "case.json").write_text('{"Modality": "CT"}')
     mask = tmp_path / "case.nii.gz"
     said = fails(terminal, capsys, dicom, *prompts("aorta", "spleen"), *VOLUME, "--mask", mask)

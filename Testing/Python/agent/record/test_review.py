@@ -7,13 +7,12 @@ import hashlib
 import html.parser
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from browser import Browser, missing
+from browser import Browser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ibis_agent.errors import InputError
@@ -123,14 +122,6 @@ def test_only_a_png_is_taken_as_the_picture(png: str) -> None:
 
 
 # ---- in a real browser -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if missing():
-        pytest.skip(missing())
-    with Browser(tmp_path_factory.mktemp("profile")) as started:
-        yield started
 
 
 def opened(browser: Browser, folder: Path, made: dict[str, Any] | None = None) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import Browser, missing
+from browser import Browser
 from ibis_agent.errors import InputError
 from ibis_agent.mask.measurements import measure
 from ibis_agent.record.comparison_page import write_comparison
@@ -155,14 +155,6 @@ def test_runs_of_an_empty_and_of_a_full_mask() -> None:
 
 
 # ---- in a real browser -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if missing():
-        pytest.skip(missing())
-    with Browser(tmp_path_factory.mktemp("profile")) as started:
-        yield started
 
 
 def opened(browser: Browser, folder: Path, made: dict[str, Any] | None = None, fragment: str = "") -> Path:

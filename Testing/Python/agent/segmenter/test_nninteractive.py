@@ -152,3 +152,29 @@ def test_slices_leave_this_machine_only_after_a_yes_for_that_host(monkeypatch: p
     for wrong in ("nninteractive:", "nninteractive:ftp://localhost", "nninteractive:http://me:secret@host"):
         with pytest.raises(ModelError):
             segmenters.find(wrong)
+
+
+def test_after_a_failure_everything_is_given_anew(
+    segmenter: Any, server: Balls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the server has taken is unknown then: a start or a click may be there, or not."""
+    import httpx
+
+    start, session = given({n: disc(5) for n in range(5, 10)}), type(segmenter.session._remote)
+    plain = run_with(segmenter, given=start)
+    plain.click(7, Click(0.9, 0.9))
+    for method in ("add_initial_seg_interaction", "add_point_interaction"):
+        run, taken = run_with(segmenter, given=start), getattr(session, method)
+
+        def slow(self: Any, *arguments: Any, taken: Any = taken, **named: Any) -> None:
+            taken(self, *arguments, **named)
+            raise httpx.ReadTimeout("too late")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(session, method, slow)
+            with pytest.raises(ModelError):
+                run.click(7, Click(0.9, 0.9))
+        server.marks.clear()
+        run.click(7, Click(0.9, 0.9))
+        assert [kind for kind, _ in server.marks] == ["seg", "point"], method
+        np.testing.assert_array_equal(run.volume(), plain.volume())
