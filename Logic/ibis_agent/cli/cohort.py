@@ -146,10 +146,17 @@ class Cohort:
     ) -> None:
         worker.end()
         at_work.remove(worker)
-        if worker.entries:
+        while worker.entries:
             entry = worker.entries.popleft()
+            found = Result.load(self.out / entry.name)
+            if (
+                found is not None and not found.error
+            ):  # it was done, and its worker died before it could say so
+                self._keep(dataclasses.replace(found, scan=entry.scan), tell)
+                continue
             text = "the process that worked on it ended; was there too little memory?"
             self._keep(Result(entry.name, entry.scan, self._question(entry), error=text), tell)
+            break
         waiting.extendleft(reversed(worker.entries))
         if waiting:
             at_work.append(Worker(self.asked, self.out, worker.number, start))

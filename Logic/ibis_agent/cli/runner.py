@@ -21,7 +21,7 @@ from ibis_agent import files
 from ibis_agent.actions import Prompt, format_prompt
 from ibis_agent.cli.claim import Claim, new_folder
 from ibis_agent.cli.request import Request, Task, check, reading_lines
-from ibis_agent.errors import IbisError
+from ibis_agent.errors import IbisError, InputError
 from ibis_agent.mask import MASK_FORMATS, masks, structures
 from ibis_agent.mask import files as mask_files
 from ibis_agent.policy.contract import Policy, PolicySource
@@ -77,6 +77,7 @@ class Runner:
             for folder in (self.task.folder, *(path.parent for path in self.task.masks)):
                 self._made_folders[:0] = _missing_folders(folder)
                 files.check_writable_folder(folder, room)
+            self._spare_others()
             self._claim = Claim(self.task.folder)
         except BaseException:
             self.abandon()
@@ -238,15 +239,24 @@ class Runner:
         resume, path = self.task.request.resume, self._file.path
         return not self._saved and resume is not None and path.exists() and path.samefile(resume)
 
+    def _spare_others(self) -> None:
+        """Raises InputError where the results would overwrite what no run has left there. A --mask was named."""
+        task, folder = self.task, self.task.folder
+        if not task.named or (folder / TRAJECTORY_NAME).exists():
+            return
+        own = [path for path in task.masks if path != task.request.mask]
+        own += [folder / REVIEW_NAME] if task.request.review else []
+        own += [folder / REPORT_NAME] if task.request.report else []
+        for path in own:
+            if path.exists():
+                remedy = "Choose another --out, an empty folder."
+                raise InputError("the results would overwrite this file", file=path, remedy=remedy)
+
     def _remove_earlier(self) -> None:
         """Mask and page of an earlier run in this folder: beside the new record they would belie it."""
         if self._saved or not self._file.path.exists():
             return
-        names = [REVIEW_NAME, REPORT_NAME, *(f"mask{end}" for end in MASK_FORMATS.values())]
-        scan = self.task.request.scan
-        for path in (self.task.folder / name for name in names):
-            if path.is_file() and not (scan is not None and path.samefile(scan)):
-                path.unlink()
+        remove_results(self.task.folder, self.task.request.scan)
 
     def _write_mask(self, path: Path, mask: np.ndarray) -> None:
         geometry: Any = self.task.slices.geometry(self.task.slices.first)
@@ -331,6 +341,14 @@ class Runner:
         number, unit = (pixels, "px") if each is None else (pixels * each, "mm²")
         digits = ".1f" if abs(number) < 10 and number != int(number) else ".0f"
         return f"{number:{'+' if sign else ''}{digits}} {unit}"
+
+
+def remove_results(folder: Path, scan: Path | None) -> None:
+    """Remove what an earlier run left beside its record; never the scan."""
+    for name in (REVIEW_NAME, REPORT_NAME, *(f"mask{end}" for end in MASK_FORMATS.values())):
+        path = folder / name
+        if path.is_file() and not (scan is not None and path.samefile(scan)):
+            path.unlink()
 
 
 def load_models(task: Task) -> tuple[Policy, Segmenter]:

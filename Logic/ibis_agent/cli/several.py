@@ -27,7 +27,7 @@ import ibis_agent.policy as policies
 from ibis_agent import files
 from ibis_agent.cli.claim import Claim, new_folder
 from ibis_agent.cli.request import Request, Task, check
-from ibis_agent.cli.runner import TRAJECTORY_NAME, Runner, load_models
+from ibis_agent.cli.runner import TRAJECTORY_NAME, Runner, load_models, remove_results
 from ibis_agent.cli.several_results import (
     LABELS,
     STRUCTURES_NAME,
@@ -140,7 +140,10 @@ class Several:
             self._created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
             self._results.remove()
             for part in self.parts:  # the records of an earlier run here are of other settings
-                for path in (part.folder / TRAJECTORY_NAME, beside(part.folder / TRAJECTORY_NAME)):
+                record = part.folder / TRAJECTORY_NAME
+                if record.exists():
+                    remove_results(part.folder, self.task.request.scan)
+                for path in (record, beside(record)):
                     path.unlink(missing_ok=True)
         self._save()
 

@@ -207,3 +207,17 @@ def test_info_tells_of_a_scan_and_of_a_trajectory(
     assert recorded["steps"] == {"all": 4, "by_a_person": 0} and recorded["picture"]["plane"] == "axial"
     assert cli.main(["info", str(tmp_path / "out" / "trajectory.json")]) == cli.OK
     assert "Segment the liver" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["mask.nii.gz", "review.html"])
+def test_what_no_run_has_left_in_the_folder_is_not_overwritten(
+    use: Any, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Such as a reference mask beside the scan."""
+    use()
+    out = tmp_path / "case"
+    out.mkdir()
+    (out / name).write_text("mine")
+    assert run(scan, "--out", out) == cli.BAD_INPUT
+    assert name in capsys.readouterr().err
+    assert [(each.name, each.read_text()) for each in out.iterdir()] == [(name, "mine")]

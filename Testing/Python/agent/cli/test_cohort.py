@@ -10,8 +10,10 @@ import re
 import signal
 import subprocess
 import sys
+from collections import deque
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import ibis_agent.policy as policies
 import nibabel
@@ -307,3 +309,24 @@ def test_nothing_of_others_is_replaced_by_results(scans: Path, tmp_path: Path, m
         scripted_cohort.cohort(scans, out)
     assert [each for each in out.rglob("*") if each.is_file()] == [out / mine]
     assert (out / mine).read_text() == "mine"
+
+
+def test_a_worker_that_dies_after_a_scan_is_done_costs_the_next_one_alone(
+    scans: Path, tmp_path: Path
+) -> None:
+    """Its result is on the disk; that it was said is not certain."""
+    cohort = scripted_cohort.cohort(scans, tmp_path / "out")
+    run(scans, tmp_path / "out")  # by another, of which this one knows nothing
+    entries = {each.name: each for each in cohort.entries}
+    dead = SimpleNamespace(
+        entries=deque([entries["a"], entries["bad"], entries["b"]]), end=lambda: None, number=0
+    )
+    waiting: deque[Entry] = deque()
+    with pytest.raises(NotImplementedError):  # a new worker is started for what is left
+        cohort._replace(dead, [dead], waiting, _no_start, lambda *_: None)
+    assert not cohort.results["a"].error and "process" in cohort.results["bad"].error
+    assert [each.name for each in waiting] == ["b"]
+
+
+def _no_start(*_: object) -> None:
+    raise NotImplementedError
