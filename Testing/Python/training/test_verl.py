@@ -186,7 +186,7 @@ def test_the_launch_tells_all_nodes_which_segmenter_was_given(tmp_path: Path, gi
     checkpoint = tmp_path / "a b.pt"
     checkpoint.touch()
     found = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "MODEL": "m", "DATA": "d", "GPUS": "1"}
-    found["SEGMENTER"] = os.path.relpath(checkpoint, FOLDER.parents[1]) if given else ""
+    found["SEGMENTER"] = os.path.relpath(checkpoint, FOLDER.parents[2]) if given else ""
     ran = subprocess.run([FOLDER / "launch.sh", "x=1"], env=found, check=True, capture_output=True, text=True)
     told = [line for line in ran.stdout.splitlines() if reward.SEGMENTER in line]
     name = f"+ray_kwargs.ray_init.runtime_env.env_vars.{reward.SEGMENTER}"
