@@ -10,11 +10,21 @@ from typing import Any, NoReturn
 
 from ibis_agent import __version__
 from ibis_agent.cli import terminal
-from ibis_agent.cli.chosen_policy import place, segmenter_place
+from ibis_agent.cli.chosen_policy import place
 from ibis_agent.cli.exit_codes import BAD_INPUT, EXIT_CODES
-from ibis_agent.cli.more_options import add_compare, add_given, add_mcp
-from ibis_agent.mask import MASK_FORMATS
-from ibis_agent.scan.geometry import PLANES, Orientation
+from ibis_agent.cli.option_groups import (
+    add_cut,
+    add_given,
+    add_mask_format,
+    add_modality,
+    add_models,
+    add_search,
+    add_segmenter,
+    add_series,
+    add_server,
+    add_shown,
+    add_turns,
+)
 from ibis_agent.scan.windows import PRESETS
 
 
@@ -82,13 +92,13 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
     picture.add_argument(
         "--slice", type=int, metavar="N", help="voxel index across the plane (default: the middle)"
     )
-    _add_cut(picture)
-    _add_series(picture)
+    add_cut(picture)
+    add_series(picture)
 
-    _add_models(run)
+    add_models(run)
 
     volume = run.add_argument_group("whole volumes")
-    _add_search(volume)
+    add_search(volume)
     volume.add_argument(
         "--range", type=int, nargs=2, metavar=("A", "B"), help="first and last slice (default: all)"
     )
@@ -103,7 +113,7 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
     add_given(run.add_argument_group("masks that are there"))
 
     limits = run.add_argument_group("how far")
-    _add_turns(limits)
+    add_turns(limits)
     limits.add_argument("--step", action="store_true", help="wait for the person after each action")
     limits.add_argument(
         "--resume",
@@ -116,7 +126,7 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
     out.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for the results (default: ibis-out/SCAN-PLANE-SLICE)"
     )
-    _add_mask_format(out)
+    add_mask_format(out)
     out.add_argument(
         "--mask", type=Path, metavar="FILE", help="write the mask to this file, in place of the folder"
     )
@@ -124,87 +134,9 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
         "--report", action="store_true", help="of a DICOM scan: a DICOM SEG and a report of its measures (SR)"
     )
     out.add_argument("--no-review", action="store_true", help="write no review.html")
-    shown = out.add_mutually_exclusive_group()
-    shown.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    shown.add_argument("--json", action="store_true", help="print one JSON object a line in place of text")
+    add_shown(out)
     made: argparse.ArgumentParser = run
     return made
-
-
-def _add_cut(group: Any) -> None:
-    group.add_argument(
-        "--plane", choices=PLANES, metavar="PLANE", help=f"{', '.join(PLANES)} (default: axial)"
-    )
-    group.add_argument(
-        "--window",
-        nargs=2,
-        type=float,
-        metavar=("LOW", "HIGH"),
-        help=(
-            "grey values shown as black and white, or of a CT by name: "
-            f"{', '.join(sorted(PRESETS))} (default: the scan's own, the policy's card's, or the slice's 1st and "
-            "99th percentile)"
-        ),
-    )
-    group.add_argument(
-        "--orientation",
-        choices=[each.value for each in Orientation],
-        help=("how the slice is turned (default: as the policy was trained)"),
-    )
-    _add_modality(group)
-
-
-def _add_models(parser: Any) -> None:
-    models = parser.add_argument_group("which models")
-    models.add_argument(
-        "--policy",
-        type=place,
-        metavar="DIR|URL",
-        help="a policy's folder, or the address of a server such as http://localhost:8080/v1 (default: the demo "
-        "policy); a server's key is read from IBIS_API_KEY",
-    )
-    _add_server(models)
-    _add_segmenter(models)
-    models.add_argument(
-        "--precision",
-        default="auto",
-        choices=["auto", "fp32", "bf16", "fp16", "int4"],
-        help=("of the policy (default: auto)"),
-    )
-
-
-def _add_search(group: Any) -> None:
-    group.add_argument(
-        "--volume",
-        action="store_true",
-        help="find the object in the whole volume: a key slice, its neighbours, second looks",
-    )
-    group.add_argument(
-        "--looks", type=int, metavar="N", help="second looks at doubtful slices, 0 for none (default: 4)"
-    )
-    group.add_argument(
-        "--follow",
-        choices=("auto", "memory", "linked", "carry"),
-        help="from slice to slice by the segmenter's memory, or by a click and the mask carried on, without the "
-        "islands that touch nothing of the slice before (linked) or with them (carry) (default: auto, memory "
-        "where it was trained, else linked)",
-    )
-
-
-def _add_turns(group: Any) -> None:
-    group.add_argument("--max-turns", type=int, metavar="N", help="stop after so many turns (default: 20)")
-    group.add_argument(
-        "--max-repeats",
-        type=int,
-        metavar="N",
-        help=("stop when the same action comes so many times in a row (default: 3)"),
-    )
-    group.add_argument(
-        "--history",
-        type=int,
-        metavar="N",
-        help=("how many earlier turns stay in the conversation, 0 for none (default: the policy's card)"),
-    )
 
 
 def _add_cohort(commands: Any, as_a_run: dict[str, Any]) -> None:
@@ -242,38 +174,19 @@ def _add_cohort(commands: Any, as_a_run: dict[str, Any]) -> None:
         metavar="auto|ADDRESS",
         help="workers on a Ray cluster that shares the scans and DIR; auto: one that runs here, or this machine",
     )
-    _add_cut(cohort.add_argument_group("which picture"))
-    _add_models(cohort)
-    _add_search(cohort.add_argument_group("whole volumes"))
-    _add_turns(cohort.add_argument_group("how far"))
+    add_cut(cohort.add_argument_group("which picture"))
+    add_models(cohort)
+    add_search(cohort.add_argument_group("whole volumes"))
+    add_turns(cohort.add_argument_group("how far"))
     out = cohort.add_argument_group("what comes out")
-    _add_mask_format(out)
-    shown = out.add_mutually_exclusive_group()
-    shown.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    shown.add_argument("--json", action="store_true", help="print one JSON object a line in place of text")
-
-
-def _add_series(group: Any) -> None:
-    group.add_argument(
-        "--series",
-        metavar="UID|NAME=VALUE",
-        help="which series of a DICOM folder, and which of several images of each place, such as EchoTime=4.6; both "
-        "with a comma between",
-    )
-
-
-def _add_modality(group: Any) -> None:
-    group.add_argument(
-        "--modality",
-        metavar="NAME",
-        help="what the scan is, such as CT or MR (default: as its file says, or by its grey values)",
-    )
+    add_mask_format(out)
+    add_shown(out)
 
 
 def _add_others(commands: Any) -> None:
     replay = commands.add_parser("replay", help="rebuild the masks of a trajectory with the segmenter alone")
     replay.add_argument("trajectory", type=Path, metavar="TRAJECTORY.json")
-    _add_segmenter(replay)
+    add_segmenter(replay)
     replay.add_argument("--mask", type=Path, metavar="FILE", help="write the rebuilt last mask to this file")
     replay.add_argument("--quiet", action="store_true", help="print nothing but errors")
     replay.add_argument("--json", action="store_true", help="print JSON")
@@ -285,8 +198,8 @@ def _add_others(commands: Any) -> None:
     )
     review.add_argument("--open", action="store_true", help="show it in the browser")
 
-    add_compare(commands)
-    add_mcp(commands, _add_models)
+    _add_compare(commands)
+    _add_mcp(commands)
 
     convert = commands.add_parser(
         "convert",
@@ -316,12 +229,12 @@ def _add_others(commands: Any) -> None:
         help="a policy's folder or the address of its server, a segmenter's checkpoint, a trajectory or a scan "
         "(default: the demo models)",
     )
-    _add_server(info)
+    add_server(info)
     info.add_argument(
         "--segmenter-config", metavar="NAME|FILE", help="architecture of a segmenter's checkpoint"
     )
-    _add_series(info)
-    _add_modality(info)
+    add_series(info)
+    add_modality(info)
     info.add_argument("--load", action="store_true", help="load a model however large it is")
     info.add_argument("--json", action="store_true", help="print JSON")
 
@@ -334,54 +247,36 @@ def _add_others(commands: Any) -> None:
     prompts.add_argument("policy", type=Path, metavar="DIR", help="folder of the policy")
 
 
-def _add_server(group: Any) -> None:
-    group.add_argument("--model", metavar="NAME", help="the policy's name on the server")
-    group.add_argument(
-        "--card",
-        type=Path,
-        metavar="DIR|FILE",
-        help="the card of a policy on a server (default: the published settings)",
+def _add_compare(commands: Any) -> None:
+    """The subcommand `compare`, see there."""
+    found = commands.add_parser(
+        "compare",
+        help="two runs, or a run and a reference mask: Dice, HD95, volumes, a page side by side",
+        description="Compare two masks of one scan. Each is a run's folder, its trajectory.json, or a mask file.",
     )
-    group.add_argument(
-        "--send-pictures-to",
-        metavar="HOST",
-        help="yes, the slices and the question may be sent to the server on this other machine",
+    found.add_argument("a", type=Path, metavar="A", help="a run, or a mask file")
+    found.add_argument("b", type=Path, metavar="B", help="a run, or a mask file such as the reference")
+    found.add_argument(
+        "--label", type=int, metavar="N", help="only this value of mask files (default: all but zero)"
     )
+    found.add_argument(
+        "--out", type=Path, metavar="FILE", help="the page (default: comparison.html beside the run)"
+    )
+    found.add_argument("--no-page", action="store_true", help="print the figures alone")
+    found.add_argument("--json", action="store_true", help="print one JSON object in place of text")
+    found.add_argument("--open", action="store_true", help="show the page in the browser")
 
 
-def _add_segmenter(group: Any) -> None:
-    group.add_argument(
-        "--segmenter",
-        type=segmenter_place,
-        metavar="FILE|nninteractive:URL",
-        help="SAM2, SAM2.1 or MedSAM2 weights, or a server of nnInteractive (nninteractive:http://localhost:1527), "
-        "whose published weights are CC BY-NC-SA: not for commercial use (default: the demo segmenter)",
+def _add_mcp(commands: Any) -> None:
+    """The subcommand `mcp`, see tool_server."""
+    made = commands.add_parser(
+        "mcp",
+        help="tools for other agents over the Model Context Protocol",
+        description="Serve questions to scans as typed tools on standard input and output.",
     )
-    group.add_argument(
-        "--send-slices-to", metavar="HOST", help="yes, slices may go to this host of nnInteractive"
-    )
-    group.add_argument(
-        "--segmenter-config", metavar="NAME|FILE", help="its architecture, where the weights do not tell"
-    )
-    group.add_argument(
-        "--first-box",
-        action="store_true",
-        help="ask a first click a second time with a box around its mask, as MedSAM2 was trained",
-    )
-    group.add_argument(
-        "--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)"
-    )
-
-
-def _add_mask_format(group: Any) -> None:
-    formats = sorted(MASK_FORMATS)
-    group.add_argument(
-        "--mask-format",
-        action="append",
-        choices=formats,
-        metavar="FORMAT",
-        help=(f"{', '.join(formats)}; may be given several times (default: nii.gz, or png for a picture)"),
-    )
+    made.add_argument("--scans", type=Path, metavar="DIR", required=True, help="where scans are read from")
+    made.add_argument("--out", type=Path, metavar="DIR", required=True, help="where results are written to")
+    add_models(made)
 
 
 def with_negative_numbers(arguments: Sequence[str]) -> list[str]:

@@ -1,7 +1,8 @@
 """One run from files to files: scan → run → mask, trajectory, review page.
 
 What can be wrong with what the person gave is found when a `Runner` is made (by request.check), before a model
-is loaded or a file written. Options and printing are in commands and session; what a step does is in run.
+is loaded or a file written. Options and printing are in commands and session, what there is to tell in
+description; what a step does is in run.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,15 @@ import numpy as np
 
 import ibis_agent.segmenter as segmenters
 from ibis_agent import files
-from ibis_agent.actions import Prompt, format_prompt
 from ibis_agent.cli.claim import Claim, new_folder
-from ibis_agent.cli.request import Request, Task, check, reading_lines
+from ibis_agent.cli.request import Request, Task, check
 from ibis_agent.errors import IbisError, InputError
-from ibis_agent.mask import MASK_FORMATS, masks, structures
+from ibis_agent.mask import MASK_FORMATS, structures
 from ibis_agent.mask import files as mask_files
 from ibis_agent.policy.contract import Policy, PolicySource
 from ibis_agent.record.review import write_review
 from ibis_agent.record.run_file import RunFile
-from ibis_agent.run.caveats import caveats
-from ibis_agent.run.measured import answer, measured
+from ibis_agent.run.measured import measured
 from ibis_agent.run.run import Run
 from ibis_agent.run.state import Place
 from ibis_agent.scan.slices import Stack
@@ -84,69 +83,6 @@ class Runner:
             raise
         created = self.task.resumed.created if self.task.resumed else ""
         self._file = RunFile(self.task.folder / TRAJECTORY_NAME, self.task.source, created)
-
-    def description(self) -> list[tuple[str, str]]:
-        """What is going to be done, as (term, words)."""
-        return self.describe(self.task)
-
-    @staticmethod
-    def describe(task: Task) -> list[tuple[str, str]]:
-        """The same of a task that nobody has begun."""
-        slices = task.slices
-        geometry = slices.geometry(slices.first)
-        if isinstance(slices, Stack):
-            notes: Iterable[str] = slices.scan.told
-            term, where = (
-                "slices",
-                f"{geometry.plane}, slices {slices.first} to {slices.last} of {len(slices)}",
-            )
-            window: tuple[float, float] | None = slices.window
-        else:
-            term, where = "picture", f"{geometry.width} × {geometry.height} pixels"
-            if geometry.plane != "picture":
-                where = f"{geometry.plane}, slice {geometry.index} of {len(slices)}, {where}"
-            picture = slices.picture(slices.first)
-            window, notes = picture.window, picture.notes
-        if window:
-            where += f", window {window[0]:g} to {window[1]:g}"
-        if isinstance(slices, Stack) and slices.roi is not None:
-            where += ", inside the region of interest"
-        return [
-            ("scan", task.source),
-            (term, where),
-            ("question", task.question),
-            ("policy", task.card.name + (f" ({task.card.note})" if task.card.note else "")),
-            ("segmenter", _named(task.request.segmenter)),
-            *([("begins from", task.given.start_name)] if task.given.start else []),
-            *([("never in", task.given.excluded_name)] if task.given.excluded else []),
-            *reading_lines(notes),
-            *([("caution", task.caution)] if task.caution else []),
-        ]
-
-    def asked(self) -> dict[str, Any]:
-        """What is going to be done, in plain values; the models are those that were loaded."""
-        task, slices = self.task, self.task.slices
-        geometry = slices.geometry(slices.first)
-        where: dict[str, Any] = {"plane": geometry.plane}
-        if isinstance(slices, Stack):
-            where |= {"first": slices.first, "last": slices.last, "slices": len(slices)}
-            window, notes = slices.window, slices.scan.told
-        else:
-            where |= {"slice": None if geometry.plane == "picture" else geometry.index}
-            picture = slices.picture(slices.first)
-            window, notes = picture.window, picture.notes  # type: ignore[assignment]
-        policy = self.run.policy
-        return {
-            "scan": task.source,
-            "file": None if task.request.scan is None else str(task.request.scan),
-            **where,
-            "window": None if window is None else list(window),
-            "question": task.question,
-            "policy": None if policy is None else dict(policy.identity),
-            "segmenter": dict(self.run.segmenter.identity),
-            "reading": list(notes),
-            "caution": task.caution,
-        }
 
     def load(self) -> None:
         """Load the models and open the run. Raises ModelError."""
@@ -276,72 +212,6 @@ class Runner:
         where = geometry.affine, geometry.shape, task.request.series
         return write_report(task.folder / REPORT_NAME, seg, measured(run), scan, *where, structure)
 
-    # What there is to tell
-
-    def facts_of(self, number: int) -> dict[str, Any]:
-        """What there is to tell about step `number` on a slice alone: plain values, and `…_text` for people."""
-        steps = self.run.steps
-        step, before = steps[number - 1], masks.area(steps[number - 2].mask) if number > 1 else 0
-        pixels, each = masks.area(step.mask), self._pixel_mm2
-        clicked = isinstance(step.action, Prompt)
-        return {
-            "number": step.number,
-            "by": step.by,
-            "thinking": step.thinking,
-            "action": format_prompt(step.action) if isinstance(step.action, Prompt) else "Terminate",
-            "answer": None if isinstance(step.action, Prompt) else step.action.answer,
-            "sign": ("+" if step.action.positive else "-") if isinstance(step.action, Prompt) else "=",
-            "area_px": pixels,
-            "area_mm2": None if each is None else pixels * each,
-            "area_text": self.area_text(step.mask),
-            "change_text": self._amount(pixels - before, sign=True),
-            "score": step.score if clicked else None,
-            "seconds": dict(step.seconds),
-            "seconds_text": _seconds_text(step.seconds),
-        }
-
-    def area_text(self, mask: np.ndarray) -> str:
-        """The area of a (H, W) mask in mm², or in pixels for a photograph."""
-        return self._amount(masks.area(mask))
-
-    def summary(self, written: dict[str, Path]) -> dict[str, Any]:
-        """The whole run in plain values."""
-        run, each = self.run, self._pixel_mm2
-        facts: dict[str, Any] = {
-            "question": run.question,
-            "answer": answer(run),
-            "measurements": measured(run).to_json(),
-            "status": run.status,
-            "reason": run.reason,
-            "caveats": list(caveats(run)),
-        }
-        if run.alone:
-            pixels = masks.area(run.mask())
-            area = None if each is None else pixels * each
-            facts |= {"steps": len(run.steps), "area_px": pixels, "area_mm2": area}
-        else:
-            areas = {str(index): area for index, area in run.areas_mm2().items() if area}
-            facts |= {"key_slice": run.key, "actions": len(run.actions), "second_looks": run.looks}
-            facts |= (
-                {"volume_ml": None, "areas_px": areas}
-                if each is None
-                else {
-                    "volume_ml": run.volume_ml,
-                    "areas_mm2": areas,
-                }
-            )
-        return {**facts, "files": {what: str(path) for what, path in written.items()}}
-
-    @property
-    def _pixel_mm2(self) -> float | None:
-        return self.task.slices.geometry(self.task.slices.first).pixel_area_mm2
-
-    def _amount(self, pixels: int, sign: bool = False) -> str:
-        each = self._pixel_mm2
-        number, unit = (pixels, "px") if each is None else (pixels * each, "mm²")
-        digits = ".1f" if abs(number) < 10 and number != int(number) else ".0f"
-        return f"{number:{'+' if sign else ''}{digits}} {unit}"
-
 
 def remove_results(folder: Path, scan: Path | None) -> None:
     """Remove what an earlier run left beside its record; never the scan."""
@@ -372,12 +242,6 @@ def load_segmenter(request: Request) -> Segmenter:
         first_box=request.first_box,
         agreed=request.send_slices_to,
     )
-
-
-def _named(segmenter: Path | str | None) -> str:
-    if segmenter is None:
-        return "demo segmenter"
-    return segmenter if isinstance(segmenter, str) else segmenter.name
 
 
 def write_mask(
@@ -417,8 +281,3 @@ def _missing_folders(folder: Path) -> list[Path]:
         missing.append(folder)
         folder = folder.parent
     return missing
-
-
-def _seconds_text(seconds: Any) -> str:
-    parts = [f"{who} {seconds.get(who, 0):.2f}" for who in ("policy", "segmenter") if seconds.get(who)]
-    return f"{seconds.get('total', 0):.2f} s" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ibis_agent.cli import live, terminal
+from ibis_agent.cli import description, live, terminal
 from ibis_agent.cli.runner import TRAJECTORY_NAME, Runner
 from ibis_agent.cli.signals import Stopper
 from ibis_agent.cli.terminal import Add, Back, Do, Replace, Screen, Spread, ThinkingStream, one_line
@@ -57,11 +57,11 @@ class Session:
             if resumed and resumed.status == "ended" and not (resumed.alone and task.settings):
                 self._refuse_an_ended_run(resumed.reason)
             screen.line(screen.bold("IBIS agent") + screen.dim("  research use only, not for patients"))
-            for term, value in self.runner.description():
+            for term, value in description.describe(task):
                 screen.line(f"  {screen.dim(f'{term:<10}')} {one_line(value)}")
             with self.stopper, screen.passing("  loading the models …"):
                 self.runner.load()
-            self._emit("asked", self.runner.asked() | {"notes": list(self.runner.notes)})
+            self._emit("asked", description.asked(task, self.runner.run) | {"notes": list(self.runner.notes)})
             for note in self.runner.notes:
                 screen.line(f"  {screen.warn('note')}       {one_line(note)}")
             screen.line()
@@ -295,7 +295,7 @@ class Session:
 
     def _tell_step(self) -> None:
         """The line of the last step: action, area, change, score, seconds."""
-        facts = self.runner.facts_of(len(self.runner.run.steps))
+        facts = description.facts_of(self.runner.run, len(self.runner.run.steps))
         self._emit("step", facts)
         screen = self.screen
         paint = {"+": screen.good, "-": screen.bad}.get(facts["sign"], screen.mark)
@@ -315,7 +315,7 @@ class Session:
         run, count = self.runner.run, len(self.runner.run.actions)
         where = "at the question, no mask"
         if count and run.alone:
-            where = f"after step {count}, area {self.runner.area_text(run.mask())}"
+            where = f"after step {count}, area {description.area_text(run, run.mask())}"
         elif count:
             where = f"after action {count}, {run.size_text()}"
         self.screen.line(self.screen.dim(f"     now {where}"))
@@ -325,7 +325,7 @@ class Session:
         with self.stopper.deaf():
             written = self.runner.finish()
         run, screen, sizes = self.runner.run, self.screen, measured(self.runner.run)
-        self._emit("done", self.runner.summary(written))
+        self._emit("done", description.summary(run, written))
         screen.line()
         if run.answer:
             screen.line(screen.bold("  Answer"))
@@ -337,7 +337,7 @@ class Session:
         if run.reason and not (run.alone and run.answer):
             facts["stopped"] = run.reason
         if run.alone:
-            facts["area"] = self.runner.area_text(run.mask())
+            facts["area"] = description.area_text(run, run.mask())
         elif shown := [index for index, each in run.areas_mm2().items() if each]:
             facts["volume"] = f"{run.size_text()} in slices {shown[0]} to {shown[-1]}"
         told = {

@@ -6,6 +6,7 @@ import json
 import shlex
 from typing import Any
 
+from ibis_agent.cli.description import describe
 from ibis_agent.cli.runner import Runner
 from ibis_agent.cli.session import Session, Stopped
 from ibis_agent.cli.several import Several
@@ -36,7 +37,7 @@ class SeveralSession:
                     remedy="Start a new run with another --out.",
                 )
             screen.line(screen.bold("IBIS agent") + screen.dim("  research use only, not for patients"))
-            first = Runner.describe(several.task)
+            first = describe(several.task)
             names = ", ".join(part.name for part in several.parts)
             for term, value in (
                 ("structures", names) if term == "question" else (term, value) for term, value in first

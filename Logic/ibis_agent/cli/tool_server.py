@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ibis_agent.actions import Box, Click, Prompt
+from ibis_agent.cli import description
 from ibis_agent.cli.request import Request
 from ibis_agent.cli.runner import Runner, load_policy, load_segmenter
 from ibis_agent.errors import IbisError, InputError, ModelError
@@ -89,7 +90,7 @@ class Desk:
             runner.abandon()
             raise
         self._open[name] = runner
-        return {**dict(runner.description()), **self._state(runner)}
+        return {**dict(description.describe(runner.task)), **self._state(runner)}
 
     def step(self, name: str) -> dict[str, Any]:
         """Let the agent act once. What it thought and did is in "actions"."""
@@ -128,9 +129,9 @@ class Desk:
     def accept(self, name: str) -> dict[str, Any]:
         """Write the mask, the record and the review page into the folder of results, and close the question."""
         runner = self._runner(name)
-        summary = runner.summary(runner.finish())
+        summary = description.summary(runner.run, runner.finish())
         del self._open[name]
-        return dict(summary)
+        return summary
 
     def discard(self, name: str) -> dict[str, Any]:
         """Close the question and leave nothing of it behind."""
@@ -171,7 +172,11 @@ class Desk:
 
     def _state(self, runner: Runner) -> dict[str, Any]:
         run = runner.run
-        steps = [runner.facts_of(number) for number in range(1, len(run.steps) + 1)] if run.alone else []
+        steps = (
+            [description.facts_of(run, number) for number in range(1, len(run.steps) + 1)]
+            if run.alone
+            else []
+        )
         actions: list[Any] = steps or [
             {
                 "number": each.number,

@@ -26,6 +26,7 @@ from ibis_agent import __main__ as command
 from ibis_agent.actions import Reply, Terminate, format_reply
 from ibis_agent.cli import commands as cli
 from ibis_agent.cli import request, runner, terminal
+from ibis_agent.cli.description import describe
 from ibis_agent.errors import ModelError, OutputError
 from ibis_agent.policy.card import ModelCard, save_card
 from ibis_agent.policy.contract import ScriptedPolicy
@@ -415,7 +416,7 @@ def test_an_error_of_ours_is_told_as_such_with_its_trace(
     use: Any, scan: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     use()
-    monkeypatch.setattr(runner.Runner, "description", lambda _: 1 / 0)
+    monkeypatch.setattr("ibis_agent.cli.description.describe", lambda _: 1 / 0)
     assert run(scan, "--out", tmp_path / "out") == cli.BUG
     error = capsys.readouterr().err
     assert "ZeroDivisionError" in error and error.splitlines()[-1].startswith(
@@ -539,7 +540,7 @@ def test_a_scan_unlike_those_of_the_training_is_warned_of_before_it_runs(tmp_pat
 
     def description(**more: Any) -> dict[str, str]:
         asked = request.Request(scan=scan, question="Segment the liver", out=tmp_path / "out", **more)
-        return dict(runner.Runner(asked).description())
+        return dict(describe(runner.Runner(asked).task))
 
     assert "coronal slices (it knows axial ones)" in description(plane="coronal")["caution"]
     assert "MR (it knows CT)" in description(modality="MR")["caution"]
