@@ -18,7 +18,6 @@ a kill, goes on with the same command and ends as one left alone: every update's
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -28,31 +27,27 @@ from typing import Any
 import ibis_agent.segmenter as segmenters
 import numpy as np
 import torch
-from ibis_agent.errors import Cancelled, InputError
+from ibis_agent.errors import Cancelled
 from ibis_agent.files import check_writable_folder, write_json
 from ibis_agent.policy.card import ModelCard, load_card, save_card
 from ibis_agent.policy.folder import look_into
-from ibis_agent.policy.qwen25.chat import Chat
 from ibis_agent.run.episode import Limits
 from ibis_agent.segmenter.contract import Segmenter
-from torch import Tensor, nn
 
 from training.common.best import BEST, Best
 from training.common.commands import ending, settings_parser
 from training.common.pictures import Choice, refuse_overlap
 from training.common.policy_folder import HISTORY, history_of, named, new_folder, scans_learned, write_policy
-from training.common.resuming import Curves, learning_rate, save_atomically
+from training.common.resuming import Curves, save_atomically
 from training.common.run_folder import SETTINGS, same_run
 from training.common.settings import read_settings, settings_to_json
-from training.grpo.credit import advantages, credit_figures, differ
-from training.grpo.objective import divergence, figures, importance, shares, surrogate
+from training.grpo.credit import differ
+from training.grpo.learner import Learner, device_of
+from training.grpo.objective import figures
 from training.grpo.settings import FREE, GrpoSettings, TaskSettings, check
 from training.grpo.tasks import Tasks, case_tasks, phantom_tasks
-from training.rollouts.roller import Roller, Rollout, RolloutTurn
-from training.rollouts.sampling import BatchPolicy, Request, Sample
+from training.rollouts.roller import Roller, Rollout
 from training.sft.reply_trainer import Stopping
-from training.sft.settings import SftSettings
-from training.sft.train import trainable_model
 
 _CHECKPOINT = "resume.pt"
 
@@ -75,7 +70,7 @@ class Run:
             torch.set_num_threads(settings.threads)
         self.found = look_into(settings.model)
         self.card = load_card(settings.model)
-        device, precision = _device(settings)
+        device, _ = device_of(settings)
         self.segmenter = segmenter or segmenters.open(settings.segmenter, device=device)
         self.out = check_writable_folder(settings.out)
         self.tasks = tasks or tasks_of(settings.tasks, self.card)
@@ -89,37 +84,23 @@ class Run:
         }
         _same_run(settings, facts)
         self.update, self.measured, self.collapsed = 0, dict[str, float](), ""
-        self._load(device, precision)
-
-    def _load(self, device: str, precision: str) -> None:
-        settings = self.settings
-        torch.manual_seed(settings.seed)  # the first numbers of LoRA's matrices
-        as_sft = SftSettings(
-            settings.model, (), settings.out, tune=settings.tune, lora=settings.lora, vision=settings.vision
-        )
-        self.whole: Any = trainable_model(as_sft, self.found, device, precision).eval()
-        model = self.whole.get_base_model() if settings.tune == "lora" else self.whole
-        self.policy = BatchPolicy(model, Chat.load(settings.model, self.card), self.card)
+        self.learner = Learner(settings, self.found, self.card)
+        self.policy, self.trained = self.learner.policy, self.learner.trained
         limits = Limits(max_turns=settings.max_turns)
         self.roller = Roller(self.policy, self.segmenter, limits, settings.replies)
-        self.reference = self.policy
-        if settings.kl and settings.tune == "full":
-            fixed = trainable_model(as_sft, self.found, device, precision).eval().requires_grad_(False)
-            self.reference = BatchPolicy(fixed, self.policy.chat, self.card)
-        self.trained = {name: p for name, p in self.whole.named_parameters() if p.requires_grad}
-        self.optimiser = torch.optim.AdamW(
-            self.trained.values(), lr=settings.rate, weight_decay=settings.weight_decay
-        )
         self.dropped: list[list[Rollout]] = []
-        self._before: dict[int, Tensor] = {}
         self.best = Best(self.out / BEST, settings.collapse, device)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """From the checkpoint, where there is one."""
         checkpoint = self.out / _CHECKPOINT
         if checkpoint.is_file():
-            state = torch.load(checkpoint, weights_only=True, map_location=device)
+            state = torch.load(checkpoint, weights_only=True, map_location=self.policy.device)
             with torch.no_grad():
                 for name, parameter in self.trained.items():
                     parameter.copy_(state["trained"][name])
-            self.optimiser.load_state_dict(state["optimiser"])
+            self.learner.optimiser.load_state_dict(state["optimiser"])
             self.update = int(state["update"])
 
     def rollouts(self) -> list[list[Rollout]]:
@@ -133,7 +114,7 @@ class Run:
         for attempt in range(1 + settings.refill):
             missing = settings.questions - len(told)
             questions = self.tasks.draw(missing, rng, settings.tasks.absent)
-            with self._computing():
+            with self.learner.computing():
                 found = self.roller.run(
                     questions, settings.group, settings.temperature, generator, branches, rng
                 )
@@ -148,124 +129,14 @@ class Run:
         return told
 
     def learn(self, groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
-        """Learn from the groups; what happened, in figures."""
-        settings = self.settings
-        values = advantages(groups, settings.rewards)
-        turns: list[tuple[RolloutTurn, float]] = []
-        for group, mine in zip(groups, values, strict=True):
-            for rollout, each in zip(group, mine, strict=True):
-                turns += list(zip(rollout.turns, each.tolist(), strict=True))[rollout.own :]
-        self._before = {}
-        if settings.importance_cap:
-            self._score_before([turn for turn, value in turns if value])
-        chances = np.concatenate([turn.said.logprobs for turn, _ in turns])
-        self._set_rate()
-        sums = {"clipped": 0.0, "kl": 0.0, "gradient": 0.0, "tokens": 0.0, "steps": 0.0}
-        rng = np.random.default_rng([settings.seed, self.update, 1])
-        for _ in range(settings.epochs):
-            for part in _parts(turns, settings.minibatches, rng):
-                self._step(part, sums)
-        tokens, steps = max(sums.pop("tokens"), 1.0), max(sums.pop("steps"), 1.0)
-        return {
-            "clipped": sums["clipped"] / tokens,
-            "gradient": sums["gradient"] / steps,
-            "entropy": -float(chances.mean()),
-            "turns_learned": float(sum(bool(value) for _, value in turns)),
-            **({"kl": sums["kl"] / tokens} if settings.kl else {}),
-            **credit_figures(groups, values),
-        }
-
-    def _step(self, turns: Sequence[tuple[RolloutTurn, float]], sums: dict[str, float]) -> None:
-        """One step of the optimiser: the mean over `turns`, see objective.shares.
-
-        Turns without an advantage are not computed, but counted: the loss is the same as if they were.
-        """
-        settings = self.settings
-        lengths = [len(turn.said.ids) for turn, _ in turns]
-        count, each_share = sum(lengths), shares(lengths, settings.average, self.card.max_new_tokens)
-        share_of = {id(turn.said): share for (turn, _), share in zip(turns, each_share, strict=True)}
-        if not settings.kl:
-            turns = [(turn, value) for turn, value in turns if value]
-        if not turns:
-            return
-        # What was said several times in the same state is computed once.
-        alike: dict[tuple[bytes, tuple[int, ...]], list[tuple[Sample, float]]] = {}
-        said: list[tuple[Request, tuple[int, ...]]] = []
-        for turn, value in turns:
-            assert turn.request is not None
-            key = (turn.request.key, turn.said.ids)
-            if key not in alike:
-                said.append((turn.request, turn.said.ids))
-            alike.setdefault(key, []).append((turn.said, value))
-        several = list(alike.values())
-        self.optimiser.zero_grad(set_to_none=True)
-        for batch in self.policy.batches(said, settings.tokens):
-            mine = [said[n] for n in batch]
-            with self._computing():
-                new = self.policy.score(mine, settings.temperature)
-            fixed = self._reference(mine) if settings.kl else None
-            total = torch.zeros((), device=self.policy.device)
-            for k, n in enumerate(batch):
-                for sample, value in several[n]:
-                    old = torch.from_numpy(sample.logprobs).to(new[k].device)
-                    weight = None
-                    if settings.importance_cap:
-                        before = self._before[id(sample)]
-                        weight, old = importance(before, old, settings.importance_cap), before
-                    clip = (settings.clip_low, settings.clip_high, settings.ratio)
-                    each, held = surrogate(new[k], old, value, *clip)
-                    each = each if weight is None else each * weight
-                    sums["clipped"] += float(held.sum())
-                    if fixed is not None:
-                        apart = divergence(new[k], fixed[k])
-                        each = each + settings.kl * apart
-                        sums["kl"] += float(apart.detach().sum())
-                    total = total + each.sum() * share_of[id(sample)]
-            total.backward()
-        gradient = nn.utils.clip_grad_norm_(self.trained.values(), settings.clip)
-        if not bool(torch.isfinite(gradient)):
-            raise InputError(
-                "the gradient is not a number: the training has diverged",
-                file=self.out,
-                value=f"update {self.update}",
-                remedy="Start again with a lower rate.",
-            )
-        self.optimiser.step()
-        if settings.vision:
-            self.policy.forget_pictures()
-        sums["tokens"] += count
-        sums["steps"] += 1
-        sums["gradient"] += float(gradient)
-
-    @torch.no_grad()
-    def _score_before(self, turns: Sequence[RolloutTurn]) -> None:
-        """The log-probabilities of this update's replies by the model that is about to learn."""
-        said = [(turn.request, turn.said.ids) for turn in turns if turn.request is not None]
-        for batch in self.policy.batches(said, self.settings.tokens):
-            with self._computing():
-                scores = self.policy.score([said[n] for n in batch], self.settings.temperature)
-            self._before.update((id(turns[n].said), score) for n, score in zip(batch, scores, strict=True))
-
-    @torch.no_grad()
-    def _reference(self, said: Sequence[Any]) -> list[Tensor]:
-        """The log-probabilities that the start would have given."""
-        off = self.whole.disable_adapter() if self.settings.tune == "lora" else contextlib.nullcontext()
-        if self.settings.tune == "lora" and self.settings.vision:
-            self.policy.forget_pictures()
-        with off, self._computing():
-            return self.reference.score(said, self.settings.temperature)
-
-    def _computing(self) -> Any:
-        """Autocast where weights in fp32 are to be computed with in bf16."""
-        if _device(self.settings)[1] != "bf16":
-            return contextlib.nullcontext()
-        return torch.autocast(self.policy.device.type, torch.bfloat16)
+        """Learn from this update's groups; what happened, in figures."""
+        return self.learner.learn(groups, self.update)
 
     def measure(self) -> dict[str, float]:
         """Greedy figures on the held questions; the state is kept if it is the best so far."""
         questions, most = self.held.every(2, self.settings.seed), self.settings.replies
         groups: list[list[Rollout]] = []
-        with self._computing():
+        with self.learner.computing():
             for start in range(0, len(questions), most):  # what all would be asked may not fit the memory
                 groups += self.roller.run(questions[start : start + most], 1, 0.0)
         self.measured = {f"held_{k}": v for k, v in figures(groups).items()}
@@ -282,7 +153,7 @@ class Run:
     def save(self) -> None:
         """The checkpoint: what is trained, the optimiser's state, and the updates done."""
         trained = {name: parameter.detach() for name, parameter in self.trained.items()}
-        state = {"trained": trained, "optimiser": self.optimiser.state_dict(), "update": self.update}
+        state = {"trained": trained, "optimiser": self.learner.optimiser.state_dict(), "update": self.update}
         save_atomically(state, self.out / _CHECKPOINT)
 
     def finish(self, seconds: float) -> Path:
@@ -313,19 +184,13 @@ class Run:
         card = named(self.card, settings.name, origin)
         result = result_of(settings)
         if settings.tune == "full":
-            write_policy(self.whole, self.found, result, card, history)
+            write_policy(self.learner.whole, self.found, result, card, history)
         else:
             with new_folder(result) as folder:
-                self.whole.save_pretrained(folder)
+                self.learner.whole.save_pretrained(folder)
                 save_card(card, folder)
                 write_json(folder / HISTORY, history)
         return result
-
-    def _set_rate(self) -> None:
-        settings = self.settings
-        rate = learning_rate(self.update, settings.updates, settings.rate, settings.warmup, floor=0.1)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
 
 
 def train(
@@ -414,33 +279,6 @@ def tasks_of(settings: TaskSettings, card: ModelCard) -> Tasks:
         return case_tasks(settings.cases, choice, settings.store)
     choice = Choice(frame=card.frame)
     return phantom_tasks(settings.phantoms, settings.phantom_seed, settings.first, choice)
-
-
-def _parts(
-    turns: Sequence[tuple[RolloutTurn, float]], parts: int, rng: np.random.Generator
-) -> list[list[tuple[RolloutTurn, float]]]:
-    """The turns in about equal parts; those of equal requests stay together, which is what makes them cheap."""
-    together: dict[bytes, list[tuple[RolloutTurn, float]]] = {}
-    for turn, value in turns:
-        assert turn.request is not None
-        together.setdefault(turn.request.key, []).append((turn, value))
-    groups = list(together.values())
-    found: list[list[tuple[RolloutTurn, float]]] = [[] for _ in range(parts)]
-    for n in rng.permutation(len(groups)):
-        min(found, key=len).extend(groups[n])
-    return [part for part in found if part]
-
-
-def _device(settings: GrpoSettings) -> tuple[str, str]:
-    """(device, precision)."""
-    there = torch.cuda.is_available()
-    if settings.device == "cuda" and not there:
-        raise InputError("there is no CUDA device", value=settings.device, remedy="Set device: cpu.")
-    device = "cuda" if there and settings.device != "cpu" else "cpu"
-    precision = settings.precision
-    if precision == "auto":
-        precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return device, precision
 
 
 def main() -> None:

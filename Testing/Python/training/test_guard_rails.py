@@ -170,7 +170,7 @@ def test_turns_without_an_advantage_do_not_change_the_scale_of_the_loss(tmp_path
     for idle in (0, len(turns) - 1):
         sums = dict.fromkeys(("clipped", "kl", "gradient", "tokens", "steps"), 0.0)
         before = {name: each.detach().clone() for name, each in run.trained.items()}
-        run._step([(turns[0], 1.0), *((turn, 0.0) for turn in turns[1 : 1 + idle])], sums)
+        run.learner.step([(turns[0], 1.0), *((turn, 0.0) for turn in turns[1 : 1 + idle])], sums, 0)
         gradients.append(sums["gradient"] * sums["tokens"])
         with torch.no_grad():
             for name, each in run.trained.items():

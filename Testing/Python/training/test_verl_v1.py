@@ -130,7 +130,7 @@ def test_the_v1_worker_plays_episodes_into_one_update(tmp_path: Path) -> None:
             await worker.generate_sequences(batch)
             await asyncio.gather(*worker.background_tasks)
 
-        asyncio.get_event_loop().run_until_complete(play())
+        asyncio.run(play())
         listed = tq.kv_list("train")["train"]
         assert listed.pop("question")["status"] == "finished"
         # One output a turn, each with the version of the weights that wrote it.
