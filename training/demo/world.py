@@ -16,9 +16,9 @@ from ibis_agent.scan.frame import find_frame
 
 from training.common.commands import ending
 from training.demo.dataset import CLIP_SEEDS, FRAMES, make, stored
-from training.phantoms.anatomy import PhantomSlice
 from training.phantoms.patient import SIDE, Patient
 from training.phantoms.phantom import random_slice
+from training.phantoms.shapes import PhantomSlice
 
 WORLD_SEEDS = 3_000_000_000
 

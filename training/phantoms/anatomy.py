@@ -6,14 +6,13 @@ proportions and grey values are those of a textbook, not of a population.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy import ndimage
 
 from training.phantoms.shapes import (
     Array,
     Canvas,
+    PhantomSlice,
     capsule,
     ellipse,
     field_of,
@@ -22,50 +21,7 @@ from training.phantoms.shapes import (
     smooth_min,
     superellipse,
 )
-
-STRUCTURES = ("liver", "spleen", "left kidney", "right kidney", "aorta", "spine", "stomach", "lesion")
-EXTRAS = ("gallbladder", "inferior vena cava", "pancreas", "bowel", "psoas", "back muscle", "lung")
-
-# Mean HU and spread between patients: native, arterial, portal venous, delayed.
-PHASES = {
-    "native": {"liver": (52, 10), "spleen": (42, 7), "kidney": (28, 8), "aorta": (40, 6), "vein": (38, 6)},
-    "arterial": {
-        "liver": (70, 10),
-        "spleen": (115, 20),
-        "kidney": (130, 30),
-        "aorta": (260, 50),
-        "vein": (90, 30),
-    },
-    "portal": {
-        "liver": (108, 13),
-        "spleen": (118, 14),
-        "kidney": (165, 25),
-        "aorta": (150, 20),
-        "vein": (145, 20),
-    },
-    "delayed": {
-        "liver": (85, 10),
-        "spleen": (85, 10),
-        "kidney": (120, 25),
-        "aorta": (95, 12),
-        "vein": (95, 12),
-    },
-}
-PHASE_ODDS = {"native": 0.4, "arterial": 0.12, "portal": 0.36, "delayed": 0.12}
-
-
-@dataclass
-class PhantomSlice:
-    """One axial slice: `hu` (H, W) float32, `masks` name → (H, W) bool, rows towards posterior.
-
-    Columns run towards the patient's left (radiological) unless `mirrored`. `spacing` is (row, column) mm.
-    """
-
-    hu: Array
-    masks: dict[str, Array]
-    spacing: tuple[float, float]
-    z: float
-    mirrored: bool = False
+from training.phantoms.tissues import EXTRAS, PHASE_ODDS, PHASES, STRUCTURES
 
 
 class Anatomy:
@@ -96,7 +52,6 @@ class Anatomy:
 
     def _place(self, r: np.random.Generator) -> None:
         """Draw every organ's pose once, so that all slices of a patient agree."""
-
         lean = r.uniform(0.98, 1.16)  # lean patients: less fat between the organs
 
         def ellipsoid(centre, radii, jitter=8.0, spread=0.13, tilt=0.25):
@@ -202,8 +157,6 @@ class Anatomy:
                         u() < 0.15,
                     )
                 )
-
-    # ---- sampling -------------------------------------------------------------------------------------
 
     def canonical(self, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array]:
         """Patient mm → the textbook body's mm: roll, scale and a smooth warp (the same at every slice)."""
@@ -398,8 +351,6 @@ class Anatomy:
         # An organ's mask keeps its lesion, as in clinical practice.
         a.masks["lesion"] = lesion
 
-    # ---- pictures -------------------------------------------------------------------------------------
-
     def slice_at(
         self,
         z: float,
@@ -415,8 +366,7 @@ class Anatomy:
         x, y = np.meshgrid(xs, ys)
         rng = np.random.default_rng([self.seed, round(z * 10) + 100000])
         art = self.paint(x, y, z, rng)
-        hu = self._acquire(art, spacing, rng) if noise else art.hu
-        masks = art.masks
+        hu, masks = self._acquire(art, spacing, rng) if noise else art.hu, art.masks
         if mirrored:
             hu, masks = hu[:, ::-1].copy(), {k: m[:, ::-1].copy() for k, m in masks.items()}
         return PhantomSlice(hu, masks, (spacing, spacing), z, mirrored)

@@ -3,7 +3,8 @@
 The scan is taken apart into a map of tissues, fine enough for sharp edges, and what the tissues' means leave over
 (the texture). A picture is drawn from both along a random plane: other shades for every tissue (a contrast phase, or
 any), other proportions, organs grown, shrunken or taken out, masses, air and fluid in the stomach, noise of a
-scanner. The label maps make pictures as well as the pictures do (as in SynthSeg).
+scanner. The label maps make pictures as well as the pictures do (as in SynthSeg). Organs take other shapes and levels
+against each other too (`reshaped`): what no bending of one patient brings.
 
     patient = Patient.load(scan, labels, names)
     hu, bits, aspect = patient.picture(seed)
@@ -19,10 +20,11 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from training.phantoms.anatomy import EXTRAS, PHASE_ODDS, PHASES, STRUCTURES
+from training.phantoms.reshaped import reshape
 from training.phantoms.scanner import scanned
+from training.phantoms.shapes import smooth
+from training.phantoms.tissues import NAMES, PHASE_ODDS, PHASES
 
-NAMES = (*STRUCTURES, *EXTRAS)
 SIDE = 288
 FINE = 2  # the map of tissues is so much finer than the scan
 # Tissues without a label, told apart by their HU.
@@ -108,20 +110,26 @@ class Patient:
         """
         r = np.random.default_rng([seed, 41])
         points, mm, aspect = self._plane(r, side, held, above)
-        flat = [
-            np.clip(np.round((p + 0.5) * FINE - 0.5), 0, n - 1).astype(np.intp)
-            for p, n in zip(points, self.tissue.shape, strict=True)
-        ]
         outside = np.zeros(points[0].shape, bool)
         for p, n in zip(points[:2], self.rest.shape[:2], strict=True):
             outside |= (p < -0.5) | (p > n - 0.5)
-        tissue = self.tissue[flat[0], flat[1], flat[2]]
-        tissue[outside] = OUTSIDE
+        tissue = self._at(points, outside)
         rest = ndimage.map_coordinates(self.rest, np.stack(points), order=1, mode="nearest")
         tissue, taken = self._without(tissue, r)
-        rest[taken | (tissue == OUTSIDE)] = 0
+        changed = np.zeros_like(taken)
+        if not above:  # neighbours in a clip keep one shape
+            numbers = {name: self._numbers(name) for name in PARTS}
+            tissue, changed = reshape(tissue, numbers, FAT, (SOFT,), mm, r)
+        rest[taken | changed | (tissue == OUTSIDE)] = 0
         shades = self._shades(r)
-        hu = shades[tissue] + rest * r.uniform(0.35, 1.25)
+        hu = shades[tissue]
+        if r.uniform() < 0.2:  # a thick slice: what lies above and below is in it too
+            apart = np.float32(r.uniform(0.4, 1.6))
+            for step in (-apart, apart):
+                beside = shades[self._at([points[0], points[1], points[2] + step], outside)]
+                hu = hu + np.where(changed | taken, hu, beside) * 0.5
+            hu = hu / 2
+        hu = hu + rest * r.uniform(0.35, 1.25)
         masks = {name: np.isin(tissue, self._numbers(name)) for name in PARTS}
         _fill_stomach(hu, masks["stomach"], r)
         lesion = _masses(hu, masks, mm, r)
@@ -132,10 +140,18 @@ class Patient:
         hu = scanned(hu, body, mm, np.random.default_rng([seed, 42, int(above * 100)]) if above else r)
         return hu, bits, aspect, mm
 
-    # ---- parts ----------------------------------------------------------------------------------------
-
     def _numbers(self, name: str) -> list[int]:
         return [n for n, each in self.names.items() if each.startswith(PARTS[name])]
+
+    def _at(self, points: list[np.ndarray], outside: np.ndarray) -> np.ndarray:
+        """(H, W) uint8: the tissue at voxel coordinates of the scan."""
+        flat = [
+            np.clip(np.round((p + 0.5) * FINE - 0.5), 0, n - 1).astype(np.intp)
+            for p, n in zip(points, self.tissue.shape, strict=True)
+        ]
+        tissue = self.tissue[flat[0], flat[1], flat[2]]
+        tissue[outside] = OUTSIDE
+        return tissue
 
     def _plane(self, r: np.random.Generator, side: int, held: bool, above: float = 0.0):
         """Voxel coordinates (3 arrays) of each pixel of a framed, bent plane; its mm a pixel; its aspect."""
@@ -186,6 +202,8 @@ class Patient:
         for cells, amount in ((4, u(0, 3.0)), (8, u(0, 1.2))):
             for axis in range(3):
                 points[axis] = points[axis] + np.float32(amount) * smooth(r, cells, side)
+        if not above and u() < 0.6:  # organs lie at other levels against each other
+            points[2] = points[2] + np.float32(u(0, 6.0)) * smooth(r, 2, side)
         # Organs grown, shrunken, moved.
         for name, (at, radius) in self.where.items():
             if abs(at[2] - level - above) > radius * 3 or u() < 0.3:
@@ -194,7 +212,7 @@ class Patient:
             if name == "stomach":  # no two are of one size
                 grow = r.normal(0.15, 0.35)
             grow = float(np.clip(grow, -0.5, 0.6))
-            move = r.normal(0, 0.18, 3) * radius
+            move = r.normal(0, (0.2, 0.2, 0.2 if above else 0.35)) * radius
             d = [points[axis] - np.float32(at[axis]) for axis in range(3)]
             near = np.exp(-(d[0] ** 2 + d[1] ** 2 + d[2] ** 2) / np.float32(2 * (1.15 * radius) ** 2))
             for axis in range(3):
@@ -270,13 +288,6 @@ class Patient:
         return shades.astype(np.float32)
 
 
-def smooth(r: np.random.Generator, cells: int, side: int) -> np.ndarray:
-    """(side, side) float32: smooth noise of about `cells` waves, unit spread."""
-    coarse = r.standard_normal((cells + 3, cells + 3), dtype=np.float32)
-    wide = ndimage.zoom(coarse, (side + 8) / cells, order=3, grid_mode=False)
-    return wide[4 : 4 + side, 4 : 4 + side]
-
-
 def _fill_stomach(hu: np.ndarray, stomach: np.ndarray, r: np.random.Generator) -> None:
     """Now and then other contents: a level of gas over fluid, or food."""
     kind = r.uniform()
@@ -290,7 +301,8 @@ def _fill_stomach(hu: np.ndarray, stomach: np.ndarray, r: np.random.Generator) -
     fluid = float(r.uniform(-5, 45)) if r.uniform() < 0.5 else float(r.uniform(80, 350))
     texture = smooth(r, 30, hu.shape[0]) * (r.uniform(10, 90) if kind > 0.7 else 2)
     hu[inner] = fluid + texture[inner]
-    gas = inner & (np.arange(hu.shape[0])[:, None] < level)
+    above = np.arange(hu.shape[0])[:, None] < level
+    gas = inner & (above if r.uniform() < 0.92 else ~above)  # gas rises to the back of who lies prone
     hu[gas] = -950
 
 

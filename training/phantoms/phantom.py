@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from training.phantoms.anatomy import EXTRAS, STRUCTURES, Anatomy, PhantomSlice
-from training.phantoms.shapes import Array
+from training.phantoms.anatomy import Anatomy
+from training.phantoms.shapes import Array, PhantomSlice
+from training.phantoms.tissues import EXTRAS, STRUCTURES
 
 Z_RANGE = (-75.0, 88.0)
 
@@ -67,9 +68,6 @@ def make_volume(
     affine = np.diag([spacing[0], spacing[1], spacing[2], 1.0])
     affine[:3, 3] = xs[0], ys[0], zs[0]
     return PhantomVolume(hu, masks, affine)
-
-
-# ---- command ---------------------------------------------------------------------------------------------
 
 
 def write_volume(volume: PhantomVolume, out: Path) -> None:

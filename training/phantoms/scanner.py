@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
 
@@ -24,6 +27,8 @@ def scanned(hu: np.ndarray, body: np.ndarray, mm: tuple[float, float], r: np.ran
     if u() < 0.3:  # kept as 8-bit pictures
         step = float(u(2, 12))
         hu = np.round(hu / step) * step
+    if u() < 0.08:
+        hu = _as_jpeg(hu, r)
     return np.clip(hu, -1024, 3000)
 
 
@@ -36,6 +41,15 @@ def grain(shape: tuple[int, int], mm: tuple[float, float], r: np.random.Generato
     power = (f / peak + 0.15) * np.exp(-((f / peak) ** 2))
     made = np.fft.irfft2(np.fft.rfft2(r.standard_normal(shape, dtype=np.float32)) * power, s=shape)
     return (made / (made.std() + 1e-6)).astype(np.float32)
+
+
+def _as_jpeg(hu: np.ndarray, r: np.random.Generator) -> np.ndarray:
+    """(H, W) float32: kept as a windowed JPEG and read back."""
+    lower, upper = (-1000.0, float(r.uniform(250, 1000))) if r.uniform() < 0.5 else (-200.0, 300.0)
+    grey = np.clip((hu - lower) / (upper - lower) * 255, 0, 255).astype(np.uint8)
+    kept = io.BytesIO()
+    Image.fromarray(grey).save(kept, "JPEG", quality=int(r.integers(45, 96)))
+    return np.asarray(Image.open(kept), np.float32) / 255 * (upper - lower) + lower
 
 
 def _streaks(shape: tuple[int, int], r: np.random.Generator) -> np.ndarray:

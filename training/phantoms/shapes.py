@@ -5,8 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy import ndimage
 
 Array = np.ndarray
+
+
+@dataclass
+class PhantomSlice:
+    """One axial slice: `hu` (H, W) float32, `masks` name → (H, W) bool, rows towards posterior.
+
+    Columns run towards the patient's left (radiological) unless `mirrored`. `spacing` is (row, column) mm.
+    """
+
+    hu: Array
+    masks: dict[str, Array]
+    spacing: tuple[float, float]
+    z: float
+    mirrored: bool = False
 
 
 @dataclass
@@ -73,3 +88,10 @@ def capsule(a: Canvas, p: Array, q: Array, radius: float) -> Array:
 def smooth_min(a: Array, b: Array, k: float) -> Array:
     h = np.clip(0.5 + 0.5 * (b - a) / k, 0, 1)
     return b * (1 - h) + a * h - k * h * (1 - h)
+
+
+def smooth(r: np.random.Generator, cells: int, side: int) -> np.ndarray:
+    """(side, side) float32: smooth noise of about `cells` waves, unit spread."""
+    coarse = r.standard_normal((cells + 3, cells + 3), dtype=np.float32)
+    wide = ndimage.zoom(coarse, (side + 8) / cells, order=3, grid_mode=False)
+    return wide[4 : 4 + side, 4 : 4 + side]

@@ -13,10 +13,11 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from training.phantoms.anatomy import EXTRAS, STRUCTURES, Anatomy
-from training.phantoms.patient import NAMES, SIDE, smooth
+from training.phantoms.anatomy import Anatomy
+from training.phantoms.patient import SIDE
 from training.phantoms.scanner import scanned
-from training.phantoms.shapes import Canvas, rotation
+from training.phantoms.shapes import Canvas, rotation, smooth
+from training.phantoms.tissues import EXTRAS, NAMES, STRUCTURES
 
 Z_RANGE = (-190.0, 175.0)
 DRAWN = 0.72  # of a picture's side is painted: organs have no finer edges
@@ -119,8 +120,6 @@ class WideAnatomy(Anatomy):
             size = np.array([u(9, 22), u(8, 17), u(14, 40)]) * (1.0 if u() < 0.8 else 1.5)
             kind = str(r.choice(["gas", "fluid", "feces", "contrast", "wall"], p=odds))
             self.loops.append((at, size, rotation(r.normal(0, 0.9, 3)), kind, u(0, 1, 4)))
-
-    # ---- painting -------------------------------------------------------------------------------------
 
     def _soft_organs(self, a: Canvas) -> None:
         super()._soft_organs(a)

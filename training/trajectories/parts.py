@@ -215,9 +215,6 @@ def recorded(shown: Shown, sample: dict[str, Any], run: expert.Run, identity: di
     )
 
 
-# ---- many at a time --------------------------------------------------------------------------------------
-
-
 def do_all(
     work: Work, groups: Sequence[tuple[int, Group]], workers: int, segmenter: Any, progress: Any
 ) -> None:
@@ -310,9 +307,6 @@ def load_segmenter(work: Work) -> Any:
     segmenter: Any = segmenters.open(work.segmenter, work.config, work.device)
     segmenter.kept.limit = 2**26  # bytes: every picture comes once, and there are several processes
     return segmenter
-
-
-# ---- parts -----------------------------------------------------------------------------------------------
 
 
 def part_name(number: int, n: int) -> str:

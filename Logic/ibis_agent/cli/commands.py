@@ -108,9 +108,6 @@ def _fail(options: argparse.Namespace, code: int, text: str) -> int:
     return code
 
 
-# ---- run -------------------------------------------------------------------------------------------------
-
-
 def _run(options: argparse.Namespace) -> int:
     screen = terminal.Screen(quiet=options.quiet or options.json)
     asked, prompts = _request(options), options.prompt or []
@@ -194,9 +191,6 @@ def _request(options: argparse.Namespace) -> Request:
         exclude=options.exclude,
         exclude_labels=tuple(options.exclude_label or ()),
     )
-
-
-# ---- the other subcommands -------------------------------------------------------------------------------
 
 
 def _replay(options: argparse.Namespace) -> int:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from training.demo.dataset import Joined, Slices, load, make
-from training.phantoms.patient import NAMES, Patient
+from training.phantoms.patient import Patient
+from training.phantoms.reshaped import reshape
 from training.phantoms.scanner import grain, scanned
+from training.phantoms.tissues import NAMES
 from training.phantoms.wide import wide_slice
 
 
@@ -126,3 +128,42 @@ class _Numbered:
 
     def __call__(self, seed: int) -> tuple[np.ndarray, np.ndarray, float, bool]:
         return np.full((16, 16), seed, np.int16), np.full((16, 16), seed, np.uint16), 1.0 + seed, False
+
+
+def test_organs_take_other_shapes_and_give_way_to_nothing_solid():
+    liver, spleen, kidney, stomach, aorta, fat, muscle = 1, 2, 3, 4, 5, 9, 8
+    tissue = np.zeros((96, 96), np.uint8)
+    y, x = np.mgrid[:96, :96]
+    tissue[np.hypot(y - 48, x - 48) < 44] = fat
+    tissue[np.hypot(y - 45, x - 30) < 16] = liver
+    tissue[np.hypot(y - 60, x - 74) < 9] = spleen
+    tissue[np.hypot(y - 34, x - 60) < 8] = stomach
+    tissue[np.hypot(y - 55, x - 50) < 5] = aorta
+    numbers = {
+        "liver": [liver],
+        "spleen": [spleen],
+        "stomach": [stomach],
+        "left kidney": [kidney],
+        "right kidney": [],
+        "gallbladder": [],
+        "bowel": [],
+        "pancreas": [],
+    }
+    sizes = {organ: set() for organ in (liver, spleen, stomach)}
+    for seed in range(40):
+        other, changed = reshape(tissue, numbers, fat, (muscle,), (3.0, 3.0), np.random.default_rng(seed))
+        assert np.array_equal(changed, other != tissue)
+        assert np.array_equal(other == aorta, tissue == aorta)
+        assert np.array_equal(other == 0, tissue == 0)
+        for organ, seen in sizes.items():
+            seen.add(int((other == organ).sum()))
+            # What one organ gains is taken from what gives way, never from another.
+            assert set(np.unique(tissue[changed & (other == organ)])) <= {fat, muscle}
+    assert all(len(seen) > 10 for seen in sizes.values())
+    places = [np.argwhere(o == stomach).mean(0) for o in _reshaped(tissue, numbers, fat, muscle)]
+    assert np.std(places, axis=0).max() > 2
+
+
+def _reshaped(tissue, numbers, fat, muscle):
+    for seed in range(40):
+        yield reshape(tissue, numbers, fat, (muscle,), (3.0, 3.0), np.random.default_rng(seed))[0]

@@ -127,8 +127,6 @@ class Propagation:
         assert isinstance(found, Sam2Embedding)
         return found.to(segmenter.device, torch.float32)
 
-    # ---- one slice ----------------------------------------------------------------------------------------
-
     def predict(
         self, index: int, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
     ) -> Prediction:
@@ -215,8 +213,6 @@ class Propagation:
         """See predictor.marks_of."""
         return marks_of(prompts, *self.size)
 
-    # ---- from slice to slice --------------------------------------------------------------------------------
-
     def follow(
         self,
         start: int,
@@ -293,8 +289,6 @@ class Propagation:
             return math.inf
         nearest = min(ahead, key=lambda n: abs(n - start)), min(behind, key=lambda n: abs(n - start))
         return sum(nearest) / 2 * direction
-
-    # ---- the network ----------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def _track(self, index: int, reverse: bool) -> Found:

@@ -1,0 +1,120 @@
+"""Organs of another shape in a slice of a real patient: other contours, and a stomach drawn anew.
+
+Works on the map of tissues before it is given its shades, so that a changed organ looks like the rest of the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from training.phantoms.shapes import smooth
+
+Numbers = dict[str, list[int]]
+# How often each organ's contour is changed. A kidney keeps its shape more than the soft organs do.
+CHANGED = {
+    "stomach": 0.6,
+    "spleen": 0.5,
+    "liver": 0.5,
+    "gallbladder": 0.4,
+    "left kidney": 0.3,
+    "right kidney": 0.3,
+}
+LEAST = 80  # pixels: smaller cross-sections are left as they are
+# Where stomachs lie: (x, y) in half sizes of the body, x to the patient's left, y to the back.
+FUNDUS, BODY, ANTRUM = (
+    ((0.3, 0.52), (-0.1, 0.25)),
+    ((0.15, 0.42), (-0.55, -0.2)),
+    ((-0.12, 0.12), (-0.5, -0.2)),
+)
+
+
+def reshape(
+    tissue: np.ndarray,
+    numbers: Numbers,
+    fat: int,
+    soft: Sequence[int],
+    mm: tuple[float, float],
+    r: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(S, S) uint8 tissues with organs of other shapes, and the (S, S) bool pixels that changed.
+
+    `numbers`: organ → its tissue numbers. `fat`: what is left where an organ was. `soft`: tissues that give way.
+    `mm`: size of a pixel (row, column).
+    """
+    changed = tissue.copy()
+    yielding = [fat, *soft, *numbers["bowel"], *numbers["pancreas"]]
+    if r.uniform() < 0.35:
+        _draw_stomach(changed, numbers, fat, yielding, mm, r)
+    for name, chance in CHANGED.items():
+        if r.uniform() < chance:
+            _change_contour(changed, numbers[name], fat, yielding, mm, r)
+    return changed, changed != tissue
+
+
+def _change_contour(
+    tissue: np.ndarray,
+    organ: list[int],
+    fat: int,
+    yielding: list[int],
+    mm: tuple[float, float],
+    r: np.random.Generator,
+) -> None:
+    """Move the organ's edge out and in by smooth noise; it grows into what gives way and leaves fat behind."""
+    mask = np.isin(tissue, organ)
+    if mask.sum() < LEAST:
+        return
+    width = float(r.uniform(3, 9))  # mm
+    edge = ndimage.gaussian_filter(mask.astype(np.float32), (width / mm[0], width / mm[1]))
+    waves = tissue.shape[0] * mm[0] / float(r.uniform(20, 70))
+    edge += float(r.uniform(0.03, 0.16)) * smooth(r, max(2, round(waves)), len(tissue)) + float(
+        r.normal(0, 0.1)
+    )
+    found = (edge > 0.5) & (mask | np.isin(tissue, yielding))
+    if found.sum() < LEAST:
+        return
+    number = int(np.bincount(tissue[mask]).argmax())
+    tissue[mask & ~found] = fat
+    tissue[found & ~mask] = number
+
+
+def _draw_stomach(
+    tissue: np.ndarray,
+    numbers: Numbers,
+    fat: int,
+    yielding: list[int],
+    mm: tuple[float, float],
+    r: np.random.Generator,
+) -> None:
+    """Put another stomach where stomachs lie: a tube along fundus, body and antrum that fills the room there."""
+    old = np.isin(tissue, numbers["stomach"])
+    neighbours = np.isin(tissue, numbers["spleen"] + numbers["liver"])
+    body = tissue != tissue[0, 0]
+    if neighbours.sum() < 5 * LEAST or not numbers["stomach"]:
+        return
+    rows, columns = np.flatnonzero(body.any(1)), np.flatnonzero(body.any(0))
+    centre = (rows[0] + rows[-1]) / 2, (columns[0] + columns[-1]) / 2
+    half = (rows[-1] - rows[0]) / 2 + 1, (columns[-1] - columns[0]) / 2 + 1
+    y, x = np.mgrid[: tissue.shape[0], : tissue.shape[1]].astype(np.float32)
+    y, x = (y - centre[0]) / half[0], (x - centre[1]) / half[1]
+    first = int(r.integers(0, 3))
+    parts = (FUNDUS, BODY, ANTRUM)[first : first + int(r.integers(1, 4))]
+    points = [(float(r.uniform(*across)), float(r.uniform(*down))) for across, down in parts]
+    away = np.full(tissue.shape, np.inf, np.float32)
+    for a, b in zip(points, points[1:] or points, strict=False):
+        dx, dy = b[0] - a[0], b[1] - a[1]
+        along = np.clip(((x - a[0]) * dx + (y - a[1]) * dy) / (dx * dx + dy * dy + 1e-6), 0, 1)
+        at = np.hypot((x - a[0] - along * dx) * half[1] * mm[1], (y - a[1] - along * dy) * half[0] * mm[0])
+        away = np.minimum(away, at)
+    waves = tissue.shape[0] * mm[0] / float(r.uniform(30, 80))
+    radius = float(np.exp(r.uniform(np.log(12), np.log(48))))  # mm
+    shape = away / radius + 0.18 * smooth(r, max(2, round(waves)), len(tissue)) < 1
+    inner = x**2 + y**2 < 0.8**2  # not the wall of the trunk
+    found = shape & inner & (old | np.isin(tissue, yielding))
+    found = ndimage.binary_opening(found, iterations=2)
+    if found.sum() < 2 * LEAST:
+        return
+    tissue[old] = fat
+    tissue[found] = numbers["stomach"][0]
