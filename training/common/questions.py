@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
-from ibis_agent.policy.vocabulary import wording
 
 QUESTIONS = (
     "Segment the {n}",
@@ -104,11 +103,6 @@ def question(name: str, rng: np.random.Generator) -> str:
         text += "."
     style = rng.random()
     return text.lower() if style < 0.25 else text
-
-
-def asked(name: str, rng: np.random.Generator) -> str:
-    """A wording as the demo policy meets it: people's words for what it knows reach it as one and the same."""
-    return wording(question(name, rng), VOCABULARY)
 
 
 def zone(x: float, y: float) -> str:

@@ -1,33 +1,31 @@
 """Simulated turns for the demo policy: phantom pictures, masks painted over them, questions and replies.
 
-A picture with its questions becomes token ids, visual patches and what the training's extra heads learn.
+A picture with its questions becomes token ids (policy_writer), visual patches and what the extra heads learn.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from ibis_agent.actions import Click, format_click
-from tokenizers import Tokenizer
+from ibis_agent.policy.prompts import rejection_note, retry_note
 from torch import Tensor
 
 from training.common import questions as q
 from training.demo.dataset import ALIKE, HARD, NAMES, SIDE, Slices
-from training.demo.empty_policy import DEMO_CARD, PATCH, TOKENS, token_id
-from training.demo.policy_clicks import STEPS, another, correction, deepest, depth_of, digit_worth, good_click
+from training.demo.empty_policy import PATCH, TOKENS
+from training.demo.policy_clicks import another, correction, deepest, depth_of, good_click
+from training.demo.policy_writer import CARD, Asked, Writer
 from training.phantoms.phantom import STRUCTURES
 from training.trajectories.mistakes import BAD, GOOD, half_way_mask
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 CELL = 2 * PATCH
-GREEN = np.array(DEMO_CARD["overlay_colour"], np.float32) / 255
-ALPHA = float(DEMO_CARD["overlay_alpha"])
-_POINT = re.compile(r"Point \(([\d.]+), ([\d.]+)\)")
+GREEN = np.array(CARD.overlay_colour, np.float32) / 255
 ON_TRUNKS = (
     "urinary bladder",
     "prostate",
@@ -41,19 +39,6 @@ SMALLEST = 40  # pixels on the SIDE grid: fewer is neither asked for nor called 
 
 
 @dataclass
-class Asked:
-    """One question about one picture: prompt and reply as token ids and loss weights, and where it clicks.
-
-    `worth` has (place in ids, (10,) worth of each digit there) for the digits that a click is written with.
-    """
-
-    ids: list[int]
-    weights: list[float]
-    goal: tuple[float, float] | None = None
-    worth: list[tuple[int, np.ndarray]] = field(default_factory=list)
-
-
-@dataclass
 class Shown:
     """One picture as the policy sees it, (3, h, w) float 0–1, its questions, and what the extra heads learn."""
 
@@ -62,59 +47,6 @@ class Shown:
     cells: np.ndarray  # (rows * columns, 4 * names) share of each structure in each quarter of a cell
     targets: np.ndarray  # (structures, 3) cell of the deepest point or -1, and its offset in the cell
     covered: np.ndarray  # (rows * columns,) share of the painted mask
-
-
-class Writer:
-    """Turns questions and replies into token ids with the weight of each in the loss."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
-        self.special = {
-            t: token_id(tokenizer, t)
-            for t in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
-        }
-        self.prefix = [
-            self.special["<|im_start|>"],
-            *self.text("system\n" + DEMO_CARD["prompts"]["system"]),
-            self.special["<|im_end|>"],
-            *self.text("\n"),
-            self.special["<|im_start|>"],
-            *self.text("user\n"),
-            self.special["<|vision_start|>"],
-        ]
-        self.digits = [token_id(tokenizer, str(digit)) for digit in range(10)]
-
-    def text(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
-
-    def ask(self, prompt: str, reply: str, worth: np.ndarray | None = None) -> Asked:
-        """`worth` (STEPS, STEPS) [x, y]: of the points that the reply could click on instead of its own."""
-        before = [
-            self.special["<|vision_end|>"],
-            *self.text(prompt),
-            self.special["<|im_end|>"],
-            *self.text("\n"),
-            self.special["<|im_start|>"],
-            *self.text("assistant\n"),
-        ]
-        said = [*self.text(reply), self.special["<|im_end|>"]]
-        weights = [1.0] * len(said)
-        run = 0
-        for i, token in enumerate(said):
-            run = run + 1 if token in self.digits else 0
-            # "0.dd00": digits two and three of each number are the ones that point somewhere.
-            if token in self.digits:
-                dotted = i >= 1 and self.tokenizer.id_to_token(said[i - 1]) == "."
-                weights[i] = 8.0 if dotted else 4.0 if run == 2 else 0.3
-        asked = Asked(before + said, [0.0] * len(before) + weights)
-        found = _POINT.search(reply)
-        if found:
-            asked.goal = float(found[1]), float(found[2])
-        if asked.goal and worth is not None:
-            places = [len(before) + i for i, w in enumerate(weights) if w >= 4.0]
-            x, y = (round(v * STEPS) for v in asked.goal)
-            asked.worth = list(zip(places, digit_worth(worth, x, y), strict=True))
-        return asked
 
 
 def grid_of(aspect: float, small: bool) -> tuple[int, int]:
@@ -190,7 +122,6 @@ def some_window(hu: np.ndarray, rng: np.random.Generator) -> tuple[float, float]
 
 
 def with_note(
-    prompt: str,
     reply: str,
     name: str,
     region: np.ndarray | None,
@@ -199,20 +130,22 @@ def with_note(
     aspect: float,
     rng: np.random.Generator,
 ) -> tuple[str, str, np.ndarray | None]:
-    """Now and then the prompt ends with a note: asked again, or the click was taken back and another is due."""
-    prompts, chance = DEMO_CARD["prompts"], rng.random()
+    """A note, the reply to it, and what its click is worth.
+
+    There is one now and then: asked again, or the click was taken back and another is due.
+    """
+    chance = rng.random()
     if chance < 0.03:
-        return f"{prompt}\n{prompts['retry']}", reply, value
+        return retry_note(CARD.prompts, ""), reply, value
     if chance < 0.09 and region is not None and click is not None:
         x, y = np.clip([click.x + rng.normal(0, 0.015), click.y + rng.normal(0, 0.015)], 0, 1)
         shaken = Click(float(x), float(y), click.positive)
         left = another(region, shaken, aspect)
         if left is not None:
             other, value = good_click(depth_of(left, aspect), click.positive, rng)
-            note = prompts["reject"].format(action=format_click(shaken))
             write = q.first_reply if "mask" not in reply else q.correction_reply
-            return f"{prompt}\n{note}", write(name, other), value
-    return prompt, reply, value
+            return rejection_note(CARD.prompts, format_click(shaken)), write(name, other), value
+    return "", reply, value
 
 
 def show(
@@ -234,7 +167,6 @@ def show(
     points = {n: deepest(depths[n]) for n in present}
     asked: list[Asked] = []
     mask = np.zeros((SIDE, SIDE), bool)
-    first, refine = DEMO_CARD["prompts"]["first"], DEMO_CARD["prompts"]["refine"]
     if overlaid and present:
         weight = np.array([2.0 if n in HARD else 1.0 for n in present])
         name = str(rng.choice(present, p=weight / weight.sum()))
@@ -257,8 +189,9 @@ def show(
                 positive, region = correction(mask, truth, aspect)
                 click, value = good_click(depth_of(region, aspect), positive, rng)
             reply = q.correction_reply(asks, click) if click else q.done_reply(asks)
-            prompt = refine.format(question=q.asked(asks, rng))
-            asked.append(writer.ask(*with_note(prompt, reply, asks, region, click, value, aspect, rng)))
+            question = q.question(asks, rng)
+            note, reply, value = with_note(reply, asks, region, click, value, aspect, rng)
+            asked.append(writer.ask(question, reply, value, masked=True, note=note))
     else:
         # What is rare or hard to tell from its neighbours is asked for first, mostly; then what is thin.
         first_asked = [n for n in HARD if n in present and rng.random() < 0.8]
@@ -267,22 +200,25 @@ def show(
         chosen = (first_asked + rest)[:questions]
         for name in chosen:
             click, value = good_click(depths[name], True, rng)
-            prompt, reply = first.format(question=q.asked(name, rng)), q.first_reply(name, click)
-            asked.append(writer.ask(*with_note(prompt, reply, name, masks[name], click, value, aspect, rng)))
+            question, reply = q.question(name, rng), q.first_reply(name, click)
+            note, reply, value = with_note(reply, name, masks[name], click, value, aspect, rng)
+            asked.append(writer.ask(question, reply, value, note=note))
         # …and so is what is often taken for a neighbour when it is not there.
         feared = [n for n in ALIKE if n in absent and rng.random() < 0.35]
         wanted = (feared + [str(n) for n in rng.permutation(absent) if n not in feared])[:1]
         if rng.random() < 0.15:
             wanted.append(str(rng.choice([n for n in q.NEVER_PRESENT if n not in ON_TRUNKS])))
         for name in wanted:
-            asked.append(writer.ask(first.format(question=q.asked(name, rng)), q.absent_reply(name)))
+            asked.append(writer.ask(q.question(name, rng), q.absent_reply(name)))
     rows, columns = grid
     size = (rows * CELL, columns * CELL)
     rgb = np.repeat(grey[None], 3, 0)
     if mask.any():
         near = (np.arange(grey.shape[0]) + 0.5) * SIDE / grey.shape[0]
         shown = mask[np.ix_(near.astype(int), near.astype(int))]
-        rgb = np.where(shown[None], rgb * (1 - ALPHA) + GREEN[:, None, None] * ALPHA, rgb)
+        rgb = np.where(
+            shown[None], rgb * (1 - CARD.overlay_alpha) + GREEN[:, None, None] * CARD.overlay_alpha, rgb
+        )
     picture = (
         F.interpolate(
             torch.from_numpy(rgb.astype(np.float32))[None], size=size, mode="bicubic", antialias=True
@@ -318,10 +254,8 @@ def patches_of(pictures: Tensor) -> Tensor:
 
 def collate(writer: Writer, shown: list[Shown], grid: tuple[int, int]) -> dict[str, Tensor]:
     """One padded sequence a picture: prefix, visual tokens, then its questions side by side."""
-    rows, columns = grid
-    visual = rows * columns
-    start = len(writer.prefix)
-    base = start + visual
+    opening, places = writer.start(grid)
+    base, after = len(opening), int(places.max()) + 1
     length = max(base + sum(len(a.ids) for a in s.asked) for s in shown)
     ids = torch.zeros(len(shown), length, dtype=torch.long)
     weights = torch.zeros(len(shown), length)
@@ -332,13 +266,10 @@ def collate(writer: Writer, shown: list[Shown], grid: tuple[int, int]) -> dict[s
     triangle = torch.ones(length, length, dtype=torch.bool).tril()
     allowed[:, :, 0] = True  # padding looks at something
     for b, s in enumerate(shown):
-        ids[b, :base] = torch.tensor(writer.prefix + [writer.special["<|image_pad|>"]] * visual)
-        positions[:, b, :start] = torch.arange(start)
-        positions[0, b, start:base] = start
-        positions[1, b, start:base] = start + torch.arange(visual) // columns
-        positions[2, b, start:base] = start + torch.arange(visual) % columns
+        ids[b, :base] = torch.tensor(opening)
+        positions[:, b, :base] = torch.from_numpy(places)
         allowed[b, :base, :base] = triangle[:base, :base]
-        at, after = base, start + max(rows, columns)
+        at = base
         for a in s.asked:
             end = at + len(a.ids)
             ids[b, at:end] = torch.tensor(a.ids)

@@ -36,20 +36,20 @@ from training.common import questions as q
 from training.common.commands import ending
 from training.demo import loop
 from training.demo.dataset import ALIKE, NAMES, SIDE, Slices, load
-from training.demo.empty_policy import DEMO_CARD, make_config, make_tokenizer, save_folder, weights_folder
+from training.demo.empty_policy import make_config, make_tokenizer, save_folder, weights_folder
 from training.demo.policy_heads import ExtraHeads, gaze_loss, show_attention
 from training.demo.policy_turns import (
     MEAN,
     SMALLEST,
     STD,
     Buckets,
-    Writer,
     augmented,
     collate,
     grid_of,
     patches_of,
     show,
 )
+from training.demo.policy_writer import Writer
 from training.phantoms.phantom import STRUCTURES
 
 SMALL = 500  # pixels on the SIDE grid: below, one structure in four was missed
@@ -163,7 +163,7 @@ def measure(model, writer: Writer, data: Slices, numbers: np.ndarray) -> dict[st
             truth = (bits >> NAMES.index(name) & 1).astype(bool)
             if 0 < truth.sum() < SMALLEST:
                 continue
-            a = writer.ask(DEMO_CARD["prompts"]["first"].format(question=f"Segment the {name}"), "")
+            a = writer.ask(f"Segment the {name}", "")
             text = greedy(model, writer, seen, grid, a.ids[:-1])
             try:
                 action = parse_reply(text).action
@@ -195,24 +195,18 @@ def greedy(
     model, writer: Writer, seen: Tensor, grid: tuple[int, int], suffix: list[int], limit: int = 80
 ) -> str:
     """The reply to one question about one picture whose visual tokens are `seen`; batch of one."""
-    rows, columns = grid
-    start, visual = len(writer.prefix), rows * columns
+    opening, places = writer.start(grid)
+    after = int(places.max()) + 1
     language = model.model.language_model
-    ids = torch.tensor([writer.prefix + [0] * visual + suffix])
-    embedded = language.embed_tokens(ids)
-    embedded[:, start : start + visual] = seen
-    positions = torch.zeros(3, 1, ids.shape[1], dtype=torch.long)
-    positions[:, 0, :start] = torch.arange(start)
-    positions[0, 0, start : start + visual] = start
-    positions[1, 0, start : start + visual] = start + torch.arange(visual) // columns
-    positions[2, 0, start : start + visual] = start + torch.arange(visual) % columns
-    after = start + max(rows, columns)
-    positions[:, 0, start + visual :] = after + torch.arange(len(suffix))
+    embedded = language.embed_tokens(torch.tensor([opening + suffix]))
+    embedded[:, len(writer.prefix) : len(opening)] = seen
+    follows = after + torch.arange(len(suffix)).expand(3, -1)
+    positions = torch.cat([torch.from_numpy(places), follows], 1)[:, None]
     out = language(inputs_embeds=embedded, position_ids=positions, use_cache=True)
     said: list[int] = []
     for i in range(limit):
         token = int(model.lm_head(out.last_hidden_state[:, -1]).argmax())
-        if token == writer.special["<|im_end|>"]:
+        if token in writer.chat.stops:
             break
         said.append(token)
         position = torch.full((3, 1, 1), after + len(suffix) + i)

@@ -10,7 +10,6 @@ from ibis_agent.policy.card import load_card
 from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.messages import build_messages
 from ibis_agent.policy.qwen25.chat import Chat
-from ibis_agent.policy.vocabulary import wording
 from tokenizers import Tokenizer
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -18,7 +17,8 @@ from training.common import questions
 from training.demo.dataset import NAMES, SIDE, Slices
 from training.demo.empty_policy import PATCH, make_config, make_tokenizer, save_folder
 from training.demo.policy_clicks import STEPS, correction, deepest, depth_of, digit_worth, good_click, worth
-from training.demo.policy_turns import MEAN, STD, Writer, collate, grid_of, patches_of, show
+from training.demo.policy_turns import MEAN, STD, Shown, collate, grid_of, patches_of, show
+from training.demo.policy_writer import Asked, Writer
 from training.demo.train_policy import how_often, reply_loss
 
 
@@ -55,16 +55,31 @@ def test_a_training_sample_and_the_request_of_the_same_state_have_the_same_token
     encoded = chat.encode(build_messages(card, turn), [rgb], reply)
     request = chat.encode(build_messages(card, turn), [rgb])
 
-    template = card.prompts.first if number == 1 else card.prompts.refine
-    prompt = template.replace("{question}", wording(turn.question, card.vocabulary)) + (
-        f"\n{note}" if note else ""
-    )
-    asked = writer.ask(prompt, reply)
+    asked = writer.ask(turn.question, reply, masked=number > 1, note=note)
     rows, columns = grid_of(size[1] / size[0], small=size[0] * size[1] < card.min_pixels)
-    visual = [writer.special["<|image_pad|>"]] * (rows * columns)
-    assert encoded.ids.tolist() == [*writer.prefix, *visual, *asked.ids]
+    opening, places = writer.start((rows, columns))
+    assert encoded.ids.tolist() == [*opening, *asked.ids]
+    assert encoded.positions[:, : len(opening)].tolist() == places.tolist()
     assert encoded.learn.tolist()[-len(asked.ids) :] == [w > 0 for w in asked.weights]
     assert request.ids.tolist() == encoded.ids.tolist()[: len(request.ids)]
+
+
+@pytest.mark.parametrize(
+    "masked, note, user",
+    [
+        (False, "", "Segment the liver"),
+        (True, "", "The mask so far is green. Segment the liver"),
+        (False, "Reply again.", "Segment the liver\nReply again."),
+    ],
+)
+def test_a_sample_reads_as_the_chat_that_the_committed_policy_was_trained_on(writer, masked, note, user):
+    asked = writer.ask("please outline the hepatic parenchyma", "Yes.", masked=masked, note=note)
+    written = writer.tokenizer.decode([*writer.prefix, *asked.ids], skip_special_tokens=False)
+    assert written == (
+        "<|im_start|>system\nYou segment medical pictures by clicking.<|im_end|>\n"
+        f"<|im_start|>user\n<|vision_start|><|vision_end|>{user}<|im_end|>\n"
+        "<|im_start|>assistant\nYes.<|im_end|>"
+    )
 
 
 def test_training_lays_out_patches_as_the_processor_does(folder):
@@ -77,8 +92,6 @@ def test_training_lays_out_patches_as_the_processor_does(folder):
 
 
 def test_questions_that_share_a_picture_are_read_as_if_each_stood_alone(folder, writer):
-    from training.demo.policy_turns import Asked, Shown
-
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).float().eval()
     rows, columns = grid = grid_of(1.1, True)
     pixels = np.random.default_rng(1).random((3, rows * 2 * PATCH, columns * 2 * PATCH)).astype(np.float32)

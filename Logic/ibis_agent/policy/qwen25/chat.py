@@ -118,7 +118,7 @@ class Chat:
         Raises InputError for a picture that the processor refuses.
         """
         pixels, grid = self._pixels(pictures)
-        ids, parts = self._conversation(messages, grid.prod(axis=1) // self._merge**2)
+        ids, parts = self.conversation(messages, grid.prod(axis=1) // self._merge**2)
         learn = [False] * len(ids)
         if reply is not None:
             body = self.reply_tokens(reply)
@@ -133,7 +133,7 @@ class Chat:
     def length(self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]]) -> int:
         """How many tokens `encode` would give for pictures of these (height, width), without the pictures."""
         patches = [self.pictures.patches_of(*size) for size in sizes]
-        return len(self._conversation(messages, [each // self._merge**2 for each in patches])[0])
+        return len(self.conversation(messages, [each // self._merge**2 for each in patches])[0])
 
     def as_seen(self, picture: np.ndarray) -> np.ndarray:
         """(h, w, 3) uint8: an (H, W, 3) uint8 picture in the size in which the policy sees it."""
@@ -147,10 +147,10 @@ class Chat:
         """Tokens → text without control tokens. A letter that is not complete yet ends in U+FFFD."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def _conversation(
+    def conversation(
         self, messages: Sequence[Message], counts: Sequence[int] | np.ndarray
     ) -> tuple[list[int], list[int]]:
-        """Tokens up to where the assistant begins to write, and where its parts end.
+        """Tokens up to where the assistant begins to write, and where its parts end (see Encoded.parts).
 
         `counts`: tokens of every picture.
         """
