@@ -1,7 +1,7 @@
 """The agent in Slicer without any widget: asks, steps, goes back, takes corrections, accepts.
 
-Brings together the worker (Worker.py), the run in the scene (SceneRun.py) and what comes of it (Accept.py, Export.py).
-`IBISSlicerLogic` is this class; its docstring shows a whole session.
+Brings together the worker (Worker.py), the run in the scene (SceneRun.py), the jobs between the two (RunJob.py) and
+what comes of runs (Results.py). `IBISSlicerLogic` is this class; its docstring shows a whole session.
 """
 
 from __future__ import annotations
@@ -12,17 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import slicer
-from ibis_agent.engine.client import Job
 from ibis_agent.errors import IbisError
 from ibis_agent.mask.measurements import Measurements
-from ibis_agent.policy.prompts import check_question
 
 from .Errors import PlainError
-from .scene.Accept import accept
-from .scene.Export import exportDicom, exportSegment
-from .scene.Geometry import isColour, sliceOfPlane, sliceOfView
-from .scene.Measures import measureSegment, writeRow
-from .scene.Modality import takeAs
+from .Results import Results
+from .RunJob import RunJob
+from .scene.NewRun import newRun
 from .scene.RecordedRun import openRecordedRun
 from .scene.SavedRuns import openLastRun, writeSavedReview
 from .scene.SceneRun import SceneRun
@@ -32,7 +28,6 @@ from .worker import Settings
 from .worker.Worker import Worker
 from .worker.WorkerProcess import waitForEndingProcesses
 
-COLOUR_SLICES_ONLY = "A whole volume needs grayscale voxels. Ask about a single slice of a color picture."
 _BUSY = "Another run is open. Accept or discard it first."
 
 
@@ -62,14 +57,10 @@ class Agent:
         self.worker.failed.connect(self._onFailed)
         self._usable = True
         self._goOn = False  # whether the next step follows when one is done
-        self._lastSegment: tuple | None = None
-        self.measured: Measurements | None = None  # of the segment that was accepted last, and
-        self.measuresTable = None  # the vtkMRMLTableNode with a row for each accepted segment
+        self.results = Results()
         self._watch = SceneWatch(self._letGo, self._onNodeRemoved)
         _agents.add(self)
-        logging.getLogger("PIL").setLevel(
-            logging.INFO
-        )  # Slicer's error log takes everything, Pillow's chatter too
+        logging.getLogger("PIL").setLevel(logging.INFO)  # its chatter would land in Slicer's error log
         slicer.app.connect("aboutToQuit()", self._onQuit)
 
     # What is
@@ -104,64 +95,34 @@ class Agent:
     @property
     def hasMask(self) -> bool:
         """Whether there is a mask to export: the open run's, or the one accepted last."""
-        if self.current is not None:
-            return bool(self.steps)
-        if self._lastSegment is None or not slicer.mrmlScene.IsNodePresent(self._lastSegment[0]):
-            return False
-        return self._lastSegment[0].GetSegmentation().GetSegment(self._lastSegment[1]) is not None
+        return bool(self.steps) if self.current is not None else self.results.hasSegment
 
     @property
-    def lastSegmentation(self):
-        """The segmentation node that took the last accepted mask."""
-        return self._lastSegment[0] if self._lastSegment else None
+    def measured(self) -> Measurements | None:
+        """Of the segment that was accepted last."""
+        return self.results.measured
+
+    @property
+    def measuresTable(self):
+        """The vtkMRMLTableNode with a row for each accepted segment."""
+        return self.results.table
 
     # A question
 
-    def ask(
-        self,
-        volumeNode,
-        question: str,
-        *,
-        sliceNode=None,
-        axis: int = 2,
-        index: int | None = None,
-        window: tuple[float, float] | None = None,
-        scope: str = "slice",
-        slices: tuple[int, int] | None = None,
-        modality: str | None = None,
-    ) -> SceneRun:
+    def ask(self, volumeNode, question: str, **options) -> SceneRun:
         """Begin a run about one slice or a volume. Nothing is loaded or computed yet; `step` or `run` does.
 
-        :param volumeNode: a vtkMRMLScalarVolumeNode.
-        :param sliceNode: the slice view whose slice is meant (a vtkMRMLSliceNode); else `axis` and `index`
-            are taken.
-        :param axis: the voxel axis (0 i, 1 j, 2 k) across the slice, and `index` on it; None is the middle.
-        :param window: (minimum, maximum) grey values; None leaves it to the policy or the volume's display.
-        :param scope: "volume" asks about all slices along the axis, or from the first to the last of `slices`.
-        :param modality: what the volume is, such as "MR", from now on; None leaves it to its DICOM headers, to
-            what was said before, or to its grey values.
+        :param options: which slice or slices and how they are shown, see scene.NewRun.newRun.
         :raises AgentError: if a question is open already, or this one cannot be asked.
         """
         if self.current is not None:
             raise AgentError(_BUSY)
-        if volumeNode is None:
-            raise AgentError("Select a volume first.")
         try:
-            question = check_question(question)
-            if modality is not None:
-                takeAs(volumeNode, modality)
-            place = sliceOfView(sliceNode, volumeNode) if sliceNode else sliceOfPlane(volumeNode, axis, index)
-            if scope == "volume" and isColour(volumeNode):
-                raise AgentError(COLOUR_SLICES_ONLY)
-            reach = (slices or (0, place.count - 1)) if scope == "volume" else None
-            self.current = SceneRun.create(volumeNode, place, question, window, reach)
-        except IbisError as error:
+            run = newRun(volumeNode, question, **options)
+        except (PlainError, IbisError) as error:
             raise AgentError(str(error)) from error
-        self._forgetAccepted()
-        self.worker.client.open(self.current.record.session, self.current.describe)
-        Settings.rememberQuestion(question)
-        self.changed.emit()
-        return self.current
+        Settings.rememberQuestion(run.record.question)
+        return self._open(run)
 
     def step(self, wait: bool = True) -> dict | None:
         """Let the policy act once. With `wait`: the new step, or None if none came of it (see
@@ -201,11 +162,11 @@ class Agent:
 
     def addClick(self, ras, positive: bool = True, wait: bool = True) -> dict | None:
         """Add a click of the person's at a point in the world (RAS mm); for a volume, on any slice."""
-        return self._click(lambda run: run.clickFields(ras, positive), wait)
+        return self._click(lambda run: run.places.clickFields(ras, positive), wait)
 
     def addBox(self, corner, opposite, wait: bool = True) -> dict | None:
         """Add a box of the person's between two opposite corners in the world (RAS mm) in one slice."""
-        return self._click(lambda run: run.boxFields(corner, opposite), wait)
+        return self._click(lambda run: run.places.boxFields(corner, opposite), wait)
 
     def moveClick(self, number: int, ras, wait: bool = True) -> dict | None:
         """Put the click of step `number` elsewhere. It is the person's click then; later ones of its slice go."""
@@ -252,23 +213,7 @@ class Agent:
         :param segmentId: the segment to add to; empty makes a new one, named after question and answer, or
             `name`.
         """
-        run = self._interrupt()
-        record = run.record
-        run.show(run.shown)  # as recorded, whatever was still growing
-        segmentationNode, segmentId = accept(
-            run.mask.node,
-            run.mask.segmentId,
-            record.question,
-            record.answer or "",
-            segmentationNode=segmentationNode,
-            segmentId=segmentId,
-            name=name,
-            volumeNode=run.volumeNode,
-            show3D=show3D,
-        )
-        record.back(run.shown)
-        self._lastSegment = (segmentationNode, segmentId)
-        self._measure(run, segmentationNode, segmentId)
+        segmentId = self.results.accept(self._interrupt(), segmentationNode, segmentId, name, show3D)
         self.conclude()
         return segmentId
 
@@ -277,8 +222,8 @@ class Agent:
         run = self._interrupt()
         run.record.finish()
         run.finish()
-        self.current, self.accepted = None, run
-        self._closed(run)
+        self.accepted = run
+        self._close(run)
 
     def discard(self) -> None:
         """Close the question and take everything of it out of the scene."""
@@ -286,16 +231,13 @@ class Agent:
 
     def export(self, path: str) -> Path:
         """Write the mask (the open one, else the one accepted last) as .seg.nrrd, NIfTI or NRRD."""
-        segmentationNode, segmentId = self._segment()
-        return exportSegment(segmentationNode, segmentId, self._volumeOf(segmentationNode), path)
+        return self.results.export(self.current, path)
 
     def exportDicom(self, folder: str) -> None:
         """Write the segmentation with the accepted mask as DICOM SEG."""
         if self.current is not None:
-            raise AgentError(
-                "Accept the mask first: DICOM SEG export needs a segmentation in the volume's study."
-            )
-        exportDicom(self._segment()[0], folder)
+            raise AgentError("Accept the mask first: DICOM SEG export needs it in the volume's study.")
+        self.results.exportDicom(folder)
 
     def writeReview(self, path: str, textNode=None) -> None:
         """Write the review page of the open run, or of one that the scene keeps."""
@@ -318,25 +260,19 @@ class Agent:
             return takeOver or not holders
 
         if self.current is None:
-            self.current = openLastRun(isFree)
-            if self.current is not None:
-                self._forgetAccepted()
-                self.worker.client.open(self.current.record.session, self.current.describe)
-                self.current.setVisible(True)
-                self.current.reveal()
-                self.changed.emit()
+            run = openLastRun(isFree)
+            if run is not None:
+                self._open(run).setVisible(True)
+                run.reveal()
         return self.current is not None
 
     def openRecorded(self, path: str) -> None:
         """Open a run that was recorded elsewhere (trajectory.json) to step through and to go on with."""
         if self.current is not None:
             raise AgentError(_BUSY)
-        self.current = openRecordedRun(path)
-        self._forgetAccepted()
-        self.worker.client.open(self.current.record.session, self.current.describe)
-        slicer.util.setSliceViewerLayers(background=self.current.volumeNode, fit=True)
-        self.current.reveal()
-        self.changed.emit()
+        run = self._open(openRecordedRun(path))
+        slicer.util.setSliceViewerLayers(background=run.volumeNode, fit=True)
+        run.reveal()
 
     def shutdown(self) -> None:
         """End the worker and let go of the scene, which stays as it is."""
@@ -354,18 +290,22 @@ class Agent:
 
     # Inside
 
+    def _open(self, run: SceneRun) -> SceneRun:
+        self.current = run
+        self._forgetAccepted()
+        self.worker.client.open(run.record.session, run.describe)
+        self.changed.emit()
+        return run
+
     def _run(self) -> SceneRun:
         if self.current is None:
             raise AgentError("No run is open. Enter a question and press Step.")
         return self.current
 
-    @property
-    def _isVolume(self) -> bool:
-        return self.current is not None and self.current.scope == "volume"
-
     def _halt(self, butClicks: bool = False) -> None:
         self._goOn = False
-        self.worker.stop(gently=self._isVolume, butClicks=butClicks)
+        growing = self.current is not None and self.current.scope == "volume"
+        self.worker.stop(gently=growing, butClicks=butClicks)
 
     def _interrupt(self) -> SceneRun:
         """The open run, nothing under way any more: what the person does comes first."""
@@ -393,69 +333,32 @@ class Agent:
         self.changed.emit()
 
     def _do(self, request: str, fields: dict, wait: bool) -> dict | None:
-        """A job of the open run. What it tells is dropped once another run is open."""
+        """A job of the open run. With `wait`: the last step that came of it."""
         run = self._run()
-        made: list[dict] = []
-
-        def opened(message: dict) -> None:
-            run.record.open(message["head"])
-            run.save()
-
-        def step(message: dict) -> None:
-            if self.current is run and run.record.extend(message["after"], message["step"], message):
-                made.append(run.rows()[-1])
-                run.showLast()
-                if run.scope == "volume" and made[-1].get("kind") != "grow":  # else they scroll as they like
-                    run.reveal()
-                run.save()
-                self.changed.emit()
-
-        def grew(message: dict) -> None:
-            if self.current is run:
-                run.showSlice(message["slice"], message["known"])
-                self.grew.emit(message)
-
-        def done(message: dict) -> None:
-            if self.current is not run:
-                return
-            if not made:
-                run.record.settle(message)
-                run.save()
-                self.changed.emit()
-            if self._goOn and run.record.status == "ready":
-                self.step(wait=False)
-            else:
-                self._goOn = False
-
-        def failed(kind: str, text: str) -> None:
-            if self.current is run and run.isInScene():  # what had grown, or was dragged, goes back
-                run.show(run.shown)
-
-        job = Job(
-            request,
-            fields,
-            run.record.session,
-            done=done,
-            failed=failed,
-            step=step,
-            opened=opened,
-            slice=grew,
-        )
-        # What it builds on is settled when its turn comes: something may be coming to its end just now.
-        job.prepare = lambda: {"after": run.record.after}
+        job = RunJob(
+            request, fields, run, isOpen=lambda: self.current is run, changed=self.changed.emit,
+            grew=self.grew.emit, ended=self._onDone,
+        )  # fmt: skip
         job.text, job.retry = self.textArrived.emit, self.retried.emit
         self.worker.submit(job, wait)
-        return made[-1] if made else None
+        return job.made[-1] if job.made else None
+
+    def _onDone(self) -> None:
+        if self._goOn and self._run().record.status == "ready":
+            self.step(wait=False)
+        else:
+            self._goOn = False
 
     def _onFailed(self, kind: str, text: str) -> None:
         self._goOn = False
 
     def _remove(self, run: SceneRun) -> None:
-        self.current = None
+        self.current = None  # before its nodes go, which _onNodeRemoved hears of
         run.remove(record=True)
-        self._closed(run)
+        self._close(run)
 
-    def _closed(self, run: SceneRun) -> None:
+    def _close(self, run: SceneRun) -> None:
+        self.current = None
         self.worker.client.close(run.record.session)
         self.changed.emit()
 
@@ -467,43 +370,16 @@ class Agent:
         elif run is not None:
             run.remove(record=False)
 
-    def _measure(self, run: SceneRun, segmentationNode, segmentId: str) -> None:
-        """Put a row into the table of measures. A mask counts as accepted whether or not it can be measured."""
-        self.measured, self.measuresTable = None, None
-        if run.volumeNode is None:
-            return
-        try:
-            alone = run.scope == "slice"
-            self.measured = measureSegment(
-                segmentationNode, segmentId, run.volumeNode, run.place.axis, oneSlice=alone
-            )
-            self.measuresTable = writeRow(segmentationNode, segmentId, self.measured, run.volumeNode)
-        except (
-            Exception
-        ) as error:  # the segment is added already: whatever fails here must not leave the run open
-            logging.warning("IBISSlicer: the segment was not measured: %s", error)
-
-    def _segment(self) -> tuple:
-        if self.current is not None:
-            return self.current.mask.node, self.current.mask.segmentId
-        if not self.hasMask:
-            raise AgentError("There is no mask to export.")
-        return self._lastSegment
-
-    def _volumeOf(self, segmentationNode):
-        return segmentationNode.GetNodeReference(segmentationNode.GetReferenceImageGeometryReferenceRole())
-
     # The scene changes under us
 
     def _letGo(self) -> None:
         """The scene is being closed, or another agent takes the run over."""
         self._forgetAccepted()
         if self.current is not None:
-            self._interrupt()
-            run, self.current = self.current, None
-            self.worker.client.close(run.record.session)
+            run = self._interrupt()
+            self.current = None
             run.forget()
-            self.changed.emit()
+            self._close(run)
 
     def _onNodeRemoved(self) -> None:
         """Somebody has deleted a node. Without its own nodes a run is over; without its volume it can go on."""

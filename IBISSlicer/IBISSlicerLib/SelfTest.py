@@ -77,7 +77,7 @@ def _session(test, folder: str) -> None:
         test.delayDisplay("Correcting")
         logic.back(1)
         test.assertEqual(len(logic.steps), 1)
-        mine = logic.addClick(logic.current.worldOf(0.35, 0.4), positive=True)
+        mine = logic.addClick(logic.current.places.worldOf(0.35, 0.4), positive=True)
         test.assertEqual((mine["number"], mine["by"]), (2, "person"))
         test.assertGreater(mine["area_px"], 0)
         logic.undo()

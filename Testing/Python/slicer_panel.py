@@ -155,7 +155,7 @@ class Panel:
         from ibis_agent.record.run_rows import clicks_of
 
         click = next(each.click for each in clicks_of(self.run.record) if each.step == number)
-        return tuple(self.run.worldOf(click.x, click.y))
+        return tuple(self.run.places.worldOf(click.x, click.y))
 
     def colours(self, view: str, ras: Any, radius: int = 14) -> np.ndarray:
         """(N, 3) pixels of a slice view around a point."""

@@ -8,9 +8,10 @@ from typing import Any
 import qt
 import slicer
 
-from ..Agent import COLOUR_SLICES_ONLY, Agent
+from ..Agent import Agent
 from ..Errors import PlainError, telling
 from ..scene.Geometry import ObliqueViewError, alignView, isColour, shownWindow, sliceOfView
+from ..scene.NewRun import COLOUR_SLICES_ONLY
 from ..Several import Several
 from ..worker import Settings
 from .ModalityMenu import ModalityMenu

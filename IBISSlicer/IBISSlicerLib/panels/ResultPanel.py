@@ -11,7 +11,7 @@ from ibis_agent.mask.structures import name_for
 from ..Agent import Agent
 from ..Errors import telling
 from ..scene.Export import canExportDicom
-from ..scene.SceneRun import ATTRIBUTE, runsInScene
+from ..scene.RunText import ATTRIBUTE, runsInScene
 from .Texts import plain
 
 _NEW_SEGMENT = "New segment"
@@ -78,7 +78,7 @@ class ResultPanel:
                 "" if further else ui.nameEdit.text.strip(),
                 ui.show3DCheckBox.checked,
             )
-            node, measured = self.agent.lastSegmentation, self.agent.measured
+            node, measured = self.agent.results.segmentation, self.agent.measured
             if not further:
                 ui.nameEdit.setText("")
             ui.segmentationSelector.setCurrentNode(node)
@@ -104,7 +104,7 @@ class ResultPanel:
     def _aim(self, run) -> None:
         """A run about another volume does not go into the segmentation that took the answers about the last one."""
         node = self.ui.segmentationSelector.currentNode()
-        if node is None or node is not self.agent.lastSegmentation:
+        if node is None or node is not self.agent.results.segmentation:
             return
         volume = node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole())
         if volume is not None and run.volumeNode is not None and volume is not run.volumeNode:

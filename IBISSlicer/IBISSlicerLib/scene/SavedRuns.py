@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from ibis_agent.errors import InputError
 
-from .SceneRun import ATTRIBUTE, SceneRun, runsInScene
+from .RunText import ATTRIBUTE, runsInScene
+from .SceneRun import SceneRun
 
 
 def openLastRun(isFree: Callable[[object], bool]) -> SceneRun | None:

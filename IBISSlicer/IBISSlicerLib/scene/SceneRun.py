@@ -7,17 +7,13 @@ what is needed of it is kept with the run.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import slicer
-from ibis_agent.actions import Box
 from ibis_agent.errors import InputError
-from ibis_agent.mask.structures import name_for
 from ibis_agent.record.review import write_review
 from ibis_agent.record.run_record import RunRecord
 from ibis_agent.record.run_rows import clicks_of, rows_of
@@ -40,25 +36,22 @@ from .Geometry import (
 from .MaskDisplay import MaskDisplay
 from .Modality import modalityFields, modalityWords
 from .OwnNodes import keepOutOfFiles, removeNode
-from .SubjectHierarchy import giveItem, putBeside
-
-ATTRIBUTE = "IBISSlicer.Run"  # of the text node: "open", or "accepted" when the mask went into a segmentation
-_SCHEMA = "ibis-slicer-run/1"
-_SHOWN = "IBISSlicer.Shown"  # of the text node: the number of the step that is shown
+from .RunPlaces import RunPlaces
+from .RunText import ATTRIBUTE, KeptRun, RunText
+from .SubjectHierarchy import giveItem
 
 
 class SceneRun:
     """A run over slices, of which there may be one alone, and its nodes.
 
     :ivar record: the RunRecord.
-    :ivar textNode: the vtkMRMLTextNode that keeps it; references the other nodes.
     :ivar shown: number of the step whose masks are shown, 0 before the first.
     """
 
-    def __init__(self, record: RunRecord, textNode, image: dict, toRas: np.ndarray) -> None:
+    def __init__(self, record: RunRecord, text: RunText, image: dict, toRas: np.ndarray) -> None:
         """See `create` and `open`."""
         self.record = record
-        self.textNode = textNode
+        self._text = text
         self.shown = 0
         self._visible = True
         self.mask: MaskDisplay | None = None
@@ -69,7 +62,6 @@ class SceneRun:
         self._toRas = toRas
         self._displayed: dict[int, str] = {}  # run lengths of the masks that are in the labelmap, by slice
         self._rows: tuple[list, list[dict]] = ([], [])
-        self._written: int | None = None  # the state of the record that the text node holds
 
     @classmethod
     def create(
@@ -103,12 +95,7 @@ class SceneRun:
         if slices is not None:
             image["range"] = list(slices)
         record = record or RunRecord(question, "slice" if slices is None else "volume")
-        textNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTextNode", f"IBIS: {name_for(question)}")
-        textNode.SetForceCreateStorageNode(textNode.CreateStorageNodeAlways)
-        textNode.SetAttribute(ATTRIBUTE, "open")
-        textNode.SetNodeReferenceID("volume", volumeNode.GetID())
-        putBeside(textNode, volumeNode)
-        run = cls(record, textNode, image, ijkToRas(volumeNode))
+        run = cls(record, RunText.create(volumeNode, question), image, ijkToRas(volumeNode))
         run._createNodes(volumeNode)
         run.save()
         return run
@@ -119,8 +106,9 @@ class SceneRun:
 
         :raises InputError: for a text that is not a run.
         """
-        record, image, toRas, shown = cls._read(textNode)
-        run = cls(record, textNode, image, toRas)
+        text = RunText(textNode)
+        record, image, toRas, shown = text.read()
+        run = cls(record, text, image, toRas)
         segmentation = textNode.GetNodeReference("segmentation")
         marks = {role: textNode.GetNodeReference(role) for role in ClickMarks.ROLES}
         if segmentation is not None and all(marks.values()):
@@ -137,24 +125,14 @@ class SceneRun:
     @classmethod
     def toLookAt(cls, textNode) -> SceneRun:
         """The run that a text node keeps, without mask and marks in the scene. Raises InputError."""
-        record, image, toRas, _ = cls._read(textNode)
-        return cls(record, textNode, image, toRas)
+        text = RunText(textNode)
+        record, image, toRas, _ = text.read()
+        return cls(record, text, image, toRas)
 
-    @classmethod
-    def _read(cls, textNode) -> tuple[RunRecord, dict, np.ndarray, int]:
-        """(record, image, voxel → RAS, number of the shown step)."""
-        try:
-            saved = json.loads(textNode.GetText() or "null")
-            if saved["schema"] != _SCHEMA:
-                raise ValueError(f"schema {saved['schema']}")
-            toRas = np.array(saved["toRas"], dtype=float).reshape(4, 4)
-            shown = (
-                textNode.GetAttribute(_SHOWN) or saved["shown"]
-            )  # earlier versions have it in the text alone
-            return RunRecord.from_json(saved["run"]), dict(saved["image"]), toRas, int(shown)
-        except (TypeError, KeyError, ValueError) as error:
-            problem = f"the text node {textNode.GetName()} is not a run of IBISSlicer"
-            raise InputError(problem, value=str(error)) from error
+    @property
+    def textNode(self):
+        """The vtkMRMLTextNode that keeps the run; references the other nodes."""
+        return self._text.node
 
     @property
     def isOpened(self) -> bool:
@@ -181,22 +159,10 @@ class SceneRun:
             self._rows = self.record.after, rows_of(self.record)
         return self._rows[1]
 
-    def clickFields(self, ras, positive: bool) -> dict:
-        """What the request `add` says of the person's click at a point in the world.
-
-        :raises InputError: if it lies beside the slices or outside the picture.
-        """
-        index, x, y = self._placeOf(ras)
-        return {"slice": index, "click": {"x": x, "y": y, "positive": bool(positive)}}
-
-    def boxFields(self, corner, opposite) -> dict:
-        """What the request `add` says of a box of the person's between two points in the world. Raises InputError."""
-        (index, *first), (last, *second) = self._placeOf(corner), self._placeOf(opposite)
-        if index != last:
-            value = f"{index + 1} and {last + 1}"
-            raise InputError("both corners of a box must lie in one slice", value=value)
-        (x0, x1), (y0, y1) = (sorted(pair) for pair in zip(first, second))
-        return {"slice": index, "click": dataclasses.asdict(Box(x0, y0, x1, y1))}
+    @property
+    def places(self) -> RunPlaces:
+        """Points of the world in terms of this run."""
+        return RunPlaces(self.record, self._toRas, self.mask.node, self.place.axis, self.place.index)
 
     def moveFields(self, number: int, ras) -> dict:
         """What the request `add` says of the click of step `number` put elsewhere. Raises InputError.
@@ -206,7 +172,7 @@ class SceneRun:
         mark = self.marks.dragged
         for each in clicks_of(self.record, self.shown):
             if each.step == number and (mark is None or mark.number != number or mark.which == each.which):
-                x, y = self.record.geometry_of(each.index).from_patient(*self._patientOf(ras))
+                x, y = self.places.onPicture(each.index, ras)
                 fields = {"slice": each.index, "click": {"x": x, "y": y, "positive": each.click.positive}}
                 if self._alone:
                     return {**fields, "after": self.record.after[: number - 1]}
@@ -316,7 +282,7 @@ class SceneRun:
     def aimBox(self, corner, opposite) -> None:
         """Draw the box that the person is about to place, or nothing where none could be; `show` ends it."""
         try:
-            fields = self.boxFields(corner, opposite)
+            fields = self.places.boxFields(corner, opposite)
             self._drawBox(fields["click"], fields["slice"])
         except InputError:
             self._drawBox(None, self.record.geometry.index)
@@ -349,56 +315,9 @@ class SceneRun:
             ijk[self.place.axis] = self.shownSlice
             showSliceInViews(self.volumeNode, self.place.axis, ijk)
 
-    def _patientOf(self, ras) -> tuple[float, float, float]:
-        """A point in the world in the record's millimetres, which no transform has moved."""
-        return tuple((self.record.geometry.affine @ [*self._voxelOf(ras), 1.0])[:3])
-
-    def _voxelOf(self, ras) -> np.ndarray:
-        local = [0.0, 0.0, 0.0]
-        self.mask.node.TransformPointFromWorld(ras, local)
-        return np.linalg.solve(self._toRas, [*local, 1.0])[:3]
-
-    def _placeOf(self, ras) -> tuple[int, float, float]:
-        """(slice, x, y) of a point in the world. Raises InputError outside the range or the picture."""
-        first, last = self.record.range
-        index = first if self._alone else int(np.floor(self._voxelOf(ras)[self.place.axis] + 0.5))
-        if not first <= index <= last:
-            remedy = f"The range is {first + 1} to {last + 1}."
-            raise InputError("this slice is outside the range of the run", value=index + 1, remedy=remedy)
-        return index, *self.record.geometry_of(index).from_patient(*self._patientOf(ras))
-
-    def worldOf(self, x: float, y: float) -> tuple[float, ...]:
-        """Where a normalised picture coordinate lies in the world now."""
-        local = (self._toRas @ [*self.record.geometry.to_voxel(x, y), 1.0])[:3]
-        world = [0.0, 0.0, 0.0]
-        self.mask.node.TransformPointToWorld(local, world)
-        return tuple(world)
-
-    def centre(self) -> tuple[float, ...]:
-        """The middle of the slice in the world: where to scroll a view to."""
-        ijk = [(count - 1) / 2 for count in self._image["shape"]]
-        ijk[int(self._image["axis"])] = int(self._image["index"])
-        world = [0.0, 0.0, 0.0]
-        self.mask.node.TransformPointToWorld((self._toRas @ [*ijk, 1.0])[:3], world)
-        return tuple(world)
-
     def save(self) -> None:
-        """Bring the text node up to date, so that it can be saved with the scene at any moment.
-
-        The record of a long run is large: it is written where it has changed, not for another row that is shown.
-        """
-        self.textNode.SetAttribute(_SHOWN, str(self.shown))
-        if self._written == self.record.changes:
-            return
-        self._written = self.record.changes
-        saved = {
-            "schema": _SCHEMA,
-            "run": self.record.to_json(),
-            "image": self._image,
-            "toRas": self._toRas.tolist(),
-            "shown": self.shown,
-        }
-        self.textNode.SetText(json.dumps(saved, ensure_ascii=True, separators=(",", ":")))
+        """Bring the text node up to date."""
+        self._text.write(KeptRun(self.record, self._image, self._toRas, self.shown))
 
     def finish(self) -> None:
         """The mask was accepted: the record stays with the scene. Mask and marks are hidden, still there to be looked
@@ -441,9 +360,3 @@ class SceneRun:
         self.textNode.SetNodeReferenceID("segmentation", self.mask.node.GetID())
         for role in ClickMarks.ROLES:
             self.textNode.SetNodeReferenceID(role, self.marks.nodes[role].GetID())
-
-
-def runsInScene() -> list:
-    """The text nodes that keep runs, oldest first."""
-    nodes = slicer.util.getNodesByClass("vtkMRMLTextNode")
-    return [node for node in nodes if node.GetAttribute(ATTRIBUTE)]

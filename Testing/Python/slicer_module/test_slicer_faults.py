@@ -83,7 +83,7 @@ def test_a_worker_that_hangs_is_ended_and_a_click_still_gets_its_mask(asked: Pan
     panel.host.wait_until(lambda: time.monotonic() > end, 5)
     panel.host.press(panel.ui.stopButton)
     assert not panel.logic.isWorking  # at once for the person
-    panel.logic.addClick(panel.run.worldOf(0.45, 0.3), wait=False)
+    panel.logic.addClick(panel.run.places.worldOf(0.45, 0.3), wait=False)
     panel.rest()
     assert [step["by"] for step in panel.logic.steps] == ["policy", "person"]
     gone(panel, pid)

@@ -109,7 +109,7 @@ def test_no_button_moves_while_the_agent_works_and_says_things(asked: Panel, sco
         assert tops(panel) == still
         panel.host.press(panel.ui.stopButton)
         assert tops(panel) == still
-        panel.logic.addClick(panel.run.worldOf(0.45, 0.3), wait=False)
+        panel.logic.addClick(panel.run.places.worldOf(0.45, 0.3), wait=False)
         panel.rest()
         panel.select(1)
         assert tops(panel) == still
@@ -176,12 +176,12 @@ def test_keys_work_after_a_click_in_a_view_and_escape_ends_placing_before_it_sto
     panel.script((REPLIES[0], *ENDLESS * 2), seconds=0.01)
     panel.step()
     panel.host.press(panel.ui.includeButton)
-    panel.host.click("Red", panel.run.worldOf(0.45, 0.3))
+    panel.host.click("Red", panel.run.places.worldOf(0.45, 0.3))
     panel.rest()
     assert len(panel.rows()) == 2
     panel.host.press(panel.ui.runButton)
     panel.thinking()
-    panel.host.click("Green", panel.run.centre(), button="right")
+    panel.host.click("Green", panel.run.places.centre(), button="right")
     panel.host.press(panel.ui.includeButton)
     panel.host.key(panel.host.app.layoutManager().sliceWidget("Red").sliceView(), "Escape")
     assert not panel.ui.includeButton.checked and panel.logic.isWorking
@@ -196,7 +196,7 @@ def test_a_click_in_a_view_takes_the_keyboard_there_as_in_slicer(asked: Panel) -
     panel.step()
     panel.step()
     panel.ui.questionEdit.setFocus()
-    panel.host.click("Green", panel.run.centre())
+    panel.host.click("Green", panel.run.places.centre())
     panel.host.key(None, "Ctrl+Z")
     assert len(panel.rows()) == 1
 
@@ -226,7 +226,7 @@ def test_a_note_does_not_outlive_the_next_success(asked: Panel) -> None:
     panel = asked
     panel.step()
     panel.module.widget.questionPanel.say("Something failed.")
-    panel.logic.addClick(panel.run.worldOf(0.45, 0.3))
+    panel.logic.addClick(panel.run.places.worldOf(0.45, 0.3))
     assert "failed" not in panel.status
 
 
@@ -319,7 +319,7 @@ def test_a_box_of_the_policy_s_is_drawn_and_named(stepped: Panel) -> None:
     panel.logic.show(1)
     assert "Box" in panel.ui.stepsTable.item(0, 0).toolTip()
     corners = np.array([run.boxMark.node.GetPolyData().GetPoint(n) for n in range(4)])
-    wanted = np.array([run.worldOf(x, y) for x, y in ((0.2, 0.3), (0.5, 0.6))])
+    wanted = np.array([run.places.worldOf(x, y) for x, y in ((0.2, 0.3), (0.5, 0.6))])
     assert np.allclose(corners.min(axis=0)[:2], wanted.min(axis=0)[:2], atol=4)  # pixels of 3 mm
     assert np.allclose(corners.max(axis=0)[:2], wanted.max(axis=0)[:2], atol=4)
     panel.logic.discard()

@@ -135,7 +135,7 @@ def test_a_click_lands_on_the_voxel_that_the_policy_meant(asked: Panel) -> None:
     geometry = panel.run.record.geometry
     assert geometry.to_voxel(0.22, 0.42)[2] == SLICE
     r, _, _ = panel.mark_of(1)
-    middle = panel.run.centre()[0]
+    middle = panel.run.places.centre()[0]
     assert r > middle  # left in the picture is the patient's right: radiological, as the view shows it
     x = panel.host.views["Red"].to_pixel(panel.mark_of(1))[0]
     assert x < panel.host.views["Red"].window.GetSize()[0] / 2
@@ -222,7 +222,7 @@ def test_an_own_click_with_the_mouse_changes_the_mask_at_once_and_the_agent_goes
     panel = asked
     panel.step()
     before = panel.shown_mask()
-    where = panel.run.worldOf(0.45, 0.3)
+    where = panel.run.places.worldOf(0.45, 0.3)
     panel.host.press(panel.ui.includeButton)
     panel.host.click("Red", where)
     panel.rest()
@@ -243,7 +243,7 @@ def test_clicks_in_quick_succession_all_count(asked: Panel) -> None:
     panel = asked
     panel.script((REPLIES[0], *ENDLESS), seconds=0.02)
     panel.step()
-    places = [panel.run.worldOf(x, y) for x, y in ((0.45, 0.3), (0.2, 0.6), (0.3, 0.3))]
+    places = [panel.run.places.worldOf(x, y) for x, y in ((0.45, 0.3), (0.2, 0.6), (0.3, 0.3))]
     panel.host.press(panel.ui.runButton)
     panel.thinking()
     for place in places:  # the first of them ends the thought, and none of them another
@@ -257,7 +257,7 @@ def test_clicks_in_quick_succession_all_count(asked: Panel) -> None:
 def test_undo_while_a_click_is_not_answered_takes_that_click_back_alone(asked: Panel) -> None:
     panel = asked
     panel.step()
-    panel.logic.addClick(panel.run.worldOf(0.45, 0.3), wait=False)
+    panel.logic.addClick(panel.run.places.worldOf(0.45, 0.3), wait=False)
     assert panel.logic.worker.isClicking
     panel.logic.undo()
     panel.rest()
@@ -281,7 +281,7 @@ def test_a_click_beside_the_slice_does_not_count_and_says_why(asked: Panel) -> N
 def test_dragging_a_mark_replaces_the_step_and_drops_the_later_ones(stepped: Panel) -> None:
     panel = stepped
     before = panel.shown_mask()
-    target = panel.run.worldOf(0.15, 0.5)
+    target = panel.run.places.worldOf(0.15, 0.5)
     panel.host.drag("Red", panel.mark_of(1), target)
     panel.host.wait_until(lambda: len(panel.rows()) == 1, 60, "the moved click")
     panel.rest()

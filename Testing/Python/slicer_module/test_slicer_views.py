@@ -20,7 +20,7 @@ def coloured(panel: Panel, view: str, ras: Any) -> float:
 
 
 def draw_box(panel: Panel, view: str = "Red") -> tuple[tuple[float, ...], tuple[float, ...]]:
-    corners = panel.run.worldOf(0.15, 0.3), panel.run.worldOf(0.35, 0.55)
+    corners = panel.run.places.worldOf(0.15, 0.3), panel.run.places.worldOf(0.35, 0.55)
     panel.host.press(panel.ui.boxButton)
     for corner in corners:
         panel.host.click(view, corner)
@@ -83,13 +83,13 @@ def test_a_box_is_drawn_with_two_clicks_and_the_mask_follows_it(asked: Panel) ->
 def test_a_box_is_seen_while_it_is_drawn_and_escape_takes_a_begun_one_away(asked: Panel) -> None:
     panel = asked
     panel.step()
-    corner = panel.run.worldOf(0.15, 0.3)
+    corner = panel.run.places.worldOf(0.15, 0.3)
     panel.host.press(panel.ui.boxButton)
     panel.host.click("Red", corner)
-    target, point = panel.host._target("Red", panel.run.worldOf(0.35, 0.55))
+    target, point = panel.host._target("Red", panel.run.places.worldOf(0.35, 0.55))
     panel.host._hover(target, point)
     drawn = np.array([panel.run.boxMark.node.GetPolyData().GetPoint(n) for n in range(4)])
-    assert np.allclose(drawn.min(axis=0)[0], min(corner[0], panel.run.worldOf(0.35, 0.55)[0]), atol=4)
+    assert np.allclose(drawn.min(axis=0)[0], min(corner[0], panel.run.places.worldOf(0.35, 0.55)[0]), atol=4)
     panel.host.key(None, "Escape")
     assert panel.run.boxMark.node is None and not panel.ui.boxButton.checked
     assert len(panel.rows()) == 1
@@ -100,8 +100,8 @@ def test_a_box_is_seen_while_it_is_drawn_and_escape_takes_a_begun_one_away(asked
 def test_a_box_over_two_slices_or_without_an_inside_is_refused_in_words(asked: Panel) -> None:
     panel = asked
     panel.step()
-    corner = panel.run.worldOf(0.15, 0.3)
-    for opposite in (corner, tuple(np.add(panel.run.worldOf(0.35, 0.55), (0, 0, 6)))):
+    corner = panel.run.places.worldOf(0.15, 0.3)
+    for opposite in (corner, tuple(np.add(panel.run.places.worldOf(0.35, 0.55), (0, 0, 6)))):
         with pytest.raises(RuntimeError, match="ignored"):
             panel.logic.addBox(corner, opposite)
     assert len(panel.rows()) == 1 and panel.run.boxMark.node is None
@@ -123,7 +123,7 @@ def test_marks_and_mask_are_in_every_view_that_shows_the_slice_also_in_one_that_
         assert green(panel.colours(view, where)) > 15, view
         assert coloured(panel, view, where) > 0.5, view
     panel.host.press(panel.ui.includeButton)
-    last = panel.run.worldOf(0.3, 0.5)
+    last = panel.run.places.worldOf(0.3, 0.5)
     panel.host.click("Yellow", last)
     panel.rest()
     assert [step["by"] for step in panel.logic.steps] == ["policy", "person"]
@@ -169,7 +169,7 @@ def test_a_reopened_scene_draws_ring_box_and_mask_again_and_scrolls_there(asked:
     panel, path = asked, asked.folder / "scene.mrb"
     panel.step()
     draw_box(panel)
-    where, edge = panel.mark_of(1), panel.run.worldOf(0.15, 0.45)
+    where, edge = panel.mark_of(1), panel.run.places.worldOf(0.15, 0.45)
     before = green(panel.colours("Red", where)), green(panel.colours("Red", edge))
     assert min(before) > 15
     panel.host.show_slice("Red", tuple(np.add(where, (0, 0, 15))))  # saved while another slice was looked at
@@ -179,7 +179,7 @@ def test_a_reopened_scene_draws_ring_box_and_mask_again_and_scrolls_there(asked:
     assert panel.ui.sliceLabel.text == f"{SLICE + 1} of 30"
     assert green(panel.colours("Red", where)) == pytest.approx(before[0], rel=0.3)
     assert green(panel.colours("Red", edge)) > 15  # the mask's own outline may lie over a part of it
-    assert coloured(panel, "Red", panel.run.worldOf(0.25, 0.4)) > 0.5
+    assert coloured(panel, "Red", panel.run.places.worldOf(0.25, 0.4)) > 0.5
 
 
 def test_a_hidden_mask_is_seen_again_when_its_run_is_taken_up(stepped: Panel) -> None:

@@ -1,0 +1,89 @@
+"""What comes of runs: the segment that took the last accepted mask, its measures, and the files written of it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import slicer
+from ibis_agent.mask.measurements import Measurements
+
+from .Errors import PlainError
+from .scene.Accept import accept
+from .scene.Export import exportDicom, exportSegment
+from .scene.Measures import measureSegment, writeRow
+from .scene.SceneRun import SceneRun
+
+
+class Results:
+    """
+    :ivar segmentation: the segmentation node that took the last accepted mask, None before the first.
+    :ivar segmentId: the segment in it.
+    :ivar measured: the Measurements of that segment, None where it could not be measured.
+    :ivar table: the vtkMRMLTableNode with a row for each accepted segment.
+    """
+
+    def __init__(self) -> None:
+        self.segmentation: Any = None
+        self.segmentId = ""
+        self.measured: Measurements | None = None
+        self.table = None
+
+    @property
+    def hasSegment(self) -> bool:
+        """Whether the last accepted mask is still in the scene."""
+        if self.segmentation is None or not slicer.mrmlScene.IsNodePresent(self.segmentation):
+            return False
+        return self.segmentation.GetSegmentation().GetSegment(self.segmentId) is not None
+
+    def accept(self, run: SceneRun, segmentationNode, segmentId: str, name: str, show3D: bool) -> str:
+        """Put the mask that a run shows into a segmentation, see scene.Accept. Returns the segment's ID."""
+        run.show(run.shown)  # as recorded, whatever was still growing
+        self.segmentation, self.segmentId = accept(
+            run.mask.node,
+            run.mask.segmentId,
+            run.record.question,
+            run.record.answer or "",
+            segmentationNode=segmentationNode,
+            segmentId=segmentId,
+            name=name,
+            volumeNode=run.volumeNode,
+            show3D=show3D,
+        )
+        run.record.back(run.shown)
+        self._measure(run)
+        return self.segmentId
+
+    def export(self, run: SceneRun | None, path: str) -> Path:
+        """Write a run's mask, else the one accepted last, as .seg.nrrd, NIfTI or NRRD."""
+        if run is not None:
+            return _export(run.mask.node, run.mask.segmentId, path)
+        self._check()
+        return _export(self.segmentation, self.segmentId, path)
+
+    def exportDicom(self, folder: str) -> None:
+        """Write the segmentation with the accepted mask as DICOM SEG."""
+        self._check()
+        exportDicom(self.segmentation, folder)
+
+    def _check(self) -> None:
+        if not self.hasSegment:
+            raise PlainError("There is no mask to export.")
+
+    def _measure(self, run: SceneRun) -> None:
+        """Put a row into the table of measures. A mask counts as accepted whether or not it can be measured."""
+        self.measured, self.table = None, None
+        if run.volumeNode is None:
+            return
+        node, segmentId, alone = self.segmentation, self.segmentId, run.scope == "slice"
+        try:
+            self.measured = measureSegment(node, segmentId, run.volumeNode, run.place.axis, oneSlice=alone)
+            self.table = writeRow(node, segmentId, self.measured, run.volumeNode)
+        except Exception as error:  # the segment is there already: nothing may leave the run open now
+            logging.warning("IBISSlicer: the segment was not measured: %s", error)
+
+
+def _export(segmentationNode, segmentId: str, path: str) -> Path:
+    role = segmentationNode.GetReferenceImageGeometryReferenceRole()
+    return exportSegment(segmentationNode, segmentId, segmentationNode.GetNodeReference(role), path)

@@ -1,0 +1,78 @@
+"""A job of the open run: what the worker tells of it goes into the record and into the views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ibis_agent.engine.client import Job
+
+from .scene.SceneRun import SceneRun
+
+
+class RunJob(Job):
+    """
+    :param run: the run that the job belongs to. What is told of it is dropped once `isOpen` says no.
+    :param isOpen: whether this run is still the open one.
+    :param changed: called when the run or its steps have changed.
+    :param grew: called with the worker's event `slice` while a mask grows.
+    :param ended: called when the job is done.
+    :ivar made: the steps that came of it, as the panels show them.
+    """
+
+    def __init__(
+        self,
+        request: str,
+        fields: dict,
+        run: SceneRun,
+        *,
+        isOpen: Callable[[], bool],
+        changed: Callable[[], None],
+        grew: Callable[[dict], None],
+        ended: Callable[[], None],
+    ) -> None:
+        super().__init__(
+            request,
+            fields,
+            run.record.session,
+            done=self._onDone,
+            failed=self._onFailed,
+            step=self._onStep,
+            opened=self._onOpened,
+            slice=self._onSlice,
+        )
+        self.made: list[dict] = []
+        self._run, self._isOpen, self._changed, self._grew, self._ended = run, isOpen, changed, grew, ended
+        # What it builds on is settled when its turn comes: something may be coming to its end just now.
+        self.prepare = lambda: {"after": run.record.after}
+
+    def _onOpened(self, message: dict) -> None:
+        self._run.record.open(message["head"])
+        self._run.save()
+
+    def _onStep(self, message: dict) -> None:
+        run = self._run
+        if self._isOpen() and run.record.extend(message["after"], message["step"], message):
+            self.made.append(run.rows()[-1])
+            run.showLast()
+            if run.scope == "volume" and self.made[-1].get("kind") != "grow":  # else they scroll as they like
+                run.reveal()
+            run.save()
+            self._changed()
+
+    def _onSlice(self, message: dict) -> None:
+        if self._isOpen():
+            self._run.showSlice(message["slice"], message["known"])
+            self._grew(message)
+
+    def _onDone(self, message: dict) -> None:
+        if not self._isOpen():
+            return
+        if not self.made:
+            self._run.record.settle(message)
+            self._run.save()
+            self._changed()
+        self._ended()
+
+    def _onFailed(self, kind: str, text: str) -> None:
+        if self._isOpen() and self._run.isInScene():  # what had grown, or was dragged, goes back
+            self._run.show(self._run.shown)

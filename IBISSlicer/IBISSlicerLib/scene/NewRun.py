@@ -1,0 +1,47 @@
+"""A question about a volume made into a run: which slice or slices, which grey values, what the scan is."""
+
+from __future__ import annotations
+
+from ibis_agent.policy.prompts import check_question
+
+from ..Errors import PlainError
+from .Geometry import isColour, sliceOfPlane, sliceOfView
+from .Modality import takeAs
+from .SceneRun import SceneRun
+
+COLOUR_SLICES_ONLY = "A whole volume needs grayscale voxels. Ask about a single slice of a color picture."
+
+
+def newRun(
+    volumeNode,
+    question: str,
+    *,
+    sliceNode=None,
+    axis: int = 2,
+    index: int | None = None,
+    window: tuple[float, float] | None = None,
+    scope: str = "slice",
+    slices: tuple[int, int] | None = None,
+    modality: str | None = None,
+) -> SceneRun:
+    """A run about one slice or a volume, with its nodes in the scene. Nothing is loaded or computed yet.
+
+    :param volumeNode: a vtkMRMLScalarVolumeNode.
+    :param sliceNode: the slice view whose slice is meant (a vtkMRMLSliceNode); else `axis` and `index` are taken.
+    :param axis: the voxel axis (0 i, 1 j, 2 k) across the slice, and `index` on it; None is the middle.
+    :param window: (minimum, maximum) grey values; None leaves it to the policy or the volume's display.
+    :param scope: "volume" asks about all slices along the axis, or from the first to the last of `slices`.
+    :param modality: what the volume is, such as "MR", from now on; None leaves it to its DICOM headers, to what was
+        said before, or to its grey values.
+    :raises PlainError, IbisError: if it cannot be asked.
+    """
+    if volumeNode is None:
+        raise PlainError("Select a volume first.")
+    question = check_question(question)
+    if modality is not None:
+        takeAs(volumeNode, modality)
+    place = sliceOfView(sliceNode, volumeNode) if sliceNode else sliceOfPlane(volumeNode, axis, index)
+    if scope == "volume" and isColour(volumeNode):
+        raise PlainError(COLOUR_SLICES_ONLY)
+    reach = (slices or (0, place.count - 1)) if scope == "volume" else None
+    return SceneRun.create(volumeNode, place, question, window, reach)

@@ -1,0 +1,82 @@
+"""The text node that keeps a run in the scene, so that a saved scene comes back with it."""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+import slicer
+from ibis_agent.errors import InputError
+from ibis_agent.mask.structures import name_for
+from ibis_agent.record.run_record import RunRecord
+
+from .SubjectHierarchy import putBeside
+
+ATTRIBUTE = "IBISSlicer.Run"  # "open", or "accepted" when the mask went into a segmentation
+_SCHEMA = "ibis-slicer-run/1"
+_SHOWN = "IBISSlicer.Shown"  # the number of the step that is shown
+
+
+class KeptRun(NamedTuple):
+    """What a text node holds: the record, how the worker gets the slice, voxel → RAS, the number of the shown step."""
+
+    record: RunRecord
+    image: dict
+    toRas: np.ndarray
+    shown: int
+
+
+class RunText:
+    """:ivar node: the vtkMRMLTextNode; it references the other nodes of the run."""
+
+    def __init__(self, node) -> None:
+        self.node = node
+        self._written: int | None = None  # the state of the record that the node holds
+
+    @classmethod
+    def create(cls, volumeNode, question: str) -> RunText:
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTextNode", f"IBIS: {name_for(question)}")
+        node.SetForceCreateStorageNode(node.CreateStorageNodeAlways)
+        node.SetAttribute(ATTRIBUTE, "open")
+        node.SetNodeReferenceID("volume", volumeNode.GetID())
+        putBeside(node, volumeNode)
+        return cls(node)
+
+    def read(self) -> KeptRun:
+        """Raises InputError for a text that is not a run."""
+        try:
+            saved = json.loads(self.node.GetText() or "null")
+            if saved["schema"] != _SCHEMA:
+                raise ValueError(f"schema {saved['schema']}")
+            toRas = np.array(saved["toRas"], dtype=float).reshape(4, 4)
+            # Earlier versions have it in the text alone.
+            shown = int(self.node.GetAttribute(_SHOWN) or saved["shown"])
+            return KeptRun(RunRecord.from_json(saved["run"]), dict(saved["image"]), toRas, shown)
+        except (TypeError, KeyError, ValueError) as error:
+            problem = f"the text node {self.node.GetName()} is not a run of IBISSlicer"
+            raise InputError(problem, value=str(error)) from error
+
+    def write(self, run: KeptRun) -> None:
+        """Bring the node up to date, so that it can be saved with the scene at any moment.
+
+        The record of a long run is large: it is written where it has changed, not for another row that is shown.
+        """
+        self.node.SetAttribute(_SHOWN, str(run.shown))
+        if self._written == run.record.changes:
+            return
+        self._written = run.record.changes
+        saved = {
+            "schema": _SCHEMA,
+            "run": run.record.to_json(),
+            "image": run.image,
+            "toRas": run.toRas.tolist(),
+            "shown": run.shown,
+        }
+        self.node.SetText(json.dumps(saved, ensure_ascii=True, separators=(",", ":")))
+
+
+def runsInScene() -> list:
+    """The text nodes that keep runs, oldest first."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLTextNode")
+    return [node for node in nodes if node.GetAttribute(ATTRIBUTE)]
