@@ -97,7 +97,7 @@ def _session(test, folder: str) -> None:
 
         test.delayDisplay("Accepting")
         segmentId = logic.accept()
-        node = logic.lastSegmentation
+        node = logic.results.segmentation
         test.assertEqual(node.GetSegmentation().GetSegment(segmentId).GetName(), "Liver")
         mask = slicer.util.arrayFromSegmentBinaryLabelmap(node, segmentId, slicer.util.getNode("Phantom"))
         test.assertEqual(int((mask != 0).sum()), area)

@@ -54,7 +54,7 @@ def test_the_demonstration_agent_finds_most_of_the_liver_and_its_answer_is_kept(
     panel.host.press(panel.ui.undoButton)
     assert panel.shown_mask().sum() == before
     panel.host.press(panel.ui.acceptButton)
-    node = panel.logic.lastSegmentation
+    node = panel.logic.results.segmentation
     assert node.GetSegmentation().GetNumberOfSegments() == 1
 
 

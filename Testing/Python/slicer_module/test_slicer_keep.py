@@ -50,7 +50,7 @@ def test_accept_makes_a_named_segment_in_a_new_segmentation_beside_the_volume(st
     study = hierarchy.CreateStudyItem(hierarchy.GetSceneItemID(), "Study")
     hierarchy.SetItemParent(hierarchy.GetItemByDataNode(volume), study)
     panel.host.press(panel.ui.acceptButton)
-    node = panel.logic.lastSegmentation
+    node = panel.logic.results.segmentation
     assert np.array_equal(segment_arrays(node, volume)["Liver"], mask)
     segment = node.GetSegmentation().GetSegment(node.GetSegmentation().GetSegmentIDs()[0])
     assert "10200004" in segment.GetTerminology()  # SNOMED CT: liver
@@ -89,7 +89,7 @@ def test_accepting_an_earlier_step_keeps_what_is_seen(stepped: Panel) -> None:
     area = panel.logic.steps[0]["area_px"]
     volume = panel.run.volumeNode
     panel.host.press(panel.ui.acceptButton)
-    node = panel.logic.lastSegmentation
+    node = panel.logic.results.segmentation
     assert segment_arrays(node, volume)["Liver"].sum() == area
     assert panel.logic.hasMask
     node.GetSegmentation().RemoveSegment(node.GetSegmentation().GetNthSegmentID(0))
@@ -198,7 +198,7 @@ def test_accepting_in_3d_and_writing_dicom_seg_which_says_how_the_mask_was_made(
     panel, volume = stepped, stepped.run.volumeNode
     panel.ui.show3DCheckBox.checked = True
     panel.host.press(panel.ui.acceptButton)
-    node = panel.logic.lastSegmentation
+    node = panel.logic.results.segmentation
     segment = node.GetSegmentation().GetNthSegment(0)
     assert segment.GetRepresentation("Closed surface").GetNumberOfPoints() > 0
     assert node.GetDisplayNode().GetVisibility3D()

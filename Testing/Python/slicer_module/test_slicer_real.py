@@ -384,7 +384,7 @@ def test_a_photograph_is_asked_about_in_its_own_colours_and_not_as_a_whole_volum
     assert seen.window is None
     assert np.array_equal(seen.rgb, colours)  # as the view shows it: the first row on top
     panel.host.press(panel.ui.acceptButton)
-    assert panel.logic.lastSegmentation.GetSegmentation().GetNumberOfSegments() == 1
+    assert panel.logic.results.segmentation.GetSegmentation().GetNumberOfSegments() == 1
 
 
 # After Accept

@@ -45,7 +45,7 @@ def test_a_script_can_hold_a_whole_session_and_the_panel_follows(panel: Panel, d
     assert len(logic.steps) == 4
     path = logic.export(str(panel.folder / "liver.nii.gz"))
     segment_id = logic.accept(name="Mine")
-    node = logic.lastSegmentation
+    node = logic.results.segmentation
     assert node.GetSegmentation().GetSegment(segment_id).GetName() == "Mine"
     assert path.is_file()
     assert len(panel.rows()) == 4 and logic.current is None

@@ -14,14 +14,14 @@ ABSENT = "<think>I do not see it.</think>\n<action>Terminate</action>\n<answer>I
 
 
 def segments(panel: Panel) -> list[str]:
-    segmentation = panel.logic.lastSegmentation.GetSegmentation()
+    segmentation = panel.logic.results.segmentation.GetSegmentation()
     return [segmentation.GetNthSegment(n).GetName() for n in range(segmentation.GetNumberOfSegments())]
 
 
 def mask_of(panel: Panel, number: int) -> Any:
     import slicer
 
-    node, volume = panel.logic.lastSegmentation, panel.ui.volumeSelector.currentNode()
+    node, volume = panel.logic.results.segmentation, panel.ui.volumeSelector.currentNode()
     return slicer.util.arrayFromSegmentBinaryLabelmap(
         node, node.GetSegmentation().GetNthSegmentID(number), volume
     )
@@ -83,7 +83,7 @@ def test_a_segment_over_several_slices_is_measured_as_slicer_measures_it(stepped
 
     panel, volume = stepped, stepped.run.volumeNode
     panel.host.press(panel.ui.acceptButton)
-    node = panel.logic.lastSegmentation
+    node = panel.logic.results.segmentation
     segment = node.GetSegmentation().GetNthSegmentID(0)
     panel.logic.ask(volume, "Segment the liver.", index=16)
     panel.logic.step()
@@ -102,7 +102,7 @@ def test_a_row_that_was_deleted_by_hand_does_not_make_later_rows_double(stepped:
     for _ in range(2):
         step(panel)
         panel.host.press(panel.ui.acceptButton)
-    node, volume = panel.logic.lastSegmentation, panel.ui.volumeSelector.currentNode()
+    node, volume = panel.logic.results.segmentation, panel.ui.volumeSelector.currentNode()
     table = panel.logic.measuresTable.GetTable()
     assert table.GetNumberOfRows() == 3
     table.RemoveRow(0)
@@ -139,12 +139,12 @@ def test_the_next_question_is_typed_at_once_and_its_answer_is_a_further_segment(
 def test_a_run_about_another_volume_does_not_go_into_the_last_segmentation(stepped: Panel, data: Any) -> None:
     panel = stepped
     panel.host.press(panel.ui.acceptButton)
-    first = panel.logic.lastSegmentation
+    first = panel.logic.results.segmentation
     panel.ui.volumeSelector.setCurrentNode(panel.load(data / "mr_abdomen_3mm.nii.gz"))
     step(panel)
     assert panel.ui.segmentationSelector.currentNode() is None
     panel.host.press(panel.ui.acceptButton)
-    assert panel.logic.lastSegmentation is not first
+    assert panel.logic.results.segmentation is not first
 
 
 # Several structures
@@ -169,7 +169,7 @@ def test_what_is_absent_is_named_and_the_rest_goes_on(asked: Panel) -> None:
     panel.ui.questionEdit.setPlainText("Segment the liver and the spleen")
     panel.host.press(panel.ui.runButton)
     panel.host.wait_until(lambda: "Not found" in panel.status, 240, "both")
-    assert "Not found: Liver, Spleen." in panel.status and panel.logic.lastSegmentation is None
+    assert "Not found: Liver, Spleen." in panel.status and panel.logic.results.segmentation is None
 
 
 def test_a_run_that_needs_the_person_waits_and_goes_on_after_accept(asked: Panel) -> None:

@@ -192,9 +192,9 @@ def test_what_is_still_growing_is_neither_accepted_nor_saved_as_done(grown: Pane
     panel.host.press(panel.ui.runButton)
     panel.rest()
     assert max(seen) > 1 and panel.run is None and not any(bars)
-    (segment,) = panel.logic.lastSegmentation.GetSegmentation().GetSegmentIDs()
+    (segment,) = panel.logic.results.segmentation.GetSegmentation().GetSegmentIDs()
     volume = panel.ui.volumeSelector.currentNode()
-    accepted = slicer.util.arrayFromSegmentBinaryLabelmap(panel.logic.lastSegmentation, segment, volume)
+    accepted = slicer.util.arrayFromSegmentBinaryLabelmap(panel.logic.results.segmentation, segment, volume)
     assert np.array_equal(accepted != 0, clicked)
     panel.host.close_scene()
     panel.host.open_scene(scene)
@@ -260,7 +260,7 @@ def test_two_structures_in_the_whole_volume_become_two_segments_of_one_segmentat
     panel.ui.questionEdit.setPlainText("Segment the liver and the spleen.")
     panel.host.press(panel.ui.runButton)
     panel.host.wait_until(lambda: "Added 2 segments" in panel.status, 580, "both structures")
-    node = panel.logic.lastSegmentation
+    node = panel.logic.results.segmentation
     segments = node.GetSegmentation()
     assert [segments.GetNthSegment(n).GetName() for n in range(2)] == ["Liver", "Spleen"]
     table = panel.logic.measuresTable.GetTable()
