@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from ibis_agent.actions import Prompt
+from ibis_agent.mask.packed import packed, packed_bytes
 
 Way = Literal["auto", "memory", "linked", "carry"]
 PictureOf = Callable[[int], np.ndarray]
@@ -76,13 +77,14 @@ class Prediction:
     scores: np.ndarray
 
 
+@packed
 @dataclass(frozen=True, eq=False)
 class Found:
     """What is known of one slice of a volume.
 
     Attributes:
         index: the slice.
-        mask: (H, W) bool, read-only.
+        mask: (H, W) bool, read-only; kept a bit a pixel, and unpacked whenever it is asked for.
         score: the network's estimate of the mask's IoU, 0 to 1.
         presence: probability that the object is in the slice, from the object score.
         anchor: it was clicked or given, not found from other slices.
@@ -93,6 +95,10 @@ class Found:
     score: float
     presence: float
     anchor: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        return packed_bytes(self)
 
 
 @dataclass(frozen=True)

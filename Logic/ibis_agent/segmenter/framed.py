@@ -91,7 +91,7 @@ class FramedState:
     found: dict[int, Found]
 
     def pieces(self) -> dict[int, int]:
-        own = {id(each.mask): each.mask.nbytes for each in self.found.values()}
+        own = {id(each): each.nbytes for each in self.found.values()}
         return {**self.inner.pieces(), **own}
 
 
@@ -177,7 +177,6 @@ class FramedFollower:
         """The same object for the same one: who compares what was known before by identity may do so."""
         known = self._whole.get(found.index)
         if known is None or known[0] is not found:
-            mask = self.frame.paste(found.mask)
-            mask.setflags(write=False)
-            known = self._whole[found.index] = found, replace(found, mask=mask)
+            whole = replace(found, mask=self.frame.paste(found.mask))
+            known = self._whole[found.index] = found, whole
         return known[1]

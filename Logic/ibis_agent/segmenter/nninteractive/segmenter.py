@@ -124,7 +124,7 @@ class State:
     found: dict[int, Found]
 
     def pieces(self) -> dict[int, int]:
-        return {id(each.mask): each.mask.nbytes for each in self.found.values()}
+        return {id(each): each.nbytes for each in self.found.values()}
 
 
 class Volume:
@@ -223,8 +223,6 @@ class Volume:
         for index in sorted({*inside, *anchors}):
             known, mask = self.found.get(index), whole[index]
             if known is None or known.anchor != (index in anchors) or not np.array_equal(known.mask, mask):
-                mask = mask.copy()
-                mask.setflags(write=False)
                 known = Found(index, mask, 1.0, float(mask.any()), index in anchors)
             found[index] = known
         self.found = found

@@ -1,8 +1,7 @@
 """SAM2's memory over a stack of slices: a mask on one slice found again in its neighbours.
 
-Drives the memory parts of the sam2 package's network as its own video predictor does, slice by slice, on
-embeddings that are kept. A slice with clicks or a given mask is an anchor (sam2: a conditioning
-frame); all others are found from memory. Which slices to visit, and when to stop, is decided by the run.
+What the network does at one slice is in slice_network. A slice with clicks or a given mask is an anchor (sam2: a
+conditioning frame); all others are found from memory. Which slices to visit, and when to stop, is decided by the run.
 
 Weights whose memory was never trained cannot do that: for them a slice is found by a click at the deepest point of
 the last mask on the way, that mask's logits being the ones before the click ("carry"); islands that touch nothing
@@ -23,18 +22,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ibis_agent.actions import Click, Prompt
 from ibis_agent.errors import InputError, ModelError
 from ibis_agent.mask.masks import dice, iou
 from ibis_agent.segmenter.contract import Following, Found, PictureOf, Prediction, Way
-from ibis_agent.segmenter.embeddings import key_of
 from ibis_agent.segmenter.sam2.carrying import deepest, linked
-from ibis_agent.segmenter.sam2.predictor import Sam2Embedding, Sam2Predictor, marks_of, several
+from ibis_agent.segmenter.sam2.predictor import Sam2Predictor
+from ibis_agent.segmenter.sam2.slice_network import ABSENT, Output, SliceNetwork, memory_is_trained
 
-_ABSENT = -1024.0  # sam2's logit of an object that is not there
 _LOGIT_BOUND = 32.0
 
 
@@ -52,10 +49,10 @@ class State:
         held = {
             id(out): sum(each.nbytes for each in out.values() if isinstance(each, Tensor)) for out in outs
         }
-        return held | {id(each.mask): each.mask.nbytes for each in self.found.values()}
+        return held | {id(each): each.nbytes for each in self.found.values()}
 
 
-class Propagation:
+class Propagation(SliceNetwork):
     """One object followed through a stack: contract.Follower says what its methods do.
 
         spread = segmenter.follower(picture_of, len(stack), (512, 512))
@@ -76,27 +73,14 @@ class Propagation:
         following: Following | None = None,
     ) -> None:
         """See Segmenter.follower."""
-        self.following = following or Following()
-        self.segmenter, self.count, self.size = segmenter, count, size
-        self._picture_of, self._keys = picture_of, dict[int, bytes]()
-        self._model = segmenter.model
+        super().__init__(segmenter, picture_of, count, size, following)
         self.way: Way = way
         if way == "auto":
             self.way = "memory" if memory_is_trained(self._model) else "linked"
         self._anchors: dict[int, dict[str, Any]] = {}
         self._tracked: dict[int, dict[str, Any]] = {}
         self.found: dict[int, Found] = {}
-        self._begun: dict[int, np.ndarray] = {}  # masks of slices that nobody has prompted or found yet
-
-    @property
-    def _several(self) -> bool:
-        """Whether sam2 tracks with several masks, where no click is."""
-        model = self._model
-        return bool(
-            model.multimask_output_in_sam
-            and model.multimask_output_for_tracking
-            and model.multimask_min_pt_num <= 0 <= model.multimask_max_pt_num
-        )
+        self._begun: set[int] = set()  # slices that began with a mask of their own
 
     @property
     def anchors(self) -> list[int]:
@@ -110,22 +94,6 @@ class Propagation:
     def restore(self, state: State) -> None:
         self._anchors, self._tracked = dict(state.anchors), dict(state.tracked)
         self.found = dict(state.found)
-
-    def embedding(self, index: int) -> Sam2Embedding:
-        """A slice's, rounded to what is kept. Raises what cutting and encoding raise."""
-        kept, segmenter = self.segmenter.kept, self.segmenter
-        shown = None
-        if index not in self._keys:
-            shown = self._picture_of(index)
-            self._keys[index] = key_of(shown)
-
-        def make() -> Sam2Embedding:
-            made = segmenter.encode(self._picture_of(index) if shown is None else shown)
-            return made.to(segmenter.device, torch.float16) if kept.half else made
-
-        found = kept.get(("slice", kept.half, self._keys[index]), make)
-        assert isinstance(found, Sam2Embedding)
-        return found.to(segmenter.device, torch.float32)
 
     def predict(
         self, index: int, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
@@ -165,53 +133,24 @@ class Propagation:
             self.anchor_mask(*next(iter(masks.items())))
             return
         for index, mask in masks.items():
-            shown = np.array(mask, dtype=bool)
-            shown.setflags(write=False)
-            self._begun[index] = shown
-            self.found[index] = Found(index, shown, 1.0, float(shown.any()))
+            self.found[index] = Found(index, mask, 1.0, float(mask.any()))
+            if mask.any():
+                self._begun.add(index)
 
     def _ends_before(self, index: int) -> bool:
         """Whether ways end before this slice: it was prompted, or began with a mask of its own."""
-        return index in self._anchors or (index in self._begun and bool(self._begun[index].any()))
+        return index in self._anchors or index in self._begun
 
-    @torch.inference_mode()
     def anchor_mask(self, index: int, mask: np.ndarray) -> Found:
         """Make a slice an anchor with a given (H, W) mask, which is kept to the pixel."""
         if mask.shape != self.size:
             raise InputError("the mask has another size than the slice", value=mask.shape)
-        side = self.segmenter.image_size
-        with self.segmenter.computing():
-            given = torch.from_numpy(np.array(mask, dtype=np.float32)).to(self.segmenter.device)[None, None]
-            if given.shape[-2:] != (side, side):
-                given = F.interpolate(
-                    given, (side, side), mode="bilinear", align_corners=False, antialias=True
-                )
-                given = (given >= 0.5).float()
-            levels = self.embedding(index).levels
-            seen = self._model.track_step(
-                frame_idx=index,
-                is_init_cond_frame=True,
-                current_vision_feats=[_flat(level) for level in levels],
-                current_vision_pos_embeds=[],
-                feat_sizes=[tuple(level.shape[-2:]) for level in levels],
-                point_inputs=None,
-                mask_inputs=given,
-                output_dict={},
-                num_frames=self.count,
-                run_mem_encoder=False,
-            )
-        out = {key: seen[key] for key in ("pred_masks", "obj_ptr", "object_score_logits")}
-        out["pred_masks"] = out["pred_masks"].float()
-        return self._settle(index, {**out, "scores": np.ones(1, np.float32)}, mask)
+        return self._settle(index, self._given(index, mask), mask)
 
     def release(self, index: int) -> None:
         """An anchor that is taken back: its slice is unknown until it is found again."""
         self._anchors.pop(index, None)
         self.found.pop(index, None)
-
-    def marks(self, prompts: Sequence[Prompt]) -> list[tuple[float, float, int]]:
-        """See predictor.marks_of."""
-        return marks_of(prompts, *self.size)
 
     def follow(
         self,
@@ -296,10 +235,9 @@ class Propagation:
             return self._carry(index, index + (1 if reverse else -1))
         features = self.embedding(index)
         with self.segmenter.computing():
-            seen = self._with_memory(index, features, reverse)
-            out = self._heads(seen, features, None, None, believed=False)
-            self._remember(features, out, from_person=False)
-        self._tracked[index] = out
+            seen = self._with_memory(index, features, reverse, self._anchors, self._tracked)
+            made = self._heads(seen, features, None, None, believed=False)
+        self._tracked[index] = out = Output(made, self, index, from_person=False)
         return self._keep(index, out, anchor=False)
 
     def _low(self, index: int) -> Tensor:
@@ -328,7 +266,7 @@ class Propagation:
         # How well the two masks fit stands for the object score, which is a matter of the memory's training.
         fit = dice(before, self._mask(out["pred_masks"])) if before.any() else 0.0
         if fit < self.following.least_fit or float(out["scores"].max()) < self.following.least_score:
-            out["pred_masks"], fit = torch.full_like(out["pred_masks"], _ABSENT), 0.0
+            out["pred_masks"], fit = torch.full_like(out["pred_masks"], ABSENT), 0.0
         likely = min(max(1 - (1 - fit) ** 2, 1e-6), 1 - 1e-6)  # an organ that tapers off fits by a half
         odds = math.log(likely / (1 - likely))
         out["object_score_logits"] = torch.full_like(out["object_score_logits"], odds)
@@ -349,7 +287,7 @@ class Propagation:
         with self.segmenter.computing():
             if self.way == "memory" and not alone:
                 nearest = min(others, key=lambda n: abs(n - index))
-                seen = self._with_memory(index, features, nearest > index, others)
+                seen = self._with_memory(index, features, nearest > index, others, self._tracked)
             else:
                 seen = self.segmenter.without_memory(features)
             out = self._heads(seen, features, clicks, previous_logits, believed=True)
@@ -359,9 +297,7 @@ class Propagation:
             return {**out, "alone": alone}
 
     def _settle(self, index: int, out: dict[str, Any], mask: np.ndarray | None = None) -> Found:
-        with torch.inference_mode(), self.segmenter.computing():
-            self._remember(self.embedding(index), out, from_person=True)
-        self._anchors[index] = out
+        self._anchors[index] = out = Output(out, self, index, from_person=True)
         self._tracked.pop(index, None)
         return self._keep(index, out, anchor=True, mask=mask)
 
@@ -374,123 +310,7 @@ class Propagation:
                 remedy="Try precision fp32.",
             )
         shown = self._mask(out["pred_masks"]) if mask is None else np.array(mask, dtype=bool)
-        shown.setflags(write=False)
         presence = float(torch.sigmoid(out["object_score_logits"].float())[0, 0])
         found = Found(index, shown, float(scores.max()), presence, anchor)
         self.found[index] = found
         return found
-
-    def _mask(self, low: Tensor) -> np.ndarray:
-        full = F.interpolate(low, self.size, mode="bilinear", align_corners=False)
-        return (full[0, 0] > 0).cpu().numpy()
-
-    def _with_memory(
-        self,
-        index: int,
-        features: Sam2Embedding,
-        reverse: bool,
-        anchors: dict[int, dict[str, Any]] | None = None,
-    ) -> Tensor:
-        """(1, C, h, w): the slice's coarse features after a look at what is remembered of others."""
-        level, position = features.levels[-1], self.segmenter.positions[-1]
-        known = self._anchors if anchors is None else anchors
-        nearest = sorted(known, key=lambda n: (abs(n - index), n))[: self.following.most_anchors]
-        return self._model._prepare_memory_conditioned_features(
-            frame_idx=index,
-            is_init_cond_frame=False,
-            current_vision_feats=[_flat(level)],
-            current_vision_pos_embeds=[_flat(position)],
-            feat_sizes=[tuple(level.shape[-2:])],
-            output_dict={
-                "cond_frame_outputs": {n: known[n] for n in known if n in nearest},
-                "non_cond_frame_outputs": self._tracked,
-            },
-            num_frames=self.count,
-            track_in_reverse=reverse,
-        )
-
-    def _heads(
-        self,
-        seen: Tensor,
-        features: Sam2Embedding,
-        clicks: Sequence[Prompt] | None,
-        previous_logits: np.ndarray | Tensor | None,
-        believed: bool,
-    ) -> dict[str, Any]:
-        """sam2's prompt encoder and mask decoder, and the object pointer of the mask with the best score.
-
-        believed: the object is in the slice, because somebody clicked it, whatever the object score says.
-        """
-        model, device, side = self._model, self.segmenter.device, self.segmenter.image_size
-        if clicks is None:
-            points = torch.zeros(1, 1, 2, device=device)
-            labels = -torch.ones(1, 1, dtype=torch.int32, device=device)
-        else:
-            height, width = self.size
-            marks = self.marks(clicks)
-            points = torch.tensor([place[:2] for place in marks], dtype=torch.float32)
-            points = points / torch.tensor([width, height]) * side
-            points = points[None].to(device)
-            labels = torch.tensor([[kind for _, _, kind in marks]], dtype=torch.int32, device=device)
-        prior = previous_logits
-        if isinstance(previous_logits, np.ndarray):
-            prior = torch.from_numpy(np.array(previous_logits, dtype=np.float32))[None, None].to(device)
-        sparse, dense = model.sam_prompt_encoder(points=(points, labels), boxes=None, masks=prior)
-        many = self._several if clicks is None else several(marks)
-        masks, scores, tokens, presence = model.sam_mask_decoder(
-            image_embeddings=seen,
-            image_pe=self.segmenter.places,
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=many,
-            repeat_image=False,
-            high_res_features=self.segmenter.fine(features),
-        )
-        masks, there = masks.float(), presence > 0
-        if not model.pred_obj_scores or believed:
-            there = torch.ones_like(there)
-        masks = torch.where(there[:, None, None], masks, _ABSENT)
-        best = int(scores[0].argmax())
-        pointer = model.obj_ptr_proj(tokens[:, best if tokens.shape[1] > 1 else 0])
-        if model.pred_obj_scores:
-            known = presence.sigmoid() if model.soft_no_obj_ptr and not believed else there.float()
-            if model.fixed_no_obj_ptr:
-                pointer = known * pointer
-            pointer = pointer + (1 - known) * model.no_obj_ptr
-        if believed:
-            presence = presence.float().clamp(min=1e-3)
-        return {
-            "pred_masks": masks[:, best : best + 1],
-            "obj_ptr": pointer,
-            "object_score_logits": presence.float(),
-            "scores": scores[0].float().cpu().numpy(),
-        }
-
-    def _remember(self, features: Sam2Embedding, out: dict[str, Any], from_person: bool) -> None:
-        """Add to `out` what later slices attend to."""
-        level, side = features.levels[-1], self.segmenter.image_size
-        full = F.interpolate(out["pred_masks"], (side, side), mode="bilinear", align_corners=False)
-        memory, positions = self._model._encode_new_memory(
-            current_vision_feats=[_flat(level)],
-            feat_sizes=[tuple(level.shape[-2:])],
-            pred_masks_high_res=full,
-            object_score_logits=out["object_score_logits"],
-            is_mask_from_pts=from_person,
-        )
-        out["maskmem_features"] = memory.to(torch.bfloat16)  # as sam2 keeps it
-        if not hasattr(self, "_memory_positions"):
-            self._memory_positions = [each[:1].clone() for each in positions]
-        out["maskmem_pos_enc"] = self._memory_positions
-
-
-def memory_is_trained(model: Any) -> bool:
-    """Whether anyone ever trained the memory parts of a SAM2: their layer scales start at one and the same value."""
-    scales = [
-        value for name, value in model.memory_encoder.fuser.named_parameters() if name.endswith("gamma")
-    ]
-    return not scales or any(bool((scale != scale.flatten()[0]).any()) for scale in scales)
-
-
-def _flat(level: Tensor) -> Tensor:
-    """(1, C, H, W) → (H·W, 1, C), as sam2's attention takes it."""
-    return level.flatten(2).permute(2, 0, 1)

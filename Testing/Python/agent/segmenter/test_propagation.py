@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,49 @@ def test_a_small_cache_gives_the_same_masks(segmenter: Sam2Predictor, stack: np.
     assert kept.held <= 100_000 and kept.made > COUNT
     for n in range(COUNT):
         assert np.array_equal(full_logits(small, n), full_logits(large, n))
+
+
+def test_memories_of_older_slices_are_let_go_and_made_again_to_the_bit(
+    segmenter: Sam2Predictor, stack: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def corrected() -> Propagation:
+        spread = spread_from(segmenter, stack)
+        spread.anchor(1, [Click(0.4, 0.5)], spread.standing(1).logits)  # type: ignore[union-attr]
+        assert list(spread.follow(1, +1, 4))
+        return spread
+
+    all_kept = corrected()
+    each = all_kept.memories.held // all_kept.memories.made
+    assert all_kept.memories.made <= COUNT + 4, "none was let go"
+    monkeypatch.setattr("ibis_agent.segmenter.sam2.slice_network._MEMORIES", 2 * each)
+    two_kept = corrected()
+    assert two_kept.memories.held <= 2 * each and two_kept.memories.made > 2 * COUNT
+    for n in range(COUNT):
+        assert np.array_equal(full_logits(two_kept, n), full_logits(all_kept, n))
+        assert np.array_equal(two_kept.found[n].mask, all_kept.found[n].mask)
+
+
+@pytest.mark.parametrize("way", ["memory", "linked", "carry"])
+def test_a_slice_keeps_no_more_than_one_masks_logits_a_pointer_and_a_bit_a_pixel(
+    way: Way, segmenter: Sam2Predictor, stack: np.ndarray
+) -> None:
+    spread = follower(segmenter, stack, way)
+    spread.anchor(5, [Click(0.5, 0.5)])
+    assert list(spread.follow(5, +1, COUNT - 1))
+    for out in (*spread._anchors.values(), *spread._tracked.values()):
+        tensors = {name: each for name, each in out.items() if isinstance(each, torch.Tensor)}
+        assert tensors.keys() == {"pred_masks", "obj_ptr", "object_score_logits"}
+        # A part of a larger tensor would keep all of that alive.
+        assert all(each.untyped_storage().nbytes() == each.nbytes for each in tensors.values())
+        assert tensors["pred_masks"].nbytes == 4 * (segmenter.image_size // 4) ** 2
+    assert [found.nbytes for found in spread.found.values()] == [SIZE[0] * SIZE[1] // 8] * (COUNT - 5)
+
+
+def test_a_propagation_that_nobody_holds_is_gone_at_once(segmenter: Sam2Predictor, stack: np.ndarray) -> None:
+    spread = spread_from(segmenter, stack)
+    gone = weakref.ref(spread)
+    del spread
+    assert gone() is None
 
 
 def test_before_anything_is_known_a_click_is_what_the_segmenter_makes_of_it(
