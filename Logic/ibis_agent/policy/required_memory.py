@@ -5,11 +5,8 @@ Estimates are computed from the shapes in the weights' headers (see headers); th
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
 import re
-import sys
 from pathlib import Path
 
 from ibis_agent.errors import ModelError
@@ -79,15 +76,13 @@ def free_bytes(device: str = "cpu") -> int | None:
         import torch
 
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    if sys.platform == "win32":
-        return _free_on_windows()
-    found = [each for each in (_free_on_linux(), _free_in_cgroup()) if each is not None]
-    if found:
-        return min(found)
-    try:  # macOS has no figure for what it could free; a half of all is a careful guess
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (ValueError, OSError, AttributeError):
+    try:
+        import psutil  # not there in Slicer before the installation
+    except ImportError:
         return None
+    free = int(psutil.virtual_memory().available)
+    container = _free_in_cgroup()
+    return free if container is None else min(free, container)
 
 
 def check_memory(folder: PolicyFolder, precision: str, device: str, max_new_tokens: int = 512) -> None:
@@ -157,18 +152,8 @@ def gigabytes(number: float) -> str:
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
 
 
-def _free_on_linux() -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
-
-
 def _free_in_cgroup() -> int | None:
-    """What a container may still take; page cache counts as free, since it can be given back."""
+    """What a container may still take, which psutil does not know; page cache can be given back, and counts as free."""
     try:
         group = Path("/sys/fs/cgroup")
         limit = (group / "memory.max").read_text(encoding="ascii").strip()
@@ -182,26 +167,3 @@ def _free_in_cgroup() -> int | None:
         return max(0, int(limit) - used + cache)
     except (OSError, ValueError, IndexError):
         return None
-
-
-def _free_on_windows() -> int | None:
-    class Status(ctypes.Structure):
-        _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong)] + [
-            (name, ctypes.c_ulonglong)
-            for name in (
-                "total",
-                "free",
-                "total_page",
-                "free_page",
-                "total_virtual",
-                "free_virtual",
-                "extended",
-            )
-        ]
-
-    status = Status()
-    status.length = ctypes.sizeof(status)
-    # Not known to type checkers on other systems.
-    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):  # type: ignore[attr-defined]
-        return None
-    return int(status.free)

@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 from ibis_agent.errors import ModelError
@@ -246,6 +247,16 @@ def test_a_machine_that_does_not_tell_its_memory_is_trusted(tmp_path, monkeypatc
     check_memory(like_the_published_model(tmp_path), "fp32", "cpu")
 
 
-def test_the_free_memory_of_this_machine_is_a_sensible_number():
-    free = free_bytes("cpu")
-    assert free is None or 2**20 < free < 2**50
+def test_the_free_memory_is_the_machines_or_what_its_container_leaves(monkeypatch):
+    machine = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=3_000))
+    monkeypatch.setitem(sys.modules, "psutil", machine)
+    for container, free in ((None, 3_000), (2_000, 2_000), (9_000, 3_000)):
+        monkeypatch.setattr(memory, "_free_in_cgroup", lambda container=container: container)
+        assert free_bytes("cpu") == free
+
+
+def test_before_the_installation_in_slicer_the_free_memory_is_unknown(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert free_bytes("cpu") is None
+    monkeypatch.undo()
+    assert 2**20 < free_bytes("cpu") < 2**50
