@@ -67,6 +67,7 @@ DEMO_CARD: dict[str, Any] = {
     "vocabulary": questions.VOCABULARY,
     "modalities": ["CT"],
     "planes": ["axial"],
+    "regions": ["trunk"],
 }
 
 

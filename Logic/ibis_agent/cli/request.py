@@ -25,6 +25,7 @@ from ibis_agent.policy.prompts import check_question
 from ibis_agent.policy.vocabulary import check_asked
 from ibis_agent.record.pictures import orientation_of
 from ibis_agent.record.trajectory import Trajectory
+from ibis_agent.run.caveats import unfamiliar
 from ibis_agent.run.episode import Limits
 from ibis_agent.run.given import Given
 from ibis_agent.run.settings import Follow, Settings
@@ -32,7 +33,6 @@ from ibis_agent.scan.geometry import Orientation, PictureGeometry
 from ibis_agent.scan.load import load_scan
 from ibis_agent.scan.modality import UNNAMED
 from ibis_agent.scan.picture import Picture, check_window, cut
-from ibis_agent.scan.scan import Scan
 from ibis_agent.scan.slices import Slices, Stack, one_slice, stack_of
 
 _LONGEST_STEM = 200  # bytes; file names end at 255, and plane, slice and number follow
@@ -147,10 +147,10 @@ def check(request: Request) -> Task:
     slices: Slices
     if volume:
         slices, source, stem, given = _stack(request, card, resumed)
-        caution = _caution(slices.scan, request.plane, card)
     else:
-        picture, source, stem, caution, given = _picture(request, card, resumed)
+        picture, source, stem, given = _picture(request, card, resumed)
         slices = one_slice(picture)
+    caution = unfamiliar(card, slices)
     folder = _folder(request, stem)
     paths = tuple(_mask_paths(request, folder, slices.geometry(slices.first), volume))
     _check_models(request, policy)
@@ -234,10 +234,10 @@ def _question(request: Request, card: ModelCard, resumed: Trajectory | None) -> 
 
 def _picture(
     request: Request, card: ModelCard, resumed: Trajectory | None
-) -> tuple[Picture, str, str, str, Given]:
-    """The picture, the name of the scan, a name for the folder of the results, a warning, and the masks given."""
+) -> tuple[Picture, str, str, Given]:
+    """The picture, the name of the scan, a name for the folder of the results, and the masks given."""
     if resumed is not None:
-        return _resumed_picture(request, card, resumed), resumed.source, "", "", resumed.given
+        return _resumed_picture(request, card, resumed), resumed.source, "", resumed.given
     if request.scan is None:
         raise InputError("there is no scan", remedy="Name a picture, a volume or a DICOM folder.")
     window = None if request.window is None else check_window(request.window)
@@ -252,15 +252,7 @@ def _picture(
     name = request.scan.resolve().name
     geometry = picture.geometry
     stem = _stem(name) + ("" if geometry.plane == "picture" else f"-{geometry.plane}-{geometry.index}")
-    return picture, name, stem, _caution(scan, request.plane, card), masks.on_slice(geometry)
-
-
-def _caution(scan: Scan, plane: str | None, card: ModelCard) -> str:
-    """A warning where a policy was not trained on scans like this; a picture does not say what it shows."""
-    if scan.kind == "picture":
-        return ""
-    unlike = "" if scan.may_be_ct else "a scan that does not look like CT"
-    return card.outside(scan.modality or unlike, plane or "axial")
+    return picture, name, stem, masks.on_slice(geometry)
 
 
 def _resumed_picture(request: Request, card: ModelCard, resumed: Trajectory) -> Picture:

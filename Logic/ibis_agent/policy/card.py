@@ -56,7 +56,8 @@ class ModelCard:
             Only a small policy needs it: asked in another script it would answer nonsense.
         vocabulary: the structures that it knows, and further words for each; empty for a policy that reads any
             question. See policy.vocabulary.
-        modalities, planes: what it was trained on, such as ("CT",) and ("axial",); empty for anything.
+        modalities, planes, regions: what it was trained on, such as ("CT",), ("axial",) and ("trunk",); empty for
+            anything.
         drafts: replies that this policy often writes. They only save time (decoding), never change a reply.
         generation_config: whether the folder's generation_config.json counts (its repetition penalty), as it
             does in the published inference; else plain greedy choice.
@@ -82,6 +83,7 @@ class ModelCard:
     vocabulary: dict[str, tuple[str, ...]] = field(default_factory=dict)
     modalities: tuple[str, ...] = ()
     planes: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
     drafts: tuple[str, ...] = ()
     generation_config: bool = True
     note: str = ""
@@ -92,16 +94,18 @@ class ModelCard:
         """How its replies are read and written."""
         return LANGUAGES[self.language]
 
-    def outside(self, modality: str, plane: str) -> str:
+    def outside(self, modality: str, plane: str, region: str = "") -> str:
         """A warning for a scan of a kind that the policy was not trained on; empty where there is none.
 
-        `modality` is DICOM's, or empty where it is not known: that warns of nothing.
+        `modality` is DICOM's, `region` one of scan.region's; what is empty is not known, and warns of nothing.
         """
         odd = []
         if self.modalities and modality and modality not in self.modalities:
             odd.append(f"{modality} (it knows {', '.join(self.modalities)})")
         if self.planes and plane not in self.planes:
             odd.append(f"{plane} slices (it knows {', '.join(self.planes)} ones)")
+        if self.regions and region and region not in self.regions:
+            odd.append(f"the {region} (it knows the {', the '.join(self.regions)})")
         return f"{self.name} was not trained on {' or on '.join(odd)}: expect wrong answers." if odd else ""
 
 
@@ -323,6 +327,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "vocabulary": _vocabulary,
     "modalities": _texts,
     "planes": _texts,
+    "regions": _texts,
     "drafts": _texts,
     "generation_config": _flag,
     "note": _text,
@@ -346,6 +351,7 @@ _EXPECTED = {
     "vocabulary": 'an object of lists of texts, such as {"liver": ["hepatic parenchyma"]}',
     "modalities": "a list of texts",
     "planes": "a list of texts",
+    "regions": "a list of texts",
     "drafts": "a list of texts",
     "generation_config": "true or false",
     "note": "a text",

@@ -44,7 +44,8 @@ class Picture:
         geometry: where its pixels lie.
         window: the grey values shown as black and as white; None for a photograph.
         notes: what a person should know about how the scan was read.
-        values: (H, W) grey values of the scan, where they are at hand; ct: whether they are Hounsfield units.
+        values: (H, W) grey values of the scan, where they are at hand; ct: whether they are Hounsfield units;
+            modality: what the scan or a person says that it is, such as "MR", or "".
         frame: the part that the models see; None for all of it. Clicks and masks are of the whole picture.
     """
 
@@ -55,6 +56,7 @@ class Picture:
     frame: Frame | None = None
     values: np.ndarray | None = None
     ct: bool = False
+    modality: str = ""
 
 
 def cut(
@@ -117,7 +119,7 @@ def cut(
     inside = frame if isinstance(frame, Frame) and not frame.is_whole else None
     rgb = np.repeat(grey[:, :, None], 3, axis=2)
     # A copy: a view would keep the whole scan in memory.
-    return Picture(rgb, geometry, chosen, scan.told, inside, np.array(values), scan.may_be_ct)
+    return Picture(rgb, geometry, chosen, scan.told, inside, np.array(values), scan.may_be_ct, scan.modality)
 
 
 def check_window(window: Sequence[float]) -> tuple[float, float]:

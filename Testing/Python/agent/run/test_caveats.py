@@ -10,12 +10,15 @@ import pytest
 from bright_volumes import MIDDLE, NOTHING, SEGMENTER, Bright, disc, grown, run_over
 from chained_segmenter import ChainedSegmenter, clicking, picture
 from ibis_agent.actions import Reply, Terminate, format_reply
+from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.caveats import _in_ranges, caveats
 from ibis_agent.run.measured import answer, measured
 from ibis_agent.run.run import Run
 from ibis_agent.run.settings import Settings
+from ibis_agent.scan.picture import cut
+from ibis_agent.scan.scan import Scan
 from ibis_agent.scan.slices import stack_of
 
 
@@ -45,6 +48,33 @@ def test_a_caveat_is_kept_in_the_record(tmp_path: Path) -> None:
     Trajectory.of(run).save(tmp_path / "trajectory.json")
     assert json.loads((tmp_path / "trajectory.json").read_text())["caveats"] == list(caveats(run)) != []
     assert Trajectory.load(tmp_path / "trajectory.json").caveats == caveats(run)
+
+
+def unfamiliar_run(plane: str = "axial", modality: str = "", hu: bool = True) -> Run:
+    """A run of the demo's kind (CT, axial, trunk) over one slice of a scan of 12 × 14 × 16 voxels of 3 mm."""
+    voxels = np.full((12, 14, 16), 40, np.float32)
+    voxels[:, :3] = -1000 if hu else 0
+    scan = Scan(voxels, np.diag([3.0, 3.0, 3.0, 1.0]), "volume", Path("ct.nii.gz"), modality=modality)
+    policy = ScriptedPolicy([ending("The liver is segmented.")])
+    policy.card = ModelCard(name="Demo", modalities=("CT",), planes=("axial",), regions=("trunk",))
+    shown = cut(scan, plane, 6, (-160, 240) if hu else (0, 50))
+    return Run.on_picture(shown, "Segment the liver", policy, ChainedSegmenter())
+
+
+def test_a_scan_unlike_those_of_the_training_is_warned_of_from_the_first_action_on() -> None:
+    assert caveats(unfamiliar_run()) == ()
+    run = unfamiliar_run("coronal")
+    warned = ("Demo was not trained on coronal slices (it knows axial ones): expect wrong answers.",)
+    assert caveats(run) == warned
+    run.run()
+    assert caveats(run) == warned
+    assert "MR (it knows CT)" in caveats(unfamiliar_run(modality="MR"))[0]
+    assert "does not look like CT" in caveats(unfamiliar_run(hu=False))[0]
+
+
+def test_a_region_that_the_policy_does_not_know_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ibis_agent.run.caveats.region_of", lambda hu, spacing: "head")
+    assert "the head (it knows the trunk)" in caveats(unfamiliar_run())[0]
 
 
 def test_a_mask_that_reaches_the_end_of_the_scan_is_told() -> None:

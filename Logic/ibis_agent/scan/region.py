@@ -1,0 +1,45 @@
+"""Which part of the body an axial CT slice shows, as far as bones tell it without doubt: the head, or the legs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+STEP_MM = 2.5  # finer than this nothing is looked at
+BODY, BONE = -250.0, 300.0  # HU: above them is body, and bone
+HEAD_CM2 = 420.0  # no head is larger
+SKULL_SHARE = 0.5  # of a head lies inside the skull
+LEG_CM2 = 30.0, 420.0
+
+
+def region_of(hu: np.ndarray, spacing: tuple[float, float]) -> str:
+    """ "head" or "legs"; "" for the trunk and for whatever is not plainly one of the two.
+
+    hu: (H, W) Hounsfield units of an axial slice. spacing: (row, column) mm.
+    A head is a ring of bone around most of a body no larger than HEAD_CM2; legs are two bodies of about one size
+    beside each other, each with bone in it.
+    """
+    from scipy import ndimage  # not everything that reads pictures has it
+
+    rows, columns = (max(1, round(STEP_MM / mm)) for mm in spacing)
+    small = np.nan_to_num(np.asarray(hu[::rows, ::columns], np.float32), nan=-1000.0)
+    pixel = rows * spacing[0] * columns * spacing[1] / 100  # cm²
+    body = ndimage.binary_fill_holes(ndimage.binary_opening(small > BODY, iterations=2))
+    labels, count = ndimage.label(body)
+    if not count:
+        return ""
+    sizes = np.bincount(labels.ravel())[1:] * pixel
+    order = np.argsort(sizes)[::-1]
+    first = labels == order[0] + 1
+    bone = ndimage.binary_closing(small > BONE, iterations=2)
+    inside_skull = ndimage.binary_fill_holes(bone & first) & ~(bone & first)
+    if sizes[order[0]] <= HEAD_CM2 and inside_skull.sum() * pixel > SKULL_SHARE * sizes[order[0]]:
+        return "head"
+    if count < 2:
+        return ""
+    second = labels == order[1] + 1
+    alike = sizes[order[1]] > 0.6 * sizes[order[0]]
+    sized = LEG_CM2[0] <= sizes[order[1]] and sizes[order[0]] <= LEG_CM2[1]
+    across = [np.flatnonzero(each.any(0)) for each in (first, second)]
+    apart = min(each[-1] for each in across) <= max(each[0] for each in across)
+    boned = all((small[each] > BONE).sum() * pixel > 2 for each in (first, second))
+    return "legs" if alike and sized and apart and boned else ""
