@@ -19,7 +19,10 @@ _WIDTH = 480.0  # of the drawing's own units; the marks' sizes are made for it
 def drawing(
     picture: Picture, mask: np.ndarray, truth: np.ndarray | None, clicks: Sequence[tuple], label: str
 ) -> str:
-    """An `<svg>` of the (H, W) picture. `clicks`: (x, y, positive), normalised. `label` must be escaped."""
+    """An `<svg>` of the (H, W) picture. `label` must be escaped.
+
+    clicks: (x, y, positive), or (x0, y0, x1, y1) of a box, normalised.
+    """
     height, width = mask.shape
     geometry = picture.geometry
     ratio = (geometry.row_mm or 1.0) / (geometry.col_mm or 1.0)
@@ -38,11 +41,21 @@ def drawing(
     numbers: dict[tuple, list[int]] = {}  # clicks on one spot share a mark
     for number, click in enumerate(clicks, 1):
         numbers.setdefault(tuple(click), []).append(number)
-    for (x, y, positive), those in numbers.items():
+    for (x, y, *rest), those in numbers.items():
+        told = ",".join(map(str, those))
+        if len(rest) == 2:
+            left, top = x * _WIDTH, y * height * down
+            parts.append(
+                f'<g class="plus"><rect x="{left:.1f}" y="{top:.1f}" width="{(rest[0] - x) * _WIDTH:.1f}" '
+                f'height="{(rest[1] - y) * height * down:.1f}"/>'
+                f'<text x="{left + 3:.1f}" y="{top - 3:.1f}">{told}</text></g>'
+            )
+            continue
+        positive = rest[0]
         kind, sign = ("plus", "+") if positive else ("minus", "−")
         parts.append(
             f'<g class="{kind}" transform="translate({x * _WIDTH:.1f} {y * height * down:.1f})">'
-            f'<circle r="5"/><text x="8" y="5">{",".join(map(str, those))}{sign}</text></g>'
+            f'<circle r="5"/><text x="8" y="5">{told}{sign}</text></g>'
         )
     return "".join([*parts, "</svg>"])
 

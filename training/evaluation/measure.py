@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from ibis_agent.actions import Click
+from ibis_agent.actions import Prompt
 from ibis_agent.mask.masks import dice, encode_rle, iou
 from ibis_agent.policy.contract import Policy
+from ibis_agent.record.steps import click_to_json
 from ibis_agent.run.episode import Limits
 from ibis_agent.run.run import Run
 from ibis_agent.run.settings import Settings
@@ -23,6 +24,7 @@ from ibis_agent.segmenter.contract import Embedding, Prediction, Segmenter
 from ibis_agent.segmenter.framed import framed
 
 from training.common.pictures import Shown
+from training.common.placing import points_at
 from training.evaluation.box import box_of, predict_box
 from training.evaluation.sources import Pictures
 from training.trajectories.clicks import simulate
@@ -62,7 +64,7 @@ class OnePicture:
         return self.embedding if rgb is self._rgb else self._segmenter.embed(rgb)
 
     def predict(
-        self, embedding: Embedding, clicks: Sequence[Click], previous_logits: np.ndarray | None = None
+        self, embedding: Embedding, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
     ) -> Prediction:
         begun = time.perf_counter()
         found = self._segmenter.predict(embedding, clicks, previous_logits)
@@ -130,13 +132,16 @@ def prompted(segmenter: Segmenter, view: OnePicture, shown: Shown, truth: np.nda
 
 
 def ask(shown: Shown, structure: str, wording: str, policy: Policy, view: OnePicture, limits: Limits) -> Row:
-    """The agent by itself, from a question to its end. `truths` without the structure: it is not there."""
+    """The agent by itself, from a question to its end. `truths` without the structure: it is not there.
+
+    "clicks" counts boxes, too; "hit" is a first click on the structure, or a first box around it.
+    """
     begun = time.perf_counter()
     episode = Run.on_picture(shown.picture, wording, policy, cast("Segmenter", view), Settings(limits))
     episode.run()
     spent = time.perf_counter() - begun
     truth = shown.truths.get(structure)
-    clicks = [step.action for step in episode.steps if isinstance(step.action, Click)]
+    clicks = [step.action for step in episode.steps if isinstance(step.action, Prompt)]
     found = episode.mask()
     return {
         "structure": structure,
@@ -145,7 +150,7 @@ def ask(shown: Shown, structure: str, wording: str, policy: Policy, view: OnePic
         "iou": iou(found, truth) if truth is not None else float(not found.any()),
         "dsc": dice(found, truth) if truth is not None else float(not found.any()),
         "clicks": len(clicks),
-        "hit": truth is not None and bool(clicks) and _inside(clicks[0], truth),
+        "hit": truth is not None and bool(clicks) and clicks[0].positive and points_at(clicks[0], truth),
         "said_absent": episode.answer is not None and not clicks,
         "unreadable": episode.status == "paused",
         "seconds": spent,
@@ -157,16 +162,10 @@ def ask(shown: Shown, structure: str, wording: str, policy: Policy, view: OnePic
 
 
 def _step(step: Any, truth: np.ndarray | None) -> Row:
-    click = step.action if isinstance(step.action, Click) else None
+    """ "click" is [x, y, positive] or, of a box, [x0, y0, x1, y1]; None for the end."""
+    prompt = step.action if isinstance(step.action, Prompt) else None
     return {
         "thinking": step.thinking,
-        "click": None if click is None else [click.x, click.y, click.positive],
+        "click": None if prompt is None else list(click_to_json(prompt).values()),
         "iou": None if truth is None else iou(step.mask, truth),
     }
-
-
-def _inside(click: Click, truth: np.ndarray) -> bool:
-    """Whether a first click is a positive one on the structure."""
-    height, width = truth.shape
-    row, column = min(height - 1, int(click.y * height)), min(width - 1, int(click.x * width))
-    return click.positive and bool(truth[row, column])

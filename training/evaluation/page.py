@@ -59,7 +59,8 @@ def page(result: Mapping[str, Any], rows: Iterable[Row], pictures: Pictures, wor
             '<label><input type="checkbox" id="show-mask" checked> mask</label>'
             '<label><input type="checkbox" id="show-truth" checked> outline of the truth</label>'
             '<label><input type="checkbox" id="show-clicks" checked> clicks</label>'
-            '<span class="key">cyan: the mask; yellow: the truth; 1+ and 2−: clicks in their order</span></div>'
+            '<span class="key">cyan: the mask; yellow: the truth; 1+ and 2−: clicks in their order; '
+            "dashed: a box</span></div>"
             '<div class="cases">'
         )
         parts += [_case(row, each, pictures) for row, each in chosen]
@@ -113,8 +114,10 @@ def _step(step: Row) -> str:
     if step["click"] is None:
         does = "Terminate"
     else:
-        x, y, positive = step["click"]
-        does = f"{'positive' if positive else 'negative'} ({x:.3f}, {y:.3f})"
+        *places, last = step["click"]
+        kind = "box" if len(places) == 3 else "positive" if last else "negative"
+        places = [*places, last] if kind == "box" else places
+        does = f"{kind} ({', '.join(f'{place:.3f}' for place in places)})"
         does += "" if step["iou"] is None else f" → IoU {step['iou']:.3f}"
     return f'{_safe(step["thinking"])} <span class="does">{does}</span>'
 

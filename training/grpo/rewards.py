@@ -18,9 +18,11 @@ import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from ibis_agent.actions import Action, Box, Click, Prompt, Terminate, format_reply, parse_reply
+from ibis_agent.actions import Action, Box, Click, Prompt, Terminate
 from ibis_agent.errors import InputError, ReplyError
+from ibis_agent.policy.language import IBIS, Language
 
+from training.common.placing import pixel_of, points_at
 from training.rollouts.state import State
 
 OPTIMAL_STEPS = 5
@@ -70,15 +72,15 @@ def published_format(reply: str) -> float:
     return float(all(part(reply) for part in parts))
 
 
-def house_format(reply: str) -> float:
-    """1 for a reply in the form that `ibis_agent.actions.format_reply` writes, else 0.
+def house_format(reply: str, language: Language = IBIS) -> float:
+    """1 for a reply in the form that the policy's language writes, else 0.
 
     Some thinking, one action, and an answer if and only if it ends. Line breaks inside the tags and the word
     Termination do no harm, so that a policy trained on the published reward loses nothing here.
     """
     try:
-        parsed = parse_reply(reply)
-        written = format_reply(parsed)
+        parsed = language.parse(reply)
+        written = language.format(parsed)
     except (ReplyError, InputError):
         return 0.0
     if not parsed.thinking.strip() or (isinstance(parsed.action, Terminate) and not parsed.action.answer):
@@ -98,11 +100,10 @@ def placement(action: Action | None, before: np.ndarray, truth: np.ndarray) -> f
     action. Masks are (H, W) bool; the clicked pixel is int(x·W), int(y·H).
     """
     if isinstance(action, Box):
-        return 1.0 if _box_iou(action, truth) >= 0.5 else -1.0
+        return 1.0 if points_at(action, truth) else -1.0
     if not isinstance(action, Click):
         return 0.0
-    height, width = truth.shape
-    row, column = min(int(action.y * height), height - 1), min(int(action.x * width), width - 1)
+    row, column = pixel_of(action, truth.shape)
     missed = bool(truth[row, column]) and not before[row, column]
     wrong = bool(before[row, column]) and not truth[row, column]
     return 1.0 if (missed if action.positive else wrong) else -1.0
@@ -111,20 +112,6 @@ def placement(action: Action | None, before: np.ndarray, truth: np.ndarray) -> f
 def improvement(action: Action | None, iou_before: float, iou_after: float) -> float:
     """1 for a click or a box that raised the IoU, else 0."""
     return float(isinstance(action, Prompt) and iou_after > iou_before)
-
-
-def _box_iou(box: Box, truth: np.ndarray) -> float:
-    """Of the areas of a box and of the one around the structure; 0 where there is none."""
-    rows, columns = np.flatnonzero(truth.any(axis=1)), np.flatnonzero(truth.any(axis=0))
-    if not rows.size:
-        return 0.0
-    height, width = truth.shape
-    own = columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
-    across = min(box.x1, own[2]) - max(box.x0, own[0])
-    down = min(box.y1, own[3]) - max(box.y0, own[1])
-    shared = max(0.0, across) * max(0.0, down)
-    areas = (box.x1 - box.x0) * (box.y1 - box.y0) + (own[2] - own[0]) * (own[3] - own[1])
-    return float(shared / (areas - shared))
 
 
 def length(number: int | None, optimal: int = OPTIMAL_STEPS) -> float:
@@ -184,7 +171,7 @@ def ending(state: State) -> float:
 # What a configuration may give weights to. A turn's rewards are those of its own action; an outcome's, of the
 # state in which the episode ended.
 TURN: Mapping[str, Callable[[State, int], float]] = {
-    "format": lambda state, optimal: house_format(state.reply),
+    "format": lambda state, optimal: house_format(state.reply, state.language),
     "published_format": lambda state, optimal: published_format(state.reply),
     "answer": lambda state, optimal: _answer(state),
     "placement": lambda state, optimal: placement(state.action, state.before, state.truth),
@@ -194,7 +181,7 @@ TURN: Mapping[str, Callable[[State, int], float]] = {
     "patience": lambda state, optimal: patience(state.action, state.iou_after),
     "ending": lambda state, optimal: ending(state),
     "click": lambda state, optimal: float(isinstance(state.action, Prompt)),
-    "format_fault": lambda state, optimal: house_format(state.reply) - 1,
+    "format_fault": lambda state, optimal: house_format(state.reply, state.language) - 1,
 }
 OUTCOME: Mapping[str, Callable[[State, int], float]] = {
     "answer": lambda state, optimal: _answer(state),
@@ -211,6 +198,6 @@ def _answer(state: State) -> float:
 
 def _plain(reply: str) -> str:
     """A reply without what the two written forms differ in: white space at tags, Termination, digits."""
-    text = re.sub(r"\s*(</?(?:think|action|answer)>)\s*", r"\1", reply.strip())
+    text = re.sub(r"\s*(</?(?:think|action|answer|tool_call)>)\s*", r"\1", reply.strip())
     text = text.replace("Termination", "Terminate")
     return re.sub(r"\d+(?:\.\d*)?", lambda number: f"{float(number[0]):.4f}", text)

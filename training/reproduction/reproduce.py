@@ -154,7 +154,7 @@ class Reproduction:
                 "structure": rollout.question.structure,
                 "present": rollout.question.present,
                 "iou": round(rollout.iou, 4),
-                "clicks": len(rollout.clicks),
+                "clicks": len(rollout.prompts),
                 "hit": rollout.hit,
                 "ended": rollout.reason,
             }

@@ -15,21 +15,21 @@ GOOD, POOR = 0.80, 0.50  # IoU of a mask that is worth ending on, and of one tha
 def figures_of(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Means over rollouts; what cannot be known is left out.
 
-    `iou`, `dice`, `clicks`, `hit` are over the questions whose structure is there, `absent_recall` over the
-    others, `false_absence` the share of the first that ended without a click. `quality` is over all: the IoU,
-    1 for "not there" said rightly, 0 for a reply that could not be read. Ends by the mask that they leave, of
-    the rollouts about what is there that end after a click: `ends_good` (IoU of 0.80 or more), `ends_poor`
+    Boxes count as clicks. `iou`, `dice`, `clicks`, `hit` are over the questions whose structure is there,
+    `absent_recall` over the others, `false_absence` the share of the first that ended without a click. `quality` is
+    over all: the IoU, 1 for "not there" said rightly, 0 for a reply that could not be read. Ends by the mask that they
+    leave, of the rollouts about what is there that end after a click: `ends_good` (IoU of 0.80 or more), `ends_poor`
     (below 0.50), and `ends_iou`, their mean.
     """
     present = [each for each in rollouts if each.question.present]
     absent = [each for each in rollouts if not each.question.present]
     ends = [
-        each.iou for each in present if each.clicks and isinstance(each.turns[-1].state.action, Terminate)
+        each.iou for each in present if each.prompts and isinstance(each.turns[-1].state.action, Terminate)
     ]
     found = {
         "iou": mean(each.iou for each in present),
         "dice": mean(each.dice for each in present),
-        "clicks": mean(len(each.clicks) for each in present),
+        "clicks": mean(len(each.prompts) for each in present),
         "hit": mean(each.hit for each in present),
         "false_absence": mean(each.said_absent for each in present),
         "absent_recall": mean(each.said_absent for each in absent),

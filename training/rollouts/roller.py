@@ -4,7 +4,7 @@
     groups = roller.run(questions, group=8, temperature=1.0, generator=generator)   # 8 rollouts a question
 
 All rollouts take their turns in step: one batch through the policy, one through the segmenter, until the last
-one has ended. A rollout goes as an Episode goes (same requests, same clicks, same masks, same ends), with one
+one has ended. A rollout goes as an Episode goes (same requests, same prompts, same masks, same ends), with one
 difference: a reply that cannot be read ends it, because a second chance would hide the fault from the reward.
 Where questions come from is in training.grpo.tasks, what a turn is worth in training.grpo.rewards.
 """
@@ -16,19 +16,24 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from ibis_agent.actions import Action, Box, Click, Terminate, parse_reply
+from ibis_agent.actions import Action, Prompt, Terminate
 from ibis_agent.errors import InputError, ReplyError
 from ibis_agent.mask.masks import dice, iou
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import Turn
+from ibis_agent.policy.language import IBIS, Language
 from ibis_agent.policy.observation import Situation, observe
 from ibis_agent.run.episode import Limits
 from ibis_agent.segmenter.contract import Prediction, Segmenter
 
+from training.common.placing import points_at
 from training.rollouts.sampling import BatchPolicy, Request, Sample
 from training.rollouts.state import State
 
 ENDED, LIMIT, REPEATED, UNREADABLE = "ended", "limit", "repeated", "unreadable"
+Prompted = tuple[str, tuple[Prompt, ...]]
+"""A picture's name and what was prompted on it, in its order."""
+Predictions = dict[Prompted, Prediction]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +79,8 @@ class RolloutTurn:
 class Rollout:
     """One episode of the policy. `reason` is ENDED, LIMIT, REPEATED or UNREADABLE once it is over.
 
-    The first `own` turns of a branch are another rollout's, from whose state it went another way.
+    `language` is that of the policy's card. The first `own` turns of a branch are another rollout's, from whose state
+    it went another way.
     """
 
     question: Question
@@ -83,16 +89,17 @@ class Rollout:
     logits: np.ndarray | None = None
     reason: str = ""
     own: int = 0
+    language: Language = IBIS
 
     def __post_init__(self) -> None:
         if not self.mask.size:
             self.mask = np.zeros(self.question.rgb.shape[:2], bool)
 
     @property
-    def clicks(self) -> list[Click]:
-        """Those that were done: a repetition too many is not."""
+    def prompts(self) -> list[Prompt]:
+        """The clicks and boxes that were done: a repetition too many is not."""
         done = self.turns[:-1] if self.reason == REPEATED else self.turns
-        return [turn.state.action for turn in done if isinstance(turn.state.action, Click)]
+        return [turn.state.action for turn in done if isinstance(turn.state.action, Prompt)]
 
     @property
     def iou(self) -> float:
@@ -104,24 +111,20 @@ class Rollout:
 
     @property
     def hit(self) -> bool:
-        """The first click is positive and on the structure."""
+        """The first click is positive and on the structure; the first box shares half with the structure's own."""
         first = self.turns[0].state.action if self.turns else None
-        truth = self.question.truth
-        if not isinstance(first, Click) or not first.positive:
-            return False
-        height, width = truth.shape
-        return bool(truth[min(int(first.y * height), height - 1), min(int(first.x * width), width - 1)])
+        return isinstance(first, Prompt) and first.positive and points_at(first, self.question.truth)
 
     @property
     def said_absent(self) -> bool:
-        """It ended without a click."""
-        return self.reason == ENDED and not self.clicks
+        """It ended without a click or a box."""
+        return self.reason == ENDED and not self.prompts
 
     def repeats(self, action: Action | None, limits: Limits) -> bool:
-        """Whether a click is the same as those just before, once too often; it is then not done."""
+        """Whether a click or a box is the same as those just before, once too often; it is then not done."""
         tail = [turn.state.action for turn in self.turns[1 - limits.max_repeats :]]
         full = len(tail) == limits.max_repeats - 1
-        return isinstance(action, Click) and full and all(each == action for each in tail)
+        return isinstance(action, Prompt) and full and all(each == action for each in tail)
 
     def take(
         self,
@@ -131,12 +134,13 @@ class Rollout:
         found: Prediction | None,
         limits: Limits,
     ) -> None:
-        """Append a turn; `found` is what a click led to, None where none was done."""
+        """Append a turn; `found` is what a click or a box led to, None where none was done."""
         before = self.mask
         if found is not None:
             self.mask, self.logits = found.mask, found.logits
-        state = State.of(said.text, action, before, self.mask, self.question.truth, len(self.turns) + 1)
-        repeated = isinstance(action, Click) and found is None
+        truth, number = self.question.truth, len(self.turns) + 1
+        state = State.of(said.text, action, before, self.mask, truth, number, self.language)
+        repeated = isinstance(action, Prompt) and found is None
         self.turns.append(RolloutTurn(request, said, state))
         if action is None:
             self.reason = UNREADABLE
@@ -152,8 +156,8 @@ class Rollout:
         states = [turn.state for turn in self.turns]
 
         def mask_after(done: int) -> np.ndarray | None:
-            clicked = any(isinstance(state.action, Click) for state in states[:done])
-            return states[done - 1].after if clicked else None
+            prompted = any(isinstance(state.action, Prompt) for state in states[:done])
+            return states[done - 1].after if prompted else None
 
         said = [turn.said.text for turn in self.turns]
         return observe(card, Situation(self.question.rgb, self.question.text, said, mask_after))
@@ -186,8 +190,9 @@ class Roller:
         branches: from so many later states of a group, chosen by `rng`, replies are sampled until each state has
         so many: they stand at the end of the group, see Rollout. The segmenter goes on from the state's logits.
         """
-        groups = [[Rollout(question) for _ in range(group)] for question in questions]
-        done: dict[tuple[str, tuple[Click, ...]], Prediction] = {}
+        language = self.policy.card.speech
+        groups = [[Rollout(question, language=language) for _ in range(group)] for question in questions]
+        done: Predictions = {}
         self._play([rollout for each in groups for rollout in each], temperature, generator, done)
         if branches is not None:
             more = [_branches(each, *branches, rng or np.random.default_rng(0), done) for each in groups]
@@ -200,16 +205,16 @@ class Roller:
         going: list[Rollout],
         temperature: float,
         generator: torch.Generator | None,
-        done: dict[tuple[str, tuple[Click, ...]], Prediction],
+        done: Predictions,
     ) -> None:
         """Take turns in step until all rollouts are over; `done` gets every prediction."""
         while going:
             requests = self._requests(going)
             samples = self.policy.sample(requests, temperature, generator, self.batch)
-            actions = [read_action(sample.text) for sample in samples]
-            wanted: list[tuple[Rollout, Click] | None] = [
+            actions = [read_action(sample.text, self.policy.card.speech) for sample in samples]
+            wanted: list[tuple[Rollout, Prompt] | None] = [
                 (rollout, action)
-                if isinstance(action, Click) and not rollout.repeats(action, self.limits)
+                if isinstance(action, Prompt) and not rollout.repeats(action, self.limits)
                 else None
                 for rollout, action in zip(going, actions, strict=True)
             ]
@@ -228,7 +233,7 @@ class Roller:
         for rollout in rollouts:
             question = rollout.question
             said = "\0".join(turn.said.text for turn in rollout.turns) if self.policy.card.history else ""
-            state = f"{len(rollout.turns)}{rollout.clicks}{said}"
+            state = f"{len(rollout.turns)}{rollout.prompts}{said}"
             key = (question.picture, question.text, state)
             if key not in known:
                 known[key] = self.policy.request(rollout.observed(self.policy.card))
@@ -237,25 +242,22 @@ class Roller:
 
     def _predict(
         self,
-        wanted: Sequence[tuple[Rollout, Click]],
-        done: dict[tuple[str, tuple[Click, ...]], Prediction],
+        wanted: Sequence[tuple[Rollout, Prompt]],
+        done: Predictions,
     ) -> list[Prediction]:
-        """The masks after one click more each; the same clicks on the same picture are done once."""
-        keys = [(rollout.question.picture, (*rollout.clicks, click)) for rollout, click in wanted]
-        fresh: dict[int, dict[tuple[str, tuple[Click, ...]], Rollout]] = {}
-        for key, (rollout, _) in zip(keys, wanted, strict=True):
-            if key not in done:
-                fresh.setdefault(len(key[1]), {})[key] = rollout
-        for together in fresh.values():  # as many clicks each: see contract.Segmenter
-            states = list(together.items())
-            for start in range(0, len(states), self.batch):
-                part = states[start : start + self.batch]
-                found = self.segmenter.predict_many(
-                    [self.segmenter.embed(rollout.question.rgb) for _, rollout in part],
-                    [clicks for (_, clicks), _ in part],
-                    [rollout.logits for _, rollout in part],
-                )
-                done.update(zip((key for key, _ in part), found, strict=True))
+        """The masks after one prompt more each; the same prompts on the same picture are done once."""
+        keys = [(rollout.question.picture, (*rollout.prompts, prompt)) for rollout, prompt in wanted]
+        fresh = {key: rollout for key, (rollout, _) in zip(keys, wanted, strict=True) if key not in done}
+        # Alike in number stand together: those share a pass.
+        states = sorted(fresh.items(), key=lambda each: len(each[0][1]))
+        for start in range(0, len(states), self.batch):
+            part = states[start : start + self.batch]
+            found = self.segmenter.predict_many(
+                [self.segmenter.embed(rollout.question.rgb) for _, rollout in part],
+                [prompts for (_, prompts), _ in part],
+                [rollout.logits for _, rollout in part],
+            )
+            done.update(zip((key for key, _ in part), found, strict=True))
         return [done[key] for key in keys]
 
 
@@ -264,7 +266,7 @@ def _branches(
     states: int,
     replies: int,
     rng: np.random.Generator,
-    done: Mapping[tuple[str, tuple[Click, ...]], Prediction],
+    done: Mapping[Prompted, Prediction],
 ) -> list[Rollout]:
     """Rollouts that begin where others of the group had come to, ready to be played."""
     at: dict[tuple[Action | None, ...], list[tuple[Rollout, int]]] = {}
@@ -275,17 +277,19 @@ def _branches(
     found = []
     for which in rng.permutation(len(places))[:states]:
         origin, n = places[which][0]
-        clicks = tuple(t.state.action for t in origin.turns[:n] if isinstance(t.state.action, Click))
-        state = done[origin.question.picture, clicks]
+        prompts = tuple(t.state.action for t in origin.turns[:n] if isinstance(t.state.action, Prompt))
+        state = done[origin.question.picture, prompts]
         for _ in range(replies - len(places[which])):
-            found.append(Rollout(origin.question, origin.turns[:n], state.mask, state.logits, own=n))
+            begun = origin.turns[:n]
+            found.append(
+                Rollout(origin.question, begun, state.mask, state.logits, own=n, language=origin.language)
+            )
     return found
 
 
-def read_action(text: str) -> Action | None:
-    """The action in a reply; None where none can be read, and for boxes, which rollouts do not have."""
+def read_action(text: str, language: Language) -> Action | None:
+    """The action in a reply; None where none can be read."""
     try:
-        action = parse_reply(text).action
-        return None if isinstance(action, Box) else action
+        return language.parse(text).action
     except ReplyError:
         return None

@@ -41,7 +41,7 @@ def turn_of(
     """
 
     def mask_after(done: int) -> np.ndarray | None:
-        if not _has_click(turns[:done]):
+        if not _is_prompted(turns[:done]):
             return None
         return decode_rle(str(turns[done]["mask_before_rle"]), (rgb.shape[0], rgb.shape[1]))
 
@@ -121,5 +121,5 @@ def where_said(labels: Tensor) -> tuple[Tensor, Tensor]:
     return keep, following[:, keep]
 
 
-def _has_click(turns: Sequence[Mapping[str, Any]]) -> bool:
-    return any(turn["kind"] == "click" for turn in turns)
+def _is_prompted(turns: Sequence[Mapping[str, Any]]) -> bool:
+    return any(turn["kind"] != "terminate" for turn in turns)

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ibis_agent.actions import reply_is_complete
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.qwen25.chat import Chat, Encoded
@@ -303,7 +302,7 @@ class BatchPolicy:
     def _is_over(self, ids: list[int]) -> bool:
         if ids[-1] in self.chat.stops:
             return True
-        return ids[-1] in self._closing and reply_is_complete(self.chat.decode(ids))
+        return ids[-1] in self._closing and self.card.speech.is_complete(self.chat.decode(ids))
 
     def _text(self, ids: list[int]) -> str:
         return self.chat.decode(ids[:-1] if ids[-1] in self.chat.stops else ids)

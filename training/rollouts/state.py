@@ -8,6 +8,7 @@ import numpy as np
 from ibis_agent.actions import Action
 from ibis_agent.errors import InputError
 from ibis_agent.mask.masks import iou
+from ibis_agent.policy.language import IBIS, Language
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +22,7 @@ class State:
         truth: (H, W) bool.
         number: of the turn, from 1; None where it is not known (the published rows).
         iou_before, iou_after: of the masks with the truth.
+        language: that the policy is to write.
     """
 
     reply: str
@@ -31,6 +33,7 @@ class State:
     number: int | None
     iou_before: float
     iou_after: float
+    language: Language = IBIS
 
     @classmethod
     def of(
@@ -41,10 +44,12 @@ class State:
         after: np.ndarray,
         truth: np.ndarray,
         number: int | None,
+        language: Language = IBIS,
     ) -> State:
         """A state whose IoUs are computed here. Raises InputError for masks of different sizes."""
         if not before.shape == after.shape == truth.shape:
             raise InputError(
                 "masks and truth must be of one size", value=f"{before.shape}, {after.shape}, {truth.shape}"
             )
-        return cls(reply, action, before, after, truth, number, iou(before, truth), iou(after, truth))
+        overlaps = iou(before, truth), iou(after, truth)
+        return cls(reply, action, before, after, truth, number, *overlaps, language)

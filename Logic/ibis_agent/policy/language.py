@@ -18,7 +18,8 @@ class Language:
     is_complete: Callable[[str], bool]
 
 
+IBIS = Language(parse_reply, format_reply, reply_is_complete)
 LANGUAGES = {
-    "ibis": Language(parse_reply, format_reply, reply_is_complete),
+    "ibis": IBIS,
     "tool_calls": Language(parse_call, format_call, call_is_complete),
 }

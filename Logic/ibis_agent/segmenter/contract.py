@@ -153,10 +153,7 @@ class Segmenter(PictureSegmenter, Protocol):
         clicks: Sequence[Sequence[Prompt]],
         previous_logits: Sequence[np.ndarray | None],
     ) -> list[Prediction]:
-        """`predict` for several pictures or several states of one, together.
-
-        All have as many prompts as each other, and either all or none previous logits.
-        """
+        """`predict` for several pictures or several states of one, together, whatever each was prompted with."""
         ...
 
     def follower(

@@ -154,8 +154,6 @@ def test_a_box_begins_anew_and_clicks_go_on_from_it(segmenter: Any, picture: Pic
     more = segmenter.predict(embedding, [around, Click(0.4, 0.42)])
     assert not np.array_equal(more.logits, alone.logits)
     assert segmenter.can.boxes
-    with pytest.raises(InputError, match="equally many"):
-        segmenter.predict_many([embedding] * 2, [[around], [Click(0.1, 0.1)] * 2], [None] * 2)
 
 
 def test_the_first_click_can_be_asked_again_with_a_box_around_its_mask(

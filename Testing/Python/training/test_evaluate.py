@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from browser import Browser
-from ibis_agent.actions import Click, Reply, Terminate, format_reply
+from ibis_agent.actions import Box, Click, Reply, Terminate, format_reply
 from ibis_agent.errors import InputError
 from ibis_agent.mask.masks import encode_rle, iou
 from ibis_agent.policy.contract import ScriptedPolicy
@@ -112,6 +112,29 @@ def test_an_answer_is_judged_by_its_first_click_its_clicks_and_its_mask(segmente
     assert [step["click"] for step in row["steps"]] == [[0.5, 0.5, True], [0.1, 0.1, False], None]
     assert row["iou"] == row["steps"][1]["iou"] == pytest.approx(row["dsc"] / (2 - row["dsc"]))
     assert row["answer"] == "Done." and json.dumps(row)
+
+
+@pytest.mark.parametrize(("edges", "hit"), [((0.36, 0.3, 0.64, 0.7), True), ((0.0, 0.0, 1.0, 1.0), False)])
+def test_a_box_counts_as_a_click_and_hits_where_it_is_around_the_structure(
+    segmenter: Segmenter, edges: tuple[float, ...], hit: bool
+) -> None:
+    shown = square()
+    box = format_reply(Reply("Here.", Box(*edges)))
+    row = ask(
+        shown,
+        "liver",
+        "Segment it",
+        ScriptedPolicy([box, end()]),
+        OnePicture(segmenter, shown.picture),
+        Limits(),
+    )
+    assert (row["clicks"], row["hit"], row["said_absent"]) == (1, hit, False)
+    assert [step["click"] for step in row["steps"]] == [list(edges), None]
+    rows = [{"index": 0, "name": "square", "asked": [row], "prompted": []}]
+    measured = {"measured": {"pictures": "one", "segmenter": {"name": "s", "sha256": "0"}}}
+    seen = page(figures(rows) | measured, rows, OneSquare(2, 1))
+    drawn = f"box ({', '.join(f'{edge:.3f}' for edge in edges)})"
+    assert drawn in seen and "<rect" in seen
 
 
 @pytest.mark.parametrize(

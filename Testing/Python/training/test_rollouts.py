@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,8 +14,10 @@ pytest.importorskip("sam2")
 
 import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
-from ibis_agent.actions import Click, parse_reply
+from ibis_agent.actions import Box, Click, Prompt, Reply, Terminate, parse_reply
 from ibis_agent.errors import InputError, ReplyError
+from ibis_agent.policy.card import card_from_json
+from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.qwen25.source import demo_folder
 from ibis_agent.run.episode import Limits
 from ibis_agent.run.run import Run
@@ -25,10 +27,12 @@ from ibis_agent.scan.picture import Picture
 from ibis_agent.segmenter.contract import Segmenter
 from tiny_models import make_tiny_policy
 
+from training.common.placing import box_around
+from training.grpo import rewards
 from training.grpo.objective import figures
 from training.grpo.tasks import phantom_tasks
-from training.rollouts.roller import LIMIT, UNREADABLE, Question, Roller
-from training.rollouts.sampling import BatchPolicy
+from training.rollouts.roller import LIMIT, REPEATED, UNREADABLE, Question, Roller
+from training.rollouts.sampling import BatchPolicy, Sample
 
 LIMITS = Limits(max_turns=3)
 
@@ -91,7 +95,7 @@ def test_greedy_rollouts_are_the_episodes_that_the_agent_has_alone(
             continue
         assert said == expected + ([episode.halt.reply] if len(said) > len(expected) else [])
         assert np.array_equal(rollout.mask, episode.mask())
-        assert len(rollout.clicks) == sum(isinstance(step.action, Click) for step in episode.steps)
+        assert len(rollout.prompts) == sum(isinstance(step.action, Click) for step in episode.steps)
 
 
 def _is_readable(text: str) -> bool:
@@ -181,12 +185,70 @@ def test_predictions_made_together_are_those_made_alone(
         assert alone.score == pytest.approx(second[n].score, abs=1e-4)
 
 
-def test_predictions_of_unequal_numbers_of_clicks_are_not_made_together(
-    segmenter: Segmenter, questions: list[Question]
+def test_predictions_of_all_kinds_are_made_together(questions: list[Question]) -> None:
+    boxed = segmenters.open("demo", device="cpu", first_box=True)
+    embedding, click, box = boxed.embed(questions[0].rgb), Click(0.5, 0.5), Box(0.3, 0.3, 0.6, 0.7)
+    asked = [[click], [box], [click, Click(0.4, 0.4, False)], [box, click], [click, box], [Click(0.3, 0.6)]]
+    logits = [None if len(each) == 1 else boxed.predict(embedding, each[:1]).logits for each in asked]
+    together = boxed.predict_many([embedding] * len(asked), asked, logits)
+    for prompts, before, found in zip(asked, logits, together, strict=True):
+        alone = boxed.predict(embedding, prompts, before)
+        assert np.abs(alone.logits - found.logits).max() < 1e-3, prompts
+        assert (alone.mask != found.mask).mean() < 1e-3, prompts
+
+
+class Scripted:
+    """A batch policy of a given language: each question is answered from its own list, by number of the turn."""
+
+    def __init__(self, language: str, replies: dict[str, list[Reply]]) -> None:
+        self.card = card_from_json({"language": language})
+        self.replies = replies
+
+    def said(self, turn: Turn) -> str:
+        return self.card.speech.format(self.replies[turn.question][turn.number - 1])
+
+    def request(self, turn: Turn) -> Turn:
+        return turn
+
+    def sample(self, requests: list[Turn], *_: Any) -> list[Sample]:
+        return [Sample(self.said(turn), (), np.zeros(0, np.float32)) for turn in requests]
+
+    def reply(self, turn: Turn, *_: Any) -> str:
+        return self.said(turn)
+
+    identity: ClassVar = {"name": "scripted", "sha256": ""}
+
+
+@pytest.mark.parametrize("language", ["ibis", "tool_calls"])
+def test_rollouts_that_mix_boxes_and_clicks_are_the_episodes_alone(
+    segmenter: Segmenter, questions: list[Question], language: str
 ) -> None:
-    embedding, click = segmenter.embed(questions[0].rgb), Click(0.5, 0.5)
-    with pytest.raises(InputError, match="equally many"):
-        segmenter.predict_many([embedding] * 2, [[click], [click, click]], [None, None])
+    around = box_around(questions[0].truth)
+    ways = {
+        "a box": [around, Click(0.4, 0.4, False)],
+        "a click": [Click(0.4, 0.5), around],
+        "clicks": [Click(0.4, 0.5), Click(0.5, 0.5)],
+        "the same box": [around, around, around],
+        "nothing": [],
+    }
+    end = Reply("It fits.", Terminate("It is there."))
+    replies = {name: [*(Reply("Here.", each) for each in way), end] for name, way in ways.items()}
+    policy = Scripted(language, replies)
+    asked = [dataclasses.replace(questions[0], text=name) for name in ways]
+    limits = Limits(max_turns=4)
+    groups = Roller(policy, segmenter, limits).run(asked, 1, 0.0)  # type: ignore[arg-type]
+    for question, rollout in zip(asked, _flat(groups), strict=True):
+        episode = _episode(policy, segmenter, question, limits)
+        done = [step.action for step in episode.steps if isinstance(step.action, Prompt)]
+        assert rollout.prompts == done and len(done) == min(len(ways[question.text]), 2)
+        # A batch differs from one alone in the last bits only.
+        assert (rollout.mask != episode.mask()).mean() < 1e-3
+        assert (rollout.reason == REPEATED) == (question.text == "the same box")
+        assert rollout.said_absent == (question.text == "nothing")
+        formats = [rewards.house_format(turn.state.reply, rollout.language) for turn in rollout.turns]
+        assert set(formats) == {1.0}
+    assert [rollout.hit for rollout in _flat(groups)][:1] == [True]
+    assert figures(groups)["clicks"] == pytest.approx(8 / 5)
 
 
 def test_a_truth_of_another_size_is_refused() -> None:
@@ -227,7 +289,7 @@ def test_branches_go_on_from_the_states_that_their_group_had_come_to(
             assert np.array_equal(first.before, branch.turns[branch.own - 1].state.after)
             # Its masks are those of an episode that made all of its clicks.
             embedding, logits, mask = segmenter.embed(branch.question.rgb), None, None
-            for n in range(len(branch.clicks)):
-                found = segmenter.predict(embedding, branch.clicks[: n + 1], logits)
+            for n in range(len(branch.prompts)):
+                found = segmenter.predict(embedding, branch.prompts[: n + 1], logits)
                 logits, mask = found.logits, found.mask
             assert mask is not None and (mask != branch.mask).mean() < 1e-3

@@ -21,14 +21,16 @@ pytest.importorskip("sam2")
 
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
 from ibis_agent.errors import InputError
-from ibis_agent.mask.masks import encode_rle
+from ibis_agent.mask.masks import decode_rle, encode_rle
 from ibis_agent.policy.card import load_card
+from ibis_agent.policy.language import LANGUAGES
 from ibis_agent.policy.qwen25.chat import Chat
 from ibis_agent.policy.qwen25.source import demo_folder
 from ibis_agent.run.episode import Limits
 from phantom_trajectories import make_trajectories
 from PIL import Image
 
+from training.common.placing import box_around
 from training.grpo import credit
 from training.grpo.settings import RewardSettings
 from training.grpo.tasks import phantom_tasks
@@ -129,6 +131,20 @@ def test_verls_advantages_are_the_laptops(question: Question) -> None:
     found = coding.advantages_of(rewards, mask, ["q"] * len(turns) + ["padding"], least=2)
     assert found[:-1, 0].tolist() == pytest.approx(np.concatenate(expected).tolist(), abs=1e-6)
     assert torch.equal(found != 0, (found[:, :1] != 0) & (mask > 0)) and not found[-1].any()
+
+
+def test_the_reward_function_reads_the_language_that_the_row_is_for(row: dict[str, Any]) -> None:
+    truth = row["reward_model"]["ground_truth"]
+    height, width = row["extra_info"]["height"], row["extra_info"]["width"]
+    speech = LANGUAGES["tool_calls"]
+    replies = [
+        Reply("It is here.", box_around(decode_rle(truth, (height, width)))),
+        Reply("", Terminate("Done.")),
+    ]
+    text = "user\n".join(f"{speech.format(reply)}\n" for reply in replies)
+    found = reward.compute_score("ibis-seg", text, truth, {**row["extra_info"], "language": "tool_calls"})
+    assert (found["clicks"], found["hit"]) == (1.0, 1.0) and found["iou"] > 0.3
+    assert reward.compute_score("ibis-seg", text, truth, row["extra_info"])["clicks"] == 0
 
 
 def test_the_reward_function_plays_the_text_again(

@@ -6,7 +6,8 @@ Needs no verl: the agent loop, the tool and the reward function drive it.
 from __future__ import annotations
 
 import numpy as np
-from ibis_agent.actions import Click
+from ibis_agent.actions import Prompt
+from ibis_agent.policy.language import IBIS, Language
 from ibis_agent.run.episode import Limits
 from ibis_agent.segmenter.contract import PictureSegmenter
 
@@ -15,19 +16,25 @@ from training.rollouts.sampling import Sample
 
 
 class Player:
-    """Plays one episode's replies: the rollout so far, and the segmenter that does its clicks."""
+    """Plays one episode's replies: the rollout so far, and the segmenter that does its clicks and boxes."""
 
-    def __init__(self, question: Question, segmenter: PictureSegmenter, limits: Limits) -> None:
-        self.rollout = Rollout(question)
+    def __init__(
+        self,
+        question: Question,
+        segmenter: PictureSegmenter,
+        limits: Limits,
+        language: Language = IBIS,
+    ) -> None:
+        self.rollout = Rollout(question, language=language)
         self.segmenter, self.limits = segmenter, limits
 
     def take(self, said: Sample) -> bool:
         """Do what a reply asks for; whether the episode is over. Slow: the segmenter runs."""
         rollout, found = self.rollout, None
-        action = read_action(said.text)
-        if isinstance(action, Click) and not rollout.repeats(action, self.limits):
+        action = read_action(said.text, rollout.language)
+        if isinstance(action, Prompt) and not rollout.repeats(action, self.limits):
             embedding = self.segmenter.embed(rollout.question.rgb)
-            found = self.segmenter.predict(embedding, [*rollout.clicks, action], rollout.logits)
+            found = self.segmenter.predict(embedding, [*rollout.prompts, action], rollout.logits)
         rollout.take(None, said, action, found, self.limits)
         return bool(rollout.reason)
 

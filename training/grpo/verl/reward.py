@@ -20,6 +20,7 @@ import ibis_agent.segmenter as segmenters
 import numpy as np
 from ibis_agent.errors import InputError
 from ibis_agent.mask.masks import decode_rle
+from ibis_agent.policy.language import LANGUAGES
 from ibis_agent.run.episode import Limits
 from ibis_agent.segmenter.contract import Segmenter
 from PIL import Image
@@ -31,7 +32,10 @@ from training.rollouts.roller import Question
 
 SEGMENTER, DEVICE = "IBIS_SEGMENTER", "IBIS_SEGMENTER_DEVICE"
 """Environment: the segmenter's checkpoint (the demo segmenter), and its device (cpu)."""
-_REPLY = re.compile(r"<think>.*?(?:</action>(?:\s*<answer>.*?</answer>)?|(?=<think>)|\Z)", re.DOTALL)
+_REPLY = {
+    "ibis": re.compile(r"<think>.*?(?:</action>(?:\s*<answer>.*?</answer>)?|(?=<think>)|\Z)", re.DOTALL),
+    "tool_calls": re.compile(r".*?</tool_call>", re.DOTALL),
+}
 
 
 def compute_score(
@@ -51,8 +55,8 @@ def compute_score(
         rewards: fields of training.grpo.settings.RewardSettings.
     """
     info = extra_info or {}
-    player = Player(question_of(info, ground_truth), segmenter(), limits_of(info))
-    for reply in replies_in(solution_str):
+    player = player_of(info, question_of(info, ground_truth))
+    for reply in replies_in(solution_str, language_of(info)):
         if player.take_text(reply):
             break
     return scored(player, RewardSettings(**(rewards or {})))
@@ -61,7 +65,7 @@ def compute_score(
 def scored(player: Player, settings: RewardSettings) -> dict[str, float]:
     """What verl is told of an episode: `score`, every reward, and where it ended."""
     rollout = player.rollout
-    more = {"iou": rollout.iou, "clicks": float(len(rollout.clicks)), "hit": float(rollout.hit)}
+    more = {"iou": rollout.iou, "clicks": float(len(rollout.prompts)), "hit": float(rollout.hit)}
     return {**score(rollout, settings), **more}
 
 
@@ -83,9 +87,19 @@ def limits_of(info: Mapping[str, Any]) -> Limits:
     return Limits(max_turns=int(info.get("max_turns") or 8))
 
 
-def replies_in(text: str) -> list[str]:
-    """The replies in the text of a whole answer; all of it is one where there is none in our form."""
-    return [each.strip() for each in _REPLY.findall(text)] or [text]
+def language_of(info: Mapping[str, Any]) -> str:
+    """The action language of the policy that a row was made for, see policy.language."""
+    return str(info.get("language") or "ibis")
+
+
+def player_of(info: Mapping[str, Any], question: Question) -> Player:
+    """Ready to play a row's episode."""
+    return Player(question, segmenter(), limits_of(info), LANGUAGES[language_of(info)])
+
+
+def replies_in(text: str, language: str = "ibis") -> list[str]:
+    """The replies in the text of a whole answer; all of it is one where there is none in the language's form."""
+    return [each.strip() for each in _REPLY[language].findall(text)] or [text]
 
 
 def read_picture(source: Any) -> np.ndarray:

@@ -75,6 +75,7 @@ def row_of(
             "width": int(sample["width"]),
             "picture": os.path.abspath(path),
             "max_turns": max_turns,
+            "language": card.language,
         },
     }
 

@@ -17,7 +17,7 @@ from verl.tools.schemas import OpenAIFunctionToolSchema, ToolResponse
 
 from training.grpo.settings import RewardSettings
 from training.grpo.verl.player import Player
-from training.grpo.verl.reward import DEVICE, SEGMENTER, limits_of, question_of, scored, segmenter
+from training.grpo.verl.reward import DEVICE, SEGMENTER, player_of, question_of, scored
 from training.rollouts.sampling import Sample
 
 # One segmenter in a process, and one episode at a time in it: it would not be faster otherwise.
@@ -39,7 +39,7 @@ class SegmentTool(BaseTool):
         """Open an episode. kwargs: "info" and "ground_truth" of the row, "picture" as bytes, path or image."""
         name = instance_id or str(uuid4())
         question = question_of(kwargs["info"], kwargs["ground_truth"], kwargs.get("picture"))
-        self._players[name] = Player(question, segmenter(), limits_of(kwargs["info"]))
+        self._players[name] = player_of(kwargs["info"], question)
         return name, ToolResponse()
 
     def player(self, instance_id: str) -> Player:
@@ -57,7 +57,7 @@ class SegmentTool(BaseTool):
         self, instance_id: str, parameters: dict[str, Any], **kwargs: Any
     ) -> tuple[ToolResponse, float, dict[str, Any]]:
         """A click as a call: {"x", "y", "positive"}. Returns the new state in words, and the IoU that it gained."""
-        from ibis_agent.actions import Click, Reply, format_reply
+        from ibis_agent.actions import Click, Reply
 
         try:
             click = Click(parameters["x"], parameters["y"], bool(parameters.get("positive", True)))
@@ -65,7 +65,7 @@ class SegmentTool(BaseTool):
             return ToolResponse(text=f"This is not a click: {error}"), 0.0, {}
         player = self.player(instance_id)
         with _ONE:
-            over = player.take_text(format_reply(Reply("A call.", click)))
+            over = player.take_text(player.rollout.language.format(Reply("A call.", click)))
         state = player.rollout.turns[-1].state
         text = "The episode is over." if over else "The mask has changed."
         return ToolResponse(text=text), state.iou_after - state.iou_before, {"iou": state.iou_after}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 import torch
@@ -60,6 +60,11 @@ class Sam2Embedding:
     def to(self, device: torch.device, dtype: torch.dtype) -> Sam2Embedding:
         """Shares what is that way already."""
         return Sam2Embedding(tuple(level.to(device, dtype) for level in self.levels), self.height, self.width)
+
+
+Mark = tuple[float, float, int]
+"""(column, row, kind) of a point, see marks_of."""
+_State = tuple[Sam2Embedding, Sequence[Prompt], Union[np.ndarray, None]]  # noqa: UP007 - evaluated by Python 3.9, too
 
 
 class Sam2Predictor:
@@ -181,9 +186,7 @@ class Sam2Predictor:
 
         Raises InputError for no clicks or logits of another size, ModelError when the network fails.
         """
-        found = self.predict_many([embedding], [clicks], [previous_logits])[0]
-        box = self.box_after(clicks, previous_logits, found.mask)
-        return found if box is None else self.predict_many([embedding], [[box, *clicks]], [None])[0]
+        return self.predict_many([embedding], [clicks], [previous_logits])[0]
 
     def box_after(
         self, prompts: Sequence[Prompt], previous_logits: np.ndarray | None, mask: np.ndarray
@@ -207,19 +210,36 @@ class Sam2Predictor:
         clicks: Sequence[Sequence[Prompt]],
         previous_logits: Sequence[np.ndarray | None],
     ) -> list[Prediction]:
-        """`predict` for several pictures or several states of one, in one pass through the decoder.
+        """`predict` for several pictures or several states of one; those that are alike pass the decoder together.
 
-        All must have as many clicks as each other, and either all or none previous logits: with padding the
-        network would see other prompts than alone. Raises what `predict` raises.
+        Alike are states with equally many points, with a box or without, with previous logits or without: with
+        padding the network would see other prompts than alone. Raises what `predict` raises.
         """
-        if any(not each for each in clicks):
+        asked = list(zip(embeddings, clicks, previous_logits, strict=True))
+        found = self._predict_all(asked)
+        boxes = {n: self.box_after(asked[n][1], asked[n][2], each.mask) for n, each in enumerate(found)}
+        again = [n for n, box in boxes.items() if box is not None]
+        boxed = [(asked[n][0], [box, *asked[n][1]], None) for n, box in boxes.items() if box is not None]
+        for n, each in zip(again, self._predict_all(boxed), strict=True):
+            found[n] = each
+        return found
+
+    def _predict_all(self, asked: Sequence[_State]) -> list[Prediction]:
+        if any(not prompts for _, prompts, _ in asked):
             raise InputError("the segmenter needs a click", remedy="Pass at least one click.")
-        marks = [
-            marks_of(each, where.height, where.width) for each, where in zip(clicks, embeddings, strict=True)
-        ]
-        alike = {(len(each), several(each)) for each in marks}
-        if len(alike) != 1 or len({each is None for each in previous_logits}) != 1:
-            raise InputError("predictions made together need equally many clicks and logits")
+        alike: dict[tuple[int, bool, bool], dict[int, list[Mark]]] = {}
+        for n, (where, prompts, logits) in enumerate(asked):
+            marks = marks_of(prompts, where.height, where.width)
+            alike.setdefault((len(marks), several(marks), logits is None), {})[n] = marks
+        found: dict[int, Prediction] = {}
+        for group in alike.values():
+            made = self._together([asked[n] for n in group], list(group.values()))
+            found.update(zip(group, made, strict=True))
+        return [found[n] for n in range(len(asked))]
+
+    def _together(self, asked: Sequence[_State], marks: Sequence[Sequence[Mark]]) -> list[Prediction]:
+        """One pass through the decoder, for states that are alike; `marks`: of each, see marks_of."""
+        embeddings = [embedding for embedding, _, _ in asked]
         points = torch.tensor([[place[:2] for place in each] for each in marks], dtype=torch.float32)
         sizes = torch.tensor([[[each.width, each.height]] for each in embeddings])
         points = points / sizes.float() * self.image_size
@@ -229,7 +249,7 @@ class Sam2Predictor:
             sparse, dense = self.model.sam_prompt_encoder(
                 points=(points.to(self.device), labels.to(self.device)),
                 boxes=None,
-                masks=self._mask_prompts(previous_logits),
+                masks=self._mask_prompts([logits for _, _, logits in asked]),
             )
             low, scores, _, _ = self.model.sam_mask_decoder(
                 image_embeddings=torch.cat([seen for seen, _ in images]),
@@ -315,14 +335,14 @@ def _best(low: Tensor, scores: np.ndarray, embedding: Sam2Embedding) -> Predicti
     )
 
 
-def marks_of(prompts: Sequence[Prompt], height: int, width: int) -> list[tuple[float, float, int]]:
+def marks_of(prompts: Sequence[Prompt], height: int, width: int) -> list[Mark]:
     """(column, row, kind) of each point that sam2's prompt encoder is given; kinds 0 and 1 are clicks.
 
     A click lies on a pixel, by the published rule: truncated, then clamped to the last one. A box is its upper left
     (2) and lower right corner (3), stands before all clicks, and leaves out what was prompted before it.
     """
     boxes = [n for n, each in enumerate(prompts) if isinstance(each, Box)]
-    marks: list[tuple[float, float, int]] = []
+    marks: list[Mark] = []
     for prompt in prompts[boxes[-1] if boxes else 0 :]:
         if isinstance(prompt, Box):
             marks += [
@@ -344,7 +364,7 @@ def box_around(mask: np.ndarray) -> Box | None:
     return Box(columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height)
 
 
-def several(marks: Sequence[tuple[float, float, int]]) -> bool:
+def several(marks: Sequence[Mark]) -> bool:
     """Whether the network is asked for several masks: a box leaves little in doubt."""
     return not any(kind > 1 for _, _, kind in marks)
 
