@@ -227,9 +227,9 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _review(options: argparse.Namespace) -> int:
-    record = Trajectory.load(options.trajectory).to_json()
+    record = Trajectory.load(options.trajectory)
     path = options.out or options.trajectory.with_name(runner.REVIEW_NAME)
-    write_review(path, record)
+    write_review(path, record.to_json(png=False), record.slices.picture)
     print(path)
     if options.open:
         import webbrowser

@@ -113,7 +113,8 @@ class Live:
         """The page of the record as it stands."""
         state = self.state()  # before the record is read: a later change is then shown by the next look
         try:
-            return review_page(Trajectory.load(self._path).to_json(), live=state)
+            record = Trajectory.load(self._path)
+            return review_page(record.to_json(png=False), state, record.slices.picture)
         except IbisError:
             return _NOTHING_YET
 

@@ -145,7 +145,7 @@ class Runner:
         if task.request.review:
             record = record or self._file.record(run)
             written["review"] = task.folder / REVIEW_NAME
-            write_review(written["review"], record.to_json())
+            write_review(written["review"], record.to_json(png=False), record.slices.picture)
         self.give_back()
         self.written = written
         return written

@@ -149,6 +149,7 @@ def parts_of(
     rows: Mapping[int, Mapping[str, Any]],
     picture_of: Callable[[int], Picture],
     inside: Callable[[int], np.ndarray | None] = lambda index: None,
+    png: bool = True,
 ) -> tuple[Json, Iterator[Json]]:
     """The record of many slices without its slices, and those one by one, since their pictures are large.
 
@@ -157,11 +158,12 @@ def parts_of(
         actions, rows: see steps.action_to_json, slice_to_json.
         picture_of: the picture of a slice.
         inside: where masks of a slice may lie, see scan.slices.Slices.
+        png: see pictures.picture_to_json.
     """
     volume = head["volume"]
     spans = [span for each in actions for span in _spans_of(each)]
     slices = (
-        row_with_picture(index, rows.get(index), picture_of(index), inside(index), str(volume["source"]))
+        row_with_picture(index, rows.get(index), picture_of(index), inside(index), str(volume["source"]), png)
         for index in visited(spans, rows, int(volume["first"]))
     )
     whole = {**volume, **figures(actions, rows.values(), float(volume["gap_mm"]))}
@@ -183,13 +185,18 @@ def _spans_of(action: Mapping[str, Any]) -> list[tuple[int, int]]:
 
 
 def row_with_picture(
-    index: int, row: Mapping[str, Any] | None, picture: Picture, clip: np.ndarray | None, source: str
+    index: int,
+    row: Mapping[str, Any] | None,
+    picture: Picture,
+    clip: np.ndarray | None,
+    source: str,
+    png: bool = True,
 ) -> Json:
     """A slice as it stands in the record. row: see steps.slice_to_json; None where nothing is known."""
     made: Json = {"slice": index, "mask_rle": "", **NOTHING, **(row or {})}
     if clip is not None:
         made["inside_rle"] = encode_rle(clip)
-    return {**made, "picture": picture_to_json(picture, source)}
+    return {**made, "picture": picture_to_json(picture, source, png=png)}
 
 
 def visited(spans: Iterable[tuple[int, int]], rows: Iterable[int], first: int) -> list[int]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ibis_agent.mask.masks import decode_rle
+from ibis_agent.mask.packed import packed
 from ibis_agent.scan.geometry import PictureGeometry
 
 Json = Mapping[str, Any]
 
 
-class RecordedSlice(NamedTuple):
+@packed
+@dataclass(frozen=True, eq=False)
+class RecordedSlice:
     """One slice: its geometry, its (H, W) bool mask, its recorded picture and all else recorded of it."""
 
     geometry: PictureGeometry

@@ -11,26 +11,32 @@ import hashlib
 import html
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ibis_agent import files
 from ibis_agent.errors import InputError
 from ibis_agent.record.review_view import view_of
+from ibis_agent.scan.picture import Picture
 
 _HERE = Path(__file__).parent
 _SCRIPTS: tuple[str, ...] = ("review_drawing.js", "review_page.js")
 
 
-def review_page(record: Mapping[str, Any], live: Mapping[str, Any] | None = None) -> str:
+def review_page(
+    record: Mapping[str, Any],
+    live: Mapping[str, Any] | None = None,
+    picture_of: Callable[[int], Picture] | None = None,
+) -> str:
     """The whole page for a run's record, of a slice or of a volume: the JSON object of trajectory.json.
 
     live: of a page that is served while its run goes on (cli/live.py); that one may ask its own server.
+    picture_of: the pictures by slice, of a record without PNGs.
     Raises InputError where the record is not one.
     """
     try:
-        view = view_of(record)
+        view = view_of(record, picture_of)
         title, scripts = f"{view['question'][:80]} – IBIS review", _SCRIPTS
         if live is not None:
             view, scripts = {**view, "live": dict(live)}, (*_SCRIPTS, "live_page.js")
@@ -43,9 +49,13 @@ def review_page(record: Mapping[str, Any], live: Mapping[str, Any] | None = None
         ) from error
 
 
-def write_review(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
-    """Write the page, whole or not at all. Raises InputError, OutputError."""
-    files.write_text(path, review_page(record))
+def write_review(
+    path: str | os.PathLike[str],
+    record: Mapping[str, Any],
+    picture_of: Callable[[int], Picture] | None = None,
+) -> None:
+    """Write the page, whole or not at all; see review_page. Raises InputError, OutputError."""
+    files.write_text(path, review_page(record, picture_of=picture_of))
 
 
 def page_of(

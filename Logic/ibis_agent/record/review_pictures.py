@@ -50,6 +50,11 @@ def read_png(text: Any, height: int, width: int) -> np.ndarray:
             pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError("the picture is not a PNG") from error
+    return grey_if_it_is(pixels)
+
+
+def grey_if_it_is(pixels: np.ndarray) -> np.ndarray:
+    """(H, W) of an (H, W, 3) picture whose channels are equal; all others as they are."""
     grey = pixels.ndim == 3 and (pixels == pixels[..., :1]).all()
     return pixels[..., 0] if grey else pixels
 

@@ -6,7 +6,7 @@ The steps of a volume are what its actions consist of. Masks are run lengths, ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,12 @@ import numpy as np
 from ibis_agent.fields import Fields
 from ibis_agent.mask.masks import decode_rle
 from ibis_agent.mask.measurements import Measurements, answer_with_size, measure
+from ibis_agent.mask.packed import PackedMasks
 from ibis_agent.record.recorded_slices import recorded_slices
-from ibis_agent.record.review_pictures import fitted, read_png, runs_of, to_base64
+from ibis_agent.record.review_pictures import fitted, grey_if_it_is, read_png, runs_of, to_base64
 from ibis_agent.record.steps import given_from_json
 from ibis_agent.scan.geometry import PictureGeometry, slice_geometry
+from ibis_agent.scan.picture import Picture
 
 _AXES = (("R", "L"), ("A", "P"), ("S", "I"))
 _OUTCOMES = {"ended": "Ended", "paused": "Paused", "ready": "Unfinished"}
@@ -25,9 +27,10 @@ _OUTCOMES = {"ended": "Ended", "paused": "Paused", "ready": "Unfinished"}
 Json = Mapping[str, Any]
 
 
-def view_of(record: Json) -> dict[str, Any]:
+def view_of(record: Json, picture_of: Callable[[int], Picture] | None = None) -> dict[str, Any]:
     """The page's view of a record, of a slice (with "picture") or of a volume (with "slices" and "actions").
 
+    picture_of: the pictures by slice, of a record without PNGs.
     Raises ValueError, KeyError, TypeError and their like where it is not one.
     """
     volume = "slices" in record
@@ -35,10 +38,18 @@ def view_of(record: Json) -> dict[str, Any]:
     one = found[0].geometry
     where = {each.geometry.index: place for place, each in enumerate(found)}
     steps = list(_volume_steps(record, where, one) if volume else _slice_steps(record, one))
-    masks = {each.geometry.index: each.mask for each in found}
-    pictures = {each.geometry.index: each.picture for each in found}
+    masks = PackedMasks((each.geometry.index, each.mask) for each in found)
+
+    def pixels() -> Iterator[tuple[int, np.ndarray]]:
+        for each in found:
+            index = each.geometry.index
+            if picture_of is None:
+                yield index, read_png(each.picture["png"], one.height, one.width)
+            else:
+                yield index, grey_if_it_is(picture_of(index).rgb)
+
     worked = {found[step["slice"]].geometry.index for step in steps}
-    shown, cuts = _pictures_and_cuts(pictures, masks, worked, one)
+    shown, cuts = _pictures_and_cuts(pixels(), masks, worked, one)
     standing = _standing(record, volume)
     key = (record.get("volume") or {}).get("key") if volume else one.index
     largest = max(masks, key=lambda index: int(masks[index].sum()))
@@ -179,7 +190,10 @@ def _mark(click: Json, number: int) -> dict[str, Any]:
 
 
 def _pictures_and_cuts(
-    pictures: Mapping[int, Json], masks: Mapping[int, np.ndarray], worked: set[int], one: PictureGeometry
+    pictures: Iterable[tuple[int, np.ndarray]],
+    masks: Mapping[int, np.ndarray],
+    worked: set[int],
+    one: PictureGeometry,
 ) -> tuple[dict[int, Any], list[dict[str, Any]]]:
     """The slices' pictures as they fit, and the two cuts across them where the mask is widest."""
     rows, cols = (sum(mask.sum(axis=axis, dtype=np.int64) for mask in masks.values()) for axis in (1, 0))
@@ -190,13 +204,12 @@ def _pictures_and_cuts(
     lines: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def pass_through() -> Iterator[tuple[int, np.ndarray]]:
-        for index, picture in pictures.items():
-            pixels = read_png(picture["png"], one.height, one.width)
+        for index, pixels in pictures:
             lines[index] = pixels[row].copy(), pixels[:, col].copy()
             yield index, pixels
 
     shown = fitted(pass_through(), worked, {index for index, mask in masks.items() if mask.any()})
-    if len(pictures) < 2:
+    if len(shown) < 2:
         return shown, []
     across_rows = {index: mask[row] for index, mask in masks.items()}
     across_cols = {index: mask[:, col] for index, mask in masks.items()}

@@ -249,7 +249,7 @@ class Trajectory:
 
     # How it is written
 
-    def head(self) -> Json:
+    def head(self, png: bool = True) -> Json:
         """All of `to_json` that is settled before the first action."""
         models = {
             "policy": None if self.policy is None else dict(self.policy),
@@ -265,7 +265,7 @@ class Trajectory:
             **given_to_json(self.given),
         }
         if self.alone:
-            return {**head, "picture": picture_to_json(self.picture, self.source, self.orientation)}
+            return {**head, "picture": picture_to_json(self.picture, self.source, self.orientation, png)}
         slices, geometry = self.slices, self.slices.geometry(self.slices.first)
         volume: Json = {
             "source": self.source,
@@ -286,13 +286,13 @@ class Trajectory:
             said["measurements"] = dict(self.measurements)
         return {**said, "caveats": list(self.caveats)} if self.caveats else said
 
-    def to_json(self) -> Json:
-        """Plain values for a JSON file."""
+    def to_json(self, png: bool = True) -> Json:
+        """Plain values for a JSON file. png: without it, all but the pixels of the pictures."""
         if self.alone:
             geometry = self.slices.geometry(self.slices.first)
             steps = [step_to_json(step, geometry) for step in self.steps]
-            return {**self.head(), **self.outcome(), "steps": steps}
-        whole, slices = self._parts()
+            return {**self.head(png), **self.outcome(), "steps": steps}
+        whole, slices = self._parts(png)
         return {**whole, "slices": list(slices)}
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -303,11 +303,11 @@ class Trajectory:
             whole, slices = self._parts()
             files.write_json(path, whole, ("slices", slices))
 
-    def _parts(self) -> tuple[Json, Iterator[Json]]:
+    def _parts(self, png: bool = True) -> tuple[Json, Iterator[Json]]:
         geometry = self.slices.geometry(self.slices.first)
         actions = [action_to_json(action, geometry) for action in self.actions]
         slices = self.slices
-        return parts_of(self.head(), self.outcome(), actions, self.rows, slices.picture, slices.inside)
+        return parts_of(self.head(), self.outcome(), actions, self.rows, slices.picture, slices.inside, png)
 
     # What can be done with it
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ibis_agent.mask.masks import area
+from ibis_agent.mask.packed import PackedMasks
 
 Masks = Mapping[int, np.ndarray]
 """Slice → (H, W) bool, of the slices where it is not empty."""
@@ -38,25 +39,19 @@ class Given:
         out = self.excluded.get(index)
         return mask if out is None else mask & ~out
 
-    def filled(self) -> dict[int, np.ndarray]:
+    def filled(self) -> Masks:
         """The start with the empty slices that lie inside of it, so that a gap can be seen as one."""
         if not self.start:
-            return {}
+            return self.start
         nothing = np.zeros_like(next(iter(self.start.values())))
-        return {n: self.start.get(n, nothing) for n in range(min(self.start), max(self.start) + 1)}
+        inside = range(min(self.start), max(self.start) + 1)
+        return PackedMasks((n, self.start.get(n, nothing)) for n in inside)
 
 
 def given(
     start: Masks | None = None, excluded: Masks | None = None, start_name: str = "", excluded_name: str = ""
 ) -> Given:
     """A Given of any (H, W) masks: empty slices are left out, and the start loses what is excluded."""
-    out = {n: _fixed(mask) for n, mask in (excluded or {}).items() if mask.any()}
-    kept = {n: mask & ~out[n] if n in out else mask for n, mask in (start or {}).items()}
-    begun = {n: _fixed(mask) for n, mask in kept.items() if mask.any()}
-    return Given(begun, out, start_name, excluded_name)
-
-
-def _fixed(mask: np.ndarray) -> np.ndarray:
-    made = np.array(mask, dtype=bool)
-    made.setflags(write=False)
-    return made
+    out = PackedMasks((n, mask) for n, mask in (excluded or {}).items() if mask.any())
+    kept = ((n, mask & ~out[n] if n in out else mask) for n, mask in (start or {}).items())
+    return Given(PackedMasks((n, mask) for n, mask in kept if mask.any()), out, start_name, excluded_name)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ibis_agent.mask.packed import PackedMasks
 from ibis_agent.segmenter.contract import Found
 
 
@@ -30,3 +31,9 @@ def test_another_found_has_the_same_mask_or_its_own() -> None:
     found = Found(4, np.eye(4, dtype=bool), 0.9, 1.0)
     assert np.array_equal(replace(found, anchor=True).mask, np.eye(4))
     assert np.array_equal(replace(found, mask=np.ones((4, 4), bool)).mask, np.ones((4, 4)))
+
+
+def test_packed_masks_are_a_mapping_of_masks_by_slice() -> None:
+    masks = PackedMasks([(7, np.eye(5, dtype=bool)), (3, np.zeros((5, 5), bool))])
+    assert sorted(masks) == [3, 7] and 4 not in masks and masks.get(4) is None
+    assert np.array_equal(masks[7], np.eye(5)) and not masks[3].any() and not masks[7].flags.writeable

@@ -15,6 +15,7 @@ import pytest
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
 from ibis_agent.mask.masks import decode_rle
 from ibis_agent.policy.contract import ScriptedPolicy
+from ibis_agent.record.review_view import view_of
 from ibis_agent.record.run_record import RunRecord
 from ibis_agent.record.trajectory import Trajectory
 
@@ -58,17 +59,30 @@ def test_an_old_slice_opens_replays_and_is_gone_on_with(segmenter: Any) -> None:
     assert Trajectory.from_json(json.loads(json.dumps(again.to_json()))).replay(segmenter).differences == ()
 
 
+def pictures_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return [each["picture"] for each in record.get("slices", [record])]
+
+
 def test_what_is_read_is_written_as_it_was() -> None:
     for name in ("slice", "volume"):
         old, new = text_of(name), json.loads(json.dumps(Trajectory.load(RECORDS / f"{name}.json").to_json()))
         for part in ("doubt", "following"):  # settings that old records do not hold
             assert new["limits"].pop(part, None) or name == "slice"
-        for framed in (
-            new.get("volume"),
-            *(each["picture"] for each in [new, *new.get("slices", [])] if "picture" in each),
-        ):
+        for framed in (new.get("volume"), *pictures_of(new)):
             assert framed is None or framed.pop("frame") is None
+        for one, other in zip(pictures_of(new), pictures_of(old), strict=True):
+            assert len(one.pop("png")) <= len(other.pop("png")), (
+                "of one channel; their pixels have the same SHA-256"
+            )
         assert new == old
+
+
+@pytest.mark.parametrize("name", ["slice", "volume"])
+def test_the_page_is_the_same_of_pictures_that_were_never_packed(name: str) -> None:
+    read = Trajectory.load(RECORDS / f"{name}.json")
+    light = read.to_json(png=False)
+    assert not any("png" in each for each in pictures_of(light))
+    assert view_of(light, read.slices.picture) == view_of(read.to_json())
 
 
 @pytest.mark.filterwarnings("error::UserWarning")

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ibis_agent.mask.masks import decode_rle
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.record.forms import SCHEMA
-from ibis_agent.record.pictures import orientation_of
+from ibis_agent.record.pictures import orientation_of, picture_from_json, picture_to_json
 from ibis_agent.record.replay import other_weights
 from ibis_agent.record.review import review_page
 from ibis_agent.record.steps import step_from_json, step_to_json
@@ -99,7 +100,18 @@ def test_the_file_is_the_documented_schema(record: dict[str, Any]) -> None:
     assert step["area_mm2"] is None, "a photograph has no millimetres"
     assert record["steps"][-1]["action"] == {"kind": "terminate", "answer": "That is the liver."}
     image = Image.open(io.BytesIO(base64.b64decode(record["picture"]["png"])))
-    assert np.array_equal(np.array(image), picture().rgb)
+    assert np.array_equal(np.array(image.convert("RGB")), picture().rgb)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [((1, 1, 1), "L"), ((1, 1, 2), "RGB")])
+def test_a_grey_picture_is_recorded_in_one_channel_and_comes_back_in_three(
+    channels: tuple[int, ...], mode: str
+) -> None:
+    grey = np.arange(144, dtype=np.uint8).reshape(12, 12, 1) // 2
+    shown = replace(picture(), rgb=grey * np.array(channels, np.uint8))
+    recorded = picture_to_json(shown)
+    assert Image.open(io.BytesIO(base64.b64decode(recorded["png"]))).mode == mode
+    assert np.array_equal(picture_from_json(recorded).rgb, shown.rgb)
 
 
 def test_the_review_page_takes_the_record(record: dict[str, Any]) -> None:
