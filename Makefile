@@ -113,7 +113,7 @@ bench: venv venv-host
 	$(VENV_HOST)/bin/python Testing/bench_slicer.py
 
 bench-gpu: venv
-	$(BIN)/python -m training.bench.card $(BENCH_ARGS)
+	$(BIN)/python -m training.bench.card --compile --write BENCHMARKS.md $(BENCH_ARGS)
 
 # A patient that no model was trained on, finer than the one of `make demo`.
 SHOT_SEED  ?= 7

@@ -1,17 +1,18 @@
 """What a graphics card makes of a 7B policy and MedSAM2, with random weights of their full shapes.
 
-    python -m training.bench.card [--precision bf16|fp16|int4] [--tokens 64] [--no-generate] [--json F]
+    python -m training.bench.card [--precision bf16|fp16|fp8|int4] [--compile] [--no-generate] [--write BENCHMARKS.md]
 
 First the card's copy rate is measured: a token cannot come faster than the weights can be read once. Then a block of
 tokens through the language model (a captured graph), the prompt, the picture and the segmenter; then transformers'
 plain `generate` with the same shape. No download, no picture, no knowledge: only time and memory. Where there is no
-card it says so and measures nothing.
+card it says so and measures nothing; `--device cpu --tiny` runs every line of it with narrow layers.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import re
 import sys
 import tempfile
 import time
@@ -25,47 +26,26 @@ from ibis_agent.actions import Click
 from ibis_agent.files import write_json
 from ibis_agent.policy.qwen25.block import Blocks
 from ibis_agent.policy.qwen25.build import random_network
-from ibis_agent.policy.qwen25.network import Memory
-from ibis_agent.policy.qwen25.shape import read_shape
+from ibis_agent.policy.qwen25.compiling import compile_layer
+from ibis_agent.policy.qwen25.network import Memory, Network
 
-# config.json of Qwen2.5-VL-7B, as far as shapes go.
-SEVEN_B: dict[str, Any] = {
-    "model_type": "qwen2_5_vl",
-    "vocab_size": 152_064,
-    "hidden_size": 3584,
-    "intermediate_size": 18_944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 128_000,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e6,
-    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-    "tie_word_embeddings": False,
-    "vision_config": {
-        "depth": 32,
-        "hidden_size": 1280,
-        "intermediate_size": 3420,
-        "num_heads": 16,
-        "out_hidden_size": 3584,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "window_size": 112,
-        "fullatt_block_indexes": [7, 15, 23, 31],
-    },
-}
-PROMPT, SIDE, PATCH = 700, 504, 14
+from training.bench.shapes import SEVEN_B, narrow, shape_of
+
+PROMPT, SIDE, SLICES = 700, 504, 3
+BEGIN, END = "<!-- a card -->", "<!-- the card's end -->"
 
 
-def measure(config: dict[str, Any], device: str, precision: str, repeats: int = 30) -> dict[str, float]:
+def measure(
+    config: dict[str, Any], device: str, precision: str, repeats: int = 30, compiled: bool = False
+) -> dict[str, float]:
     """Milliseconds of a block, a prompt of 700 tokens and a picture of 504 pixels, and the floor of the memory."""
-    shape = read_shape(config, Path("config.json"))
+    rate = copy_rate(device)
+    shape = shape_of(config)
     network = random_network(shape, device, precision)
-    blocks, language = Blocks(network), network.language
+    language = network.language
     memory = Memory(shape.text, 1024, language.embeddings)
-    patches = (SIDE // shape.vision.patch // shape.vision.merge * shape.vision.merge) ** 2
-    pixels = torch.randn(patches, shape.vision.patch_numbers, device=device)
-    rows = int(patches**0.5)
+    rows = SIDE // shape.vision.patch // shape.vision.merge * shape.vision.merge
+    pixels = torch.randn(rows**2, shape.vision.patch_numbers, device=device)
     embedded = torch.randn(PROMPT, shape.text.hidden, dtype=network.dtype, device=device)
     positions = torch.arange(PROMPT, device=device).expand(3, -1)
 
@@ -79,23 +59,31 @@ def measure(config: dict[str, Any], device: str, precision: str, repeats: int = 
                 lambda: network.vision.look(pixels, rows, rows, _nothing), repeats, device
             ),
             "prompt": _milliseconds(prompt, repeats, device),
-            "block": _milliseconds(
-                lambda: blocks.run(memory, list(range(blocks.size)), 0, PROMPT + 200, _nothing),
-                repeats,
-                device,
-            ),
+            "block": _of_a_block(network, Blocks(network), memory, repeats),
         }
-        rate = copy_rate(device)
-    read = sum(
-        _bytes(part)
-        for layer in language.layers
-        for part in (layer.qkv, layer.out, layer.gate_up, layer.down)
-    )
-    read += _bytes(language.head)
-    found |= {"tokens a block": blocks.size, "floor": 1000 * read / rate, "copy rate, GB/s": rate / 1e9}
+        if compiled:
+            blocks = Blocks(network, fixed=True, layer=compile_layer())
+            found["block, where torch.compile wins"] = _of_a_block(network, blocks, memory, repeats)
+    products = [
+        part for layer in language.layers for part in (layer.qkv, layer.out, layer.gate_up, layer.down)
+    ]
+    read = sum(_bytes(each) for each in [*products, language.head])
+    found |= {
+        "tokens a block": Blocks(network).size,
+        "floor": 1000 * read / rate,
+        "copy rate, GB/s": rate / 1e9,
+    }
     if device.startswith("cuda"):
         found["memory, GB"] = torch.cuda.max_memory_allocated() / 1e9
     return found
+
+
+def _of_a_block(network: Network, blocks: Blocks, memory: Memory, repeats: int) -> float:
+    memory.length = PROMPT
+    ids = list(range(blocks.size))
+    return _milliseconds(
+        lambda: blocks.run(memory, ids, 0, PROMPT + 200, _nothing), repeats, str(network.device)
+    )
 
 
 def copy_rate(device: str, size: int = 2**28) -> float:
@@ -104,35 +92,55 @@ def copy_rate(device: str, size: int = 2**28) -> float:
     return 2000 * size / _milliseconds(lambda: other.copy_(one), 10, device)
 
 
-def measure_segmenter(device: str, repeats: int = 10) -> dict[str, float]:
-    """Milliseconds of MedSAM2's embedding of a picture and of a click."""
+def open_segmenter(device: str, tiny: bool) -> Any:
+    """MedSAM2 with random weights; `tiny`: the demonstration's."""
     import ibis_agent.segmenter as segmenters
     from ibis_agent.segmenter.sam2 import architecture
 
+    if tiny:
+        return segmenters.open("demo", device=device)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "random.pt"
         network = architecture.build(architecture.named_settings(architecture.MEDSAM2))
         torch.save({"model": network.state_dict()}, file)
-        segmenter: Any = segmenters.open(file, architecture.MEDSAM2, device)
+        return segmenters.open(file, architecture.MEDSAM2, device)
+
+
+def measure_segmenter(segmenter: Any, device: str, repeats: int = 10) -> dict[str, float]:
+    """Milliseconds of embedding a picture, of a click, and of following to the next slice."""
     rgb = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
     embedding = segmenter.encode(rgb)
+
+    def follow() -> None:
+        segmenter.kept.forget()
+        follower = segmenter.follower(lambda _index: rgb, SLICES + 1, rgb.shape[:2], "memory")
+        follower.anchor(0, [Click(0.5, 0.5)])
+        for _ in follower.follow(0, 1, SLICES):
+            pass
+
     return {
         "embed": _milliseconds(lambda: segmenter.encode(rgb), repeats, device),
         "click": _milliseconds(lambda: segmenter.predict(embedding, [Click(0.5, 0.5)]), repeats, device),
+        f"a click and {SLICES} slices followed": _milliseconds(follow, max(1, repeats // 5), device),
     }
+
+
+def plain_model(config: dict[str, Any], device: str, dtype: torch.dtype) -> Any:
+    """transformers' model of a shape, with random weights made on the device."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(dict(config))).eval()
+    finally:
+        torch.set_default_dtype(before)
 
 
 def measure_generate(config: dict[str, Any], device: str, tokens: int) -> float:
     """Milliseconds a token of transformers' `generate`, in bf16."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(device):
-            model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(dict(config))).eval()
-    finally:
-        torch.set_default_dtype(before)
+    model = plain_model(config, device, torch.bfloat16)
     ids = torch.randint(3, int(config["vocab_size"]) // 2, (1, PROMPT), device=device)
 
     def write(count: int) -> float:
@@ -157,6 +165,15 @@ def table(found: dict[str, Any]) -> str:
         )
         lines.append(f"| the same, where three are | {3 * found['generate'] / block:.2f} |")
     return "\n".join(lines)
+
+
+def write_table(file: Path, text: str) -> None:
+    """Put the table between its two marks in a Markdown file. Raises SystemExit where they are not there."""
+    told = file.read_text("utf-8")
+    if told.count(BEGIN) != 1 or told.count(END) != 1:
+        raise SystemExit(f"error: {file} has no place for the table: {BEGIN} and {END}, once each.")
+    between = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
+    file.write_text(between.sub(lambda _: f"{BEGIN}\n{text}\n{END}", told), "utf-8")
 
 
 def _bytes(product: Any) -> int:
@@ -185,25 +202,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--precision", choices=("bf16", "fp16", "int4"), default="bf16")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16", "fp8", "int4"), default="bf16")
     parser.add_argument("--tokens", type=int, default=64, help="that generate writes")
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--compile", action="store_true", help="measure a block with torch.compile, too")
     parser.add_argument("--generate", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--write", type=Path, help="put the table into this Markdown file")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="narrow layers, to try the script")
     chosen = parser.parse_args()
-    if not torch.cuda.is_available():
+    if chosen.device == "cuda" and not torch.cuda.is_available():
         sys.exit("There is no CUDA card here, or torch was installed without CUDA: nothing was measured.")
-    found: dict[str, Any] = {
-        "card": f"{torch.cuda.get_device_name(0)}, torch {torch.__version__}, {chosen.precision}"
-    }
-    found["segmenter"] = measure_segmenter("cuda")
-    found["policy"] = measure(SEVEN_B, "cuda", chosen.precision)
+    name = torch.cuda.get_device_name(0) if chosen.device == "cuda" else "A processor"
+    shape = narrow(SEVEN_B, layers=2) if chosen.tiny else SEVEN_B
+    what = "narrow layers, which say nothing of a 7B" if chosen.tiny else "7B"
+    found: dict[str, Any] = {"card": f"{name}, torch {torch.__version__}, {chosen.precision}, {what}"}
+    segmenter = open_segmenter(chosen.device, chosen.tiny)  # stays, so that the memory is that of both
+    found["segmenter"] = measure_segmenter(segmenter, chosen.device, max(1, chosen.repeats // 3))
+    found["policy"] = measure(shape, chosen.device, chosen.precision, chosen.repeats, chosen.compile)
     gc.collect()
-    torch.cuda.empty_cache()
+    if chosen.device == "cuda":
+        torch.cuda.empty_cache()
     if chosen.generate:
-        found["generate"] = measure_generate(SEVEN_B, "cuda", chosen.tokens)
+        found["generate"] = measure_generate(shape, chosen.device, chosen.tokens)
     print(table(found))
     if chosen.json:
         write_json(chosen.json, found)
+    if chosen.write:
+        write_table(chosen.write, table(found))
 
 
 if __name__ == "__main__":

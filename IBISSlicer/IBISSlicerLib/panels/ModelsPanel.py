@@ -19,6 +19,7 @@ _PRECISIONS = (
     ("32 bit", "fp32"),
     ("16 bit (bf16)", "bf16"),
     ("16 bit (fp16)", "fp16"),
+    ("8 bit (FP8)", "fp8"),
     ("4 bit", "int4"),
 )
 _DEMO_TEXT = "Demonstration model"

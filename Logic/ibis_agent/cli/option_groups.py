@@ -65,7 +65,7 @@ def add_models(parser: Any) -> None:
     models.add_argument(
         "--precision",
         default="auto",
-        choices=["auto", "fp32", "bf16", "fp16", "int4"],
+        choices=["auto", "fp32", "bf16", "fp16", "fp8", "int4"],
         help=("of the policy (default: auto)"),
     )
 

@@ -131,7 +131,7 @@ class Engine:
         loaded = self._policy is not None and self._made_of.get("policy", ("",))[0] == where
         fits = {
             other: found.run_bytes(other, device) <= (free or needed)
-            for other in (memory.PRECISIONS if device.startswith("cuda") else ("fp32",))
+            for other in (memory.offered(device) if device.startswith("cuda") else ("fp32",))
         }
         return {
             "event": "done",

@@ -45,7 +45,7 @@ def find(
         from ibis_agent.policy.remote.source import RemoteAddress
 
         return RemoteAddress(where, model, card, agreed)
-    from ibis_agent.policy.generic.source import GenericFolder, model_type_of
+    from ibis_agent.policy.generic.source import GenericFolder, has_own_network
     from ibis_agent.policy.qwen25.source import Qwen25Folder, demo_folder
 
     folder = demo_folder() if where is None or where == DEMO else Path(where)
@@ -60,8 +60,7 @@ def find(
             file=folder,
             remedy=f"Give the folder that holds config.json.{served}",
         )
-    kind = model_type_of(folder)
-    return Qwen25Folder(folder) if kind in ("", "qwen2_5_vl") else GenericFolder(folder)
+    return Qwen25Folder(folder) if has_own_network(folder) else GenericFolder(folder)
 
 
 def open(

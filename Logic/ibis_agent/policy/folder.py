@@ -12,14 +12,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ibis_agent.errors import ModelError
 from ibis_agent.policy.card import CARD_NAME
-from ibis_agent.policy.formats import refuse_other_formats, refuse_quantised
+from ibis_agent.policy.formats import (
+    UNPACKED,
+    Quantised,
+    as_unpacked,
+    quantised_as,
+    refuse_other_formats,
+)
 from ibis_agent.policy.headers import AGAIN, Tensor, read_header, read_json
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -38,12 +44,13 @@ class PolicyFolder:
     Attributes:
         config: config.json.
         files: the safetensors files.
-        tensors: every tensor by name.
+        tensors: every tensor by name; of compressed-tensors, as they are when they are unpacked.
         sha256: of the weights, see `identity_of`.
         settings_sha256: of what else decides a reply: configuration, tokenizer, pictures, generation.
         settings_files: the same file by file, the card too: the beginning of each one's hash.
         stamps: size, time and place of every file when it was hashed, so that a change before or during
             loading is seen.
+        quantised: how the weights are quantised; None for whole ones.
     """
 
     folder: Path
@@ -54,6 +61,7 @@ class PolicyFolder:
     settings_sha256: str = ""
     settings_files: str = ""
     stamps: tuple[tuple[int, ...], ...] = ()
+    quantised: Quantised | None = None
 
     def identity(self, name: str) -> dict[str, str]:
         """What a record keeps of a policy that was read from here."""
@@ -80,7 +88,9 @@ class PolicyFolder:
 
     @property
     def stored_as(self) -> str:
-        """What most of its numbers are, such as "BF16"."""
+        """What most of its numbers are, such as "BF16", or how they are quantised."""
+        if self.quantised:
+            return self.quantised.words
         totals: dict[str, int] = {}
         for tensor in self.tensors.values():
             totals[tensor.dtype] = totals.get(tensor.dtype, 0) + tensor.count
@@ -93,12 +103,15 @@ class PolicyFolder:
 
 
 def look_into(
-    folder: str | os.PathLike[str], weights_only: bool = False, model_type: str | None = _ARCHITECTURE
+    folder: str | os.PathLike[str],
+    weights_only: bool = False,
+    model_type: str | None = _ARCHITECTURE,
+    quantised: Collection[str] = (),
 ) -> PolicyFolder:
     """Check a policy's folder: architecture, every file present and whole. Loads nothing.
 
     weights_only: a checkpoint of a training, which has no tokenizer; only its weights are asked for. model_type: the
-    architecture that it has to have; None for any.
+    architecture that it has to have; None for any. quantised: methods of quantising that the caller runs (formats).
 
     Raises ModelError naming the file, what is wrong and the remedy.
     """
@@ -113,13 +126,15 @@ def look_into(
     files, promised = _files(folder)
     stamps = tuple(stamp_of(path) for path in files)
     tensors = _tensors(folder, files, promised)
-    refuse_quantised(folder, config, tensors)
+    packed = quantised_as(folder, config, tensors, quantised)
+    if packed and packed.method == UNPACKED:
+        tensors = as_unpacked(tensors)
     tokenizer = [] if weights_only else tokenizer_files(folder)
     for path in tokenizer:
         if path.suffix == ".json":
             read_json(path)
     settings = _settings_of(folder, config, tokenizer)
-    return PolicyFolder(folder, config, tuple(files), tensors, identity_of(files), *settings, stamps)
+    return PolicyFolder(folder, config, tuple(files), tensors, identity_of(files), *settings, stamps, packed)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

@@ -1,36 +1,77 @@
-"""Forms of a model that this program does not run, told by name before anything is loaded, with what can be done.
+"""Forms of a model: which quantised folders are run and by which library, and which are refused, by name.
 
-Quantised folders (AWQ, GPTQ, bitsandbytes, FP8 and others) say so in their configuration, or only by what their
-tensors are called and stored as; GGUF, ONNX and MLX by their files.
+Quantised folders say what they are in their configuration, or only by what their tensors are called and stored as;
+GGUF, ONNX and MLX by their files. Told before anything is loaded, from the headers alone.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
-from collections.abc import Mapping
+import struct
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ibis_agent.errors import ModelError
 from ibis_agent.policy.headers import Tensor
 
+UNPACKED = "compressed-tensors"
+# What transformers computes with by a library of the format, and the packages that it asks for.
+COMPUTED = {
+    "awq": ("gptqmodel", "accelerate"),
+    "gptq": ("gptqmodel", "optimum", "accelerate"),
+    "bitsandbytes": ("bitsandbytes", "accelerate"),
+    "fp8": ("accelerate",),
+}
 _KINDS = {
     "awq": "AWQ",
     "gptq": "GPTQ",
-    "bitsandbytes": "bitsandbytes",
     "fp8": "FP8",
     "fbgemm_fp8": "FP8 (FBGEMM)",
-    "compressed-tensors": "compressed-tensors",
     "mlx": "MLX",
 }
 _WHOLE_NUMBERS = frozenset({"F16", "BF16", "F32", "F64"})
 _PACKED = re.compile(r"\.(?:qweight|qzeros|weight_packed|g_idx)$")
 _SCALED = re.compile(r"\.weight_scale(?:_inv)?$")
 _BITSANDBYTES = re.compile(r"\.(?:absmax|quant_state\..*|SCB)$")
+# What compressed-tensors stores beside a weight.
+_BESIDE = re.compile(
+    r"\.(?:weight_(?:scale|shape|zero_point|g_idx|global_scale)|[a-z]+_(?:scale|zero_point|global_scale))$"
+)
 _INSTEAD = (
     "Take the model that it was made from, in BF16 safetensors, and choose the precision int4 to save memory; "
     "or serve this one and give the server's address as the policy"
 )
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """How a folder's weights are quantised: the `method` of its configuration, and for people, "GPTQ, 4 bits"."""
+
+    method: str
+    words: str
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The packages, by the names under which pip knows them."""
+        return COMPUTED.get(self.method, (self.method,))
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Those that are not installed here."""
+        return tuple(each for each in self.needs if not importlib.util.find_spec(each.replace("-", "_")))
+
+    def check(self, folder: Path) -> None:
+        """Raises ModelError where its library is not installed."""
+        if self.missing:
+            raise ModelError(
+                f"is quantised ({self.words}), and what computes with it is not installed: "
+                + ", ".join(self.missing),
+                file=folder,
+                remedy=f"pip install {' '.join(self.missing)}. Or: {_INSTEAD[0].lower()}{_INSTEAD[1:]}.",
+            )
 
 
 def refuse_other_formats(folder: Path) -> None:
@@ -51,12 +92,20 @@ def refuse_other_formats(folder: Path) -> None:
             )
 
 
-def refuse_quantised(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Raises ModelError, with the kind's name, for weights that are stored quantised."""
-    kind = _by_configuration(config) or _by_files(folder) or _by_tensors(tensors)
+def quantised_as(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], allowed: Collection[str]
+) -> Quantised | None:
+    """What the folder's weights are quantised as; None for whole weights.
+
+    allowed: methods that the caller can run. Raises ModelError, with the kind's name, for any other.
+    """
+    method, words = _by_configuration(config)
+    if method in allowed:
+        return Quantised(method, words)
+    kind = words or _by_files(folder) or _by_tensors(tensors)
     if kind:
         raise ModelError(
-            f"is quantised ({kind}); this program reads whole weights only",
+            f"is quantised ({kind}); only whole weights can be read here",
             file=folder,
             value=kind,
             remedy=f"{_INSTEAD} (vLLM or SGLang).",
@@ -69,9 +118,39 @@ def refuse_quantised(folder: Path, config: Mapping[str, Any], tensors: Mapping[s
                 value=name,
                 remedy=f"{_INSTEAD}.",
             )
+    return None
 
 
-def _by_configuration(config: Mapping[str, Any]) -> str:
+def method_of(config: Mapping[str, Any]) -> str:
+    """The method of a configuration that is quantised, such as "gptq"; empty for whole weights."""
+    return _by_configuration(config)[0]
+
+
+def as_unpacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that compressed-tensors makes of what it stored, by the headers and the stored shapes."""
+    found = {}
+    for name, tensor in tensors.items():
+        if name.endswith(".weight_packed"):
+            module = name.removesuffix("_packed")
+            shape = _stored_shape(tensors.get(f"{module}_shape"), tensor)
+            found[module] = Tensor(shape, "BF16", tensor.file)
+        elif not _BESIDE.search(name):
+            whole = tensor.dtype in _WHOLE_NUMBERS
+            found[name] = tensor if whole else Tensor(tensor.shape, "BF16", tensor.file)
+    return found
+
+
+def _stored_shape(shape: Tensor | None, packed: Tensor) -> tuple[int, ...]:
+    if shape is None or shape.file is None:  # four bits, two of them a byte
+        return (*packed.shape[:-1], 2 * packed.shape[-1])
+    kind = {"I64": "q", "I32": "i"}.get(shape.dtype, "q")
+    with open(shape.file, "rb") as stream:
+        stream.seek(shape.start)
+        return struct.unpack(f"<{shape.count}{kind}", stream.read(struct.calcsize(kind) * shape.count))
+
+
+def _by_configuration(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Method and words; both empty for whole weights."""
     text = config.get("text_config")
     for place in (config, text if isinstance(text, dict) else {}):
         for key in ("quantization_config", "quantization", "compression_config"):
@@ -80,15 +159,15 @@ def _by_configuration(config: Mapping[str, Any]) -> str:
                 continue
             method = str(
                 settings.get("quant_method") or ("mlx" if key == "quantization" else "of its own kind")
-            )
+            ).lower()
             bits = settings.get("bits") or settings.get("w_bit")
             if method == "bitsandbytes":
                 bits = 4 if settings.get("load_in_4bit") else 8
-            name = _KINDS.get(method.lower(), method)
-            if method == "compressed-tensors":
+            name = _KINDS.get(method, method)
+            if method == UNPACKED:
                 name = _compressed(settings)
-            return f"{name}, {bits} bits" if bits else name
-    return ""
+            return method, f"{name}, {bits} bits" if bits else name
+    return "", ""
 
 
 def _compressed(settings: Mapping[str, Any]) -> str:

@@ -18,11 +18,12 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a safetensors file: its shape, what its numbers are ("F32", "BF16", …), and the file."""
+    """One tensor of a safetensors file: its shape, what its numbers are ("F32", "BF16", …), and where they are."""
 
     shape: tuple[int, ...]
     dtype: str
     file: Path | None = field(default=None, compare=False)
+    start: int = field(default=0, compare=False)  # its first byte in the file
 
     @property
     def count(self) -> int:
@@ -53,7 +54,10 @@ def read_header(path: Path) -> dict[str, Tensor]:
             stream.seek(8)
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
-        tensors = {name: Tensor(tuple(each["shape"]), each["dtype"], path) for name, each in header.items()}
+        tensors = {
+            name: Tensor(tuple(each["shape"]), each["dtype"], path, 8 + length + each["data_offsets"][0])
+            for name, each in header.items()
+        }
         needed = 8 + length + max((each["data_offsets"][1] for each in header.values()), default=0)
     except OSError as error:
         remedy = "Check the file and its permissions."

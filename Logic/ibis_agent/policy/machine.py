@@ -7,7 +7,7 @@ from typing import Any
 
 from ibis_agent.errors import InputError, ModelError
 from ibis_agent.policy.folder import PolicyFolder
-from ibis_agent.policy.required_memory import PRECISIONS, NotEnoughMemoryError, check_memory
+from ibis_agent.policy.required_memory import PRECISIONS, NotEnoughMemoryError, check_memory, has_fp8
 
 
 def device_of(device: str) -> str:
@@ -38,6 +38,12 @@ def precision_for(found: PolicyFolder, device: str, precision: str, max_new_toke
             raise ModelError(
                 "the precision int4 needs bitsandbytes",
                 remedy="pip install bitsandbytes, or choose another precision.",
+            )
+        if precision == "fp8" and not has_fp8(device):
+            raise ModelError(
+                "the precision fp8 needs a CUDA card of compute capability 8.9 or above (RTX 40, L4, H100 and newer)",
+                value=device,
+                remedy="Choose bf16, or int4 to save memory.",
             )
         return precision
     if device.startswith("cuda"):

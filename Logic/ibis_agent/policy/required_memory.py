@@ -11,11 +11,13 @@ from pathlib import Path
 
 from ibis_agent.errors import ModelError
 from ibis_agent.policy.folder import PolicyFolder
+from ibis_agent.policy.formats import UNPACKED
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int4")
+PRECISIONS = ("fp32", "bf16", "fp16", "fp8", "int4")
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 # NF4: half a byte a weight, and a scale of one byte for every 64 of them, with a float32 for every 256 scales.
-_NF4_BYTES = 0.5 + (1 + 4 / 256) / 64
+# FP8: a byte a weight, and four for every row of them.
+_PACKED = {"int4": 0.5 + (1 + 4 / 256) / 64, "fp8": 1.002}
 _QUANTIZED = re.compile(r"layers\..*\.weight$")
 # Room that torch, its kernels and fragmentation take beside tensors; a CUDA context alone is about 0.5 GB.
 _OVERHEAD = {"cpu": 0.3e9, "cuda": 1.0e9}
@@ -27,13 +29,15 @@ class NotEnoughMemoryError(ModelError):
 
 
 def weight_bytes(folder: PolicyFolder, precision: str) -> int:
-    """Memory for the weights alone, in bytes. In int4 the vision tower, embeddings and output stay at 16 bits."""
-    if precision != "int4":
+    """Memory for the weights alone, in bytes. In int4 and FP8 vision tower, embeddings and output stay at 16 bits."""
+    if folder.quantised and folder.quantised.method != UNPACKED:
+        return folder.stored_bytes
+    if precision not in _PACKED:
         return folder.parameters * _BYTES[precision]
     total = 0.0
     for name, tensor in folder.tensors.items():
         quantized = len(tensor.shape) == 2 and _QUANTIZED.search(name)
-        total += tensor.count * (_NF4_BYTES if quantized else 2)
+        total += tensor.count * (_PACKED[precision] if quantized else 2)
     return math.ceil(total)
 
 
@@ -85,6 +89,20 @@ def free_bytes(device: str = "cpu") -> int | None:
     return free if container is None else min(free, container)
 
 
+def offered(device: str) -> tuple[str, ...]:
+    """The precisions that can be chosen on a device."""
+    return tuple(each for each in PRECISIONS if each != "fp8" or has_fp8(device))
+
+
+def has_fp8(device: str) -> bool:
+    """Whether a device multiplies in FP8: cards of compute capability 8.9 and above (Ada, Hopper, Blackwell)."""
+    if not device.startswith("cuda"):
+        return False
+    import torch
+
+    return tuple(torch.cuda.get_device_capability(torch.device(device))) >= (8, 9)
+
+
 def check_memory(folder: PolicyFolder, precision: str, device: str, max_new_tokens: int = 512) -> None:
     """Raises NotEnoughMemoryError, in plain words and with what would fit, before anything is loaded."""
     needed, free = run_bytes(folder, precision, device, max_new_tokens), free_bytes(device)
@@ -95,7 +113,7 @@ def check_memory(folder: PolicyFolder, precision: str, device: str, max_new_toke
     where = "on the graphics card" if device.startswith("cuda") else "in memory"
     fits = [
         other
-        for other in PRECISIONS
+        for other in offered(device)
         if other != precision and run_bytes(folder, other, device, max_new_tokens) <= free
     ]
     remedy = (

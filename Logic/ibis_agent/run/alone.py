@@ -49,10 +49,11 @@ class Alone:
         if self._embedding is not None:
             return
         self._embedding = waiting = Future[Any]()
+        beside = getattr(self.segmenter, "embed_beside", self.segmenter.embed)
 
         def embed() -> None:
             try:
-                waiting.set_result(self.segmenter.embed(self._picture.rgb))
+                waiting.set_result(beside(self._picture.rgb))
             except BaseException as error:  # handed to whoever asks for the result
                 waiting.set_exception(error)
 

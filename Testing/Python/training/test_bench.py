@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
+from pathlib import Path
 
 import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
@@ -14,10 +16,14 @@ from ibis_agent.errors import ModelError
 from ibis_agent.policy.card import ModelCard, save_card
 from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.prompts import DEMO_PROMPTS
+from ibis_agent.policy.qwen25.compiling import compile_layer
 from tiny_models import make_tiny_policy, teach
 
-from training.bench import card, episodes
+from training.bench import card, episodes, kernels
 from training.bench import steps as bench
+from training.bench.shapes import SEVEN_B, narrow
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -68,34 +74,46 @@ def test_whole_episodes_are_measured_both_ways(policy):
     assert policy.card.history == 0 and "20 turns, all history" in episodes.table(found)
 
 
-SMALL = {
-    "vocab_size": 300,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
-    "vision_config": {
-        **card.SEVEN_B["vision_config"],
-        "depth": 2,
-        "hidden_size": 64,
-        "intermediate_size": 64,
-        "num_heads": 2,
-        "out_hidden_size": 64,
-        "fullatt_block_indexes": [1],
-    },
-}
+def test_what_the_card_would_be_asked_runs_on_a_processor_too(monkeypatch, capsys, tmp_path):
+    """Every line of the script that a card would run, with narrow layers, and the table goes into its document."""
+    document, figures = tmp_path / "BENCHMARKS.md", tmp_path / "card.json"
+    document.write_text(f"# Before\n\n{card.BEGIN}\nan older table\n{card.END}\n\nAfter\n", "utf-8")
+    monkeypatch.setattr(card, "compile_layer", lambda: compile_layer("eager"))
+    arguments = ["--device", "cpu", "--tiny", "--compile", "--tokens", "2", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", ["card", *arguments, "--json", str(figures), "--write", str(document)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # whether compiling wins depends on the machine
+        card.main()
+    found = json.loads(figures.read_text("utf-8"))
+    assert found["policy"]["tokens a block"] == 8 and found["generate"] > 0
+    assert all(value > 0 for part in ("policy", "segmenter") for value in found[part].values())
+    printed, written = capsys.readouterr().out, document.read_text("utf-8")
+    for line in (
+        "narrow layers, which say nothing of a 7B",
+        "a block over the memory's floor",
+        "slices followed",
+    ):
+        assert line in printed and line in written
+    assert written.startswith("# Before") and written.endswith("After\n") and "older" not in written
+    document.write_text("no marks", "utf-8")
+    with pytest.raises(SystemExit, match="no place for the table"):
+        card.write_table(document, "x")
 
 
-def test_what_the_card_would_be_asked_runs_on_a_processor_too():
-    found = card.measure({**card.SEVEN_B, **SMALL}, "cpu", "fp32", repeats=1)
-    assert found["tokens a block"] == 8 and all(value > 0 for value in found.values())
-    generate = card.measure_generate(
-        {**card.SEVEN_B, **SMALL, "bos_token_id": 1, "eos_token_id": 2}, "cpu", 3
-    )
-    told = card.table({"card": "none", "policy": found, "segmenter": {"embed": 1.0}, "generate": generate})
-    assert "a block over the memory's floor" in told
+def test_the_benchmarks_of_the_project_have_a_place_for_the_table(tmp_path):
+    document = tmp_path / "copy.md"
+    document.write_text((ROOT / "BENCHMARKS.md").read_text("utf-8"), "utf-8")
+    card.write_table(document, "the new table")
+    assert "the new table" in document.read_text("utf-8")
+
+
+def test_a_block_of_a_7b_starts_no_more_work_than_its_benchmarks_say():
+    """416 for up to eight tokens, where the issue counted 1,150 operations for one; counted, so the same anywhere."""
+    small = narrow(SEVEN_B)
+    operations, work = kernels.of_a_block(small)
+    assert operations <= 990 and work <= 416
+    two = narrow(SEVEN_B, layers=2)
+    assert kernels.of_a_block(two)[1] < kernels.of_a_token(two)[1]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ibis_agent.errors import ModelError
 from ibis_agent.policy.folder import PolicyFolder, look_into, read_json
+from ibis_agent.policy.formats import COMPUTED, UNPACKED, method_of
 from ibis_agent.policy.machine import device_of, precision_for, run_error
-from ibis_agent.policy.qwen25.source import Qwen25Folder
+from ibis_agent.policy.qwen25.source import Qwen25Folder, unpacked
 from ibis_agent.policy.required_memory import check_memory
 
 if TYPE_CHECKING:
     from ibis_agent.policy.generic.generic import GenericPolicy
+
+QWEN25 = "qwen2_5_vl"
 
 
 class GenericFolder(Qwen25Folder):
@@ -26,7 +30,7 @@ class GenericFolder(Qwen25Folder):
 
     def inspect(self) -> PolicyFolder:
         """See folder.look_into."""
-        return look_into(self.folder, model_type=None)
+        return look_into(self.folder, model_type=None, quantised=(UNPACKED, *COMPUTED))
 
     def check(self) -> None:
         """Raises ModelError for what `open` would refuse in the files."""
@@ -35,17 +39,25 @@ class GenericFolder(Qwen25Folder):
 
     def facts(self) -> dict[str, str]:
         """See contract.PolicySource."""
-        way = f"transformers' own processor and generate: the fast way is for Qwen2.5-VL, this is {self.model_type}"
-        return {**super().facts(), "way": way}
+        found = self.inspect()
+        why = (
+            f"this is {self.model_type}"
+            if self.model_type != QWEN25
+            else f"and not for {found.stored_as} weights"
+        )
+        way = f"transformers' own processor and generate: the fast way is for Qwen2.5-VL, {why}"
+        return {**super().facts(), "way": way + unpacked(found)}
 
     def open(self, device: str = "auto", precision: str = "auto") -> GenericPolicy:  # type: ignore[override]
         """Check this machine, then load; see policy.open."""
         card, found = self.card, self.inspect()
         self._known()
-        if precision == "int4":
+        if found.quantised:
+            found.quantised.check(self.folder)
+        if precision in ("int4", "fp8"):
             raise ModelError(
-                "int4 is for Qwen2.5-VL",
-                value=self.model_type,
+                f"{precision} is for Qwen2.5-VL of whole weights",
+                value=found.stored_as if found.quantised else self.model_type,
                 remedy="Choose another precision, or serve the model and name the server with --policy.",
             )
         device = device_of(device)
@@ -56,7 +68,7 @@ class GenericFolder(Qwen25Folder):
 
         chat = Conversations.load(self.folder, self.model_type)
         try:
-            model = self._load(found, precision).to(device)
+            model = self._load(found, device, precision)
         except ModelError:
             raise
         except (MemoryError, RuntimeError) as error:
@@ -83,7 +95,7 @@ class GenericFolder(Qwen25Folder):
                 remedy="A newer transformers may; or serve it, and name the server with --policy.",
             )
 
-    def _load(self, found: PolicyFolder, precision: str) -> Any:
+    def _load(self, found: PolicyFolder, device: str, precision: str) -> Any:
         from transformers import AutoConfig, AutoModelForImageTextToText
 
         from ibis_agent.policy.generic.generic import TYPES
@@ -92,11 +104,14 @@ class GenericFolder(Qwen25Folder):
         # The configuration by its class: a folder's own code is never looked for, whatever its files say.
         values = {key: value for key, value in found.config.items() if key not in ("auto_map", "model_type")}
         config = AutoConfig.for_model(self.model_type, **values)
+        # With accelerate the weights go to a card file by file; without, all pass through main memory.
+        straight = device.startswith("cuda") and importlib.util.find_spec("accelerate") is not None
         with no_progress_bar():
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 found.folder,
                 config=config,
                 dtype=TYPES[precision],
+                device_map={"": device} if straight else None,
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -113,12 +128,22 @@ class GenericFolder(Qwen25Folder):
                 value=bad[0],
                 remedy="Take config.json and the weights from the same model.",
             )
-        return model
+        return model if straight else model.to(device)
 
 
 def model_type_of(folder: Path) -> str:
     """What config.json says; empty where there is none, or none that can be read."""
+    return str(_config_of(folder).get("model_type") or "")
+
+
+def has_own_network(folder: Path) -> bool:
+    """Whether Qwen2.5-VL's own network runs it: no other family, no weights of another library."""
+    config = _config_of(folder)
+    return config.get("model_type") in (None, "", QWEN25) and method_of(config) not in COMPUTED
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
     try:
-        return str(read_json(folder / "config.json").get("model_type") or "")
+        return read_json(folder / "config.json")
     except ModelError:
-        return ""
+        return {}

@@ -7,13 +7,14 @@ positions) lies in buffers that the graph reads. Nothing here needs triton, so i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ibis_agent.policy.qwen25.build import FourBit
-from ibis_agent.policy.qwen25.network import Check, Memory, Network, rounds_of
+from ibis_agent.policy.qwen25.compiling import compiled_layer, is_faster
+from ibis_agent.policy.qwen25.network import Check, Memory, Network, Step, rounds_of
+from ibis_agent.policy.qwen25.packing import FourBit
 
 BLOCK = 8
 # bitsandbytes multiplies up to so many rows with packed weights; for more it unpacks them first.
@@ -25,13 +26,23 @@ _WIDTH = 512
 class Blocks:
     """Runs blocks of one network; keeps what was captured for one memory."""
 
-    def __init__(self, network: Network, capture: bool | None = None, fixed: bool | None = None) -> None:
-        """capture: as CUDA graphs (where there is CUDA). fixed: shapes as a graph needs them (where captured)."""
+    def __init__(
+        self,
+        network: Network,
+        capture: bool | None = None,
+        fixed: bool | None = None,
+        layer: Step | None = None,
+    ) -> None:
+        """capture: as CUDA graphs (where there is CUDA). fixed: shapes as a graph needs them (where captured).
+
+        layer: a compiled layer, taken where it wins (see compiling; where one was asked for).
+        """
         self._network = network
         packed = isinstance(network.language.layers[0].qkv, FourBit)
         self.size = _BLOCK_OF_FOUR_BIT if packed else BLOCK
         self._capture = network.device.type == "cuda" if capture is None else capture
         self._fixed = self._capture if fixed is None else fixed
+        self._layer = layer or compiled_layer(network)
         self._memory: Memory | None = None
         self._passes: dict[int, _Pass] = {}
 
@@ -59,20 +70,43 @@ class Blocks:
         if not self._fixed:
             return _forward(self._network, given, places, places + ahead, memory, width, check)
         check()
+        inputs = given, places, places + ahead
         if width not in self._passes:
-            self._passes[width] = _Pass(self._network, memory, self.size, width, self._capture)
-        return self._passes[width](given, places, places + ahead)
+            self._passes[width] = self._made(memory, width, inputs)
+        return self._passes[width](*inputs)
+
+    def _made(self, memory: Memory, width: int, inputs: tuple[Tensor, ...]) -> _Pass:
+        """A pass for this width, compiled where that wins."""
+        ways = [_Pass(self._network, memory, self.size, width, self._capture)]
+
+        def compiled() -> Callable[[], Tensor]:
+            ways.append(_Pass(self._network, memory, self.size, width, self._capture, self._layer))
+            return lambda: ways[1](*inputs)
+
+        if self._layer is not None:
+            if is_faster(compiled, lambda: ways[0](*inputs), self._network.device):
+                return ways[1]
+            self._layer = None
+        return ways[0]
 
 
 class _Pass:
     """A pass whose inputs and result lie in buffers; captured, or computed anew every time."""
 
-    def __init__(self, network: Network, memory: Memory, size: int, width: int, capture: bool) -> None:
+    def __init__(
+        self,
+        network: Network,
+        memory: Memory,
+        size: int,
+        width: int,
+        capture: bool,
+        layer: Step | None = None,
+    ) -> None:
         device = network.device
         ids, places, positions = (torch.zeros(size, dtype=torch.long, device=device) for _ in range(3))
         places.copy_(torch.arange(memory.length, memory.length + size))
         self._buffers = ids, places, positions
-        self._compute = lambda: _forward(network, ids, places, positions, memory, width, _nothing)
+        self._compute = lambda: _forward(network, ids, places, positions, memory, width, _nothing, layer)
         self._graph: torch.cuda.CUDAGraph | None = None
         if capture:
             apart = torch.cuda.Stream()
@@ -82,7 +116,8 @@ class _Pass:
                     self._compute()
             torch.cuda.current_stream().wait_stream(apart)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # The segmenter may take memory in its thread meanwhile, which must not end the capture.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._logits = self._compute()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -95,13 +130,20 @@ class _Pass:
 
 
 def _forward(
-    network: Network, ids: Tensor, places: Tensor, positions: Tensor, memory: Memory, width: int, check: Check
+    network: Network,
+    ids: Tensor,
+    places: Tensor,
+    positions: Tensor,
+    memory: Memory,
+    width: int,
+    check: Check,
+    layer: Step | None = None,
 ) -> Tensor:
     language, device = network.language, network.device
     ids, places, positions = ids.to(device), places.to(device), positions.to(device)
     mask = torch.arange(width, device=device) <= places[:, None]
     rotation = language.rotation(positions.expand(3, -1))
-    return language.logits(language.block(ids, rotation, places, memory, mask, check))
+    return language.logits(language.block(ids, rotation, places, memory, mask, check, layer))
 
 
 def _nothing() -> None:

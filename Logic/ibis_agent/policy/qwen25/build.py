@@ -1,8 +1,8 @@
 """A policy's folder → the network, weight by weight: each goes from its file to its place on the device.
 
 Main memory holds one tensor at a time beside what is built there. Merged products (query, key and value; gate
-and up) are filled part by part. In int4 the language model's products are packed when they are full, so no more
-than a few of them are ever whole; the vision tower stays at 16 bits.
+and up) are filled part by part. In int4 and FP8 the language model's products are packed when they are full, so no
+more than a few of them are ever whole; the vision tower stays at 16 bits.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from ibis_agent.errors import ModelError
 from ibis_agent.policy.folder import PolicyFolder
 from ibis_agent.policy.qwen25.network import Block, Dense, Language, Network, Vision
+from ibis_agent.policy.qwen25.packing import packer_for
 from ibis_agent.policy.qwen25.shape import Shape, read_shape
 from ibis_agent.policy.qwen25.weights import check_finite, read_tensors
 
@@ -37,12 +38,12 @@ class _Place:
 
 
 def build(found: PolicyFolder, device: str, precision: str) -> Network:
-    """The network on "cpu", "cuda" or "cuda:1" in "fp32", "bf16", "fp16" or "int4".
+    """The network on "cpu", "cuda" or "cuda:1" in "fp32", "bf16", "fp16", "fp8" or "int4".
 
     Raises ModelError naming the tensor that is missing, surplus, of another size or no number.
     """
     shape = read_shape(found.config, found.folder / "config.json")
-    packer = _Packer(device) if precision == "int4" else None
+    packer = packer_for(precision, device)
     dtype = packer.dtype if packer else TYPES[precision]
     places = dict(_places(shape))
     _check_names(found, shape, places)
@@ -52,7 +53,7 @@ def build(found: PolicyFolder, device: str, precision: str) -> Network:
     parts: dict[str, Any] = {}
     left = dict(rows)
     head: Tensor | None = None
-    for stored, tensor in read_tensors(found):
+    for stored, tensor in read_tensors(found, device):
         name = _plain_name(stored)
         if shape.text.tied and name == _HEAD:
             head = tensor
@@ -63,6 +64,8 @@ def build(found: PolicyFolder, device: str, precision: str) -> Network:
             size = (rows[place.part], *place.shape[1:])
             parts[place.part] = torch.empty(size, dtype=dtype, device=device)
         target = parts[place.part][place.start : place.start + place.shape[0]]
+        if tensor.numel() != target.numel():  # of what was packed, the header does not tell all
+            raise _wrong_size(found, stored, 1)
         target.copy_(tensor.reshape(place.shape))
         if dtype == torch.float16:
             check_finite(target, stored, found, "fp16")
@@ -81,7 +84,7 @@ def build(found: PolicyFolder, device: str, precision: str) -> Network:
 
 def random_network(shape: Shape, device: str, precision: str) -> Network:
     """A network of random weights, for measuring: as fast and as large as one that knows something."""
-    packer = _Packer(device) if precision == "int4" else None
+    packer = packer_for(precision, device)
     dtype = packer.dtype if packer else TYPES[precision]
     sizes: dict[str, tuple[int, ...]] = {}
     for _, place in _places(shape):
@@ -173,12 +176,7 @@ def _check_names(found: PolicyFolder, shape: Shape, places: dict[str, _Place]) -
         if size != place.shape:
             wrong.append(name)
     if wrong:
-        raise ModelError(
-            f"{len(wrong)} tensors that the configuration asks for are missing or of another size",
-            file=found.folder,
-            value=wrong[0],
-            remedy="Take config.json and the weights from the same model.",
-        )
+        raise _wrong_size(found, wrong[0], len(wrong))
     known = {*places, _HEAD} if shape.text.tied else set(places)
     surplus = [
         name for plain, (name, _) in stored.items() if plain not in known and not _COMPUTED.search(plain)
@@ -190,6 +188,15 @@ def _check_names(found: PolicyFolder, shape: Shape, places: dict[str, _Place]) -
             value=surplus[0],
             remedy="Take config.json and the weights from the same model; merge an adapter first.",
         )
+
+
+def _wrong_size(found: PolicyFolder, name: str, count: int) -> ModelError:
+    return ModelError(
+        f"{count} tensors that the configuration asks for are missing or of another size",
+        file=found.folder,
+        value=name,
+        remedy="Take config.json and the weights from the same model.",
+    )
 
 
 def _assembled(shape: Shape, parts: dict[str, Any]) -> Network:
@@ -228,52 +235,3 @@ def _assembled(shape: Shape, parts: dict[str, Any]) -> Network:
 
 def _is_packed(part: str) -> bool:
     return bool(re.match(r"text\.layers\.\d+\.(?:qkv|out|gate_up|down)\.weight$", part))
-
-
-@dataclass
-class FourBit:
-    """A product whose weight is packed as NF4 by bitsandbytes."""
-
-    packed: Tensor
-    state: Any
-    bias: Tensor | None = None
-
-    def with_bias(self, bias: Tensor | None) -> FourBit:
-        return FourBit(self.packed, self.state, bias)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        import bitsandbytes
-
-        return bitsandbytes.matmul_4bit(x, self.packed.t(), quant_state=self.state, bias=self.bias)
-
-    def onto(self, rest: Tensor, x: Tensor) -> Tensor:
-        return rest + self(x)
-
-
-class _Packer:
-    """bitsandbytes on one device, tried out before anything is loaded. Raises ModelError."""
-
-    def __init__(self, device: str) -> None:
-        plain = device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
-        self.dtype = torch.bfloat16 if plain else torch.float16
-        try:
-            tried = self.pack(torch.eye(128, dtype=self.dtype, device=device))
-            seen = tried(torch.ones(2, 128, dtype=self.dtype, device=device))
-            works = bool(torch.isclose(seen.float(), torch.ones_like(seen.float()), atol=0.2).all())
-            problem = "" if works else "its products are wrong"
-        except Exception as error:  # a missing library, operator or instruction: all kinds
-            problem = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        if problem:
-            raise ModelError(
-                f"bitsandbytes cannot serve the precision int4 on this {'processor' if device == 'cpu' else 'card'}",
-                value=problem,
-                remedy="Choose the precision bf16, or install another version of bitsandbytes.",
-            )
-
-    def pack(self, weight: Tensor) -> FourBit:
-        import bitsandbytes.functional
-
-        packed, state = bitsandbytes.functional.quantize_4bit(
-            weight, blocksize=64, compress_statistics=True, quant_type="nf4"
-        )
-        return FourBit(packed, state)

@@ -14,6 +14,7 @@ from ibis_agent.errors import InputError, ModelError
 from ibis_agent.policy.card import ModelCard, load_card
 from ibis_agent.policy.contract import IsCancelled, OnText, Turn
 from ibis_agent.policy.folder import PolicyFolder, look_into
+from ibis_agent.policy.formats import UNPACKED
 from ibis_agent.policy.machine import device_of, precision_for, run_error
 from ibis_agent.policy.messages import build_messages, pictures_of
 from ibis_agent.policy.qwen25.shape import read_shape
@@ -70,7 +71,9 @@ class LocalPolicy:
         Raises ModelError, NotEnoughMemoryError (a ModelError), naming the file and the remedy.
         """
         card = load_card(folder)
-        found = look_into(folder)
+        found = look_into(folder, quantised=(UNPACKED,))
+        if found.quantised:
+            found.quantised.check(found.folder)
         read_shape(found.config, found.folder / "config.json")
         device = device_of(device)
         precision = precision_for(found, device, precision, card.max_new_tokens)

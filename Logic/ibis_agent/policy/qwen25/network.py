@@ -22,6 +22,7 @@ from torch import Tensor
 from ibis_agent.policy.qwen25.shape import Shape, TextShape, VisionShape
 
 Check = Callable[[], object]
+Step = Callable[..., Tensor]
 _VISION_EPSILON = 1e-6
 # Rows of a prompt that are computed at once: bounds the memory of masks and intermediate results.
 _CHUNK = 1024
@@ -130,7 +131,7 @@ class Language:
             mask = torch.ones(count, start + count, dtype=torch.bool, device=x.device).tril_(start)
         for number, layer in enumerate(self.layers):
             check()
-            query, kept = self._project(layer, x, turned)
+            query, kept = _project(self.shape, layer, x, turned)
             room = memory.values[number, :, :, start : start + count]
             room.copy_(kept)
             keys, values = memory.values[number, :, :, : start + count]
@@ -154,44 +155,61 @@ class Language:
         memory: Memory,
         mask: Tensor,
         check: Check,
+        step: Step | None = None,
     ) -> Tensor:
         """Hidden states (n, hidden) of a few tokens (n,) that stand at `places` (n,) of the memory.
 
         The keys and values seen are as many as `mask` (n, T) is wide, T at most the memory's capacity; where it
         is False they are not. No shape depends on where the tokens stand, so that a graph can be captured.
-        The memory's length is the caller's business.
+        The memory's length is the caller's business. step: computes a layer in place of `layer_of_block`.
         """
+        step = step or layer_of_block
         shape = self.shape
-        count, width = mask.shape
         groups = shape.heads // shape.kept_heads
         # The heads that share keys and values become rows of one query: nothing has to be repeated.
         seen_by = mask.repeat(groups, 1) if groups > 1 else mask
         x = self.embed(ids)
         for number, layer in enumerate(self.layers):
             check()
-            query, kept = self._project(layer, x, rotation)
-            memory.values[number].index_copy_(2, places, kept)
-            query = query.view(count, shape.kept_heads, groups, shape.head).permute(1, 2, 0, 3)
-            keys, values = memory.values[number, :, :, :width]
-            seen = F.scaled_dot_product_attention(
-                query.reshape(1, shape.kept_heads, groups * count, shape.head),
-                keys[None],
-                values[None],
-                attn_mask=seen_by,
-            )
-            seen = seen.view(shape.kept_heads, groups, count, shape.head).permute(2, 0, 1, 3)
-            x = layer.out.onto(x, seen.reshape(count, -1))
-            x = layer.feed(x, shape.epsilon)
+            x = step(shape, layer, x, rotation, places, memory.values[number], seen_by)
         return _norm(x, self.norm, shape.epsilon)
 
-    def _project(self, layer: Block, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Queries (L, heads, head), and what is kept: keys and values (2, kept heads, L, head)."""
-        shape = self.shape
-        turned = shape.heads + shape.kept_heads
-        each = layer.qkv(_norm(x, layer.norm_in, shape.epsilon)).view(len(x), -1, shape.head)
-        query_key = _rotated(each[:, :turned], rotation)
-        kept = torch.stack((query_key[:, shape.heads :], each[:, turned:])).transpose(1, 2)
-        return query_key[:, : shape.heads], kept
+
+def layer_of_block(
+    shape: TextShape,
+    layer: Block,
+    x: Tensor,
+    rotation: tuple[Tensor, Tensor],
+    places: Tensor,
+    kept_here: Tensor,
+    seen_by: Tensor,
+) -> Tensor:
+    """One layer of `Language.block`: (n, hidden) → (n, hidden); keys and values go into `kept_here`.
+
+    kept_here: (2, kept heads, capacity, head). seen_by: (groups · n, T) bool.
+    """
+    count, width = len(x), seen_by.shape[1]
+    query, kept = _project(shape, layer, x, rotation)
+    kept_here.index_copy_(2, places, kept)
+    query = query.view(count, shape.kept_heads, -1, shape.head).permute(1, 2, 0, 3)
+    keys, values = kept_here[:, :, :width]
+    seen = F.scaled_dot_product_attention(
+        query.reshape(1, shape.kept_heads, -1, shape.head), keys[None], values[None], attn_mask=seen_by
+    )
+    seen = seen.view(shape.kept_heads, -1, count, shape.head).permute(2, 0, 1, 3)
+    x = layer.out.onto(x, seen.reshape(count, -1))
+    return layer.feed(x, shape.epsilon)
+
+
+def _project(
+    shape: TextShape, layer: Block, x: Tensor, rotation: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Queries (L, heads, head), and what is kept: keys and values (2, kept heads, L, head)."""
+    turned = shape.heads + shape.kept_heads
+    each = layer.qkv(_norm(x, layer.norm_in, shape.epsilon)).view(len(x), -1, shape.head)
+    query_key = _rotated(each[:, :turned], rotation)
+    kept = torch.stack((query_key[:, shape.heads :], each[:, turned:])).transpose(1, 2)
+    return query_key[:, : shape.heads], kept
 
 
 @dataclass

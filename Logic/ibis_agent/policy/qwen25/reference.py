@@ -25,7 +25,9 @@ def load_model(found: PolicyFolder, device: str, precision: str) -> Any:
     from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     # The configuration by its class: a folder's own code is never looked for, whatever its files say.
-    config = Qwen2_5_VLConfig.from_dict({k: v for k, v in found.config.items() if k != "auto_map"})
+    # What was quantised comes unpacked from read_tensors.
+    left_out = ("auto_map", "quantization_config", "compression_config")
+    config = Qwen2_5_VLConfig.from_dict({k: v for k, v in found.config.items() if k not in left_out})
     loaded: Any  # with output_loading_info a pair, which the library's annotation does not say
     with no_progress_bar():
         loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(

@@ -11,6 +11,7 @@ from ibis_agent.facts import Fact
 from ibis_agent.policy import required_memory
 from ibis_agent.policy.card import CARD_NAME, ModelCard, load_card
 from ibis_agent.policy.folder import PolicyFolder, look_into
+from ibis_agent.policy.formats import UNPACKED
 from ibis_agent.policy.required_memory import count_words, gigabytes
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Qwen25Folder:
 
     def inspect(self) -> PolicyFolder:
         """See folder.look_into."""
-        return look_into(self.folder)
+        return look_into(self.folder, quantised=(UNPACKED,))
 
     def check(self) -> None:
         """Raises ModelError for what `open` would refuse in the files."""
@@ -66,7 +67,7 @@ class Qwen25Folder:
                 f"{found.stored_as}, {gigabytes(size)} in {files}",
                 {"as": found.stored_as, "bytes": size, "files": count},
             ),
-            "way": "its own network: fast, reads a turn's beginning once",
+            "way": "its own network: fast, reads a turn's beginning once" + unpacked(found),
             "sha256": found.sha256,
             "card": CARD_NAME if has_card else "none: the published settings are used",
             "memory to run": Fact(needed, bytes_of),
@@ -78,6 +79,16 @@ class Qwen25Folder:
         from ibis_agent.policy.qwen25.local import LocalPolicy
 
         return LocalPolicy.load(self.folder, device, precision)
+
+
+def unpacked(found: PolicyFolder) -> str:
+    """For `facts`: what happens to quantised weights, and what is missing for it; empty for whole ones."""
+    if not found.quantised:
+        return ""
+    kind, missing = found.quantised, " ".join(found.quantised.missing)
+    done = "unpacked when it is loaded" if kind.method == UNPACKED else "computed with as it is stored"
+    by = f"by {', '.join(kind.needs)}" + (f"; missing here: pip install {missing}" if missing else "")
+    return f"; {kind.words}: {done}, {by}"
 
 
 def demo_folder() -> Path:

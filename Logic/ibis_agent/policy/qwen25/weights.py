@@ -15,21 +15,31 @@ if TYPE_CHECKING:
     import torch
 
 
-def read_tensors(found: PolicyFolder) -> Iterator[tuple[str, torch.Tensor]]:
+def read_tensors(found: PolicyFolder, device: str = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of every tensor, mapped from its file, on the CPU and as it is stored; file by file.
 
-    Raises ModelError where a file changed since it was hashed, or a tensor holds what is not a number.
+    What is quantised is unpacked on `device`. Raises ModelError where a file changed since it was hashed, or a tensor
+    holds what is not a number.
     """
     from safetensors import SafetensorError, safe_open
 
     found.check_unchanged()
+    if found.quantised:
+        from ibis_agent.policy.qwen25.unpacking import Unpacker
+
+        unpacker = Unpacker(found)
     for path in found.files:
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
                 for name in file.keys():  # noqa: SIM118 - it is not a mapping
                     tensor = file.get_tensor(name)
-                    check_finite(tensor, name, found)
-                    yield name, tensor
+                    if not found.quantised:
+                        check_finite(tensor, name, found)
+                        yield name, tensor
+                        continue
+                    for whole_name, whole in unpacker.take(name, tensor.to(device)):
+                        check_finite(whole, whole_name, found)
+                        yield whole_name, whole
         except (SafetensorError, OSError) as error:
             raise ModelError(
                 "cannot be read", file=path, value=str(error), remedy="Download the folder again."

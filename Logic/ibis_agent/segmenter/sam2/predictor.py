@@ -23,6 +23,7 @@ from ibis_agent.errors import InputError, ModelError
 from ibis_agent.segmenter.contract import Abilities, Prediction
 from ibis_agent.segmenter.embeddings import KeptEmbeddings, key_of
 from ibis_agent.segmenter.sam2.architecture import Architecture
+from ibis_agent.segmenter.sam2.beside import on_own_stream
 from ibis_agent.segmenter.sam2.required_memory import memory_estimate
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -134,6 +135,12 @@ class Sam2Predictor:
         found = self.kept.get(("whole", key_of(rgb)), lambda: self.encode(rgb))
         assert isinstance(found, Sam2Embedding)
         return found.to(self.device, torch.float32)
+
+    def embed_beside(self, rgb: np.ndarray) -> Sam2Embedding:
+        """`embed` in a thread, while another network computes on the same card."""
+        if self.device.type != "cuda":
+            return self.embed(rgb)
+        return on_own_stream(lambda: self.embed(rgb), lambda made: made.levels, self.device)
 
     @torch.inference_mode()
     def encode(self, rgb: np.ndarray) -> Sam2Embedding:

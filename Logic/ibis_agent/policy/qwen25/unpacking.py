@@ -1,0 +1,83 @@
+"""Weights of compressed-tensors → whole ones, by that library, module by module while the files are read.
+
+transformers' way with these folders is the same: it unpacks them before it computes. Here the own network takes the
+unpacked weights, in any precision, FP8 and 4 bits among them. That activations be quantised too is not followed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ibis_agent.errors import ModelError
+from ibis_agent.policy.folder import PolicyFolder
+from ibis_agent.policy.headers import read_header
+
+if TYPE_CHECKING:
+    import torch
+
+_WEIGHTS = ("weight_packed", "weight")
+
+
+class Unpacker:
+    """Gathers what belongs to one module and gives its weight when all is there."""
+
+    def __init__(self, found: PolicyFolder) -> None:
+        """Raises ModelError where the library is missing or does not know the folder's form."""
+        assert found.quantised is not None
+        found.quantised.check(found.folder)
+        from compressed_tensors.compressors import BaseCompressor
+        from compressed_tensors.quantization import QuantizationConfig
+
+        self._found = found
+        settings = dict(found.config.get("quantization_config") or found.config["compression_config"])
+        if settings.get("transform_config"):
+            raise self._wrong("its weights are rotated as well (transform_config)")
+        try:
+            self._config = QuantizationConfig.model_validate(settings)
+            self._compressor_of = BaseCompressor.get_value_from_registry
+            for group in self._config.config_groups.values():
+                self._compressor_of(str(group.format or self._config.format))
+        except Exception as error:  # the library raises all kinds for what it does not know
+            raise self._wrong(error) from error
+        names = {name for path in found.files for name in read_header(path)}
+        scaled = {name.rpartition(".")[0] for name in names if name.endswith(".weight_scale")}
+        self._parts = {module: {n for n in names if n.rpartition(".")[0] == module} for module in scaled}
+        self._gathered: dict[str, dict[str, Any]] = {}
+
+    def take(self, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """What becomes of one stored tensor: itself, nothing yet, or a whole module's weight and bias."""
+        module = name.rpartition(".")[0]
+        if module not in self._parts:
+            yield name, tensor
+            return
+        gathered = self._gathered.setdefault(module, {})
+        gathered[name.rpartition(".")[2]] = tensor
+        if len(gathered) < len(self._parts[module]):
+            return
+        del self._gathered[module]
+        if "bias" in gathered:
+            yield f"{module}.bias", gathered.pop("bias")
+        group = self._group_of(module)
+        try:
+            kind: Any = self._compressor_of(str(group.format or self._config.format))
+            yield f"{module}.weight", kind.decompress(gathered, group)["weight"]
+        except Exception as error:
+            raise self._wrong(f"{module}: {error}") from error
+
+    def _group_of(self, module: str) -> Any:
+        groups = list(self._config.config_groups.values())
+        for group in groups:
+            if any(t.startswith("re:") and re.match(t[3:], module) for t in group.targets):
+                return group
+        plain = [each for each in groups if any(not t.startswith("re:") for t in each.targets)]
+        return (plain or groups)[0]
+
+    def _wrong(self, problem: object) -> ModelError:
+        return ModelError(
+            "compressed-tensors cannot unpack it",
+            file=self._found.folder,
+            value=" ".join(str(problem).split())[:200],
+            remedy="A newer compressed-tensors may; or serve the model and give the server's address as the policy.",
+        )
