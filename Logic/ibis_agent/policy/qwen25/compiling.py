@@ -11,6 +11,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,18 +29,22 @@ def compiled_layer(network: Network, backend: str = "inductor") -> Step | None:
     """The compiled layer where it was asked for and can be had; None otherwise, with one line of the reason."""
     if os.environ.get(ASKED, "") not in ("1", "true", "yes"):
         return None
+    why = ""
     if network.device.type != "cuda":
-        return _not_used("is for CUDA")
-    if not importlib.util.find_spec("triton"):
-        return _not_used("needs triton, which is not installed")
-    if isinstance(network.language.layers[0].qkv, FourBit):
-        return _not_used("does not go with int4")
-    return compile_layer(backend)
+        why = "is for CUDA"
+    elif not importlib.util.find_spec("triton"):
+        why = "needs triton, which is not installed"
+    elif isinstance(network.language.layers[0].qkv, FourBit):
+        why = "does not go with int4"
+    if not why:
+        return compile_layer(backend)
+    _not_used(why)
+    return None
 
 
 def compile_layer(backend: str = "inductor") -> Step:
     """Compiled at its first call, for the shapes that it is then given."""
-    options = {"emulate_precision_casts": True} if backend == "inductor" else None
+    options: dict[str, Any] | None = {"emulate_precision_casts": True} if backend == "inductor" else None
     made: Step = torch.compile(
         layer_of_block, fullgraph=True, dynamic=False, backend=backend, options=options
     )
