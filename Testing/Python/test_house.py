@@ -24,13 +24,17 @@ NEED_TORCH = {
     "policy.generic.generic",
     "policy.qwen25.block",
     "policy.qwen25.build",
+    "policy.qwen25.compiling",
     "policy.qwen25.decoding",
     "policy.qwen25.network",
+    "policy.qwen25.packing",
     "policy.qwen25.reference",
+    "segmenter.sam2.beside",
     "segmenter.sam2.carrying",
     "segmenter.sam2.predictor",
     "segmenter.sam2.propagation",
     "segmenter.sam2.segmenter",
+    "segmenter.sam2.slice_network",
 }
 # What 3D Slicer's own process imports; its Python has numpy and little else of ours.
 FOR_SLICER = [
