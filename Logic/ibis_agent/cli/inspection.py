@@ -69,7 +69,7 @@ def inspect(
 
 
 def _policy(source: PolicySource, load: bool) -> Facts:
-    from ibis_agent.policy.prompts import DEFAULT_PROMPTS
+    from ibis_agent.policy.prompts import DEFAULT_PROMPTS, TOOL_PROMPTS
 
     of_its_kind, card = source.facts(), source.card
 
@@ -92,7 +92,8 @@ def _policy(source: PolicySource, load: bool) -> Facts:
                 "overlay_alpha": card.overlay_alpha,
             },
         ),
-        "prompts": "this program's own" if card.prompts == DEFAULT_PROMPTS else "the card's",
+        "prompts": "this program's own" if card.prompts in (DEFAULT_PROMPTS, TOOL_PROMPTS) else "the card's",
+        "actions": Fact(card.speech.words, card.language),
         "history": Fact(f"{card.history} earlier turns" if card.history else "none", card.history),
     }
     small = source.run_bytes("fp32", "cpu") < _QUICK

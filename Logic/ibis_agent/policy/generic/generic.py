@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
 
 from ibis_agent.errors import Cancelled, ModelError
 from ibis_agent.policy.card import ModelCard
@@ -48,7 +47,7 @@ class GenericPolicy:
         """The reply to one turn. Raises Cancelled, InputError, ModelError."""
         request = self.chat.encode(build_messages(self.card, turn), pictures_of(self.card, turn))
         inputs = {key: self._placed(value) for key, value in request.items()}
-        written = _Written(self.chat.tokenizer, on_text)
+        written = _Written(self.chat.tokenizer, self.card.speech.is_complete, on_text)
         self._cancelled = cancelled
         try:
             with torch.inference_mode():
@@ -57,11 +56,9 @@ class GenericPolicy:
                     do_sample=False,
                     num_beams=1,
                     max_new_tokens=self.card.max_new_tokens,
-                    streamer=written,
-                    stopping_criteria=StoppingCriteriaList(
-                        [_WhenComplete(written, self.card.speech.is_complete)]
-                    ),
+                    stopping_criteria=StoppingCriteriaList([written]),
                 )
+            written.end()
         except (MemoryError, RuntimeError) as error:
             raise run_error(error, None) from error
         except (ValueError, TypeError, LookupError, AttributeError) as error:
@@ -84,25 +81,31 @@ class GenericPolicy:
             raise Cancelled()
 
 
-class _Written(BaseStreamer):
-    """Gathers the tokens as they come; tells whole letters only."""
+class _Written(StoppingCriteria):
+    """Gathers what is written, tells whole letters only, and ends with the action, as every policy does.
 
-    def __init__(self, tokenizer: Any, on_text: OnText | None) -> None:
+    A criterion and not a streamer: some versions of transformers show a streamer each token one step too late.
+    """
+
+    def __init__(self, tokenizer: Any, is_complete: Callable[[str], bool], on_text: OnText | None) -> None:
         self.text = ""
         self._ids: list[int] = []
-        self._on_text, self._begun = on_text, False
+        self._asked = -1
+        self._is_complete, self._on_text = is_complete, on_text
         self._decode: Callable[[list[int]], str] = functools.partial(
             tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
-    def put(self, value: Any) -> None:
-        if not self._begun:  # the first that comes is the request itself
-            self._begun = True
-            return
-        self._ids += value.flatten().tolist()
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        if self._asked < 0:  # one token is new each time
+            self._asked = input_ids.shape[1] - 1
+        self._ids = input_ids[0, self._asked :].tolist()
         self._tell(self._decode(self._ids), whole=False)
+        done = self._is_complete(self.text)
+        return torch.full((len(input_ids),), done, dtype=torch.bool, device=input_ids.device)
 
     def end(self) -> None:
+        """Nothing more comes."""
         self._tell(self._decode(self._ids), whole=True)
 
     def _tell(self, text: str, whole: bool) -> None:
@@ -111,14 +114,3 @@ class _Written(BaseStreamer):
         more, self.text = text[len(self.text) :], text
         if more and self._on_text is not None:
             self._on_text(more)
-
-
-class _WhenComplete(StoppingCriteria):
-    """Ends with the action (or the answer of an ending reply), as every policy does."""
-
-    def __init__(self, written: _Written, is_complete: Callable[[str], bool]) -> None:
-        self._written, self._is_complete = written, is_complete
-
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        done = self._is_complete(self._written.text)
-        return torch.full((len(input_ids),), done, dtype=torch.bool, device=input_ids.device)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ibis_agent.errors import ModelError
 from ibis_agent.policy.folder import read_json
+from ibis_agent.policy.language import is_tag
 from ibis_agent.policy.messages import Message
 
 
@@ -25,11 +26,8 @@ class Conversations:
     def __init__(self, processor: Any, tokenizer: Any, folder: Path) -> None:
         self.tokenizer = tokenizer
         self._processor, self._folder = processor, folder
-        self._special = sorted(
-            {str(each) for each in tokenizer.get_added_vocab()} | set(tokenizer.all_special_tokens),
-            key=len,
-            reverse=True,
-        )
+        control = {str(each) for each in tokenizer.get_added_vocab()} | set(tokenizer.all_special_tokens)
+        self._special = sorted((each for each in control if not is_tag(each)), key=len, reverse=True)
 
     @classmethod
     def load(cls, folder: Path, model_type: str) -> Conversations:
@@ -61,7 +59,10 @@ class Conversations:
             ) from error
 
     def plain(self, text: str) -> str:
-        """`text` without the family's control tokens: what people write must not be obeyed as one."""
+        """`text` without the family's control tokens: what people write must not be obeyed as one.
+
+        The tags of an action language stay: prompts and earlier replies are written with them.
+        """
         for token in self._special:
             if token.strip() and token in text:
                 text = text.replace(token, f"{token[0]} {token[1:]}")
