@@ -37,25 +37,44 @@ def chosen_labels(path: Path, labels: Sequence[str], scan: Scan, several: bool =
 
     Raises InputError naming the file, the label and what there is.
     """
-    held = read_map(path)
-    try:
-        laid = on_scan(held, scan, path)
-    except Misplaced as error:
-        remedy = "Give a mask on the grid of this scan."
-        raise InputError(str(error), file=path, remedy=remedy) from error
-    names = names_of(path)
-    there = values_in(laid)
-    if not labels:
-        numbers = {n for n in names if set(_values(held, n)) & there} if held.codes else there
-        if len(numbers) > 1 and not several:
-            said = ", ".join(f"{n} ({names[n]})" if n in names else str(n) for n in sorted(numbers)[:12])
-            remedy = f"Choose one of: {said}{', …' if len(numbers) > 12 else ''}."
-            raise InputError("the mask has several labels", file=path, value=some_of(there), remedy=remedy)
-        return np.asarray(laid != 0)
-    values: set[int] = set()
-    for label in labels:
-        values.update(_values(held, _number(label, names, there if not held.codes else set(names), path)))
-    return np.isin(laid, sorted(values))
+    return _Laid(path, scan).mask(labels, several)
+
+
+def each_label(path: Path, labels: Sequence[str], scan: Scan) -> list[np.ndarray]:
+    """A mask as of chosen_labels for each label, of one reading of the file; an empty label is the file's only one."""
+    laid = _Laid(path, scan)
+    return [laid.mask([label] if label else [], False) for label in labels]
+
+
+class _Laid:
+    """A label map on the grid of a scan. Raises InputError naming the file."""
+
+    def __init__(self, path: Path, scan: Scan) -> None:
+        self._path, self._held = path, read_map(path)
+        try:
+            self._values = on_scan(self._held, scan, path)
+        except Misplaced as error:
+            remedy = "Give a mask on the grid of this scan."
+            raise InputError(str(error), file=path, remedy=remedy) from error
+        self._names = names_of(path)
+        self._there = values_in(self._values)
+
+    def mask(self, labels: Sequence[str], several: bool) -> np.ndarray:
+        held, names, there = self._held, self._names, self._there
+        if not labels:
+            numbers = {n for n in names if set(_values(held, n)) & there} if held.codes else there
+            if len(numbers) > 1 and not several:
+                said = ", ".join(f"{n} ({names[n]})" if n in names else str(n) for n in sorted(numbers)[:12])
+                remedy = f"Choose one of: {said}{', …' if len(numbers) > 12 else ''}."
+                raise InputError(
+                    "the mask has several labels", file=self._path, value=some_of(there), remedy=remedy
+                )
+            return np.asarray(self._values != 0)
+        values: set[int] = set()
+        known = set(names) if held.codes else there
+        for label in labels:
+            values.update(_values(held, _number(label, names, known, self._path)))
+        return np.isin(self._values, sorted(values))
 
 
 def names_of(path: Path) -> dict[int, str]:

@@ -24,6 +24,7 @@ from typing import Any
 from ibis_agent import files
 from ibis_agent.cli import terminal
 from ibis_agent.cli.claim import Claim
+from ibis_agent.cli.cohort_masks import with_masks
 from ibis_agent.cli.cohort_result import Result, is_result
 from ibis_agent.cli.cohort_scans import Entry, entries_of
 from ibis_agent.cli.cohort_worker import WORKING, load_models, work
@@ -196,6 +197,7 @@ class Cohort:
 def _deciding(asked: Request) -> dict[str, Any]:
     """All that is asked, but for the scan, the place, and what changes no result."""
     said = {each.name: getattr(asked, each.name) for each in dataclasses.fields(asked)}
+    said["masks"] = asked.masks.to_json()
     return {
         key: said[key] for key in said if key not in ("scan", "series", "device", "out", "mask", "resume")
     }
@@ -243,7 +245,7 @@ def run_cohort(asked: Request, options: argparse.Namespace) -> int:
     if options.workers < 1:
         raise InputError("there must be a worker", value=options.workers, remedy="Give --workers 1 or more.")
     screen = terminal.Screen(quiet=options.quiet or options.json)
-    cohort = Cohort(entries, asked, options.out)
+    cohort = Cohort(with_masks(entries, asked.masks), asked, options.out)
     if cohort.already:
         screen.line(f"{cohort.already} of {len(entries)} scans are done already")
     begun = time.monotonic()

@@ -9,7 +9,7 @@ import csv
 import glob
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ _VOLUMES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".npz")
 _PICTURES = (".png", ".jpg", ".jpeg")
 _DICOM = (".dcm", ".ima")
 _MANIFESTS = (".csv", ".json", ".parquet")
-_COLUMNS = "scan (a path), and if wanted name, prompt, series"
+_COLUMNS = "scan (a path), and if wanted name, prompt, series, start_mask, exclude"
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,18 @@ class Entry:
         scan: file or DICOM folder.
         question: its own; empty for the cohort's.
         series: which series of a DICOM folder; empty where there is one.
+        start: (structure, file) of the masks to begin from, see given_masks.
+        exclude: the file of what the masks never enter; empty for none.
     """
 
     name: str
     scan: str
     question: str = ""
     series: str = ""
+    start: tuple[tuple[str, str], ...] = ()
+    exclude: str = ""
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -50,7 +54,7 @@ def entries_of(source: str) -> list[Entry]:
     if path.is_file() and path.suffix.lower() in _MANIFESTS:
         found = list(_from_manifest(path))
     elif path.is_dir():
-        found = [(_plain(scan, path), str(scan), "", "") for scan in scans_in(path)]
+        found = [Entry(plain_name(scan, path), str(scan)) for scan in scans_in(path)]
     else:
         # A pattern may name what lies beside scans too; of a folder of DICOM files it names the folder.
         matched = [Path(each) for each in sorted(glob.glob(source, recursive=True))]
@@ -58,7 +62,7 @@ def entries_of(source: str) -> list[Entry]:
             each for each in matched if each.is_dir() or suffix_of(each) in (*_VOLUMES, *_PICTURES, *_DICOM)
         ]
         root = _common(scans)
-        found = [(_plain(scan, root), str(scan), "", "") for scan in scans]
+        found = [Entry(plain_name(scan, root), str(scan)) for scan in scans]
     if not found:
         raise InputError(
             "there are no scans",
@@ -67,10 +71,10 @@ def entries_of(source: str) -> list[Entry]:
         )
     taken: dict[str, int] = {}
     entries = []
-    for name, scan, question, series in found:
-        taken[name] = taken.get(name, 0) + 1
-        unique = name if taken[name] == 1 else f"{name}-{taken[name]}"
-        entries.append(Entry(unique, scan, question, series))
+    for each in found:
+        taken[each.name] = taken.get(each.name, 0) + 1
+        count = taken[each.name]
+        entries.append(each if count == 1 else replace(each, name=f"{each.name}-{count}"))
     if len({each.name for each in entries}) < len(entries):
         raise InputError("two scans of the manifest have one name", file=source, remedy="Name them apart.")
     return entries
@@ -98,7 +102,7 @@ def _is_dicom(path: Path) -> bool:
         return stream.read(132)[128:] == b"DICM"
 
 
-def _from_manifest(path: Path) -> Iterator[tuple[str, str, str, str]]:
+def _from_manifest(path: Path) -> Iterator[Entry]:
     rows = _rows(path)
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping) or not str(row.get("scan") or "").strip():
@@ -108,12 +112,17 @@ def _from_manifest(path: Path) -> Iterator[tuple[str, str, str, str]]:
                 remedy=f"Its columns are {_COLUMNS}.",
             )
         # Paths are meant from the manifest, wherever the command is given.
-        scan = path.parent / str(row["scan"]).strip()
-        texts = {key: str(row.get(key) or "").strip() for key in ("name", "prompt", "series")}
-        name = (
-            _plain(Path(texts["name"]), Path()) if texts["name"] else _plain(Path(str(row["scan"])), Path())
+        scan = str(row["scan"]).strip()
+        keys = ("name", "prompt", "series", "start_mask", "exclude")
+        texts = {key: str(row.get(key) or "").strip() for key in keys}
+        yield Entry(
+            plain_name(Path(texts["name"] or scan), Path()),
+            str(path.parent / scan),
+            texts["prompt"],
+            texts["series"],
+            (("", str(path.parent / texts["start_mask"])),) if texts["start_mask"] else (),
+            str(path.parent / texts["exclude"]) if texts["exclude"] else "",
         )
-        yield name, str(scan), texts["prompt"], texts["series"]
 
 
 def _rows(path: Path) -> Sequence[Any]:
@@ -151,7 +160,7 @@ def _common(paths: Iterable[Path]) -> Path:
     return root
 
 
-def _plain(path: Path, root: Path) -> str:
+def plain_name(path: Path, root: Path) -> str:
     """A folder's name that says which scan it is: below the root, without the ending, nothing unusual in it."""
     relative = path.relative_to(root) if root != path and root in path.parents else Path(path.name)
     text = str(relative.with_name(relative.name.removesuffix(suffix_of(relative)) or relative.name))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import ibis_agent.policy as policies
+from ibis_agent.cli.cohort_masks import masks_of
 from ibis_agent.cli.cohort_result import result_of, result_of_several
 from ibis_agent.cli.cohort_scans import Entry
 from ibis_agent.cli.request import Request
@@ -97,6 +98,7 @@ def prepare(entry: Entry, asked: Request, out: Path) -> Work | str:
         question=entry.question or asked.question,
         questions=() if entry.question else asked.questions,
         series=entry.series or None,
+        masks=masks_of(entry, asked.masks),
         out=folder,
     )
     made: Work | str = _guarded(partial(_prepared, request))

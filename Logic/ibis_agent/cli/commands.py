@@ -30,6 +30,7 @@ from ibis_agent.cli.exit_codes import (
     PAUSED,
     UNREAD,
 )
+from ibis_agent.cli.given_masks import MaskFiles
 from ibis_agent.cli.request import Request
 from ibis_agent.cli.runner import Runner
 from ibis_agent.cli.session import Session, Stopped
@@ -186,10 +187,12 @@ def _request(options: argparse.Namespace) -> Request:
         roi=None if options.roi is None else tuple(options.roi),
         looks=options.looks,
         follow=options.follow,
-        start_mask=options.start_mask,
-        start_label=options.start_label,
-        exclude=options.exclude,
-        exclude_labels=tuple(options.exclude_label or ()),
+        masks=MaskFiles(
+            tuple(options.start_mask or ()),
+            options.start_label,
+            options.exclude,
+            tuple(options.exclude_label or ()),
+        ),
     )
 
 

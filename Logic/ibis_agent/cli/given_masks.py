@@ -1,113 +1,212 @@
-"""The masks that a run is given in files, read onto its scan and cut into its slices."""
+"""The masks that a run is given in files, read onto its scan and cut into its slices: one for each structure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ibis_agent.cases.chosen_labels import chosen_labels
+from ibis_agent.cases.chosen_labels import chosen_labels, each_label, names_of
 from ibis_agent.errors import InputError
+from ibis_agent.mask.structures import structure_in
 from ibis_agent.run.given import Given, given
 from ibis_agent.scan.geometry import PictureGeometry
 from ibis_agent.scan.scan import Scan
 from ibis_agent.scan.slices import Stack
 
+_EACH = "Name a file for each: --start-mask liver=FILE."
+
 
 @dataclass(frozen=True)
 class MaskFiles:
-    """What --start-mask, --start-label, --exclude and --exclude-label say."""
+    """What --start-mask, --start-label, --exclude and --exclude-label say.
 
-    start: Path | None = None
+    start: (structure, file); the structure is empty for a file that is meant for all that are asked for.
+    """
+
+    start: tuple[tuple[str, Path], ...] = ()
     label: str | None = None
     exclude: Path | None = None
     exclude_labels: tuple[str, ...] = ()
 
-    def check(self) -> None:
-        """Raises InputError for a label without its file."""
+    def __bool__(self) -> bool:
+        return bool(self.start or self.exclude)
+
+    def to_json(self) -> dict[str, Any] | None:
+        """In plain values; None where no mask is given."""
+        said = {"start": [[name, str(path)] for name, path in self.start], "label": self.label}
+        out = {"exclude": str(self.exclude or "") or None, "exclude_labels": list(self.exclude_labels)}
+        return {key: value for key, value in {**said, **out}.items() if value} or None
+
+    def check(self, count: int = 1) -> None:
+        """count: of the structures that are asked for. Raises InputError for a label without its file or structure."""
         for label, file, option in (
             (self.label, self.start, "start-mask"), (self.exclude_labels, self.exclude, "exclude"),
         ):  # fmt: skip
-            if label and file is None:
+            if label and not file:
                 what = f"a label is chosen of no file: --{option} is missing"
                 raise InputError(what, value=label, remedy=f"Add --{option} FILE.")
+        named = [_plain(name) for name, _ in self.start]
+        if len(set(named)) < len(named):
+            twice = next(
+                path for (name, path), each in zip(self.start, named, strict=True) if named.count(each) > 1
+            )
+            raise InputError("one structure begins from two masks", file=twice, remedy=_EACH)
+        if self.label and count > 1:
+            raise InputError(
+                "one label cannot be the start of several structures", value=self.label,
+                remedy="Leave --start-label out: each begins from the label of its own name.",
+            )  # fmt: skip
 
-    def read(self, scan: Scan) -> GivenVolumes:
-        """Both on the scan. Raises InputError naming the file."""
-        start = out = None
-        if self.start is not None:
-            start = chosen_labels(self.start, [self.label] if self.label else [], scan)
-            if not start.any():
-                raise InputError("the mask to begin from is empty", file=self.start, value=self.label or "")
+    def read(self, scan: Scan, structures: Sequence[str] = ("",)) -> GivenVolumes:
+        """All on the scan, for structures of these names. Raises InputError naming the file."""
+        self.check(len(structures))
+        chosen = self._chosen(structures)
+        starts = [None] * len(structures) if not self.start else self._starts(scan, chosen)
+        outs: list[np.ndarray | None] = [None] * len(structures)
         if self.exclude is not None:
             out = chosen_labels(self.exclude, self.exclude_labels, scan, several=True)
-            if start is not None and self._all_others:
-                out = out & ~start
-        return GivenVolumes(self, scan, start, out)
+            outs = [
+                out if start is None or not self._all_others(part) else out & ~start
+                for part, start in zip(chosen, starts, strict=True)
+            ]
+        names = ["" if part is None else _name(*part) for part in chosen]
+        excluded = [self._excluded_name(part) for part in chosen]
+        return GivenVolumes(scan, starts, outs, names, excluded)
 
-    @property
-    def _all_others(self) -> bool:
+    def _chosen(self, structures: Sequence[str]) -> list[tuple[Path, str] | None]:
+        """The file and the label that each structure begins from; None for one that is given none."""
+        found = []
+        for name in structures:
+            own = [path for said, path in self.start if said and _same(said, name)]
+            common = [path for said, path in self.start if not said]
+            path = (own or common or [None])[0]
+            label = self.label or ""
+            if path is not None and not label and (own or len(structures) > 1):
+                label = _label_of(name, path, alone=bool(own))
+            found.append(None if path is None else (path, label))
+        for said, path in self.start:
+            if said and not any(_same(said, name) for name in structures):
+                raise InputError(
+                    "a mask is given for a structure that is not asked for", file=path, value=said,
+                    remedy=f"Asked for: {', '.join(structures)}.",
+                )  # fmt: skip
+        return found
+
+    def _starts(self, scan: Scan, chosen: Sequence[tuple[Path, str] | None]) -> list[np.ndarray | None]:
+        found: list[np.ndarray | None] = [None] * len(chosen)
+        for path in dict.fromkeys(part[0] for part in chosen if part is not None):
+            here = [n for n, part in enumerate(chosen) if part is not None and part[0] == path]
+            labels = [chosen[n][1] for n in here]  # type: ignore[index]
+            for n, mask in zip(here, each_label(path, labels, scan), strict=True):
+                found[n] = mask
+        if not any(mask is not None and mask.any() for mask in found):
+            path, label = next(part for part in chosen if part is not None)
+            raise InputError("the mask to begin from is empty", file=path, value=label)
+        return found
+
+    def _excluded_name(self, part: tuple[Path, str] | None) -> str:
+        labels = ", ".join(self.exclude_labels) or ("all other labels" if self._all_others(part) else "")
+        return "" if self.exclude is None else _name(self.exclude, labels)
+
+    def _all_others(self, part: tuple[Path, str] | None) -> bool:
         """The file that the start is in is excluded as a whole: all of its labels but the start's are meant."""
-        both = self.start is not None and self.exclude is not None and not self.exclude_labels
-        return both and self.start.resolve() == self.exclude.resolve()  # type: ignore[union-attr]
-
-    def names(self) -> tuple[str, str]:
-        """Of the start and the exclusion, for people."""
-        labels = ", ".join(self.exclude_labels) or ("all other labels" if self._all_others else "")
-        start = "" if self.start is None else _name(self.start, self.label or "")
-        return start, "" if self.exclude is None else _name(self.exclude, labels)
+        both = part is not None and self.exclude is not None and not self.exclude_labels
+        return both and part[0].resolve() == self.exclude.resolve()  # type: ignore[index, union-attr]
 
 
 @dataclass(frozen=True, eq=False)
 class GivenVolumes:
-    """The masks on their scan: (I, J, K) bool, or (H, W) for a picture; None where none was given."""
+    """Starts and exclusions on their scan, one of each structure: (I, J, K) bool, or (H, W) for a picture; None where
+    none was given.
+    """
 
-    files: MaskFiles
     scan: Scan
-    start: np.ndarray | None
-    excluded: np.ndarray | None
+    starts: Sequence[np.ndarray | None]
+    excluded: Sequence[np.ndarray | None]
+    names: Sequence[str]
+    excluded_names: Sequence[str]
 
     def fullest(self, geometry: PictureGeometry) -> int | None:
-        """The slice across the geometry's axis where the start is largest; None without one."""
-        if self.start is None or self.start.ndim < 3:
+        """The slice across the geometry's axis where the starts are largest; None without one."""
+        known = [each for each in self.starts if each is not None and each.ndim > 2]
+        if not known:
             return None
         axes = tuple(axis for axis in range(3) if axis != geometry.axis)
-        return int(np.argmax(self.start.sum(axis=axes)))
+        return int(np.argmax(sum(each.sum(axis=axes) for each in known)))
 
-    def on_slice(self, geometry: PictureGeometry) -> Given:
-        """For a slice alone. Raises InputError where the start is not on it."""
-        return self._given(_planes(self.start, [geometry]), _planes(self.excluded, [geometry]), geometry)
+    def on_slice(self, geometry: PictureGeometry) -> tuple[Given, ...]:
+        """For a slice alone. Raises InputError where no start is on it."""
+        return self._given([geometry], lambda index, mask: mask)
 
-    def on_stack(self, stack: Stack) -> Given:
-        """For the range of a stack, within its region of interest. Raises InputError where the start is not in it."""
-        every = [stack.geometry(n) for n in range(stack.first, stack.last + 1)]
-        clips = {each.index: stack.inside(each.index) for each in every}
-        start = {
-            n: mask if clips[n] is None else mask & clips[n] for n, mask in _planes(self.start, every).items()
-        }
-        return self._given(start, _planes(self.excluded, every), every[0])
+    def on_stack(self, stack: Stack) -> tuple[Given, ...]:
+        """For the range of a stack, within its region of interest. Raises InputError where no start is in it."""
 
-    def _given(
-        self, start: Mapping[int, np.ndarray], out: Mapping[int, np.ndarray], geometry: PictureGeometry
-    ) -> Given:
-        made = given(start, out, *self.files.names())
-        if self.start is not None and not made.start:
-            there = self.start.ndim > 2 and self.start.any(
-                axis=tuple(axis for axis in range(3) if axis != geometry.axis)
-            )
-            where = np.flatnonzero(there)
+        def inside(index: int, mask: np.ndarray) -> np.ndarray:
+            clip = stack.inside(index)
+            return mask if clip is None else mask & clip
+
+        return self._given([stack.geometry(n) for n in range(stack.first, stack.last + 1)], inside)
+
+    def _given(self, geometries: Sequence[PictureGeometry], inside: Any) -> tuple[Given, ...]:
+        made = []
+        for start, out, *names in zip(
+            self.starts, self.excluded, self.names, self.excluded_names, strict=True
+        ):
+            shown = {n: inside(n, mask) for n, mask in _planes(start, geometries).items()}
+            made.append(given(shown, _planes(out, geometries), *names))
+        first = next((n for n, start in enumerate(self.starts) if start is not None), None)
+        if first is not None and not any(each.start for each in made):
+            there = self.starts[first]
+            assert there is not None
+            axes = tuple(axis for axis in range(3) if axis != geometries[0].axis)
+            where = np.flatnonzero(there.any(axis=axes)) if there.ndim > 2 else np.zeros(0)
             remedy = f"It is on slices {where[0]} to {where[-1]}." if where.size else "Exclude less."
             what = "the mask to begin from is not on these slices, or all of it is excluded"
-            raise InputError(what, file=self.files.start, remedy=remedy)
-        return made
+            raise InputError(what, value=self.names[first], remedy=remedy)
+        return tuple(made)
 
 
-def _planes(mask: np.ndarray | None, geometries: Sequence[PictureGeometry]) -> dict[int, np.ndarray]:
+def named_file(text: str) -> tuple[str, Path]:
+    """`FILE` or `STRUCTURE=FILE` of the command line."""
+    name, equals, path = text.partition("=")
+    if not equals or not name.strip() or not path or "/" in name or "\\" in name or Path(text).exists():
+        return "", Path(text)
+    return name.strip(), Path(path)
+
+
+def _planes(mask: np.ndarray | None, geometries: Sequence[PictureGeometry]) -> Mapping[int, np.ndarray]:
     if mask is None:
         return {}
     return {each.index: mask if mask.ndim == 2 else each.extract(mask) for each in geometries}
+
+
+def _label_of(structure: str, path: Path, alone: bool) -> str:
+    """The label of a map that is meant for a structure. alone: the file is of this structure and may have no names.
+
+    Raises InputError naming what there is.
+    """
+    names = names_of(path)
+    found = next((name for name in names.values() if _same(name, structure)), "")
+    if found or alone:
+        return found
+    known = ", ".join(list(names.values())[:12]) or "it has no names for its labels"
+    raise InputError(f"the mask has no label for {structure}", file=path, value=known, remedy=_EACH)
+
+
+def _same(a: str, b: str) -> bool:
+    """Whether two names mean one structure: kidney_left and left kidney do."""
+    if _plain(a) == _plain(b):
+        return True
+    one, other = (structure_in(name.replace("_", " ")) for name in (a, b))
+    return one is not None and other is not None and one == other
+
+
+def _plain(name: str) -> tuple[str, ...]:
+    return tuple(sorted(name.replace("_", " ").casefold().split()))
 
 
 def _name(path: Path, label: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ibis_agent.cli.chosen_policy import place, segmenter_place
+from ibis_agent.cli.given_masks import named_file
 from ibis_agent.mask import MASK_FORMATS
 from ibis_agent.scan.geometry import PLANES, Orientation
 from ibis_agent.scan.windows import PRESETS
@@ -113,10 +114,12 @@ def add_given(group: Any) -> None:
     """Masks to begin from or to stay out of, see given_masks; `group` is an argument group."""
     group.add_argument(
         "--start-mask",
-        type=Path,
-        metavar="FILE",
+        action="append",
+        type=named_file,
+        metavar="[NAME=]FILE",
         help="begin from this mask, which the policy sees and corrects: NIfTI, .nrrd, .seg.nrrd, or a picture; in a "
-        "volume each slice begins from its own, and a mask on one slice is followed from there",
+        "volume each slice begins from its own, and a mask on one slice is followed from there. Of several structures "
+        "each begins from the label of its name; or NAME=FILE for each, such as liver=FILE",
     )
     group.add_argument(
         "--start-label", metavar="NAME|N", help="the segment or the label of it, where it has several"

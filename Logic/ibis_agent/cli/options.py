@@ -177,6 +177,13 @@ def _add_cohort(commands: Any, as_a_run: dict[str, Any]) -> None:
     add_cut(cohort.add_argument_group("which picture"))
     add_models(cohort)
     add_search(cohort.add_argument_group("whole volumes"))
+    add_given(
+        cohort.add_argument_group(
+            "masks that are there",
+            "a folder of masks that are called as the scans are, or a path with {scan} (the scan's path without its "
+            "ending), {folder} or {name} in it; a manifest's columns start_mask and exclude come first",
+        )
+    )
     add_turns(cohort.add_argument_group("how far"))
     out = cohort.add_argument_group("what comes out")
     add_mask_format(out)

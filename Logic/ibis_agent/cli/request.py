@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
 from ibis_agent.cli.given_masks import MaskFiles
+from ibis_agent.cli.mask_paths import mask_paths
 from ibis_agent.errors import InputError
-from ibis_agent.mask import MASK_FORMATS
-from ibis_agent.mask import files as mask_files
+from ibis_agent.mask.structures import name_for
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import PolicySource
 from ibis_agent.policy.prompts import check_question
@@ -29,7 +29,7 @@ from ibis_agent.run.caveats import unfamiliar
 from ibis_agent.run.episode import Limits
 from ibis_agent.run.given import Given
 from ibis_agent.run.settings import Follow, Settings
-from ibis_agent.scan.geometry import Orientation, PictureGeometry
+from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.load import load_scan
 from ibis_agent.scan.modality import UNNAMED
 from ibis_agent.scan.picture import Picture, check_window, cut
@@ -76,15 +76,7 @@ class Request:
     roi: tuple[int, ...] | None = None
     looks: int | None = None
     follow: Follow | None = None
-    start_mask: Path | None = None
-    start_label: str | None = None
-    exclude: Path | None = None
-    exclude_labels: tuple[str, ...] = ()
-
-    @property
-    def masks(self) -> MaskFiles:
-        """The masks that it is given."""
-        return MaskFiles(self.start_mask, self.start_label, self.exclude, self.exclude_labels)
+    masks: MaskFiles = field(default_factory=MaskFiles)
 
 
 @dataclass(frozen=True)
@@ -102,7 +94,8 @@ class Task:
         resumed: the run to go on from.
         folder: where the results go; where nobody named one, the first of the names that it may get.
         masks: the files that the mask goes to.
-        given: the mask to begin from, and where none must be.
+        given: the mask to begin from, and where none must be; of several structures that of the first.
+        givens: of each of several structures.
         caution: a warning before it begins, such as that the policy was not trained on scans of this kind.
     """
 
@@ -117,6 +110,7 @@ class Task:
     folder: Path
     masks: tuple[Path, ...]
     given: Given
+    givens: tuple[Given, ...]
     caution: str = ""
 
     @property
@@ -130,8 +124,8 @@ class Task:
         return dataclasses.replace(self, folder=folder, masks=tuple(masks))
 
 
-def check(request: Request) -> Task:
-    """Raises InputError or ModelError naming the file, the value and the remedy."""
+def check(request: Request, asked: Sequence[str] = ()) -> Task:
+    """asked: of several structures, all questions. Raises InputError or ModelError naming file, value and remedy."""
     policy = policies.find(request.policy)
     card = _card(policy, request.history)
     if not _DEVICE.fullmatch(request.device):
@@ -141,21 +135,34 @@ def check(request: Request) -> Task:
     resumed = None if request.resume is None else Trajectory.load(request.resume)
     volume = request.volume if resumed is None else not resumed.alone
     _check_scope(request, volume, resumed)
-    request.masks.check()
+    request.masks.check(len(asked) or 1)
     settings = _settings(request, volume, resumed)
     question = _question(request, card, resumed)
+    names = [name_for(each) for each in asked or [question]]
     slices: Slices
     if volume:
-        slices, source, stem, given = _stack(request, card, resumed)
+        slices, source, stem, given = _stack(request, card, resumed, names)
     else:
-        picture, source, stem, given = _picture(request, card, resumed)
+        picture, source, stem, given = _picture(request, card, resumed, names)
         slices = one_slice(picture)
     caution = unfamiliar(card, slices)
     folder = _folder(request, stem)
-    paths = tuple(_mask_paths(request, folder, slices.geometry(slices.first), volume))
+    paths = tuple(mask_paths(request, folder, slices.geometry(slices.first), volume))
     _check_models(request, policy)
     return Task(
-        request, policy, card, question, slices, source, settings, resumed, folder, paths, given, caution
+        request,
+        policy,
+        card,
+        question,
+        slices,
+        source,
+        settings,
+        resumed,
+        folder,
+        paths,
+        given[0],
+        given,
+        caution,
     )
 
 
@@ -233,18 +240,18 @@ def _question(request: Request, card: ModelCard, resumed: Trajectory | None) -> 
 
 
 def _picture(
-    request: Request, card: ModelCard, resumed: Trajectory | None
-) -> tuple[Picture, str, str, Given]:
+    request: Request, card: ModelCard, resumed: Trajectory | None, names: Sequence[str]
+) -> tuple[Picture, str, str, tuple[Given, ...]]:
     """The picture, the name of the scan, a name for the folder of the results, and the masks given."""
     if resumed is not None:
-        return _resumed_picture(request, card, resumed), resumed.source, "", resumed.given
+        return _resumed_picture(request, card, resumed), resumed.source, "", (resumed.given,)
     if request.scan is None:
         raise InputError("there is no scan", remedy="Name a picture, a volume or a DICOM folder.")
     window = None if request.window is None else check_window(request.window)
     scan = load_scan(request.scan, series=request.series, modality=request.modality)
     preferred = card.window if scan.may_be_ct else None
     orientation = request.orientation or card.orientation
-    plane, masks = request.plane or "axial", request.masks.read(scan)
+    plane, masks = request.plane or "axial", request.masks.read(scan, names)
     index = request.index
     if index is None and scan.kind != "picture":
         index = masks.fullest(scan.geometry(plane, None, orientation))
@@ -266,7 +273,7 @@ def _resumed_picture(request: Request, card: ModelCard, resumed: Trajectory) -> 
             "--window": request.window,
         },
         {"--orientation": request.orientation, "--series": request.series, "--modality": request.modality},
-        {"--start-mask": request.start_mask, "--exclude": request.exclude},
+        {"--start-mask": request.masks.start or None, "--exclude": request.masks.exclude},
     )
     recorded = orientation_of(resumed.picture.geometry)
     if recorded is not None:
@@ -274,7 +281,9 @@ def _resumed_picture(request: Request, card: ModelCard, resumed: Trajectory) -> 
     return resumed.picture
 
 
-def _stack(request: Request, card: ModelCard, resumed: Trajectory | None) -> tuple[Stack, str, str, Given]:
+def _stack(
+    request: Request, card: ModelCard, resumed: Trajectory | None, names: Sequence[str]
+) -> tuple[Stack, str, str, tuple[Given, ...]]:
     """The slices of a volume, the name of the scan, a name for the folder of the results, and the masks given."""
     if request.scan is None and resumed is not None:
         raise InputError(
@@ -287,7 +296,7 @@ def _stack(request: Request, card: ModelCard, resumed: Trajectory | None) -> tup
         raise InputError("there is no scan", remedy="Name a volume or a DICOM folder.")
     name = request.scan.resolve().name
     if resumed is not None:
-        return _recorded_stack(request, card, resumed), name, "", resumed.given
+        return _recorded_stack(request, card, resumed), name, "", (resumed.given,)
     window = None if request.window is None else check_window(request.window)
     scan = load_scan(request.scan, series=request.series, modality=request.modality)
     if window is None and scan.window is None and scan.may_be_ct:
@@ -296,7 +305,7 @@ def _stack(request: Request, card: ModelCard, resumed: Trajectory | None) -> tup
     stack = stack_of(
         scan, request.plane or "axial", window, orientation, request.slices, request.roi, card.frame
     )
-    given = request.masks.read(scan).on_stack(stack)
+    given = request.masks.read(scan, names).on_stack(stack)
     return stack, name, f"{_stem(name)}-{stack.geometry(stack.first).plane}", given
 
 
@@ -306,7 +315,7 @@ def _recorded_stack(request: Request, card: ModelCard, resumed: Trajectory) -> S
         request,
         {"--plane": request.plane, "--window": request.window, "--orientation": request.orientation},
         {"--range": request.slices, "--roi": request.roi},
-        {"--start-mask": request.start_mask, "--exclude": request.exclude},
+        {"--start-mask": request.masks.start or None, "--exclude": request.masks.exclude},
     )
     assert request.scan is not None
     cut = resumed.cut
@@ -358,32 +367,6 @@ def _folder(request: Request, stem: str) -> Path:
     if request.resume is not None:
         return request.resume.parent
     return Path("ibis-out") / stem
-
-
-def _mask_paths(request: Request, folder: Path, geometry: PictureGeometry, volume: bool) -> list[Path]:
-    kind = "picture" if geometry.plane == "picture" else "volume"
-    if request.mask is not None:
-        if request.mask_formats:
-            remedy = "The end of --mask says the format; leave --mask-format out."
-            raise InputError("the mask's format is said twice", value=request.mask_formats[0], remedy=remedy)
-        mask_files.check_mask_path(request.mask, kind, request.scan)
-        _spare_the_scan(request, [request.mask])
-        return [request.mask]
-    formats = request.mask_formats or (("png",) if kind == "picture" else ("nii.gz",))
-    paths = [folder / f"mask{MASK_FORMATS[each]}" for each in dict.fromkeys(formats)]
-    for path in paths:
-        # A PNG beside other formats is the mask as it was seen; alone it would lose its place in the scan.
-        if volume or not (path.suffix == ".png" and len(paths) > 1):
-            mask_files.check_mask_path(path, kind, request.scan)
-    _spare_the_scan(request, paths)
-    return paths
-
-
-def _spare_the_scan(request: Request, paths: list[Path]) -> None:
-    for path in paths:
-        if request.scan is not None and path.resolve() == request.scan.resolve():
-            remedy = "Choose another --out or --mask."
-            raise InputError("the mask would overwrite the scan", file=path, remedy=remedy)
 
 
 def _check_models(request: Request, policy: PolicySource) -> None:

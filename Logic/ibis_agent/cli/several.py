@@ -43,6 +43,8 @@ from ibis_agent.policy.contract import Policy
 from ibis_agent.policy.vocabulary import check_asked, questions_in, wording
 from ibis_agent.record.journal import beside
 from ibis_agent.record.trajectory import Trajectory
+from ibis_agent.run.given import Given
+from ibis_agent.run.run import Run
 from ibis_agent.scan.slices import Stack
 from ibis_agent.segmenter.contract import Segmenter
 
@@ -85,12 +87,6 @@ class Several:
             request, questions, self._created = resumed(request, questions)
         elif questions is None:
             questions = [] if request.question is None else [request.question]
-        if given := request.start_mask or request.exclude:
-            raise InputError(
-                "a mask that is given belongs to one structure",
-                file=given,
-                remedy="Ask for that one by itself.",
-            )
         if request.report:
             raise InputError(
                 "a report is of one structure", value="--report", remedy="Ask for that one by itself."
@@ -100,7 +96,7 @@ class Several:
             raise InputError(
                 "there is no question", remedy='Name the structures: --prompt "the liver and the spleen".'
             )
-        self.task = check(dataclasses.replace(request, question=asked[0]))
+        self.task = check(dataclasses.replace(request, question=asked[0]), asked)
         for question in asked:
             check_asked(question, self.task.card)
         if not self.task.named:
@@ -145,6 +141,8 @@ class Several:
                     remove_results(part.folder, self.task.request.scan)
                 for path in (record, beside(record)):
                     path.unlink(missing_ok=True)
+            for part in self.parts:
+                self._keep_given(part)
         self._save()
 
     def runs(self) -> Iterator[Runner]:
@@ -152,6 +150,9 @@ class Several:
         for part in self.left:
             assert self._models is not None, "load the models first"
             runner = Runner(self._task_of(part))
+            given = runner.task.given
+            if given.start_name and not given.start:
+                runner.notes.append(f"{given.start_name} is empty here: it begins from nothing")
             try:
                 runner.begin(*self._models)
                 yield runner
@@ -234,11 +235,25 @@ class Several:
         request = dataclasses.replace(
             task.request, question=part.question, out=part.folder, mask=None, mask_formats=(), resume=path
         )
-        changes: dict[str, Any] = {"settings": None, "resumed": part.begun} if part.begun else {}
+        changes: dict[str, Any] = {"given": self._given_of(part)}
+        if part.begun:
+            changes |= {"settings": None, "resumed": part.begun}
         masks = (part.folder / ("mask.png" if flat else "mask.nii.gz"),)
         return dataclasses.replace(
             task, request=request, question=part.question, folder=part.folder, masks=masks, **changes
         )
+
+    def _given_of(self, part: Part) -> Given:
+        return part.begun.given if part.begun else self.task.givens[self.parts.index(part)]
+
+    def _keep_given(self, part: Part) -> None:
+        """The record of a run that begins from a mask is written before the first one: a resumed run has it there."""
+        given, task = self._given_of(part), self.task
+        if given.start or given.excluded:
+            policy, segmenter = self._models or (None, None)
+            run = Run(task.slices, part.question, policy, segmenter, task.settings, given=given)  # type: ignore[arg-type]
+            part.folder.mkdir(parents=True, exist_ok=True)
+            Trajectory.of(run, task.source).save(part.folder / TRAJECTORY_NAME)
 
     def _save(self, written: Mapping[str, Path] | None = None) -> None:
         self._results.save(self._created, asked_to_json(self.task.request), written)

@@ -309,7 +309,7 @@ def resumed(request: Request, questions: Sequence[str] | None) -> tuple[Request,
         )
     plain = Request()
     again = [key for key in _KEPT if key != "review" and getattr(request, key) != getattr(plain, key)]
-    if again or questions or request.question or request.out or request.mask:
+    if again or questions or request.question or request.out or request.mask or request.masks:
         raise InputError(
             "a run over several structures is resumed as it was asked",
             file=path,

@@ -9,8 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 from ibis_agent.cli import commands as cli
+from ibis_agent.cli.given_masks import MaskFiles
 from ibis_agent.cli.request import Request
 from ibis_agent.cli.runner import Runner
+from ibis_agent.cli.several import Several
 from ibis_agent.mask.files import write_mask
 from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.record.review_view import view_of
@@ -143,7 +145,9 @@ def test_a_resumed_run_goes_on_from_the_mask_in_its_record(
 def test_a_segment_of_slicer_is_chosen_by_its_name(scan: Path, use: Use, tmp_path: Path) -> None:
     file, mask = tmp_path / "Segmentation.seg.nrrd", labels() == 5
     write_mask(file, mask, load_scan(scan), name="Liver")
-    request = Request(scan=scan, question="Segment the liver", start_mask=file, start_label="liver", index=3)
+    request = Request(
+        scan=scan, question="Segment the liver", masks=MaskFiles((("", file),), "liver"), index=3
+    )
     use([ENDS])
     runner = Runner(request)
     runner.load()
@@ -178,3 +182,80 @@ def test_a_mask_of_another_grid_is_refused_with_the_file(
     assert "other.nii.gz" in capsys.readouterr().err
     assert run(scan, "--start-label", "liver") == cli.BAD_INPUT
     assert "--start-mask is missing" in capsys.readouterr().err
+
+
+# ---- several structures -------------------------------------------------------------------------------------
+
+
+def begun(folder: Path, name: str) -> set[int]:
+    return set(recorded(folder / name).given.start)
+
+
+def test_each_of_several_structures_begins_from_the_label_of_its_name(
+    scan: Path, use: Use, map_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    policy = use([ENDS, ENDS])
+    second = ("--prompt", "Segment the left kidney")
+    assert run(scan, "--start-mask", map_file, "--exclude", map_file, "--out", out, *second) == cli.OK
+    assert [turn.has_mask for turn in policy.turns] == [True, True]
+    made = np.asarray(nib.load(out / "labels.nii.gz").dataobj)
+    held = labels()[..., 4]
+    np.testing.assert_array_equal(made[..., 4], np.select([held == 5, held == 7], [1, 2]))
+    assert recorded(out / "liver").given.start_name == "total.nii.gz, liver"
+    assert recorded(out / "left-kidney").given.excluded[4].sum() == (held == 5).sum()
+
+
+def test_structures_have_files_of_their_own_and_one_without_begins_from_nothing(
+    scan: Path, use: Use, map_file: Path, tmp_path: Path
+) -> None:
+    nib.save(nib.Nifti1Image((labels() == 7).astype(np.uint8), AFFINE), tmp_path / "k.nii.gz")
+    out, kidney = tmp_path / "out", f"left kidney={tmp_path / 'k.nii.gz'}"
+    policy = use([ENDS, ENDS])
+    second = ("--prompt", "Segment the spleen")
+    assert (
+        run(scan, "--start-mask", kidney, "--out", out, *second, question="Segment the left kidney") == cli.OK
+    )
+    assert [turn.has_mask for turn in policy.turns] == [True, False]
+    assert begun(out, "left-kidney") and not begun(out, "spleen")
+
+
+def test_several_structures_that_were_stopped_go_on_from_their_masks_without_being_told_again(
+    scan: Path, use: Use, map_file: Path, tmp_path: Path
+) -> None:
+    out, asked = tmp_path / "out", ["Segment the liver", "Segment the left kidney"]
+    use([says(0.25, 0.5), ENDS, ENDS])
+    request = Request(scan=scan, masks=MaskFiles((("", map_file),)), out=out)
+    several = Several(request, asked)
+    several.load()
+    for runner in several.runs():
+        runner.do(runner.run.step)
+        several.give_back()
+        break  # killed in the first of two
+    map_file.unlink()
+    use([ENDS, ENDS])
+    assert cli.main(["run", str(scan), "--resume", str(out), "--quiet"]) == cli.OK
+    assert begun(out, "liver") == begun(out, "left-kidney") == {4}
+    assert len(recorded(out / "liver").steps) == 2
+    made = np.asarray(nib.load(out / "labels.nii.gz").dataobj)
+    np.testing.assert_array_equal(made[..., 4] == 2, labels()[..., 4] == 7)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--start-mask", "MAP"), "no label for Spleen"),
+        (("--start-mask", "aorta=MAP"), "not asked for"),
+        (("--start-mask", "liver=MAP", "--start-mask", "liver=MAP"), "begins from two masks"),
+        (("--start-mask", "MAP", "--start-label", "liver"), "Leave --start-label out"),
+    ],
+)
+def test_what_several_structures_cannot_begin_from_is_refused_before_anything_is_written(
+    scan: Path, use: Use, map_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...], words: str,
+) -> None:  # fmt: skip
+    use([ENDS])
+    out = tmp_path / "out"
+    said = [each.replace("MAP", str(map_file)) for each in options]
+    assert run(scan, "--prompt", "Segment the spleen", *said, "--out", out) == cli.BAD_INPUT
+    assert words in capsys.readouterr().err and not out.exists()

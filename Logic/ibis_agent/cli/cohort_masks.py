@@ -1,0 +1,121 @@
+"""Which masks each scan of a cohort is given, told from patterns, folders and columns before any scan is read.
+
+--start-mask '{scan}_liver.nii.gz'     # beside each scan: its path without its ending
+--start-mask '{folder}/seg/liver.nii'  # in the folder of each scan
+--start-mask 'masks/{name}.seg.nrrd'   # {name}: the scan's name alone, without its ending
+--start-mask masks                     # a folder: the mask that is called as the scan is
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ibis_agent.cli.cohort_scans import Entry, plain_name
+from ibis_agent.cli.given_masks import MaskFiles
+from ibis_agent.errors import InputError
+from ibis_agent.scan.checks import suffix_of
+
+_MASKS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd", ".png")
+_WORDS = ("{scan}", "{folder}", "{name}")
+_NAMES = 5  # of scans, in an error
+
+
+def with_masks(entries: Sequence[Entry], asked: MaskFiles) -> list[Entry]:
+    """The entries with the files of their masks; what a manifest names for a scan comes first.
+
+    Masks that lie among the scans are no scans. Raises InputError where a scan would be without a mask that is asked
+    for, naming the scans.
+    """
+    starts = [(name, _Place(path, "--start-mask", len(entries))) for name, path in asked.start]
+    out = None if asked.exclude is None else _Place(asked.exclude, "--exclude", len(entries))
+    made = []
+    for entry in entries:
+        start = entry.start or tuple((name, place.of(entry)) for name, place in starts)
+        made.append(replace(entry, start=start, exclude=entry.exclude or (out.of(entry) if out else "")))
+    masks = {Path(path).resolve() for entry in made for path in _files(entry)}
+    made = [entry for entry in made if Path(entry.scan).resolve() not in masks]
+    for place in [*(place for _, place in starts), *([] if out is None else [out])]:
+        place.check({entry.name for entry in made})
+    for entry in made:
+        for path in _files(entry):
+            if not Path(path).is_file():
+                raise InputError("the manifest names a mask that is not there", file=path, value=entry.name)
+    return made
+
+
+def _files(entry: Entry) -> list[str]:
+    return [path for path in (*(path for _, path in entry.start), entry.exclude) if path]
+
+
+def masks_of(entry: Entry, asked: MaskFiles) -> MaskFiles:
+    """What a run of this entry is given."""
+    start = tuple((name, Path(path)) for name, path in entry.start if path)
+    exclude = Path(entry.exclude) if entry.exclude else None
+    return MaskFiles(
+        start,
+        asked.label if start else None,
+        exclude,
+        asked.exclude_labels if exclude is not None else (),
+    )
+
+
+class _Place:
+    """Where the masks of scans are: a pattern, or a folder of masks that are called as the scans are."""
+
+    def __init__(self, where: Path, option: str, scans: int) -> None:
+        self._where, self._option = str(where), option
+        self._missing: dict[str, str] = {}
+        self._files: dict[str, list[Path]] | None = None
+        if any(word in self._where for word in _WORDS):
+            return
+        if not where.is_dir():
+            if scans > 1 or not where.is_file():
+                raise InputError(
+                    f"{option} of a cohort is a folder of masks, or a path with {{scan}}, {{folder}} or {{name}} in it",
+                    file=where,
+                    remedy=f"Such as {option} '{{scan}}_liver.nii.gz'.",
+                )
+            return
+        self._files = {}
+        for path in sorted(where.rglob("*")):
+            if path.is_file() and suffix_of(path) in _MASKS:
+                for name in {plain_name(path, where), plain_name(Path(path.name), Path())}:
+                    self._files.setdefault(name, []).append(path)
+
+    def of(self, entry: Entry) -> str:
+        """The file of one scan; empty where it is not there, which `check` tells."""
+        scan = Path(entry.scan)
+        stem = scan.name.removesuffix(suffix_of(scan)) or scan.name
+        if self._files is None:
+            named = {"{scan}": str(scan.parent / stem), "{folder}": str(scan.parent), "{name}": stem}
+            text = self._where
+            for word, value in named.items():
+                text = text.replace(word, value)
+            found = [Path(text)] if Path(text).is_file() else []
+        else:
+            text = f"{self._where}/{entry.name}"
+            found = self._files.get(entry.name) or self._files.get(plain_name(Path(scan.name), Path()), [])
+        if len(found) > 1:
+            raise InputError(
+                f"two masks are called as the scan {entry.name} is",
+                file=found[0],
+                value=str(found[1]),
+                remedy="Keep one of them there.",
+            )
+        if not found:
+            self._missing[entry.name] = text
+        return str(found[0]) if found else ""
+
+    def check(self, names: Collection[str]) -> None:
+        """Raises InputError where one of these scans is without a mask."""
+        missing = [name for name in self._missing if name in names]
+        if missing:
+            said = ", ".join(missing[:_NAMES]) + (", …" if len(missing) > _NAMES else "")
+            raise InputError(
+                f"{len(missing)} of {len(names)} scans have no mask for {self._option}: {said}",
+                file=self._missing[missing[0]],
+                remedy="Leave them out; or give a manifest with a column start_mask or exclude, empty where there is "
+                "none.",
+            )
