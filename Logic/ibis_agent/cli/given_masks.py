@@ -79,11 +79,11 @@ class MaskFiles:
 
     def _chosen(self, structures: Sequence[str]) -> list[tuple[Path, str] | None]:
         """The file and the label that each structure begins from; None for one that is given none."""
-        found = []
+        found: list[tuple[Path, str] | None] = []
         for name in structures:
             own = [path for said, path in self.start if said and _same(said, name)]
             common = [path for said, path in self.start if not said]
-            path = (own or common or [None])[0]
+            path = next(iter(own or common), None)
             label = self.label or ""
             if path is not None and not label and (own or len(structures) > 1):
                 label = _label_of(name, path, alone=bool(own))
