@@ -33,6 +33,7 @@ NEED_TORCH = {
     "segmenter.sam2.carrying",
     "segmenter.sam2.predictor",
     "segmenter.sam2.propagation",
+    "segmenter.sam2.slice_network",
     "segmenter.sam2.segmenter",
     "segmenter.sam2.slice_network",
 }
