@@ -2,7 +2,7 @@
 
     turn = turn_of(card, rgb, question, turns, n)            # the state before the trajectory's turn n
     request = build_request(chat, card, turn)                # token by token what LocalPolicy sends
-    sample = add_reply(chat, request, turns[n]["reply"])     # the reply and its end are learned
+    sample = add_reply(chat, request, reply_of(card, turns[n]))  # the reply and its end are learned
     batch = collate([sample, …])                             # padded on the right
 
 Supervised fine-tuning and GRPO both build their tokens here, from the prompt builder, the overlay and the
@@ -26,6 +26,8 @@ from ibis_agent.policy.observation import Situation, observe
 from ibis_agent.policy.qwen25.chat import Chat, Encoded
 from torch import Tensor
 
+from training.trajectories.turns import reply_in
+
 IGNORED = -100
 """The label of a token that carries no loss."""
 
@@ -45,9 +47,14 @@ def turn_of(
             return None
         return decode_rle(str(turns[done]["mask_before_rle"]), (rgb.shape[0], rgb.shape[1]))
 
-    said = [str(turn["reply"]) for turn in turns[:n]]
+    said = [reply_of(card, turn) for turn in turns[:n]]
     note = str(turns[n].get("note") or "")
     return observe(card, Situation(rgb, question, said, mask_after, note=note))
+
+
+def reply_of(card: ModelCard, turn: Mapping[str, Any]) -> str:
+    """What a policy of this card says in a turn: its reply in the card's action language."""
+    return reply_in(card.speech, str(turn["reply"]))
 
 
 def build_request(chat: Chat, card: ModelCard, turn: Turn) -> Encoded:

@@ -34,7 +34,7 @@ from ibis_agent.policy.qwen25.chat import Chat
 from training.common.commands import ending, settings_parser
 from training.common.policy_folder import check_free, new_folder
 from training.common.settings import read_settings
-from training.rollouts.samples import turn_of
+from training.rollouts.samples import reply_of, turn_of
 from training.sft.settings import SftSettings, changed_card
 from training.sft.turn_data import Place, check_data, read_picture, read_record
 from training.trajectories.parts import write_png
@@ -108,7 +108,7 @@ def sample_of(chat: Chat, card: ModelCard, place: Place, folder: Path, written: 
             )
         content = (MARKER if message.picture is not None else "") + message.text
         messages.append({"role": message.role, "content": content})
-    messages.append({"role": "assistant", "content": record["turns"][place.turn]["reply"]})
+    messages.append({"role": "assistant", "content": reply_of(card, record["turns"][place.turn])})
     names = []
     for picture in pictures_of(card, turn):
         name = f"pictures/{hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()[:24]}.png"

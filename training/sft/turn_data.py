@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ibis_agent.actions import Click, parse_reply
+from ibis_agent.actions import Prompt
 from ibis_agent.errors import IbisError, InputError
 from ibis_agent.mask.masks import decode_rle
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.messages import build_messages
 from ibis_agent.policy.qwen25.chat import Chat, Encoded
+from ibis_agent.record.steps import click_to_json
 from PIL import Image
 from torch.utils.data import Dataset
 
-from training.rollouts.samples import add_reply, build_request, turn_of
+from training.rollouts.samples import add_reply, build_request, reply_of, turn_of
 from training.trajectories.generate import NAME as FILE
+from training.trajectories.turns import action_of
 
 # Small policies write two decimals of the coordinates that were clicked.
 _ROUNDED = 0.0051
@@ -160,7 +162,7 @@ class Turns(Dataset[Encoded]):
         rgb = read_picture(place.folder / record["image"])
         turn = turn_of(self._card, rgb, record["question"], record["turns"], place.turn)
         request = build_request(self._chat, self._card, turn)
-        return add_reply(self._chat, request, record["turns"][place.turn]["reply"])
+        return add_reply(self._chat, request, reply_of(self._card, record["turns"][place.turn]))
 
 
 def read_record(place: Place) -> dict[str, Any]:
@@ -227,24 +229,23 @@ def _check_record(
     decode_rle(record.get("target_rle") or "", (height, width))
     blank = np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (height, width, 3))
     for number, turn in enumerate(record["turns"]):
-        reply = parse_reply(turn["reply"])
-        click = reply.action if isinstance(reply.action, Click) else None
-        if turn["kind"] != ("click" if click else "terminate"):
+        reply = reply_of(card, turn)
+        said, done = card.speech.parse(reply).action, action_of(turn)
+        if type(said) is not type(done):
             raise InputError(f"turn {number + 1} and its reply differ", value=turn["kind"])
-        if click and (
-            bool(turn["positive"]) != click.positive
-            or not max(abs(turn["x"] - click.x), abs(turn["y"] - click.y)) <= _ROUNDED
-        ):
-            raise InputError(
-                f"the click of turn {number + 1} is not the one in its reply", value=(turn["x"], turn["y"])
-            )
-        if not click and number + 1 < len(record["turns"]):
+        if isinstance(said, Prompt) and isinstance(done, Prompt):
+            there, here = list(click_to_json(said).values()), list(click_to_json(done).values())
+            if not max(abs(a - b) for a, b in zip(there, here, strict=True)) <= _ROUNDED:
+                raise InputError(
+                    f"the {turn['kind']} of turn {number + 1} is not the one in its reply", value=here
+                )
+        elif number + 1 < len(record["turns"]):
             raise InputError("there are turns after the end", value=f"turn {number + 1}")
         # The picture's content does not matter for the length, nor for whether the question will do.
         asked = turn_of(card, blank, record["question"], record["turns"], number)
         messages = build_messages(card, asked)
         length = chat.length(messages, [(height, width)] * (len(asked.past) + 1))
-        length += len(chat.reply_tokens(turn["reply"]))
+        length += len(chat.reply_tokens(reply))
         if length > longest:
             raise InputError(
                 f"turn {number + 1} is longer than the policy reads", value=f"{length} of {longest} tokens"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from ibis_agent.actions import Click
+from ibis_agent.actions import Click, Prompt
 from ibis_agent.errors import InputError
 from ibis_agent.mask.masks import iou
 
@@ -28,17 +28,17 @@ _REACH = 2
 
 @dataclass(frozen=True)
 class ClickStep:
-    """One simulated click and what came of it.
+    """One simulated click, or box, and what came of it.
 
     Attributes:
         click: at the centre of the clicked pixel.
-        mask: (H, W) bool, after the click.
+        mask: (H, W) bool, after it.
         logits: (S/4, S/4) float32, to go on from here.
         score: the segmenter's own estimate.
         iou: of the mask with the truth.
     """
 
-    click: Click
+    click: Prompt
     mask: np.ndarray
     logits: np.ndarray
     score: float
@@ -75,7 +75,7 @@ def simulate(
     max_steps: int = 20,
     *,
     embedding: Any = None,
-    choose: Callable[[np.ndarray | None, np.ndarray], Click | None] = next_click,
+    choose: Callable[[np.ndarray | None, np.ndarray], Prompt | None] = next_click,
 ) -> list[ClickStep]:
     """Click until the IoU reaches the threshold, nothing is wrong, or `max_steps` are made.
 

@@ -1,6 +1,6 @@
-"""An expert's run over one question: the published click simulation, with slips and recoveries where wanted.
+"""An expert's run over one question: the published click simulation, with boxes, slips and recoveries where wanted.
 
-The segmenter is in the loop: every mask is what it makes of the clicks. What comes out are the turns as a
+The segmenter is in the loop: every mask is what it makes of the prompts. What comes out are the turns as a
 policy should write them. Which pictures and structures there are is in common.pictures; files are in generate.
 """
 
@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from ibis_agent.actions import Action, Click, Reply, Terminate, format_reply
-from ibis_agent.mask.masks import encode_rle, iou
+from ibis_agent.actions import Box, Click, Prompt, Terminate
+from ibis_agent.mask.masks import iou
 
+from training.common.placing import box_around
 from training.trajectories import templates
 from training.trajectories.clicks import ClickStep, next_click, simulate
+from training.trajectories.turns import turn_row
 from training.trajectories.wrong_clicks import KINDS, wrong_click
 
 _AROUND = 3  # pixels around an earlier click where none is made again
 _TRIES, _HARM = 3, 0.05  # places tried for a slip; IoU that it must cost, or it was none
+_FURTHEST = 20  # pixels that an edge of a box is off at most; so the boxes that SAM was trained with
+_When = Literal["never", "first", "later"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Recipe:
 
     Attributes:
         iou_threshold: the mask is good enough and the expert stops.
-        max_steps: clicks at most.
+        max_steps: clicks and boxes at most.
         unfinished: what becomes of a run that never reached the threshold. "best": it ends after the click
             with the best mask if that has `least_iou`, else it is left out; "keep": all clicks and no end, as
             published; "drop": it is left out.
@@ -39,6 +43,10 @@ class Recipe:
         mistake_share: of the questions, those in which one wrong click is made and recovered from.
         mistake_kinds: which (see wrong_clicks).
         style: of the thinking, see templates.
+        box_share: of the questions, those that begin with a box around the structure; clicks go on from its mask.
+        box_later: of the others, those in which a first click that leaves a mask below `least_iou` is followed by a
+            box, which begins anew.
+        box_jitter: how far the edges of a box are off: the standard deviation, in parts of the box's side.
     """
 
     iou_threshold: float = 0.8
@@ -51,6 +59,9 @@ class Recipe:
     mistake_share: float = 0.0
     mistake_kinds: tuple[str, ...] = KINDS
     style: str = "varied"
+    box_share: float = 0.0
+    box_later: float = 0.0
+    box_jitter: float = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +69,7 @@ class Run:
     """An expert's way through one question.
 
     Attributes:
-        steps: every click and what came of it.
+        steps: every click or box and what came of it.
         ended: whether the expert then ends the episode.
         slip: which step is a deliberate mistake, and its kind; None without one.
     """
@@ -84,12 +95,13 @@ def work(
     recipe: Recipe,
     rng: np.random.Generator,
 ) -> Run | LeftOut:
-    """Click on the structure `truth` until it is good enough; LeftOut where there is nothing to learn from.
+    """Prompt for the structure `truth` until it is good enough; LeftOut where there is nothing to learn from.
 
     Whether a mistake is made, when and of which kind is drawn from `rng`: among the clicks that the same
     expert needs without one, so that the share is met.
     """
-    run = _finished(_clicked(segmenter, embedding, rgb, truth, others, recipe, rng), recipe)
+    box = _box_of_a_run(recipe, rng)
+    run = _finished(_clicked(segmenter, embedding, rgb, truth, others, recipe, rng, box), recipe)
     if isinstance(run, LeftOut) or rng.random() >= recipe.mistake_share:
         return run
     kinds = [str(kind) for kind in rng.permutation(list(recipe.mistake_kinds))]
@@ -97,7 +109,7 @@ def work(
     for kind in kinds:
         when = max(at, 1) if kind == "repeat" else at
         for _ in range(_TRIES if kind == "beside" else 1):  # the one that often does no harm
-            tried = _clicked(segmenter, embedding, rgb, truth, others, recipe, rng, (when, kind))
+            tried = _clicked(segmenter, embedding, rgb, truth, others, recipe, rng, box, (when, kind))
             slipped = _finished(tried, recipe) if _hurts(tried, run) else None
             if isinstance(slipped, Run):
                 return slipped
@@ -123,7 +135,9 @@ def turns_of(
     for number, step in enumerate(run.steps):
         kind = run.slip[1] if run.slip is not None and run.slip[0] == number else None
         # Who writes the wrong sign thinks of the right one.
-        meant = Click(step.click.x, step.click.y, not step.click.positive) if kind == "sign" else step.click
+        meant = step.click
+        if kind == "sign" and isinstance(meant, Click):
+            meant = Click(meant.x, meant.y, not meant.positive)
         moment = templates.Moment(structure, meant, number == 0, present, overlap, after)
         text = templates.thinking(moment, recipe.style, rng)
         turns.append(turn_row(number + 1, mask, overlap, step.click, text, step.iou, kind))
@@ -136,34 +150,6 @@ def turns_of(
     return turns
 
 
-def turn_row(
-    number: int,
-    mask: np.ndarray,
-    overlap: float,
-    action: Action,
-    thinking: str,
-    overlap_after: float,
-    mistake: str | None,
-) -> dict[str, Any]:
-    """One turn of trajectories.jsonl."""
-    click = action if isinstance(action, Click) else None
-    return {
-        "number": number,
-        "mask_before_rle": encode_rle(mask),
-        "iou_before": overlap,
-        "kind": "terminate" if click is None else "click",
-        "x": None if click is None else click.x,
-        "y": None if click is None else click.y,
-        "positive": None if click is None else click.positive,
-        "answer": action.answer if isinstance(action, Terminate) else None,
-        "thinking": thinking,
-        "reply": format_reply(Reply(thinking, action)),
-        "learn": mistake is None,
-        "mistake": mistake,
-        "iou_after": overlap_after,
-    }
-
-
 def _clicked(
     segmenter: Any,
     embedding: Any,
@@ -172,14 +158,15 @@ def _clicked(
     others: Mapping[str, np.ndarray],
     recipe: Recipe,
     rng: np.random.Generator,
+    box: _When,
     slip: tuple[int, str] | None = None,
 ) -> Run:
-    """All clicks of one run; `slip` (which click, kind) was made only if the run says so."""
-    clicks: list[Click] = []
+    """All clicks and boxes of one run; `slip` (which one, kind) was made only if the run says so."""
+    clicks: list[Prompt] = []
     best: list[float] = []
     slipped: list[tuple[int, str]] = []
 
-    def choose(mask: np.ndarray | None, truth: np.ndarray) -> Click | None:
+    def choose(mask: np.ndarray | None, truth: np.ndarray) -> Prompt | None:
         best.append(0.0 if mask is None else iou(mask, truth))
         settled = slip is None or len(clicks) > slip[0] + 1
         last, before = best[-recipe.patience :], best[: -recipe.patience]
@@ -189,8 +176,12 @@ def _clicked(
             wrong = wrong_click(slip[1], mask, truth, others, clicks, rng)
             if wrong is not None:
                 slipped.append(slip)
-                clicks.append(_rounded(wrong, recipe.decimals))
+                clicks.append(_rounded(wrong, recipe.decimals) if isinstance(wrong, Click) else wrong)
                 return clicks[-1]
+        poor = len(clicks) == 1 and best[-1] < recipe.least_iou
+        if truth.any() and ((box == "first" and not clicks) or (box == "later" and poor)):
+            clicks.append(drawn_box(truth, recipe, rng))
+            return clicks[-1]
         click = _next(mask, truth, [] if recipe.repeats else clicks)
         if click is not None:
             wanted = truth if click.positive else ~truth
@@ -209,6 +200,30 @@ def _clicked(
         choose=choose,
     )
     return Run(tuple(steps), False, slipped[0] if slipped else None)
+
+
+def _box_of_a_run(recipe: Recipe, rng: np.random.Generator) -> _When:
+    """Whether and when a run has a box. Draws nothing for an expert without boxes, whose runs stay as they were."""
+    if not recipe.box_share and not recipe.box_later:
+        return "never"
+    if rng.random() < recipe.box_share:
+        return "first"
+    return "later" if rng.random() < recipe.box_later else "never"
+
+
+def drawn_box(truth: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> Box:
+    """A box around an (H, W) bool structure as somebody draws it: its edges are off by `box_jitter`."""
+    own, unit = box_around(truth), 10.0**-recipe.decimals
+    edges = {}
+    for low, high, pixels in (("x0", "x1", truth.shape[1]), ("y0", "y1", truth.shape[0])):
+        ends = np.array([getattr(own, low), getattr(own, high)])
+        side = ends[1] - ends[0]
+        most = min(_FURTHEST / pixels, 0.4 * side)  # it keeps an inside
+        ends += np.clip(rng.normal(0, 1, 2) * recipe.box_jitter * side, -most, most)
+        first = min(max(round(float(ends[0]), recipe.decimals), 0.0), 1.0 - unit)
+        last = min(max(round(float(ends[1]), recipe.decimals), first + unit), 1.0)
+        edges[low], edges[high] = first, round(last, recipe.decimals)
+    return Box(**edges)
 
 
 def _finished(run: Run, recipe: Recipe) -> Run | LeftOut:
@@ -234,7 +249,7 @@ def _finished(run: Run, recipe: Recipe) -> Run | LeftOut:
     return Run(steps[: best + 1], True, run.slip)
 
 
-def _next(mask: np.ndarray | None, truth: np.ndarray, past: list[Click]) -> Click | None:
+def _next(mask: np.ndarray | None, truth: np.ndarray, past: list[Prompt]) -> Click | None:
     """The published next click; another place where it would fall on an earlier one of its sign."""
     mask = np.zeros_like(truth) if mask is None else mask
     click = next_click(mask, truth)
@@ -249,7 +264,9 @@ def _next(mask: np.ndarray | None, truth: np.ndarray, past: list[Click]) -> Clic
     return click
 
 
-def _same(a: Click, b: Click, shape: tuple[int, ...]) -> bool:
+def _same(a: Click, b: Prompt, shape: tuple[int, ...]) -> bool:
+    if not isinstance(b, Click):
+        return False
     height, width = shape
     near = abs(a.x - b.x) * width <= 1.5 and abs(a.y - b.y) * height <= 1.5
     return near and a.positive == b.positive

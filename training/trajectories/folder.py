@@ -150,7 +150,7 @@ class _Tally:
         self.counts["turns"] += len(turns)
         self.mistakes.update(turn["mistake"] for turn in turns if turn["mistake"])
         if sample["target_rle"]:
-            self._clicks[sample["structure"]].append(sum(turn["kind"] == "click" for turn in turns))
+            self._clicks[sample["structure"]].append(sum(turn["kind"] != "terminate" for turn in turns))
             self._ious[sample["structure"]].append(turns[-1]["iou_after"])
         else:
             self.counts["absent"] += 1

@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 from ibis_agent.cases.case import Problem
 from ibis_agent.cases.cases import refuse
@@ -38,29 +38,7 @@ from training.trajectories import folder
 from training.trajectories.folder import NAME
 from training.trajectories.options import arguments, groups_for, work_of
 from training.trajectories.parts import Work, do_all, is_done, load_segmenter
-
-
-class Turn(TypedDict):
-    """One turn: what the policy saw and what it is to write.
-
-    The mask before is what lies over the picture (run-length text of ibis_agent.mask.masks); `x`, `y`, `positive`
-    of a click, `answer` of an end; `reply` is the whole text. `learn` is false for a deliberate mistake, whose
-    kind `mistake` tells: it carries no loss, its recovery does.
-    """
-
-    number: int
-    mask_before_rle: str
-    iou_before: float
-    kind: Literal["click", "terminate"]
-    x: float | None
-    y: float | None
-    positive: bool | None
-    answer: str | None
-    thinking: str
-    reply: str
-    learn: bool
-    mistake: Literal["beside", "neighbour", "sign", "repeat"] | None
-    iou_after: float
+from training.trajectories.turns import Turn
 
 
 class _Asked(TypedDict):
@@ -128,6 +106,12 @@ def make(
         refuse(problems)
     out, shard = check_writable_folder(work.out), shard or Shard()
     segmenter = segmenter or load_segmenter(work)
+    if (work.recipe.box_share or work.recipe.box_later) and not segmenter.can.boxes:
+        raise InputError(
+            "the segmenter takes no boxes",
+            value=segmenter.identity.get("name"),
+            remedy="Leave out --box-share and --box-later, or choose another --segmenter.",
+        )
     with one_at_a_time(out / ".lock"):
         _same_run(work, segmenter.identity)
         numbers = folder.numbered(out, groups)
@@ -163,6 +147,9 @@ def _same_run(work: Work, identity: dict[str, str]) -> None:
         for key, value in dataclasses.asdict(work).items()
         if key not in ("out", "segmenter", "device", "root", "store")
     }
+    recipe = options["recipe"]
+    if not recipe["box_share"] and not recipe["box_later"]:  # as folders of older versions tell it
+        options["recipe"] = {key: value for key, value in recipe.items() if not key.startswith("box_")}
     same_run(work.out / "options.json", json.loads(json.dumps(options)), {"segmenter": identity})
 
 

@@ -52,6 +52,11 @@ def arguments(description: str = "") -> argparse.ArgumentParser:
     how("--decimals", type=int, default=4, choices=(2, 3, 4), help="of the coordinates")
     how("--mistake-share", type=float, default=0.0, help="share of questions with one wrong click")
     how("--mistake-kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    how("--box-share", type=float, default=0.0, help="share of questions that begin with a box")
+    how(
+        "--box-later", type=float, default=0.0, help="share of the others with a box after a poor first click"
+    )
+    how("--box-jitter", type=float, default=0.05, help="how far edges of a box are off, in parts of its side")
     how("--style", choices=templates.STYLES, default="varied", help="of the thinking")
     how("--ours", action="store_true", help="also write each as ibis-trajectory/1")
     model = parser.add_argument_group("the segmenter").add_argument
@@ -79,6 +84,9 @@ def work_of(args: argparse.Namespace) -> Work:
             mistake_share=args.mistake_share,
             mistake_kinds=tuple(args.mistake_kinds),
             style=args.style,
+            box_share=args.box_share,
+            box_later=args.box_later,
+            box_jitter=args.box_jitter,
         ),
         question=args.question,
         per_picture=args.per_picture,
@@ -107,6 +115,9 @@ def _check(args: argparse.Namespace) -> None:
         ("least_iou", 0.0, 1.0),
         ("patience", 0, 1000),
         ("mistake_share", 0.0, 1.0),
+        ("box_share", 0.0, 1.0),
+        ("box_later", 0.0, 1.0),
+        ("box_jitter", 0.0, 0.5),
         ("phantoms", 1, 10_000_000),
     ):
         value = getattr(args, name)

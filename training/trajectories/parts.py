@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ibis_agent.actions import Click, Reply, Terminate, format_reply
+from ibis_agent.actions import Terminate
 from ibis_agent.cases.case import Problem
 from ibis_agent.errors import InputError, ModelError
 from ibis_agent.files import write_bytes, write_text
@@ -36,6 +36,7 @@ from training.common.pictures import Choice, Group, Shown, Source, within_frame
 from training.common.processes import end_with_parent
 from training.common.store import Kept, opened
 from training.trajectories import expert
+from training.trajectories.turns import action_of
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class Bench:
                 reverse=shown.reverse,
             )
             part["published"].append(published.to_json())
-        except InputError:  # a scan that the published programs cannot read
+        except InputError:  # a scan that the published programs cannot read, or a box
             part["published"].append(None)
         if self.work.trajectories:
             stem = f"{Path(file).stem}-{slug(name)}"
@@ -192,16 +193,15 @@ def recorded(shown: Shown, sample: dict[str, Any], run: expert.Run, identity: di
     """The run as a trajectory of ours: its steps count as a person's, the expert's."""
     steps: list[Step] = []
     for turn in sample["turns"]:
-        end = turn["kind"] == "terminate"
-        action = Terminate(turn["answer"]) if end else Click(turn["x"], turn["y"], turn["positive"])
-        if end:
+        action = action_of(turn)
+        if isinstance(action, Terminate):
             mask = steps[-1].mask if steps else np.zeros((sample["height"], sample["width"]), bool)
             score = steps[-1].score if steps else None
         else:
             made = run.steps[turn["number"] - 1]
             mask, score = made.mask, made.score
-        reply = format_reply(Reply(turn["thinking"], action))
-        steps.append(Step(turn["number"], action, "person", mask, None, score, turn["thinking"], reply))
+        said = turn["thinking"], turn["reply"]
+        steps.append(Step(turn["number"], action, "person", mask, None, score, *said))
     source = shown.file.name if shown.file else f"{slug(shown.key)}.png"
     return Trajectory.of_slice(
         shown.picture,

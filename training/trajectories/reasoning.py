@@ -31,13 +31,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ibis_agent.actions import Action, Click, Reply, Terminate, format_reply
+from ibis_agent.actions import Click, Reply, format_reply
 from ibis_agent.errors import InputError, ModelError
 from ibis_agent.files import atomic_write, write_json
 from ibis_agent.mask.masks import decode_rle
 from ibis_agent.record.steps import actions_of
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.scan.picture import overlay
+from PIL import Image
 from tqdm import tqdm
 
 from training.common.commands import ending
@@ -46,6 +47,7 @@ from training.trajectories.generate import NAME, read_trajectories
 from training.trajectories.parts import drawn_for, slug
 from training.trajectories.reasoning_checks import VERSION, checked, messages_for, slip_before, tokens_of
 from training.trajectories.teacher import KEY_VARIABLE, Teacher, Unanswered
+from training.trajectories.turns import action_of
 
 CACHE, REPORT = "reasoning_cache.jsonl", "reasoning.json"
 _SILENT = 8  # turns in a row without an answer: then nobody is there
@@ -184,6 +186,7 @@ def tasks_of(folder: Path, model: str) -> Iterator[Task]:
             if turn["learn"]:
                 parts = [VERSION, model, _digest(folder / sample["image"]), sample["question"]]
                 parts += [turn["mask_before_rle"], turn["kind"], turn["x"], turn["y"], turn["positive"]]
+                parts += [turn["box"]] if turn["kind"] == "box" else []
                 parts += [bool(sample["target_rle"]), turn["number"] == 1, slip_before(sample, turn)]
                 key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
                 yield Task(key, dict(sample), dict(turn))
@@ -233,17 +236,8 @@ def _rewrite_ours(folder: Path, sample: Any) -> None:
     dataclasses.replace(record, actions=actions_of(steps, record.slices.first)).save(ours)
 
 
-def action_of(turn: Any) -> Action:
-    """The Click or Terminate of a turn."""
-    if turn["kind"] == "terminate":
-        return Terminate(turn["answer"] or "")
-    return Click(turn["x"], turn["y"], turn["positive"])
-
-
 def seen_at(folder: Path, sample: Any, turn: Any) -> np.ndarray:
     """(H, W, 3) uint8: the picture with the mask before this turn, as the policy sees it."""
-    from PIL import Image
-
     with Image.open(folder / sample["image"]) as image:
         rgb = np.array(image.convert("RGB"))
     if turn["number"] == 1:

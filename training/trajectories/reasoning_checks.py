@@ -1,8 +1,8 @@
 """What a teacher is asked for one turn, and whether its answer can be used.
 
-The teacher sees what the policy sees, with a ring where the click will be; it is never given coordinates, so
-that it has none to repeat. An answer that tells what a policy cannot know, or argues for another step than
-the one taken, is refused with the reason.
+The teacher sees what the policy sees, with a ring where the click will be, or with the box; it is never given
+coordinates, so that it has none to repeat. An answer that tells what a policy cannot know, or argues for another step
+than the one taken, is refused with the reason.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from ibis_agent.actions import Action, Box, Click
 
 from training.trajectories.templates import WELL
+from training.trajectories.turns import action_of
 
 VERSION = 2  # of the texts below; answers to another one are asked for anew
 SIDE = 768  # pixels of the longer side of the picture that is sent
@@ -36,6 +38,7 @@ SYSTEM = (
 _STEPS = {
     "positive": "It places a positive point at the yellow ring, to add what lies there.",
     "negative": "It places a negative point at the yellow ring, to take out what is green there.",
+    "box": 'It draws the yellow box around what it takes for the structure; your step is then "box".',
     "terminate": "It ends: the green area is good enough.",
     "stop": "It ends: the green area is not exact, but further points no longer improve it.",
     "absent": "It ends without a point: what is asked for is not in the picture.",
@@ -59,6 +62,7 @@ _END = r"\bterminat|\bstop(?:ping)? here\b|\bi (?:am|'m) done\b|\bno (?:further|
 _AGAINST = {
     "positive": re.compile(rf"negative (?:point|click)|{_END}", re.IGNORECASE),
     "negative": re.compile(rf"positive (?:point|click)|{_END}", re.IGNORECASE),
+    "box": re.compile(rf"(?:positive|negative) (?:point|click)|{_END}", re.IGNORECASE),
     "terminate": re.compile(
         r"(?:positive|negative) (?:point|click)|\b(?:place|add|put|need|needs|set) (?:a|an|one|another|one more) "
         r"(?:point|click)",
@@ -86,7 +90,9 @@ _PLACES = re.compile(
 
 
 def step_of(sample: Mapping[str, Any], turn: Mapping[str, Any]) -> str:
-    """ "positive", "negative", "terminate", or "absent" for an end because nothing is there."""
+    """ "positive", "negative", "box", "terminate", or "absent" for an end because nothing is there."""
+    if turn["kind"] == "box":
+        return "box"
     if turn["kind"] == "click":
         return "positive" if turn["positive"] else "negative"
     return "terminate" if sample["target_rle"] else "absent"
@@ -112,7 +118,7 @@ def messages_for(
         state += f" {_SLIPS[slip]}; say how one sees that it was a mistake, and that this step mends it."
     told = "stop" if _falls_short(step, turn) else step
     text = f'The question is: "{sample["question"]}"\n{state} {_STEPS[told]}'
-    picture = picture_url(seen, (turn["x"], turn["y"]) if turn["kind"] == "click" else None)
+    picture = picture_url(seen, action_of(turn))
     return [
         {"role": "system", "content": SYSTEM},
         {
@@ -149,28 +155,34 @@ def checked(text: str, sample: Mapping[str, Any], turn: Mapping[str, Any]) -> st
     against = _AGAINST[expected].search(thinking)
     if against:
         raise ValueError(f'the thinking contradicts the step: "{against.group()}"')
-    if step in ("positive", "terminate") and _NOT_THERE.search(thinking):
+    if step in ("positive", "box", "terminate") and _NOT_THERE.search(thinking):
         raise ValueError("the thinking says that what is there is not")
     if _falls_short(step, turn) and _FLAWLESS.search(thinking):
         raise ValueError("the thinking praises a mask that is not a good one")
     if step == "absent" and _COVERED.search(thinking):
         raise ValueError("the thinking sees a mask where there is none")
-    if turn["kind"] == "click":
-        _check_places(thinking, turn["x"], turn["y"])
+    action = action_of(turn)
+    if isinstance(action, Click):
+        _check_places(thinking, action.x, action.y)
+    elif isinstance(action, Box):
+        _check_places(thinking, (action.x0 + action.x1) / 2, (action.y0 + action.y1) / 2)
     return thinking
 
 
-def picture_url(rgb: np.ndarray, ring: tuple[float, float] | None) -> str:
-    """The picture as a data URL, its longer side SIDE pixels, with a ring around (x, y) if there is one."""
+def picture_url(rgb: np.ndarray, action: Action) -> str:
+    """The picture as a data URL, its longer side SIDE pixels, with a ring around a click, or with the box."""
     from PIL import Image, ImageDraw
 
     scale = SIDE / max(rgb.shape[:2])
     size = (max(1, round(rgb.shape[1] * scale)), max(1, round(rgb.shape[0] * scale)))
     image = Image.fromarray(np.ascontiguousarray(rgb)).resize(size, Image.Resampling.BICUBIC)
-    if ring is not None:
-        x, y, radius = ring[0] * size[0], ring[1] * size[1], SIDE / 50
-        box = (x - radius, y - radius, x + radius, y + radius)
-        ImageDraw.Draw(image).ellipse(box, outline=(255, 220, 0), width=3)
+    if isinstance(action, Click):
+        x, y, radius = action.x * size[0], action.y * size[1], SIDE / 50
+        ring = (x - radius, y - radius, x + radius, y + radius)
+        ImageDraw.Draw(image).ellipse(ring, outline=(255, 220, 0), width=3)
+    elif isinstance(action, Box):
+        edges = (action.x0 * size[0], action.y0 * size[1], action.x1 * size[0], action.y1 * size[1])
+        ImageDraw.Draw(image).rectangle(edges, outline=(255, 220, 0), width=3)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from ibis_agent.actions import Action, Click, Terminate
+from ibis_agent.actions import Action, Box, Click, Terminate
 
 from training.common import questions
 from training.common.questions import zone
@@ -44,6 +44,15 @@ _FIRST = (
     "I look for the {n} and find it in the {z}. A point well inside it should catch most of it.",
     "In the {z} lies the {n}, with a border that can be followed. I place the first point inside.",
     "The structure in the {z} is the {n}; nothing is segmented yet, so I start there.",
+)
+_FIRST_BOX = (
+    "The {n} is in the {z} of the picture. I draw a box around all of it.",
+    "I look for the {n} and find it in the {z}. A box around it tells how far it reaches.",
+    "The structure in the {z} is the {n}; nothing is segmented yet, so I frame it with a box.",
+)
+_LATER_BOX = (
+    "The mask is far from the {n}. I begin anew with a box around it in the {z}.",
+    "One point was not enough for the {n} in the {z}; a box around all of it tells how far it reaches.",
 )
 _MISSED = (
     "The green area leaves out {m} of the {n} in the {z}. A point there should add it.",
@@ -103,8 +112,10 @@ def thinking(moment: Moment, style: str, rng: np.random.Generator) -> str:
     if isinstance(action, Terminate):
         ends = _ABSENT if not moment.present else _DONE if moment.iou >= WELL else _AS_FAR_AS_IT_GOES
         return _pick(ends, rng).format(n=name)
-    assert isinstance(action, Click)  # the expert draws no boxes
+    action = _pointed(action)
     where = zone(action.x, action.y)
+    if isinstance(moment.action, Box):
+        return _pick(_FIRST_BOX if moment.first else _LATER_BOX, rng).format(n=name, z=where)
     if moment.first and action.positive:
         return _pick(_FIRST, rng).format(n=name, z=where)
     much = "a good part" if moment.iou < 0.5 else "a part" if moment.iou < 0.7 else "a small part"
@@ -125,13 +136,22 @@ def answer(structure: str, present: bool, style: str, rng: np.random.Generator, 
 
 def _plain(moment: Moment) -> str:
     name, action = moment.structure, moment.action
-    if isinstance(action, Click):
+    if not isinstance(action, Terminate):
+        action = _pointed(action)
         if moment.first and action.positive:
             return questions.first_thought(name, action)
         return questions.correction_thought(name, action)
     if not moment.present:
         return questions.absent_thought(name)
     return questions.done_thought(name) if moment.iou >= WELL else questions.part_thought(name)
+
+
+def _pointed(action: Action) -> Click:
+    """The click itself, or the middle of the box."""
+    if isinstance(action, Box):
+        return Click((action.x0 + action.x1) / 2, (action.y0 + action.y1) / 2)
+    assert isinstance(action, Click)
+    return action
 
 
 def _pick(texts: tuple[str, ...], rng: np.random.Generator) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from ibis_agent.actions import Click
+from ibis_agent.actions import Click, Prompt
 from scipy import ndimage
 
 from training.trajectories.clicks import deepest, next_click
@@ -24,16 +24,16 @@ def wrong_click(
     mask: np.ndarray | None,
     truth: np.ndarray,
     others: Mapping[str, np.ndarray],
-    past: Sequence[Click],
+    past: Sequence[Prompt],
     rng: np.random.Generator,
-) -> Click | None:
+) -> Prompt | None:
     """A click of the given kind, at the centre of a pixel; None where that kind is not possible here.
 
     Args:
         kind: one of KINDS.
         mask, truth: (H, W) bool; mask None before the first click.
         others: the further structures of the picture, (H, W) bool each.
-        past: the clicks so far.
+        past: the clicks and boxes so far.
     """
     if kind == "repeat":
         return past[-1] if past else None

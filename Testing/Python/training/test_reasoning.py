@@ -27,11 +27,11 @@ from ibis_agent.scan.picture import Picture
 from PIL import Image
 
 from training.trajectories import reasoning
-from training.trajectories.expert import turn_row
 from training.trajectories.generate import NAME, read_trajectories
 from training.trajectories.parts import write_png
 from training.trajectories.reasoning_checks import checked, messages_for
 from training.trajectories.teacher import Pace, Teacher, Unanswered
+from training.trajectories.turns import action_of, turn_row
 
 ROOT = Path(__file__).resolve().parents[3]
 GOOD = {
@@ -167,10 +167,7 @@ def thoughts(folder: Path) -> list[str]:
 def test_the_record_of_a_question_says_the_teachers_words_too(folder: Path, school: School) -> None:
     first, _ = read_trajectories(folder)
     picture = Picture(np.zeros((24, 24, 3), np.uint8), PictureGeometry.of_picture(24, 24), None)
-    steps = [
-        Step(turn["number"], reasoning.action_of(turn), "policy", shape(), None, None)
-        for turn in first["turns"]
-    ]
+    steps = [Step(turn["number"], action_of(turn), "policy", shape(), None, None) for turn in first["turns"]]
     ours = folder / "trajectories" / "a-liver.json"
     ours.parent.mkdir()
     Trajectory.of_slice(picture, first["question"], steps).save(ours)
@@ -195,7 +192,7 @@ def test_every_turn_that_is_learnt_gets_the_teachers_words_and_its_reply_says_th
     ]
     for old, new in zip(before, after, strict=True):
         for was, turn in zip(old["turns"], new["turns"], strict=True):
-            action = reasoning.action_of(turn)
+            action = action_of(turn)
             assert turn["reply"] == format_reply(Reply(turn["thinking"], action))
             assert parse_reply(turn["reply"]).action == action
             assert {**turn, "thinking": "", "reply": ""} == {**was, "thinking": "", "reply": ""}

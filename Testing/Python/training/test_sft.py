@@ -14,6 +14,7 @@ import pytest
 import torch
 from ibis_agent.cli.inspection import inspect
 from ibis_agent.errors import Cancelled, InputError, ModelError
+from ibis_agent.mask.masks import decode_rle
 from ibis_agent.policy.card import load_card, save_card
 from ibis_agent.policy.folder import look_into
 from ibis_agent.policy.prompts import DEMO_PROMPTS
@@ -31,6 +32,8 @@ from training.sft import train as sft
 from training.sft.reply_trainer import Batches, ReplyTrainer, last_checkpoint
 from training.sft.settings import SftSettings, changed_card
 from training.sft.turn_data import Turns, check_data, read_record
+from training.trajectories.expert import Recipe, drawn_box
+from training.trajectories.turns import action_of, turn_row
 
 ROOT = Path(__file__).resolve().parents[3]
 BASE = {"tune": "full", "steps": 3, "batch": 3, "rate": 1e-3, "warmup": 0, "digits": 4}
@@ -373,3 +376,53 @@ def test_the_card_can_be_changed_by_parts():
     card = changed_card(load_card(demo_folder()), {"history": 3, "prompts": {"system": "Other."}})
     assert card.history == 3 and card.prompts.system == "Other."
     assert card.prompts.refine == load_card(demo_folder()).prompts.refine
+
+
+@pytest.fixture(scope="module")
+def boxed(data, tmp_path_factory):
+    """The same trajectories, each begun with a box in place of its first click."""
+    folder = tmp_path_factory.mktemp("boxed") / "data"
+    shutil.copytree(data, folder)
+    lines = []
+    for record in map(json.loads, (folder / "trajectories.jsonl").read_text().splitlines()):
+        truth = decode_rle(record["target_rle"], (record["height"], record["width"]))
+        if truth.any():
+            first = record["turns"][0]
+            box = drawn_box(truth, Recipe(decimals=2), np.random.default_rng(len(lines)))
+            row = turn_row(1, np.zeros_like(truth), 0.0, box, first["thinking"], first["iou_after"], None)
+            record["turns"][0] = row
+        lines.append(json.dumps(record) + "\n")
+    (folder / "trajectories.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize(("language", "written"), [("ibis", "<action>Box ("), ("tool_calls", '"add_bbox"')])
+def test_boxes_are_learned_in_the_language_of_the_card(boxed, tiny, tmp_path, language, written):
+    card = dataclasses.replace(load_card(tiny), language=language, history=2)
+    chat = Chat.load(tiny, card)
+    checked = check_data([boxed], chat, card, skip_bad=False)
+    said = []
+    for place, sample in zip(checked.places, Turns(checked.places, chat, card), strict=True):
+        reply = chat.decode(sample.ids[sample.learn].tolist())
+        turn = read_record(place)["turns"][place.turn]
+        assert type(card.speech.parse(reply).action) is type(action_of(turn))
+        kind = turn["kind"]
+        assert (written in reply) == (kind == "box")
+        said.append(kind)
+        if place.turn == 1:
+            assert written in chat.decode(sample.ids[~sample.learn].tolist()), "what was said before, too"
+    assert {"box", "click", "terminate"} == set(said)
+    if language == "tool_calls":
+        sft.fine_tune(settings(boxed, tmp_path, tiny, steps=1, digits=1, card={"language": language}))
+        assert load_card(tmp_path / "model").language == language and np.isfinite(rows(tmp_path)[0]["loss"])
+
+
+def test_a_box_that_is_not_the_one_in_its_reply_is_refused(boxed, chat, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(boxed, folder)
+    text = (folder / "trajectories.jsonl").read_text().splitlines()
+    record = next(each for each in map(json.loads, text) if each["turns"][0]["kind"] == "box")
+    record["turns"][0]["box"][2] = min(record["turns"][0]["box"][2] + 0.05, 1.0)
+    (folder / "trajectories.jsonl").write_text(json.dumps(record) + "\n")
+    with pytest.raises(InputError, match="the box of turn 1 is not the one in its reply"):
+        check_data([folder], chat, load_card(demo_folder()), skip_bad=False)

@@ -19,24 +19,32 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from ibis_agent.actions import Click, Terminate, parse_reply
+from ibis_agent.actions import Box, Click, Prompt, Terminate, parse_reply
 from ibis_agent.errors import InputError
 from ibis_agent.mask.masks import decode_rle, iou
 from ibis_agent.record import published
 from ibis_agent.record.trajectory import Trajectory
+from ibis_agent.segmenter.contract import Abilities
 from PIL import Image
 
 from training.common.pictures import Choice, Shown, Source, phantom_groups
+from training.common.placing import box_around, box_iou
 from training.trajectories import options as trajectory_options
 from training.trajectories.expert import Recipe, turns_of, work
 from training.trajectories.generate import Sample, make, read_trajectories
+from training.trajectories.turns import action_of
 from training.trajectories.wrong_clicks import KINDS, wrong_click
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 class Discs:
-    """A segmenter without weights: discs around the positive clicks, without those around the negative ones."""
+    """A segmenter without weights: discs around the positive clicks, without those around the negative ones.
+
+    A box gives all that is in it, and nothing of before.
+    """
+
+    can = Abilities(boxes=True)
 
     def __init__(self, radius: float = 9.0, stop_after: int | None = None) -> None:
         self.identity = {"name": "discs", "sha256": "0" * 64, "architecture": "none"}
@@ -48,11 +56,16 @@ class Discs:
             raise KeyboardInterrupt
         return rgb.shape[0], rgb.shape[1]
 
-    def predict(self, embedding: Any, clicks: list[Click], previous: Any = None) -> Any:
+    def predict(self, embedding: Any, clicks: list[Prompt], previous: Any = None) -> Any:
         height, width = embedding
         rows, columns = np.ogrid[:height, :width]
         mask = np.zeros((height, width), bool)
         for click in clicks:
+            if isinstance(click, Box):
+                inside = (columns + 0.5 > click.x0 * width) & (columns + 0.5 < click.x1 * width)
+                mask = inside & (rows + 0.5 > click.y0 * height) & (rows + 0.5 < click.y1 * height)
+                continue
+            assert isinstance(click, Click)
             away = (rows + 0.5 - click.y * height) ** 2 + (columns + 0.5 - click.x * width) ** 2
             mask = mask | (away <= self.radius**2) if click.positive else mask & (away > self.radius**2 / 4)
         return SimpleNamespace(mask=mask, logits=np.zeros((4, 4), np.float32), score=0.5)
@@ -297,6 +310,61 @@ def test_every_question_with_a_mistake_has_a_recovery_and_only_the_mistake_is_no
                 assert following is not None and following["learn"], "a mistake is followed by its recovery"
 
 
+def test_an_expert_that_begins_with_boxes_draws_them_about_the_structure_and_clicks_on(
+    data_set: Path, tmp_path: Path
+) -> None:
+    options = (
+        "--slices",
+        "shown",
+        "--absent-share",
+        "0",
+        "--iou-threshold",
+        "0.9",
+        "--decimals",
+        "3",
+        "--ours",
+    )
+    made(data_set, tmp_path / "all", "--box-share", "1", *options, segmenter=Discs(radius=5))
+    found, off = samples(tmp_path / "all"), []
+    for sample in found:
+        shape = sample["height"], sample["width"]
+        truth = decode_rle(sample["target_rle"], shape)
+        first, *others = sample["turns"]
+        box = parse_reply(first["reply"]).action
+        assert isinstance(box, Box) and box == action_of(first) and box_iou(box, truth) > 0.5
+        off.append(max(abs(getattr(box, edge) - getattr(box_around(truth), edge)) for edge in ("x0", "y1")))
+        assert {turn["kind"] for turn in others} <= {"click", "terminate"}
+        if others:
+            made_of_it = Discs(radius=5).predict(shape, [box]).mask
+            assert np.array_equal(decode_rle(others[0]["mask_before_rle"], shape), made_of_it)
+        assert "box" in first["thinking"] or "frame" in first["thinking"]
+    assert any(turn["kind"] == "click" for sample in found for turn in sample["turns"])
+    assert 0.005 < max(off) < 0.2, "drawn by hand, not to the pixel"
+    ours = next((tmp_path / "all" / "trajectories").glob("*.json"))
+    assert isinstance(Trajectory.load(ours).steps[0].action, Box)
+    made(data_set, tmp_path / "some", "--box-share", "0.5", *options, segmenter=Discs())
+    kinds = {sample["turns"][0]["kind"] for sample in samples(tmp_path / "some")}
+    assert kinds == {"box", "click"}
+
+
+def test_a_box_can_follow_a_first_click_that_was_not_enough(data_set: Path, tmp_path: Path) -> None:
+    options = ("--slices", "shown", "--absent-share", "0", "--box-later", "1", "--least-iou", "0.4")
+    made(data_set, tmp_path / "out", *options, segmenter=Discs(radius=4))
+    found = samples(tmp_path / "out")
+    assert any(sample["turns"][1]["kind"] == "box" for sample in found)
+    for sample in found:
+        kinds = [turn["kind"] for turn in sample["turns"]]
+        assert kinds[0] == "click" and kinds.count("box") <= 1
+        assert (kinds[1] == "box") == (sample["turns"][1]["iou_before"] < 0.4), sample["id"]
+
+
+def test_a_segmenter_without_boxes_is_not_asked_for_them(data_set: Path, tmp_path: Path) -> None:
+    segmenter = Discs()
+    segmenter.can = Abilities()
+    with pytest.raises(InputError, match=r"takes no boxes.*discs.*--box-share"):
+        made(data_set, tmp_path / "out", "--box-share", "0.5", segmenter=segmenter)
+
+
 def test_mistakes_are_of_the_kind_that_was_asked_for(data_set: Path, tmp_path: Path) -> None:
     options = ("--mistake-share", "1", "--mistake-kinds", "neighbour", "--slices", "2", "--absent-share", "0")
     report = made(data_set, tmp_path / "out", *options, segmenter=Discs())
@@ -352,7 +420,7 @@ def test_a_run_that_never_gets_good_enough_ends_at_its_best_or_goes_on_or_is_lef
 
 def test_the_expert_does_not_click_on_one_place_twice_unless_told_to() -> None:
     class Deaf(Discs):
-        def predict(self, embedding: Any, clicks: list[Click], previous: Any = None) -> Any:
+        def predict(self, embedding: Any, clicks: list[Prompt], previous: Any = None) -> Any:
             return super().predict(embedding, clicks[:1], previous)
 
     rgb = np.zeros((*TRUTH.shape, 3), np.uint8)
