@@ -46,8 +46,7 @@ class RunJob(Job):
         self.prepare = lambda: {"after": run.record.after}
 
     def _onOpened(self, message: dict) -> None:
-        self._run.record.open(message["head"])
-        self._run.save()
+        self._run.opened(message["head"])
 
     def _onStep(self, message: dict) -> None:
         run = self._run

@@ -14,9 +14,12 @@ from ..scene.Geometry import ObliqueViewError, alignView, isColour, shownWindow,
 from ..scene.NewRun import COLOUR_SLICES_ONLY
 from ..Several import Several
 from ..worker import Settings
+from .BeginPanel import BeginPanel
 from .ModalityMenu import ModalityMenu
 from .StructuresMenu import StructuresMenu, questionsFor
 from .Texts import MISSING, countedFromOne
+
+_ONE_START = "A segment to begin from belongs to one structure. Ask about that one by itself, or select None under Begin from."
 
 
 class QuestionPanel:
@@ -41,6 +44,7 @@ class QuestionPanel:
         self._settling.setInterval(0)
         self._settling.connect("timeout()", self._onSettled)
         self._modality = ModalityMenu(ui, agent)
+        self.begin = BeginPanel(ui, agent)
         self._questions = qt.QMenu(ui.questionsButton)
         ui.questionsButton.setMenu(self._questions)
         self.structures = StructuresMenu(self._questions, self.setQuestion)
@@ -73,6 +77,7 @@ class QuestionPanel:
         self._clock.stop()
         self._settling.stop()
         self.several.cleanup()
+        self.begin.cleanup()
         for node, tag in self._tags:
             node.RemoveObserver(tag)
         self._tags.clear()
@@ -163,19 +168,22 @@ class QuestionPanel:
         sliceNode = self._sliceNode()
         scope, first, last = self.ui.scopeSelector.currentData, *self._range()
         slices = (first, last) if scope == "volume" else None
+        start, exclude = self.begin.start, self.begin.exclude
+        questions = questionsFor(self.ui.questionEdit.plainText, self.agent.worker.client.settings)
+        if start is not None and len(questions) > 1:
+            raise PlainError(_ONE_START)
         places: list = []  # of the first question: the others are about the same slice, wherever the view is
 
         def ask(question: str):
             axis, index = (places[0].axis, places[0].index) if places else (2, None)
             run = self.agent.ask(
                 volumeNode, question, sliceNode=None if places else sliceNode, axis=axis, index=index,
-                window=window, scope=scope, slices=slices,
+                window=window, scope=scope, slices=slices, start=start, exclude=exclude,
             )  # fmt: skip
             places.append(run.place)
             return run
 
-        question = self.ui.questionEdit.plainText
-        self.several.start(questionsFor(question, self.agent.worker.client.settings), ask)
+        self.several.start(questions, ask)
 
     def _onSeveralEnded(self, rest: list[str], text: str) -> None:
         if rest:

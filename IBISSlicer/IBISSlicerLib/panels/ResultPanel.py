@@ -12,6 +12,7 @@ from ..Agent import Agent
 from ..Errors import telling
 from ..scene.Export import canExportDicom
 from ..scene.RunText import ATTRIBUTE, runsInScene
+from ..scene.SegmentWatch import SegmentWatch, segmentsOf
 from .Texts import plain
 
 _NEW_SEGMENT = "New segment"
@@ -27,7 +28,7 @@ class ResultPanel:
 
     def __init__(self, ui, agent: Agent, say, measured) -> None:
         self.ui, self.agent, self._say, self._measured = ui, agent, say, measured
-        self._tags: list[tuple[Any, int]] = []
+        self._watch = SegmentWatch(self._fillSegments)
         self._run: Any = None
         self._menu = qt.QMenu(ui.exportButton)
         ui.exportButton.setMenu(self._menu)
@@ -41,7 +42,7 @@ class ResultPanel:
         self._fillSegments()
 
     def cleanup(self) -> None:
-        self._observe(None)
+        self._watch.watch(None)
 
     def update(self, *_: object) -> None:
         ui, run = self.ui, self.agent.current
@@ -111,22 +112,8 @@ class ResultPanel:
             self.ui.segmentationSelector.setCurrentNode(None)
 
     def _onSegmentationChanged(self, node) -> None:
-        self._observe(node)
+        self._watch.watch(node)
         self._fillSegments()
-
-    def _observe(self, segmentationNode) -> None:
-        for node, tag in self._tags:
-            node.RemoveObserver(tag)
-        self._tags.clear()
-        if segmentationNode is not None:
-            segmentation = segmentationNode.GetSegmentation()
-            for event in (
-                segmentation.SegmentAdded,
-                segmentation.SegmentRemoved,
-                segmentation.SegmentModified,
-            ):
-                tag = segmentation.AddObserver(event, lambda caller, event: self._fillSegments())
-                self._tags.append((segmentation, tag))
 
     def _fillSegments(self) -> None:
         selector, node = self.ui.segmentSelector, self.ui.segmentationSelector.currentNode()
@@ -134,10 +121,8 @@ class ResultPanel:
         blocked = selector.blockSignals(True)
         selector.clear()
         selector.addItem(_NEW_SEGMENT, "")
-        if node is not None:
-            segmentation = node.GetSegmentation()
-            for segmentId in segmentation.GetSegmentIDs():
-                selector.addItem(f"Add to {segmentation.GetSegment(segmentId).GetName()}", segmentId)
+        for segmentId, name in segmentsOf(node):
+            selector.addItem(f"Add to {name}", segmentId)
         selector.setCurrentIndex(max(selector.findData(chosen), 0) if chosen else 0)
         selector.blockSignals(blocked)
         self.update()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ibis_agent.policy.prompts import check_question
 
 from ..Errors import PlainError
 from .Geometry import isColour, sliceOfPlane, sliceOfView
+from .GivenSegments import Segment, givenSegments
 from .Modality import takeAs
 from .SceneRun import SceneRun
 
@@ -23,6 +26,8 @@ def newRun(
     scope: str = "slice",
     slices: tuple[int, int] | None = None,
     modality: str | None = None,
+    start: Segment | None = None,
+    exclude: Sequence[Segment] = (),
 ) -> SceneRun:
     """A run about one slice or a volume, with its nodes in the scene. Nothing is loaded or computed yet.
 
@@ -33,6 +38,8 @@ def newRun(
     :param scope: "volume" asks about all slices along the axis, or from the first to the last of `slices`.
     :param modality: what the volume is, such as "MR", from now on; None leaves it to its DICOM headers, to what was
         said before, or to its grey values.
+    :param start: (vtkMRMLSegmentationNode, segment ID) of the mask that the agent begins from and corrects.
+    :param exclude: such segments that the mask never enters.
     :raises PlainError, IbisError: if it cannot be asked.
     """
     if volumeNode is None:
@@ -44,4 +51,5 @@ def newRun(
     if scope == "volume" and isColour(volumeNode):
         raise PlainError(COLOUR_SLICES_ONLY)
     reach = (slices or (0, place.count - 1)) if scope == "volume" else None
-    return SceneRun.create(volumeNode, place, question, window, reach)
+    given = givenSegments(volumeNode, place, reach, start, exclude)
+    return SceneRun.create(volumeNode, place, question, window, reach, given=given)

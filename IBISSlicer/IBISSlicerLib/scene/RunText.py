@@ -19,12 +19,15 @@ _SHOWN = "IBISSlicer.Shown"  # the number of the step that is shown
 
 
 class KeptRun(NamedTuple):
-    """What a text node holds: the record, how the worker gets the slice, voxel → RAS, the number of the shown step."""
+    """What a text node holds: the record, how the worker gets the slice, voxel → RAS, the number of the shown step,
+    and the masks of GivenSegments.py until the record has them.
+    """
 
     record: RunRecord
     image: dict
     toRas: np.ndarray
     shown: int
+    given: dict
 
 
 class RunText:
@@ -52,7 +55,8 @@ class RunText:
             toRas = np.array(saved["toRas"], dtype=float).reshape(4, 4)
             # Earlier versions have it in the text alone.
             shown = int(self.node.GetAttribute(_SHOWN) or saved["shown"])
-            return KeptRun(RunRecord.from_json(saved["run"]), dict(saved["image"]), toRas, shown)
+            run, image, given = saved["run"], dict(saved["image"]), dict(saved.get("given") or {})
+            return KeptRun(RunRecord.from_json(run), image, toRas, shown, given)
         except (TypeError, KeyError, ValueError) as error:
             problem = f"the text node {self.node.GetName()} is not a run of IBISSlicer"
             raise InputError(problem, value=str(error)) from error
@@ -72,6 +76,7 @@ class RunText:
             "image": run.image,
             "toRas": run.toRas.tolist(),
             "shown": run.shown,
+            **({"given": run.given} if run.given else {}),
         }
         self.node.SetText(json.dumps(saved, ensure_ascii=True, separators=(",", ":")))
 

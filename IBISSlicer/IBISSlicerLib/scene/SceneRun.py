@@ -33,6 +33,7 @@ from .Geometry import (
     shownWindow,
     showSliceInViews,
 )
+from .GivenSegments import writeGiven
 from .MaskDisplay import MaskDisplay
 from .Modality import modalityFields, modalityWords
 from .OwnNodes import keepOutOfFiles, removeNode
@@ -48,9 +49,9 @@ class SceneRun:
     :ivar shown: number of the step whose masks are shown, 0 before the first.
     """
 
-    def __init__(self, record: RunRecord, text: RunText, image: dict, toRas: np.ndarray) -> None:
+    def __init__(self, text: RunText, kept: KeptRun) -> None:
         """See `create` and `open`."""
-        self.record = record
+        self.record = kept.record
         self._text = text
         self.shown = 0
         self._visible = True
@@ -58,8 +59,8 @@ class SceneRun:
         self.marks: ClickMarks | None = None
         self.frameMark = FrameMark()
         self.boxMark = FrameMark("IBIS box", POSITIVE_COLOUR, thickness=3)
-        self._image = image  # how the worker gets the slice; see ibis_agent.engine.question.cut_picture
-        self._toRas = toRas
+        self._image = kept.image  # how the worker gets the slice; see ibis_agent.engine.question.cut_picture
+        self._toRas, self._given = kept.toRas, kept.given
         self._displayed: dict[int, str] = {}  # run lengths of the masks that are in the labelmap, by slice
         self._rows: tuple[list, list[dict]] = ([], [])
 
@@ -72,6 +73,7 @@ class SceneRun:
         window: tuple[float, float] | None,
         slices: tuple[int, int] | None = None,
         record: RunRecord | None = None,
+        given: dict | None = None,
     ) -> SceneRun:
         """A new run, nothing asked yet.
 
@@ -79,6 +81,7 @@ class SceneRun:
             preference to what the volume is shown with.
         :param slices: first and last slice of a run over many; None for one about the slice `place` alone.
         :param record: of a run that was made elsewhere; None for a new one.
+        :param given: masks to begin from and to keep out of, see GivenSegments.py.
         :raises GeometryError: for a volume that cannot be asked about.
         """
         image = {
@@ -95,7 +98,8 @@ class SceneRun:
         if slices is not None:
             image["range"] = list(slices)
         record = record or RunRecord(question, "slice" if slices is None else "volume")
-        run = cls(record, RunText.create(volumeNode, question), image, ijkToRas(volumeNode))
+        kept = KeptRun(record, image, ijkToRas(volumeNode), 0, given or {})
+        run = cls(RunText.create(volumeNode, question), kept)
         run._createNodes(volumeNode)
         run.save()
         return run
@@ -107,27 +111,26 @@ class SceneRun:
         :raises InputError: for a text that is not a run.
         """
         text = RunText(textNode)
-        record, image, toRas, shown = text.read()
-        run = cls(record, text, image, toRas)
+        kept = text.read()
+        run = cls(text, kept)
         segmentation = textNode.GetNodeReference("segmentation")
         marks = {role: textNode.GetNodeReference(role) for role in ClickMarks.ROLES}
         if segmentation is not None and all(marks.values()):
             giveItem(segmentation)  # scenes of earlier versions have none
-            run.mask, run.marks = MaskDisplay(segmentation, toRas), ClickMarks(marks)
+            run.mask, run.marks = MaskDisplay(segmentation, kept.toRas), ClickMarks(marks)
             run.mask.clear()  # a scene that was saved while a mask grew holds slices that no step knows of
         else:
             for node in (segmentation, *marks.values()):
                 removeNode(node)
             run._createNodes(run.volumeNode)
-        run.show(min(shown, len(record.steps)))
+        run.show(min(kept.shown, len(run.record.steps)))
         return run
 
     @classmethod
     def toLookAt(cls, textNode) -> SceneRun:
         """The run that a text node keeps, without mask and marks in the scene. Raises InputError."""
         text = RunText(textNode)
-        record, image, toRas, _ = text.read()
-        return cls(record, text, image, toRas)
+        return cls(text, text.read())
 
     @property
     def textNode(self):
@@ -211,6 +214,14 @@ class SceneRun:
             how = " ".join([*map(str, self.record.head.get("picture", {}).get("notes") or []), how])
         return word, how
 
+    def opened(self, head: dict) -> None:
+        """The worker has cut the slices; what it says of them is the record's from now on."""
+        self._given = {}
+        self.record.open(head)
+        if "start" in self.record.head:
+            self.show(self.shown)
+        self.save()
+
     def describe(self, folder: Path) -> dict:
         """What a worker needs to open this run: the fields of its request `ask`. Writes into its folder what it
         needs of the volume: the slice, and nothing where its picture is in the record; or all slices.
@@ -240,7 +251,8 @@ class SceneRun:
             voxels = voxels[tuple(where)]
         path = folder / f"{record.session}.npy"
         np.save(path, voxels)
-        return {**fields, "image": {**self._image, "file": str(path)}}
+        given = writeGiven(self._given, self._image, folder, record.session)
+        return {**fields, "image": {**self._image, "file": str(path)}, **given}
 
     def show(self, number: int) -> None:
         """Show the masks and the marks as they were after step `number` (0: nothing yet)."""
@@ -317,7 +329,7 @@ class SceneRun:
 
     def save(self) -> None:
         """Bring the text node up to date."""
-        self._text.write(KeptRun(self.record, self._image, self._toRas, self.shown))
+        self._text.write(KeptRun(self.record, self._image, self._toRas, self.shown, self._given))
 
     def finish(self) -> None:
         """The mask was accepted: the record stays with the scene. Mask and marks are hidden, still there to be looked

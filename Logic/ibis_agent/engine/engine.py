@@ -181,8 +181,9 @@ class Engine:
         if not request.get("head"):
             check_asked(str(request["question"]), self._policy.card)
         question = Question(request, self._policy, self._segmenter)
-        if request.get("image"):
-            self._has_read(request["image"])
+        for key in ("image", "start", "exclude"):
+            if request.get(key):
+                self._has_read(request[key])
         self._questions[str(request["session"])] = question
         return {"event": "done", "head": question.head()}
 

@@ -36,6 +36,7 @@ from ibis_agent.errors import Cancelled, InputError, ModelError
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import IsCancelled, OnText, Turn
 from ibis_agent.scan.geometry import Orientation
+from ibis_agent.segmenter.contract import Abilities
 
 _PIECE = 4  # letters
 _GREY = 26  # how far grey values of one region may lie apart
@@ -148,6 +149,8 @@ class _Painted:
 class _Painter:
     """A segmenter without a network."""
 
+    can = Abilities(boxes=True, starting_mask=True)
+
     def __init__(self, radius: float):
         self.identity = {"name": "scripted", "sha256": ""}
         self._radius = radius
@@ -162,7 +165,7 @@ class _Painter:
     def predict(
         self, embedding: np.ndarray, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
     ) -> _Painted:
-        mask = np.zeros(embedding.shape, dtype=bool)
+        mask = np.zeros(embedding.shape, dtype=bool) if previous_logits is None else previous_logits > 0
         for click in clicks:
             if isinstance(click, Box):
                 mask = self._within(embedding.shape, click)
@@ -173,6 +176,9 @@ class _Painter:
                 if click.positive
                 else mask & ~self._around(embedding, click)
             )
+        return self.started(mask)
+
+    def started(self, mask: np.ndarray) -> _Painted:
         logits = np.where(mask, 1.0, -1.0).astype(np.float32)
         return _Painted(mask, logits, 0.9, np.array([0.9, 0.5, 0.1], dtype=np.float32))
 

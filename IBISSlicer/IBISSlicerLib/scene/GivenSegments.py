@@ -1,0 +1,183 @@
+"""Segments that a run is given when it is asked: one to begin from, and those that its mask never enters.
+
+They are taken as they are at that moment, on the volume's voxels: what becomes of the segments afterwards does not
+matter to the run, and a scene that is saved before the first step keeps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+from ibis_agent.mask.masks import decode_rle, encode_rle
+
+from ..Errors import PlainError
+from .Geometry import SlicePlace, shapeOf
+
+Segment = tuple[Any, str]
+"""A vtkMRMLSegmentationNode and the ID of a segment in it."""
+
+_MOST_NAMES = 6
+
+
+class GivenError(PlainError):
+    """A segment that cannot be given to a run; the text says which, why, and what to do."""
+
+
+def givenSegments(
+    volumeNode,
+    place: SlicePlace,
+    slices: tuple[int, int] | None,
+    start: Segment | None,
+    exclude: Sequence[Segment] = (),
+) -> dict:
+    """Both masks on the slices of a run, ready to be kept as JSON: by "start" and "exclude", each where there is one,
+    a name and by slice the run lengths of a plane of voxels.
+
+    :param slices: first and last slice of a run over many; None for the slice `place` alone.
+    :raises GivenError: for a segment that is gone or empty, or a start that is not on these slices.
+    """
+    first, last = slices or (place.index, place.index)
+    given: dict = {}
+    out = _maskOf(volumeNode, exclude) if exclude else None
+    if out is not None:
+        given["exclude"] = {"name": nameOf(exclude), "planes": _planes(out, place.axis, first, last)}
+    if start is not None:
+        mask = _maskOf(volumeNode, [start])
+        _checkStart(mask, out, volumeNode, start, place, (first, last))
+        mask = mask if out is None else mask & ~out
+        given["start"] = {"name": nameOf([start]), "planes": _planes(mask, place.axis, first, last)}
+    return given
+
+
+def writeGiven(given: dict, image: dict, folder: Path, session: str) -> dict:
+    """What the request `ask` says of these masks, see ibis_agent.engine.question.given_masks. Writes their files.
+
+    :param image: the `image` of that request.
+    """
+    fields, axis = {}, int(image["axis"])
+    shape = list(reversed(image["shape"]))  # (K, J, I)
+    plane = tuple(count for n, count in enumerate(shape) if n != 2 - axis)
+    if "range" not in image:
+        shape[2 - axis] = 1  # as the file of a slice alone
+    for key, each in given.items():
+        voxels = np.zeros(shape, np.uint8)
+        for index, runs in each["planes"].items():
+            where = int(index) if "range" in image else 0
+            np.moveaxis(voxels, 2 - axis, 0)[where] = decode_rle(runs, plane)
+        path = folder / f"{session}-{key}.npy"
+        np.save(path, voxels)
+        fields[key] = {"file": str(path), "name": each["name"]}
+    return fields
+
+
+def nameOf(segments: Iterable[Segment]) -> str:
+    """For people and for the record, such as "Organs: Liver, Spleen"."""
+    parts = []
+    for node in dict.fromkeys(node for node, _ in segments):
+        names = [_segmentName(*each) for each in segments if each[0] is node]
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        parts.append(f"{node.GetName()}: {', '.join(names[:_MOST_NAMES])}{more}")
+    return "; ".join(parts)
+
+
+def _segmentName(node, segmentId: str) -> str:
+    segment = node.GetSegmentation().GetSegment(segmentId)
+    return segment.GetName() if segment is not None else segmentId
+
+
+def _maskOf(volumeNode, segments: Sequence[Segment]) -> np.ndarray:
+    """(K, J, I) bool: the union of segments on the volume's voxels, resampled by Slicer."""
+    mask = np.zeros(tuple(reversed(shapeOf(volumeNode))), bool)
+    for node in dict.fromkeys(node for node, _ in segments):
+        ids = [segmentId for each, segmentId in segments if each is node]
+        for segmentId in ids:
+            _check(node, segmentId)
+        mask |= _exported(volumeNode, node, ids)
+    return mask
+
+
+def _exported(volumeNode, node, segmentIds: Sequence[str]) -> np.ndarray:
+    names = vtk.vtkStringArray()
+    for segmentId in segmentIds:
+        names.InsertNextValue(segmentId)
+    labels = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "IBIS labels")
+    try:
+        logic = slicer.modules.segmentations.logic()
+        if not logic.ExportSegmentsToLabelmapNode(node, names, labels, volumeNode):
+            raise GivenError(
+                f"{nameOf([(node, each) for each in segmentIds])} cannot be made into a labelmap of "
+                f"{volumeNode.GetName()}. Choose another segment under Begin from."
+            )
+        return np.array(slicer.util.arrayFromVolume(labels) != 0)
+    finally:
+        display = labels.GetDisplayNode()
+        if display is not None and display.GetColorNode() is not None:
+            slicer.mrmlScene.RemoveNode(display.GetColorNode())
+        slicer.mrmlScene.RemoveNode(labels)
+
+
+def _check(node, segmentId: str) -> None:
+    """Raises GivenError for a segment that is gone or empty."""
+    if node is None or not slicer.mrmlScene.IsNodePresent(node):
+        raise GivenError("The segmentation chosen under Begin from was deleted. Choose another one.")
+    segment = node.GetSegmentation().GetSegment(segmentId)
+    if segment is None:
+        raise GivenError(
+            f"{node.GetName()} has no segment {segmentId} any more. Choose another one under Begin from."
+        )
+    labelmap = segment.GetRepresentation("Binary labelmap")
+    if labelmap is None:
+        bounds = [1.0, -1.0] * 3
+        segment.GetBounds(bounds)
+        empty = bounds[0] > bounds[1]
+    else:
+        array = slicer.util.arrayFromSegmentInternalBinaryLabelmap(node, segmentId)
+        empty = array is None or not (array == segment.GetLabelValue()).any()
+    if empty:
+        raise GivenError(
+            f"The segment {segment.GetName()} is empty. Draw it first, or choose another one under Begin from."
+        )
+
+
+def _checkStart(
+    mask: np.ndarray,
+    out: np.ndarray | None,
+    volumeNode,
+    start: Segment,
+    place: SlicePlace,
+    slices: tuple[int, int],
+) -> None:
+    """Raises GivenError where the start has no voxel on the slices, or none that is not excluded."""
+    name, across = _segmentName(*start), tuple(n for n in range(3) if n != 2 - place.axis)
+    found = np.flatnonzero(mask.any(axis=across))
+    if not found.size:
+        raise GivenError(
+            f"The segment {name} lies outside {volumeNode.GetName()}. Choose another segment under Begin from, or the "
+            "volume that it was drawn on."
+        )
+    here = slice(slices[0], slices[1] + 1)
+    if not ((found >= slices[0]) & (found <= slices[1])).any():
+        where = (
+            f"slice {slices[0] + 1}"
+            if slices[0] == slices[1]
+            else f"slices {slices[0] + 1} to {slices[1] + 1}"
+        )
+        remedy = "Scroll there" if slices[0] == slices[1] else "Change the range"
+        raise GivenError(
+            f"The segment {name} is not on {where}: it is on slices {found[0] + 1} to {found[-1] + 1}. {remedy}, or "
+            "choose another segment under Begin from."
+        )
+    if out is not None and not np.moveaxis(mask & ~out, 2 - place.axis, 0)[here].any():
+        raise GivenError(
+            f"All of the segment {name} lies in what is excluded. Exclude less under Begin from."
+        )
+
+
+def _planes(mask: np.ndarray, axis: int, first: int, last: int) -> dict[str, str]:
+    planes = np.moveaxis(mask, 2 - axis, 0)
+    return {str(n): encode_rle(planes[n]) for n in range(first, last + 1) if planes[n].any()}
