@@ -143,6 +143,7 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             (lambda: self._openRecorded(example)) if example else None,
         )
         self.modelsPanel = ModelsPanel(self.ui, self.logic.agent, self.installPanel.usePython, say)
+        self.modelsPanel.chosen.connect(self.installPanel.update)
         self.installPanel.pythonChanged.connect(self._onPythonChanged)
         self.ui.otherPythonButton.connect("clicked()", self.modelsPanel.choosePython)
         self.ui.questionEdit.connect("textChanged()", self._onQuestionChanged)
@@ -256,6 +257,7 @@ class IBISSlicerLogic(ScriptedLoadableModuleLogic):
         segmentId = logic.accept()  # or accept(segmentationNode, name="Liver")
         print(logic.measured.lines())  # also a row of the table node logic.measuresTable
         logic.export("/tmp/liver.seg.nrrd")
+        logic.ask(volume, "Segment the liver.", start=(node, "Segment_1"))  # from a segment; exclude=[…], too
         logic.shutdown()  # only for a logic of one's own
 
     Nothing blocks Slicer: the models work in a process of their own. Methods that need them wait unless told

@@ -7,9 +7,14 @@ from pathlib import Path
 
 import qt
 import slicer
+from ibis_agent.engine.client import ModelSettings
+from ibis_agent.segmenter import is_address
+from ibis_agent.segmenter.nninteractive.source import PREFIX, WEIGHTS_LICENCE, NnInteractiveAddress
+from ibis_agent.segmenter.nninteractive.source import WHAT_IS_SENT as NNINTERACTIVE_IS_SENT
 
 from ..Agent import Agent
 from ..Errors import telling
+from ..Signal import Signal
 from ..worker import Settings
 from .Texts import gigabytes
 
@@ -23,7 +28,9 @@ _PRECISIONS = (
     ("4 bit", "int4"),
 )
 _DEMO_TEXT = "Demonstration model"
-_FOLDER, _SERVER = "choose a folder", "choose a server"  # data of the entries that ask for more
+_OWN, _SERVER = "choose one's own", "choose a server"  # data of the entries that ask for more
+_POLICIES = (("My weights …", _OWN), ("A server …", _SERVER))
+_SEGMENTERS = (("My weights …", _OWN), ("nnInteractive on a server …", _SERVER))
 _RESEARCH_ONLY = "Research use only. Not a medical device."
 _DEMO_NOTE = "Demonstration models: trained on phantoms and simple CT, not for patients."
 
@@ -40,6 +47,7 @@ class ModelsPanel:
         self.ui, self.agent, self._pythonChosen, self._say = ui, agent, pythonChosen, say
         self._fit = ""
         self._listed = ""  # the address whose models are in the list
+        self.chosen = Signal()  # other models shall be used
         for text, value in _DEVICES:
             ui.deviceSelector.addItem(text, value)
         for text, value in _PRECISIONS:
@@ -55,7 +63,6 @@ class ModelsPanel:
         ui.modelSelector.lineEdit().connect("editingFinished()", self._onModel)
         ui.modelsSection.connect("contentsCollapsed(bool)", self._onFolded)
         ui.pythonSelector.connect("currentIndexChanged(int)", self._onPython)
-        ui.segmenterButton.connect("clicked()", self._onSegmenterFile)
         ui.pythonButton.connect("clicked()", self.choosePython)
         ui.loadButton.connect("clicked()", lambda: agent.worker.load(wait=False))
         ui.unloadButton.connect("clicked()", lambda: agent.worker.unload(wait=False))
@@ -68,11 +75,12 @@ class ModelsPanel:
         """Show what is chosen."""
         ui, chosen = self.ui, self.agent.worker.client.settings
         _offer(ui.policySelector, _DEMO_TEXT, Settings.DEMO, chosen.policy)
-        for text, data in (("My weights …", _FOLDER), ("A server …", _SERVER)):
-            if ui.policySelector.findData(data) < 0:
-                ui.policySelector.addItem(text, data)
-        self._showModel()
         _offer(ui.segmenterSelector, _DEMO_TEXT, Settings.DEMO, chosen.segmenter)
+        for selector, further in ((ui.policySelector, _POLICIES), (ui.segmenterSelector, _SEGMENTERS)):
+            for text, data in further:
+                if selector.findData(data) < 0:
+                    selector.addItem(text, data)
+        self._showModel()
         _offer(ui.pythonSelector, "Slicer's own", "", Settings.python())
         for selector, value in ((ui.deviceSelector, chosen.device), (ui.precisionSelector, chosen.precision)):
             blocked = selector.blockSignals(True)
@@ -114,12 +122,18 @@ class ModelsPanel:
         return f"Models loaded on the CPU{f': {gigabytes(free)} of memory free' if free else ''}."
 
     def _noteText(self) -> str:
-        """What the chosen policy is for, where somebody has said so, and where it is if not here."""
+        """What the chosen models are for, where somebody has said so, and where they are if not here."""
         chosen = self.agent.worker.client.settings
-        if isServer(chosen.policy):
-            return f"Pictures and questions are sent to {chosen.policy}."
-        note = ((self.agent.worker.client.ready or {}).get("card") or {}).get("note", "")
-        return _DEMO_NOTE if Settings.DEMO in (chosen.policy, chosen.segmenter) else note
+        notes = [f"Pictures and questions are sent to {chosen.policy}."] if isServer(chosen.policy) else []
+        if is_address(chosen.segmenter):
+            notes.append(
+                f"Slices and clicks are sent to {chosen.segmenter.removeprefix(PREFIX)}. "
+                f"nnInteractive's weights: {WEIGHTS_LICENCE}."
+            )
+        if not isServer(chosen.policy):
+            note = ((self.agent.worker.client.ready or {}).get("card") or {}).get("note", "")
+            notes.append(_DEMO_NOTE if Settings.DEMO in (chosen.policy, chosen.segmenter) else note)
+        return " ".join(filter(None, notes))
 
     def _onFit(self, info: dict) -> None:
         where = "GPU memory" if info["device"].startswith("cuda") else "memory"
@@ -132,7 +146,9 @@ class ModelsPanel:
             smaller = [name for name, fits in info["fits"].items() if fits]
             names = {value: text for text, value in _PRECISIONS}
             remedy = (
-                f"Select {names[smaller[0]]}." if smaller else "Use a smaller policy or another computer."
+                f"Select {names[smaller[0]]} under Advanced."
+                if smaller
+                else "Use a smaller policy or another computer."
             )
             self._fit = f"{needs}, but only {gigabytes(info['free'])} are available. {remedy}"
         self.update()
@@ -142,28 +158,22 @@ class ModelsPanel:
         self.update()
 
     def _onChosen(self, row: int) -> None:
-        ui = self.ui
-        if ui.policySelector.currentData in (_FOLDER, _SERVER):
-            asked = self._askForFolder if ui.policySelector.currentData == _FOLDER else self._askForServer
-            _offer(
-                ui.policySelector,
-                _DEMO_TEXT,
-                Settings.DEMO,
-                asked() or self.agent.worker.client.settings.policy,
-            )
-        before = self.agent.worker.client.settings
+        ui, before = self.ui, self.agent.worker.client.settings
         settings = replace(
-            before,
-            policy=ui.policySelector.currentData,
-            segmenter=ui.segmenterSelector.currentData,
-            device=ui.deviceSelector.currentData,
-            precision=ui.precisionSelector.currentData,
+            before, device=ui.deviceSelector.currentData, precision=ui.precisionSelector.currentData
         )
-        if settings.policy != before.policy:
-            settings = replace(settings, model="")  # another server has others
+        policy = ui.policySelector.currentData
+        if policy in (_OWN, _SERVER):
+            policy = (self._askForFolder() if policy == _OWN else self._askForServer()) or before.policy
+        if policy != before.policy:
+            settings = replace(settings, policy=policy, model="")  # another server has others
+        segmenter, host = self._chosenSegmenter(before)
+        settings = replace(settings, segmenter=segmenter, send_slices_to=host)
         self._fit = ""
         self.agent.worker.use(settings)
         self.fill()
+        if settings != before:  # else what has just been said would be cleared
+            self.chosen.emit()
         self._listModels()
         if settings.policy != Settings.DEMO and not isServer(settings.policy) and settings != before:
             self.check()
@@ -247,27 +257,59 @@ class ModelsPanel:
 
         with telling(self._say):
             server = RemoteAddress(address)
-            warning = (
-                f"{server.host} is another computer. It will receive {WHAT_IS_SENT}.\n\n"
-                "Continue only if you are allowed to send this data there."
-            )
             if not server.needs_yes:
                 return address
-            if slicer.util.confirmOkCancelDisplay(warning, "IBISSlicer"):
+            if _mayBeSent(server.host, WHAT_IS_SENT):
                 server.agree()
                 return address
         return ""
 
-    def _onSegmenterFile(self) -> None:
-        path = qt.QFileDialog.getOpenFileName(
-            self.ui.segmenterButton,
+    def _chosenSegmenter(self, before: ModelSettings) -> tuple[str, str]:
+        """The segmenter, and the host that slices may go to for it; those of before if the person thought better of
+        it.
+        """
+        chosen = self.ui.segmenterSelector.currentData
+        if chosen == before.segmenter:
+            return chosen, before.send_slices_to
+        if chosen == _OWN:
+            chosen = self._askForFile()
+        elif chosen == _SERVER:
+            chosen = self._askForNnInteractive()
+        with telling(self._say):
+            if chosen and not is_address(chosen):
+                return chosen, ""
+            server = NnInteractiveAddress(chosen) if chosen else None
+            if server is not None and server.local:
+                return chosen, ""
+            if server is not None and _mayBeSent(server.host, NNINTERACTIVE_IS_SENT):
+                return chosen, server.host
+        return before.segmenter, before.send_slices_to
+
+    def _askForNnInteractive(self) -> str:
+        """The address of a server; empty if the person thought better of it."""
+        label = (
+            "Address of nninteractive-server, for example http://localhost:1527\n\n"
+            f"License of nnInteractive's weights: {WEIGHTS_LICENCE}."
+        )
+        address = qt.QInputDialog.getText(self.ui.segmenterSelector, "nnInteractive", label).strip()
+        return f"{PREFIX}{address.removeprefix(PREFIX)}" if address else ""
+
+    def _askForFile(self) -> str:
+        return qt.QFileDialog.getOpenFileName(
+            self.ui.segmenterSelector,
             "Select a segmenter checkpoint",
             "",
             "Checkpoints (*.pt *.pth *.safetensors)",
         )
-        if path:
-            _offer(self.ui.segmenterSelector, _DEMO_TEXT, Settings.DEMO, path)
-            self._onChosen(0)
+
+
+def _mayBeSent(host: str, what: str) -> bool:
+    """Ask the person. Every address is asked about anew when it is chosen."""
+    return slicer.util.confirmOkCancelDisplay(
+        f"{host} is another computer. It will receive {what}.\n\n"
+        "Continue only if you are allowed to send this data there.",
+        "IBISSlicer",
+    )
 
 
 def isServer(policy: str) -> bool:
@@ -281,7 +323,14 @@ def _offer(selector, usualText: str, usual: str, chosen: str) -> None:
     if selector.findData(usual) < 0:
         selector.addItem(usualText, usual)
     if selector.findData(chosen) < 0:
-        selector.insertItem(1, chosen if isServer(chosen) else Path(chosen).name or chosen, chosen)
+        selector.insertItem(1, _shown(chosen), chosen)
     selector.setCurrentIndex(selector.findData(chosen))
     selector.setToolTip(chosen if chosen != usual else usualText)
     selector.blockSignals(blocked)
+
+
+def _shown(chosen: str) -> str:
+    """A place as the list shows it: an address, or the last part of a path."""
+    if is_address(chosen):
+        return f"nnInteractive at {chosen.split('://')[-1]}"
+    return chosen if isServer(chosen) else Path(chosen).name or chosen

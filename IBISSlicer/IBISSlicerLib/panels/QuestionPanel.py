@@ -19,7 +19,9 @@ from .ModalityMenu import ModalityMenu
 from .StructuresMenu import StructuresMenu, questionsFor
 from .Texts import MISSING, countedFromOne
 
-_ONE_START = "A segment to begin from belongs to one structure. Ask about that one by itself, or select None under Begin from."
+_ONE_START = (
+    "A segment to begin from belongs to one structure. Ask about it alone, or select None as the start."
+)
 
 
 class QuestionPanel:

@@ -94,7 +94,7 @@ class StepsPanel:
         table.setRowCount(len(steps))
         table.setColumnHidden(_SLICE, not volume)
         table.horizontalHeaderItem(_AREA).setText("mL" if volume else "mm²")
-        before = None
+        before = run.begun if run is not None else None
         for row, step in enumerate(steps):
             texts = (
                 str(step["number"]),

@@ -163,6 +163,15 @@ class SceneRun:
         return self._rows[1]
 
     @property
+    def begun(self) -> dict | None:
+        """The size of the mask before the first step, under the keys of `rows`; None where there was none."""
+        known = self.record.slices(0).values() if self.isOpened else ()
+        if not known:
+            return None
+        sizes = {key: sum(each[key] or 0 for each in known) for key in ("area_px", "area_mm2")}
+        return {**sizes, "ml": self.record.volume_ml(0)}
+
+    @property
     def places(self) -> RunPlaces:
         """Points of the world in terms of this run."""
         return RunPlaces(self.record, self._toRas, self.mask.node, self.place.axis, self.place.index)

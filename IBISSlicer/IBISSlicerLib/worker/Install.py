@@ -1,4 +1,4 @@
-"""What the worker's Python lacks, getting it, and proving that it works.
+"""What the worker's Python lacks for the chosen models, getting it, and proving that it works.
 
 Only on the main thread and only when asked: nothing is installed or imported when the module opens. PyTorch
 comes through the PyTorch extension, which knows the graphics card; the proof is an import in the worker's own
@@ -20,11 +20,14 @@ from pathlib import Path
 
 import qt
 import slicer
+from ibis_agent.segmenter import is_address
+from ibis_agent.segmenter.nninteractive.source import REQUIREMENT as NNINTERACTIVE
 from ibis_agent.segmenter.sam2 import ARCHIVE as SAM2_ARCHIVE
 from ibis_agent.segmenter.sam2 import PIP_OPTIONS
 from ibis_agent.segmenter.sam2 import REQUIREMENT as SAM2
 
 from ..Errors import PlainError
+from . import Settings
 
 TORCH = "torch>=2.6"
 SAM2_PYPI = "sam2>=1.1"  # where Meta's archive cannot be reached: its Python files are the same
@@ -139,7 +142,8 @@ class Installer:
 
     def _requirements(self) -> list[str]:
         lines = (line.split(" #")[0].strip() for line in self._file.read_text(encoding="utf-8").splitlines())
-        return [line for line in lines if line and not line.startswith("#")]
+        required = [line for line in lines if line and not line.startswith("#")]
+        return [*required, NNINTERACTIVE] if is_address(Settings.models().segmenter) else required
 
     def _installTorch(self) -> None:
         try:
@@ -244,7 +248,12 @@ def _name(requirement: str) -> str:
 
 def plainNames(requirements: list[str]) -> str:
     """Names as people know them, for one line."""
-    known = {"torch": "PyTorch", "sam2": "SAM 2", "transformers": "Transformers"}
+    known = {
+        "torch": "PyTorch",
+        "sam2": "SAM 2",
+        "transformers": "Transformers",
+        "nninteractive-client": "nnInteractive's client",
+    }
     names = [_name(each) for each in requirements]
     shown = [known[name] for name in names if name in known]
     others = len(names) - len(shown)

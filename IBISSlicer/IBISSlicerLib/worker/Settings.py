@@ -39,6 +39,7 @@ def models() -> ModelSettings:
         model=_text("serverModel"),
         card=_text("serverCard"),
         send_pictures_to=_text("sendPicturesTo"),
+        send_slices_to=_text("sendSlicesTo"),
     )
 
 
@@ -51,6 +52,7 @@ def setModels(settings: ModelSettings) -> None:
     _write("serverModel", settings.model)
     _write("serverCard", settings.card)
     _write("sendPicturesTo", settings.send_pictures_to)
+    _write("sendSlicesTo", settings.send_slices_to)
 
 
 def python() -> str:

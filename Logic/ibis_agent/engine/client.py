@@ -53,6 +53,7 @@ class ModelSettings:
     model: str = ""
     card: str = ""
     send_pictures_to: str = ""
+    send_slices_to: str = ""  # the same for a segmenter on a server
 
 
 @dataclass(eq=False)

@@ -65,14 +65,14 @@ class Engine:
     def load_policy(self, where: Any, device: str, precision: str) -> Policy:
         return policies.open(where, device, precision)
 
-    def load_segmenter(self, where: str, config: str, device: str) -> Any:
-        return segmenters.open(where, config or None, device)
+    def load_segmenter(self, where: str, config: str, device: str, agreed: str = "") -> Any:
+        return segmenters.open(where, config or None, device, agreed=agreed)
 
     def _load(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
         """Load what is not loaded yet. A part that changes is let go first: both may not fit at once."""
         where = {key: str(request.get(key) or default) for key, default in _DEFAULTS.items()}
         policy = tuple(where[key] for key in ("policy", "device", "precision", *_OF_A_SERVER))
-        segmenter = (where["segmenter"], where["segmenter_config"], where["device"])
+        segmenter = tuple(where[key] for key in ("segmenter", "segmenter_config", "device", "send_slices_to"))
         self._questions.clear()
         if self._made_of.get("policy") != policy:
             self._policy = None
@@ -81,9 +81,7 @@ class Engine:
         self.free_memory()
         if self._segmenter is None:
             emit("loading", text=f"Loading the segmenter ({_shown(where['segmenter'])}) …")
-            self._segmenter = self.load_segmenter(
-                where["segmenter"], where["segmenter_config"], where["device"]
-            )
+            self._segmenter = self.load_segmenter(*segmenter)
             self._made_of["segmenter"] = segmenter
         _check(cancelled)
         if self._policy is None:
@@ -233,6 +231,7 @@ _DEFAULTS = {
     "device": "auto",
     "precision": "auto",
     **dict.fromkeys(_OF_A_SERVER, ""),
+    "send_slices_to": "",
 }
 
 
@@ -255,7 +254,9 @@ def _device(name: str) -> str:
 
 
 def _shown(where: str) -> str:
-    return "demonstration" if where == DEMO else where if policies.is_address(where) else Path(where).name
+    if where == DEMO:
+        return "demonstration"
+    return where if policies.is_address(where) or segmenters.is_address(where) else Path(where).name
 
 
 def _check(cancelled: Cancelled) -> None:

@@ -7,7 +7,7 @@ Requests (to the worker's stdin), each with an integer `id`:
 
 | request  | fields | ends with |
 |----------|--------|-----------|
-| load     | policy, segmenter, segmenter_config, device, precision; model, card, send_pictures_to | `ready` |
+| load     | policy, segmenter, segmenter_config, device, precision; of servers, see below | `ready` |
 | ask      | session, question, scope, limits; image, start, exclude; or head and known to resume | `done` with `head` |
 | step     | session, after (uids of the steps to go on from), rejected | `step`, `done` |
 | add      | session, after, click; for a volume slice, replace | `step`, `done` |
@@ -20,7 +20,8 @@ Requests (to the worker's stdin), each with an integer `id`:
 | shutdown | | the process ends |
 
 `policy` may be the address of a server: then `model` is its name there, `card` the path of its card, and
-`send_pictures_to` the host that the person agreed to send pictures to.
+`send_pictures_to` the host that the person agreed to send pictures to. `segmenter` may be the address of a server of
+nnInteractive, and `send_slices_to` the host that slices may go to.
 
 `image` is described at question.cut_picture; `start` and `exclude`, masks to begin from and to keep out of, at
 question.given_masks: they stand in the head that comes back, so that a resumed run needs neither. `head` is a

@@ -75,7 +75,7 @@ class ScriptedEngine(Engine):
         time.sleep(float(self._script.get("loading", 0)))
         return _Replies(self._script["replies"], float(self._script.get("seconds", 0)))
 
-    def load_segmenter(self, where: str, config: str, device: str) -> Any:
+    def load_segmenter(self, where: str, config: str, device: str, agreed: str = "") -> Any:
         if "segmenter" in self._script:
             return super().load_segmenter(
                 str(self._script["segmenter"]), str(self._script.get("config", "")), "cpu"

@@ -12,7 +12,10 @@ import pytest
 from slicer_panel import REPLIES, SLICE, Panel
 
 DEMO = Path(ibis_agent.__file__).parent / "demo" / "segmenter" / "model.safetensors"
-COLUMNS, ROWS = slice(20, 50), slice(30, 70)  # where the liver of the tests lies, on slices SLICE and SLICE + 1
+COLUMNS, ROWS = (
+    slice(20, 50),
+    slice(30, 70),
+)  # where the liver of the tests lies, on slices SLICE and SLICE + 1
 
 
 def organs(panel: Panel, name: str = "Organs") -> Any:
@@ -71,6 +74,9 @@ def test_the_agent_begins_from_the_chosen_segment_and_never_enters_an_excluded_o
     assert panel.ui.beginBox.title == "Begin from: Liver, 1 segment excluded"
     panel.step()
     head = panel.run.record.head
+    before, after = panel.run.begun, panel.logic.steps[0]
+    grown = panel.rows()[0][2].split("\n")[1].replace("\u202f", "")
+    assert int(grown.replace("−", "-")) == round(after["area_mm2"] - before["area_mm2"])  # than the start
     assert head["start"]["name"] == "Organs: Liver" and head["excluded"]["name"] == "Organs: Kidney"
     kidney = np.zeros_like(liver(panel))
     kidney[SLICE, ROWS, 40:60] = True

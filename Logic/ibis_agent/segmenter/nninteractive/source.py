@@ -18,6 +18,10 @@ AGREED_VARIABLE = "IBIS_SEND_SLICES_TO"
 WHAT_IS_SENT = (
     "all slices as pictures in the window shown, the clicks and masks; no name, no header of the scan"
 )
+WEIGHTS_LICENCE = (
+    "CC BY-NC-SA 4.0, for noncommercial use only"  # of the published ones; the code is Apache-2.0
+)
+REQUIREMENT = "nninteractive-client>=2.6,<3"
 _ADDRESS = "Such as nninteractive:http://localhost:1527, where nninteractive-server runs."
 
 
@@ -60,7 +64,7 @@ class NnInteractiveAddress:
         if importlib.util.find_spec("nnInteractive") is None:
             raise ModelError(
                 "nnInteractive's client is not installed",
-                remedy="Run: pip install 'ibis-agent[nninteractive]'.",
+                remedy=f"Run: pip install 'ibis-agent[nninteractive]' or pip install '{REQUIREMENT}'.",
             )
         return self
 
