@@ -242,7 +242,7 @@ class IBISSlicerLogic(ScriptedLoadableModuleLogic):
         volume = slicer.util.loadVolume("ct.nii.gz")
         red = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceNode()
 
-        logic.ask(volume, "Segment the liver.", sliceNode=red)  # or axis=2, index=40
+        logic.ask(volume, "Segment the liver.", sliceNode=red)  # or axis=2, index=40; start=(node, segment ID)
         step = logic.step()  # loads the models the first time
         print(step["thinking"], step["action"], step["area_mm2"])
         logic.run()  # until the agent finishes or needs a person
@@ -257,7 +257,6 @@ class IBISSlicerLogic(ScriptedLoadableModuleLogic):
         segmentId = logic.accept()  # or accept(segmentationNode, name="Liver")
         print(logic.measured.lines())  # also a row of the table node logic.measuresTable
         logic.export("/tmp/liver.seg.nrrd")
-        logic.ask(volume, "Segment the liver.", start=(node, "Segment_1"))  # from a segment; exclude=[…], too
         logic.shutdown()  # only for a logic of one's own
 
     Nothing blocks Slicer: the models work in a process of their own. Methods that need them wait unless told

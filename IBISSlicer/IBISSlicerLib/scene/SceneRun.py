@@ -165,11 +165,10 @@ class SceneRun:
     @property
     def begun(self) -> dict | None:
         """The size of the mask before the first step, under the keys of `rows`; None where there was none."""
-        known = self.record.slices(0).values() if self.isOpened else ()
-        if not known:
-            return None
-        sizes = {key: sum(each[key] or 0 for each in known) for key in ("area_px", "area_mm2")}
-        return {**sizes, "ml": self.record.volume_ml(0)}
+        known = list(self.record.slices(0).values()) if self.isOpened else []
+        if known and not self._alone:
+            return {"ml": self.record.volume_ml(0)}
+        return known[0] if known else None
 
     @property
     def places(self) -> RunPlaces:
