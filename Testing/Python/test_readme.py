@@ -74,7 +74,7 @@ def test_the_keys_are_those_of_the_module() -> None:
 def test_the_messages_are_those_of_the_panel() -> None:
     known = sources("IBISSlicer", "Logic")
     known += (ROOT / "IBISSlicer" / "Resources" / "UI" / "IBISSlicer.ui").read_text("utf-8")
-    messages = [text for seen, _ in rows("When something is wrong") for text in MESSAGE.findall(seen)]
+    messages = [text for seen, _ in rows("Troubleshooting") for text in MESSAGE.findall(seen)]
     assert len(messages) > 5
     for message in messages:
         assert message.rstrip(" …:.") in known, message

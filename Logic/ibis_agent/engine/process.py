@@ -131,7 +131,7 @@ class Worker:
 def _failure(error: Exception) -> Message:
     """An `error` event for whatever was raised, in words for the person at the screen."""
     if _is_out_of_memory(error):
-        kind, text = protocol.MEMORY, "The graphics card ran out of memory"
+        kind, text = protocol.MEMORY, "The GPU ran out of memory"
         if isinstance(error, MemoryError):
             text = "This computer ran out of memory"
         remedy = "Everything so far is kept. Close programs that use it, or choose less precision or the CPU."
