@@ -1,7 +1,6 @@
-"""The scripted module IBISSlicer: ask a scan a question and watch an agent work on the answer, click by
-click.
+"""The scripted module IBISSlicer: ask a question about a scan and watch an agent answer it, click by click.
 
-This file only wires: module, panel, logic, self-test. What each part does is in IBISSlicerLib/; the agent
+This file only connects module, panel, logic and self-test. The parts are implemented in IBISSlicerLib/; the agent
 itself, which knows nothing of Slicer, is the package ibis_agent (folder Logic/ of a checkout, beside this
 file when installed).
 """
@@ -30,14 +29,14 @@ _HERE = Path(__file__).resolve().parent
 
 
 def isSupported() -> bool:
-    """Whether this Slicer is new enough. On an older one nothing but this file is used, and the panel says so."""
+    """Whether this Slicer is new enough. In an older one only this file is used, and the panel says so."""
     return (slicer.app.majorVersion, slicer.app.minorVersion) >= OLDEST_SLICER
 
 
 def findAgentPackage() -> None:
     """Make `import ibis_agent` find the package that belongs to this file, wherever Slicer runs it from.
 
-    Called when the module is made, not when this file is imported: importing it changes nothing.
+    Called when the module is created, not on import: importing this file has no side effects.
     """
     for folder in (_HERE, _HERE.parent / "Logic"):
         if (folder / "ibis_agent" / "__init__.py").is_file():
@@ -45,12 +44,12 @@ def findAgentPackage() -> None:
                 sys.path.insert(0, str(folder))
             return
     raise ImportError(
-        "IBISSlicer: the package ibis_agent is missing beside the module; install the extension again"
+        "IBISSlicer: the package ibis_agent is missing next to the module; reinstall the extension"
     )
 
 
 class IBISSlicer(ScriptedLoadableModule):
-    """What the module selector shows."""
+    """What the module selector displays."""
 
     def __init__(self, parent) -> None:
         ScriptedLoadableModule.__init__(self, parent)
@@ -60,7 +59,7 @@ class IBISSlicer(ScriptedLoadableModule):
         parent.contributors = ["The IBISSlicer developers"]
         parent.helpText = _(
             "Ask a question about a slice of a scan and watch an agent answer it: it thinks in words, clicks, sees the "
-            "mask its click made, and clicks again. Every step can be looked at, taken back and corrected. "
+            "mask its click made, and clicks again. You can review, undo and correct every step. "
             "Research use only; not a medical device."
         )
         parent.acknowledgementText = _(
@@ -81,11 +80,10 @@ def registerSampleData() -> None:
 
 @parameterNodeWrapper
 class IBISSlicerParameterNode:
-    """What the panel remembers with the scene, besides the run itself (see IBISSlicerLib/scene/SceneRun.py).
+    """What the panel stores in the scene, besides the run itself (see IBISSlicerLib/scene/SceneRun.py).
 
     volume - the scan to ask about
-    segmentation - where accepted masks go; none makes a new one
-    question - what is typed
+    segmentation - where accepted masks go; if not set, a new one is created question - the typed text
     """
 
     volume: vtkMRMLScalarVolumeNode
@@ -94,7 +92,7 @@ class IBISSlicerParameterNode:
 
 
 class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
-    """The panel: makes its parts and introduces them to each other."""
+    """The panel: creates its parts and connects them."""
 
     def __init__(self, parent=None) -> None:
         ScriptedLoadableModuleWidget.__init__(self, parent)
@@ -148,7 +146,7 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.otherPythonButton.connect("clicked()", self.modelsPanel.choosePython)
         self.ui.questionEdit.connect("textChanged()", self._onQuestionChanged)
         self._shortcuts = Shortcuts(uiWidget, self.ui, self.stepsPanel.stopPlacing)
-        self._shortcuts.setEnabled(bool(self.parent.isEntered))  # a reload does not enter again
+        self._shortcuts.setEnabled(bool(self.parent.isEntered))  # a reload does not call enter again
         self._panels = [
             self.questionPanel, self.stepsPanel, self.volumePanel, self.resultPanel, self.installPanel,
         ]  # fmt: skip
@@ -184,7 +182,7 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.logic.shutdown()
 
     def onReload(self) -> None:
-        """Developer's Reload: Slicer reloads this file only, so the rest is forgotten here."""
+        """Developer's Reload: Slicer reloads only this file, so we unload our other modules here."""
         for name in [name for name in sys.modules if name.split(".")[0] in ("IBISSlicerLib", "ibis_agent")]:
             del sys.modules[name]
         ScriptedLoadableModuleWidget.onReload(self)
@@ -197,7 +195,7 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._parameterNode.disconnectGui(self._guiTag)
         self._parameterNode = parameterNode
         if parameterNode is not None:
-            fresh = parameterNode.volume is None  # before the selector picks one of its own
+            fresh = parameterNode.volume is None  # before the selector chooses a node
             self._guiTag = parameterNode.connectGui(self.ui)
             if not self.logic.current and not self.ui.questionEdit.plainText:
                 self.questionPanel.setQuestion(parameterNode.question)
@@ -205,7 +203,7 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 self.questionPanel.preselect()
 
     def _onQuestionChanged(self) -> None:
-        # By hand: the connector for text edits would move the cursor at every key.
+        # Not with the connector for text edits, which would move the cursor at every key.
         if self._parameterNode is not None:
             self._parameterNode.question = self.ui.questionEdit.plainText
 
@@ -234,33 +232,28 @@ class IBISSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
 
 class IBISSlicerLogic(ScriptedLoadableModuleLogic):
-    """The agent without any widget, for the Python console and for scripts.
+    """The agent without any widget, for the Python console and for scripts. A complete example::
 
-    A whole session::
-
-        logic = slicer.util.getModuleWidget("IBISSlicer").logic  # or IBISSlicerLogic() for one of one's own
+        logic = slicer.util.getModuleWidget("IBISSlicer").logic  # or IBISSlicerLogic() for a separate one
         volume = slicer.util.loadVolume("ct.nii.gz")
         red = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceNode()
 
         logic.ask(volume, "Segment the liver.", sliceNode=red)  # or axis=2, index=40; start=(node, segment ID)
         step = logic.step()  # loads the models the first time
         print(step["thinking"], step["action"], step["area_mm2"])
-        logic.run()  # until the agent finishes or needs a person
+        logic.run()  # until the agent finishes or needs your input
 
-        logic.back(1)  # keep the first step only
-        logic.addClick((-60, 20, 35), positive=False)  # a correction of one's own, RAS in mm
-        logic.addBox((-80, 0, 35), (-20, 60, 35))  # or a box, by two opposite corners in one slice
-        logic.step()
-        logic.reject()  # "not that": it tries something else
-        logic.undo()
+        logic.back(1)  # keep only the first step logic.addClick((-60, 20, 35), positive=False)  # add your own click,
+        RAS in mm logic.addBox((-80, 0, 35), (-20, 60, 35))  # or a box, given by two opposite corners in one slice
+        logic.step() logic.reject()  # "not that": it tries something else logic.undo()
 
         segmentId = logic.accept()  # or accept(segmentationNode, name="Liver")
         print(logic.measured.lines())  # also a row of the table node logic.measuresTable
         logic.export("/tmp/liver.seg.nrrd")
-        logic.shutdown()  # only for a logic of one's own
+        logic.shutdown()  # only for a separate logic
 
-    Nothing blocks Slicer: the models work in a process of their own. Methods that need them wait unless told
-    `wait=False`. All of these are methods of `logic.agent`; see IBISSlicerLib/Agent.py.
+    Slicer stays responsive: the models run in a separate process. Methods that need them wait, unless `wait=False`.
+    All of these are methods of `logic.agent`; see IBISSlicerLib/Agent.py.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Errors whose text is meant for the person at the screen, and showing them there."""
+"""Errors with messages for the user, and displaying them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from ibis_agent.errors import IbisError
 
 
 class PlainError(RuntimeError):
-    """What could not be done, why, and what to do, in plain words."""
+    """An error whose message says what failed, why, and what to do."""
 
 
 @contextmanager
 def telling(say: Callable[[str], None]) -> Iterator[None]:
-    """Say what goes wrong inside in the panel, instead of a pop-up. Mistakes of ours go on to Slicer's
-    console.
-    """
+    """Show errors from the block in the panel instead of a pop-up. Programming errors also go to Slicer's console."""
     try:
         yield
     except (PlainError, IbisError) as error:

@@ -1,6 +1,6 @@
 """The phantom that Slicer's Sample Data module offers: an imaginary upper abdomen, shipped with the extension.
 
-No patient and no download: it was made by the project's own training.phantoms.
+It is not a patient and needs no download: it was computed by the project's training.phantoms.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _WINDOW, _LEVEL = 400, 40  # soft tissue, HU
 
 
 def registerPhantom(resources: Path) -> None:
-    """Offer the phantom in the category IBISSlicer, where its file has been installed."""
+    """Offer the phantom in the category IBISSlicer, if its file is installed."""
     import SampleData
 
     path = resources / "SampleData" / f"{NAME}.nrrd"
@@ -28,7 +28,7 @@ def registerPhantom(resources: Path) -> None:
 
 
 def loadPhantom(path: Path):
-    """Load the phantom and show it as a CT of soft tissue. Returns its volume node."""
+    """Load the phantom and show it with a soft-tissue window. Returns its volume node."""
     volumeNode = slicer.util.loadVolume(str(path), {"name": NAME})
     display = volumeNode.GetDisplayNode()
     display.AutoWindowLevelOff()

@@ -1,9 +1,9 @@
-"""The module's own test, for a real Slicer: a whole session by a person's hands, without the person.
+"""The module's self-test, for a real Slicer: a whole session as a user would do it.
 
 Each function takes the test case of IBISSlicer.py.
 
 Uses the demonstration models if they are installed, and a scripted worker (real process, no models) if not.
-Needs no downloads: the scan is made here. Tests of single parts are in the checkout's Testing/Python.
+Needs no downloads: the scan is created here. Unit tests are in the checkout's Testing/Python.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _REPLIES = [
 
 
 def _makeLogic(folder: str):
-    """A logic of our own, with whatever worker this Slicer can run."""
+    """A separate logic, with the worker that this Slicer can run."""
     import IBISSlicer
     from IBISSlicerLib.worker import Settings
     from IBISSlicerLib.worker.Install import Installer
@@ -90,7 +90,7 @@ def _session(test, folder: str) -> None:
         slicer.mrmlScene.Clear(0)
         test.assertIsNone(logic.current)
         slicer.util.loadScene(path)
-        test.assertTrue(logic.reopen(takeOver=True))  # the panel, where there is one, has it
+        test.assertTrue(logic.reopen(takeOver=True))  # the panel, if there is one, owns it
         test.assertEqual([step["by"] for step in logic.steps], ["policy", "person"])
         area = logic.steps[-1]["area_px"]
         test.assertEqual(int(logic.current.record.mask().sum()), area)
@@ -107,8 +107,8 @@ def _session(test, folder: str) -> None:
 
 
 def testPanel(test) -> None:
-    """The panel opens, offers nothing that cannot be done, and shows what the logic does."""
-    widget = slicer.util.getModuleWidget("IBISSlicer")  # works without a main window, too
+    """The panel opens, disables buttons that cannot be used, and shows what the logic does."""
+    widget = slicer.util.getModuleWidget("IBISSlicer")  # also works without a main window
     test.assertFalse(widget.ui.acceptButton.enabled)
     test.assertFalse(widget.ui.stopButton.enabled)
     test.assertIn("Research use only", widget.ui.footerLabel.text)

@@ -1,7 +1,9 @@
-"""Several structures, one question after the other: asked, run to its end, and accepted as a segment each.
+"""Several structures, one question after the other: each is asked, run to its end, and accepted as a segment.
 
-A run that needs a person waits for them: accepted by hand, the next question follows; discarded, the rest is left.
-How a question comes apart into one for each structure is in ibis_agent.policy.vocabulary.
+If a run needs the user, it waits. When the user accepts it, the next question follows; when the user discards it, the
+remaining questions are dropped.
+
+How a question is split into one for each structure is in ibis_agent.policy.vocabulary.
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ from .Signal import Signal
 class Several:
     """
     :param agent: the Agent.
-    :param say: shows a line to the person.
+    :param say: shows a line to the user.
 
-    ended: Signal(rest, text): the questions that were left, and what came of the others.
-    accept: puts the mask that is shown where the person wants it; set by the panel that knows where.
-    byItself: whether the next question follows when one has ended; stopping and single steps turn it off.
+    ended: Signal(rest, text): the remaining questions, and a summary of the others.
+    accept: adds the displayed mask to the chosen segmentation; set by the panel.
+    byItself: whether the next question starts when one has finished; stopping and single steps turn it off.
     """
 
     def __init__(self, agent: Agent, say: Callable[[str], None]) -> None:
@@ -34,13 +36,13 @@ class Several:
         self.ended = Signal()
         self.byItself = False
         self._questions: list[str] = []
-        self._begun = 0  # how many of them
+        self._begun = 0  # the number of questions
         self._added = 0
         self._absent: list[str] = []
-        self._doubts: list[str] = []  # what to know before trusting the answers
+        self._doubts: list[str] = []  # warnings about the answers
         self._run: SceneRun | None = None
         self._ask: Callable[[str], SceneRun] | None = None
-        self._settling = qt.QTimer()  # what the agent does comes to its end first
+        self._settling = qt.QTimer()  # let the agent finish its current signal first
         self._settling.setSingleShot(True)
         self._settling.setInterval(0)
         self._settling.connect("timeout()", self._goOn)
@@ -53,7 +55,7 @@ class Several:
 
     @property
     def progress(self) -> str:
-        """Such as "2 of 3, then Spleen"; empty where one question alone is open."""
+        """For example "2 of 3, then Spleen"; empty if there is only one question."""
         if not self._questions:
             return ""
         rest = self._questions[self._begun :]
@@ -61,7 +63,7 @@ class Several:
         return f"{self._begun} of {len(self._questions)}{then}"
 
     def start(self, questions: list[str], ask: Callable[[str], SceneRun]) -> None:
-        """Ask the first question; what follows depends on `byItself`. Raises what `ask` raises."""
+        """Ask the first question; `byItself` decides whether the others follow. Raises what `ask` raises."""
         self.stop()
         self._run = ask(questions[0])
         if len(questions) > 1:
@@ -69,7 +71,7 @@ class Several:
             self._added, self._absent, self._doubts = 0, [], []
 
     def stop(self) -> None:
-        """Forget the questions that are left."""
+        """Drop the remaining questions."""
         self._questions, self._run, self._ask = [], None, None
 
     def cleanup(self) -> None:
@@ -90,7 +92,7 @@ class Several:
             else:
                 self._absent.append(name_for(self._run.record.question))
             self._next()
-        elif run is not self._run:  # it was discarded, or another run was opened
+        elif run is not self._run:  # the run was discarded, or another run was opened
             self._end(self._questions[self._begun :])
         elif self.byItself and run.record.status == "ended" and run.record.answer is not None:
             run.showLast()
@@ -100,7 +102,7 @@ class Several:
                 self.accept()
             else:
                 agent.conclude()
-            if agent.current is run:  # it could not be accepted: the person decides
+            if agent.current is run:  # it could not be accepted: the user decides
                 self.byItself, self._doubts = False, before
 
     def _next(self) -> None:
@@ -112,7 +114,7 @@ class Several:
         try:
             self._run = self._ask(self._questions[self._begun - 1])
         except (PlainError, IbisError) as error:
-            self._doubts.append(str(error))  # why the rest is left
+            self._doubts.append(str(error))  # why the remaining questions are dropped
             self._end(self._questions[self._begun - 1 :])
             return
         with telling(self._say):

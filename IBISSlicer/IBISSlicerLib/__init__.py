@@ -1,1 +1,1 @@
-"""What of IBISSlicer touches Qt or MRML, a small file for each idea; IBISSlicer.py wires them together."""
+"""The parts of IBISSlicer that use Qt or MRML; IBISSlicer.py connects them."""

@@ -1,7 +1,7 @@
-"""IBIS agent: ask a scan a question and watch the answer being worked out, click by click.
+"""IBIS agent: ask a question about a scan and watch an agent answer it, click by click.
 
-Importing it is cheap and needs no torch. The way through: scan → picture → policy and segmenter → episode →
-trajectory; each module's docstring says what lives there.
+Importing it is cheap and needs no torch. The main path: scan → picture → policy and segmenter → run → record; each
+module's docstring says what it contains.
 """
 
 from __future__ import annotations

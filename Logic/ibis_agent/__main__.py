@@ -1,4 +1,4 @@
-"""The command `ibis-agent`, also as `python -m ibis_agent`: Ctrl-C ends it without a traceback from the start."""
+"""The command `ibis-agent`, also as `python -m ibis_agent`: Ctrl-C never causes a traceback."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def main() -> int:
     try:
         from ibis_agent.cli.start import options_of
 
-        # --help and a wrong command end here, before all that a run needs is imported.
+        # --help and an invalid command end here, before the imports that a run needs.
         options = options_of(None)
         from ibis_agent.cli.commands import act
     except KeyboardInterrupt:

@@ -1,22 +1,21 @@
 """The policy's text, read and written: one parser and one formatter for inference, training and rewards.
 
-A reply is data: it is parsed here and never evaluated. What an action does is elsewhere.
+A reply is data: it is parsed here and never evaluated. What an action does is implemented elsewhere.
 
-What is read, and how doubts are settled:
+What is accepted, and how ambiguous replies are resolved:
 - Tags may have any case and some spaces. Text between `<think>` and `</think>` is thinking, whatever it
   contains. A `<think>` that is never closed ends at the first `<action>` or `<answer>`.
-- The first well-formed, complete action outside the thinking counts; later and malformed ones are passed
-  over.
-- A missing `</action>` is forgiven where the action is plainly complete (a closed bracket, or Terminate), and
-  so are missing action tags where a stretch of text outside all tags begins with an action.
-  A click that stops in the middle of a number is never guessed: without its closing bracket only `</action>`
-  says that it is whole, and then no number may end in its point.
+- The first well-formed, complete action outside the thinking counts; later and malformed ones are ignored.
+- A missing `</action>` is accepted if the action is clearly complete (a closed bracket, or Terminate), and so are
+  missing action tags if a piece of text outside all tags begins with an action. A click that is cut off within a
+  number is never guessed: without its closing bracket only `</action>` says that it is whole, and then no number may
+  end in its point.
 - A box is `Box (x0, y0, x1, y1)`, always in brackets.
-- Coordinates are numbers from 0 to 1; percentages, pixels and whatever else is refused, with the reason.
+- Coordinates are numbers from 0 to 1; percentages, pixels and anything else are refused, with the reason.
 - Full-width digits, brackets and commas are read as their ASCII forms.
 
-Every pattern below has bounded repeats and is tried at places that do not overlap, so that reading takes time
-linear in the length of the text.
+Every pattern below has bounded repeats and is tried at positions that do not overlap, so the parsing time is linear in
+the length of the text.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from ibis_agent.errors import InputError, ReplyError
 
 
 class Prompt:
-    """What a segmenter is shown: a Click, or a Box, which is always positive."""
+    """A prompt for the segmenter: a Click, or a Box, which is always positive."""
 
     positive: bool = True
 
@@ -53,10 +52,10 @@ class Click(Prompt):
 
 @dataclass(frozen=True)
 class Box(Prompt):
-    """A box around the structure: its left, upper, right and lower edge, normalised as a click is.
+    """A box around the structure: its left, upper, right and lower edge, normalised as for a click.
 
-    A later box takes the place of an earlier one, and of the clicks before it. Raises InputError for numbers that are
-    not from 0 to 1, and for a box without an inside.
+    A later box replaces an earlier one and the clicks before it. Raises InputError for numbers that are
+    not from 0 to 1, and for an empty box.
     """
 
     x0: float
@@ -68,7 +67,7 @@ class Box(Prompt):
         _check_numbers(self, "box", ("x0", "y0", "x1", "y1"))
         if self.x0 >= self.x1 or self.y0 >= self.y1:
             raise InputError(
-                "the box has no inside",
+                "the box is empty",
                 value=f"{self.x0:g} {self.y0:g} {self.x1:g} {self.y1:g}",
                 remedy="Give the left, upper, right and lower edge.",
             )
@@ -78,7 +77,7 @@ def _check_numbers(prompt: Prompt, what: str, names: tuple[str, ...]) -> None:
     for axis in names:
         value = getattr(prompt, axis)
         is_number = isinstance(value, Real)
-        if not is_number or not 0 <= value <= 1:  # NaN is not, either
+        if not is_number or not 0 <= value <= 1:  # also refuses NaN
             raise InputError(
                 f"the {what}'s {axis} must be a number from 0 to 1",
                 value=value,
@@ -89,7 +88,7 @@ def _check_numbers(prompt: Prompt, what: str, names: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Terminate:
-    """The end of the episode; `answer` is the text of `<answer>`, empty where there was none."""
+    """The end of the episode; `answer` is the text of `<answer>`, or empty."""
 
     answer: str = ""
 
@@ -129,7 +128,8 @@ _ASCII_FORMS[ord("、")] = ord(",")
 
 
 def parse_reply(text: str) -> Reply:
-    """Read one action and the thinking before it. Raises ReplyError, and nothing else, if there is none."""
+    """Parse one action and the thinking before it. Raises ReplyError, and nothing else, if the reply contains no
+    action."""
     found = _scan(text)
     if found.action is None:
         raise found.error or ReplyError(
@@ -144,13 +144,13 @@ def format_reply(reply: Reply) -> str:
     """Write a reply in the one form that policies are trained on; coordinates get four decimals.
 
     `parse_reply` gives the same reply back, up to those four decimals and to white space around the texts.
-    Raises InputError where the thinking or the answer holds one of the tags.
+    Raises InputError if the thinking or the answer contains one of the tags.
     """
     for part, text in (("thinking", reply.thinking), ("answer", getattr(reply.action, "answer", ""))):
         tag = _TAG.search(text)
         if tag:
             raise InputError(
-                f"the {part} holds a tag", value=tag.group(), remedy="Take the tag out of the text."
+                f"the {part} contains a tag", value=tag.group(), remedy="Remove the tag from the text."
             )
     head = f"<think>{reply.thinking.strip()}</think>\n"
     if isinstance(reply.action, Terminate):
@@ -172,10 +172,10 @@ def format_click(click: Click) -> str:
 
 
 def reply_is_complete(text: str) -> bool:
-    """Whether nothing that follows can change the action: a click's `</action>`, or Terminate's `</answer>`.
+    """Whether no further text can change the action: after a click's `</action>`, or Terminate's `</answer>`.
 
-    Inside a `<think>` that is still open nothing is settled, for its end may yet come.
-    Cheap on a text that grows: before a closing tag other than `</think>` begins, it only counts `</`.
+    Inside an open `<think>` nothing is final, because its end may still follow. Cheap on a growing text: before a
+    closing tag other than `</think>` begins, it only counts `</`.
     """
     closings = text.count("</")
     if closings == 0 or (closings == 1 and "</t" in text.lower()):
@@ -186,17 +186,17 @@ def reply_is_complete(text: str) -> bool:
 
 @dataclass
 class _Found:
-    """What one pass over a reply brought."""
+    """The result of one pass over a reply."""
 
     thinking: str = ""
     action: Action | None = None
-    settled: bool = False  # nothing that follows can change the action
-    answered: bool = False  # nothing that follows can change the answer
-    error: ReplyError | None = None  # why the first malformed action was passed over
+    settled: bool = False  # no further text can change the action
+    answered: bool = False  # no further text can change the answer
+    error: ReplyError | None = None  # why the first malformed action was ignored
 
 
 def _scan(text: str) -> _Found:
-    """One pass over the tags; each stretch of text between two tags is looked at once."""
+    """One pass over the tags; each piece of text between two tags is read once."""
     tags = list(_TAG.finditer(text))
     last_closing = max((n for n, tag in enumerate(tags) if _name(tag) == "/think"), default=-1)
     found = _Found()
@@ -228,7 +228,7 @@ def _scan(text: str) -> _Found:
             found.answered = name == "/answer"
         elif not inside and found.action is None:
             outside.append(piece)
-            if name == "/think" and not thoughts:  # the prompt had opened the thinking already
+            if name == "/think" and not thoughts:  # the prompt had already opened the thinking
                 thoughts, outside = outside, []
         if isinstance(found.action, Prompt):
             break
@@ -242,7 +242,7 @@ def _scan(text: str) -> _Found:
 
 
 def _untagged(outside: list[str]) -> Action | None:
-    """The action that a piece of text outside all tags begins with; takes it, and what follows, out."""
+    """Parse the action at the start of a piece of text outside all tags; remove it and what follows."""
     for n, piece in enumerate(outside):
         action = _read_action(piece, cut=True)
         if not isinstance(action, ReplyError):
@@ -257,9 +257,9 @@ def _name(tag: re.Match[str] | None) -> str:
 
 
 def _read_action(body: str, *, cut: bool) -> Action | ReplyError:
-    """The action that `body` begins with, or why there is none. `cut`: no `</action>` says that it is whole.
+    """The action at the start of `body`, or why it cannot be parsed. `cut`: no `</action>` marks its end.
 
-    What follows a click is passed over; nothing but decoration may follow Terminate.
+    Text after a click is ignored; only punctuation may follow Terminate.
     """
     start = body.lstrip(_DECORATION)[:_LONGEST_ACTION].translate(_ASCII_FORMS)
     ending = _TERMINATE.match(start)

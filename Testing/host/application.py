@@ -141,8 +141,6 @@ class Application(QtCore.QObject):
             raise AttributeError(name)
         raise NotSimulatedError(f"slicer.app.{name}")
 
-    # ---- MRML
-
     def mrmlScene(self) -> Any:
         return self._mrml.scene
 
@@ -166,8 +164,6 @@ class Application(QtCore.QObject):
     def extensionsManagerModel(self) -> Any:
         return self._extensions
 
-    # ---- rendering
-
     def pauseRender(self) -> None:
         for name in self._layout.sliceViewNames():
             self._layout.sliceWidget(name).sliceView()._paused += 1
@@ -177,8 +173,6 @@ class Application(QtCore.QObject):
             view = self._layout.sliceWidget(name).sliceView()
             view._paused -= 1
             view.scheduleRender()
-
-    # ---- surroundings
 
     def settings(self) -> Any:
         return self._settings

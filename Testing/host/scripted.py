@@ -23,8 +23,6 @@ from . import pythonqt
 from .mrml_widgets import publish, qSlicerWidget
 from .refuse import NotSimulatedError
 
-# ---- the two C++ classes
-
 
 class qSlicerScriptedLoadableModule:
     """`parent` of a ScriptedLoadableModule: the module as Slicer's module manager sees it."""
@@ -97,9 +95,6 @@ class qSlicerScriptedLoadableModuleWidget(qSlicerWidget):
 
     moduleName = QtCore.Property(str, lambda self: self._module_name)
     isEntered = QtCore.Property(bool, lambda self: self._entered)
-
-
-# ---- the Python base classes
 
 
 class ScriptedLoadableModule:

@@ -150,8 +150,6 @@ class Host:
         sys.excepthook = self._record_exception
         self.process_events()
 
-    # ---- what a test looks at
-
     @property
     def scene(self) -> Any:
         return self.mrml.scene
@@ -185,8 +183,6 @@ class Host:
         pythonqt.handler_errors.append("".join(traceback.format_exception(kind, value, trace)))
         self._excepthook(kind, value, trace)
 
-    # ---- modules
-
     def open(self, path: str | Path, *, enter: bool = True) -> OpenModule:
         """Load a scripted module from its .py file and, unless told otherwise, show its panel."""
         module = OpenModule(self, scripted.load(Path(path).resolve()))
@@ -215,8 +211,6 @@ class Host:
             module.panel.enter()
         self.process_events()
 
-    # ---- data
-
     def load_volume(self, path: str | Path) -> Any:
         """Load a volume and show it, as the Add data dialog does."""
         node = slicer.util.loadVolume(str(path))
@@ -237,8 +231,6 @@ class Host:
         """Close the scene and load another."""
         slicer.util.loadScene(str(path), {"clear": True})
         self.process_events()
-
-    # ---- hands
 
     def process_events(self) -> None:
         for _ in range(3):  # a handled event often queues another
@@ -366,8 +358,6 @@ class Host:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         if not self.window.grab().save(str(path)):
             raise RuntimeError(f"The screenshot could not be written to {path}")
-
-    # ---- the end
 
     def quit(self) -> None:
         """Slicer quits. Its own slot was connected to aboutToQuit first, so modules are unloaded before others hear."""

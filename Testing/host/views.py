@@ -95,8 +95,6 @@ class qMRMLSliceView(QtWidgets.QWidget):
         forward = event.angleDelta().y() > 0
         self._forward(event, "MouseWheelForwardEvent" if forward else "MouseWheelBackwardEvent")
 
-    # ---- what modules call
-
     def scheduleRender(self) -> None:
         if self._always and not self._paused:
             QtWidgets.QWidget.update(self)

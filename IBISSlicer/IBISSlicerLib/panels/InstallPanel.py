@@ -1,4 +1,4 @@
-"""The notice on top of the panel: what is missing, and the ways to get it. Hidden when nothing is."""
+"""The notice at the top of the panel: which packages are missing, and how to install them. Hidden if none are."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class InstallPanel:
     """
     :param ui: the widgets by name.
     :param installer: the Installer.
-    :param usableChanged: called with whether there is anything to run the agent with.
-    :param openExample: opens the example; None where there is none.
+    :param usableChanged: called with whether the required packages are available. :param openExample: opens the
+    example; None if there is none.
     """
 
     def __init__(self, ui, installer: Installer, usableChanged, openExample) -> None:
         self.ui, self._installer, self._usableChanged = ui, installer, usableChanged
-        self.pythonChanged = Signal()  # another Python runs the worker from now on
+        self.pythonChanged = Signal()  # from now on another Python runs the worker
         ui.installButton.connect("clicked()", self.onInstall)
         ui.installLogEdit.setVisible(False)
         ui.exampleButton.setVisible(openExample is not None)
@@ -35,7 +35,7 @@ class InstallPanel:
         self._installer.cancelProof()
 
     def update(self, note: str = "") -> None:
-        """Look what is missing, from metadata only, and say it in one line."""
+        """Check which packages are missing, from metadata only, and show it in one line."""
         missing = [] if Settings.python() else self._installer.missing()
         self.ui.noticeFrame.setVisible(bool(missing or note))
         self.ui.installButton.setVisible(bool(missing))
@@ -63,7 +63,7 @@ class InstallPanel:
             self.ui.installButton.setEnabled(True)
 
     def usePython(self, path: str) -> None:
-        """Use this Python if it has what is needed; empty goes back to Slicer's own."""
+        """Use this Python if it has the required packages; empty means Slicer's own."""
         if not path:
             Settings.setPython("")
             self.update()

@@ -1,6 +1,4 @@
-"""The button beside the volume: what kind of scan it is taken for, how that was decided, and a menu to say
-otherwise.
-"""
+"""The button beside the volume: the assumed modality, how it was determined, and a menu to change it."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from ..Errors import PlainError
 from ..scene.Geometry import isColour
 from ..scene.Modality import CHOICES, modalityFields, modalityWords, takeAs, takenAs
 
-_HINT = "It decides the grey values that the agent is shown. Click to say what the scan is."
+_HINT = "It determines the window/level that the agent sees. Click to set the modality of the scan."
 
 
 class ModalityMenu:
@@ -27,7 +25,7 @@ class ModalityMenu:
         self._menu.connect("aboutToShow()", self._fill)
 
     def update(self) -> None:
-        """Say what the open run was asked with, else what a question would be asked with now."""
+        """Show the modality used by the open run, or the one that a question would use now."""
         button, run, node = self.ui.modalityButton, self.agent.current, self.ui.volumeSelector.currentNode()
         try:
             shown = run is not None or (
@@ -40,7 +38,7 @@ class ModalityMenu:
                 if shown
                 else ("", "")
             )
-        except PlainError:  # what is in the way is said elsewhere
+        except PlainError:  # the problem is shown elsewhere
             shown, word, how = False, "", ""
         button.setVisible(shown)
         button.setEnabled(run is None)
@@ -51,7 +49,7 @@ class ModalityMenu:
         self._menu.clear()
         node = self.ui.volumeSelector.currentNode()
         taken = takenAs(node) if node is not None else None
-        self._offer("", "As the file says, or by its grey values", not taken)
+        self._offer("", "From the file, or guessed from the grey values", not taken)
         for modality, name in CHOICES.items():
             self._offer(modality, f"{modality}: {name}", taken == modality)
 

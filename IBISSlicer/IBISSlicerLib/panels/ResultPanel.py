@@ -1,4 +1,4 @@
-"""The section where a person decides: the answer, where the mask goes, accept, discard, export."""
+"""The Result section: the answer, where the mask goes, accept, discard, export."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ class ResultPanel:
     """
     :param ui: the widgets by name.
     :param agent: the Agent.
-    :param say: shows a line to the person.
-    :param measured: tells the size of the mask of a volume's run.
+    :param say: shows a line to the user. :param measured: returns the size of the mask for a run over a volume.
     """
 
     def __init__(self, ui, agent: Agent, say, measured) -> None:
@@ -64,12 +63,13 @@ class ResultPanel:
         if run is not None and run.scope == "volume" and self.agent.isWorking:
             obstacle = "The mask is still changing. Stop the agent first, or wait."
         ui.acceptButton.setEnabled(not obstacle)
-        ui.acceptButton.setToolTip(obstacle or "Add the mask that is shown to the segmentation")
+        ui.acceptButton.setToolTip(obstacle or "Add the displayed mask to the segmentation")
         ui.discardButton.setEnabled(run is not None)
         ui.exportButton.setEnabled(self.agent.hasMask or bool(run and steps) or bool(_accepted()))
 
     def onAccept(self, further: bool = False) -> None:
-        """Accept. further: as a new segment with its own name, whatever is chosen: one of several structures."""
+        """Accept. further: as a new segment with its own name, regardless of the selection: one of several
+        structures."""
         ui = self.ui
         with telling(self._say):
             target = ui.segmentationSelector.currentNode()
@@ -83,27 +83,25 @@ class ResultPanel:
             if not further:
                 ui.nameEdit.setText("")
             ui.segmentationSelector.setCurrentNode(node)
-            ui.segmentSelector.setCurrentIndex(0)  # the next answer is a further segment
+            ui.segmentSelector.setCurrentIndex(0)  # the next answer becomes another segment
             name = node.GetSegmentation().GetSegment(segmentId).GetName()
             size = f" {measured.sentence()}" if measured else ""
             self._say(f"Added segment {name} to {node.GetName()}.{size}")
-            if not further:  # the next question can be typed at once, over this one
+            if not further:  # the next question can be typed right away, replacing this one
                 ui.questionEdit.selectAll()
                 ui.questionEdit.setFocus()
 
     def onDiscard(self) -> None:
         if len(self.agent.steps) > 1 and not slicer.util.confirmOkCancelDisplay(
-            "Discard this run with its steps and its mask?", "IBISSlicer"
+            "Discard this run with its steps and mask?", "IBISSlicer"
         ):
             return
         with telling(self._say):
             self.agent.discard()
             self._say("Run discarded.")
 
-    # Where to
-
     def _aim(self, run) -> None:
-        """A run about another volume does not go into the segmentation that took the answers about the last one."""
+        """A run about another volume must not go into the segmentation of the previous volume."""
         node = self.ui.segmentationSelector.currentNode()
         if node is None or node is not self.agent.results.segmentation:
             return
@@ -127,12 +125,10 @@ class ResultPanel:
         selector.blockSignals(blocked)
         self.update()
 
-    # Files
-
     def _fillMenu(self) -> None:
         self._menu.clear()
         masked = self.agent.hasMask
-        kept = masked and self.agent.current is None  # DICOM SEG is made of what was accepted
+        kept = masked and self.agent.current is None  # DICOM SEG is made from the accepted segmentation
         reviewable = self.agent.current is not None and bool(self.agent.steps)
         self._add("Mask as segmentation (.seg.nrrd) …", masked, lambda: self._export(".seg.nrrd"))
         self._add("Mask as NIfTI (.nii.gz) …", masked, lambda: self._export(".nii.gz"))
@@ -174,5 +170,5 @@ class ResultPanel:
 
 
 def _accepted() -> list:
-    """The text nodes of the runs in the scene whose mask was accepted, oldest first."""
+    """The text nodes of accepted runs in the scene, oldest first."""
     return [node for node in runsInScene() if node.GetAttribute(ATTRIBUTE) == "accepted"]

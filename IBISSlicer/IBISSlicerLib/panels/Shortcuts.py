@@ -1,10 +1,10 @@
-"""Keys for the panel's buttons. They work in the whole window, slice views too, while the module is shown."""
+"""Keyboard shortcuts for the panel's buttons. They work in the whole main window, including the slice views."""
 
 from __future__ import annotations
 
 import qt
 
-# Each is named in the button's tool tip as well. Escape is added by `Shortcuts`.
+# The button's tooltip also names its key. Escape is added by `Shortcuts`.
 KEYS = (
     ("Ctrl+Return", "runButton"),
     ("Ctrl+Enter", "runButton"),
@@ -23,9 +23,8 @@ KEYS = (
 
 class Shortcuts:
     """
-    :param panel: the widget that the keys belong to.
-    :param ui: the widgets by name.
-    :param stopPlacing: stops placing clicks and returns whether there was anything to stop; Escape does that first.
+    :param panel: the widget that owns the shortcuts. :param ui: the widgets by name. :param stopPlacing: stops
+    placing clicks and returns whether clicks were being placed; Escape does that first.
     """
 
     def __init__(self, panel, ui, stopPlacing) -> None:
@@ -34,9 +33,9 @@ class Shortcuts:
         for keys, name in KEYS:
             shortcut = qt.QShortcut(panel)
             shortcut.setKey(qt.QKeySequence(keys))
-            # A click in a slice view takes the focus there, so the panel alone is not enough.
+            # A click in a slice view moves the focus there, so the panel alone is not enough.
             shortcut.setContext(qt.Qt.WindowShortcut)
-            # click() does nothing on a disabled button: keys can do what the mouse could.
+            # click() does nothing on a disabled button, as with the mouse.
             act = self._onEscape if keys == "Escape" else getattr(ui, name).click
             shortcut.connect("activated()", act)
             shortcut.setEnabled(False)

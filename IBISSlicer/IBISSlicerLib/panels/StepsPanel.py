@@ -1,4 +1,4 @@
-"""The section where a person watches and corrects: the steps with their thoughts, clicks, and the ways back."""
+"""The Steps section: the steps with their thinking, placing clicks, and going back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class StepsPanel:
     :param ui: the widgets by name.
     :param agent: the Agent.
     :param icons: the folder with the icons.
-    :param say: shows a line to the person.
+    :param say: shows a line to the user.
     """
 
     def __init__(self, ui, agent: Agent, icons: Path, say) -> None:
@@ -66,13 +66,13 @@ class StepsPanel:
         self._placement.remove()
 
     def stopPlacing(self) -> bool:
-        """Give the mouse back to Slicer. Returns whether clicks were being placed."""
+        """Stop placing clicks. Returns whether clicks were being placed."""
         placing = self._placement.what is not None
         self._placement.stop()
         return placing
 
     def update(self) -> None:
-        """Show the steps as they are."""
+        """Update the list of steps."""
         self._filling = True
         try:
             self._fillTable()
@@ -83,7 +83,7 @@ class StepsPanel:
             run.marks.moved.connect(self._onMoved)
         if run is None:
             self._placement.stop()
-        if len(self.agent.steps) != self._count:  # what was heard is a step now: the next thought begins
+        if len(self.agent.steps) != self._count:  # the streamed text has become a step: start the next one
             self._count, self._heard = len(self.agent.steps), ""
         self._showHeard()
         self._offer()
@@ -128,8 +128,13 @@ class StepsPanel:
         if run is not None and run.marks is not None:
             run.marks.setMovable(usable)
         for button, possible, can, cannot in (
-            (ui.includeButton, cut, "Click in a slice view on what belongs to the structure (Ctrl+I)", first),
-            (ui.excludeButton, cut, "Click in a slice view on what does not belong to it (Ctrl+E)", first),
+            (ui.includeButton, cut, "Click on the structure in a slice view to include it (Ctrl+I)", first),
+            (
+                ui.excludeButton,
+                cut,
+                "Click in a slice view on a region to exclude from the structure (Ctrl+E)",
+                first,
+            ),
             (
                 ui.boxButton,
                 cut,
@@ -140,7 +145,7 @@ class StepsPanel:
                 ui.rejectButton,
                 usable and bool(record) and record.can_reject(),
                 "Remove the agent's last step, tell the agent, and let it try again (Ctrl+R)",
-                "The last step is not the agent's" if usable else MISSING,
+                "The last step was not made by the agent" if usable else MISSING,
             ),
             (
                 ui.backButton,
@@ -154,7 +159,7 @@ class StepsPanel:
             button.setEnabled(possible)
             button.setToolTip(can if possible else cannot)
 
-    # The thought that is being written is a row of its own, below the steps.
+    # The thinking in progress is shown in an extra row below the steps.
 
     def _hear(self, text: str) -> None:
         self._heard = text
@@ -189,7 +194,7 @@ class StepsPanel:
             self._fitHeight()
 
     def _fitHeight(self) -> None:
-        """No empty rows on a tall screen; the space below the table stays, so that no button moves."""
+        """Fit the table to its rows, but keep the space below it, so that no button moves."""
         table = self.ui.stepsTable
         rows = sum(table.rowHeight(row) for row in range(table.rowCount))
         edges = 2 * table.frameWidth + 2
@@ -202,7 +207,7 @@ class StepsPanel:
         self._offer()
 
     def _onSelected(self) -> None:
-        if self._filling or self.agent.viewed is None:  # rows are being made: do not touch them
+        if self._filling or self.agent.viewed is None:  # rows are being created: do not touch them
             return
         items = self.ui.stepsTable.selectedItems()
         number = self.ui.stepsTable.row(items[0]) + 1 if items else 0
@@ -215,8 +220,6 @@ class StepsPanel:
         with telling(self._say):
             act()
 
-    # Clicks
-
     def _onPlace(self, what: str, on: bool) -> None:
         if on:
             self._placement.start(what)
@@ -228,7 +231,7 @@ class StepsPanel:
             blocked = button.blockSignals(True)
             button.setChecked(what == placed)
             button.blockSignals(blocked)
-        if self._aiming:  # a box that was begun and not ended goes
+        if self._aiming:  # remove an unfinished box
             self._aiming = False
             self._showMarks()
 
@@ -248,7 +251,7 @@ class StepsPanel:
 
     def _onMoved(self, number: int, ras) -> None:
         self._do(lambda: self.agent.moveClick(number, ras, wait=False))
-        if not self.agent.isWorking:  # it was refused: the mark goes back
+        if not self.agent.isWorking:  # it was refused: move the mark back
             self._showMarks()
 
     def _showMarks(self) -> None:

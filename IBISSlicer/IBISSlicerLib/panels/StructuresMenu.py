@@ -1,4 +1,4 @@
-"""The list of structures that the chosen policy knows: ticked ones make the question, one run for each of them."""
+"""The list of structures that the chosen policy knows: the ticked ones form the question, with one run for each."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from ibis_agent.errors import IbisError
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.vocabulary import questions_in, structures_in
 
-_MOST_SHOWN = 16  # structures; a longer list is scrolled
+_MOST_SHOWN = 16  # visible structures; a longer list scrolls
 
 
 class StructuresMenu:
-    """A submenu with a list to tick in, which stays open meanwhile.
+    """A submenu with a checkable list, which stays open while the user ticks.
 
-    :param parent: the menu that it belongs to.
-    :param ticked: called with the question for the ticked structures.
+    :param parent: the parent menu. :param ticked: called with the question for the ticked structures.
     """
 
     def __init__(self, parent, ticked: Callable[[str], None]) -> None:
@@ -26,7 +25,7 @@ class StructuresMenu:
         self.menu = qt.QMenu("Several structures", parent)
         self.list = qt.QListWidget()
         self.list.setToolTip(
-            "The structures that the policy knows. Each one ticked becomes a segment of its own."
+            "The structures that the policy knows. Each ticked structure becomes a separate segment."
         )
         self.list.connect("itemChanged(QListWidgetItem*)", self._onTicked)
         self._action = qt.QWidgetAction(self.menu)
@@ -34,7 +33,7 @@ class StructuresMenu:
         self.menu.addAction(self._action)
 
     def fill(self, settings: ModelSettings, question: str) -> bool:
-        """Offer what the policy knows, with a tick at what the question names. Returns whether it knows a list."""
+        """List the structures of the policy and tick those in the question. Returns whether the policy has a list."""
         card = cardOf(settings)
         names = list(card.vocabulary) if card is not None else []
         try:
@@ -65,15 +64,15 @@ class StructuresMenu:
 
 
 def cardOf(settings: ModelSettings) -> ModelCard | None:
-    """The card of the chosen policy, told from its files; None where it has none that can be read."""
+    """The card of the chosen policy, read from its files; None if it cannot be read."""
     try:
         return policies.find(settings.policy, settings.model, settings.card or None).card
-    except (IbisError, ImportError):  # Slicer's own Python may lack what another one has
+    except (IbisError, ImportError):  # Slicer's own Python may lack packages that the worker's Python has
         return None
 
 
 def questionsFor(question: str, settings: ModelSettings) -> list[str]:
-    """One question for each structure that is asked for. What is not understood stays as it is: the worker says why."""
+    """One question for each structure. A question that cannot be split is kept: the worker reports why."""
     card = cardOf(settings)
     try:
         return questions_in(question, card) if card is not None else [question]

@@ -1,4 +1,4 @@
-"""Words and numbers as the panel shows them."""
+"""Formatting of texts and numbers in the panel."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _BEGUN_TAG = re.compile(r"<[^<>]{0,12}$")
 
 
 def readable(reply: str) -> str:
-    """What a reply, or the beginning of one, says in words: without its tags, and without the click, which is shown."""
+    """The text of a reply, or of its beginning, without tags and without the click."""
     return _BEGUN_TAG.sub("", _TAGS.sub("", _ACTION.sub("", reply))).strip()
 
 
 def countedFromOne(words: str) -> str:
-    """The agent's words with slices counted as Slicer's views count them; the agent counts voxels, from 0."""
+    """The agent's text with slice numbers from 1, as in Slicer's views; the agent counts from 0."""
     return _SLICES.sub(lambda found: re.sub(r"\d+", lambda n: str(int(n[0]) + 1), found[0]), words)
 
 
 def thoughtOf(step: dict) -> str:
-    """What a step says: the policy's thinking, or who acted."""
+    """The text of a step: the policy's thinking, or who acted."""
     if step["by"] == "person":
         if isEnd(step):
             return "You accepted the mask."
@@ -38,7 +38,7 @@ def isEnd(step: dict) -> bool:
 
 
 def actionOf(step: dict) -> str:
-    """What a step did, in one or two words."""
+    """The action of a step, in one or two words."""
     if isEnd(step):
         return "Finished"
     if step["action"]["kind"] == "box":
@@ -51,8 +51,8 @@ def actionOf(step: dict) -> str:
 def measureOf(step: dict, before: dict | None, volume: bool) -> str:
     """The size of the mask after a step and, in a second line, how it has changed.
 
-    In mL for a step of a volume's run, else in mm², or in pixels where nobody knows their size. Empty where there is
-    no mask yet, as after a look at a slice.
+    In mL for a run over a volume, otherwise in mm², or in pixels if their size is unknown. Empty if there is no mask
+    yet, for example after a look at a slice.
     """
     if volume:
         key, digits = "ml", 1
@@ -69,7 +69,7 @@ def measureOf(step: dict, before: dict | None, volume: bool) -> str:
 
 
 def timeLeft(seconds: float) -> str:
-    """Roughly, as people say it."""
+    """The remaining time, rounded."""
     if seconds < 60:
         return f"about {max(1, round(seconds))} s left"
     return f"about {round(seconds / 60)} min left"
@@ -81,7 +81,7 @@ def secondsOf(step: dict) -> str:
 
 
 def number(value: float, digits: int = 0) -> str:
-    """With a narrow space between thousands."""
+    """With a narrow space as the thousands separator."""
     return f"{value:,.{digits}f}".replace(",", "\u202f")
 
 
@@ -90,5 +90,5 @@ def gigabytes(value: float) -> str:
 
 
 def plain(text: str) -> str:
-    """Any text as a tool tip: a reply of the policy must not be taken for rich text."""
+    """Any text as a tooltip: a reply of the policy must not be interpreted as rich text."""
     return f"<p>{html.escape(text)}</p>"

@@ -1,5 +1,5 @@
-"""What a question about a whole volume adds to the panel: its progress, the mask's area in every slice, and
-propagation from a corrected slice.
+"""The panel's widgets for a whole volume: progress, the mask's area in every slice, and propagation from a corrected
+slice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class VolumePanel:
     """
     :param ui: the widgets by name.
     :param agent: the Agent.
-    :param say: shows a line to the person.
+    :param say: shows a line to the user.
     """
 
     def __init__(self, ui, agent: Agent, say) -> None:
@@ -36,9 +36,7 @@ class VolumePanel:
         self._areas.clear()
 
     def update(self) -> None:
-        """Show the areas as they were after the shown step. What grew has become a step: it is told anew from
-        there.
-        """
+        """Show the areas after the displayed step; slices reported during propagation are part of a step now."""
         run = self._run()
         self._showProgress(False)
         self.ui.volumeBox.setVisible(self.ui.scopeSelector.currentData == "volume" or run is not None)
@@ -53,7 +51,7 @@ class VolumePanel:
                 self.agent.spread(run.shownSlice, wait=False)
 
     def measured(self) -> str:
-        """The volume of the mask that is shown and where it lies; empty where there is none."""
+        """The volume of the displayed mask and its slices; empty if there is no mask."""
         run, held = self._run(), sorted(index for index, area in self._areas.items() if area)
         if run is None or not held:
             return ""
@@ -61,12 +59,12 @@ class VolumePanel:
         return f"{number(volume, 1)} mL in slices {held[0] + 1} to {held[-1] + 1}"
 
     def _run(self):
-        """The run to look at if it is about a volume, and the worker has told of it."""
+        """The displayed run, if it is about a volume and the worker has reported its slices."""
         run = self.agent.viewed
         return run if run is not None and run.scope == "volume" and run.isOpened else None
 
     def _showProgress(self, shown: bool) -> None:
-        """In the place of the status, so that nothing moves."""
+        """In the place of the status line, so that nothing moves."""
         self.ui.progressBar.setVisible(shown)
         self.ui.statusArea.setVisible(not shown)
 
@@ -109,7 +107,7 @@ class VolumePanel:
 
 
 def _plot(areas: dict[int, float], first: int, last: int, clicked: set[int], here: int):
-    """A bar for every slice, or for every few where they are many."""
+    """One bar per slice, or per group of slices if there are many."""
     count = last - first + 1
     apart = max(1, -(-count // _MOST_BARS))
     bars = -(-count // apart)

@@ -1,1 +1,1 @@
-"""The panel, one section of it a file, with its keys and its words."""
+"""The panel: one file per section, its shortcuts and its texts."""

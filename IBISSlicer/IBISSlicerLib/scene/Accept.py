@@ -1,6 +1,6 @@
-"""Putting the agent's mask into a segmentation of the person's: a new segment, or added to one that exists.
+"""Add the agent's mask to the user's segmentation, as a new segment or to an existing one.
 
-Nothing else in that segmentation changes. How the mask is shown while the agent works is in MaskDisplay.py.
+Nothing else in that segmentation is changed. Displaying the mask while the agent works is in MaskDisplay.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _LABELMAP = "Binary labelmap"
 
 
 class AcceptError(PlainError):
-    """The mask cannot go there; the text says why and what to do."""
+    """The mask cannot be added there; the message says why and what to do."""
 
 
 def accept(
@@ -31,15 +31,14 @@ def accept(
     volumeNode=None,
     show3D: bool = False,
 ):
-    """Copy a segment to where the person wants it.
+    """Copy a segment to where the user wants it.
 
-    :param source: the vtkMRMLSegmentationNode that holds the mask, and `sourceSegmentId` in it.
-    :param question, answer: name the segment, its terminology and its colour where the structure is known.
-    :param segmentationNode: where to; None makes a new one beside the volume.
-    :param segmentId: the segment to add the mask to; empty makes a new segment.
-    :param name: of a new segment, if not the one after question and answer.
-    :returns: (segmentation node, segment ID).
-    :raises AcceptError: if there is nothing to accept, or the segmentation cannot take it.
+    :param source: the vtkMRMLSegmentationNode with the mask, which is its segment `sourceSegmentId`.
+    :param question, answer: determine the segment's name, and its terminology and colour if the structure is known.
+    :param segmentationNode: the target; None creates a new one beside the volume. :param segmentId: the segment to
+    add the mask to; empty creates a new segment. :param name: of a new segment, instead of the one from question and
+    answer. :returns: (segmentation node, segment ID). :raises AcceptError: if there is nothing to accept, or the
+    segmentation cannot take it.
     """
     image = _labelmapFor(source, sourceSegmentId, segmentationNode)
     if image is None:
@@ -62,7 +61,7 @@ def accept(
         segment, slicer.vtkSlicerSegmentationsModuleLogic.Completed
     )
     if show3D:
-        segmentationNode.CreateDefaultDisplayNodes()  # one that a script made may have none
+        segmentationNode.CreateDefaultDisplayNodes()  # a segmentation created by a script may have none
         segmentationNode.CreateClosedSurfaceRepresentation()
         segmentationNode.GetDisplayNode().SetVisibility3D(True)
         segmentationNode.GetDisplayNode().SetSegmentVisibility3D(segmentId, True)
@@ -70,7 +69,7 @@ def accept(
 
 
 def _labelmapFor(source, segmentId: str, target):
-    """The mask in the coordinates of the target's node, or None where it is empty."""
+    """The mask in the coordinates of the target node, or None if it is empty."""
     representation = source.GetSegmentation().GetSegment(segmentId).GetRepresentation(_LABELMAP)
     if representation is None or representation.GetPointData().GetScalars() is None:
         return None

@@ -1,4 +1,5 @@
-"""What Slicer's place mode would place next. Ours must not take the place of what the person places."""
+"""The target of Slicer's place mode. Placing our clicks must not change what the user places with Slicer's own
+buttons."""
 
 from __future__ import annotations
 
@@ -20,10 +21,10 @@ class Aim:
         return cls(selection.GetActivePlaceNodeID(), selection.GetActivePlaceNodeClassName())
 
     def restore(self) -> None:
-        """Aim at that again; at nothing if it has gone."""
+        """Restore this target; no target if the node was deleted."""
         selection, _ = placeNodes()
         there = self.node is not None and slicer.mrmlScene.GetNodeByID(self.node) is not None
-        selection.SetReferenceActivePlaceNodeClassName(self.className)  # the tool bar follows
+        selection.SetReferenceActivePlaceNodeClassName(self.className)  # the toolbar follows
         selection.SetActivePlaceNodeID(self.node if there else None)
 
 

@@ -1,9 +1,9 @@
-"""The clicks in the slice views: a green ring for a positive click, a red cross for a negative one, each with
-the number of its step, and movable with the mouse.
+"""The clicks in the slice views: a green ring for a positive click and a red cross for a negative one, with the number
+of the step. They can be dragged with the mouse.
 
-Markups can draw filled discs and upright crosses only, so the shapes are small upright surfaces: what a slice
-view draws of them is where they meet the slice, a ring or a cross. The control points of two point lists are
-the handles. Placing new clicks is in ClickPlacement.py; what a moved mark means is for whoever listens.
+Markups can draw filled discs and upright crosses only, so the shapes are small upright surfaces, whose
+intersection with the slice is a ring or a cross. The control points of two point lists are
+the handles. Placing new clicks is in ClickPlacement.py; listeners decide what a dragged mark means.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from .OwnNodes import addOwnNode, removeNode
 
 POSITIVE_COLOUR = (0.10, 0.95, 0.35)
 NEGATIVE_COLOUR = (1.0, 0.22, 0.20)
-_PALE = 0.8  # brightness of the marks of steps that are not the selected one
-_SIZE = 0.018  # radius of a mark as a part of the shorter side of the slice
+_PALE = 0.8  # brightness of the marks of other steps than the selected one
+_SIZE = 0.018  # radius of a mark as a fraction of the shorter side of the slice
 _CORNERS = 24  # of a ring
 _HAIR = 1e-4  # parts of a slice
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A click to show: the number of its step, its voxel (i, j, k), its sign, and which of several of its slice."""
+    """A click to show: the number of its step, its voxel (i, j, k), its sign, and its index within the slice."""
 
     number: int
     ijk: tuple[int, int, int]
@@ -38,19 +38,17 @@ class Mark:
 
 
 class ClickMarks:
-    """Shows marks and tells when a person has dragged one.
+    """Shows marks and reports when the user has dragged one.
 
-    moved: Signal(number, ras) after a drag has ended; ras is the new place in the world. The mark stays there
-    until `show` is called again.
+    moved: Signal(number, ras) at the end of a drag; ras is the new position in world coordinates. The mark stays there
+        until `show` is called again.
     dragged: the mark that was dragged last.
     """
 
     ROLES = ("positivePoints", "negativePoints")
 
     def __init__(self, points: dict) -> None:
-        """points: for each of ROLES a point list, as `create` makes them or as they come back with a saved
-        scene.
-        """
+        """points: a point list for each of ROLES, from `create` or from a saved scene."""
         self.nodes = dict(points)
         self.moved = Signal()
         self.dragged: Mark | None = None
@@ -79,9 +77,8 @@ class ClickMarks:
     def show(self, marks: list[Mark], current: int, toRas: np.ndarray, geometry) -> None:
         """Show exactly these marks.
 
-        :param current: number of the step to stress.
-        :param toRas: (4, 4) voxel index → RAS mm in the nodes' own coordinates.
-        :param geometry: the ibis_agent PictureGeometry of the slice.
+        :param current: number of the step to highlight. :param toRas: (4, 4) voxel index → RAS mm in the nodes' own
+        coordinates. :param geometry: the ibis_agent PictureGeometry of the slice.
         """
         self._marks = tuple(marks)
         self._frame = _frameOf(toRas, geometry.axis, geometry.shape)
@@ -102,13 +99,13 @@ class ClickMarks:
             node.GetDisplayNode().SetVisibility(visible)
 
     def remove(self) -> None:
-        """Take the nodes out of the scene, with everything that hangs on them."""
+        """Remove the nodes from the scene, with their displays."""
         self.stopObserving()
         for node in self.nodes.values():
             removeNode(node)
 
     def letGo(self) -> None:
-        """Leave the points to whoever takes over; rings and crosses, which would be drawn anew, are taken away."""
+        """Release the points for the next owner; remove the rings and crosses, which the next owner draws again."""
         self.stopObserving()
         if not slicer.mrmlScene.IsClosing():
             for positive in (True, False):
@@ -130,7 +127,7 @@ class ClickMarks:
         node = self._points(positive)
         marks = [mark for mark in self._marks if mark.positive == positive]
         with slicer.util.NodeModify(node):
-            # The number of points is fixed otherwise, so that no mark can be deleted or placed behind our
+            # At other times the number of points is fixed, so that no mark can be deleted or added behind our
             # back.
             node.SetFixedNumberOfControlPoints(False)
             node.RemoveAllControlPoints()
@@ -166,7 +163,7 @@ class ClickMarks:
                 return
 
     def _tellMoved(self, number: int, ras: tuple[float, ...]) -> None:
-        # Slicer still works with the point: what follows may take it away.
+        # Slicer is still using the point, and listeners may remove it.
         qt.QTimer.singleShot(0, lambda: self.moved.emit(number, ras))
 
     def _startOf(self, mark: Mark) -> np.ndarray:
@@ -182,7 +179,7 @@ def _styleHandles(node, colour: tuple[float, float, float]) -> None:
     display.SetGlyphType(display.Circle2D)
     display.SetGlyphScale(0.9)
     display.SetTextScale(4.5)
-    # On a dark ground: on grey values and masks of any colour, letters alone cannot be read.
+    # On a dark background: letters alone cannot be read on all grey values and mask colours.
     text = display.GetTextProperty()
     text.SetBold(True)
     text.SetShadow(False)
@@ -215,8 +212,8 @@ def _frameOf(toRas: np.ndarray, axis: int, shape: tuple[int, int, int]):
     spacing = np.linalg.norm(toRas[:3, :3], axis=0)
     directions = toRas[:3, :3] / spacing
     radius = _SIZE * min(shape[each] * spacing[each] for each in rest)
-    # Half a slice to both sides, as a view shows a slice from half way to its neighbour below. A hair lower than that,
-    # so that one view half way between two slices shows the marks of one of them.
+    # Half a slice to both sides, as a view shows a slice from half way to the slice below. Slightly lower, so
+    # that a view half way between two slices shows the marks of only one of them.
     across = toRas[:3, axis]
     return toRas, directions[:, rest] * radius, (across * -(0.5 + _HAIR), across * (0.5 - 2 * _HAIR))
 
@@ -232,7 +229,7 @@ def _cross() -> list[np.ndarray]:
 
 
 def _surfaces(centres, outline, frame) -> vtk.vtkPolyData:
-    """For every centre (RAS mm) the outline, drawn out into a surface across the slice."""
+    """For every centre (RAS mm), the outline extruded into a surface across the slice."""
     points, cells = vtk.vtkPoints(), vtk.vtkCellArray()
     for centre in centres:
         _, radii, (down, up) = frame

@@ -1,5 +1,5 @@
-"""Placing a click or a box with the mouse in a slice view: Slicer's own place mode, on a point list that only serves
-for it. A box is two clicks, on opposite corners.
+"""Placing a click or a box with the mouse in a slice view: Slicer's place mode, with a point list only for this
+purpose. A box is two clicks, on opposite corners.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Ras = tuple[float, float, float]
 
 
 class ClickPlacement:
-    """Turns place mode on and off, and tells where the person clicked.
+    """Turns place mode on and off, and reports where the user clicked.
 
-    placed: Signal(ras, positive) for every click; ras in the world.
+    placed: Signal(ras, positive) for every click; ras in world coordinates.
     boxed: Signal(ras, ras) for every box, two opposite corners.
-    aimed: Signal(ras, ras) while the mouse goes from the first corner to the second.
+    aimed: Signal(ras, ras) while the mouse moves from the first corner to the second.
     changed: Signal(what) when place mode was entered or left; INCLUDE, EXCLUDE, BOX or None.
     """
 
@@ -40,7 +40,7 @@ class ClickPlacement:
         self._waiting = False
 
     def start(self, what: str) -> None:
-        """Let the next clicks in the slice views be of this kind, until `stop`, Esc or a right click."""
+        """Place clicks of this kind in the slice views, until `stop`, Esc or a right click."""
         self._prepare()
         selection, interaction = placeNodes()
         if self.what is None:
@@ -58,7 +58,7 @@ class ClickPlacement:
         self.changed.emit(self.what)
 
     def stop(self) -> None:
-        """Leave place mode, unless somebody else has taken it over; Slicer's own buttons place what they did before."""
+        """Leave place mode, unless something else is using it, and restore the target of Slicer's own buttons."""
         if self.what is None:
             return
         self.what = self._corner = None
@@ -71,7 +71,7 @@ class ClickPlacement:
         self.changed.emit(None)
 
     def remove(self) -> None:
-        """Leave place mode and the scene."""
+        """Leave place mode and remove the nodes."""
         self.stop()
         for node, tag in self._tags:
             node.RemoveObserver(tag)
@@ -100,14 +100,14 @@ class ClickPlacement:
             self._tags.append((node, node.AddObserver(event, handler)))
 
     def _showInSliceViews(self) -> None:
-        # Being invisible in 3D does not keep points from being placed there; belonging to other views does.
+        # Invisible points could still be placed in 3D views; restricting them to other views prevents this.
         display = self._node.GetDisplayNode()
         display.RemoveAllViewNodeIDs()
         for view in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
             display.AddViewNodeID(view.GetID())
 
     def _onNodeAdded(self, caller, event) -> None:
-        """Another layout may bring further slice views: there, too."""
+        """Also for further slice views of another layout."""
         if self.what is not None and slicer.mrmlScene.IsNodePresent(self._node):
             self._showInSliceViews()
 
@@ -123,7 +123,7 @@ class ClickPlacement:
             self.aimed.emit(self._corner, tuple(ras))
 
     def _onPlaced(self, caller, event) -> None:
-        # Slicer still works with the point while it tells of it: take it away afterwards.
+        # Slicer is still using the point while it sends the event: remove it afterwards.
         if not self._waiting:
             self._waiting = True
             qt.QTimer.singleShot(0, self._takePoints)
@@ -153,7 +153,7 @@ class ClickPlacement:
         return self._node is not None and placeNodes()[0].GetActivePlaceNodeID() == self._node.GetID()
 
     def _onAimChanged(self, caller, event) -> None:
-        if self.what is not None and not self._isAimedAt():  # the person has begun to place something else
+        if self.what is not None and not self._isAimedAt():  # the user has started to place something else
             self.stop()
 
     def _onModeChanged(self, caller, event) -> None:

@@ -1,4 +1,4 @@
-"""Writing one segment to files that other programs read, each whole or not at all.
+"""Write a segment atomically to files for other programs.
 
 Putting a mask into a segmentation of the scene is Accept.py; the review page comes from ibis_agent.record.review.
 """
@@ -19,15 +19,15 @@ SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd")
 
 
 class ExportError(PlainError):
-    """A file that could not be written; the text says why and what to do."""
+    """A file that could not be written; the message says why and what to do."""
 
 
 def exportSegment(segmentationNode, segmentId: str, volumeNode, path: str) -> Path:
     """Write one segment as `.seg.nrrd` (name, colour and terminology included), NIfTI or NRRD.
 
-    NIfTI and NRRD have the grid of the volume. An existing file is replaced when the new one is whole.
+    NIfTI and NRRD have the grid of the volume. An existing file is replaced when the new one is complete.
 
-    :raises ExportError: for an unknown ending, or when it cannot be written.
+    :raises ExportError: for an unknown extension, or if it cannot be written.
     """
     target = Path(path)
     suffix = next((each for each in SUFFIXES if target.name.lower().endswith(each)), None)
@@ -49,7 +49,7 @@ def exportSegment(segmentationNode, segmentId: str, volumeNode, path: str) -> Pa
 
 
 def canExportDicom() -> bool:
-    """Whether this Slicer has what writes DICOM SEG: since 5.12, or with the extension QuantitativeReporting."""
+    """Whether this Slicer can write DICOM SEG: since 5.12, or with the extension QuantitativeReporting."""
     return importlib.util.find_spec("DICOMSegmentationPlugin") is not None
 
 

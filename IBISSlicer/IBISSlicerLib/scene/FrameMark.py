@@ -1,6 +1,7 @@
-"""Rectangles in the slice views: a thin one around what the models see of the slices, and the policy's last box.
+"""Rectangles in the slice views: a thin one around the part of the slice that the models see, and the policy's last
+box.
 
-An upright surface along the frame's edges: what a slice view draws of it is where it meets the slice.
+They are upright surfaces along the edges; a slice view shows their intersection with the slice.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ COLOUR = (0.61, 0.77, 1.0)
 
 
 class FrameMark:
-    """A rectangle on some slices of a run; made when there is a frame to show, gone with `remove`."""
+    """A rectangle on some slices of a run; created when there is a frame to show, deleted by `remove`."""
 
     def __init__(self, name: str = "IBIS frame", colour=COLOUR, thickness: int = 1) -> None:
         self.node: Any = None
@@ -45,7 +46,8 @@ class FrameMark:
 
 
 def cornersOf(frame, geometry, slices: tuple[int, int], toRas: np.ndarray) -> np.ndarray:
-    """(2, 4, 3) RAS mm: the frame's corners at its pixels' outer edges, before the first and behind the last slice."""
+    """(2, 4, 3) RAS mm: the frame's corners at its pixels' outer edges, in front of the first and behind the last
+    slice."""
     corners = []
     for index in (min(slices) - 0.49, max(slices) + 0.49):
         for row, column in (

@@ -1,8 +1,8 @@
-"""Slice views, volumes and world coordinates in terms of voxels: the border between MRML and
+"""Slice views, volumes and world coordinates in terms of voxels: the interface between MRML and
 ibis_agent.scan.geometry.
 
-Everything goes through the node's own IJK-to-RAS matrix and transform, never through the file: Slicer turns
-the K axis of left-handed files around when it reads them.
+Everything goes through the node's own IJK-to-RAS matrix and transform, never through the file: Slicer flips the K
+axis of left-handed files when it reads them.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _ALIGNED = 0.999  # cosine between a view's normal and a voxel axis above which 
 
 
 class GeometryError(PlainError):
-    """A view or volume that a question cannot be asked about; the text says why and what to do."""
+    """A view or volume that cannot be used for a question; the message says why and what to do."""
 
 
 class ObliqueViewError(GeometryError):
-    """The view shows a plane that no single slice of the volume lies in."""
+    """The view is oblique: it shows no single slice of the volume."""
 
 
 @dataclass(frozen=True)
 class SlicePlace:
-    """A slice of a volume: the voxel axis (0 i, 1 j, 2 k) that it is across and its index there."""
+    """A slice of a volume: the voxel axis (0 i, 1 j, 2 k) perpendicular to it, and its index along that axis."""
 
     axis: int
     index: int
@@ -43,7 +43,7 @@ def arrayFromMatrix(matrix: vtk.vtkMatrix4x4) -> np.ndarray:
 
 
 def vtkMatrix(array: np.ndarray) -> vtk.vtkMatrix4x4:
-    """A (4, 4) array as VTK has it."""
+    """A (4, 4) array as a vtkMatrix4x4."""
     matrix = vtk.vtkMatrix4x4()
     matrix.DeepCopy(np.asarray(array, dtype=float).ravel().tolist())
     return matrix
@@ -59,7 +59,7 @@ def ijkToRas(volumeNode) -> np.ndarray:
 def ijkToWorld(volumeNode) -> np.ndarray:
     """(4, 4) voxel index → RAS mm in the world.
 
-    :raises GeometryError: if the volume has a transform that is not linear.
+    :raises GeometryError: if the volume has a nonlinear transform.
     """
     transformNode = volumeNode.GetParentTransformNode()
     if transformNode is None:
@@ -83,9 +83,9 @@ def shapeOf(volumeNode) -> tuple[int, int, int]:
 
 
 def isColour(volumeNode) -> bool:
-    """Whether a volume is a photograph, or another picture in red, green and blue.
+    """Whether a volume is a photograph or another RGB picture.
 
-    :raises GeometryError: if its voxels are neither grey values nor such colours.
+    :raises GeometryError: if its voxels are neither grey values nor RGB colours.
     """
     image = volumeNode.GetImageData()
     count = image.GetNumberOfScalarComponents() if image else 1
@@ -97,7 +97,7 @@ def isColour(volumeNode) -> bool:
 
 
 def shownWindow(volumeNode) -> tuple[float, float] | None:
-    """(minimum, maximum) in grey values that the volume is shown with, or None where nothing says it."""
+    """The displayed window as (minimum, maximum) in grey values, or None if the volume has no display node."""
     display = volumeNode.GetScalarVolumeDisplayNode()
     if display is None or display.GetWindow() <= 0:
         return None
@@ -105,10 +105,10 @@ def shownWindow(volumeNode) -> tuple[float, float] | None:
 
 
 def sliceOfView(sliceNode, volumeNode) -> SlicePlace:
-    """The slice of the volume that lies nearest to what a slice view shows.
+    """The slice of the volume nearest to the displayed one.
 
-    :raises ObliqueViewError: if the view is tilted against the volume's voxels.
-    :raises GeometryError: if the view shows a place outside the volume.
+    :raises ObliqueViewError: if the view is oblique to the volume's voxel axes. :raises GeometryError: if the view is
+    outside the volume.
     """
     isColour(volumeNode)
     toWorld = ijkToWorld(volumeNode)
@@ -131,7 +131,7 @@ def sliceOfView(sliceNode, volumeNode) -> SlicePlace:
 
 
 def sliceOfPlane(volumeNode, axis: int, index: int | None) -> SlicePlace:
-    """A slice by voxel axis and index; None is the middle one."""
+    """A slice by voxel axis and index; None means the middle one."""
     count = shapeOf(volumeNode)[axis]
     index = count // 2 if index is None else index
     if not 0 <= index < count:
@@ -142,12 +142,12 @@ def sliceOfPlane(volumeNode, axis: int, index: int | None) -> SlicePlace:
 
 
 def worldFromIjk(volumeNode, ijk) -> np.ndarray:
-    """(3,) RAS mm in the world of a voxel centre."""
+    """(3,) RAS mm of a voxel centre in world coordinates."""
     return (ijkToWorld(volumeNode) @ [*ijk, 1.0])[:3]
 
 
 def ijkFromWorld(volumeNode, ras) -> np.ndarray:
-    """(3,) float voxel index of a point in the world."""
+    """(3,) float voxel index of a point in world coordinates."""
     return np.linalg.solve(ijkToWorld(volumeNode), [*ras, 1.0])[:3]
 
 
@@ -168,11 +168,11 @@ def showSliceInViews(volumeNode, axis: int, ijk) -> None:
 
 
 def scanOf(volumeNode, affine: np.ndarray | None = None) -> Scan:
-    """The volume as a scan of ibis_agent, on the node's own memory. affine: None takes where it lies in the world."""
+    """The volume as an ibis_agent scan, sharing the node's memory. affine: None uses its world coordinates."""
     voxels, name = slicer.util.arrayFromVolume(volumeNode).transpose(), volumeNode.GetName()
     return Scan(voxels, ijkToWorld(volumeNode) if affine is None else affine, "volume", Path(name), name, "")
 
 
 def alignView(sliceNode, volumeNode) -> None:
-    """Turn a tilted view to the nearest plane of the volume's voxels."""
+    """Rotate an oblique view to the nearest plane of the volume's voxels."""
     sliceNode.RotateToVolumePlane(volumeNode)

@@ -1,6 +1,6 @@
-"""The agent's mask in the views: one segmentation node of its own, updated in place.
+"""The agent's mask in the views: a separate segmentation node, updated in place.
 
-Never touches a segmentation of the person's; that is Accept.py. Marks of clicks are in ClickMarks.py.
+It never changes the user's segmentations; that is done in Accept.py. Marks of clicks are in ClickMarks.py.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _FILL, _OUTLINE, _THICKNESS = 0.35, 1.0, 2
 
 
 class MaskDisplay:
-    """Shows masks of a picture in the slice that the picture is of.
+    """Shows masks in their slices.
 
-    The labelmap spans only the slices that were shown so far: a step in one slice of 512 × 512 × 300 voxels
-    writes into a slab one slice thick, in place, and leaves every other slice as it was. (Slicer's own call
-    with MODE_REPLACE and an extent would erase the segment outside the extent.)
+    The labelmap covers only the slices shown so far: a step in one slice of 512 × 512 × 300 voxels writes one slice in
+    place and does not touch the others. (Slicer's own call with MODE_REPLACE and an extent would erase the segment
+    outside the extent.)
     """
 
     def __init__(self, node, toRas: np.ndarray) -> None:
         """
-        :param node: the vtkMRMLSegmentationNode, as made by `create` or come back with a saved scene.
-        :param toRas: (4, 4) voxel index → RAS mm in the node's own coordinates, which are the volume's.
+        :param node: the vtkMRMLSegmentationNode, from `create` or from a saved scene.
+        :param toRas: (4, 4) voxel index → RAS mm in the node's own coordinates, which are also the volume's.
         """
         self.node = node
         self._toRas = toRas
@@ -41,7 +41,7 @@ class MaskDisplay:
 
     @classmethod
     def create(cls, volumeNode, question: str) -> MaskDisplay:
-        """A new node with one empty segment, named after the question, in the place of the volume."""
+        """A new node with one empty segment, named after the question, in the coordinates of the volume."""
         node = addOwnNode("vtkMRMLSegmentationNode", f"IBIS: {name_for(question)}")
         node.SetReferenceImageGeometryParameterFromVolumeNode(volumeNode)
         node.SetAndObserveTransformNodeID(volumeNode.GetTransformNodeID())
@@ -69,11 +69,11 @@ class MaskDisplay:
         self._representation().Modified()
 
     def reserve(self, geometry, first: int, last: int) -> None:
-        """Make room for these slices at once, so that a mask that grows is not copied at every slice."""
+        """Allocate these slices at once, so that propagation does not copy the labelmap for every slice."""
         self._span(dataclasses.replace(geometry, index=first), last)
 
     def clear(self) -> None:
-        """Forget all that is shown, in every slice."""
+        """Clear the mask in all slices."""
         self._adopt(self._representation())
         if self._view is not None:
             self._view[...] = 0
@@ -92,7 +92,7 @@ class MaskDisplay:
         return self._segment().GetRepresentation(_labelmapName())
 
     def _span(self, geometry, last: int | None = None) -> None:
-        """Make the labelmap reach from the first to the last slice that is shown, keeping what it holds."""
+        """Extend the labelmap to include these slices, keeping its contents."""
         axis, index = geometry.axis, geometry.index
         last = index if last is None else last
         image = self._representation()
@@ -113,7 +113,7 @@ class MaskDisplay:
         previous, previousExtent = self._view, self._extent
         view = _arrayOf(larger)
         if previous is not None and previous.size:
-            # A labelmap that came from a file is cropped to what it holds, so it may lie anywhere inside.
+            # A labelmap from a file is cropped to its contents, so it may have any extent inside.
             where = tuple(
                 slice(previousExtent[2 * a] - wanted[2 * a], previousExtent[2 * a + 1] - wanted[2 * a] + 1)
                 for a in range(3)
@@ -123,7 +123,7 @@ class MaskDisplay:
         self._view, self._extent = view, wanted
 
     def _adopt(self, image) -> None:
-        """Go on with a labelmap that somebody else has made: Slicer itself, after reading a scene."""
+        """Use a labelmap created by Slicer, after reading a scene."""
         self._view, self._extent = None, []
         if image is not None and image.GetPointData().GetScalars() is not None:
             extent = list(image.GetExtent())

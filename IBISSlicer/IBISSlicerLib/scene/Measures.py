@@ -1,6 +1,6 @@
-"""What accepted segments measure, as a table node of the scene: a row a segment, units in the columns.
+"""Measurements of accepted segments, as a table node in the scene: a row per segment, units in the column names.
 
-One table for a segmentation, which refers to it. The measuring itself is in ibis_agent.mask.measurements.
+Each segmentation references its own table. The measuring itself is in ibis_agent.mask.measurements.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from .Geometry import ijkToWorld, isColour
 from .Modality import mayBeCt
 from .SubjectHierarchy import putBeside
 
-_ROLE = "IBISSlicer.Measures"  # of the reference from the segmentation to its table
-_ROWS = "IBISSlicer.Segments"  # attribute of the table: the segments' IDs, a row each
-_UNKNOWN = "-"  # the ID of a row that somebody else has put there
+_ROLE = "IBISSlicer.Measures"  # role of the reference from the segmentation to its table
+_ROWS = "IBISSlicer.Segments"  # attribute of the table: the segments' IDs, in the order of the rows
+_UNKNOWN = "-"  # the ID of a row that was added by someone else
 _NAME = "Segment"
-# Name of the column, its unit, and what stands there.
+# Name of the column, its unit, and its description.
 _COLUMNS = (
     ("Volume (mL)", "mL", "Volume of the segment; empty for a single slice"),
-    ("Largest area (mm\u00b2)", "mm\u00b2", "Area in the slice where it is largest"),
-    ("Longest diameter (mm)", "mm", "Longest diameter in the plane of the slices, within one part"),
+    ("Largest area (mm\u00b2)", "mm\u00b2", "Area in the slice with the largest area"),
+    ("Longest diameter (mm)", "mm", "Longest in-plane diameter, within one component"),
     ("Perpendicular (mm)", "mm", "Longest diameter perpendicular to it in the same slice"),
-    ("Longest in 3D (mm)", "mm", "Longest diameter in space, within one part"),
+    ("Longest in 3D (mm)", "mm", "Longest diameter in 3D, within one component"),
     ("Mean", "", "Mean of the grey values inside"),
     ("Standard deviation", "", "Sample standard deviation of the grey values inside"),
-    ("Parts", "", "Connected parts"),
-    ("Slice", "", "Slice with the longest diameter, counted as the views count"),
+    ("Parts", "", "Connected components"),
+    ("Slice", "", "Slice with the longest diameter, counted as in the slice views"),
 )
 
 
 def measureSegment(segmentationNode, segmentId: str, volumeNode, axis: int, oneSlice: bool) -> Measurements:
-    """Measure a segment on its volume's grid. Slices are counted from 1, as the views count.
+    """Measure a segment on its volume's grid. Slices are counted from 1, as in the slice views.
 
-    :param axis: the voxel axis across the slices.
-    :param oneSlice: the segment is the answer about one slice: as long as it lies in one, it has no volume.
-    :raises GeometryError: for a volume under a transform that is not linear.
+    :param axis: the voxel axis perpendicular to the slices. :param oneSlice: the segment is the answer about one
+    slice: if it covers only one slice, it gets no volume. :raises GeometryError: for a volume under a nonlinear
+        transform.
     """
     mask = (
         slicer.util.arrayFromSegmentBinaryLabelmap(segmentationNode, segmentId, volumeNode).transpose() != 0
@@ -57,13 +57,13 @@ def measureSegment(segmentationNode, segmentId: str, volumeNode, axis: int, oneS
 
 
 def writeRow(segmentationNode, segmentId: str, measured: Measurements, volumeNode):
-    """Put what a segment measures into the segmentation's table, made where there is none. Returns the table node."""
+    """Add a segment's measurements to the segmentation's table, which is created if missing. Returns the table node."""
     node = segmentationNode.GetNodeReference(_ROLE)
     if node is None:
         node = _create(segmentationNode, volumeNode, measured.value_unit)
     table = node.GetTable()
     rows = [unquote(each) for each in (node.GetAttribute(_ROWS) or "").split(",") if each]
-    if len(rows) != table.GetNumberOfRows():  # somebody has changed the table: what follows is added below
+    if len(rows) != table.GetNumberOfRows():  # the user has changed the table: append below
         rows = [_UNKNOWN] * table.GetNumberOfRows()
     if segmentId not in rows:
         rows.append(segmentId)
@@ -77,7 +77,7 @@ def writeRow(segmentationNode, segmentId: str, measured: Measurements, volumeNod
     table.SetValue(row, 0, vtk.vtkVariant(segment.GetName()))
     for column, value in enumerate(values, 1):
         table.SetValue(row, column, vtk.vtkVariant(float("nan") if value is None else round(value, 3)))
-    # A scene file keeps neither line ends nor quotes of an attribute.
+    # A scene file does not preserve line ends and quotes in attributes.
     node.SetAttribute(_ROWS, ",".join(quote(each, safe="") for each in rows))
     table.Modified()
     node.Modified()

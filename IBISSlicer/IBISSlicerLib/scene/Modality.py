@@ -1,7 +1,6 @@
-"""What kind of scan a volume is: as its DICOM headers say, as the person says, or by its grey values; and how to
-say so.
+"""The modality of a volume: from its DICOM headers, from the user, or guessed from its grey values; and how to show it.
 
-What the person says stays with the volume's node, and so with the scene.
+The user's choice is stored in the volume node, and so in the scene.
 """
 
 from __future__ import annotations
@@ -25,11 +24,13 @@ CHOICES = {
     "XA": "Angiography",
 }
 _ATTRIBUTE = "IBISSlicer.Modality"
-_counted: dict[str, tuple[int, tuple[bool, str]]] = {}  # by node ID: time of the voxels, what they look like
+_counted: dict[
+    str, tuple[int, tuple[bool, str]]
+] = {}  # by node ID: modification time of the voxels, and what they look like
 
 
 def takeAs(volumeNode, modality: str | None) -> None:
-    """Remember what the person says that a volume is; None forgets it. Raises InputError."""
+    """Store the modality chosen by the user; None removes it. Raises InputError."""
     volumeNode.SetAttribute(_ATTRIBUTE, check_modality(modality) if modality else None)
 
 
@@ -38,7 +39,7 @@ def takenAs(volumeNode) -> str | None:
 
 
 def modalityFields(volumeNode) -> dict:
-    """What the worker is told of it: modality, taken_as and likeness; see question.cut_picture."""
+    """The fields for the worker: modality, taken_as and likeness; see question.cut_picture."""
     named, taken = modalityOf(volumeNode), takenAs(volumeNode)
     fields: dict = {"modality": named, "taken_as": taken}
     if not (named or taken or isColour(volumeNode)):
@@ -47,23 +48,23 @@ def modalityFields(volumeNode) -> dict:
 
 
 def mayBeCt(volumeNode) -> bool:
-    """Whether the grey values are taken for Hounsfield units."""
+    """Whether the grey values are taken as Hounsfield units."""
     fields = modalityFields(volumeNode)
     named = fields["taken_as"] or fields["modality"]
     return named == "CT" if named else bool(fields.get("likeness", (False,))[0])
 
 
 def modalityWords(fields: dict) -> tuple[str, str]:
-    """(a word for the button, how it was decided), from the fields of `modalityFields`."""
+    """(the button's text, how it was determined), from the fields of `modalityFields`."""
     named, taken = str(fields.get("modality") or ""), str(fields.get("taken_as") or "")
     if taken and taken != named:
         return taken, f"Taken as {taken}, as you chose." + (
             f" The DICOM headers say {named}." if named else ""
         )
     if named:
-        return named, f"{named}, as the DICOM headers say."
+        return named, f"{named}, according to the DICOM headers."
     if not fields.get("likeness"):
-        return "?", "No modality given."
+        return "?", "The modality is unknown."
     words = likeness_words(tuple(fields["likeness"]))
     return ("CT?" if fields["likeness"][0] else "not CT?"), f"{words[0].upper()}{words[1:]}."
 

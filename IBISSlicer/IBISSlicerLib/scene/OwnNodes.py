@@ -1,4 +1,4 @@
-"""The agent's own nodes: shown in the views, but not offered in selectors, where they would pass for a result."""
+"""The agent's own nodes: shown in the views, but hidden from selectors, where they would look like results."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .SubjectHierarchy import giveItem
 def addOwnNode(className: str, name: str, *, saved: bool = True, displayed: bool = True):
     """A new node. saved: whether it goes into saved scenes; displayed: with a display node."""
     node = slicer.mrmlScene.CreateNodeByClass(className)
-    node.UnRegister(None)  # the scene and Python own it
+    node.UnRegister(None)  # owned by both the scene and Python
     node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
-    # Before it is added: selectors and the subject hierarchy look when a node arrives.
+    # Before adding it: selectors and the subject hierarchy check a node when it is added.
     node.SetHideFromEditors(True)
     node.SetSaveWithScene(saved)
     aim = Aim.now()
     slicer.mrmlScene.AddNode(node)
     if node.IsA("vtkMRMLSegmentationNode"):
         giveItem(node)
-    aim.restore()  # a new point list is what Slicer places points into from then on
+    aim.restore()  # Slicer makes a new point list the target of place mode
     if displayed:
         node.CreateDefaultDisplayNodes()
         node.GetDisplayNode().SetSaveWithScene(saved)
@@ -28,7 +28,7 @@ def addOwnNode(className: str, name: str, *, saved: bool = True, displayed: bool
 
 
 def keepOutOfFiles(node) -> None:
-    """Leave a node and its displays out of scenes that are saved from now on."""
+    """Exclude a node and its displays from scenes saved from now on."""
     node.SetSaveWithScene(False)
     for n in range(node.GetNumberOfDisplayNodes()):
         node.GetNthDisplayNode(n).SetSaveWithScene(False)
@@ -37,7 +37,7 @@ def keepOutOfFiles(node) -> None:
 
 
 def removeNode(node) -> None:
-    """Take a node out of the scene together with what only it uses: its display and storage nodes."""
+    """Remove a node from the scene together with its display and storage nodes."""
     scene = slicer.mrmlScene
     if node is None or not scene.IsNodePresent(node):
         return

@@ -1,7 +1,7 @@
-"""Opening a run that was recorded elsewhere: a trajectory.json of the terminal, or the example that comes along.
+"""Open a run that was recorded elsewhere: a trajectory.json from the terminal, or the included example.
 
-The pictures travel in the record, so no scan is needed: a slice becomes a volume one voxel thick, many slices a volume
-in which those that the run did not reach are black. If the scan itself is in the scene, the run is opened on it.
+The record contains the pictures, so no scan is needed: a slice becomes a volume one voxel thick; several slices become
+a volume in which slices that the run did not visit are black. If the scan itself is in the scene, it is used instead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .SceneRun import SceneRun
 
 
 def openRecordedRun(path: str) -> SceneRun:
-    """Put the recorded slices and their run into the scene, ready to be stepped through.
+    """Add the recorded slices and their run to the scene, ready for review.
 
     :raises InputError: naming the file and what is wrong with it.
     """
@@ -39,13 +39,13 @@ def openRecordedRun(path: str) -> SceneRun:
 
 
 def examplePath(resources: Path) -> Path | None:
-    """The example that comes with the module, if this installation has it."""
+    """The example of the module, if it is installed."""
     path = resources / "Example" / "trajectory.json"
     return path if path.is_file() else None
 
 
 def _scanInScene(run: Trajectory):
-    """The volume whose slices are those of the record, pixel for pixel; None where the scene does not have it."""
+    """The volume in the scene whose slices equal the recorded ones, pixel for pixel; None if there is none."""
     geometry = run.picture.geometry
     for volumeNode in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
         if volumeNode.GetImageData() is None or shapeOf(volumeNode) != geometry.shape:
@@ -74,7 +74,7 @@ def _createVolume(run: Trajectory, name: str):
     values = np.full(geometry.shape, low, np.float32)
     for index in run.visited:
         at = geometry if run.alone else run.slices.geometry(index)
-        # In the middle of a grey level, so that the same window makes the same picture of it.
+        # In the middle of a grey level, so that the same window gives the same picture.
         grey = np.minimum(run.slices.picture(index).rgb.mean(axis=2) + 0.5, 255)
         at.extract(values)[...] = low + grey * (high - low) / 255
     volumeNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", run.source or name)

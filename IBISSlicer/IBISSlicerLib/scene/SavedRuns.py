@@ -1,4 +1,4 @@
-"""Runs that a scene keeps in its text nodes: opened, and written as review pages."""
+"""Open runs that are saved in a scene's text nodes, and write their review pages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .SceneRun import SceneRun
 
 
 def openLastRun(isFree: Callable[[object], bool]) -> SceneRun | None:
-    """The run that was going on when the scene was saved, if there is one whose text node `isFree`."""
+    """The run that was open when the scene was saved, if there is one whose text node `isFree`."""
     for node in reversed(runsInScene()):
         if node.GetAttribute(ATTRIBUTE) == "open" and isFree(node):
             try:
@@ -23,5 +23,5 @@ def openLastRun(isFree: Callable[[object], bool]) -> SceneRun | None:
 
 
 def writeSavedReview(textNode, path: str) -> None:
-    """Write the review page of a run that the scene keeps. Raises InputError, OutputError."""
+    """Write the review page of a run saved in the scene. Raises InputError, OutputError."""
     SceneRun.toLookAt(textNode).writeReview(path)

@@ -1,4 +1,4 @@
-"""What others do to the scene while a run is open: they close it, or delete what the run is made of."""
+"""Watch for changes to the scene while a run is open: closing the scene, or deleting nodes of the run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import slicer
 class SceneWatch:
     """
     :param onClosing: called before the scene closes, while its nodes are still there.
-    :param onNodeRemoved: called after a node was deleted; not for each one while the scene closes.
+    :param onNodeRemoved: called after a node was deleted, but not while the scene closes.
     """
 
     def __init__(self, onClosing: Callable[[], None], onNodeRemoved: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""What a volume's place in Slicer's subject hierarchy tells, and the places of our own nodes in it."""
+"""Information from a volume's subject hierarchy item, and items for our own nodes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def putBeside(node, volumeNode) -> None:
 
 
 def giveItem(node) -> None:
-    """Give a hidden node its item. Slicer gives none to a node that is hidden when it is added, and then complains
-    about every change of a segmentation. The item stays hidden as the node is.
+    """Create the item of a hidden node. Slicer creates none for a node that is hidden when it is added, and then logs
+    errors about every change of a segmentation. The item stays hidden like the node.
     """
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
     if hierarchy is not None and not hierarchy.GetItemByDataNode(node):
@@ -25,7 +25,7 @@ def giveItem(node) -> None:
 
 
 def modalityOf(volumeNode) -> str:
-    """The DICOM modality, such as "CT" or "MR"; empty where nothing says it, as for files that are not DICOM."""
+    """The DICOM modality, such as "CT" or "MR"; empty if unknown, for example for files that are not DICOM."""
     # Slicer keeps it with the volume's place in the subject hierarchy, not with the node.
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
     item = hierarchy.GetItemByDataNode(volumeNode) if hierarchy else 0

@@ -1,1 +1,1 @@
-"""What touches the MRML scene: the nodes of a run, marks, masks, accepting, exporting, geometry."""
+"""The parts that use the MRML scene: nodes of a run, marks, masks, accepting, exporting, geometry."""

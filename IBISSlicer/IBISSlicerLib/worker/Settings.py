@@ -1,6 +1,6 @@
-"""What is remembered between sessions of Slicer: models, device, Python, recent questions.
+"""Settings kept between sessions of Slicer: models, device, Python, recent questions.
 
-Kept in the application's settings under "IBISSlicer/". What belongs to a run is kept in the scene
+They are stored in the application settings under "IBISSlicer/". The state of a run is stored in the scene
 (SceneRun.py).
 """
 
@@ -29,7 +29,7 @@ def _write(key: str, value: object) -> None:
 
 
 def models() -> ModelSettings:
-    """The models that the person chose; the demonstration models at first."""
+    """The models chosen by the user; the demonstration models by default."""
     return ModelSettings(
         policy=_text("policy", DEMO),
         segmenter=_text("segmenter", DEMO),
@@ -56,7 +56,7 @@ def setModels(settings: ModelSettings) -> None:
 
 
 def python() -> str:
-    """The person's own Python for the worker; empty for Slicer's."""
+    """The user's own Python for the worker; empty for Slicer's."""
     return _text("python")
 
 
@@ -65,7 +65,7 @@ def setPython(path: str) -> None:
 
 
 def usesShownWindow() -> bool:
-    """Whether the agent shall see the grey values as the view shows them, whatever its policy prefers."""
+    """Whether the agent uses the window/level of the view instead of its policy's default."""
     return _text("window", "policy") == "shown"
 
 

@@ -1,7 +1,7 @@
-"""The worker as the panel and scripts use it: one job after another, waiting without freezing Slicer, stopping.
+"""The worker as used by the panel and scripts: run jobs one after another, wait without freezing Slicer, stop.
 
-What jobs there are and what outlives a worker is in ibis_agent.engine.client; the process in WorkerProcess.py; what a
-step means for the run in Agent.py.
+The jobs, and recovery after a crash, are in ibis_agent.engine.client; the process in WorkerProcess.py; the effect of a
+step on the run in Agent.py.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from ..Signal import Signal
 from . import Settings
 from .WorkerProcess import WorkerProcess, defaultPython
 
-_PATIENCE = 5000  # ms that the worker gets to stop before it is ended
-# … where it ends with the slice in hand, which a large segmenter on a CPU takes long for.
+_PATIENCE = 5000  # ms that the worker has to stop before it is terminated
+# … if it must finish the current slice, which takes a large segmenter on a CPU a long time.
 _GENTLE_PATIENCE = 30000
 
 
 class JobError(PlainError):
-    """A job that was not done; the text says why."""
+    """A job that failed; the message says why."""
 
 
 class Worker:
-    """Owns the client, and through it at most one process.
+    """Owns the client and, through it, at most one process.
 
-    Signals: `changed()` when what it does has changed; `failed(kind, text)`; `logged(line)`.
+    Signals: `changed()` when its state has changed; `failed(kind, text)`; `logged(line)`.
     """
 
     def __init__(self) -> None:
@@ -46,18 +46,18 @@ class Worker:
 
     @property
     def isWorking(self) -> bool:
-        """Whether something that somebody waits for is under way."""
+        """Whether a job is in progress that someone is waiting for."""
         return self.client.waiting
 
     @property
     def isClicking(self) -> bool:
-        """Whether a click of the person's has not been answered yet."""
+        """Whether a click of the user has not been answered yet."""
         return self.client.clicking
 
     def submit(self, job: Job, wait: bool) -> dict | None:
-        """Do a job. With `wait`: returns its last message when it is done.
+        """Run a job. With `wait`: returns its last message when it is done.
 
-        :raises JobError: with `wait`, when it failed or was stopped.
+        :raises JobError: with `wait`, if it failed or was stopped.
         """
         outcome: list = []
         done, undone = job.done, job.failed
@@ -86,8 +86,8 @@ class Worker:
         return outcome[0]
 
     def waitUntil(self, condition: Callable[[], bool]) -> None:
-        """For scripts: Slicer stays responsive while the worker works. Ends with the worker, too: else a script
-        that waits would keep Slicer from quitting.
+        """For scripts: Slicer stays responsive while the worker is busy. Also ends if the worker ends; otherwise a
+        waiting script would keep Slicer from quitting.
         """
         while not condition() and not self._over:
             if self._process is not None:
@@ -95,10 +95,10 @@ class Worker:
             slicer.app.processEvents()
 
     def stop(self, gently: bool = False, butClicks: bool = False) -> None:
-        """Stop at once for whoever looks; the process follows, or is ended after some seconds.
+        """Stop; for the user this is immediate. The process stops too, or is terminated after a few seconds.
 
-        :param gently: wait for what is under way to come to its end, and hear of what is done by then.
-        :param butClicks: let the person's clicks go on.
+        :param gently: let the current slice finish, and receive the results so far.
+        :param butClicks: do not stop the user's clicks.
         """
         if self.isWorking:
             stop = self.client.stop if gently else self.client.cancel
@@ -120,8 +120,8 @@ class Worker:
         self.submit(Job("unload"), wait)
 
     def checkFit(self, told: Callable[[dict], None], failed: Callable[[str], None]) -> None:
-        """Ask whether there is room for the chosen policy; `told` gets {"needed", "free", "fits", …} in bytes, or
-        `failed` why that cannot be said.
+        """Ask whether the chosen policy fits into memory; calls `told` with {"needed", "free", "fits", …} in bytes,
+        or `failed` with the reason.
         """
         chosen = self.client.settings
         fields = {"policy": chosen.policy, "device": chosen.device, "precision": chosen.precision}
@@ -130,7 +130,7 @@ class Worker:
         self.submit(job, wait=False)
 
     def listModels(self, told: Callable[[list[str]], None], failed: Callable[[str], None]) -> None:
-        """Ask a server which models it offers; `told` gets their names, or `failed` why that cannot be said."""
+        """Ask a server which models it offers; calls `told` with their names, or `failed` with the reason."""
         chosen = self.client.settings
         fields = {"policy": chosen.policy, "send_pictures_to": chosen.send_pictures_to}
         job = Job("models", fields, done=lambda message: told([str(name) for name in message["models"]]))
@@ -138,7 +138,7 @@ class Worker:
         self.submit(job, wait=False)
 
     def shutdown(self) -> None:
-        """End the process and stay silent from now on."""
+        """End the process and emit no more signals."""
         self._over = True
         for signal in (self.changed, self.failed, self.logged):
             signal.disconnectAll()

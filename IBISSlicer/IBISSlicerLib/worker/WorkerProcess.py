@@ -1,7 +1,6 @@
-"""The worker as a QProcess: which Python runs it, and how bytes get in and out.
+"""The worker as a QProcess: which Python runs it, and how bytes are exchanged.
 
-What is said over the pipes is in ibis_agent.engine.protocol; what to do when the process ends in
-ibis_agent.engine.client.
+The messages are defined in ibis_agent.engine.protocol; what to do when the process ends is in ibis_agent.engine.client.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pathlib import Path
 import qt
 import slicer
 
-# Processes that were asked to end and have not ended yet.
+# Processes that were asked to end but are still running.
 _ending: list[WorkerProcess] = []
 _waitsAtQuit = False
 
@@ -27,13 +26,10 @@ _SECONDS_AT_EXIT = 2.5
 class WorkerProcess:
     """One running worker (an ibis_agent.engine.client.Transport).
 
-    :param program: the Python that runs it; PythonSlicer, or a person's own.
-    :param packageFolder: the folder that holds the package `ibis_agent`.
-    :param arguments: further arguments of the worker.
-    :param onBytes: called with what arrives on its stdout.
-    :param onEnd: called once with the reason, in plain words.
-    :param onLog: called with each line of its stderr.
-    :raises OSError: if there is no such program.
+    :param program: the Python that runs it; PythonSlicer, or the user's own. :param packageFolder: the folder that
+    contains the package `ibis_agent`. :param arguments: further arguments for the worker. :param onBytes: called with
+    the bytes from its stdout. :param onEnd: called once with the reason, for display. :param onLog: called with
+    each line of its stderr. :raises OSError: if there is no such program.
     """
 
     def __init__(
@@ -52,11 +48,11 @@ class WorkerProcess:
         self._errorTail = b""
         self._lastError = ""
         self._ended = False
-        # Slicer owns it: what Python owns dies with the module on a reload, even if it is still to end politely.
+        # Owned by Slicer: an object owned by Python would be deleted on a reload, before the process could end cleanly.
         self._process = qt.QProcess(slicer.app)
         self._process.setProcessChannelMode(qt.QProcess.SeparateChannels)
         self._process.setProcessEnvironment(_environment())
-        self._process.setWorkingDirectory(str(packageFolder))  # `-m` looks for the package there
+        self._process.setWorkingDirectory(str(packageFolder))  # `-m` searches for the package there
         self._process.connect("readyReadStandardOutput()", self._onStandardOutput)
         self._process.connect("readyReadStandardError()", self._onStandardError)
         self._process.connect("finished(int,QProcess::ExitStatus)", self._onFinished)
@@ -68,7 +64,7 @@ class WorkerProcess:
             self._process.write(data)
 
     def waitForBytes(self, milliseconds: int) -> None:
-        """Let what arrives within this time arrive, without the application's event loop."""
+        """Receive data for this long, without the application's event loop."""
         self._process.waitForReadyRead(milliseconds)
 
     def finish(self) -> None:
@@ -80,7 +76,7 @@ class WorkerProcess:
     def kill(self, pid: int | None) -> None:
         self._stopListening()
         self._process.kill()
-        if pid is not None and pid != self._process.processId():  # a launcher stood in between
+        if pid is not None and pid != self._process.processId():  # a launcher had started it
             try:
                 os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
             except OSError:
@@ -114,7 +110,7 @@ class WorkerProcess:
         self._end(f"{reason}; its last error output: {self._lastError}" if self._lastError else reason)
 
     def _onError(self, error: int) -> None:
-        if error == qt.QProcess.FailedToStart:  # the only error that `finished` does not follow
+        if error == qt.QProcess.FailedToStart:  # the only error without a `finished` signal
             self._end(f"it did not start: {self._process.errorString()}")
 
     def _end(self, reason: str) -> None:
@@ -127,8 +123,8 @@ class WorkerProcess:
 
 
 def _waitAtQuit() -> None:
-    """Once, and for good: Slicer unloads modules when it quits before others hear of it, so a slot that a module's
-    `cleanup` disconnects is never called.
+    """Connect once and permanently: Slicer unloads modules before this signal when it quits, so a slot that is
+    disconnected in a module's `cleanup` would never be called.
     """
     global _waitsAtQuit
     if not _waitsAtQuit:
@@ -137,22 +133,20 @@ def _waitAtQuit() -> None:
 
 
 def waitForEndingProcesses() -> None:
-    """Give workers that were asked to end the time to do so; for when the application quits."""
+    """Wait for ending workers when the application quits."""
     for process in tuple(_ending):
         if not process._process.waitForFinished(int(_SECONDS_AT_EXIT * 1000)):
             process._process.kill()
-            process._process.waitForFinished(1000)  # Qt complains of processes that outlive it
+            process._process.waitForFinished(1000)  # Qt complains about processes that outlive it
 
 
 def defaultPython() -> str:
-    """PythonSlicer, which has Slicer's own environment. Slicer puts it on PATH, as `slicer.util` relies on."""
+    """PythonSlicer, which has Slicer's own environment. Slicer puts it on PATH, and `slicer.util` relies on this."""
     return shutil.which("PythonSlicer") or sys.executable
 
 
 def _environment():
-    """The environment from before Slicer changed it: PythonSlicer adds what it needs, another Python must not
-    see it.
-    """
+    """The environment before Slicer changed it: PythonSlicer adds what it needs, and another Python must not see it."""
     environment = slicer.app.startupEnvironment()
     for name in ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONSAFEPATH"):
         environment.remove(name)
@@ -165,4 +159,4 @@ def _environment():
 
 
 def _ignore(_: object) -> None:
-    """What a process says after it was told to end."""
+    """Ignore the output of a process that was asked to end."""

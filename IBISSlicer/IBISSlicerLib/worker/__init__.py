@@ -1,1 +1,1 @@
-"""The process that runs the models, what it needs to be installed, and the settings."""
+"""The process that runs the models, installing its packages, and the settings."""

@@ -1,4 +1,4 @@
-"""The policy that a command names, and the question whether pictures may go to another machine."""
+"""The policy named on the command line, and the consent to send pictures to another machine."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 def place(text: str) -> Path | str:
-    """A policy's place as it stands on a command line: an address, or a path."""
+    """Where a policy is, as given on the command line: an address or a path."""
     return text if policies.is_address(text) else Path(text)
 
 
 def segmenter_place(text: str) -> Path | str:
-    """The same of a segmenter."""
+    """The same for a segmenter."""
     return text if segmenters.is_address(text) else Path(text)
 
 
 def chosen(options: argparse.Namespace) -> PolicySource:
-    """What --policy, --model, --card and --send-pictures-to say.
+    """Find the policy given by --policy, --model, --card and --send-pictures-to.
 
-    Raises InputError for options that do not fit together, and where a yes is missing; ModelError.
+    Raises InputError for options that cannot be combined, and if consent is missing; ModelError.
     """
     where = options.policy
     if not policies.is_address(where):
@@ -46,9 +46,9 @@ def chosen(options: argparse.Namespace) -> PolicySource:
     agreed = options.send_pictures_to
     if agreed and agreed != found.host:
         raise InputError(
-            "the agreement is for another host than the policy's",
-            value=f"{agreed}, the policy is on {found.host}",
-            remedy=f"If pictures may go there: --send-pictures-to {found.host}.",
+            "--send-pictures-to names a different host from the policy's",
+            value=f"{agreed}; the policy is on {found.host}",
+            remedy=f"To allow sending pictures there: --send-pictures-to {found.host}.",
         )
     if agreed or (found.needs_yes and sys.stdin.isatty() and _says_yes(found)):
         found.agree()
@@ -61,9 +61,9 @@ def _says_yes(found: object) -> bool:
 
     assert isinstance(found, RemoteAddress)
     print(f"The policy runs on another machine: {found.connection.base}", file=sys.stderr)
-    print(f"It is sent {WHAT_IS_SENT}.", file=sys.stderr)
+    print(f"It receives {WHAT_IS_SENT}.", file=sys.stderr)
     print(
-        "May this leave your machine? Type yes, or anything else to stop: ",
+        "Send this to the other machine? Type yes to agree, or anything else to stop: ",
         end="",
         file=sys.stderr,
         flush=True,

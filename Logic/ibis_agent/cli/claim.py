@@ -1,4 +1,4 @@
-"""A folder of results belongs to one run at a time: it is claimed, atomically, before anything is written into it."""
+"""A results folder belongs to one run at a time: a run claims it atomically before writing anything."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ _TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 
 def new_folder(first: Path) -> Path:
-    """Make a folder that nobody else has: `first`, or the next of `first-2`, `first-3`, … that is free.
-
-    Raises OutputError.
+    """Create a folder that no other run uses: `first`, or the next free one of `first-2`, `first-3`, … Raises
+    OutputError.
     """
     folder, number = first, 2
     try:
@@ -35,10 +34,10 @@ def new_folder(first: Path) -> Path:
 
 
 class Claim:
-    """The right of this process to write into a folder, until `release` or its end, however it ends."""
+    """The exclusive right of this process to write into a folder, until `release` or until the process ends."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises OutputError where another process has it. Within this one the newer claim takes it over."""
+        """Raises OutputError if another process holds the claim. Within this process, a newer claim takes it over."""
         self._path, self._handle = folder.resolve() / LOCK_NAME, -1
         if self._path in _HELD:
             self._handle = _HELD[self._path]
@@ -52,19 +51,19 @@ class Claim:
             except OSError as error:
                 os.close(handle)
                 if error.errno not in _TAKEN:
-                    return  # a file system without locks: nothing can be claimed there
+                    return  # a file system without locks cannot be claimed
                 raise OutputError(
                     "another run is writing into this folder",
                     file=folder,
-                    remedy="Wait until it has ended, or choose another --out.",
+                    remedy="Wait until it has finished, or choose another --out.",
                 ) from error
             if _is_at(handle, self._path):
                 self._handle = _HELD[self._path] = handle
-            else:  # whoever had it took the file away meanwhile: claim the one that is there now
+            else:  # the previous owner removed the file meanwhile: claim the one that exists now
                 os.close(handle)
 
     def release(self) -> None:
-        """Give the folder back; nothing is left of the claim in it."""
+        """Release the folder and remove the lock file."""
         _release(self._path)
 
 

@@ -1,8 +1,8 @@
-"""`ibis-agent cohort SCANS --prompt … --out DIR`: one question to many scans, by worker processes that load once.
+"""`ibis-agent cohort SCANS --prompt … --out DIR`: one question about many scans, in worker processes that load once.
 
-Every scan has a folder of its own in DIR, which appears when all of it is there; what is there is not done again, so
-that a cohort goes on after any kill with the same command. A scan that cannot be used is one line, and the rest goes
-on. What a worker does is in cohort_worker.
+Every scan has its own folder in DIR, which appears when it is complete. Finished scans are skipped, so the same command
+continues an interrupted cohort. A scan that cannot be used is reported in one line, and the others are still
+processed. What a worker does is in cohort_worker.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from ibis_agent.record.cohort_page import write_cohort_page, write_table
 
 COHORT_NAME, TABLE_NAME, PAGE_NAME = "cohort.json", "measures.csv", "index.html"
 _SCHEMA = "ibis-cohort/1"
-_AHEAD = 2  # entries that a worker has: the one in hand, and the one it reads meanwhile
-_BETWEEN = 10.0  # seconds between two writings of table and page
+_AHEAD = 2  # entries per worker: the current one, and the next one to read
+_BETWEEN = 10.0  # seconds between updates of the table and the page
 
 Start = Callable[[Request, Path, int], tuple[Connection, Callable[[], None]]]
 
 
 class Worker:
-    """A worker as its cohort sees it: the entries that it has, first the one in hand."""
+    """A worker as its cohort sees it, with its entries; the first one is being processed."""
 
     def __init__(self, asked: Request, out: Path, number: int, start: Start) -> None:
         self.number, self.entries = number, deque[Entry]()
         self.pipe, self._end = start(asked, out, number)
 
     def give(self, entry: Entry) -> None:
-        with contextlib.suppress(OSError):  # it has just died; that is told when its answer is waited for
+        with contextlib.suppress(OSError):  # it has just died; this is handled when waiting for its answer
             self.pipe.send(entry)
         self.entries.append(entry)
 
@@ -61,9 +61,9 @@ class Worker:
 
 
 class Cohort:
-    """The scans, what is known of each, and the files of all of them.
+    """The scans, the results so far, and the files about all of them.
 
-    out: made if it is not there. Raises InputError where it holds a cohort that was asked something else.
+    out: created if missing. Raises InputError if it contains a cohort with another question.
     """
 
     def __init__(self, entries: list[Entry], asked: Request, out: Path) -> None:
@@ -86,8 +86,8 @@ class Cohort:
     def run(
         self, workers: int, start: Start, tell: Callable[[Result, int], object] = lambda result, done: None
     ) -> None:
-        """Do what is to do. tell: gets every result, and how many scans are done. Raises what loading raises, and
-        OutputError where another cohort is at work in the folder.
+        """Process the remaining scans. tell: called with every result and the number of scans done. Raises what
+        loading raises, and OutputError if another cohort is using the folder.
         """
         claim = Claim(self.out)
         waiting = deque(self.todo)
@@ -102,7 +102,7 @@ class Cohort:
                     while waiting and len(worker.entries) < _AHEAD:
                         worker.give(waiting.popleft())
                 for worker, told in _heard(at_work):
-                    if told is None:  # it died, most likely for want of memory; the scan in hand is blamed
+                    if told is None:  # it died, most likely for lack of memory; the current scan is blamed
                         self._replace(worker, at_work, waiting, start, tell)
                     elif told[0] == "failed":
                         raise told[1]
@@ -124,7 +124,7 @@ class Cohort:
             claim.release()
 
     def write(self) -> None:
-        """Table and page of what is known. Raises OutputError."""
+        """Write the table and the page for the results so far. Raises OutputError."""
         known = [self.results[entry.name].to_json() for entry in self.entries if entry.name in self.results]
         write_table(self.out / TABLE_NAME, known)
         question = self.asked.question or ", ".join(self.asked.questions) or "Several questions"
@@ -152,10 +152,10 @@ class Cohort:
             found = Result.load(self.out / entry.name)
             if (
                 found is not None and not found.error
-            ):  # it was done, and its worker died before it could say so
+            ):  # it was finished, but its worker died before reporting it
                 self._keep(dataclasses.replace(found, scan=entry.scan), tell)
                 continue
-            text = "the process that worked on it ended; was there too little memory?"
+            text = "the worker process ended unexpectedly, possibly for lack of memory"
             self._keep(Result(entry.name, entry.scan, self._question(entry), error=text), tell)
             break
         waiting.extendleft(reversed(worker.entries))
@@ -166,7 +166,7 @@ class Cohort:
         return entry.question or self.asked.question or ", ".join(self.asked.questions)
 
     def _check_places(self) -> None:
-        """Raises InputError where a result would take the place of what is not ours, such as the scan's own folder."""
+        """Raises InputError if a result would overwrite something that is not ours, such as the scan's own folder."""
         ours = (self.out / COHORT_NAME).exists()
         own = [] if ours else [self.out / name for name in (TABLE_NAME, PAGE_NAME)]
         folders = [self.out / entry.name for entry in self.entries]
@@ -174,10 +174,10 @@ class Cohort:
         taken += [path for path in folders if not is_result(path)]
         if taken:
             remedy = "Choose another --out, an empty folder."
-            raise InputError("the results would take the place of this", file=taken[0], remedy=remedy)
+            raise InputError("the results would overwrite this", file=taken[0], remedy=remedy)
 
     def _check_same(self) -> None:
-        """What decides over the results is kept beside them: answers to two questions are not mixed."""
+        """Store the settings that affect the results beside them, so that answers to two questions are never mixed."""
         path = self.out / COHORT_NAME
         now = {"schema": _SCHEMA, **json.loads(json.dumps(_deciding(self.asked), default=str))}
         if path.exists():
@@ -186,16 +186,16 @@ class Cohort:
             other = [key for key in {**known, **now} if (known.get(key) or None) != (now.get(key) or None)]
             if other:
                 raise InputError(
-                    "the folder holds a cohort that was asked otherwise",
+                    "the folder contains a cohort with another question or other settings",
                     file=path,
                     value=", ".join(other),
-                    remedy="Choose another --out, or ask the same.",
+                    remedy="Choose another --out, or use the same question and settings.",
                 )
         files.write_json(path, now)
 
 
 def _deciding(asked: Request) -> dict[str, Any]:
-    """All that is asked, but for the scan, the place, and what changes no result."""
+    """The request without the scan, the folder, and anything that does not affect the results."""
     said = {each.name: getattr(asked, each.name) for each in dataclasses.fields(asked)}
     said["masks"] = asked.masks.to_json()
     return {
@@ -204,7 +204,7 @@ def _deciding(asked: Request) -> dict[str, Any]:
 
 
 def _heard(workers: list[Worker]) -> Iterator[tuple[Worker, Any]]:
-    """What workers said, waiting for at least one; None from one that is gone."""
+    """The workers' messages, waiting for at least one; None for a worker that is gone."""
     pipes = {worker.pipe: worker for worker in workers}
     for pipe in multiprocessing.connection.wait(list(pipes)):
         worker = pipes[pipe]  # type: ignore[index]
@@ -217,15 +217,16 @@ def _heard(workers: list[Worker]) -> Iterator[tuple[Worker, Any]]:
 def start_process(
     asked: Request, out: Path, number: int, load: Callable[[Request], Any] = load_models
 ) -> tuple[Connection, Callable[[], None]]:
-    """A worker as a process of its own; the pipe to it, and what ends it. load: gives policy and segmenter."""
+    """Start a worker process. Returns the pipe to it, and a function that ends it. load: returns policy and
+    segmenter."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=work, args=(theirs, asked, out, number, load), daemon=True)
     process.start()
-    theirs.close()  # so that its end is noticed
+    theirs.close()  # so that we notice when it ends
 
     def end() -> None:
-        process.join(timeout=1)  # it ends by itself when the pipe closes, unless it is in the midst of a scan
+        process.join(timeout=1)  # it ends when the pipe closes, unless it is processing a scan
         if process.is_alive():
             process.kill()
             process.join()
@@ -234,20 +235,22 @@ def start_process(
 
 
 def run_cohort(asked: Request, options: argparse.Namespace) -> int:
-    """The command. asked: what the scans are asked."""
+    """The command. asked: the request for every scan."""
     entries = entries_of(options.scans)
     if options.structures is not None:
         asked = _with_structures(asked, options.structures)
     elif asked.question:
-        questions_of(asked, [asked.question])  # what the policy does not know is told before any scan is read
+        questions_of(asked, [asked.question])  # unknown structures are reported before any scan is read
     if not (asked.question or asked.questions) and not all(entry.question for entry in entries):
         raise InputError("there is no question", remedy="Add --prompt, or a column prompt to the manifest.")
     if options.workers < 1:
-        raise InputError("there must be a worker", value=options.workers, remedy="Give --workers 1 or more.")
+        raise InputError(
+            "at least one worker is needed", value=options.workers, remedy="Give --workers 1 or more."
+        )
     screen = terminal.Screen(quiet=options.quiet or options.json)
     cohort = Cohort(with_masks(entries, asked.masks), asked, options.out)
     if cohort.already:
-        screen.line(f"{cohort.already} of {len(entries)} scans are done already")
+        screen.line(f"{cohort.already} of {len(entries)} scans are already done")
     begun = time.monotonic()
 
     def tell(result: Result, done: int) -> None:
@@ -286,10 +289,10 @@ def run_cohort(asked: Request, options: argparse.Namespace) -> int:
 
 
 def _with_structures(asked: Request, listed: str) -> Request:
-    """Raises InputError for a structure that the policy does not know."""
+    """Raises InputError for a structure that is unknown to the policy."""
     if asked.question:
         raise InputError(
-            "--structures stands in place of --prompt", value=listed, remedy="Leave one of them out."
+            "--structures and --prompt cannot be combined", value=listed, remedy="Give only one of them."
         )
     names = [each.strip() for each in listed.split(",") if each.strip()]
     return dataclasses.replace(asked, questions=tuple(questions_of(asked, names)))

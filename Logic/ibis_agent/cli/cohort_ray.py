@@ -1,7 +1,7 @@
 """`ibis-agent cohort --ray`: workers as actors of Ray, on this machine or on a cluster of many.
 
-Each does what a worker process does, by the same functions; scans and results are read and written where the actor
-runs, so that a cluster needs both on a file system that all of it shares.
+Each does what a worker process does, with the same functions. Scans and results are read and written where the actor
+runs, so a cluster needs both on a shared file system.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ibis_agent.cli.cohort_worker import answer, load_models, prepare
 from ibis_agent.cli.request import Request
 from ibis_agent.errors import IbisError, InputError
 
-_AT_ONCE = 2  # entries in an actor: one is worked on, one is read meanwhile
+_AT_ONCE = 2  # entries per actor: the current one, and the next one to read
 
 
 def join(address: str) -> None:
-    """Join a cluster: "auto" takes one that runs here, or begins one on this machine alone. Raises InputError."""
+    """Join a cluster: "auto" uses one that is running here, or starts one on this machine only. Raises InputError."""
     try:
         import ray
     except ImportError as error:
@@ -41,18 +41,16 @@ def join(address: str) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except Exception as error:  # Ray has no class of its own for it
-        remedy = "Is it running? `ray start --head` begins one."
-        raise InputError(
-            f"the Ray cluster cannot be joined: {error}", value=address, remedy=remedy
-        ) from error
+    except Exception as error:  # Ray has no specific class for it
+        remedy = "Is it running? `ray start --head` starts one."
+        raise InputError(f"cannot join the Ray cluster: {error}", value=address, remedy=remedy) from error
 
 
 class Hand:
-    """What runs on Ray: loads the models once, then answers entries, one after the other."""
+    """The Ray actor: loads the models once, then processes entries one after the other."""
 
     def __init__(self, asked: Request, out: Path, load: Callable[[Request], Any], home: Path) -> None:
-        """home: where the command was given; relative paths are meant from there."""
+        """home: the folder that relative paths start from, where the command was given."""
         self._asked, self._out, self._load, self._home = asked, out, load, home
         self._models: Any = None
         self._turn, self._changed = 0, threading.Condition()
@@ -62,7 +60,7 @@ class Hand:
             os.chdir(self._home)
             self._models = self._load(self._asked)
         except OSError:
-            remedy = "Use a file system that all of them share."
+            remedy = "Use a shared file system."
             return InputError(
                 "this folder is missing on a machine of the cluster", file=self._home, remedy=remedy
             )
@@ -71,7 +69,8 @@ class Hand:
         return None
 
     def answer(self, turn: int, entry: Entry) -> dict[str, Any] | str:
-        """turn: counts the entries from 0. Where it dies, the first without an answer is the one that it worked on."""
+        """turn: counts the entries from 0. If the actor dies, the first entry without an answer is the one it was
+        processing."""
         runner = prepare(entry, self._asked, self._out)
         with self._changed:
             self._changed.wait_for(lambda: self._turn == turn)
@@ -84,7 +83,8 @@ class Hand:
 def start_actor(
     asked: Request, out: Path, number: int, load: Callable[[Request], Any] = load_models
 ) -> tuple[Connection, Callable[[], None]]:
-    """A worker as an actor of the cluster that was joined: the pipe to it, and what ends it; see cohort.Start."""
+    """Start a worker as an actor of the joined cluster. Returns the pipe to it, and a function that ends it; see
+    cohort.Start."""
     import ray
 
     graphics = 1 if ray.cluster_resources().get("GPU") else 0
@@ -102,7 +102,7 @@ def start_actor(
 
 
 def _carry(pipe: Connection, actor: Any) -> None:
-    """Entries from the pipe to the actor, its results back, in their order, until either is gone."""
+    """Pass entries from the pipe to the actor and its results back, in order, until either is gone."""
     import ray
 
     with contextlib.suppress(EOFError, OSError, ray.exceptions.RayError), pipe:

@@ -1,4 +1,4 @@
-"""What a cohort keeps of one scan: the answer, the measures, how doubtful it is, a thumbnail."""
+"""The result of one scan of a cohort: the answer, the measurements, the doubt, a thumbnail."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ RESULT_NAME = "result.json"
 
 @dataclass(frozen=True)
 class Result:
-    """One scan's line in the table and its card on the page. With an `error` there is nothing else.
+    """One scan's row in the table and its card on the page. If there is an `error`, nothing else is set.
 
-    doubt: 0 to 1: what the segmenter's own scores lack of 1, over the slices of the mask; 1 where the run paused or
-    nothing was found. Of several structures each has a row in `structures`, and the worst of them counts.
+    doubt: 0 to 1: one minus the mean of the segmenter's scores over the slices of the mask; 1 if the run paused or
+    found nothing. With several structures, each has a row in `structures`, and the highest doubt counts.
     """
 
     name: str
@@ -50,12 +50,12 @@ class Result:
         return asdict(self)
 
     def save(self, folder: Path) -> None:
-        """Write it into the scan's folder, the last file there. Raises OutputError."""
+        """Write it into the scan's folder, as the last file. Raises OutputError."""
         files.write_json(folder / RESULT_NAME, self.to_json())
 
     @classmethod
     def load(cls, folder: Path) -> Result | None:
-        """The result of a scan that is done; None where it is not, or is damaged."""
+        """The result of a finished scan; None if it is missing or damaged."""
         try:
             return cls(**read_json(folder / RESULT_NAME))
         except (InputError, TypeError):
@@ -63,7 +63,7 @@ class Result:
 
 
 def is_result(path: Path) -> bool:
-    """Whether a scan's results may take the place of this: an earlier result, what a kill left of one, or nothing."""
+    """Whether a scan's results may overwrite this: an earlier result, an incomplete one, or nothing."""
     if not path.is_dir():
         return not path.exists()
     held = {each.name for each in path.iterdir()}
@@ -71,7 +71,7 @@ def is_result(path: Path) -> bool:
 
 
 def result_of(entry: Entry, runner: Runner, seconds: float) -> Result:
-    """The result of a run that was finished and written."""
+    """The result of a finished and saved run."""
     record: dict[str, Any] = read_json(runner.task.folder / TRAJECTORY_NAME)
     slices = recorded_slices(record)
     status = str(record.get("status") or "")
@@ -89,7 +89,7 @@ def result_of(entry: Entry, runner: Runner, seconds: float) -> Result:
 
 
 def result_of_several(entry: Entry, several: Several, seconds: float) -> Result:
-    """The result of runs over several structures that were finished and written."""
+    """The result of finished and saved runs for several structures."""
     rows = several.summary({})["structures"]
     return Result(
         name=entry.name,

@@ -1,6 +1,6 @@
-"""A worker of a cohort: loads the models once, answers one scan after the other, and reads the next one meanwhile.
+"""A worker of a cohort: loads the models once, processes one scan after the other, and reads the next one meanwhile.
 
-It talks through a pipe: entries come in, results go out; when the pipe closes it ends. Nothing is printed here.
+It communicates through a pipe: entries come in, results go out; it ends when the pipe closes. It prints nothing.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def work(
     load: Callable[[Request], Models] = load_models,
 ) -> None:
     """Serve until the pipe closes. Sends ("ready",), then (name, result) for each entry; or ("failed", error)."""
-    with contextlib.suppress(ValueError):  # in a thread, as in tests, signals are the program's
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; who started us closes the pipe
+    with contextlib.suppress(ValueError):  # in a thread, as in tests, the main program handles signals
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; our parent closes the pipe
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     with contextlib.suppress(EOFError, OSError):
@@ -72,7 +72,7 @@ def work(
 
 
 def _end_with(sentinel: int) -> None:
-    """A killed cohort's workers end at once: they must not write into a folder that the next one goes on with."""
+    """End at once if the cohort is killed: the next one continues in the same folder."""
     multiprocessing.connection.wait([sentinel])
     os._exit(1)
 
@@ -80,7 +80,7 @@ def _end_with(sentinel: int) -> None:
 def _read_ahead(
     pipe: Connection, asked: Request, out: Path, prepared: queue.Queue[tuple[Entry, Work | str] | None]
 ) -> None:
-    """Take entries from the pipe and read their scans, one ahead of the one that is worked on."""
+    """Take entries from the pipe and read their scans, one ahead of the current one."""
     with contextlib.suppress(EOFError, OSError):
         while True:
             entry: Entry = pipe.recv()
@@ -89,7 +89,7 @@ def _read_ahead(
 
 
 def prepare(entry: Entry, asked: Request, out: Path) -> Work | str:
-    """Check one entry and read its scan. A text is an error."""
+    """Check one entry and read its scan. Returns a text in case of an error."""
     folder = out / f"{WORKING}{os.getpid()}-{entry.name}"
     shutil.rmtree(folder, ignore_errors=True)
     request = replace(
@@ -106,7 +106,7 @@ def prepare(entry: Entry, asked: Request, out: Path) -> Work | str:
 
 
 def _prepared(request: Request) -> Work:
-    """A run, or the runs over several structures, with its scan read."""
+    """A run, or the runs for several structures, with the scan already read."""
     prompts = request.questions or ([request.question] if request.question else [])
     questions = questions_of(request, prompts)
     if len(questions) > 1:
@@ -115,7 +115,7 @@ def _prepared(request: Request) -> Work:
 
 
 def answer(entry: Entry, work: Work | str, models: Models, out: Path) -> dict[str, Any] | str:
-    """Work on one scan; its folder appears under its own name when all of it is there. A text is an error."""
+    """Process one scan; its folder gets its final name when it is complete. Returns a text in case of an error."""
     if isinstance(work, str):
         return work
     begun, folder = time.perf_counter(), work.task.folder
@@ -140,7 +140,7 @@ def answer(entry: Entry, work: Work | str, models: Models, out: Path) -> dict[st
     made: dict[str, Any] | str = _guarded(do)
     if isinstance(made, str):
         shutil.rmtree(folder, ignore_errors=True)
-    # No other scan has these pictures, and what is freed piece by piece is not given back by itself.
+    # No other scan needs these pictures, and freed pieces of memory are not returned to the system automatically.
     if (kept := getattr(models[1], "kept", None)) is not None:
         kept.forget()
     give_back_memory()
@@ -148,7 +148,7 @@ def answer(entry: Entry, work: Work | str, models: Models, out: Path) -> dict[st
 
 
 def _guarded(do: Callable[[], Any]) -> Any:
-    """What is done, or one line that says why it cannot be."""
+    """The result, or one line that says what went wrong."""
     try:
         return do()
     except IbisError as error:
@@ -159,7 +159,7 @@ def _guarded(do: Callable[[], Any]) -> Any:
 
 
 def _on_own_card(asked: Request, number: int) -> Request:
-    """Workers share out over the cards of a machine."""
+    """Distribute the workers over the GPUs of a machine."""
     if asked.device != "auto":
         return asked
     with contextlib.suppress(ImportError):

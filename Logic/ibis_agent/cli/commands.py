@@ -1,7 +1,7 @@
 """The command `ibis-agent`: what each subcommand does and prints, and how errors end it.
 
-Its options are in options, what a run does in runner, how the terminal is written and read in terminal. No
-torch is imported before everything that can be checked without it has been checked.
+The options are in options, runs in runner, terminal input and output in terminal. torch is imported only after
+everything that can be checked without it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def act(options: argparse.Namespace) -> int:
-    """Do what a parsed command line says. Returns the exit code."""
+    """Execute a parsed command line. Returns the exit code."""
     try:
         return _COMMANDS[options.command](options)
     except Stopped as stop:
@@ -75,21 +75,21 @@ def act(options: argparse.Namespace) -> int:
     except (KeyboardInterrupt, Cancelled):
         return _fail(options, INTERRUPTED, "stopped; nothing was written")
     except BrokenPipeError:
-        # Whoever read our output is gone. Python would complain once more when it flushes at exit.
+        # The reader of our output is gone. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return UNREAD
     except IbisError as error:
         code = {ModelError: BAD_MODEL, OutputError: BAD_OUTPUT}
         return _fail(options, next((code[k] for k in code if isinstance(error, k)), BAD_INPUT), str(error))
     except OSError as error:
-        # What no module of ours has put into better words: the machine refuses, the program is not wrong.
+        # An error of the operating system that none of our modules has translated.
         return _fail(
             options, BAD_INPUT, f"{error.filename or 'a file'}: {error.strerror or error}. Check the path."
         )
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in _OF_THE_MODELS:
-            text = f"the models' software is not installed: {package} is missing. {_INSTALL}"
+            text = f"the packages for the models are not installed: {package} is missing. {_INSTALL}"
             return _fail(options, BAD_MODEL, text)
         return _bug(options)
     except Exception:
@@ -117,7 +117,7 @@ def _run(options: argparse.Namespace) -> int:
         several = len(questions_of(asked, prompts)) > 1
     elif prompts[1:] and not several:
         raise InputError(
-            "the run to resume was asked one question", file=asked.resume, remedy="Leave --prompt out."
+            "the run to resume has only one question", file=asked.resume, remedy="Leave --prompt out."
         )
     session: Session | SeveralSession
     if several:
@@ -152,7 +152,7 @@ def _mcp(options: argparse.Namespace) -> int:
 
 
 def _request(options: argparse.Namespace) -> Request:
-    """Several prompts are no question of one run: see several."""
+    """Several prompts make several runs: see several."""
     prompts = [options.prompt] if isinstance(options.prompt, str) else options.prompt or []
     return Request(
         scan=options.scan,
@@ -175,7 +175,7 @@ def _request(options: argparse.Namespace) -> Request:
         history=options.history,
         out=options.out,
         mask=options.mask,
-        # A report is about a DICOM SEG: it comes with it, beside what is written anyway.
+        # A report is about a DICOM SEG, which is written in addition to the other formats.
         mask_formats=(*(options.mask_format or ["nii.gz"]), "dicom-seg")
         if options.report
         else tuple(options.mask_format or ()),
@@ -219,7 +219,7 @@ def _replay(options: argparse.Namespace) -> int:
         where = recorded.picture.geometry
         runner.write_mask(options.mask, mask, where, recorded.question, recorded.answer or "")
         screen.line(f"     {screen.dim('mask')}  {terminal.one_line(options.mask)}")
-    equal = f"All {len(numbers)} masks are as recorded."
+    equal = f"All {len(numbers)} masks match the record."
     verdict = f"{len(differences)} of {len(numbers)} masks differ from the record." if differences else equal
     screen.line(screen.bad(verdict) if differences else screen.good(verdict))
     if options.json:
@@ -245,7 +245,7 @@ def _convert(options: argparse.Namespace) -> int:
     content = read_json(options.trajectory)
     if options.out.is_file() and options.out.samefile(options.trajectory):
         remedy = "Choose another --out."
-        raise InputError("the result would overwrite what it is made from", file=options.out, remedy=remedy)
+        raise InputError("the result would overwrite its own input", file=options.out, remedy=remedy)
     if options.prompt is not None:
         check_question(options.prompt)
     if isinstance(content, dict) and "schema" in content:
@@ -257,7 +257,7 @@ def _convert(options: argparse.Namespace) -> int:
     if not found:
         raise InputError("contains no trajectory", file=options.trajectory, value="an empty list")
     folder = options.scans or options.trajectory.parent
-    # All of them before the first is written: a scan that is missing leaves nothing half done.
+    # Read all of them before writing the first: a missing scan must not leave partial results.
     made = [published.to_trajectory(each, folder, options.prompt) for each in found]
     for number, each in enumerate(made, 1):
         path = options.out if len(made) == 1 else options.out / f"{number:04}.json"

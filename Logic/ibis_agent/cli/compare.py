@@ -1,4 +1,4 @@
-"""`ibis-agent compare A B`: two runs, or a run and a reference mask, in figures and on a page side by side."""
+"""`ibis-agent compare A B`: compare two runs, or a run and a reference mask, in figures and side by side on a page."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _RECORD = "trajectory.json"
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """A mask that is compared.
+    """One of the two masks.
 
     Attributes:
-        name: for people. path: the file.
+        name: for display. path: the file.
         mask: (I, J, K) bool in the scan's voxel order.
-        geometry: of one of its slices; of the only one where it is a run on a slice.
-        single: whether only that slice counts.
-        pictures: by slice, as a record holds them.
+        geometry: of one of its slices, or of the only slice.
+        single: whether only that slice is compared.
+        pictures: by slice, as in a record.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Side:
 
 
 def run_compare(options: argparse.Namespace) -> int:
-    """Compare, print, write the page. Raises InputError, OutputError."""
+    """Compare, print the figures and write the page. Raises InputError, OutputError."""
     a, b = (read_side(path, options.label) for path in (options.a, options.b))
     a, b = (a, _on_grid(b, a)) if a.pictures or not b.pictures else (_on_grid(a, b), b)
     # A run on one slice says nothing about the others.
@@ -85,7 +85,7 @@ def run_compare(options: argparse.Namespace) -> int:
 
 
 def read_side(path: Path, label: int | None = None) -> Side:
-    """A run's mask, or a mask file. label: only this value of a file. Raises InputError naming the file."""
+    """A run's mask, or a mask file. label: use only this value of the file. Raises InputError naming the file."""
     if path.is_dir() and (path / _RECORD).is_file():
         path = path / _RECORD
     if path.suffix == ".json":
@@ -96,7 +96,7 @@ def read_side(path: Path, label: int | None = None) -> Side:
     voxels = scan.voxels if scan.kind == "volume" else scan.voxels.max(axis=-1)
     mask = voxels != 0 if label is None else voxels == label
     if label is not None and not mask.any():
-        raise InputError("the mask file does not have this label", file=path, value=label)
+        raise InputError("the mask file has no such label", file=path, value=label)
     if scan.kind == "picture":
         geometry = PictureGeometry.of_picture(*mask.shape)
         return Side(path.name, path, geometry.embed_mask(mask) != 0, geometry, True, {})
@@ -110,7 +110,9 @@ def _recorded(path: Path) -> Side:
         found = recorded_slices(record)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(
-            "this is not a trajectory of this program", file=path, value=f"{type(error).__name__}: {error}"
+            "this is not a trajectory written by this program",
+            file=path,
+            value=f"{type(error).__name__}: {error}",
         ) from error
     mask = np.zeros(found[0].geometry.shape, np.uint8)
     for each in found:
@@ -121,13 +123,13 @@ def _recorded(path: Path) -> Side:
 
 
 def _on_grid(side: Side, of: Side) -> Side:
-    """A mask file's mask in the voxel order of the other side. Raises InputError where the grids differ."""
+    """Read a mask file in the voxel order of the other mask. Raises InputError if the grids differ."""
     try:
         where = side.geometry.affine, of.geometry.affine, of.mask.shape
         mask = laid_on(side.mask, *where, part=_is_part(side), slack=0.02)
     except Misplaced as error:
         raise InputError(
-            f"lies in another grid than {of.path}",
+            f"has a different grid from {of.path}",
             file=side.path,
             value=str(error),
             remedy="Resample one to the other first; in 3D Slicer: Resample Image (BRAINS), nearest neighbour.",
@@ -138,7 +140,7 @@ def _on_grid(side: Side, of: Side) -> Side:
 
 
 def _is_part(side: Side) -> bool:
-    """3D Slicer writes no more of a segmentation than the box that it covers."""
+    """3D Slicer writes only the bounding box of a segmentation."""
     return not side.pictures and side.path.name.lower().endswith(".seg.nrrd")
 
 

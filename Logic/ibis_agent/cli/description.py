@@ -1,4 +1,4 @@
-"""What there is to tell of a run: before it begins, after each step, and at its end. For the terminal and for tools."""
+"""Descriptions of a run for the terminal and for tools: before it starts, after each step, and at its end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ibis_agent.scan.slices import Stack
 
 
 def describe(task: Task) -> list[tuple[str, str]]:
-    """What is going to be done, as (term, words)."""
+    """A description of the task, as (term, text)."""
     slices = task.slices
     geometry = slices.geometry(slices.first)
     window, notes = _shown(task)
@@ -38,15 +38,15 @@ def describe(task: Task) -> list[tuple[str, str]]:
         ("question", task.question),
         ("policy", task.card.name + (f" ({task.card.note})" if task.card.note else "")),
         ("segmenter", _named(task.request.segmenter)),
-        *([("begins from", task.given.start_name)] if task.given.start else []),
-        *([("never in", task.given.excluded_name)] if task.given.excluded else []),
+        *([("starts from", task.given.start_name)] if task.given.start else []),
+        *([("excluded", task.given.excluded_name)] if task.given.excluded else []),
         *reading_lines(notes),
         *([("caution", task.caution)] if task.caution else []),
     ]
 
 
 def asked(task: Task, run: Run) -> dict[str, Any]:
-    """What is going to be done, in plain values; the models are those that were loaded."""
+    """A description of the task and the loaded models, as plain values."""
     slices = task.slices
     geometry = slices.geometry(slices.first)
     where: dict[str, Any] = {"plane": geometry.plane}
@@ -69,7 +69,7 @@ def asked(task: Task, run: Run) -> dict[str, Any]:
 
 
 def facts_of(run: Run, number: int) -> dict[str, Any]:
-    """What there is to tell about step `number` on a slice alone: plain values, and `…_text` for people."""
+    """The facts about step `number` on a single slice: plain values, and `…_text` for display."""
     step, before = run.steps[number - 1], masks.area(run.steps[number - 2].mask) if number > 1 else 0
     pixels, clicked = masks.area(step.mask), isinstance(step.action, Prompt)
     return {
@@ -95,7 +95,7 @@ def area_text(run: Run, mask: np.ndarray) -> str:
 
 
 def summary(run: Run, written: Mapping[str, Path]) -> dict[str, Any]:
-    """The whole run in plain values. written: its files by what they are."""
+    """The whole run as plain values. written: its files by kind."""
     facts: dict[str, Any] = {
         "question": run.question,
         "answer": answer(run),
@@ -118,7 +118,7 @@ def summary(run: Run, written: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def _shown(task: Task) -> tuple[tuple[float, float] | None, Iterable[str]]:
-    """The window that is shown as black to white, and what a person should know of how the scan was read."""
+    """The window shown as black to white, and notes on how the scan was read."""
     slices = task.slices
     if isinstance(slices, Stack):
         return slices.window, slices.scan.told

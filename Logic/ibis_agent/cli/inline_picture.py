@@ -1,7 +1,7 @@
-"""Pictures between the lines of a terminal that can show them: kitty, Ghostty, iTerm2, WezTerm.
+"""Inline pictures for terminals that can show them: kitty, Ghostty, iTerm2, WezTerm.
 
-By kitty's graphics protocol (https://sw.kovidgoyal.net/kitty/graphics-protocol/) and iTerm2's inline images
-(https://iterm2.com/documentation-images.html). Other terminals get no picture: the live page has it.
+Uses kitty's graphics protocol (https://sw.kovidgoyal.net/kitty/graphics-protocol/) and iTerm2's inline images
+(https://iterm2.com/documentation-images.html). Other terminals show no picture; use the live page.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import numpy as np
 
 Protocol = Literal["kitty", "iterm2"]
 _COLUMNS = 44
-_PIECE = 4096  # bytes of base64 in one escape of kitty's protocol, as it wants
+_PIECE = 4096  # maximum bytes of base64 in one escape sequence of kitty's protocol
 
 
 def protocol(environment: Mapping[str, str] = os.environ) -> Protocol | None:
-    """What the terminal understands, by the names that it gives itself; None inside tmux and screen, which drop it."""
+    """The protocol that the terminal supports, from its environment variables; None in tmux and screen, which drop
+    it."""
     term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
     if term.startswith(("tmux", "screen")) or "TMUX" in environment:
         return None
@@ -30,7 +31,7 @@ def protocol(environment: Mapping[str, str] = os.environ) -> Protocol | None:
 
 
 def escapes(rgb: np.ndarray, by: Protocol) -> str:
-    """The characters that show a (H, W, 3) uint8 picture, `_COLUMNS` wide, its rows after its aspect."""
+    """The escape sequences that show a (H, W, 3) uint8 picture, `_COLUMNS` wide, with its aspect ratio."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -42,7 +43,7 @@ def escapes(rgb: np.ndarray, by: Protocol) -> str:
     pieces = [text[at : at + _PIECE] for at in range(0, len(text), _PIECE)]
     shown = []
     for number, piece in enumerate(pieces):
-        # q=2: the terminal does not answer, or its answer would be read as the person's next line.
+        # q=2: the terminal must not answer; its answer would be read as the person's next line.
         keys = f"a=T,f=100,q=2,c={_COLUMNS}," if number == 0 else ""
         shown.append(f"\033_G{keys}m={int(number + 1 < len(pieces))};{piece}\033\\")
     return "".join(shown) + "\n"

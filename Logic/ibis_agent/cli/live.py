@@ -1,8 +1,8 @@
-"""The page beside `ibis-agent run --step`: it shows the record on the disk after every action, and takes clicks.
+"""The live page of `ibis-agent run --step`: it shows the record after every action, and accepts clicks.
 
-Served on this machine alone, at an address that only its reader knows. A click in the page is a line of the terminal's
-own commands (terminal.HELP): it acts at once where the terminal can be waited for beside it, and is copied where not.
-The run itself is never touched from here: what is shown is read from its file.
+It is served on this machine only, at a secret address. A click on the page becomes one of the terminal's commands
+(terminal.HELP). It is executed at once if we can wait for the terminal and the page together; otherwise the line is
+copied. The page never touches the run itself: it shows what is in the run's file.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ibis_agent.record import journal
 from ibis_agent.record.review import review_page
 from ibis_agent.record.trajectory import Trajectory
 
-_LONGEST = 200  # bytes of a command
-_OPEN = 3.0  # seconds: a page that has looked for news so lately is open still
+_LONGEST = 200  # maximum bytes of a command
+_OPEN = 3.0  # seconds: a page that polled this recently is still open
 _NOTHING_YET = (
     '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="1">'
     "<title>IBIS run</title></head><body><p>Nothing is recorded yet.</p></body></html>"
@@ -39,16 +39,17 @@ class Live:
 
     Attributes:
         address: of the page.
-        acts: whether a command of the page is obeyed; otherwise the person types it.
+        acts: whether commands from the page are executed; otherwise the person types them.
     """
 
     def __init__(self, path: Path, stream: TextIO | None = None) -> None:
-        """path: the run's trajectory.json. stream: the terminal (default: sys.stdin). Raises OSError without a port."""
+        """path: the run's trajectory.json. stream: the terminal (default: sys.stdin). Raises OSError if no port is
+        available."""
         self._path, self._stream = path, stream or sys.stdin
         self._waiting = self._ended = False
         self._lock, self._heard = threading.Lock(), threading.Event()
-        self._looked = -_OPEN  # when a page last looked for news
-        # Bytes wait in a pipe of ours, so that the terminal and the page can be waited for together.
+        self._looked = -_OPEN  # when a page last polled
+        # Commands go through a pipe, so that we can wait for the terminal and the page together.
         self._inbox, self._outbox = socket.socketpair()
         self.acts = os.name == "posix" and self._stream.isatty()
         token = secrets.token_urlsafe(12)
@@ -58,7 +59,7 @@ class Live:
         threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True).start()
 
     def close(self) -> None:
-        """End it. A page that is open hears of it first, lest it come again from an address that is gone."""
+        """Stop the server. An open page is told first, so that it stops polling."""
         self._ended = True
         if time.monotonic() - self._looked < _OPEN:
             self._heard.wait(_OPEN)
@@ -68,7 +69,8 @@ class Live:
         self._outbox.close()
 
     def line(self, echo: Callable[[str], object]) -> str:
-        """The next line that is typed, or that the page sends; "" where the input has ended. echo: gets the latter."""
+        """The next line typed by the person or sent by the page; "" at the end of input. echo: called with a line
+        from the page."""
         if not self.acts:
             return self._stream.readline()
         with self._lock:
@@ -85,7 +87,8 @@ class Live:
         return text + "\n"
 
     def take(self, command: bytes) -> bool:
-        """Whether a command of the page is going to be obeyed: one at a time, and while the person is asked."""
+        """Accept a command from the page: one at a time, and only while waiting for the person. Returns whether it
+        was accepted."""
         with self._lock:
             if not self._waiting or not 0 < len(command) <= _LONGEST:
                 return False
@@ -94,7 +97,7 @@ class Live:
             return True
 
     def state(self) -> dict[str, object]:
-        """What the page asks for often. version: of the files that it is made of."""
+        """The answer to a poll of the page. version: of the files that the page is built from."""
         self._looked, marks = time.monotonic(), []
         for path in (self._path, journal.beside(self._path)):
             with contextlib.suppress(OSError):
@@ -110,8 +113,8 @@ class Live:
         }
 
     def page(self) -> str:
-        """The page of the record as it stands."""
-        state = self.state()  # before the record is read: a later change is then shown by the next look
+        """The page of the current record."""
+        state = self.state()  # read before the record, so that a later change is shown at the next poll
         try:
             record = Trajectory.load(self._path)
             return review_page(record.to_json(png=False), state, record.slices.picture)
@@ -121,7 +124,7 @@ class Live:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Live | None]:
-    """A live page while the block runs; None where this machine gives no port."""
+    """A live page while the block runs; None if no port is available."""
     try:
         live = Live(path)
     except OSError:
@@ -152,14 +155,14 @@ def _handler(live: Live, token: str) -> type[BaseHTTPRequestHandler]:
             self._answer(json.dumps({"taken": taken}), "application/json")
 
         def _asks_for(self, name: str) -> bool:
-            # A page of another site may lead its own host's name to this machine: that name is refused.
+            # DNS rebinding: another site may point its host name to this machine, so other names are refused.
             port: int = self.server.server_address[1]  # type: ignore[assignment,index]
             here = self.headers.get("Host") == f"127.0.0.1:{port}"
             return here and secrets.compare_digest(self.path.encode(), f"/{token}{name}".encode())
 
         def _answer(self, text: str, kind: str) -> None:
             data = text.encode("utf-8", "replace")
-            with contextlib.suppress(OSError):  # the browser may have gone on already
+            with contextlib.suppress(OSError):  # the browser may have closed the connection
                 self.send_response(200)
                 self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(data)))
@@ -169,6 +172,6 @@ def _handler(live: Live, token: str) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(data)
 
         def log_message(self, *_: object) -> None:
-            """The terminal is the person's."""
+            """Do not log to the terminal, which the person is using."""
 
     return Handler

@@ -1,4 +1,4 @@
-"""The command line of `ibis-agent`: subcommands and options. What they do is in commands."""
+"""The command line of `ibis-agent`: subcommands and options. Their implementation is in commands."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ from ibis_agent.scan.windows import PRESETS
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with a wrong command told in one line and exit code 2."""
+    """argparse that reports an invalid command in one line, with exit code 2."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"ibis-agent: {terminal.one_line(message)}. See: {self.prog} --help\n")
 
 
 class _Once(argparse.Action):
-    """An option that is refused the second time, where the first would be forgotten in silence."""
+    """An option that may be given only once; argparse would silently ignore the first value."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None
     ) -> None:
         if getattr(namespace, self.dest) is not None:
-            parser.error(f"{option_string} may be given once: name all structures in it")
+            parser.error(f"{option_string} may be given only once: name all structures in it")
         setattr(namespace, self.dest, values)
 
 
 def parser() -> argparse.ArgumentParser:
-    """All of it; the subcommand's name comes out as `command`."""
+    """The parser; the name of the subcommand is stored as `command`."""
     made = _Parser(
         prog="ibis-agent",
-        description="Ask a scan a question and watch the answer being worked out, click by click.",
+        description="Ask a question about a scan and watch an agent answer it, click by click.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -66,8 +66,9 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="ask about a scan",
-        description="Ask about one slice of a scan. Leaves the mask, trajectory.json and review.html; of several "
-        "structures these in a folder each, and beside them one file of labels, measures.csv and index.html.",
+        description="Ask about one slice of a scan, or with --volume about the whole scan. Writes the mask, "
+        "trajectory.json and review.html; for several structures, these are in one folder each, with a "
+        "common label file, measures.csv and index.html beside them.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -77,15 +78,15 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
         type=Path,
         metavar="SCAN",
         help=(
-            "PNG or JPEG, NIfTI, NRRD, MetaImage, MedSAM2-style .npz, or a DICOM folder; none with --resume"
+            "PNG or JPEG, NIfTI, NRRD, MetaImage, MedSAM2-style .npz, or a DICOM folder; not needed with --resume"
         ),
     )
     run.add_argument(
         "--prompt",
         action="append",
         metavar="TEXT",
-        help='the question, such as "Segment the liver"; for several structures "the liver and the spleen", or given '
-        "several times",
+        help='the question, such as "Segment the liver"; for several structures "Segment the liver and the '
+        'spleen", or give it several times',
     )
 
     picture = run.add_argument_group("which picture")
@@ -110,16 +111,16 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
         help="first and last voxel of each axis of the file that the mask stays in",
     )
 
-    add_given(run.add_argument_group("masks that are there"))
+    add_given(run.add_argument_group("existing masks"))
 
     limits = run.add_argument_group("how far")
     add_turns(limits)
-    limits.add_argument("--step", action="store_true", help="wait for the person after each action")
+    limits.add_argument("--step", action="store_true", help="wait for you after each action")
     limits.add_argument(
         "--resume",
         type=Path,
         metavar="FILE",
-        help="go on from a trajectory.json, or a structures.json of several; of these and of a volume name SCAN too",
+        help="continue from a trajectory.json or structures.json; for several structures or a volume, give SCAN too",
     )
 
     out = run.add_argument_group("what comes out")
@@ -128,10 +129,12 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
     )
     add_mask_format(out)
     out.add_argument(
-        "--mask", type=Path, metavar="FILE", help="write the mask to this file, in place of the folder"
+        "--mask", type=Path, metavar="FILE", help="write the mask to this file instead of the folder"
     )
     out.add_argument(
-        "--report", action="store_true", help="of a DICOM scan: a DICOM SEG and a report of its measures (SR)"
+        "--report",
+        action="store_true",
+        help="for a DICOM scan: write a DICOM SEG and a measurement report (SR)",
     )
     out.add_argument("--no-review", action="store_true", help="write no review.html")
     add_shown(out)
@@ -140,12 +143,13 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
 
 
 def _add_cohort(commands: Any, as_a_run: dict[str, Any]) -> None:
-    """as_a_run: what a run that says nothing is asked; all of that a cohort is asked too."""
+    """as_a_run: the default values of `run`, which also apply to a cohort."""
     cohort = commands.add_parser(
         "cohort",
-        help="one question to many scans",
-        description="Ask many scans one question. Every scan gets a folder in DIR, with what a run leaves; beside "
-        "them a table of measures and a page, the most doubtful first. The same command goes on after a stop.",
+        help="ask one question about many scans",
+        description="Ask one question about many scans. Every scan gets a folder in DIR with the results of a run; "
+        "beside them are a table of measurements and a page with the most doubtful results first. Give "
+        "the same command again to continue after an interruption.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -154,12 +158,16 @@ def _add_cohort(commands: Any, as_a_run: dict[str, Any]) -> None:
         "scans", metavar="SCANS", help="a folder, a pattern in quotes, or a manifest (CSV, JSON, Parquet)"
     )
     cohort.add_argument(
-        "--prompt", action=_Once, metavar="TEXT", help="the question; a manifest's column prompt comes first"
+        "--prompt",
+        action=_Once,
+        metavar="TEXT",
+        help="the question; a prompt column in the manifest takes precedence",
     )
     cohort.add_argument(
         "--structures",
         metavar="A,B,…",
-        help="in place of --prompt, several structures for each scan: one file of labels, a line of the table for each",
+        help="segment several structures in each scan, instead of --prompt: one label file per scan, one table row "
+        "per structure",
     )
     cohort.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for the results")
     cohort.add_argument(
@@ -167,12 +175,13 @@ def _add_cohort(commands: Any, as_a_run: dict[str, Any]) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="processes at once, shared out over the cards (default: 1)",
+        help="number of worker processes, distributed over the GPUs (default: 1)",
     )
     cohort.add_argument(
         "--ray",
         metavar="auto|ADDRESS",
-        help="workers on a Ray cluster that shares the scans and DIR; auto: one that runs here, or this machine",
+        help="run the workers on a Ray cluster that shares the scans and DIR; auto: a cluster running here, or this "
+        "machine",
     )
     add_cut(cohort.add_argument_group("which picture"))
     add_models(cohort)
@@ -191,10 +200,14 @@ def _add_cohort(commands: Any, as_a_run: dict[str, Any]) -> None:
 
 
 def _add_others(commands: Any) -> None:
-    replay = commands.add_parser("replay", help="rebuild the masks of a trajectory with the segmenter alone")
+    replay = commands.add_parser(
+        "replay", help="reproduce the masks of a trajectory with the segmenter alone"
+    )
     replay.add_argument("trajectory", type=Path, metavar="TRAJECTORY.json")
     add_segmenter(replay)
-    replay.add_argument("--mask", type=Path, metavar="FILE", help="write the rebuilt last mask to this file")
+    replay.add_argument(
+        "--mask", type=Path, metavar="FILE", help="write the last reproduced mask to this file"
+    )
     replay.add_argument("--quiet", action="store_true", help="print nothing but errors")
     replay.add_argument("--json", action="store_true", help="print JSON")
 
@@ -203,30 +216,36 @@ def _add_others(commands: Any) -> None:
     review.add_argument(
         "--out", type=Path, metavar="FILE", help="the page (default: review.html beside the trajectory)"
     )
-    review.add_argument("--open", action="store_true", help="show it in the browser")
+    review.add_argument("--open", action="store_true", help="open it in the browser")
 
     _add_compare(commands)
     _add_mcp(commands)
 
     convert = commands.add_parser(
         "convert",
-        help="turn a trajectory into the published format, or the other way",
-        description="Which way it goes is told by what the file holds.",
+        help="convert a trajectory to the published format, or back",
+        description="The direction depends on the contents of the file.",
     )
     convert.add_argument("trajectory", type=Path, metavar="FILE.json")
     convert.add_argument(
-        "--out", type=Path, metavar="PATH", required=True, help="the file; a folder where there are several"
+        "--out",
+        type=Path,
+        metavar="PATH",
+        required=True,
+        help="the output file, or a folder for several trajectories",
     )
     convert.add_argument(
         "--scans",
         type=Path,
         metavar="DIR",
-        help="where the scans of published ones are (default: beside them)",
+        help="folder with the scans of published trajectories (default: beside them)",
     )
-    convert.add_argument("--prompt", metavar="TEXT", help="the question of published ones, which lack it")
+    convert.add_argument(
+        "--prompt", metavar="TEXT", help="the question for published trajectories, which do not contain it"
+    )
 
     info = commands.add_parser(
-        "info", help="what a checkpoint, a trajectory or a scan is, and whether it can be used"
+        "info", help="describe a checkpoint, a trajectory or a scan, and say whether it can be used"
     )
     info.add_argument(
         "path",
@@ -238,58 +257,60 @@ def _add_others(commands: Any) -> None:
     )
     add_server(info)
     info.add_argument(
-        "--segmenter-config", metavar="NAME|FILE", help="architecture of a segmenter's checkpoint"
+        "--segmenter-config", metavar="NAME|FILE", help="architecture of a segmenter checkpoint"
     )
     add_series(info)
     add_modality(info)
-    info.add_argument("--load", action="store_true", help="load a model however large it is")
+    info.add_argument("--load", action="store_true", help="load a model of any size")
     info.add_argument("--json", action="store_true", help="print JSON")
 
     prompts = commands.add_parser(
         "import-prompts",
-        help="fill a policy's card with the prompts of the published code",
-        description="Read the prompts from your own checkout of the published code. Nothing in it is run.",
+        help="fill in a policy's card with the prompts of the published code",
+        description="Read the prompts from your own checkout of the published code. None of its code is run.",
     )
     prompts.add_argument("checkout", type=Path, metavar="CHECKOUT", help="folder of the published code")
     prompts.add_argument("policy", type=Path, metavar="DIR", help="folder of the policy")
 
 
 def _add_compare(commands: Any) -> None:
-    """The subcommand `compare`, see there."""
+    """Add the subcommand `compare`."""
     found = commands.add_parser(
         "compare",
-        help="two runs, or a run and a reference mask: Dice, HD95, volumes, a page side by side",
-        description="Compare two masks of one scan. Each is a run's folder, its trajectory.json, or a mask file.",
+        help="compare two runs, or a run and a reference mask: Dice, HD95, volumes, and a page that shows them side "
+        "by side",
+        description="Compare two masks of the same scan. Each can be a run's folder, its trajectory.json, or a mask "
+        "file.",
     )
     found.add_argument("a", type=Path, metavar="A", help="a run, or a mask file")
     found.add_argument("b", type=Path, metavar="B", help="a run, or a mask file such as the reference")
     found.add_argument(
-        "--label", type=int, metavar="N", help="only this value of mask files (default: all but zero)"
+        "--label", type=int, metavar="N", help="use only this value of mask files (default: all except zero)"
     )
     found.add_argument(
         "--out", type=Path, metavar="FILE", help="the page (default: comparison.html beside the run)"
     )
-    found.add_argument("--no-page", action="store_true", help="print the figures alone")
-    found.add_argument("--json", action="store_true", help="print one JSON object in place of text")
-    found.add_argument("--open", action="store_true", help="show the page in the browser")
+    found.add_argument("--no-page", action="store_true", help="write no page, only print the figures")
+    found.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    found.add_argument("--open", action="store_true", help="open the page in the browser")
 
 
 def _add_mcp(commands: Any) -> None:
-    """The subcommand `mcp`, see tool_server."""
+    """Add the subcommand `mcp`, see tool_server."""
     made = commands.add_parser(
         "mcp",
         help="tools for other agents over the Model Context Protocol",
-        description="Serve questions to scans as typed tools on standard input and output.",
+        description="Offer questions about scans as typed tools on standard input and output.",
     )
-    made.add_argument("--scans", type=Path, metavar="DIR", required=True, help="where scans are read from")
-    made.add_argument("--out", type=Path, metavar="DIR", required=True, help="where results are written to")
+    made.add_argument("--scans", type=Path, metavar="DIR", required=True, help="folder to read scans from")
+    made.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder to write results to")
     add_models(made)
 
 
 def with_negative_numbers(arguments: Sequence[str]) -> list[str]:
-    """argparse takes "-1e3" for an option; as " -1e3" it is a number. For the two values of --window.
+    """Prepare the two values of --window: argparse takes "-1e3" for an option, but " -1e3" for a number.
 
-    The name of a window becomes its two values.
+    A window's name is replaced by its two values.
     """
     made = list(arguments)
     for at, word in enumerate(made):

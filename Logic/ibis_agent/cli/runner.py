@@ -1,8 +1,7 @@
 """One run from files to files: scan → run → mask, trajectory, review page.
 
-What can be wrong with what the person gave is found when a `Runner` is made (by request.check), before a model
-is loaded or a file written. Options and printing are in commands and session, what there is to tell in
-description; what a step does is in run.
+Input errors are found when a `Runner` is created (by request.check), before a model is loaded or a file written.
+Options and printing are in commands and session, descriptions in description; what a step does is in run.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from ibis_agent.scan.slices import Stack
 from ibis_agent.segmenter.contract import Segmenter
 
 TRAJECTORY_NAME, REVIEW_NAME, REPORT_NAME = "trajectory.json", "review.html", "report.dcm"
-# Room for the results of a slice, and of a volume; its mask is compressed and nearly empty.
+# Bytes needed for the results of a slice, and of a volume; its mask is compressed and nearly empty.
 _ROOM, _ROOM_OF_A_VOLUME = 16 * 2**20, 64 * 2**20
 
 
@@ -48,23 +47,23 @@ class Runner:
         runner.finish()
 
     Attributes:
-        task: what is done, checked.
-        run: there after `load`.
-        notes: what a person should know, such as that other weights are used than in the resumed run.
+        task: the checked task.
+        run: set by `load`.
+        notes: notes for the person, such as that the weights differ from those of the resumed run.
         written: the files, once `finish` has written them.
-        discarded: nothing is kept of it.
+        discarded: whether the run was discarded.
     """
 
     run: Run
 
     def __init__(self, request: Request | Task) -> None:
-        """Check everything, and make the folders. Raises IbisError, and leaves nothing behind then."""
+        """Check everything, and create the folders. If it raises IbisError, nothing is left behind."""
         self.task = request if isinstance(request, Task) else check(request)
         self.notes: list[str] = []
         self.written: dict[str, Path] = {}
         self.discarded = False
         self._saved = False
-        self._kept: Place | None = None  # how the run stood when it was saved, or resumed
+        self._kept: Place | None = None  # the state of the run when it was last saved or resumed
         self._made_folders: list[Path] = []
         self._claim: Claim | None = None
         room = _ROOM_OF_A_VOLUME if isinstance(self.task.slices, Stack) else _ROOM
@@ -92,7 +91,7 @@ class Runner:
         self.begin(policy, segmenter)
 
     def begin(self, policy: Policy | None, segmenter: Segmenter) -> None:
-        """Open the run with models that are loaded already."""
+        """Open the run with models that are already loaded."""
         task = self.task
         if task.resumed is None:
             self.run = Run(task.slices, task.question, policy, segmenter, task.settings, given=task.given)
@@ -104,7 +103,7 @@ class Runner:
         self.notes += [str(each.message) for each in told if each.category is UserWarning]
 
     def do(self, act: Callable[[], object]) -> None:
-        """Do something to the run and keep the result on disk; what is done before a failure, too."""
+        """Call `action` and save the run to disk, also if the action fails."""
         try:
             act()
         except BaseException:
@@ -114,7 +113,7 @@ class Runner:
         self.save()
 
     def save(self) -> Path:
-        """Keep the run on disk as it stands, whole or not at all. Returns its file. Raises OutputError."""
+        """Save the run to disk atomically. Returns its file. Raises OutputError."""
         place, kept = self.run.place(), self._kept
         if kept is None or (place.actions, place.halt) != (kept.actions, kept.halt):
             if place.actions or self._saved or place.halt:
@@ -125,14 +124,14 @@ class Runner:
         return self._file.path
 
     def finish(self) -> dict[str, Path]:
-        """Write everything. Returns the files by what they are. Raises OutputError."""
+        """Write all results. Returns the files by kind. Raises OutputError."""
         task, run, record = self.task, self.run, None
         if not self._is_untouched():
             self._remove_earlier()
             record = self._file.finish(run, measured(run).to_json())
             self._saved = True
         written = {"trajectory": self._file.path}
-        # A volume of one slice is worked on as a slice alone; its mask still lies in the whole scan.
+        # A volume of one slice is treated as a single slice; its mask still covers the whole scan.
         mask: np.ndarray = run.volume() if isinstance(task.slices, Stack) else run.mask()
         for path in task.masks:
             if path.name.endswith(".dcm") and not mask.any():
@@ -151,32 +150,32 @@ class Runner:
         return written
 
     def discard(self) -> None:
-        """Leave nothing of this run behind. A resumed run's own file stays as the last step left it."""
+        """Remove all files of this run. The file of a resumed run stays as it was after its last step."""
         self.discarded = True
         if self._saved and self.task.resumed is None:
             self._file.remove()
         self.abandon()
 
     def abandon(self) -> None:
-        """Give the folder back, and remove those that were made for this run, if nothing is in them."""
+        """Release the folder, and remove the folders created for this run if they are empty."""
         self.give_back()
         for folder in self._made_folders:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
     def give_back(self) -> None:
-        """Let others write into the folder."""
+        """Allow others to write into the folder."""
         if self._claim is not None:
             self._claim.release()
 
     def _is_untouched(self) -> bool:
-        """Nothing was done to a resumed run yet: its record stays, and the mask beside it."""
+        """Whether a resumed run is unchanged, so that its record and mask stay."""
         self.save()
         resume, path = self.task.request.resume, self._file.path
         return not self._saved and resume is not None and path.exists() and path.samefile(resume)
 
     def _spare_others(self) -> None:
-        """Raises InputError where the results would overwrite what no run has left there. A --mask was named."""
+        """Raises InputError if the results would overwrite files that were not written by a run. --mask is exempt."""
         task, folder = self.task, self.task.folder
         if not task.named or (folder / TRAJECTORY_NAME).exists():
             return
@@ -189,7 +188,7 @@ class Runner:
                 raise InputError("the results would overwrite this file", file=path, remedy=remedy)
 
     def _remove_earlier(self) -> None:
-        """Mask and page of an earlier run in this folder: beside the new record they would belie it."""
+        """Remove the mask and page of an earlier run in this folder: they would not match the new record."""
         if self._saved or not self._file.path.exists():
             return
         remove_results(self.task.folder, self.task.request.scan)
@@ -214,7 +213,7 @@ class Runner:
 
 
 def remove_results(folder: Path, scan: Path | None) -> None:
-    """Remove what an earlier run left beside its record; never the scan."""
+    """Remove files that an earlier run wrote beside its record; never the scan."""
     for name in (REVIEW_NAME, REPORT_NAME, *(f"mask{end}" for end in MASK_FORMATS.values())):
         path = folder / name
         if path.is_file() and not (scan is not None and path.samefile(scan)):
@@ -222,19 +221,19 @@ def remove_results(folder: Path, scan: Path | None) -> None:
 
 
 def load_models(task: Task) -> tuple[Policy, Segmenter]:
-    """Both models of a task. Raises ModelError."""
+    """Load both models of a task. Raises ModelError."""
     segmenter, policy = load_segmenter(task.request), load_policy(task.policy, task.request)
     policy.card = dataclasses.replace(policy.card, history=task.card.history)
     return policy, segmenter
 
 
 def load_policy(found: PolicySource, request: Request) -> Policy:
-    """The policy of a request. Imports torch. Raises ModelError."""
+    """Load the policy of a request. Imports torch. Raises ModelError."""
     return found.open(request.device, request.precision)
 
 
 def load_segmenter(request: Request) -> Segmenter:
-    """The segmenter of a request. Imports torch. Raises ModelError."""
+    """Load the segmenter of a request. Imports torch. Raises ModelError."""
     return segmenters.open(
         request.segmenter,
         request.segmenter_config,
@@ -252,10 +251,10 @@ def write_mask(
     answer: str,
     dicom: tuple[Path, str | None] | None = None,
 ) -> None:
-    """Write a mask into the scan's grid, named and coloured after the question or the answer.
+    """Write a mask in the scan's grid, with name and colour from the question or the answer.
 
     mask, where: (H, W) and its PictureGeometry, or (I, J, K) and the Scan or a geometry. dicom: the scan's folder and
-    series, which a DICOM SEG or RTSTRUCT refers to.
+    series, which a DICOM SEG or RTSTRUCT references.
     """
     mask_files.write_mask(
         path,

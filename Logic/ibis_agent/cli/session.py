@@ -1,7 +1,6 @@
-"""A run at the terminal: what is done as it comes, the person's word in between, and an end that loses nothing.
+"""A run at the terminal: shows its actions, takes the person's commands in between, and never loses a finished step.
 
-The command's options are in options, files in runner, what is typed and how text is shown in terminal, Ctrl-C in
-signals.
+The command's options are in options, files in runner, terminal input and output in terminal, Ctrl-C in signals.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ from ibis_agent.scan.picture import overlay
 from ibis_agent.segmenter.contract import Found
 
 
-class Stopped(Exception):  # noqa: N818 - not a failure: the person pressed Ctrl-C, and this says what was kept
-    """The run was stopped; the text says what is kept and where."""
+class Stopped(Exception):  # noqa: N818 - not a failure: the person pressed Ctrl-C, and the message says what was kept
+    """The run was stopped; the message says what is kept and where."""
 
 
 class Session:
-    """Takes a checked run through loading and its actions to its results.
+    """Takes a checked run from loading the models to writing the results.
 
     Args:
         by_hand: wait for the person after each action.
-        as_json: print one JSON object a line instead of text; the screen is then quiet.
+        as_json: print one JSON object per line instead of text; the screen is then silent.
     """
 
     def __init__(
@@ -50,7 +49,8 @@ class Session:
         )
 
     def load(self) -> None:
-        """Say what is going to be done, and load the models. Whatever stops it leaves nothing behind."""
+        """Print the description of the run, and load the models. If this fails or is stopped, nothing is left
+        behind."""
         screen, task = self.screen, self.runner.task
         try:
             resumed = task.resumed
@@ -73,9 +73,9 @@ class Session:
             raise
 
     def go(self) -> str:
-        """Go on until the run ends, or as the person says; write the results, and return the status.
+        """Continue until the run ends or the person ends it; write the results, and return the status.
 
-        Raises Stopped after Ctrl-C, with what was done on the disk; IbisError, likewise.
+        Raises Stopped after Ctrl-C, or IbisError; the finished steps are on the disk in both cases.
         """
         run = self.runner.run
         if run.status == "ended":
@@ -88,13 +88,13 @@ class Session:
                 elif not self._beside_the_page():
                     with self.stopper.deaf():
                         self.runner.discard()
-                    self.screen.line("  discarded, nothing was kept")
+                    self.screen.line("  discarded; nothing was kept")
                     return run.status
                 self._finish()
             except (KeyboardInterrupt, Cancelled):
                 raise Stopped(self._keep()) from None
             except BaseException:
-                # A model that fails or a full disk must not cost what is there.
+                # A failing model or a full disk must not lose the finished steps.
                 with contextlib.suppress(IbisError):
                     self._keep()
                 raise
@@ -103,8 +103,8 @@ class Session:
         return run.status
 
     def _keep(self) -> str:
-        """Make sure that what was done is on the disk, and say where."""
-        with contextlib.suppress(OSError):  # nobody may be reading any more; all is kept the same
+        """Make sure that the finished steps are on the disk, and say where."""
+        with contextlib.suppress(OSError):  # the output pipe may be closed; save everything all the same
             self.screen.end_flow()
         run, what = self.runner.run, "step" if self.runner.run.alone else "action"
         count = len(run.actions)
@@ -113,35 +113,31 @@ class Session:
                 self.runner.abandon()
                 return f"stopped before the first {what}; nothing was written"
             path = self.runner.save()
-            if not run.alone and not self.stopper.final:  # one who ends us may not wait for mask and page
+            if not run.alone and not self.stopper.final:  # whoever ends us may not wait for mask and page
                 self.runner.finish()
         kept = f"1 {what} is kept" if count == 1 else f"{count} {what}s are kept"
         scan = "" if run.alone else f"{shlex.quote(str(self.runner.task.request.scan))} "
-        return (
-            f"stopped; {kept} in {path}. Go on with: ibis-agent run {scan}--resume {shlex.quote(str(path))}"
-        )
+        return f"stopped; {kept} in {path}. Continue with: ibis-agent run {scan}--resume {shlex.quote(str(path))}"
 
     def _refuse_an_ended_run(self, reason: str) -> None:
-        """A person can go back in it; a policy has nothing more to do."""
+        """A person can go back in a finished run; a policy has nothing more to do."""
         if not self.by_hand:
             raise InputError(
                 "the run to resume has ended",
                 file=self.runner.task.request.resume,
                 value=reason,
-                remedy="Go back in it with --step, or allow more with --max-turns.",
+                remedy="Use --step to go back in it, or allow more turns with --max-turns.",
             )
 
     def _alone(self) -> None:
-        """The agent without a person; a paused one is tried once more."""
+        """Let the agent work alone; a paused run is tried once more."""
         while True:
             self._step()
             if self.runner.run.status != "ready":
                 return
 
-    # The person
-
     def _beside_the_page(self) -> bool:
-        """As `_with_the_person`, with a page that shows each action and takes clicks."""
+        """Like `_with_the_person`, with a live page that shows each action and accepts clicks."""
         with live.opened(self.runner.task.folder / TRAJECTORY_NAME) as self.live:
             if self.live is not None:
                 self._emit("live", {"address": self.live.address})
@@ -149,7 +145,7 @@ class Session:
             return self._with_the_person()
 
     def _with_the_person(self) -> bool:
-        """Acts and waits in turn. False if the person discards the run."""
+        """Alternate between the agent and the person. Returns False if the person discards the run."""
         run = self.runner.run
         if run.actions:
             self._tell_state()
@@ -171,25 +167,25 @@ class Session:
                 self.screen.line(self.screen.warn(f"     {one_line(error)}"))
 
     def _ask(self) -> terminal.Command | None:
-        """The person's next command; None when nobody is there any more (the input has ended)."""
+        """The person's next command; None at the end of input."""
         run = self.runner.run
         self._show()
         hints = {"ready": "Enter goes on", "ended": "Enter accepts", "paused": "Enter asks it again"}
-        hint = f"{hints[run.status]}, a accepts, ? helps: "
+        hint = f"{hints[run.status]}, a accepts, ? for help: "
         self.screen.ask(f"   {self.screen.mark('›')} {self.screen.dim(hint)}")
         try:
             typed = self.live.line(self.screen.line) if self.live else sys.stdin.readline()
         except KeyboardInterrupt:
-            self.screen.line()  # the cursor stands behind the prompt and ^C
+            self.screen.line()  # the cursor is after the prompt and ^C
             raise
         except UnicodeDecodeError as error:
-            raise InputError("that is not understood", remedy="Type ? for what there is.") from error
+            raise InputError("unknown command", remedy="Type ? for the list of commands.") from error
         if not sys.stdin.isatty():
             self.screen.line()
         return terminal.read_command(typed, *run.memory.size, not run.alone) if typed else None
 
     def _show(self) -> None:
-        """The slice that was worked on, with its mask, where the terminal can show it; once."""
+        """Show the current slice with its mask once, if the terminal can show pictures."""
         run = self.runner.run
         if self.screen.pictures is None or not run.actions or run.actions[-1] is self._shown:
             return
@@ -198,13 +194,13 @@ class Session:
         self.screen.picture(overlay(rgb, run.mask(self._shown.index)))
 
     def _try(self, act: Callable[[], object]) -> None:
-        """In a volume Ctrl-C stops what is being done, not the program."""
+        """In a volume Ctrl-C stops the current action, not the program."""
         try:
             act()
         except Cancelled:
             if self.runner.run.alone or self.stopper.final:
                 raise
-            self.screen.line(self.screen.warn("     stopped; what was done is kept"))
+            self.screen.line(self.screen.warn("     stopped; the steps so far are kept"))
 
     def _obey(self, command: terminal.Command) -> None:
         run, runner, watch = self.runner.run, self.runner, self._watch
@@ -229,8 +225,6 @@ class Session:
         else:
             self._step()
 
-    # What is done and told
-
     def _step(self) -> None:
         run, screen = self.runner.run, self.screen
         if run.alone:
@@ -244,7 +238,7 @@ class Session:
     def _work(self, act: Callable[[], object]) -> None:
         with self.stopper.work():
             self.runner.do(act)
-        if self.stopper.asked and self.runner.run.status == "ready":  # it came when nobody asked any more
+        if self.stopper.asked and self.runner.run.status == "ready":  # it came after the last poll
             raise Cancelled()
 
     def _on_text(self, piece: str) -> None:
@@ -253,11 +247,11 @@ class Session:
     def _on_retry(self, problem: str) -> None:
         self._thinking = ThinkingStream()
         self.screen.line(
-            self.screen.warn(f"     its reply could not be read ({one_line(problem)}); asking once more")
+            self.screen.warn(f"     its reply could not be read ({one_line(problem)}); asking again")
         )
 
     def _on_action(self, action: RunAction) -> None:
-        """Keep it, then tell of it."""
+        """Save the run, then print the step."""
         self.runner.save()
         self._thinking = ThinkingStream()
         self.screen.end_flow()
@@ -289,12 +283,12 @@ class Session:
         self._wipe(f"{text}, {left:.0f} s left\r")
 
     def _wipe(self, text: str = "") -> None:
-        """The line of the progress, on a terminal."""
+        """Print the progress line, on a terminal."""
         if self.screen.stream.isatty() and not self.screen.quiet:
             print(f"\033[K{text}", end="", flush=True)
 
     def _tell_step(self) -> None:
-        """The line of the last step: action, area, change, score, seconds."""
+        """Print the line of the last step: action, area, change, score, seconds."""
         facts = description.facts_of(self.runner.run, len(self.runner.run.steps))
         self._emit("step", facts)
         screen = self.screen
@@ -313,7 +307,7 @@ class Session:
 
     def _tell_state(self) -> None:
         run, count = self.runner.run, len(self.runner.run.actions)
-        where = "at the question, no mask"
+        where = "at the question; no mask"
         if count and run.alone:
             where = f"after step {count}, area {description.area_text(run, run.mask())}"
         elif count:

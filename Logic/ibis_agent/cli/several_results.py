@@ -1,4 +1,4 @@
-"""What a run over several structures comes to: labels in which overlaps are settled, measures, a page, a summary."""
+"""The common results for several structures: labels with overlaps resolved, measurements, a page, a summary."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from ibis_agent.scan.slices import Stack
 
 STRUCTURES_NAME, TABLE_NAME, PAGE_NAME, LABELS = "structures.json", "measures.csv", "index.html", "labels"
 _SCHEMA = "ibis-structures/1"
-_SIDE = 320  # pixels of a picture on the page
-# What decides over the results and is not chosen again when a run is resumed, with the types that it may have.
+_SIDE = 320  # pixels; size of the pictures on the page
+# The options that affect the results and cannot be changed on resuming, with their types.
 _KEPT: dict[str, tuple[type, ...]] = {
     "plane": (str,), "index": (int,), "window": (int, float), "orientation": (str,), "series": (str,),
     "modality": (str,), "max_turns": (int,), "max_repeats": (int,), "history": (int,), "mask_formats": (str,),
@@ -49,10 +49,9 @@ class Part:
 
     Attributes:
         number: its label, from 1.
-        name: of the segment, different for each.
-        question, folder: of its run.
-        begun: the record of a run that has not ended, to go on from.
-        done: what came of it.
+        name: of the segment, unique. question, folder: of its run.
+        begun: the record of an unfinished run, to resume from.
+        done: its result.
     """
 
     number: int
@@ -73,7 +72,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Done:
-    """What is kept of a run that is done: its masks as run lengths and their scores, by slice, and how it stood."""
+    """The result of a finished run: its masks as run lengths and their scores, by slice, and its status."""
 
     answer: str
     status: str
@@ -94,7 +93,7 @@ class Done:
 
     @property
     def doubt(self) -> float:
-        """0 to 1: what the scores lack of 1 over the slices of the mask; 1 where the run paused or found nothing."""
+        """0 to 1: one minus the mean score over the slices of the mask; 1 if the run paused or found nothing."""
         known = [score for n, score in self.scores.items() if self.masks[n]]
         if not known or self.status == "paused":
             return 1.0
@@ -103,7 +102,7 @@ class Done:
 
 @dataclass(eq=False)
 class Results:
-    """The files beside the structures' folders. paths: those of the labels."""
+    """The files beside the structures' folders. paths: the label files."""
 
     folder: Path
     task: Task
@@ -114,7 +113,7 @@ class Results:
     _most: str = ""
 
     def check_places(self) -> None:
-        """Raises InputError where the results would overwrite the scan, or what is not ours."""
+        """Raises InputError if the results would overwrite the scan, or files that are not ours."""
         scan, remedy = self.task.request.scan, "Choose another --out or --mask."
         for path in (*self.paths, self.names):
             if scan is not None and path.resolve() == scan.resolve():
@@ -131,18 +130,18 @@ class Results:
 
     @property
     def names(self) -> Path:
-        """The file that says which label is which."""
+        """The file with the names of the labels."""
         return self.paths[0].with_name(stem(self.paths[0]) + ".json")
 
     def _own_labels(self) -> list[Path]:
         return [self.folder / f"{LABELS}{end}" for end in (*MASK_FORMATS.values(), ".json")]
 
     def written(self) -> bool:
-        """Whether the labels, or what an empty DICOM leaves, are there."""
+        """Whether the label files exist, or the empty result of a DICOM format."""
         return self.names.exists() and (self.folder / TABLE_NAME).exists()
 
     def remove(self) -> None:
-        """Those of an earlier run in this folder: beside the new ones they would belie them. Nothing else."""
+        """Remove the results of an earlier run in this folder, and nothing else: they would not match the new ones."""
         if not (self.folder / STRUCTURES_NAME).is_file():
             return
         scan = self.task.request.scan
@@ -151,7 +150,8 @@ class Results:
                 path.unlink()
 
     def write(self, review: bool = True) -> dict[str, Path]:
-        """Labels, names, measures and page of what is done. Returns the files by what they are. Raises OutputError."""
+        """Write labels, names, measurements and page for the finished structures. Returns the files by kind. Raises
+        OutputError."""
         labels, overlaps = self._labels()
         done = [part for part in self.parts if part.done]
         unit = "pixels" if labels.ndim == 2 else "voxels"
@@ -187,7 +187,7 @@ class Results:
         }
 
     def save(self, created: str, asked: Mapping[str, Any], written: Mapping[str, Path] | None) -> None:
-        """Write structures.json: what was asked, and how each structure stands."""
+        """Write structures.json: the request, and the status of each structure."""
         content = {
             "schema": _SCHEMA,
             "created": created,
@@ -200,7 +200,7 @@ class Results:
         files.write_json(self.folder / STRUCTURES_NAME, content)
 
     def _labels(self) -> tuple[np.ndarray, Overlaps]:
-        """(H, W) of a slice alone, otherwise (I, J, K) in the scan's own voxel order; and what overlapped."""
+        """Labels, (H, W) for a single slice, otherwise (I, J, K) in the scan's own voxel order; and the overlaps."""
         slices, overlaps = self.task.slices, Overlaps()
         geometry = slices.geometry(slices.first)
         flat = not isinstance(slices, Stack)
@@ -238,7 +238,7 @@ class Results:
         return {**written, "names": self.names}
 
     def _row(self, part: Part) -> dict[str, Any]:
-        """What there is to tell of a structure, in plain values."""
+        """The facts about a structure, as plain values."""
         row: dict[str, Any] = {
             "label": part.number, "name": part.name, "question": part.question, "folder": part.folder.name,
             "colour": list(part.segment.colour), "status": "to do", "answer": "",
@@ -254,7 +254,7 @@ class Results:
         return row
 
     def _picture(self, part: Part, labels: np.ndarray, side: int = _SIDE) -> str:
-        """The slice where the structure is largest, with all structures in their colours."""
+        """The slice with the structure's largest area, showing all structures in their colours."""
         slices, measures = self.task.slices, self._measures[part.number]
         index = slices.first if measures.area_slice is None else measures.area_slice
         geometry = slices.geometry(index)
@@ -264,7 +264,7 @@ class Results:
 
 
 def _is_names(path: Path) -> bool:
-    """Whether a file is one that `_names` made."""
+    """Whether a file was written by `_names`."""
     try:
         content = read_json(path)
     except IbisError:
@@ -273,7 +273,7 @@ def _is_names(path: Path) -> bool:
 
 
 def _names(parts: Sequence[Part]) -> dict[str, Any]:
-    """Which label is which; `labels` as in a dataset.json of nnU-Net."""
+    """The names of the labels; `labels` as in nnU-Net's dataset.json."""
     segments = []
     for part in parts:
         code = part.segment.structure.code if part.segment.structure else None
@@ -285,15 +285,15 @@ def _names(parts: Sequence[Part]) -> dict[str, Any]:
 
 
 def asked_to_json(request: Request) -> dict[str, Any]:
-    """What decides over the results, beside scan, questions and models."""
+    """The options that affect the results, besides scan, questions and models."""
     kept: dict[str, Any] = json.loads(json.dumps({key: getattr(request, key) for key in _KEPT}))
     return kept
 
 
 def resumed(request: Request, questions: Sequence[str] | None) -> tuple[Request, list[str], str]:
-    """What a stopped run was asked, with the scan and the models of `request`; the questions; when it was created.
+    """The request of a stopped run with the scan and models of `request`; the questions; when it was created.
 
-    Raises InputError for a damaged structures.json, and for what is said again.
+    Raises InputError for a damaged structures.json, and for options that cannot be changed.
     """
     assert request.resume is not None
     path = request.resume if request.resume.name == STRUCTURES_NAME else request.resume / STRUCTURES_NAME
@@ -302,19 +302,19 @@ def resumed(request: Request, questions: Sequence[str] | None) -> tuple[Request,
         raise fields.error("schema", f"must be {_SCHEMA}")
     if request.scan is None:
         raise InputError(
-            "a run over several structures is resumed with its scan",
+            "resuming a run for several structures needs the scan",
             file=path,
             value=fields.text("source"),
-            remedy=f"Name it too: ibis-agent run SCAN --resume {request.resume}",
+            remedy=f"Give it too: ibis-agent run SCAN --resume {request.resume}",
         )
     plain = Request()
     again = [key for key in _KEPT if key != "review" and getattr(request, key) != getattr(plain, key)]
     if again or questions or request.question or request.out or request.mask or request.masks:
         raise InputError(
-            "a run over several structures is resumed as it was asked",
+            "these options cannot be changed when resuming a run for several structures",
             file=path,
             value=", ".join(again) or None,
-            remedy="Give the scan, the models and --resume only.",
+            remedy="Give only the scan, the models and --resume.",
         )
     kept = fields.inside("settings")
     changes = {key: _checked(kept, key) for key in _KEPT}
@@ -341,7 +341,7 @@ def _checked(kept: Fields, key: str) -> Any:
             isinstance(each, types) and (bool in types or not isinstance(each, bool)) for each in listed
         )
     ):
-        raise kept.error(key, "is not what a run was asked")
+        raise kept.error(key, "is not a valid request")
     if value is None:
         return getattr(Request(), key)
     return tuple(value) if key in _LISTS else value

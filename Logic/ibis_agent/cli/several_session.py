@@ -1,4 +1,4 @@
-"""A run over several structures at the terminal: each as a session of its own, then what all of them come to."""
+"""A run for several structures at the terminal: a session for each, then the common results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ibis_agent.mask.measurements import Measurements
 
 
 class SeveralSession:
-    """Takes checked runs over several structures to their results. Arguments as of a Session."""
+    """Takes checked runs for several structures to their results. Same arguments as Session."""
 
     def __init__(
         self, several: Several, screen: Screen, *, by_hand: bool = False, as_json: bool = False
@@ -27,7 +27,8 @@ class SeveralSession:
         self._stopper = Stopper()
 
     def load(self) -> None:
-        """Say what is going to be done, and load the models. Whatever stops it leaves nothing behind."""
+        """Print the description of the run, and load the models. If this fails or is stopped, nothing is left
+        behind."""
         screen, several = self.screen, self.several
         try:
             if several.written:
@@ -57,15 +58,15 @@ class SeveralSession:
             raise
 
     def go(self) -> str:
-        """Do all that is left, write the results, and return "paused" where any of them paused.
+        """Do the remaining structures, write the results, and return "paused" if any of them paused.
 
-        Raises Stopped after Ctrl-C, with what was done on the disk; IbisError, likewise.
+        Raises Stopped after Ctrl-C, or IbisError; the finished steps are on the disk in both cases.
         """
         several, statuses = self.several, []
         try:
             for runner in several.runs():
                 statuses.append(self._one(runner))
-                if statuses[-1] == "ready" and not runner.discarded:  # the person wants to go no further
+                if statuses[-1] == "ready" and not runner.discarded:  # the person ended the run
                     break
             with self._stopper, self._stopper.deaf():
                 self._finish()
@@ -96,7 +97,7 @@ class SeveralSession:
         where = shlex.quote(str(several.folder / STRUCTURES_NAME))
         return (
             f"stopped; {done} of {len(several.parts)} structures are done. "
-            f"Go on with: ibis-agent run {scan} --resume {where}"
+            f"Continue with: ibis-agent run {scan} --resume {where}"
         )
 
     def _finish(self) -> None:

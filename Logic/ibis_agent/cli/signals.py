@@ -1,4 +1,4 @@
-"""Ctrl-C, and what a closed terminal or a scheduler sends: how a run is stopped without losing anything."""
+"""Signals (Ctrl-C, a closed terminal, a scheduler): how a run is stopped without losing finished steps."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 
 
 class Stopper:
-    """While it is open, the first signal asks work to stop where it loses nothing; a second one ends it at once.
+    """While it is open, the first signal asks the work to stop at the next safe point; a second one stops it at once.
 
     Outside of work a signal is a KeyboardInterrupt. Signals that our parent ignores (`nohup`, a shell's background
     jobs) stay ignored.
 
     Attributes:
-        asked: whether the work in hand was asked to stop.
-        final: the program is to end, not only what it is doing.
+        asked: whether the current work was asked to stop.
+        final: whether the program should end, not only its current work.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Stopper:
 
     @contextlib.contextmanager
     def work(self) -> Iterator[None]:
-        """Something that asks `asked` often."""
+        """Work that polls `asked` often."""
         self.asked, self._working = False, True
         try:
             yield
@@ -51,7 +51,7 @@ class Stopper:
 
     @contextlib.contextmanager
     def deaf(self) -> Iterator[None]:
-        """Something short that must not be stopped: files are written."""
+        """Short work that must not be interrupted, such as writing files."""
         self._deaf = True
         try:
             yield

@@ -1,7 +1,7 @@
-"""What the terminal shows of a run, and how it asks the person between steps.
+"""Terminal output, and parsing the commands that the person types between steps.
 
-Text from a policy or a file name is cleaned before it reaches the terminal, which would otherwise obey what
-is in it. Nothing here knows of models or files; cli connects it with runner.
+Text from a policy or a file name is cleaned before it is printed, because it could contain escape sequences. This
+module knows nothing about models or files.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from ibis_agent.errors import InputError
 _BOLD, _DIM, _GREEN, _RED, _YELLOW, _CYAN = "1", "2", "32", "31", "33", "36"
 _WIDEST = 100
 _INDENT = 5
-# A tag that has begun but is not complete yet is held back, so that no half of one is ever shown.
+# An incomplete tag is held back, so that half a tag is never shown.
 _UNFINISHED_TAG = re.compile(r"<\s{0,4}/?\s{0,4}[a-z]{0,8}\s{0,4}$", re.IGNORECASE)
 _OPENING = re.compile(r"^\s*<\s{0,4}think\s{0,4}>\s*", re.IGNORECASE)
 _ENDING = re.compile(r"<\s{0,4}(?:/\s{0,4}think|action|answer)\s{0,4}>", re.IGNORECASE)
 
 
 def clean(text: str) -> str:
-    """`text` without what a terminal would obey or be misled by: escapes, controls, reordering marks.
+    """`text` without escape sequences, control characters and bidirectional marks, which could control a terminal.
 
-    Line ends and tabs stay; everything else of that kind becomes U+FFFD.
+    Line ends and tabs are kept; other such characters become U+FFFD.
     """
     return "".join(
         "\ufffd"
@@ -50,9 +50,9 @@ def one_line(text: object) -> str:
 
 
 class ThinkingStream:
-    """Turns the pieces of a reply as they come into the thinking alone, to be shown at once.
+    """Extracts the thinking from a streamed reply.
 
-    `feed(piece)` returns what of the thinking has become certain with that piece.
+    `feed(piece)` returns the new part of the thinking that can be shown.
     """
 
     def __init__(self) -> None:
@@ -73,14 +73,14 @@ class ThinkingStream:
         else:
             unfinished = _UNFINISHED_TAG.search(self._text)
             thinking = self._text[begin : unfinished.start() if unfinished else len(self._text)]
-            # White space at the end may turn out to be the last before the tag.
+            # White space at the end may be the last before the tag.
             thinking = thinking.rstrip()
         new, self._shown = thinking[self._shown :], max(self._shown, len(thinking))
         return new
 
 
 class Screen:
-    """Writes to a terminal, a pipe or a file: colours and width only where there are such."""
+    """Writes to a terminal, a pipe or a file; uses colours and the width only on a terminal."""
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
         self.stream = stream or sys.stdout
@@ -96,26 +96,26 @@ class Screen:
         self._word = self._space = ""
 
     def line(self, text: str = "") -> None:
-        """One line, at once."""
+        """Print one line."""
         if not self.quiet:
             self.end_flow()
             self._write(text + "\n")
 
     def ask(self, prompt: str) -> None:
-        """A prompt that the person types behind."""
+        """Print a prompt for the person's input."""
         if not self.quiet:
             self.end_flow()
             self._write(prompt)
 
     def picture(self, rgb: np.ndarray) -> None:
-        """A (H, W, 3) uint8 picture, where the terminal can show one."""
+        """Show a (H, W, 3) uint8 picture, if the terminal can."""
         if self.pictures and not self.quiet:
             self.end_flow()
             self._write(inline_picture.escapes(rgb, self.pictures))
 
     @contextlib.contextmanager
     def passing(self, text: str) -> Iterator[None]:
-        """Show a line while the block runs, on a terminal only, and wipe it away afterwards."""
+        """Show a line while the block runs, on a terminal only, and erase it afterwards."""
         shown = self.stream.isatty() and not self.quiet
         if shown:
             self._write(text + "\r")
@@ -126,7 +126,7 @@ class Screen:
                 self._write("\033[K")
 
     def flow(self, text: str) -> None:
-        """Text that comes in pieces: indented, broken between words at the width of the screen."""
+        """Print streamed text, indented and wrapped at the width of the screen."""
         if self.quiet:
             return
         for letter in clean(text):
@@ -143,7 +143,7 @@ class Screen:
         self.stream.flush()
 
     def end_flow(self) -> None:
-        """Finish what `flow` has begun with a line end."""
+        """End the text printed by `flow` with a line end."""
         self._place_word()
         if self._column:
             self._break()
@@ -194,23 +194,23 @@ Word = Literal["continue", "all", "undo", "redo", "reject", "accept", "discard",
 
 @dataclass(frozen=True)
 class Do:
-    """A word of the person without further parts."""
+    """A command without arguments."""
 
     word: Word
 
 
 @dataclass(frozen=True)
 class Back:
-    """Go back by so many steps."""
+    """Go back by `count` steps."""
 
     steps: int
 
 
 @dataclass(frozen=True)
 class Add:
-    """The person's own click; in a volume on a slice, None for that of the last action.
+    """The person's own click; in a volume on slice `index`, None for the slice of the last action.
 
-    moved: which of the slice's clicks it takes the place of.
+    moved: which of the slice's clicks it replaces.
     """
 
     click: Prompt
@@ -220,7 +220,7 @@ class Add:
 
 @dataclass(frozen=True)
 class Replace:
-    """The person's own click in place of step `number` and all after it."""
+    """The person's own click, which replaces step `number` and all later ones."""
 
     number: int
     click: Prompt
@@ -228,7 +228,7 @@ class Replace:
 
 @dataclass(frozen=True)
 class Spread:
-    """Find the neighbours of a slice again, None for that of the last action."""
+    """Propagate again from a slice, None for the slice of the last action."""
 
     index: int | None
 
@@ -236,24 +236,24 @@ class Spread:
 Command = Do | Back | Add | Replace | Spread
 
 HELP = """\
-     Enter       go on with the agent          b [n]       back by one step, or by n
-     + x y       your own positive click       u / r       undo / redo what was done last
-     - x y       your own negative click       x           reject: take back, and tell the agent so
-     [ x0 y0 x1 y1   your own box, its edges left, upper, right, lower
-     3 + x y     your click in place of step 3 a / d       accept / discard the mask and end
+     Enter       continue with the agent       b [n]       go back one step, or n steps
+     + x y       add a positive click          u / r       undo / redo the last change
+     - x y       add a negative click          x           reject: undo the step and tell the agent
+     [ x0 y0 x1 y1   add a box: its left, upper, right and lower edge
+     3 + x y     replace step 3 by a click     a / d       accept / discard the mask and end
      q           stop here, keep everything    ?           this help
-     x to the right and y down from 0 to 1; or pixels, column then row:  + 91 48 px"""
+     x to the right and y down, from 0 to 1; or in pixels, column then row:  + 91 48 px"""
 
 HELP_IN_A_VOLUME = """\
-     Enter       go on with the agent          b [n]       back by one action, or by n
-     57 + x y    your own positive click on slice 57, without the number on the slice of the last action
-     57 - x y    your own negative click there u / r       undo / redo the last change of masks
-     57.2 + x y  move the second click of slice 57; the later ones there go
-     57 [ x0 y0 x1 y1   your own box there, its edges left, upper, right, lower
-     57 g        find the neighbours of slice 57 again, until they come out as they were
-     all         let the agent go on to its end            a / q       accept, or stop here: keep everything
-     x           reject: take back, and tell the agent so  d           discard and end, ? this help
-     x to the right and y down from 0 to 1; or pixels, column then row:  57 + 91 48 px"""
+     Enter       continue with the agent       b [n]       go back one action, or n actions
+     57 + x y    add a positive click on slice 57; without the number, on the slice of the last action
+     57 - x y    add a negative click there    u / r       undo / redo the last change of masks
+     57.2 + x y  move the second click of slice 57; the later ones there are removed
+     57 [ x0 y0 x1 y1   add a box there: its left, upper, right and lower edge
+     57 g        propagate again from slice 57, until the slices no longer change
+     all         let the agent continue to the end         a / q       accept, or stop here: keep everything
+     x           reject: undo and tell the agent           d           discard and end, ? this help
+     x to the right and y down, from 0 to 1; or in pixels, column then row:  57 + 91 48 px"""
 
 _WORDS: dict[str, Word] = {
     "": "continue", "c": "continue", "continue": "continue", "u": "undo", "undo": "undo", "r": "redo",
@@ -270,9 +270,9 @@ _CLICK = re.compile(
 
 
 def read_command(text: str, height: int, width: int, volume: bool = False) -> Command:
-    """What the person typed, for pictures of `height` × `width` pixels.
+    """Parse what the person typed, for pictures of `height` × `width` pixels.
 
-    Raises InputError, in words that say what would be understood.
+    Raises InputError, with a hint about the expected input.
     """
     typed = text.strip().lower()
     if typed in _WORDS:
@@ -292,7 +292,7 @@ def read_command(text: str, height: int, width: int, volume: bool = False) -> Co
         number, which, sign, x, y, pixels = click.groups()
         chosen = _click(x.rstrip(","), y, sign == "+", (height, width) if pixels else None)
         return _placed(chosen, number, which, volume)
-    raise InputError("that is not understood", value=one_line(text)[:60], remedy="Type ? for what there is.")
+    raise InputError("unknown command", value=one_line(text)[:60], remedy="Type ? for the list of commands.")
 
 
 def _placed(prompt: Prompt, number: str | None, which: str | None, volume: bool) -> Command:
@@ -302,12 +302,12 @@ def _placed(prompt: Prompt, number: str | None, which: str | None, volume: bool)
 
 
 def _box(edges: str, pixels: tuple[int, int] | None) -> Box:
-    """px: the outermost pixels of the box, which are inside."""
-    remedy = "As in: [ 0.21 0.30 0.55 0.60, or [ 91 48 140 96 px."
+    """px: in pixels; the given pixels are inside the box."""
+    remedy = "For example: [ 0.21 0.30 0.55 0.60, or [ 91 48 140 96 px."
     try:
         left, top, right, bottom = (float(each) for each in edges.replace(",", " ").split())
     except ValueError as error:
-        raise InputError("a box is four numbers", value=edges.strip(), remedy=remedy) from error
+        raise InputError("a box needs four numbers", value=edges.strip(), remedy=remedy) from error
     if pixels is None:
         return Box(left, top, right, bottom)
     height, width = pixels
@@ -320,8 +320,8 @@ def _click(x: str, y: str, positive: bool, pixels: tuple[int, int] | None) -> Cl
     try:
         across, down = float(x), float(y)
     except ValueError as error:
-        remedy = "As in: + 0.42 0.55, or + 91 48 px."
-        raise InputError("a click is two numbers", value=f"{x} {y}", remedy=remedy) from error
+        remedy = "For example: + 0.42 0.55, or + 91 48 px."
+        raise InputError("a click needs two numbers", value=f"{x} {y}", remedy=remedy) from error
     if pixels is None:
         return Click(across, down, positive)
     height, width = pixels
@@ -331,5 +331,5 @@ def _click(x: str, y: str, positive: bool, pixels: tuple[int, int] | None) -> Cl
             value=f"column {x}, row {y}",
             remedy=f"Columns run from 0 to {width - 1}, rows from 0 to {height - 1}.",
         )
-    # The middle of the pixel, so that the published int() rule finds it again.
+    # The middle of the pixel, so that the published int() rule gives the same pixel.
     return Click((across + 0.5) / width, (down + 0.5) / height, positive)

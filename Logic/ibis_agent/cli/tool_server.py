@@ -1,10 +1,9 @@
-"""Typed tools for other agents: questions to scans over the Model Context Protocol, on standard input and output.
+"""Tools for other agents: questions about scans over the Model Context Protocol, on standard input and output.
 
     ibis-agent mcp --scans DIR --out DIR
 
-No code is run for anybody: there are these tools, and nothing else. Scans are read from one folder, and results are
-written into one folder, a sub-folder a question; both are named when the program is started, by the person. One thing
-is done at a time.
+Clients can use these tools and cannot run code. Scans are read from one folder, and results are written to one folder,
+with a sub-folder for each question; the person gives both when starting the program. Calls are processed one at a time.
 """
 
 from __future__ import annotations
@@ -26,33 +25,34 @@ from ibis_agent.run.measured import measured
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _INSTRUCTIONS = (
-    "Ask a question about a slice or a volume of a medical scan; the agent segments by clicks, which you can follow, "
-    "correct and take back. Coordinates run from 0 to 1, x to the right and y down. Research software, not a medical "
+    "Ask a question about a slice or a volume of a medical scan; the agent segments by clicks, which you can "
+    "review, correct and undo. Coordinates run from 0 to 1, x to the right and y down. Research software, not a "
+    "medical "
     "device."
 )
 
 
 def run_mcp(base: Request, scans: Path, out: Path) -> int:
-    """Serve until the input ends. base: the models. Raises InputError for a folder that is not there, ModelError."""
+    """Serve until the input ends. base: the models. Raises InputError for a missing folder, ModelError."""
     server_of(Desk(base, scans, out)).run("stdio")
     return 0
 
 
 class Desk:
-    """The questions that are open, by name, and the models, loaded at the first one."""
+    """The open questions, by name, and the models, which are loaded for the first one."""
 
     def __init__(self, base: Request, scans: Path, out: Path) -> None:
         if not scans.is_dir():
-            raise InputError("there is no such folder of scans", file=scans, remedy="Name one with --scans.")
+            raise InputError("there is no such folder", file=scans, remedy="Give one with --scans.")
         self._base, self._scans, self._out = base, scans.resolve(), out
         self._open: dict[str, Runner] = {}
         self._models: tuple[Any, Any] | None = None
         self._lock = threading.Lock()
 
-    # What the tools do. Plain values in and out; each raises IbisError.
+    # The tools. Plain values in and out; each raises IbisError.
 
     def list_scans(self) -> list[str]:
-        """The files and DICOM folders that can be asked about, relative to the folder of scans."""
+        """List the files and DICOM folders that you can ask about, relative to the folder of scans."""
         return sorted(str(path.relative_to(self._scans)) for path in self._scans.iterdir())
 
     def ask(
@@ -64,13 +64,19 @@ class Desk:
         slice: int | None = None,
         plane: str = "axial",
     ) -> dict[str, Any]:
-        """Open a question under a name of your own: about one slice (the middle one where none is given), or with
-        volume=true about the whole scan. Nothing is segmented yet: go on with step, finish or click.
+        """Open a question under a name that you choose: about one slice (by default the middle one), or with
+        volume=true about the whole scan. Nothing is segmented yet: continue with step, finish or click.
         """
         if not _NAME.fullmatch(name):
-            raise InputError("a name is letters, digits, dots, dashes", value=name, remedy="Such as liver-1.")
+            raise InputError(
+                "a name may contain letters, digits, dots and dashes",
+                value=name,
+                remedy="For example: liver-1.",
+            )
         if name in self._open:
-            raise InputError("this question is open already", value=name, remedy="Choose another name.")
+            raise InputError(
+                "a question with this name is already open", value=name, remedy="Choose another name."
+            )
         path = (self._scans / scan).resolve()
         if not path.is_relative_to(self._scans):
             raise InputError("scans are read from one folder only", value=scan, remedy="See list_scans.")
@@ -93,13 +99,13 @@ class Desk:
         return {**dict(description.describe(runner.task)), **self._state(runner)}
 
     def step(self, name: str) -> dict[str, Any]:
-        """Let the agent act once. What it thought and did is in "actions"."""
+        """Let the agent act once. Its thinking and action are in "actions"."""
         runner = self._runner(name)
         runner.do(runner.run.step)
         return self._state(runner)
 
     def finish(self, name: str) -> dict[str, Any]:
-        """Let the agent go on until it ends or is not understood."""
+        """Let the agent continue until it finishes or its reply cannot be read."""
         runner = self._runner(name)
         runner.do(runner.run.run)
         return self._state(runner)
@@ -107,7 +113,7 @@ class Desk:
     def click(
         self, name: str, x: float, y: float, positive: bool = True, slice: int | None = None
     ) -> dict[str, Any]:
-        """Click yourself: on what belongs to the structure, or with positive=false on what does not."""
+        """Add your own click: on the structure, or with positive=false on something that does not belong to it."""
         return self._prompt(name, Click(x, y, positive), slice)
 
     def box(
@@ -117,30 +123,30 @@ class Desk:
         return self._prompt(name, Box(x0, y0, x1, y1), slice)
 
     def back(self, name: str, keep: int) -> dict[str, Any]:
-        """Keep the first so many actions, and take the later ones back."""
+        """Keep the first actions, up to the given number, and undo the later ones."""
         runner = self._runner(name)
         runner.do(lambda: runner.run.back(keep))
         return self._state(runner)
 
     def measure(self, name: str) -> dict[str, Any]:
-        """What can be measured of the mask as it stands: area or volume, diameters, grey values."""
+        """Measure the current mask: area or volume, diameters, grey values."""
         return dict(measured(self._runner(name).run).to_json())
 
     def accept(self, name: str) -> dict[str, Any]:
-        """Write the mask, the record and the review page into the folder of results, and close the question."""
+        """Write the mask, the record and the review page to the results folder, and close the question."""
         runner = self._runner(name)
         summary = description.summary(runner.run, runner.finish())
         del self._open[name]
         return summary
 
     def discard(self, name: str) -> dict[str, Any]:
-        """Close the question and leave nothing of it behind."""
+        """Close the question and delete its files."""
         self._runner(name).discard()
         del self._open[name]
         return {"discarded": name}
 
     def one_at_a_time(self, do: Callable[..., Any]) -> Callable[..., Any]:
-        """`do` under the lock, with its signature and words kept, and refusals told as such."""
+        """`do` under the lock, with the same signature and docstring; an IbisError becomes a tool error."""
         from mcp.server.mcpserver.exceptions import ToolError
 
         @functools.wraps(do)
@@ -161,7 +167,9 @@ class Desk:
 
     def _runner(self, name: str) -> Runner:
         if name not in self._open:
-            raise InputError("no question of this name is open", value=name, remedy="Ask it first.")
+            raise InputError(
+                "no question with this name is open", value=name, remedy="Open it with ask first."
+            )
         return self._open[name]
 
     def _loaded(self) -> tuple[Any, Any]:
@@ -191,12 +199,12 @@ class Desk:
 
 
 def server_of(desk: Desk) -> Any:
-    """The desk's tools as an MCP server. Raises ModelError where the software for it is not installed."""
+    """The desk's tools as an MCP server. Raises ModelError if the mcp package is not installed."""
     try:
         from mcp.server.mcpserver import MCPServer
     except ImportError as error:
         raise ModelError(
-            "the software for the Model Context Protocol is not installed",
+            "the package for the Model Context Protocol is not installed",
             remedy="pip install 'ibis-agent[mcp]'.",
         ) from error
     server: Any = MCPServer("ibis-agent", instructions=_INSTRUCTIONS, log_level="WARNING")

@@ -39,9 +39,6 @@ SPOKEN = [
 ]
 
 
-# ---- the languages ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "text",
     ["Box (0.21, 0.305, 0.552, 0.6)", "box [0.21 0.305 0.552 0.6]", "Bounding box: (.21;.305;.552;.6)"],
@@ -125,9 +122,6 @@ def test_the_card_chooses_the_language_and_its_prompts() -> None:
     assert own.prompts.first == "Segment {question}." and own.prompts.system == TOOL_PROMPTS.system
     with pytest.raises(ModelError, match=r"ibis.*tool_calls"):
         card_from_json({"language": "klingon"})
-
-
-# ---- the segmenter and the run ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

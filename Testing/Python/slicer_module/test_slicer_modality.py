@@ -53,7 +53,7 @@ def test_what_the_person_says_reaches_the_record_and_stays_with_the_volume(panel
     assert not panel.ui.modalityButton.enabled, "an open run keeps what it was asked with"
     panel.host.press(panel.ui.discardButton)
     assert button(panel)[0] == "MR" and volume.GetAttribute("IBISSlicer.Modality") == "MR"
-    choose(panel, "As the file says")
+    choose(panel, "From the file")
     assert button(panel)[0] == "CT?"
 
 

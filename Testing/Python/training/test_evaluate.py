@@ -100,9 +100,6 @@ def without_times(rows: dict[int, Any]) -> Any:
     return bare(rows)
 
 
-# ---- measuring ---------------------------------------------------------------------------------------------
-
-
 def test_an_answer_is_judged_by_its_first_click_its_clicks_and_its_mask(segmenter: Segmenter) -> None:
     shown = square()
     view = OnePicture(segmenter, shown.picture)
@@ -182,9 +179,6 @@ def test_what_is_asked_of_a_picture_does_not_depend_on_the_others(segmenter: Seg
     assert len(rows[0]["asked"]) == 3 and [each["present"] for each in rows[0]["asked"]][2] is False
 
 
-# ---- figures -----------------------------------------------------------------------------------------------
-
-
 def test_the_figures_have_the_published_columns() -> None:
     rows = [
         {
@@ -234,9 +228,6 @@ def test_names_from_elsewhere_cannot_break_the_markdown_table() -> None:
     text = table.markdown(figures([row, {"name": "a|b", "index": 1, "problem": "is | bad"}]))
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert "<img>" not in text and len({line.replace("\\|", "").count("|") for line in tables[:3]}) == 1
-
-
-# ---- keeping, sharing, going on ----------------------------------------------------------------------------
 
 
 def test_a_killed_run_goes_on_and_ends_as_one_left_alone(left_alone: Path, tmp_path: Path) -> None:
@@ -344,9 +335,6 @@ def test_a_command_that_cannot_be_done_says_why_before_any_model_loads(
         evaluate.main(arguments)
 
 
-# ---- people's own data -------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Three labelled volumes: a good one, one whose labels have another size, one that is torn."""
@@ -407,9 +395,6 @@ def test_a_labelled_scan_that_is_not_there_is_named(data: Path, tmp_path: Path) 
     files = ["--scan", str(tmp_path / "gone.nii.gz"), "--labels", "gone.nii.gz", "--label-names", names]
     with pytest.raises(SystemExit, match="there is no file gone"):
         evaluate.main(["--oracle-only", *files])
-
-
-# ---- the page ----------------------------------------------------------------------------------------------
 
 
 def test_the_worst_answers_come_from_every_structure() -> None:

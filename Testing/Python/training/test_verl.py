@@ -226,9 +226,6 @@ def test_the_files_share_no_scan_and_each_has_one(tmp_path: Path) -> None:
         rows.write([make_trajectories(tmp_path / "one" / "made", pictures=1)], load_card(demo_folder()), out)
 
 
-# ---- with verl ------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def config() -> Any:
     hydra = pytest.importorskip("hydra")

@@ -135,9 +135,6 @@ def test_the_same_call_with_good_input_gets_as_far_as_loading(
     assert reached == ["the liver"]
 
 
-# ---- files -----------------------------------------------------------------------------------------------
-
-
 def test_a_missing_file(refused: Any, tmp_path: Path) -> None:
     refused(tmp_path / "no.nii.gz", words=("no.nii.gz", "no such file", "Check the path"))
 
@@ -197,9 +194,6 @@ def test_a_name_that_no_file_can_have(refused: Any, tmp_path: Path) -> None:
 def test_a_kind_of_file_that_cannot_be_read(refused: Any, tmp_path: Path) -> None:
     (tmp_path / "notes.pdf").write_bytes(b"%PDF-1.4")
     refused(tmp_path / "notes.pdf", words=("notes.pdf", ".pdf", "NIfTI"))
-
-
-# ---- voxels ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -283,9 +277,6 @@ def test_a_slice_in_which_the_policy_s_window_shows_nothing(refused: Any, tmp_pa
     refused(volume(tmp_path, values), words=("ct.nii.gz", "single grey", "-160 to 240", "Give a window"))
 
 
-# ---- slice, plane, window --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("index", [-1, 6, 10**12])
 def test_a_slice_outside_the_volume(refused: Any, tmp_path: Path, index: int) -> None:
     refused(volume(tmp_path), f"--slice={index}", words=("ct.nii.gz", str(index), "from 0 to 5"))
@@ -307,9 +298,6 @@ def test_a_plane_slice_or_window_for_a_photograph(refused: Any, tmp_path: Path) 
         refused(path, *option, words=("photo.png", "Leave the"))
 
 
-# ---- DICOM -----------------------------------------------------------------------------------------------
-
-
 def test_a_dicom_folder_of_several_series(refused: Any, tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 2000, (4, 16, 20), np.int16)
     folder = write_series(tmp_path / "dicom", values, "a", series="1.2.3")
@@ -323,9 +311,6 @@ def test_a_folder_without_dicom_files(refused: Any, tmp_path: Path) -> None:
     refused(tmp_path / "folder", words=("folder",))
     (tmp_path / "folder" / "readme.txt").write_text("nothing to see")
     refused(tmp_path / "folder", words=("folder",))
-
-
-# ---- the question ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("question", ["", "   \n\t ", "\u200b\u200e"])
@@ -364,9 +349,6 @@ def test_no_question_and_no_scan(tmp_path: Path, capsys: pytest.CaptureFixture[s
 )
 def test_limits_and_devices_that_cannot_be(refused: Any, tmp_path: Path, option: list[str]) -> None:
     refused(volume(tmp_path), f"{option[0]}={option[1]}", words=(option[1],))
-
-
-# ---- checkpoints -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -476,9 +458,6 @@ def test_a_segmenter_that_is_a_web_page_a_pointer_or_not_there(refused: Any, tmp
         refused(scan, "--segmenter", tmp_path / "sam.pt", code=cli.BAD_MODEL, words=("sam.pt",))
 
 
-# ---- where the results go --------------------------------------------------------------------------------
-
-
 def test_an_output_folder_that_is_a_file_or_below_one(refused: Any, tmp_path: Path) -> None:
     scan = volume(tmp_path)
     for out in (scan, scan / "below", tmp_path / ("n" * 300)):
@@ -524,9 +503,6 @@ def test_a_mask_of_a_kind_that_cannot_be_written(refused: Any, tmp_path: Path) -
     refused(photograph, "--mask-format", "nii.gz", words=("picture", ".png"))
 
 
-# ---- trajectories and other commands ---------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "null", '{"schema": "other"}', '{"schema": "ibis-trajectory/1"}', "\x00"]
 )
@@ -552,9 +528,6 @@ def test_prompts_from_a_folder_that_is_no_checkout(
     assert cli.main(["import-prompts", str(tmp_path / "nowhere"), str(broken)]) == cli.BAD_INPUT
     assert "nowhere" in capsys.readouterr().err
     assert load_card(broken) == before
-
-
-# ---- as another process ----------------------------------------------------------------------------------
 
 
 def test_a_stranger_sees_one_line_and_no_trace(tmp_path: Path, models: dict[str, Path]) -> None:

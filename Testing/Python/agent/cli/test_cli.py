@@ -35,8 +35,6 @@ from PIL import Image
 from scan_files import save_nifti
 from scripted_cli import AFFINE, SCRIPT, SHAPE, a_scan, in_use, interruptible, recorded, run, says  # noqa: F401
 
-# ---- a run and its files ---------------------------------------------------------------------------------
-
 
 def test_a_run_leaves_mask_trajectory_and_review_page(use: Any, scan: Path, tmp_path: Path) -> None:
     use()
@@ -222,9 +220,6 @@ def test_escapes_in_a_thought_do_not_reach_the_terminal(
     assert recorded(tmp_path / "out").steps[0].thinking == evil
 
 
-# ---- what fails on the way -------------------------------------------------------------------------------
-
-
 def test_ctrl_c_in_mid_thought_keeps_the_steps_so_far(
     use: Any, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -379,9 +374,6 @@ def test_models_that_do_not_load_leave_no_folder_behind(
     assert not (tmp_path / "a").exists() and not (tmp_path / "c").exists()
 
 
-# ---- the terminal ----------------------------------------------------------------------------------------
-
-
 @given(st.text(max_size=80), st.integers(1, 7))
 def test_streamed_thinking_is_the_thinking_of_the_whole_reply(thinking: str, size: int) -> None:
     whole = thinking.replace("<", "(")
@@ -524,7 +516,7 @@ def test_dicom_results_of_another_scan_are_refused_before_any_model_is_loaded(
 def test_a_second_prompt_of_a_cohort_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["cohort", str(tmp_path), "--out", "out", "--prompt", "the liver", "--prompt", "the spleen"])
-    assert "may be given once" in capsys.readouterr().err
+    assert "may be given only once" in capsys.readouterr().err
 
 
 def test_two_prompts_for_one_structure_are_one_run(use: Any, scan: Path, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_what_is_not_understood_is_explained_and_asked_again(
 ) -> None:
     use()
     code, kept = by_hand(scan, tmp_path, monkeypatch, *(["u"] if garbage == "u" else []), garbage, "?", "q")
-    assert code == cli.OK and kept is not None and "reject: take back" in capsys.readouterr().out
+    assert code == cli.OK and kept is not None and "reject: undo" in capsys.readouterr().out
 
 
 def test_the_end_of_the_input_keeps_everything(

@@ -160,7 +160,7 @@ def test_a_segment_of_slicer_is_chosen_by_its_name(scan: Path, use: Use, tmp_pat
     [
         ((), "Choose one of: 5 (liver), 7 (kidney_left)"),
         (("--start-label", "spleen"), "It has: liver, kidney_left"),
-        (("--start-label", "liver", "--slice", "0"), "It is on slices 2 to 6"),
+        (("--start-label", "liver", "--slice", "0"), "It covers slices 2 to 6"),
     ],
 )
 def test_a_mask_that_cannot_be_begun_from_is_refused_before_anything_is_written(

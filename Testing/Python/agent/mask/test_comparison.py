@@ -65,9 +65,6 @@ def test_an_empty_mask_has_no_distance() -> None:
         compare(cube(), cube()[1:])
 
 
-# ---- the command -----------------------------------------------------------------------------------------
-
-
 @pytest.fixture()
 def run(tmp_path: Path) -> Path:
     """A folder with the record of a run over a volume."""

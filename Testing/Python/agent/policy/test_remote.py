@@ -72,9 +72,6 @@ def remote(
     return RemotePolicy(Connection(url, key), "demo", card or ModelCard(name="served"), patience)
 
 
-# ---- the same as here ---------------------------------------------------------------------------------------
-
-
 def test_local_and_served_replies_are_equal_token_for_token(demo: Any, demo_server: ChatServer) -> None:
     there = remote(demo_server.url, demo.card)
     mask = np.zeros((300, 420), bool)
@@ -123,9 +120,6 @@ def test_the_past_travels_as_the_card_says() -> None:
     assert (body["temperature"], body["max_tokens"], body["stream"]) == (0, card.max_new_tokens, True)
 
 
-# ---- stopping -----------------------------------------------------------------------------------------------
-
-
 def test_a_reply_ends_with_its_action_and_the_server_is_told() -> None:
     done = threading.Event()
 
@@ -169,9 +163,6 @@ def test_a_stop_takes_effect_while_the_server_says_nothing(words: str) -> None:
         # The server holds its answer back for a minute; ours came as soon as it was asked for.
         assert len(stopped) == 1 and not released.is_set()
         released.set()
-
-
-# ---- servers that go wrong ----------------------------------------------------------------------------------
 
 
 def http(status: str, body: bytes | str = b"", *headers: str, length: bool = True) -> bytes:
@@ -389,9 +380,6 @@ def test_a_server_that_does_not_stream_is_understood() -> None:
         assert remote(url).reply(observe(ModelCard(), Situation(small_picture().rgb, "Liver?"))) == ENDING
 
 
-# ---- addresses, keys, a yes ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "url",
     ["ftp://x/v1", "http://", "localhost:8080", "http://a:b@host/v1", "http://x/v1?key=1", "http://[::1/v1"],
@@ -436,9 +424,6 @@ def test_the_model_is_the_only_one_or_the_one_that_is_named() -> None:
         assert RemoteAddress(server.url, "two").chosen() == "two"
     with pytest.raises(ModelError, match="cannot be reached"):
         RemoteAddress(server.url, "two").check()
-
-
-# ---- the probe ----------------------------------------------------------------------------------------------
 
 
 def pointing(
@@ -526,9 +511,6 @@ def test_a_server_that_rescales_pictures_is_refused_with_what_to_set(scale: floa
         opened(server)
 
 
-# ---- the command line ---------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def scan(tmp_path: Path) -> Path:
     path = tmp_path / "scan.png"
@@ -570,7 +552,7 @@ def test_a_far_server_is_sent_nothing_before_the_person_says_yes(
     far = [scan, "--out", tmp_path / "out", "--policy", "https://far.example/v1", "--model", "m"]
     assert command(*far) == 2 and "--send-pictures-to far.example" in capsys.readouterr().err
     assert command(*far, "--send-pictures-to", "other.example") == 2
-    assert "another host" in capsys.readouterr().err
+    assert "a different host" in capsys.readouterr().err
     answers = io.StringIO("no\n")
     monkeypatch.setattr(answers, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys, "stdin", answers)
@@ -591,9 +573,6 @@ def test_a_yes_at_the_terminal_holds_for_that_address(monkeypatch: pytest.Monkey
     chosen_policy.chosen(argparse.Namespace(**far))
     with pytest.raises(InputError, match="would leave this machine"):
         chosen_policy.chosen(argparse.Namespace(**{**far, "policy": "https://near.example/v1"}))
-
-
-# ---- the worker, and whole volumes --------------------------------------------------------------------------
 
 
 def test_the_worker_takes_a_policy_behind_an_address_and_needs_the_same_yes(

@@ -121,9 +121,6 @@ def test_only_a_png_is_taken_as_the_picture(png: str) -> None:
         review_page(broken)
 
 
-# ---- in a real browser -----------------------------------------------------------------------------------
-
-
 def opened(browser: Browser, folder: Path, made: dict[str, Any] | None = None) -> Path:
     page = folder / "review.html"
     write_review(page, made or record())

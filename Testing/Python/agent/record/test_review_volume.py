@@ -29,9 +29,6 @@ def decoded(runs: list[int], shape: tuple[int, ...]) -> np.ndarray:
     return np.repeat(np.arange(len(runs) + 1) % 2 == 1, [*runs, rest]).reshape(shape)
 
 
-# ---- what the page is given ------------------------------------------------------------------------------
-
-
 def test_every_slice_comes_with_its_mask_area_and_clicks() -> None:
     view = view_of(volume_record())
     assert [each["index"] for each in view["slices"]] == list(range(1, 12))
@@ -152,9 +149,6 @@ def test_three_hundred_slices_fit_into_ten_megabytes_even_if_all_are_noise() -> 
 
 def test_runs_of_an_empty_and_of_a_full_mask() -> None:
     assert runs_of(np.zeros((2, 3), bool)) == [] and runs_of(np.ones((2, 3), bool)) == [0, 6]
-
-
-# ---- in a real browser -----------------------------------------------------------------------------------
 
 
 def opened(browser: Browser, folder: Path, made: dict[str, Any] | None = None, fragment: str = "") -> Path:

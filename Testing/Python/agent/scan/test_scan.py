@@ -138,9 +138,6 @@ def test_a_file_that_gives_no_millimetres_is_measured_in_pixels(
     assert bool(scan.notes) is not sized
 
 
-# --- pictures
-
-
 @pytest.mark.parametrize(
     ("mode", "name"),
     [
