@@ -1,1 +1,1 @@
-"""Records of runs: written, read, replayed, and shown as a page."""
+"""Records of runs: write, read, replay, and show them as a page."""

@@ -1,6 +1,6 @@
-"""What a cohort comes to: a CSV of measures, and a page of thumbnails with the most doubtful first.
+"""The results of a cohort: a CSV of measurements, and a page of thumbnails with the most doubtful results first.
 
-The page is markup without any script; every text of a scan is escaped, and only pictures inside the file are shown.
+The page has no script; every text of a scan is escaped, and only images inside the file are shown.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ COLUMNS = (
 
 
 def write_table(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Measures as CSV, a line for each scan in the given order, and of several structures for each of them.
-
-    Raises OutputError.
+    """Measurements as CSV, a row for each scan in the given order, and for each of several structures. Raises
+    OutputError.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
@@ -60,7 +59,7 @@ def _rows(result: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def write_cohort_page(path: Path, question: str, results: Sequence[Mapping[str, Any]], left: int = 0) -> None:
-    """The page. left: scans that are not done yet. Raises OutputError.
+    """Write the page. left: number of unfinished scans. Raises OutputError.
 
     results: with name, scan, answer, status, doubt, measurements, thumbnail, error each.
     """
@@ -71,12 +70,12 @@ def write_cohort_page(path: Path, question: str, results: Sequence[Mapping[str, 
     counts = [
         f"{len(done)} done",
         *([f"{len(failed)} failed"] if failed else []),
-        *([f"{left} to do"] if left else []),
+        *([f"{left} not done yet"] if left else []),
     ]
     body = [
         f'<section class="asked"><h1 dir="auto">{html.escape(question)}</h1>'
         f'<p class="outcome"><span class="chip">{", ".join(counts)}</span>'
-        "<span>the most doubtful first</span></p></section>",
+        "<span>most doubtful first</span></p></section>",
         '<ul class="cards">'
         + "".join(card(each, f"{each['name']}/{_page(each)}", each["doubt"]) for each in done)
         + "</ul>",
@@ -110,7 +109,7 @@ def _page(each: Mapping[str, Any]) -> str:
 
 
 def card(each: Mapping[str, Any], page: str, doubt: float) -> str:
-    """One result. each: with name, answer, thumbnail, and measurements or structures. page: where it leads."""
+    """One result. each: with name, answer, thumbnail, and measurements or structures. page: the link's target."""
     if each.get("structures"):
         sizes = [
             (row["name"], Measurements(**row["measurements"]).lines()[0][1]) for row in each["structures"]
@@ -133,7 +132,7 @@ def card(each: Mapping[str, Any], page: str, doubt: float) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A cell. What a spreadsheet would take for a formula gets an apostrophe before it."""
+    """A cell. Text that a spreadsheet would interpret as a formula gets an apostrophe in front."""
     if value is None:
         return ""
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

@@ -1,4 +1,4 @@
-"""A page with two masks of one scan side by side, slice by slice. It is sealed as the review page is."""
+"""A page with two masks of one scan side by side, slice by slice, with the same protection as the review page."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def write_comparison(
     masks: Mapping[int, tuple[np.ndarray, np.ndarray]],
     pictures: Mapping[int, Json],
 ) -> None:
-    """Write the page, whole or not at all. Raises OutputError.
+    """Write the page atomically. Raises OutputError.
 
     Args:
-        names: of A and B. lines: what was found, as (what, value).
+        names: of A and B. lines: the figures, as (name, value).
         geometry: of any slice.
         masks: by slice, the (H, W) masks of A and of B.
-        pictures: by slice, as records hold them; slices without one are black.
+        pictures: by slice, as in records; slices without one are black.
     """
 
     def pixels() -> Iterator[tuple[int, np.ndarray]]:

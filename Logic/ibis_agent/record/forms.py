@@ -1,4 +1,4 @@
-"""The two forms of a record: of a slice alone (ibis-trajectory/1), and of many slices (ibis-volume/1). No torch."""
+"""The two forms of a record: for a single slice (ibis-trajectory/1) and for many slices (ibis-volume/1). No torch."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ NOTHING: Json = {"area_px": 0, "area_mm2": 0.0, "score": None, "presence": None,
 
 @dataclass(frozen=True)
 class Cut:
-    """How a volume is cut into slices, beside their orientation and range.
+    """How a volume is cut into slices, besides their orientation and range.
 
     Attributes:
         axis: of the file's voxels, across the slices.
         window: (minimum, maximum) shown as black and white.
         roi: i0 i1 j0 j1 k0 k1, or None.
-        frame: what the models see of every slice; None for all of it.
+        frame: the part of every slice that the models see; None for all of it.
     """
 
     axis: int
@@ -58,12 +58,12 @@ class Cut:
 
 
 def is_volume_record(record: Any) -> bool:
-    """Whether a JSON value says of itself that it is the record of a run over many slices."""
+    """Whether a JSON value is the record of a run over many slices."""
     return isinstance(record, Mapping) and record.get("schema") == VOLUME_SCHEMA
 
 
 def slice_from(fields: Fields) -> Json:
-    """What a Trajectory is made of, from the record of a slice alone. Raises InputError naming the field."""
+    """The parts of a Trajectory from the record of a single slice. Raises InputError naming the field."""
     recorded = fields.inside("picture")
     picture = picture_from_json(recorded)
     geometry = picture.geometry
@@ -90,11 +90,11 @@ def volume_from(fields: Fields) -> Json:
         inside = each.inside("picture")
         index = Fields(inside.value("geometry", None), fields.file).value("index", None)
         if index in pictures:
-            raise each.error("picture", f"is of slice {index}, which is there twice")
+            raise each.error("picture", f"repeats slice {index}")
         geometry = pictures.add(inside).geometry
         index, shape = geometry.index, (geometry.height, geometry.width)
         if not first <= index <= last:
-            raise each.error("picture", f"is of slice {index}, which is not in the range")
+            raise each.error("picture", f"is of slice {index}, which is outside the range")
         axes.add((geometry.axis, geometry.shape))
         mask_from(each, "mask_rle", shape)  # checks it
         rows[index] = {
@@ -105,15 +105,15 @@ def volume_from(fields: Fields) -> Json:
     if not pictures:
         raise fields.error("slices", "must not be empty", "[]")
     if len(axes) > 1:
-        raise fields.error("slices", "are not of one volume", "[…]")
+        raise fields.error("slices", "do not belong to the same volume", "[…]")
     actions = []
     for number, each in enumerate(fields.list_of("actions"), 1):
         index = each.whole("slice", 0)
         if index not in pictures:
-            raise each.error("slice", "is not among the recorded slices")
+            raise each.error("slice", "is not one of the recorded slices")
         action = action_from_json(each, geometry, number)
         if any(way.start not in pictures or way.last not in pictures for way in action.ways):
-            raise each.error("ways", "lead out of the recorded slices", "[…]")
+            raise each.error("ways", "include slices that were not recorded", "[…]")
         actions.append(action)
     turned = None
     if volume.value("orientation", None) is not None:
@@ -137,7 +137,7 @@ def put_together(
     picture_of: Callable[[int], Picture],
     inside: Callable[[int], np.ndarray | None] = lambda index: None,
 ) -> Json:
-    """The whole record of many slices out of its parts. See `parts_of`."""
+    """Assemble the record of many slices from its parts. See `parts_of`."""
     whole, slices = parts_of(head, outcome, actions, rows, picture_of, inside)
     return {**whole, "slices": list(slices)}
 
@@ -151,7 +151,7 @@ def parts_of(
     inside: Callable[[int], np.ndarray | None] = lambda index: None,
     png: bool = True,
 ) -> tuple[Json, Iterator[Json]]:
-    """The record of many slices without its slices, and those one by one, since their pictures are large.
+    """The record of many slices without its slices, and the slices one by one, because their pictures are large.
 
     Args:
         head: see Trajectory.head. outcome: answer, status, reason.
@@ -171,15 +171,15 @@ def parts_of(
 
 
 def figures(actions: Iterable[Mapping[str, Any]], rows: Iterable[Mapping[str, Any]], gap_mm: float) -> Json:
-    """The key slice, and the volume in mL."""
+    """The key slice and the volume in mL."""
     key = next((int(each["slice"]) for each in actions if each["kind"] == "click"), None)
     areas = [each["area_mm2"] for each in rows]
-    known = None not in areas  # None where the scan does not say how large a voxel is
+    known = None not in areas  # None if the voxel size is unknown
     return {"key": key, "ml": sum(float(each) for each in areas) * gap_mm / 1000 if known else None}
 
 
 def _spans_of(action: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """First and last of the slices that an action was on or went through."""
+    """First and last slice that an action covered."""
     index = int(action["slice"])
     return [(index, index), *((int(way["start"]), int(way["last"])) for way in action["ways"])]
 
@@ -192,7 +192,7 @@ def row_with_picture(
     source: str,
     png: bool = True,
 ) -> Json:
-    """A slice as it stands in the record. row: see steps.slice_to_json; None where nothing is known."""
+    """A slice in the form of the record. row: see steps.slice_to_json; None if nothing is known."""
     made: Json = {"slice": index, "mask_rle": "", **NOTHING, **(row or {})}
     if clip is not None:
         made["inside_rle"] = encode_rle(clip)
@@ -200,21 +200,21 @@ def row_with_picture(
 
 
 def visited(spans: Iterable[tuple[int, int]], rows: Iterable[int], first: int) -> list[int]:
-    """The slices that are known, or that actions were on or went through, also those that are unknown again.
+    """The slices with known state or covered by actions, including those whose state was undone.
 
-    Before the first action there is a slice all the same: how the volume is cut stands in its picture.
+    Before the first action it still contains one slice, because its picture says how the volume is cut.
     """
     met = {n for one, other in spans for n in range(min(one, other), max(one, other) + 1)}
     return sorted({*rows, *met} or {first})
 
 
 def measurements_from(fields: Fields) -> Json:
-    """What was measured of the object, plain values; empty where nothing was. Raises InputError naming the field."""
+    """The measurements of the object as plain values; may be empty. Raises InputError naming the field."""
     values = fields.value("measurements", None)
     if values is None:
         return {}
     try:
         Measurements(**values).lines()
     except (TypeError, ValueError, AttributeError) as error:
-        raise fields.error("measurements", "are not what this program measures", "{…}") from error
+        raise fields.error("measurements", "are not measurements of this program", "{…}") from error
     return dict(values)

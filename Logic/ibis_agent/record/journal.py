@@ -1,10 +1,10 @@
-"""What a long run adds to its record while it goes on: a file of JSON lines beside it, one for each action.
+"""The journal of a long run: a file of JSON lines beside its record, one for each action.
 
-    trajectory.json            the record as it was when the journal was begun
-    trajectory.json.journal    what has happened since; its first line says which record it belongs to
+    trajectory.json            the record when the journal was started trajectory.json.journal    the changes since;
+    its first line says which record it belongs to
 
-Reading a record reads its journal too. A line that a kill has cut off is passed over, and so is a journal of
-another record: the run is then as after the action before.
+Reading a record also reads its journal. A line cut off by a kill is ignored, and so is a journal of another record: the
+run is then in the state after the previous action.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def beside(path: str | os.PathLike[str]) -> Path:
 
 
 def begin(path: str | os.PathLike[str]) -> None:
-    """An empty journal for the record that stands at `path` now. Raises OutputError."""
+    """Start an empty journal for the record at `path`. Raises OutputError."""
     files.write_text(beside(path), json.dumps({"journal": 1, "of": _sha256(Path(path))}) + "\n")
 
 
@@ -41,13 +41,13 @@ def add(
     slices: Mapping[int, Json | None],
     outcome: Mapping[str, Any],
 ) -> None:
-    """Write down what changed. Raises OutputError.
+    """Append a change. Raises OutputError.
 
     Args:
-        keep: so many of the actions before still count.
-        actions: those that followed.
-        slices: by slice, what is known otherwise than before; None for what is not known any more. A slice that is
-            new to the record brings its "picture".
+        keep: number of earlier actions that are kept.
+        actions: the new actions after them.
+        slices: the changed state by slice; None if nothing is known any more. A slice that is new in the record
+            includes its "picture".
         outcome: answer, status, reason.
     """
     line = {"keep": keep, "actions": actions, "slices": {str(n): each for n, each in slices.items()}}
@@ -55,13 +55,13 @@ def add(
 
 
 def end(path: str | os.PathLike[str]) -> None:
-    """The record at `path` is whole: its journal goes."""
+    """The record at `path` is complete: remove its journal."""
     with contextlib.suppress(OSError):
         beside(path).unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike[str]) -> Any:
-    """The JSON value of a record with what its journal adds. Raises InputError as fields.read_json."""
+    """The JSON value of a record with its journal applied. Raises InputError like fields.read_json."""
     record = read_json(path)
     if not is_volume_record(record) or not beside(path).is_file():
         return record
@@ -73,12 +73,12 @@ def read(path: str | os.PathLike[str]) -> Any:
         TypeError,
         ValueError,
         AttributeError,
-    ):  # not one that we wrote: the record stands alone
+    ):  # not written by this program: use the record alone
         return record
 
 
 def _lines(path: Path) -> Iterator[Json]:
-    """What was added to the record at `path`, as far as it is whole."""
+    """The complete entries of the journal of the record at `path`."""
     first, *rest = beside(path).read_bytes().split(b"\n")[:-1]
     if json.loads(first).get("of") != _sha256(path):
         return

@@ -1,9 +1,9 @@
-// The page beside a run that waits for the person at the terminal: it comes again when the record has changed, and
-// turns a click into a line of the terminal's own commands. It is served by cli/live.py, the only one it talks to.
+// The live page of a run that waits for the person at the terminal: it reloads when the record has changed, and turns
+// a click into a command of the terminal. It is served by cli/live.py and communicates with nothing else.
 (() => {
   const run = JSON.parse($("data").textContent), grid = gridOf(run.picture), svg = $("picture");
-  const NEWS = 400, TWO_CLICKS = 300; // milliseconds: between two looks for news; a double click zooms and does not act
-  const ENDED = "The run has ended at the terminal; review.html among its results is its page.";
+  const NEWS = 400, TWO_CLICKS = 300; // milliseconds: between two polls; within a double click, which zooms and sends no command
+  const ENDED = "The run has ended. Its review page is review.html in the results folder.";
   let gone = 0, waiting = run.live.waiting;
 
   const tell = (text) => { $("live-text").textContent = text; };
@@ -14,7 +14,7 @@
       try { taken = (await (await fetch("command", { method: "POST", body: line })).json()).taken; } catch { /* it has ended */ }
     }
     if (taken) return tell(`${line} …`);
-    if (run.live.acts) return tell("The agent is at work: click again when it waits.");
+    if (run.live.acts) return tell("The agent is busy: click again when it is waiting.");
     try { await navigator.clipboard.writeText(line); } catch { /* it can be copied by hand */ }
     return tell(`Type at the terminal (copied): ${line}`);
   };
@@ -27,10 +27,10 @@
     return made;
   };
   document.querySelector(".viewer").prepend(make("div", { id: "live", className: "live" },
-    make("fieldset", { className: "segmented" }, choice("+", "+ inside", "A click says: this belongs to it"),
-      choice("-", "− outside", "A click says: this does not (Shift for one click)")),
-    ...(run.live.acts ? [button("c", "Go on"), button("b", "Back"), button("u", "Undo"), button("r", "Redo")] : []),
-    make("output", { id: "live-text", textContent: "Click in the picture." })));
+    make("fieldset", { className: "segmented" }, choice("+", "+ inside", "Click on the structure to include it"),
+      choice("-", "− outside", "Click on a region to exclude it (hold Shift for a single click)")),
+    ...(run.live.acts ? [button("c", "Continue"), button("b", "Back"), button("u", "Undo"), button("r", "Redo")] : []),
+    make("output", { id: "live-text", textContent: "Click in the image." })));
 
   let last = 0, from = null;
   svg.addEventListener("pointerdown", (event) => { from = [event.clientX, event.clientY]; });
@@ -51,7 +51,7 @@
       gone = 0;
       if (state.ended) return tell(ENDED);
       if (state.version !== run.live.version) return location.replace(location.pathname);
-      if (state.waiting !== waiting) tell(state.waiting ? "Click in the picture." : "The agent is at work …");
+      if (state.waiting !== waiting) tell(state.waiting ? "Click in the image." : "The agent is working …");
       waiting = state.waiting;
     } catch {
       gone += 1;

@@ -1,15 +1,15 @@
-"""Trajectories in the format of the published generator, read and written.
+"""Read and write trajectories in the format of the published generator.
 
 One JSON object per picture: `file`, `type`, `mask_file`, `nii_data` or `img_data`, and `trajectory`, a list
-of {`step`, `coords_norm`, `coords_original`, `mask_rle`}; several objects may stand in a list. That format
-lacks four things that training needs. We add them as further keys, which the published programs pass over:
+of {`step`, `coords_norm`, `coords_original`, `mask_rle`}; a list may contain several objects. That format lacks some
+things that training needs. We add them as further keys, which the published programs ignore:
 
-- `positive` in every step, true or false: the sign of the click. Where a foreign file lacks it, it is
-  recovered from the masks: the generator clicks positively exactly where the mask before does not reach. Such
+- `positive` in every step, true or false: the sign of the click. If a foreign file lacks it, it is recovered
+  from the masks: the generator's click is positive exactly if the previous mask does not contain it. Such
   steps are marked (`sign_recovered`).
-- `question` and `answer` of the object, where they are known.
-- `ibis_record` of a converted run: its whole record. Clicks between pixels, the frame, thinking and orientation come
-  back from it, as long as nobody has changed the steps.
+- `question` and `answer` of the object, if known.
+- `ibis_record` of a converted run: its whole record. Sub-pixel clicks, the frame, thinking and orientation are
+  restored from it, if the steps have not been changed.
 
 Our own format is in trajectory.
 """
@@ -49,7 +49,7 @@ class PublishedStep:
         column, row: the clicked pixel.
         positive: the click's sign.
         mask: (H, W) bool after the click.
-        sign_recovered: the file did not hold the sign.
+        sign_recovered: the file did not contain the sign.
     """
 
     column: int
@@ -64,13 +64,12 @@ class PublishedTrajectory:
     """One object of a published file.
 
     Attributes:
-        file, mask_file: as the file names them.
+        file, mask_file: names as in the file.
         kind: "nii" or "img".
         shape: (H, W) of the picture.
-        steps: in their order.
-        nii_data, img_data: as in the file; the one that `kind` says is there.
-        question, answer: None where the file does not say.
-        further: all other keys of the object, kept as they are.
+        steps: in order. nii_data, img_data: as in the file; `kind` determines which one is present. question, answer:
+            None if missing.
+        further: all other keys of the object, unchanged.
     """
 
     file: str
@@ -86,11 +85,11 @@ class PublishedTrajectory:
 
     @property
     def signs_recovered(self) -> int:
-        """How many steps had no sign in the file."""
+        """The number of steps without a sign in the file."""
         return sum(step.sign_recovered for step in self.steps)
 
     def to_json(self) -> dict[str, Any]:
-        """The object as it stands in a file."""
+        """The object in the form of the file."""
         height, width = self.shape
         values: dict[str, Any] = {
             **self.further,
@@ -115,7 +114,8 @@ class PublishedTrajectory:
 
 
 def load(path: str | os.PathLike[str]) -> list[PublishedTrajectory]:
-    """All objects of a published file, one or a list. Raises InputError naming file, field and value."""
+    """Read all objects of a published file, which contains one or a list. Raises InputError naming file, field and
+    value."""
     content = read_json(path, remedy="Use a file of the published trajectory generator.")
     if isinstance(content, list):
         return [_object_from(Fields(each, path, f"[{n}]")) for n, each in enumerate(content)]
@@ -136,19 +136,21 @@ def from_trajectory(
     *,
     reverse: bool = False,
 ) -> PublishedTrajectory:
-    """A trajectory of ours in the published form, in whichever orientation it was made.
+    """Convert one of our trajectories to the published form, in its own orientation.
 
     Args:
-        file: the scan or picture as the record is to name it; None takes the recorded source.
-        mask_file, mask_number: the expert's mask and which of its values is meant, where there is one.
-        reverse: the expert's picture has the structure in black.
+        file: the name of the scan or picture to write; None uses the recorded source.
+        mask_file, mask_number: the expert's mask and the label value in it, if there is one.
+        reverse: the structure is black in the expert's mask picture.
 
-    Raises InputError for scans that are not NIfTI files (the published programs read no others), and for boxes,
-    which the published format does not have.
+    Raises InputError for scans other than NIfTI files (the published programs read no others), and for boxes, which the
+    published format does not support.
     """
     if any(isinstance(step.action, Box) for step in trajectory.steps):
         raise InputError(
-            "the published format has no boxes", file=file, remedy="Convert runs with clicks alone."
+            "the published format does not support boxes",
+            file=file,
+            remedy="Convert only runs without boxes.",
         )
     name = trajectory.source if file is None else file
     geometry = trajectory.picture.geometry
@@ -161,9 +163,9 @@ def from_trajectory(
     else:
         if not name.lower().endswith(_NIFTI):
             raise InputError(
-                "the published format knows pictures and NIfTI scans only",
+                "the published format supports only pictures and NIfTI scans",
                 file=name or None,
-                remedy="Save the scan as NIfTI and make the trajectory with that.",
+                remedy="Save the scan as NIfTI and run the agent on that.",
             )
         axis = "xyz"[geometry.axis]
         upright = slice_geometry(geometry.shape, geometry.affine, axis, geometry.index, Orientation.UPSTREAM)
@@ -194,16 +196,17 @@ def from_trajectory(
 
 
 def from_record(record: Trajectory) -> list[PublishedTrajectory]:
-    """The published form of a record: of a slice alone one, of a volume one for every slice that was clicked.
+    """The published form of a record: one object for a single slice; for a volume, one for every slice with clicks.
 
-    Raises InputError where nothing was clicked in a volume, and as `from_trajectory`.
+    Raises InputError for a volume without clicks, and like `from_trajectory`.
     """
     if record.alone:
         return [_with_record(record)]
     clicked = sorted({each.index for each in record.actions if each.kind == "click"})
     if not clicked:
         raise InputError(
-            "no slice was clicked in this volume", remedy="The published format holds clicks and their masks."
+            "this volume has no slice with clicks",
+            remedy="The published format contains clicks and their masks.",
         )
     return [_with_record(record.on_slice(index)) for index in clicked]
 
@@ -213,7 +216,7 @@ def _with_record(record: Trajectory) -> PublishedTrajectory:
 
 
 def _recorded(published: PublishedTrajectory, question: str | None) -> Trajectory | None:
-    """The record that travels with a published trajectory, if its steps are still those. Raises InputError."""
+    """The record included in a published trajectory, if its steps are unchanged. Raises InputError."""
     if _RECORD not in published.further:
         return None
     record = Trajectory.from_json(published.further[_RECORD])
@@ -228,13 +231,13 @@ def _recorded(published: PublishedTrajectory, question: str | None) -> Trajector
 def to_trajectory(
     published: PublishedTrajectory, folder: str | os.PathLike[str], question: str | None = None
 ) -> Trajectory:
-    """A published trajectory as one of ours: the picture is cut anew from the scan in `folder`.
+    """Convert a published trajectory to ours: the picture is read from the scan in `folder`.
 
-    Of a run that was converted, its own record, if the steps are still those. Else
-    its steps count as a person's (the expert's), without thinking, scores or times; an answer becomes the
-    last step. Only names inside `folder` are opened, whatever path the record holds.
+    For a converted run, this is its own record, if the steps are unchanged. Otherwise the steps count as a person's
+    (the expert's), without thinking, scores or times; an answer becomes the last step. Only files inside `folder` are
+    opened, regardless of the path in the record.
 
-    Raises InputError where the scan is not there or has another size than recorded.
+    Raises InputError if the scan is missing or its size differs from the record.
     """
     path = _inside(Path(folder), published.file)
     scan = load_scan(path)
@@ -243,12 +246,14 @@ def to_trajectory(
     else:
         data = published.nii_data
         if list(scan.voxels.shape) != list(data["size"]):
-            raise InputError("the scan has another size than recorded", file=path, value=scan.voxels.shape)
+            raise InputError(
+                "the size of the scan differs from the record", file=path, value=scan.voxels.shape
+            )
         picture = cut(scan, data["slice_dir"], data["slice_idx"], data["window"], Orientation.UPSTREAM)
     height, width = published.shape
     if picture.rgb.shape[:2] != (height, width):
         raise InputError(
-            "the picture has another size than recorded",
+            "the size of the picture differs from the record",
             file=path,
             value=f"{picture.rgb.shape[:2]} instead of {(height, width)}",
         )
@@ -258,7 +263,7 @@ def to_trajectory(
     steps = [
         Step(
             number,
-            # The middle of the pixel: by the published rule it falls on that pixel and on no other.
+            # The middle of the pixel, which the published rule maps to this pixel.
             Click((each.column + 0.5) / width, (each.row + 0.5) / height, each.positive),
             "person",
             each.mask,
@@ -324,14 +329,14 @@ def _check_slice(data: Fields, shape: tuple[int, int]) -> None:
     size = [_side(each, data) for each in data.list_of("size", count=3)]
     index = data.whole("slice_idx", 0)
     if index >= size[axis]:
-        raise data.error("slice_idx", f"lies outside a scan of {size}")
+        raise data.error("slice_idx", f"is outside a scan of {size}")
     across = [size[each] for each in range(3) if each != axis]
     if shape != (across[1], across[0]):
         raise data.error("slice_size", f"is not that of a slice across {'xyz'[axis]} of {size}, turned")
     if data.value("window", None) is not None:
         low, high = (each.plain_number() for each in data.list_of("window", count=2))
         if not low < high:
-            raise data.error("window", "must be two rising numbers")
+            raise data.error("window", "must be two increasing numbers")
 
 
 def _side(item: Fields, data: Fields) -> int:
@@ -346,7 +351,7 @@ def _text_or_none(fields: Fields, key: str) -> str | None:
 
 
 def _turned(click: Click, mask: np.ndarray, old: PictureGeometry, new: PictureGeometry) -> PublishedStep:
-    """A click and its mask, brought from one way of turning the slice to another."""
+    """A click and its mask, converted from one orientation of the slice to another."""
     if old is new:
         row, column = old.pixel(click.x, click.y)
         return PublishedStep(column, row, click.positive, mask)
@@ -356,13 +361,13 @@ def _turned(click: Click, mask: np.ndarray, old: PictureGeometry, new: PictureGe
 
 
 def _thin(geometry: PictureGeometry) -> PictureGeometry:
-    """The geometry in a scan of that slice alone, so that no whole volume is made on the way."""
+    """The geometry in a scan of only that slice, to avoid creating a whole volume."""
     shape = [1 if axis == geometry.axis else side for axis, side in enumerate(geometry.shape)]
     return dataclasses.replace(geometry, shape=(shape[0], shape[1], shape[2]), index=0)
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """`name` below `folder`: by its relative path where that stays inside, else by its last part."""
+    """`name` below `folder`: its relative path if that stays inside, otherwise its last part."""
     relative = PurePosixPath(name.replace("\\", "/"))
     if not relative.is_absolute() and not PureWindowsPath(name).drive and ".." not in relative.parts:
         whole = folder / relative
@@ -371,9 +376,9 @@ def _inside(folder: Path, name: str) -> Path:
     last = folder / relative.name
     if not relative.name or not last.is_file():
         raise InputError(
-            "the record's scan is not there",
+            "the scan of the record is missing",
             file=folder,
             value=name,
-            remedy="Give the folder that holds it (convert: --scans DIR).",
+            remedy="Give the folder that contains it (convert: --scans DIR).",
         )
     return last

@@ -1,7 +1,7 @@
-"""A recorded run (trajectory.json) as a run that can be stepped through and continued: a RunRecord.
+"""Convert a recorded run (trajectory.json) to a RunRecord, which can be reviewed step by step and continued.
 
-A record of many slices holds the masks of all clicks and those at the end. A slice that was followed is therefore
-shown with its final mask from the first action that reached it. No torch here.
+A record of many slices contains the masks of all clicks and the final masks. A slice reached by propagation is
+therefore shown with its final mask from the first action that reached it. No torch here.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ibis_agent.run.action import RunAction
 
 
 def run_record_of(run: Trajectory, whole_scan: bool) -> RunRecord:
-    """The steps of a recorded run, each with an identity for the worker.
+    """The steps of a recorded run, each with an ID for the worker.
 
-    whole_scan: the scan is at hand. Otherwise there are only the recorded pictures: a slice alone is then a volume one
-    voxel thick (`PictureGeometry.slab`), and a run over many is limited to `recorded_range`.
+    whole_scan: the scan is available. Otherwise there are only the recorded pictures: a single slice is then a volume
+    one voxel thick (`PictureGeometry.slab`), and a run over many is limited to `recorded_range`.
     """
     record, head = RunRecord(run.question, "slice" if run.alone else "volume"), run.head()
     if run.alone:
@@ -46,7 +46,7 @@ def run_record_of(run: Trajectory, whole_scan: bool) -> RunRecord:
 
 
 def recorded_range(run: Trajectory) -> tuple[int, int]:
-    """First and last of the recorded slices that follow one another, around the key slice or the last action."""
+    """First and last slice of the contiguous recorded range around the key slice or the last action."""
     known = set(run.visited)
     first = run.key if run.key is not None else run.actions[-1].index if run.actions else min(known)
     last = first
@@ -58,7 +58,7 @@ def recorded_range(run: Trajectory) -> tuple[int, int]:
 
 
 def _actions(run: Trajectory) -> list[Json]:
-    """The actions of a volume with what became known by each (`touched`); after the last, all is as at the end."""
+    """The actions of a volume with the slices that each changed (`touched`); the last one leads to the final state."""
     geometry = run.slices.geometry(run.slices.first)
     made, known = list[Json](), dict[int, Json | None]()
     for action in run.actions:

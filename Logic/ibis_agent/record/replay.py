@@ -1,4 +1,4 @@
-"""What making a record's masks again gave, and where it differs from what was recorded."""
+"""The result of a replay, and where it differs from the record."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ibis_agent.run.given import Given
 
 @dataclass(frozen=True)
 class Difference:
-    """A step or a slice whose mask came out differently: how many pixels, and the IoU of the two masks."""
+    """A step or a slice with a different mask: the number of pixels, and the IoU of the two masks."""
 
     number: int
     pixels: int
@@ -33,13 +33,13 @@ class Difference:
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """What a replay gave.
+    """The result of a replay.
 
     Attributes:
-        steps: the recorded ones; of a slice alone with masks, logits and scores made anew.
-        volume: (I, J, K) uint8, the mask at the end.
-        differences: the steps of a slice alone, or the slices, where a mask is not the recorded one, bit for bit.
-        warnings: reasons to expect differences, for people.
+        steps: the recorded ones; for a single slice, with reproduced masks, logits and scores.
+        volume: (I, J, K) uint8, the final mask.
+        differences: the steps of a single slice, or the slices, whose mask is not identical to the recorded one.
+        warnings: reasons to expect differences, for display.
     """
 
     steps: tuple[Step, ...]
@@ -49,12 +49,12 @@ class Replay:
 
     @property
     def masks(self) -> list[np.ndarray]:
-        """(H, W) bool each, in the order of the steps."""
+        """The (H, W) bool masks, in the order of the steps."""
         return [step.mask for step in self.steps]
 
 
 def steps_again(memory: Alone, actions: Iterable[RunAction], given: Given) -> list[Step]:
-    """The steps of a slice alone with masks, logits and scores made anew."""
+    """The steps of a single slice with reproduced masks, logits and scores."""
     memory.begin(given.start)
     redone: list[Step] = []
     for action in actions:
@@ -71,15 +71,15 @@ def steps_again(memory: Alone, actions: Iterable[RunAction], given: Given) -> li
 
 
 def other_weights(role: str, recorded: Mapping[str, str], present: Mapping[str, str]) -> list[str]:
-    """What people should know where the identity recorded for a "policy" or "segmenter" is not the present one:
-    other weights or, with the same ones, the settings that differ.
+    """Warnings if the "policy" or "segmenter" is not the recorded one: other weights or, with the same weights, the
+    settings that differ.
     """
     if recorded.get("sha256") != present.get("sha256"):
         was, now = (
             f"{each.get('name') or 'unknown'} ({(each.get('sha256') or 'unknown')[:12]})"
             for each in (recorded, present)
         )
-        return [f"another {role} than the recorded one: {now} instead of {was}"]
+        return [f"not the recorded {role}: {now} instead of {was}"]
     differ = []
     for key in dict.fromkeys((*recorded, *present)):
         was, now = recorded.get(key) or "not set", present.get(key) or "not set"
@@ -89,15 +89,15 @@ def other_weights(role: str, recorded: Mapping[str, str], present: Mapping[str, 
     if None not in files and len(files) > 1:
         differ += _other_files(recorded["settings_files"], present["settings_files"])
     elif None not in whole and len(whole) > 1:
-        differ.append("its configuration, tokenizer, pictures or generation")
-    return [f"the {role} has the recorded weights with other settings: {'; '.join(differ)}"] if differ else []
+        differ.append("its configuration, tokenizer, image processing or generation")
+    return [f"the {role} has the recorded weights but other settings: {'; '.join(differ)}"] if differ else []
 
 
 _SETTINGS = ("settings", "settings_files")
 
 
 def _other_files(recorded: str, present: str) -> list[str]:
-    """The files of settings that differ, from lists of names and hashes."""
+    """The names of settings files that differ, from lists of names and hashes."""
     was, now = (
         dict(part.rsplit(" ", 1) for part in each.split(", ") if " " in part) for each in (recorded, present)
     )

@@ -1,6 +1,6 @@
 "use strict";
-// Pictures, masks and marks as SVG, and how numbers are written. What is shown when is in review_page.js.
-// All text reaches the page through textContent: what a policy wrote is never markup.
+// Images, masks and marks as SVG, and formatting of numbers. review_page.js decides what is shown when.
+// All text is set through textContent: the policy's text is never interpreted as markup.
 const SVG = "http://www.w3.org/2000/svg";
 const $ = (id) => document.getElementById(id);
 
@@ -73,7 +73,7 @@ const trace = ({ W, H, ux, uy }, inside) => {
   return parts.join(" ");
 };
 
-// Beside its mark, in the first corner where no other label stands: two clicks on one spot must not read "13".
+// Beside its mark, in the first free corner: two clicks at one place must not read "13".
 const corners = [[12, -8, "start"], [-12, -8, "end"], [12, 19, "start"], [-12, 19, "end"], [0, -17, "middle"], [0, 29, "middle"]];
 const placeLabel = (x, y, k, taken) => {
   const free = corners.find(([dx, dy]) => taken.every(([tx, ty]) => Math.hypot(x + dx * k - tx, y + dy * k - ty) > 17 * k));
@@ -138,8 +138,8 @@ const watchZoom = ({ stage, svg, view, layOut, unitsPerScreenPixel, scroll }) =>
   $("zoom-out").addEventListener("click", () => zoomBy(1 / 1.5));
   $("zoom-fit").addEventListener("click", () => { view.zoom = 1; layOut(); });
   svg.addEventListener("dblclick", (event) => zoomBy(2, under(event)));
-  // With Ctrl (which a trackpad's pinch sends too) the wheel zooms. A bare wheel goes through the slices of a
-  // volume, and scrolls the page where there are none further.
+  // With Ctrl (also sent by a trackpad's pinch) the wheel zooms. Without Ctrl it moves through the slices of a
+  // volume, and scrolls the page beyond the first and last one.
   let turned = 0;
   svg.addEventListener("wheel", (event) => {
     if (event.ctrlKey || event.metaKey) {

@@ -1,5 +1,5 @@
 // Shows one run, step by step. Position 0 is the picture with the question; position n is the state after step n.
-// In a volume every slice can be looked at besides, as it is at the end of the run.
+// In a volume, every slice can also be shown with its final mask.
 (() => {
   const run = JSON.parse($("data").textContent);
   const { picture, steps, slices, volume } = run;
@@ -7,8 +7,8 @@
   const { width, height } = grid;
   const size = grid.W * grid.H;
 
-  // What is shown: a position in the run, a slice (its place in `slices`), and whether that slice is shown as it
-  // is at the end rather than at the position.
+  // What is shown: a position in the run, a slice (its index in `slices`), and whether that slice is shown with its
+  // final mask instead of the mask at the position.
   let position = 0, at = 0, final = false, timer = 0;
   const mode = () => document.querySelector("input[name=view]:checked").value;
 
@@ -39,7 +39,7 @@
   const kindOf = (step) => (step.kind === "click" ? (step.positive ? "plus" : "minus")
     : step.kind === "grow" || step.kind === "look" ? step.kind : "end");
   const nameOf = (step) => (step.box ? "Box" : { plus: "Positive click", minus: "Negative click", end: "Ended", look: "Looked",
-    grow: "Followed through the slices" })[kindOf(step)];
+    grow: "Propagated through the slices" })[kindOf(step)];
   const actor = (step) => (step.by === "person" ? "by a person" : "by the policy");
   const sliceName = (place) => `slice ${slices[place].index}`;
   const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
@@ -110,7 +110,7 @@
 
   const figuresOf = (step) => {
     if (!step) {
-      return [figure("Picture", `${grid.W} × ${grid.H}`, picture.real_mm
+      return [figure("Image", `${grid.W} × ${grid.H}`, picture.real_mm
         ? `pixels of ${+picture.col_mm.toFixed(3)} × ${+picture.row_mm.toFixed(3)} mm` : "pixels, size unknown")];
     }
     const parts = [["policy", step.seconds.policy], ["segmenter", step.seconds.segmenter]]
@@ -119,7 +119,7 @@
     const share = from > 0 && change ? `${change > 0 ? "+" : "−"}${Math.abs(100 * change / from).toFixed(0)} %` : "";
     return [
       ...(step.area === null ? [] : [figure("Area", measure(step.area), ""), figure("Change", `${signed(change)}\u00a0${unit}`, share)]),
-      ...(step.score === null ? [] : [figure("Segmenter's own score", step.score.toFixed(2), "its estimate, not a measurement")]),
+      ...(step.score === null ? [] : [figure("Segmenter's score", step.score.toFixed(2), "its own estimate, not a measurement")]),
       ...(step.kind === "end" ? [] : [figure("Time", seconds(step.seconds.total || 0), parts.join(", "))])];
   };
 
@@ -131,31 +131,31 @@
     const action = $("action");
     if (!step) {
       action.replaceChildren(icon("start"), slices[at].begun_area
-        ? "The mask that the run began from" : "The picture before the first action");
+        ? "The mask that the run started from" : "The image before the first action");
     } else if (step.kind === "click") {
       const [col, row] = pixelOf(grid, step);
       action.replaceChildren(icon(kindOf(step)), nameOf(step), make("small", {
         textContent: step.box ? `(${step.box.map((edge) => edge.toFixed(4)).join(", ")})`
           : `(${step.x.toFixed(4)}, ${step.y.toFixed(4)}) · column ${col}, row ${row}` }));
     } else {
-      action.replaceChildren(icon(kindOf(step)), step.kind === "terminate" ? "Ended: the mask is final" : nameOf(step));
+      action.replaceChildren(icon(kindOf(step)), step.kind === "terminate" ? "Finished: the mask is final" : nameOf(step));
     }
     $("words").textContent = step ? capital(step.words) : "";
     $("words").hidden = !(step && step.words);
     const thinking = step ? step.thinking.trim() : run.question;
     $("thinking").textContent = thinking || (step.by === "person" && step.kind === "click"
-      ? "A click of the person at the screen." : step.by === "person" && kindOf(step) === "end"
-        ? "The person accepted the mask." : "No thinking was written.");
+      ? "A click added by the person." : step.by === "person" && kindOf(step) === "end"
+        ? "The person accepted the mask." : "The policy wrote no thinking.");
     $("thinking").classList.toggle("none", !thinking);
     $("thinking").hidden = Boolean(step && step.area === null);
     $("step-answer").hidden = !(step && step.answer);
     $("step-answer").textContent = step && step.answer ? step.answer : "";
     $("raw").hidden = !(step && step.reply);
     $("reply").textContent = !step ? "" : !step.unreadable ? step.reply
-      : `${step.unreadable}\n\n– this could not be read; asked again, it replied: –\n\n${step.reply}`;
+      : `${step.unreadable}\n\n– this reply could not be read; asked again, the policy replied: –\n\n${step.reply}`;
     $("figures").replaceChildren(...figuresOf(step));
     $("picture-title").textContent = final ? `${capital(sliceName(at))} with its mask, ${measure(slices[at].area)}`
-      : step && step.area !== null ? `Picture with the mask after step ${position}, ${measure(step.area)}` : "The picture";
+      : step && step.area !== null ? `Image with the mask after step ${position}, ${measure(step.area)}` : "The image";
     $("first").disabled = $("previous").disabled = position === 0;
     $("next").disabled = $("last").disabled = position === steps.length;
     $("play").disabled = steps.length === 0;
@@ -296,8 +296,8 @@
     $("cuts").hidden = run.cuts.length === 0;
     $("cuts").append(...run.cuts.map(drawCut));
     drawPlot($("plot"));
-    const clicked = slices.some((slice) => slice.anchor) ? " Green slices were clicked." : "";
-    $("plot-text").textContent = `The mask's area in every slice${run.ml === null ? "" : `, ${run.ml} mL together`}; the highest bar is ${measure(largestSlice)}.${clicked}`;
+    const clicked = slices.some((slice) => slice.anchor) ? " Green bars: slices with clicks." : "";
+    $("plot-text").textContent = `Area of the mask in every slice${run.ml === null ? "" : `, ${run.ml} mL in total`}; the highest bar is ${measure(largestSlice)}.${clicked}`;
   }
 
   // ---- hands ------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const target = event.target;
-    // A slider and a radio use the arrows themselves, a focused button the space bar.
+    // A slider and a radio button use the arrow keys themselves, and a focused button the space bar.
     if (target.matches("input[type=range], input[type=radio]") && /^(Arrow|Home|End)/.test(event.key)) return;
     if (event.key === " " && target.matches("button, input, summary")) return;
     const act = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
@@ -366,7 +366,7 @@
       make("ol", {}, ...lines)];
   };
   const layOutSheet = () => { if (!$("sheet").firstChild) $("sheet").replaceChildren(...(volume ? volumeSheet() : sliceSheet())); };
-  // Ahead of time: pictures that a printer asks for at once would still be undecoded.
+  // In advance: otherwise the images would not be decoded yet when printing starts.
   (window.requestIdleCallback || setTimeout)(layOutSheet);
   addEventListener("beforeprint", () => { $("record").open = true; layOutSheet(); });
 

@@ -1,7 +1,7 @@
-"""Pictures and masks as the review page holds them: PNGs that a browser decodes by itself, and run lengths.
+"""Pictures and masks in the review page: PNGs, which browsers decode natively, and run lengths.
 
-Grey pictures become grey PNGs (60 % of the same in RGB). Slices on which nothing happened are made smaller; where
-the page would still be too large, so are those that only have a mask. The record keeps all of them as they were.
+Grey pictures become grey PNGs (60 % of the size in RGB). Slices without actions are reduced; if the page would still be
+too large, so are those that only have a mask. The record keeps all of them at full size.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import numpy as np
 from ibis_agent.mask.masks import MOST_PIXELS
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-# Bytes of PNG in one page. In base64 they are a third more, and the page stays under 10 MB.
+# Bytes of PNG in one page. Base64 adds a third, and the page stays under 10 MB.
 ROOM = 6_500_000
-# How much smaller the side of a slice on which nothing happened is.
+# Reduction factor of the sides of slices without actions.
 _QUIET = 4
 _SMALLEST = 96
 
 
 class Shown(NamedTuple):
-    """A picture for the page: base64 of a PNG, and by how much its sides were divided (1: as recorded)."""
+    """A picture for the page: base64 of a PNG, and the factor by which its sides were reduced (1: full size)."""
 
     png: str
     reduced: int
@@ -44,9 +44,9 @@ def read_png(text: Any, height: int, width: int) -> np.ndarray:
         raise ValueError("the picture is not a PNG")
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            # The size stands in the header: compared before anything is unpacked.
+            # The header contains the size: compare it before decoding.
             if image.size != (width, height):
-                raise ValueError("the picture has another size than its record says")
+                raise ValueError("the size of the picture differs from its record")
             pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError("the picture is not a PNG") from error
@@ -60,7 +60,7 @@ def grey_if_it_is(pixels: np.ndarray) -> np.ndarray:
 
 
 def to_png(pixels: np.ndarray, reduce: int = 1) -> bytes:
-    """A PNG of (H, W) or (H, W, 3) uint8 pixels, its sides divided by `reduce`."""
+    """A PNG of (H, W) or (H, W, 3) uint8 pixels, with its sides divided by `reduce`."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -79,12 +79,12 @@ def fitted(
     masked: Collection[int],
     room: int = ROOM,
 ) -> dict[int, Shown]:
-    """The pictures of a run as they fit in a page.
+    """The pictures of a run, reduced to fit into a page.
 
     Args:
-        pictures: slice and pixels, one after the other.
-        worked: slices that were clicked or looked at; masked: that have a mask. They keep their size while there
-            is room. Where there is not, the masked ones are made smaller, but for some spread over them; then all.
+        pictures: pairs of slice and pixels.
+        worked: slices that were clicked or looked at; masked: slices with a mask. They keep their size if there is
+            room. Otherwise the masked ones are reduced, except for some evenly spread ones; then all.
         room: bytes of PNG.
     """
     made: dict[int, tuple[bytes, int]] = {}
@@ -97,7 +97,7 @@ def fitted(
 
 
 def _shrink(made: dict[int, tuple[bytes, int]], group: Sequence[int], room: int) -> None:
-    """Make the group smaller until everything fits; as many of it as still fit keep their size, evenly spread."""
+    """Reduce the group until everything fits; as many as possible keep their size, evenly spread."""
     whole = {index: made[index] for index in group}
 
     def spare() -> int:
@@ -115,7 +115,7 @@ def _shrink(made: dict[int, tuple[bytes, int]], group: Sequence[int], room: int)
 
 
 def runs_of(mask: np.ndarray) -> list[int]:
-    """Row-major run lengths, the first a run of zeros; the last run of zeros is left out."""
+    """Row-major run lengths, starting with a run of zeros; the last run of zeros is omitted."""
     flat = np.asarray(mask).ravel() != 0
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     bounds = [0, *edges.tolist(), flat.size]
@@ -126,7 +126,7 @@ def runs_of(mask: np.ndarray) -> list[int]:
 
 
 def _encoded(pixels: np.ndarray, reduce: int) -> tuple[bytes, int]:
-    """As PNG, and by how much the sides were divided: by `reduce`, or less where little would be left."""
+    """The PNG, and the factor by which the sides were reduced: `reduce`, or less for a small picture."""
     reduce = max(1, min(reduce, min(pixels.shape[:2]) // _SMALLEST))
     return to_png(pixels, reduce), reduce
 

@@ -1,4 +1,4 @@
-"""A run on the disk while it goes on: whole after every action, whatever happens next."""
+"""The file of a run in progress: complete after every action."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ibis_agent.segmenter.contract import Found
 
 
 class RunFile:
-    """The record of one run at one place.
+    """The record of one run in one file.
 
-    A slice alone is small and is written anew each time. Of many slices only what changed is added, to a journal
-    beside the record (see journal), until `finish` makes one file of it.
+    The record of a single slice is small and is rewritten each time. For many slices, only the changes are appended
+    to a journal beside the record (see journal), until `finish` combines both into one file.
     """
 
     def __init__(self, path: Path, source: str | os.PathLike[str] = "", created: str = "") -> None:
-        """created: of a run that is resumed."""
+        """created: the date of a resumed run."""
         self.path, self._created = path, created
         self._source = os.path.basename(os.path.normpath(source)) if os.fspath(source) else ""
         self._begun = False
@@ -34,7 +34,7 @@ class RunFile:
         self._pictured: set[int] = set()
 
     def save(self, run: Run) -> None:
-        """Bring the file up to date. Raises OutputError; what stood there before is then untouched."""
+        """Update the file. Raises OutputError; the previous contents are then unchanged."""
         if run.alone or not self._begun:
             self.finish(run)
             if not run.alone:
@@ -54,7 +54,7 @@ class RunFile:
         self._written(run)
 
     def finish(self, run: Run, measurements: Json | None = None) -> Trajectory:
-        """Write all of it as one file, and return what it holds. Raises OutputError."""
+        """Write the record as one file, and return its contents. Raises OutputError."""
         record = dataclasses.replace(self.record(run), measurements=measurements or {})
         record.save(self.path)
         journal.end(self.path)
@@ -62,13 +62,13 @@ class RunFile:
         return record
 
     def record(self, run: Run) -> Trajectory:
-        """What the file holds, or is going to hold."""
+        """The contents of the file."""
         made = Trajectory.of(run, self._source, self._created)
         self._created = made.created
         return made
 
     def remove(self) -> None:
-        """Nothing is to be left of the run."""
+        """Delete the files of the run."""
         journal.end(self.path)
         self.path.unlink(missing_ok=True)
 

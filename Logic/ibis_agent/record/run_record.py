@@ -1,13 +1,13 @@
-"""What a run consists of, kept by the side that must not lose it: question, slices, actions, and the way back.
+"""The state of a run on the client side, which must not lose it: question, slices, actions, undo and redo.
 
-A `RunRecord` needs no models and no worker: going back, undoing and redoing only choose which of the steps
-that exist count. The worker is told which ones (`after`) when something is to follow them. The record is also
-what is saved with a scene, and it gives the trajectory at any moment.
+A `RunRecord` needs no models and no worker: going back, undo and redo only select which of the existing steps count.
+The next request tells the worker which ones (`after`). The record is also saved in the scene, and can be converted to
+a trajectory at any time.
 
-Steps are the JSON objects of records with one more key, `uid`, which names the step to the worker: of a slice
-alone the steps (schema ibis-trajectory/1), of a volume the actions (ibis-volume/1). Those have a further key:
-`touched` holds what has become known of slices with them, by slice (see steps.slice_to_json; null for a slice that
-is not known any more). How records are read and written as files is in trajectory.
+Steps are the JSON objects of records with an additional key `uid`, which identifies the step to the worker: the steps
+of a single slice (schema ibis-trajectory/1), or the actions of a volume (ibis-volume/1). Actions have a further key
+`touched`: the new state of the slices that they changed, by slice (see steps.slice_to_json; null if nothing is known
+any more). Reading and writing record files is in trajectory.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Position:
-    """One position in a run: which steps count, and how it stands."""
+    """One state of a run: which steps count, and the status."""
 
     steps: tuple[str, ...] = ()
     status: str = "ready"
     reason: str = ""
     answer: str | None = None
-    caveats: tuple[str, ...] = ()  # what to know before trusting the answer
-    rejected: str | None = None  # the step that the person took back last and wants the policy to know of
+    caveats: tuple[str, ...] = ()  # warnings about the answer
+    rejected: str | None = None  # the step that the person rejected last, to be told to the policy
 
 
 class RunRecord:
-    """One question's run, about a slice or a volume. `number` means: after so many steps; None is after all.
+    """One question's run, about a slice or a volume. `number` means after that many steps; None means after all.
 
     Attributes:
-        session: names the run to the worker; new for every record, kept when it is saved.
-        question: what was asked.
+        session: identifies the run to the worker; new for every record, kept when it is saved.
+        question: the question.
         scope: "slice" or "volume".
-        head: the record without its steps and outcome (pictures, models, limits), once the worker has answered.
-        changes: grows with every change, so that who keeps the record elsewhere need not write it twice.
+        head: the record without its steps and outcome (pictures, models, limits), after the worker has answered.
+        changes: incremented with every change, so that owners can tell whether they must save it again.
     """
 
     def __init__(self, question: str, scope: Scope = "slice", session: str | None = None):
@@ -69,8 +69,6 @@ class RunRecord:
         self._trail: Trail[Position] = Trail()
         self.changes = 0
 
-    # What is
-
     @property
     def steps(self) -> list[Json]:
         """The steps that count, first to last."""
@@ -78,12 +76,12 @@ class RunRecord:
 
     @property
     def after(self) -> list[str]:
-        """Their uids: what the next request builds on."""
+        """Their uids: the basis of the next request."""
         return list(self._state.steps)
 
     @property
     def status(self) -> str:
-        """ "ready", "paused" (a person has to look) or "ended"."""
+        """ "ready", "paused" (needs a person) or "ended"."""
         return self._state.status
 
     @property
@@ -100,19 +98,20 @@ class RunRecord:
 
     @property
     def rejected(self) -> Json | None:
-        """The step that was rejected, as long as nothing has followed."""
+        """The rejected step, until something follows."""
         return self._known.get(self._state.rejected or "")
 
     @property
     def geometry(self) -> PictureGeometry:
-        """Of the slice, or the first one of the range. Raises InputError before the worker has opened the run."""
+        """The geometry of the slice, or of the first one in the range. Raises InputError before the worker has opened
+        the run."""
         if not self.head:
             raise InputError("this run has no slices yet")
         return PictureGeometry.from_json(self._cut["geometry"])
 
     @property
     def frame(self) -> Frame | None:
-        """What the models see of every slice; None for all of it. Raises InputError as `geometry`."""
+        """The part of every slice that the models see; None for all of it. Raises InputError like `geometry`."""
         return frame_from(Fields(self._cut)) if self.head else None
 
     def geometry_of(self, index: int) -> PictureGeometry:
@@ -137,11 +136,11 @@ class RunRecord:
         return bool(self._trail.future)
 
     def can_reject(self) -> bool:
-        """Whether the last step is something the policy said, so that it can be told that it was wrong."""
+        """Whether the last step was made by the policy, so that it can be rejected."""
         return self._last_word() is not None
 
     def slices(self, number: int | None = None) -> dict[int, Json]:
-        """What is known of every slice (see steps.slice_to_json)."""
+        """The known state of every slice (see steps.slice_to_json)."""
         steps, known = self.steps[:number], self._begun() if self.head else {}
         if self.scope == "slice":
             return {self.geometry.index: steps[-1]} if steps else known
@@ -154,13 +153,11 @@ class RunRecord:
         return known
 
     def _begun(self) -> dict[int, Json]:
-        """What was known before the first step: the mask that was given."""
+        """The state before the first step: the given mask."""
         return begun(Fields(self.head), self.geometry)
 
     def mask(self, number: int | None = None, index: int | None = None) -> np.ndarray:
-        """(H, W) bool: the object in a slice, None for the first of the range. Raises InputError for a step that is
-        not there.
-        """
+        """The (H, W) bool mask of a slice, None for the first of the range. InputError if there is no such step."""
         if number is not None and not 0 <= number <= len(self.after):
             raise InputError("there is no such step", value=number, remedy=f"There are {len(self.after)}.")
         return self.decode(self.slices(number).get(self.range[0] if index is None else index))
@@ -171,7 +168,7 @@ class RunRecord:
         return np.zeros(shape, bool) if known is None else decode_rle(str(known["mask_rle"]), shape)
 
     def areas_mm2(self, number: int | None = None) -> dict[int, float]:
-        """By slice, of all that were visited."""
+        """The areas by slice, for all visited slices."""
         return {
             index: float(each["area_mm2"] or each["area_px"])
             for index, each in sorted(self.slices(number).items())
@@ -181,18 +178,17 @@ class RunRecord:
         return sum(self.areas_mm2(number).values()) * float(self._cut["gap_mm"]) / 1000
 
     def clicks_on(self, index: int, number: int | None = None) -> list[Prompt]:
-        """All clicks and boxes that a slice of a volume stands on."""
+        """All current clicks and boxes of a slice of a volume."""
         made = [each for each in self.steps[:number] if each["kind"] == "click" and each["slice"] == index]
         return [click_from_json(each) for each in made[-1]["clicks"]] if made else []
 
     def clicked(self, number: int | None = None) -> list[int]:
-        """The slices of a volume that were clicked."""
+        """The slices of a volume with clicks."""
         return sorted({int(each["slice"]) for each in self.steps[:number] if each["kind"] == "click"})
 
-    # What happens
-
     def open(self, head: Mapping[str, Any]) -> None:
-        """The worker has cut the slices. A record that has some already keeps them: its steps belong to those."""
+        """The worker has cut the slices. A record that already has slices keeps them, because its steps belong to
+        them."""
         self.changes += 1
         if not self.head:
             self.head = dict(head)
@@ -200,8 +196,8 @@ class RunRecord:
             self.head["models"] = head.get("models", self.head.get("models", {}))
 
     def extend(self, after: Iterable[str], step: Mapping[str, Any], outcome: Mapping[str, Any]) -> bool:
-        """A step has been made after the steps `after`. False, and nothing changes, if those are not the
-        first of the present ones: the person has gone elsewhere since."""
+        """Add a step made after the steps `after`. Returns False and changes nothing if these are not the first of
+        the current steps, because the person has gone back meanwhile."""
         base = tuple(after)
         if base != self._state.steps[: len(base)]:
             return False
@@ -211,7 +207,7 @@ class RunRecord:
         return True
 
     def settle(self, outcome: Mapping[str, Any]) -> None:
-        """How the run stands now, where no step came of a request (two unreadable replies, a limit)."""
+        """Set the status when a request resulted in no step (two unreadable replies, a limit)."""
         self._stand(replace(self._state, **_outcome(outcome)))
 
     def back(self, number: int) -> None:
@@ -224,19 +220,19 @@ class RunRecord:
             self._go(Position(kept, **self._left_by(kept)))
 
     def reject(self) -> None:
-        """Take the policy's last word back, with what grew from it, and let the policy know of it at the next one.
-        Can be undone. On a slice alone also a person's last step.
+        """Undo the policy's last step, with the propagation that followed, and tell the policy about it at the next
+        one.
 
-        Raises InputError where there is nothing to take back.
+        Can be undone. On a single slice, also a person's last step. Raises InputError if there is nothing to reject.
         """
         number = self._last_word() or (len(self.after) if self.scope == "slice" else 0)
         if not number:
-            raise InputError("the last action is not the policy's", remedy="Go back instead.")
+            raise InputError("the last action was not made by the policy", remedy="Go back instead.")
         kept = self._state.steps[: number - 1]
         self._go(Position(kept, **self._left_by(kept), rejected=self._state.steps[number - 1]))
 
     def _last_word(self) -> int | None:
-        """The number of the step that `reject` takes back: the last one, or the look that growth followed."""
+        """The number of the step that `reject` undoes: the last one, or the look before the propagation."""
         steps = self.steps
         number = len(steps)
         if self.scope == "slice":
@@ -252,7 +248,7 @@ class RunRecord:
         return number if of_policy and (number == len(steps) or word.get("look")) else None
 
     def finish(self) -> None:
-        """The person accepts the mask as it is: an end of theirs, unless the run has ended already."""
+        """The person accepts the mask: adds a final step by the person, unless the run has already ended."""
         steps = self.steps
         if not steps or self._ends(steps[-1]):
             return
@@ -273,12 +269,12 @@ class RunRecord:
         self.extend(self.after, end, {"status": "ended", "reason": _ACCEPTED, "answer": answer})
 
     def undo(self) -> None:
-        """Take the last change back, if there is one."""
+        """Undo the last change, if there is one."""
         if self.can_undo():
             self._trail.undo(self._state, self._stand)
 
     def redo(self) -> None:
-        """Do again what `undo` took back, if there is anything."""
+        """Redo the last undone change, if there is one."""
         if self.can_redo():
             self._trail.redo(self._state, self._stand)
 
@@ -294,7 +290,7 @@ class RunRecord:
         return step["kind"] == "end" if self.scope == "volume" else step["action"]["kind"] == "terminate"
 
     def _left_by(self, uids: Sequence[str]) -> Json:
-        """How a run stands after these steps: ended, where a click had followed an end and was taken back."""
+        """The status after these steps: ended, if a click after the end was undone."""
         kept = [self._known[uid] for uid in uids]
         ended, reason, answer = bool(kept) and self._ends(kept[-1]), "", None
         if self.scope == "volume":
@@ -305,16 +301,12 @@ class RunRecord:
             answer = kept[-1]["action"]["answer"]
         return _outcome({"status": "ended" if ended else "ready", "reason": reason, "answer": answer})
 
-    # What lasts
-
     def trajectory(
         self,
         picture_of: Callable[[int], Picture] | None = None,
         inside: Callable[[int], np.ndarray | None] = lambda index: None,
     ) -> Json:
-        """The whole record of the run so far. picture_of: the picture of a slice of a volume; a slice alone has its
-        own.
-        """
+        """The complete record of the run so far. picture_of: returns the picture of a slice of a volume."""
         outcome: Json = {"answer": self.answer, "status": self.status, "reason": self.reason}
         outcome |= {"caveats": list(self.caveats)} if self.caveats else {}
         if self.scope == "slice":
@@ -326,8 +318,8 @@ class RunRecord:
         return put_together(self.head, outcome, actions, self.slices(), picture_of, inside)
 
     def known(self) -> Json:
-        """All steps that can still come to count, by uid, as a worker needs them to go on with the run: without the
-        masks of a volume's slices, which a worker makes again.
+        """All steps that may still be used, by uid, for a worker that continues the run: without the masks of a
+        volume's slices, which the worker recomputes.
         """
         return {
             uid: {key: each[key] for key in each if key != "touched"} for uid, each in self._all().items()
@@ -339,7 +331,7 @@ class RunRecord:
         return {uid: step for uid, step in self._known.items() if uid in used}
 
     def to_json(self) -> Json:
-        """Everything, the way back included."""
+        """Everything, including undo and redo."""
         return {
             "schema": next(schema for schema, scope in SCOPES.items() if scope == self.scope),
             "session": self.session,

@@ -1,4 +1,4 @@
-"""What a panel shows of a RunRecord: a row for every step, and where its clicks are. No torch here."""
+"""The rows of a RunRecord for display in a panel: one for every step, and its clicks. No torch here."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ibis_agent.record.steps import Json, click_from_json
 
 @dataclass(frozen=True)
 class PlacedClick:
-    """A click that counts.
+    """A current click.
 
     Attributes:
         step: the number of the step that made it.
         index: the slice.
-        which: which of the slice's clicks it is, from 1.
+        which: its number among the slice's clicks, from 1.
     """
 
     step: int
@@ -26,7 +26,7 @@ class PlacedClick:
 
 
 def clicks_of(record: RunRecord, number: int | None = None) -> list[PlacedClick]:
-    """All clicks that count after `number` steps, None after all; boxes are left out."""
+    """All current clicks after `number` steps, None for after all; boxes are omitted."""
     made: dict[int, list[tuple[int, Prompt]]] = {}
     for step in record.steps[:number]:
         if record.scope == "volume":
@@ -49,12 +49,12 @@ def clicks_of(record: RunRecord, number: int | None = None) -> list[PlacedClick]
         PlacedClick(step, index, which, click)
         for index, clicks in made.items()
         for which, (step, click) in enumerate(clicks, 1)
-        if isinstance(click, Click)  # a box counts, but has no mark of its own
+        if isinstance(click, Click)  # a box is numbered, but has no mark
     ]
 
 
 def rows_of(record: RunRecord) -> list[Json]:
-    """The steps; the actions of a volume in the same form, areas and mL being those of the whole volume."""
+    """The steps; for a volume, the actions in the same form, with areas and mL of the whole volume."""
     if record.scope == "slice":
         return record.steps
     rows, known = list[Json](), dict[str, Json]()

@@ -1,4 +1,4 @@
-"""Steps, actions and slices as they stand in a record: plain values, and back, checked field by field. No torch."""
+"""Convert steps, actions and slices to the plain values of a record and back, checked field by field. No torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Json = dict[str, Any]
 
 
 def click_to_json(click: Prompt) -> Json:
-    """A click, or a box, which has four edges in place of x and y."""
+    """A click, or a box, which has four edges instead of x and y."""
     if isinstance(click, Box):
         return dataclasses.asdict(click)
     assert isinstance(click, Click)
@@ -30,7 +30,7 @@ def click_to_json(click: Prompt) -> Json:
 
 
 def click_from_json(values: Mapping[str, Any] | Fields) -> Prompt:
-    """A click or a box of a record or a request. Raises InputError naming the field and its value."""
+    """A click or a box from a record or a request. Raises InputError naming the field and its value."""
     fields = values if isinstance(values, Fields) else Fields(dict(values), path="click")
     if "x0" in fields.values:
         edges = [fields.number(key) or 0.0 for key in ("x0", "y0", "x1", "y1")]
@@ -53,7 +53,7 @@ def _action_from_json(fields: Fields) -> Action:
 
 
 def step_to_json(step: Step, geometry: PictureGeometry) -> Json:
-    """One step as it stands in the record; logits are left out."""
+    """One step in the form of the record; logits are omitted."""
     pixels, each = area(step.mask), geometry.pixel_area_mm2
     values = {
         "number": step.number,
@@ -71,13 +71,13 @@ def step_to_json(step: Step, geometry: PictureGeometry) -> Json:
 
 
 def step_from_json(record: Any, geometry: PictureGeometry, number: int | None = None) -> Step:
-    """The reverse of `step_to_json`; the step has no logits (a run makes them again).
+    """The reverse of `step_to_json`; the step has no logits (a run recomputes them).
 
-    number: which one it must be. Raises InputError naming the field and its value.
+    number: its expected number. Raises InputError naming the field and its value.
     """
     fields = record if isinstance(record, Fields) else Fields(record)
     if fields.whole("number", 1) != number and number is not None:
-        raise fields.error("number", f"must be {number}: steps are numbered in their order")
+        raise fields.error("number", f"must be {number}: steps are numbered in order")
     by: Author = fields.choice("by", ("policy", "person"))  # type: ignore[assignment]
     mask = mask_from(fields, "mask_rle", (geometry.height, geometry.width))
     if fields.whole("area_px", 0) != area(mask):
@@ -97,7 +97,7 @@ def step_from_json(record: Any, geometry: PictureGeometry, number: int | None = 
 
 
 def action_to_json(action: RunAction, geometry: PictureGeometry) -> Json:
-    """One action as it stands in the record. geometry: of a slice of the volume."""
+    """One action in the form of the record. geometry: of a slice of the volume."""
     return {
         "number": action.number,
         "kind": action.kind,
@@ -141,7 +141,7 @@ def action_from_json(fields: Fields, geometry: PictureGeometry, number: int) -> 
 
 
 def actions_of(steps: Iterable[Step], index: int) -> tuple[RunAction, ...]:
-    """The steps on a slice alone as the actions of a run."""
+    """The steps on a single slice as the actions of a run."""
     made: list[RunAction] = []
     clicks: tuple[Prompt, ...] = ()
     for step in steps:
@@ -155,7 +155,7 @@ def actions_of(steps: Iterable[Step], index: int) -> tuple[RunAction, ...]:
 
 
 def slice_to_json(found: Found | None, mask: np.ndarray, index: int, pixel_mm2: float | None) -> Json | None:
-    """What is known of one slice; None where nothing is. mask: within the region of interest."""
+    """The state of one slice; None if unknown. mask: within the region of interest."""
     if found is None:
         return None
     return {
@@ -170,7 +170,7 @@ def slice_to_json(found: Found | None, mask: np.ndarray, index: int, pixel_mm2: 
 
 
 def given_to_json(masks: Given) -> Json:
-    """The keys "start" and "excluded" of a record, each where there is one: a name and run lengths by slice."""
+    """The optional keys "start" and "excluded" of a record: a name and run lengths by slice."""
     parts = (
         ("start", masks.start_name, masks.start),
         ("excluded", masks.excluded_name, masks.excluded),
@@ -190,7 +190,7 @@ def given_from_json(fields: Fields, geometry: PictureGeometry) -> Given:
 
 
 def begun(fields: Fields, geometry: PictureGeometry) -> dict[int, Json]:
-    """What was known of the slices before the first action, as `slice_to_json` puts it."""
+    """The state of the slices before the first action, in the form of `slice_to_json`."""
     masks = given_from_json(fields, geometry).filled()
     known = {n: Found(n, mask, 1.0, float(mask.any())) for n, mask in masks.items()}
     pixel = geometry.pixel_area_mm2
@@ -210,13 +210,13 @@ def _given_part(fields: Fields, key: str, geometry: PictureGeometry) -> tuple[Ma
 
 
 def settings_to_json(settings: Settings) -> Json:
-    """Of a slice alone: where the policy is stopped. Of a volume: all."""
+    """The settings of a run: for a single slice only the limits of the policy, for a volume all."""
     values = dataclasses.asdict(settings)
     return dict(values["episode"]) if settings.follow == "alone" else values
 
 
 def settings_from_json(fields: Fields, alone: bool) -> Settings:
-    """The reverse; what older records do not hold is as usual. Raises InputError naming the field."""
+    """The reverse; settings missing in older records have their defaults. Raises InputError naming the field."""
     inside = fields if alone else fields.inside("episode")
     episode = inside.checked(lambda: Limits(inside.whole("max_turns", 1), inside.whole("max_repeats", 2)))
     if alone:
@@ -237,7 +237,7 @@ _PARTS: Json = {"search": Settings().search, "doubt": Settings().doubt, "followi
 
 
 def _numbers(fields: Fields, name: str) -> Json:
-    """The numbers of a part of the settings that the record holds."""
+    """The numbers of one group of settings in the record."""
     if fields.value(name, None) is None:
         return {}
     inside, usual = fields.inside(name), dataclasses.asdict(_PARTS[name])

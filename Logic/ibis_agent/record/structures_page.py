@@ -1,4 +1,4 @@
-"""The page of a run over several structures: a card for each, all of them in their colours, and what overlapped."""
+"""The page of a run for several structures: a card for each, all in their colours, and the overlaps."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def write_structures_page(
     notes: Sequence[str],
     left: Sequence[str] = (),
 ) -> None:
-    """Write the page, whole or not at all. Raises OutputError.
+    """Write the page atomically. Raises OutputError.
 
     Args:
         source: the scan's name.
         structures: with name, folder, answer, doubt, colour (0-255 RGB), measurements, thumbnail each.
-        notes: sentences. left: names of the structures that are not done.
+        notes: sentences. left: names of the unfinished structures.
     """
-    counts = f"{len(structures)} structures" + (f", {len(left)} to do" if left else "")
+    counts = f"{len(structures)} structures" + (f", {len(left)} not done yet" if left else "")
     cards = "".join(card(each, f"{each['folder']}/review.html", each["doubt"]) for each in structures)
     body = [
         f'<section class="asked"><h1 dir="auto">{html.escape(source)}</h1>'

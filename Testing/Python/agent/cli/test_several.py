@@ -253,7 +253,7 @@ def test_a_resumed_run_keeps_its_scan_and_what_it_was_asked(
     out = tmp_path / "out"
     terminal(dicom, *prompts("liver and spleen"), *VOLUME, "--out", out)
     other = write_series(tmp_path / "other", np.flip(values(), axis=2) + 1024, **TAGS)
-    assert "is of another scan" in fails(terminal, capsys, other, "--resume", out)
+    assert "does not belong to the scan" in fails(terminal, capsys, other, "--resume", out)
     assert "needs the scan" in fails(terminal, capsys, "--resume", out)
     assert "looks" in fails(terminal, capsys, dicom, "--resume", out, "--volume", "--looks", "2")
     index = out / "structures.json"

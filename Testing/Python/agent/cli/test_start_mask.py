@@ -92,7 +92,7 @@ def test_the_page_shows_the_mask_as_what_was_before_the_first_step(
     view = view_of(record.to_json())
     assert view["slices"][0]["begun_area"] == record.given.start[4].sum() * 4.0
     assert view["slices"][0]["begun"]
-    assert ("Began from", "total.nii.gz, liver") in view["facts"]
+    assert ("Started from", "total.nii.gz, liver") in view["facts"]
 
 
 def test_the_mask_never_enters_what_is_excluded(scan: Path, use: Use, map_file: Path, tmp_path: Path) -> None:

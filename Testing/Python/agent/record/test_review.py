@@ -145,7 +145,7 @@ def test_the_arrow_keys_home_and_end_step_through_the_run(browser: Browser, tmp_
     browser.press("left")
     assert shown(browser)[0] == 0
     browser.press("right", "down")
-    assert shown(browser) == (2, "A click of the person at the screen.")
+    assert shown(browser) == (2, "A click added by the person.")
     assert "by a person" in browser.text("#step-by")
     browser.press("end", "right")
     assert shown(browser)[0] == 4
