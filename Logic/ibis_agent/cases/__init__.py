@@ -1,1 +1,1 @@
-"""Labelled data: folders and manifests of scans with masks, and their checks."""
+"""Labelled data: folders and manifests of scans with masks, and checking them."""

@@ -1,4 +1,4 @@
-"""One labelled case: which picture and mask belong together, and what a problem with one is called."""
+"""One labelled case (a picture with its mask), and the kinds of problems with cases."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ibis_agent.fields import read_json
 from ibis_agent.mask.segmentations import numbered, segments_of
 from ibis_agent.scan.checks import stem, suffix_of
 
-ANY = -1  # as a label's value: whatever is not zero
+ANY = -1  # as a label's value: everything except zero
 
 
 Labels = dict[str, tuple[int, ...]]
@@ -22,17 +22,17 @@ KINDS = ("manifest", "missing", "duplicate", "unreadable", "size", "place", "nan
 
 @dataclass(frozen=True)
 class Case:
-    """One picture or volume and one mask of it.
+    """One picture or volume with its mask.
 
     Attributes:
-        id: unlike all others of its source.
-        image: a scan as ibis_agent.scan.scan reads it.
+        id: unique within its source.
+        image: a scan that ibis_agent.scan can read.
         mask: a label map of the same size, or a picture; for `.npz` the same file.
-        labels: structure → its values in the mask; ANY stands for whatever is not zero. A value may belong to
-            several structures. A .seg.nrrd has its segments' numbers, see segmentations.numbered.
-        window: grey values shown as black and white; None where nothing is said.
-        reverse: the mask shows the structure in black (pictures only).
-        own_labels: the names were given for this case alone, so that each must occur in its mask.
+        labels: structure → its values in the mask; ANY means everything except zero. A value may belong to several
+            structures. For a .seg.nrrd, the values are segment numbers, see segmentations.numbered.
+        window: grey values shown as black and white; None if not given.
+        reverse: the structure is black in the mask (pictures only).
+        own_labels: the names were given only for this case, so each must occur in its mask.
     """
 
     id: str
@@ -45,15 +45,15 @@ class Case:
 
     @property
     def structures(self) -> tuple[str, ...]:
-        """The names, each once."""
+        """The unique names."""
         return tuple(self.labels)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with one case: its kind (one of KINDS), the case, the file, and a sentence for people.
+    """A problem with one case: its kind (one of KINDS), the case, the file, and a message.
 
-    `skipped`: the case is left out; else only a part of it is.
+    `skipped`: the whole case is skipped; otherwise only a part of it.
     """
 
     kind: str
@@ -69,14 +69,16 @@ class Problem:
 def read_labels(file: Path, content: Any = None) -> Labels:
     """Structure → values from a JSON file: {"1": "liver"}, {"liver": 1}, or either under "labels".
 
-    A structure may be made of several values, as in a region-based dataset.json: {"organ": [1, 2]}. The names
-    "background" of 0 and "ignore" are not structures. Raises InputError naming the file.
+    A structure may consist of several values, as in a region-based dataset.json: {"organ": [1, 2]}. "background" with
+    the value 0 and "ignore" are not structures. Raises InputError naming the file.
     """
-    content = read_json(file, remedy='Such as {"1": "liver", "2": "spleen"}.') if content is None else content
+    content = (
+        read_json(file, remedy='For example: {"1": "liver", "2": "spleen"}.') if content is None else content
+    )
     if isinstance(content, Mapping) and isinstance(content.get("labels"), Mapping):
         content = content["labels"]
     if not isinstance(content, Mapping):
-        raise InputError("contains no names of labels", file=file, remedy='Such as {"1": "liver"}.')
+        raise InputError("contains no label names", file=file, remedy='Such as {"1": "liver"}.')
     labels: Labels = {}
     for key, value in content.items():
         named = isinstance(value, (list, tuple)) or label_value(value) is not None
@@ -89,26 +91,26 @@ def read_labels(file: Path, content: Any = None) -> Labels:
                 "a label needs a whole number and a name",
                 file=file,
                 value=f"{key}: {value}",
-                remedy='A structure of several values is a list of them: {"organ": [1, 2]}.',
+                remedy='Give a structure with several values as a list: {"organ": [1, 2]}.',
             )
         kept = [each for each in values if each]
         if kept and name.strip().lower() != "ignore":
             known = labels.get(plain_name(name), ())
             labels[plain_name(name)] = tuple(dict.fromkeys((*known, *kept)))
     if not labels:
-        raise InputError("names no label", file=file, remedy='Such as {"1": "liver"}.')
+        raise InputError("contains no label", file=file, remedy='Such as {"1": "liver"}.')
     return labels
 
 
 def plain_name(name: str) -> str:
-    """A structure as people say it: "kidney_left" is the left kidney."""
+    """The common name of a structure: "kidney_left" is the left kidney."""
     text = re.sub(r"[_\s]+", " ", name).strip()
     sided = re.fullmatch(r"(.+) (left|right)( \d+)?", text)
     return f"{sided[2]} {sided[1]}{sided[3] or ''}" if sided and "_" in name else text
 
 
 def names_for(mask: Path, root: Path, names: Labels | None) -> tuple[Labels, bool]:
-    """(labels, whether they are the mask's own). Raises InputError where there are none."""
+    """(labels, whether they are the mask's own). Raises InputError if there are none."""
     own = mask.with_name(f"{stem(mask)}.json")
     if own.is_file():
         return read_labels(own), True
@@ -123,9 +125,9 @@ def names_for(mask: Path, root: Path, names: Labels | None) -> tuple[Labels, boo
             if (folder / name).is_file():
                 return read_labels(folder / name), False
     raise InputError(
-        "nothing says what its values stand for",
+        "the names of its values are unknown",
         file=mask,
-        remedy=f'Write {own.name}, such as {{"1": "liver"}}, or labels.json for all.',
+        remedy=f'Create {own.name}, for example {{"1": "liver"}}, or labels.json for all masks.',
     )
 
 

@@ -1,23 +1,24 @@
-"""Which pictures and masks there are: a folder, a CSV or a JSON manifest read into cases.
+"""Find the pictures and masks of a data set: a folder, or a CSV or JSON manifest, read into cases.
 
-Here names and files only; a case's voxels are read and checked in data, and `python -m training.check_cases
-SOURCE` does so for a whole data set. What is wrong with one case
-becomes a `Problem` and never stops the others.
+Only names and files are checked here; a case's voxels are read and checked in data, and `python -m
+training.check_cases SOURCE` does so for a whole data set. A fault in one case becomes a `Problem` and never stops the
+others.
 
-Folders that are understood:
+Supported folder layouts:
 - pairs beside each other: `scan.nii.gz` with `scan_labels.nii.gz` (or _label, _mask, _seg, _segmentation);
-- `images/` with `masks/` or `labels/` (imagesTr and labelsTr too; a channel's `_0000` is passed over, and
-  further channels are left), and `masks/STRUCTURE/` with one mask a structure;
-- one folder a patient, with `segmentations/STRUCTURE.nii.gz` beside the one scan;
-- MedSAM2-style `.npz` that hold `gts`.
+- `images/` with `masks/` or `labels/` (imagesTr and labelsTr too; a channel's `_0000` is removed, and further
+  channels are ignored), and `masks/STRUCTURE/` with one mask per structure;
+- one folder per patient, with `segmentations/STRUCTURE.nii.gz` beside the one scan;
+- MedSAM2-style `.npz` with `gts`.
 
 A mask's values get their names from `NAME.json` beside it (or beside it without the `.nii`), from the segments
 of a `.seg.nrrd`, from `dataset.json` or `labels.json` of the folder, or from `names`: {"1": "liver"},
-{"liver": 1} or {"organ": [1, 2]}. The key "any" names whatever is not zero.
+{"liver": 1} or {"organ": [1, 2]}. The key "any" stands for
+everything except zero.
 
-A manifest has the columns (or keys) `image` and `mask`, and where wanted `id`, `structure`, `value`, `labels`
-("1=liver;2=spleen", an object, or a JSON file), `window_min`, `window_max`, `reverse`. Paths in it are
-relative to it. A JSON manifest is a list of objects, or {"labels": …, "cases": [objects]}.
+A manifest has the columns (or keys) `image` and `mask`, and optionally `id`, `structure`, `value`, `labels`
+("1=liver;2=spleen", an object, or a JSON file), `window_min`, `window_max`, `reverse`. Paths are relative to the
+manifest. A JSON manifest is a list of objects, or {"labels": …, "cases": [objects]}.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from ibis_agent.errors import InputError
 
 
 def read_cases(source: Path, names: Path | None = None) -> tuple[list[Case], list[Problem]]:
-    """The cases of a folder or a manifest, in the order of their ids or rows, and what is wrong with others.
+    """The cases of a folder or a manifest, in the order of their ids or rows, and the problems with others.
 
-    names: a JSON file with the names of the masks' values, for all cases that bring none of their own.
+    names: a JSON file with the names of the masks' values, for all cases without their own.
 
     Raises InputError for a source that contains no cases, and for a `names` file that cannot be read.
     """
@@ -52,7 +53,7 @@ def read_cases(source: Path, names: Path | None = None) -> tuple[list[Case], lis
     else:
         there = source.exists()
         raise InputError(
-            "is not a source of cases" if there else "there is no such file or folder",
+            "is not a folder or manifest of cases" if there else "there is no such file or folder",
             file=source,
             remedy="Give a folder, a .csv or a .json manifest.",
         )
@@ -73,22 +74,22 @@ def read_cases(source: Path, names: Path | None = None) -> tuple[list[Case], lis
     return cases, problems
 
 
-_LAYOUTS = "See the beginning of ibis_agent/cases/cases.py for the folders that are understood."
+_LAYOUTS = "See the beginning of ibis_agent/cases/cases.py for the supported folder layouts."
 
 
 def refuse(problems: Sequence[Problem]) -> None:
-    """Raise InputError for the first problem, if there is one, and say how many there are."""
+    """Raise InputError for the first problem, if there is one, with the number of others."""
     if problems:
         first, more = problems[0], len(problems) - 1
         raise InputError(
             f"{first}" + (f" (and {more} more)" if more else ""),
             file=first.file,
-            remedy="Mend the data, or choose to skip such cases.",
+            remedy="Correct the data, or choose to skip such cases.",
         )
 
 
 def tally(problems: Sequence[Problem]) -> dict[str, Any]:
-    """The problems as a report keeps them: how many of each kind, and each by name."""
+    """The problems for a report: the number of each kind, and the list."""
     return {
         "count": len(problems),
         "skipped_cases": len({each.case for each in problems if each.skipped}),

@@ -1,9 +1,9 @@
-"""Some labels of a label map as one mask on a scan: what a run begins from, or where its mask must not go.
+"""Selected labels of a label map as one mask on a scan: the mask that a run starts from, or excluded voxels.
 
     chosen_labels(Path("segmentation.seg.nrrd"), ["liver"], scan)      # (I, J, K) bool
 
-Labels are chosen by number; by name where there are names: a .seg.nrrd's segments, a JSON file of the same name beside
-the map, and the table of labels that TotalSegmentator puts into the header of its NIfTI files.
+Labels are chosen by number, or by name if there are names: the segments of a .seg.nrrd, a JSON file with the same name
+beside the map, or the label table in the header of TotalSegmentator's NIfTI files.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def chosen_labels(path: Path, labels: Sequence[str], scan: Scan, several: bool =
     """(I, J, K) bool in the scan's index order; (H, W) for a picture.
 
     Args:
-        labels: names or numbers; none where everything that is not zero is meant.
-        several: without labels, a map that has more than one is taken as a whole; otherwise one has to be chosen.
+        labels: names or numbers; empty means everything except zero.
+        several: without labels, use all labels of a map; otherwise a map with several labels is refused.
 
-    Raises InputError naming the file, the label and what there is.
+    Raises InputError naming the file, the label and the available ones.
     """
     return _Laid(path, scan).mask(labels, several)
 
@@ -78,13 +78,13 @@ class _Laid:
 
 
 def names_of(path: Path) -> dict[int, str]:
-    """The names that the file has for its labels; empty where it has none. Raises InputError."""
+    """The label names in the file; may be empty. Raises InputError."""
     suffix = suffix_of(path)
     if suffix == ".seg.nrrd":
         return {n: each.name for n, each in numbered(segments_of(path)).items()}
     beside = path.with_name(f"{stem(path)}.json")
     if beside.is_file():
-        # Other programs keep a scan's settings in a file of this name: that is not a table of labels.
+        # Other programs use a file with this name for a scan's settings, which is not a label table.
         with contextlib.suppress(InputError):
             return {n: name for name, numbers in read_labels(beside).items() for n in numbers}
     if suffix not in (".nii", ".nii.gz"):
@@ -109,7 +109,7 @@ def _number(label: str, names: dict[int, str], known: set[int], path: Path) -> i
 
 
 def _plain(name: str) -> str:
-    """TotalSegmentator writes kidney_left, people kidney left."""
+    """TotalSegmentator writes kidney_left, people write kidney left."""
     return name.replace("_", " ").strip().casefold()
 
 

@@ -1,6 +1,6 @@
-"""A case's voxels: the scan and its labels read together, checked, and cut alike.
+"""A case's voxels: the scan and its labels, read together, checked, and cut in the same way.
 
-Everything that is wrong with the contents is found here, once, before any slow work: see `Problem`.
+All problems with the contents are found here, once, before any slow work: see `Problem`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ _PICTURES = (".png", ".jpg", ".jpeg")
 
 @dataclass(eq=False)
 class LoadedCase:
-    """A case whose data hold together.
+    """A case with consistent data.
 
     Attributes:
-        case: what was read.
-        scan: as ibis_agent reads it.
+        case: its description. scan: the scan.
         labels: (I, J, K) in the scan's index order, integers; (H, W) for a picture.
-        structures: name → its values, for all that occur in the labels.
-        absent: names that belong to the labelling and do not occur here.
+        structures: name → its values, for structures that occur in the labels.
+        absent: names of the labelling that do not occur here.
     """
 
     case: Case
@@ -41,7 +40,7 @@ class LoadedCase:
     absent: tuple[str, ...]
 
     def truth(self, geometry: PictureGeometry, name: str) -> np.ndarray:
-        """(H, W) bool: the structure `name` in the picture with this geometry; empty where it is absent."""
+        """(H, W) bool mask of the structure `name` in the picture with this geometry; empty if absent."""
         plane = self.labels if self.scan.kind == "picture" else geometry.extract(self.labels)
         values = self.structures.get(name, ())
         return plane != 0 if ANY in values else np.isin(plane, values)
@@ -50,11 +49,11 @@ class LoadedCase:
 def load_case(
     case: Case, keep_empty: bool = False, scan: Scan | None = None
 ) -> tuple[LoadedCase | None, list[Problem]]:
-    """The case's data, or None; and what is wrong with them.
+    """The case's data, or None; and its problems.
 
-    A name that was given for this case alone but does not occur is a problem of kind "label": the case is
-    used without it. keep_empty: a mask without any structure is not a problem, the case shows what absence
-    looks like. scan: the picture, where it was read before.
+    A name given only for this case that does not occur is a problem of kind "label": the case is used without it.
+    keep_empty: a mask without any structure is not a problem; the case is an example of absence. scan: the picture, if
+    it has already been read.
     """
 
     def problem(kind: str, file: Path, text: str, skipped: bool = True) -> Problem:
@@ -66,7 +65,7 @@ def load_case(
         file = case.mask
         mask = read_map(file, case.reverse)
     except IbisError as error:
-        # Said without the path: the problem names the file.
+        # Without the path: the problem already names the file.
         kind = "nan" if "NaN" in str(error) else "unreadable"
         return None, [problem(kind, file, str(type(error)(error.problem, value=error.value)))]
     except (OSError, MemoryError) as error:
@@ -94,18 +93,18 @@ def load_case(
         problems = [
             problem("label", case.mask, f"the mask contains no {name}", skipped=False) for name in missing
         ]
-        missing = ()  # the labelling itself is in doubt
+        missing = ()  # the labelling itself is doubtful
     return LoadedCase(case, scan, labels, structures, missing), problems
 
 
 @dataclass(frozen=True, eq=False)
 class LabelMap:
-    """Labels as a file holds them, where they lie, and what the numbers of segments stand for in them."""
+    """Labels as stored in a file, their affine, and the codes of segment numbers."""
 
     labels: np.ndarray
     affine: np.ndarray | None
     codes: dict[int, tuple[int, ...]]
-    part: bool = False  # it may hold a part of the scan's grid only
+    part: bool = False  # it may contain only a part of the scan's grid
 
 
 def read_map(path: Path, reverse: bool = False) -> LabelMap:
@@ -125,12 +124,14 @@ def on_scan(mask: LabelMap, scan: Scan, path: Path) -> np.ndarray:
         return mask.labels
     target = scan.affine
     if scan.place is not None and scan.place.itk and suffix_of(path) not in (".nii", ".nii.gz"):
-        target = np.reshape(scan.place.itk, (4, 4))  # what ITK's programs wrote lies where they see the scan
+        target = np.reshape(
+            scan.place.itk, (4, 4)
+        )  # programs based on ITK write masks at ITK's position of the scan
     return laid_on(mask.labels, mask.affine, target, scan.voxels.shape, mask.part)
 
 
 def values_in(labels: np.ndarray) -> set[int]:
-    """All values but zero; slice by slice, so that a large map needs no copy of itself."""
+    """All values except zero; computed slice by slice, so that a large map is not copied."""
     found: set[int] = set()
     for part in np.moveaxis(labels, -1, 0) if labels.ndim > 2 else [labels]:
         found.update(int(value) for value in np.unique(part))
@@ -141,7 +142,7 @@ def read_mask(path: Path, reverse: bool = False) -> tuple[np.ndarray, np.ndarray
     """(labels, affine): integers, (I, J, K) in the file's index order with its (4, 4) affine to RAS mm; or
     (H, W) of a picture without one.
 
-    reverse: zero is inside and everything else outside. Raises InputError.
+    reverse: zero is inside, and everything else is outside. Raises InputError.
     """
     if suffix_of(path) in _PICTURES:
         labels, affine = _picture_labels(path), None
@@ -155,7 +156,7 @@ def read_mask(path: Path, reverse: bool = False) -> tuple[np.ndarray, np.ndarray
 
 
 def _picture_labels(path: Path) -> np.ndarray:
-    """A palette's indices, a grey picture's values; of a colour picture, what is not black."""
+    """A palette's indices, or a grey picture's values; for a colour picture, everything that is not black."""
     from PIL import Image, ImageOps
 
     try:
@@ -171,7 +172,7 @@ def _picture_labels(path: Path) -> np.ndarray:
     if values.ndim == 3:
         same = (values == values[:, :, :1]).all()
         values = values[:, :, 0] if same else values.max(axis=2)
-    if lossy:  # compression leaves a halo around what was black and white
+    if lossy:  # compression leaves a halo around black and white regions
         values = np.where(values > 127, 255, 0)
     return values.astype(np.int32) if values.dtype.kind == "b" else values
 
@@ -180,7 +181,7 @@ def _archive_labels(path: Path) -> np.ndarray:
     try:
         with np.load(path, allow_pickle=False) as held:
             if "gts" not in held:
-                raise InputError("the archive has no array `gts`", file=path)
+                raise InputError("the archive contains no array `gts`", file=path)
             return np.asarray(held["gts"]).transpose()
     except (OSError, ValueError, EOFError, KeyError) as error:
         raise InputError("the archive cannot be read", file=path, value=error) from error

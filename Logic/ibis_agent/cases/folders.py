@@ -24,7 +24,7 @@ def in_folder(root: Path, names: Labels | None) -> Iterator[Case | Problem]:
                 return
     paths = _scans_in(root)
     taken: set[Path] = set()
-    for path in paths:  # one folder a patient
+    for path in paths:  # one folder per patient
         if path.parent.name == "segmentations":
             taken.add(path)
             beside = [each for each in paths if each.parent == path.parent.parent]
@@ -34,7 +34,7 @@ def in_folder(root: Path, names: Labels | None) -> Iterator[Case | Problem]:
                 labels: Labels = {plain_name(stem(path)): (ANY,)}
                 yield from checked(Case(name, beside[0], path, labels))
             else:
-                text = f"{len(beside)} scans lie beside its folder, one is needed"
+                text = f"there are {len(beside)} scans beside its folder; there must be one"
                 yield Problem("missing", name, str(path), text)
     rest = [each for each in paths if each not in taken]
     bare_names = {path: bare for path in rest if (bare := _without_ending(path)) is not None}
@@ -82,7 +82,7 @@ def _two_folders(root: Path, images: Path, masks: Path, names: Labels | None) ->
         elif channel is not None and channels:
             first = image.with_name(image.name.replace(f"_{channel[2]}.", "_0000."))
             if first.is_file():
-                continue  # a further channel of the same case: the first one is asked about
+                continue  # a further channel of the same case: only the first one is used
         pictures.setdefault(key, []).append(image)
     for key, those in pictures.items():
         image = those[0]
@@ -108,9 +108,9 @@ def _two_folders(root: Path, images: Path, masks: Path, names: Labels | None) ->
 
 
 def _second_images(key: str, images: list[Path]) -> Iterator[Problem]:
-    """What is told of images of one name: only the first of them is used."""
+    """The problem with images of the same name: only the first of them is used."""
     for image in images[1:]:
-        text = f"a second image of the same name: {image.name}, {images[0].name} is used"
+        text = f"a second image with the same name: {image.name}; {images[0].name} is used"
         yield Problem("duplicate", key, str(image), text)
 
 
@@ -129,7 +129,7 @@ def _scans_in(folder: Path) -> list[Path]:
 
 
 def _without_ending(path: Path) -> str | None:
-    """The picture's name that a mask's name says; None for what is not a mask."""
+    """The picture's name for a mask's name; None if the file is not a mask."""
     name = stem(path) + (".seg" if suffix_of(path) == ".seg.nrrd" else "")
     return next((name[: -len(each)] for each in _ENDINGS if name.endswith(each)), None)
 

@@ -1,4 +1,4 @@
-"""A CSV or JSON manifest read into cases; its columns are described in cases."""
+"""Read a CSV or JSON manifest into cases; its columns are described in cases."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def in_csv(path: Path, names: Labels | None) -> Iterator[Case | Problem]:
 
 
 def _text(data: bytes) -> str:
-    """The file's text, also as spreadsheets save it: UTF-16, or the alphabet of Windows in Western Europe; their
-    first line `sep=;` left out.
+    """The file's text, also in the encodings of spreadsheet programs: UTF-16 or Windows-1252; a first line `sep=;` is
+    removed.
     """
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         text = data.decode("utf-16")
@@ -68,7 +68,7 @@ def _text(data: bytes) -> str:
 
 
 def _delimiter(text: str) -> str:
-    """What stands most often between the names of the columns."""
+    """The most frequent separator between the column names."""
     header = text.partition("\n")[0]
     return max(",;\t", key=header.count)
 
@@ -80,7 +80,9 @@ def in_json(path: Path, names: Labels | None) -> Iterator[Case | Problem]:
             names = names or read_labels(path, content["labels"])
         content = content.get("cases")
     if not isinstance(content, list):
-        raise InputError("is not a list of cases", file=path, remedy='Such as [{"image": …, "mask": …}].')
+        raise InputError(
+            "is not a list of cases", file=path, remedy='For example: [{"image": …, "mask": …}].'
+        )
     for number, row in enumerate(content, 1):
         if isinstance(row, Mapping):
             yield from _from_row({k: v for k, v in row.items() if v is not None}, number, path, names)
@@ -106,7 +108,7 @@ def _from_row(row: dict[str, Any], number: int, path: Path, names: Labels | None
             raise InputError("has an unknown key", value=unknown[0])
         for key in ("image", "mask"):
             if not isinstance(row.get(key), str):
-                raise InputError(f"names no {key}")
+                raise InputError(f"has no {key}")
         image, mask = (_beside(path, row[key]) for key in ("image", "mask"))
         labels, own = _labels_of_row(row, path, mask), True
         if not labels:
@@ -125,7 +127,7 @@ def _from_row(row: dict[str, Any], number: int, path: Path, names: Labels | None
 
 
 def _beside(path: Path, name: str) -> Path:
-    """A path of the manifest, relative to it; written on Windows it is read elsewhere too."""
+    """A path relative to the manifest; also accepts paths written on Windows."""
     found = path.parent / name
     return found if "\\" not in name or found.exists() else path.parent / name.replace("\\", "/")
 
@@ -135,7 +137,7 @@ def _labels_of_row(row: dict[str, Any], path: Path, mask: Path) -> Labels:
         value = row.get("value", ANY)
         whole = label_value(value)
         if whole is None or whole == 0:
-            raise InputError("value must be a whole number but 0", value=value)
+            raise InputError("value must be a whole number other than 0", value=value)
         return {plain_name(str(row["structure"])): (whole,)}
     labels = row.get("labels")
     if labels is None:
@@ -149,9 +151,9 @@ def _labels_of_row(row: dict[str, Any], path: Path, mask: Path) -> Labels:
 
 
 def single_case(image: Path, mask: Path, names: Path | None = None) -> Case:
-    """One picture and its mask, without a manifest; values without names make up "the structure".
+    """One picture and its mask, without a manifest; values without names are combined into "the structure".
 
-    Raises InputError where a file is not there.
+    Raises InputError if a file is missing.
     """
     for file in (image, mask):
         if not file.exists():

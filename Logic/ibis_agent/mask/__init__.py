@@ -1,6 +1,6 @@
-"""Masks: run lengths, files, and the structures that we know by name."""
+"""Masks: run lengths, files, and known structures."""
 
-# The kinds of files that a mask can be written as, and how their names end.
+# The file formats for masks, and their extensions.
 MASK_FORMATS = {
     "nii.gz": ".nii.gz",
     "nrrd": ".nrrd",

@@ -1,4 +1,4 @@
-"""How far two masks of one scan agree: Dice, IoU, surface distances, and the difference of their volumes."""
+"""The agreement of two masks of one scan: Dice, IoU, surface distances, and the difference of their volumes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Comparison:
     """Two masks, A and B.
 
     Attributes:
-        dice, iou: 0 to 1; 1 where both are empty.
+        dice, iou: 0 to 1; 1 if both are empty.
         hd95: 95th percentile of the distances between the surfaces, the larger of both directions; mean_distance:
-            their mean over both surfaces. In mm ("px" without a size); None where one mask is empty.
-        size_a, size_b: mL; mm² for one slice; px without a pixel size. size_unit says which.
+            their mean over both surfaces. In mm ("px" if the size is unknown); None if one mask is empty.
+        size_a, size_b: mL; mm² for one slice; px if the pixel size is unknown. size_unit: this unit.
         unit: of the distances.
     """
 
@@ -34,7 +34,7 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """Size of B less that of A."""
+        """Size of B minus size of A."""
         return self.size_b - self.size_a
 
     def to_json(self) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class Comparison:
         return {key: round(each, 6) if isinstance(each, float) else each for key, each in values.items()}
 
     def lines(self) -> list[tuple[str, str]]:
-        """For people, as (what, value with unit)."""
+        """For display, as (name, value with unit)."""
 
         def distance(value: float | None) -> str:
             return "one mask is empty" if value is None else f"{value:.2f} {self.unit}"
@@ -56,21 +56,21 @@ class Comparison:
             ("Mean surface distance", distance(self.mean_distance)),
             ("Size of A", f"{self.size_a:.2f} {self.size_unit}"),
             ("Size of B", f"{self.size_b:.2f} {self.size_unit}"),
-            ("B less A", f"{self.difference:+.2f} {self.size_unit}{share}"),
+            ("B minus A", f"{self.difference:+.2f} {self.size_unit}{share}"),
         ]
 
 
 def compare(a: np.ndarray, b: np.ndarray, spacing: tuple[float, ...] | None = None) -> Comparison:
-    """Compare two masks of one shape, (H, W) or (I, J, K). Anything but zero is inside.
+    """Compare two masks of the same shape, (H, W) or (I, J, K). Everything except zero is inside.
 
-    spacing: mm along each axis; None where nobody knows them. Raises InputError where the shapes differ.
+    spacing: mm along each axis; None if unknown. Raises InputError if the shapes differ.
     """
     a, b = np.asarray(a) != 0, np.asarray(b) != 0
     if a.shape != b.shape:
         raise InputError(
-            "the masks differ in shape",
+            "the masks have different shapes",
             value=f"{a.shape} and {b.shape}",
-            remedy="Both must be in the grid of one scan.",
+            remedy="Both must be on the grid of the same scan.",
         )
     steps = (1.0,) * a.ndim if spacing is None else spacing
     each = float(np.prod(steps)) / (1000 if a.ndim == 3 and spacing is not None else 1)
@@ -85,7 +85,7 @@ def _distances(a: np.ndarray, b: np.ndarray, steps: tuple[float, ...]) -> tuple[
 
     if not a.any() or not b.any():
         return None, None
-    # Only the box around both matters; one voxel more, so that erosion sees what is outside.
+    # Only the bounding box of both is needed, with a margin of one voxel for the erosion.
     box = ndimage.find_objects((a | b).astype(np.uint8))[0]
     a, b = np.pad(a[box], 1), np.pad(b[box], 1)
     surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (a, b)]

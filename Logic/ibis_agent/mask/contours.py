@@ -1,23 +1,23 @@
-"""The outline of a mask as polygons along the edges of its pixels, holes joined to what surrounds them."""
+"""The outline of a mask as polygons along its pixel edges, with holes joined to their surroundings."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# Right, down, left, up, as (column, row); on each way the inside lies to the right.
+# Right, down, left, up, as (column, row); the inside is always on the right.
 _WAYS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 
 
 def contours_of(mask: np.ndarray) -> list[np.ndarray]:
     """Closed polygons of a (H, W) mask: (N, 2) corners as (column, row), pixel centres at whole numbers.
 
-    Whoever fills them, counting pixels whose centre is inside, gets the mask again. A hole belongs to the polygon
-    around it, joined by a line that is passed both ways (a keyhole), as DICOM wants it of closed contours.
+    Filling them, counting pixels whose centre is inside, gives the mask again. A hole is joined to the surrounding
+    polygon by a line in both directions (a keyhole), as DICOM requires for closed contours.
     """
     from scipy import ndimage
 
     found = []
-    labels, count = ndimage.label(np.asarray(mask) != 0)  # pixels that touch at corners alone are apart
+    labels, count = ndimage.label(np.asarray(mask) != 0)  # pixels that touch only at corners are separate
     for part, box in enumerate(ndimage.find_objects(labels, count), 1):
         offset = np.array([box[1].start, box[0].start]) - 0.5
         loops = _loops(labels[box] == part)
@@ -32,7 +32,7 @@ def contours_of(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _loops(mask: np.ndarray) -> list[np.ndarray]:
-    """Every closed way along pixel edges, in corners (column, row) from 0."""
+    """Every closed path along pixel edges, as corners (column, row) from 0."""
     padded = np.pad(mask, 1)
     inside = padded[1:-1, 1:-1]
     edges: dict[tuple[int, int], set[int]] = {}
@@ -57,7 +57,7 @@ def _loops(mask: np.ndarray) -> list[np.ndarray]:
             at = at[0] + _WAYS[way][0], at[1] + _WAYS[way][1]
             if at == start:
                 break
-            # Where two corners meet, turn right: pixels that touch there stay apart.
+            # Where two corners meet, turn right: pixels that only touch there stay separate.
             turn = next(each for each in (1, 0, 3) if (way + each) % 4 in edges[at])
             if turn:
                 corners.append(at)

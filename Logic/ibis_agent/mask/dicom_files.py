@@ -1,7 +1,6 @@
-"""Masks as DICOM: a segmentation (SEG, by highdicom) or structure set (RTSTRUCT), each naming the scan's images.
+"""Masks as DICOM: a segmentation (SEG, with highdicom) or structure set (RTSTRUCT), which reference the scan's images.
 
-Made for research: both say so in their descriptions, and neither is approved. The package `ibis-agent[dicom]`
-brings what they need.
+For research: both say so in their descriptions, and neither is marked as approved. They need `ibis-agent[dicom]`.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ class Segment:
 
 
 def check_dicom(kind: str, scan: Path | None) -> None:
-    """Whether a "dicom-seg" or an "rtstruct" can be written for a scan. Raises InputError.
+    """Check that a "dicom-seg" or an "rtstruct" can be written for a scan. Raises InputError.
 
-    It is asked before any model is loaded: is it DICOM, and is there what writes it?
+    Called before any model is loaded: is the scan DICOM, and are the packages installed?
     """
     import importlib.util
 
@@ -49,13 +48,13 @@ def check_dicom(kind: str, scan: Path | None) -> None:
         raise InputError(f"{needed} is not installed", value=f"--mask-format {kind}", remedy=INSTALL)
     if scan is None:
         raise InputError(
-            f"{kind} refers to DICOM images, and no scan is named", remedy="Name the DICOM folder."
+            f"{kind} references DICOM images, and no scan is given", remedy="Give the DICOM folder."
         )
     if not (scan.is_dir() or scan.suffix.lower() in (".dcm", ".ima", "")):
         raise InputError(
-            f"{kind} refers to DICOM images, and the scan is not DICOM",
+            f"{kind} references DICOM images, but the scan is not DICOM",
             file=scan,
-            remedy="Choose another --mask-format, or name the DICOM folder.",
+            remedy="Choose another --mask-format, or give the DICOM folder.",
         )
 
 
@@ -66,10 +65,11 @@ def write_dicom_seg(
     affine: np.ndarray,
     series: str | None = None,
 ) -> Path:
-    """Write a DICOM SEG (binary, one segment each), whole or not at all.
+    """Write a DICOM SEG (binary, one segment per structure) atomically.
 
     scan, affine, series: the DICOM folder or file, its voxel → RAS, and which series of it.
-    Raises InputError where the scan is not DICOM or all masks are empty, and OutputError.
+    Raises
+    InputError if the scan is not DICOM or all masks are empty, and OutputError.
     """
     try:
         import highdicom
@@ -131,7 +131,7 @@ def write_rtstruct(
     affine: np.ndarray,
     series: str | None = None,
 ) -> Path:
-    """Write an RTSTRUCT of closed contours along the edges of pixels, whole or not at all. As `write_dicom_seg`."""
+    """Write an RTSTRUCT of closed contours along the pixel edges, atomically. Arguments as for `write_dicom_seg`."""
     frames = _frames(path, segments, scan, affine, series)
     made = _empty_rtstruct(frames)
     rois: list[Any] = []
@@ -189,7 +189,7 @@ def _in_frames(mask: np.ndarray, frames: Sequence[Frame], affine: np.ndarray) ->
 
 
 def _images(frames: Sequence[Frame]) -> list[Any]:
-    """The datasets, each once; a multi-frame one stands for all of its frames."""
+    """The unique datasets; a multi-frame one contains all its frames."""
     found: list[Any] = []
     for frame in frames:
         if not any(frame.dataset is each for each in found):
@@ -221,7 +221,7 @@ def _reference(frame: Frame) -> Any:
 def _contour(polygon: np.ndarray, frame: Frame) -> Any:
     """polygon: (N, 2) of (column, row), pixel centres at whole numbers."""
     points = np.column_stack([polygon, np.zeros(len(polygon)), np.ones(len(polygon))]) @ frame.to_lps.T
-    # A decimal string of DICOM has at most 16 characters.
+    # A DICOM decimal string has at most 16 characters.
     texts = [f"{value:.4f}" for value in points[:, :3].ravel()]
     return _item(
         ContourImageSequence=[_reference(frame)],
@@ -232,7 +232,7 @@ def _contour(polygon: np.ndarray, frame: Frame) -> Any:
 
 
 def _empty_rtstruct(frames: Sequence[Frame]) -> Any:
-    """The patient, the study and the images that it refers to; no structure yet."""
+    """The patient, the study and the referenced images, without any structure."""
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
@@ -261,7 +261,7 @@ def _empty_rtstruct(frames: Sequence[Frame]) -> Any:
         ContourImageSequence=[_reference(frame) for frame in frames],
     )
     study = _item(
-        ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1",  # Detached Study Management, as RTSTRUCTs have it
+        ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1",  # Detached Study Management, as usual in RTSTRUCTs
         ReferencedSOPInstanceUID=image.StudyInstanceUID,
         RTReferencedSeriesSequence=[series],
     )

@@ -1,6 +1,6 @@
-"""A measurement report as DICOM (SR by template TID 1500, by highdicom) about a segment of a DICOM SEG.
+"""A DICOM measurement report (SR following template TID 1500, with highdicom) about a segment of a DICOM SEG.
 
-Made for research: neither complete nor verified. Lengths and areas in mm, volumes in mL, grey values in HU.
+For research: marked as neither complete nor verified. Lengths and areas in mm, volumes in mL, grey values in HU.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def write_report(
     series: str | None = None,
     structure: Structure | None = None,
 ) -> Path:
-    """Write the report, whole or not at all.
+    """Write the report atomically.
 
-    seg: the DICOM SEG, whose first segment was measured. scan, affine, series: as in write_dicom_seg; shape:
-    of the scan's voxels. Raises InputError where the scan is not DICOM, and OutputError.
+    seg: the DICOM SEG, whose first segment was measured. scan, affine, series: as in write_dicom_seg; shape: of the
+    scan's voxels. Raises InputError if the scan is not DICOM, and OutputError.
     """
     import highdicom
     from highdicom import sr

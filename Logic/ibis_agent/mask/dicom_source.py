@@ -1,6 +1,6 @@
-"""The DICOM images that a scan was read from, and where each of them lies in the scan's voxels.
+"""The DICOM images that a scan was read from, and their positions in the scan's voxels.
 
-What refers to images (DICOM SEG, RTSTRUCT) names them one by one, and is in their rows and columns. Needs pydicom.
+DICOM SEG and RTSTRUCT reference each image individually, and use its rows and columns. Needs pydicom.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAY_BE_EMPTY = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
     "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator",
 )  # fmt: skip
-INSTALL = 'Install what writes it: pip install "ibis-agent[dicom]".'
+INSTALL = 'Install the packages for it: pip install "ibis-agent[dicom]".'
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +29,8 @@ class Frame:
     """One image, or one frame of a multi-frame image.
 
     Attributes:
-        dataset: its file, without the pixels.
-        number: of the frame, from 1; None for an image of one frame.
+        dataset: of its file, without the pixels.
+        number: of the frame, from 1; None for a single-frame image.
         to_lps: (4, 4) of (column, row, 0, 1) → LPS mm.
         shape: rows and columns.
     """
@@ -41,9 +41,9 @@ class Frame:
     shape: tuple[int, int]
 
     def voxels(self, affine: np.ndarray, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Voxel indices (i, j, k), each (rows, columns), of a scan with this affine (RAS) and shape.
+        """Voxel indices (i, j, k), each (rows, columns), in a scan with this affine (RAS) and shape.
 
-        Raises InputError where the image is not one of the scan's slices.
+        Raises InputError if the image is not one of the scan's slices.
         """
         to_voxel = np.linalg.inv(affine) @ np.diag([-1.0, -1.0, 1.0, 1.0]) @ self.to_lps
         rows, cols = np.indices(self.shape)
@@ -53,20 +53,20 @@ class Frame:
         off = np.abs(exact[..., :3] - found).max() > 0.1
         if off or (found < 0).any() or (found >= np.array(shape)).any():
             raise InputError(
-                "an image does not lie in the scan's grid", file=getattr(self.dataset, "filename", None)
+                "an image does not match the scan's grid", file=getattr(self.dataset, "filename", None)
             )
         return found[..., 0], found[..., 1], found[..., 2]
 
 
 def frames_of(path: Path, affine: np.ndarray, shape: Sequence[int], series: str | None = None) -> list[Frame]:
-    """The images of a scan, in the order of its slices: those that its reader took.
+    """The images of a scan that its reader used, in the order of the slices.
 
     Args:
         path: the DICOM folder or file that the scan was read from.
         affine, shape: of the scan.
         series: as for `load_scan`.
 
-    Raises InputError where they do not lie in the scan's grid.
+    Raises InputError if they do not match the scan's grid.
     """
     import pydicom
 
@@ -85,17 +85,17 @@ def frames_of(path: Path, affine: np.ndarray, shape: Sequence[int], series: str 
         inside = 0
     if inside != int(np.prod(shape)):
         raise InputError(
-            "no series of DICOM images is the scan's",
+            "no DICOM series matches the scan",
             file=path,
             value=series,
-            remedy="A DICOM SEG or RTSTRUCT can only be written for a scan that was read from DICOM images.",
+            remedy="A DICOM SEG or RTSTRUCT can be written only for a scan that was read from DICOM images.",
         )
     _complete(frames)
     return frames
 
 
 def _complete(frames: Sequence[Frame]) -> None:
-    """Give headers what DICOM lets be empty and writers ask for all the same. The files stay as they are."""
+    """Add elements that DICOM allows to be missing but the writers require. The files are not changed."""
     from pydicom.uid import generate_uid
 
     between = np.linalg.norm(frames[1].to_lps[:3, 3] - frames[0].to_lps[:3, 3]) if len(frames) > 1 else 1.0
@@ -112,7 +112,7 @@ def _complete(frames: Sequence[Frame]) -> None:
 def _matrix(frame: ScanFrame) -> np.ndarray:
     if frame.orientation is None or frame.position is None or frame.spacing is None:
         remedy = "Choose another --mask-format."
-        raise InputError("an image does not say where it lies", file=frame.file, remedy=remedy)
+        raise InputError("an image has no position", file=frame.file, remedy=remedy)
     row_step, col_step = frame.spacing
     matrix = np.eye(4)
     matrix[:3, 0], matrix[:3, 1] = frame.orientation[:3] * col_step, frame.orientation[3:] * row_step

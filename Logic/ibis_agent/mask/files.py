@@ -1,8 +1,8 @@
-"""Writing a mask so that other programs find it where it belongs.
+"""Writing masks with the correct geometry for other programs.
 
-A volume's mask is written in the scan's own grid: the same index order, the same affine; a NIfTI mask of a
-NIfTI scan gets that one's sform, qform, codes and unit. Formats: NIfTI, NRRD, 3D Slicer's segmentation
-(.seg.nrrd) with name and colour, and PNG for pictures. Several structures are one file of labels.
+A volume's mask is written on the scan's own grid: the same index order, the same affine; a NIfTI mask of a NIfTI scan
+gets its sform, qform, codes and unit. Formats: NIfTI, NRRD, 3D Slicer's segmentation
+(.seg.nrrd) with name and colour, and PNG for pictures. Several structures are written as one label file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _GREEN = (34, 139, 34)
 
 @dataclass(frozen=True)
 class Named:
-    """What a label stands for: the segment's name, its 0-255 RGB colour, and the coded structure if known."""
+    """A label: the segment's name, its 0-255 RGB colour, and the coded structure if known."""
 
     name: str = "Segment"
     colour: Sequence[int] = _GREEN
@@ -40,17 +40,16 @@ class Named:
 
 
 def check_mask_path(path: str | os.PathLike[str], kind: str = "volume", scan: Path | None = None) -> str:
-    """The suffix of a mask file, if a mask of a scan of that kind ("volume" or "picture") can be written so.
+    """The suffix of a mask file, after checking that it is possible for this kind of scan ("volume" or "picture").
 
-    scan: its DICOM file or folder, which a DICOM SEG or RTSTRUCT refers to.
-
-    Raises InputError, which names the suffixes that are possible, and OutputError where a folder has the name.
+    scan: its DICOM file or folder, which a DICOM SEG or RTSTRUCT references.
+    Raises InputError naming the possible suffixes, and OutputError if a folder has the name.
     """
     name = Path(path).name.lower()
     possible = PICTURE_SUFFIXES if kind == "picture" else VOLUME_SUFFIXES
     for suffix in possible:
         if name.endswith(suffix) and name != suffix:
-            if os.path.isdir(path):  # unlike Path.is_dir it takes names that no file can have
+            if os.path.isdir(path):  # unlike Path.is_dir, it accepts impossible file names
                 raise OutputError("is a folder, not a file", file=path, remedy="Choose another file name.")
             if suffix in DICOM_SUFFIXES:
                 from ibis_agent.mask.dicom_files import check_dicom
@@ -58,11 +57,11 @@ def check_mask_path(path: str | os.PathLike[str], kind: str = "volume", scan: Pa
                 check_dicom(DICOM_SUFFIXES[suffix], scan)
             return suffix
     if kind != "picture" and name.endswith(PICTURE_SUFFIXES):
-        problem = "a PNG cannot hold where the mask lies in the scan"
+        problem = "a PNG cannot store the position of the mask in the scan"
     elif kind == "picture" and name.endswith(VOLUME_SUFFIXES):
-        problem = "a picture has no place in space that this kind of file could hold"
+        problem = "a picture has no position in space, which this file format needs"
     else:
-        problem = "masks cannot be written in this kind of file"
+        problem = "masks cannot be written in this file format"
     raise InputError(problem, file=path, remedy=f"End the name in {' or '.join(possible)}.")
 
 
@@ -76,18 +75,18 @@ def write_mask(
     structure: Structure | None = None,
     dicom: tuple[Path, str | None] | None = None,
 ) -> Path:
-    """Write a mask atomically; its suffix says how. Returns the path.
+    """Write a mask atomically, in the format of its suffix. Returns the path.
 
     Args:
-        mask: (I, J, K) in the scan's index order, or (H, W) where `source` is a picture or a PictureGeometry,
-            which knows the slice that the mask belongs into. Anything but zero counts as inside.
-        source: the scan, or the geometry of a slice of it. With the geometry of a slice, a .png holds the (H,
-            W) mask as it was seen.
+        mask: (I, J, K) in the scan's index order, or (H, W) if `source` is a picture or a PictureGeometry, which
+            determines the slice of the mask. Everything except zero is inside.
+        source: the scan, or the geometry of a slice of it. With the geometry of a slice, a .png contains the (H, W)
+            mask as displayed.
         name, colour: of the segment in a .seg.nrrd; 0-255 RGB.
         structure: adds the coded name to a .seg.nrrd and to DICOM.
         dicom: the scan's DICOM file or folder, and which series of it; for .seg.dcm and .rtstruct.dcm.
 
-    Raises InputError before anything is written, and OutputError where the disk refuses.
+    Raises InputError before anything is written, and OutputError if writing fails.
     """
     segment = Named(name, colour, structure)
     return write_labels(path, np.asarray(mask) != 0, source, [segment], dicom=dicom)
@@ -101,10 +100,10 @@ def write_labels(
     *,
     dicom: tuple[Path, str | None] | None = None,
 ) -> Path:
-    """Write the masks of several structures as one file, as `write_mask` does for one. Returns the path.
+    """Write the masks of several structures as one file, like `write_mask` for one. Returns the path.
 
-    labels: 0 outside, and n inside of `segments[n - 1]`; at most 255. A structure without any voxel has a segment in a
-    .seg.nrrd, and none in DICOM. A .png of several is coloured, and its values are the labels.
+    labels: 0 outside, and n inside `segments[n - 1]`; at most 255. An empty structure has a segment in a .seg.nrrd, but
+    none in DICOM. A .png of several structures is coloured, and its values are the labels.
     """
     alone = len(segments) == 1
     mask = np.asarray(labels, dtype=np.uint8)
@@ -119,7 +118,7 @@ def write_labels(
     expected = picture_shape if mask.ndim == 2 and picture_shape else tuple(shape)
     if mask.shape != expected or (mask.ndim == 3 and flat):
         raise InputError(
-            "the mask has another shape than the scan", file=path, value=f"{mask.shape} for {expected}"
+            "the mask and the scan have different shapes", file=path, value=f"{mask.shape} for {expected}"
         )
     if suffix == ".png":
         _write_png(path, mask, None if alone else [each.colour for each in segments])
@@ -153,14 +152,14 @@ def segment_fields(
     affine: np.ndarray,
     segments: Sequence[Named],
 ) -> dict[str, str]:
-    """The header fields that make an NRRD of labels a segmentation, as 3D Slicer documents and reads them.
+    """The header fields that make an NRRD label map a segmentation, as documented by 3D Slicer.
 
     See its developer guide (segmentations, "Segmentation labelmap file format") and
     vtkMRMLSegmentationStorageNode.
     """
     last = [side - 1 for side in voxels.shape]
     extent = f"0 {last[0]} 0 {last[1]} 0 {last[2]}"
-    # Without the reference geometry an export from Slicer would be cropped to what the segment covers.
+    # Without the reference geometry, an export from Slicer would be cropped to the segment.
     matrix = "".join(f"{float(value)!r};" for value in np.asarray(affine).ravel())
     reference = f"Reference image geometry|{matrix}{extent.replace(' ', ';')};|Geometry of the scan&"
     fields = {
@@ -206,7 +205,7 @@ def _write_nifti(
 ) -> None:
     import nibabel
 
-    if place is not None:  # a mask of a NIfTI file lies where that lies, by whatever rule a program goes
+    if place is not None:  # a mask gets both transforms of its NIfTI scan, whichever a program uses
         second = place.version == 2
         header = (nibabel.Nifti2Header if second else nibabel.Nifti1Header)()
         header.set_data_dtype(np.uint8)
@@ -215,7 +214,7 @@ def _write_nifti(
         image = (nibabel.Nifti2Image if second else nibabel.Nifti1Image)(voxels, None, header)
     else:
         image = nibabel.Nifti1Image(voxels, affine)
-        # Both forms with code 1 (scanner): some programs read only one of them.
+        # Both transforms with code 1 (scanner): some programs read only one of them.
         image.set_sform(affine, code=1)
         image.set_qform(affine, code=1)
         image.header.set_xyzt_units("mm")
@@ -245,5 +244,5 @@ def _write_nrrd(
                 "cannot be written",
                 file=path,
                 value=reason[:160],
-                remedy="Check that the disk has room, or choose another.",
+                remedy="Check the free disk space, or choose another disk.",
             ) from error

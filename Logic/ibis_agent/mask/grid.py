@@ -1,6 +1,6 @@
-"""Labels on the grid of their scan: turned where their axes are stored otherwise, put where a part of it lies.
+"""Labels on the grid of their scan: axes are reordered and flipped, and a part of the grid is placed in the whole.
 
-Nothing is resampled: every voxel of the labels is one voxel of the scan, or they are refused.
+Nothing is resampled: every voxel of the labels must be one voxel of the scan, or they are refused.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from ibis_agent.scan.checks import by
 Shape = tuple[int, ...]
 
 
-class Misplaced(Exception):  # noqa: N818 - becomes a Problem, or an InputError that names the file
-    """Labels that do not lie on their scan; kind: whether it is for their size or their place."""
+class Misplaced(Exception):  # noqa: N818 - converted to a Problem, or to an InputError that names the file
+    """Labels that do not match their scan; kind: whether because of their size or position."""
 
     def __init__(self, kind: Literal["size", "place"], text: str) -> None:
         self.kind = kind
@@ -33,10 +33,10 @@ def laid_on(
     """The labels in the scan's own index order, (I, J, K) of `shape`.
 
     Args:
-        labels, affine: (I, J, K) and (4, 4) voxel → mm, of the same grid in any order and direction.
+        labels, affine: (I, J, K) and (4, 4) voxel → mm, of the same grid in any axis order and direction.
         target: (4, 4), the scan's.
-        part: they may hold a part of the grid only, or reach beyond it where they are zero.
-        slack: so many voxels may they lie beside the scan, as roundings in headers leave them.
+        part: they may cover only a part of the grid, or extend beyond it if they are zero there.
+        slack: allowed distance in voxels, for rounding in headers.
 
     Raises Misplaced.
     """
@@ -53,7 +53,7 @@ def laid_on(
     if labels.shape != shape and not part:
         raise Misplaced("size", size_text(labels.shape, shape))
     apart = min(apart, _apart(target, affine, shape))
-    raise Misplaced("place", f"the mask lies {apart:.1f} voxels away from the picture")
+    raise Misplaced("place", f"the mask is {apart:.1f} voxels away from the picture")
 
 
 def size_text(mask: Shape, picture: Shape) -> str:
@@ -61,7 +61,7 @@ def size_text(mask: Shape, picture: Shape) -> str:
 
 
 def _turned(labels: np.ndarray, to_scan: np.ndarray, slack: float) -> tuple[np.ndarray, Shape] | None:
-    """(labels with the scan's axes, the scan's voxel of their first one), or None where the grids differ.
+    """(labels with the scan's axes, the scan's voxel of their first one), or None if the grids differ.
 
     to_scan: (4, 4) voxel of the labels → voxel of the scan.
     """
@@ -81,7 +81,7 @@ def _turned(labels: np.ndarray, to_scan: np.ndarray, slack: float) -> tuple[np.n
 
 
 def _put(labels: np.ndarray, start: Shape, shape: Shape) -> np.ndarray:
-    """A part of the grid in all of it. Raises Misplaced where labels lie outside."""
+    """Place a part of the grid in the whole. Raises Misplaced if labels are outside."""
     out = np.zeros(shape, labels.dtype)
     low = [max(0, first) for first in start]
     high = [min(side, first + own) for side, first, own in zip(shape, start, labels.shape, strict=True)]
@@ -90,14 +90,14 @@ def _put(labels: np.ndarray, start: Shape, shape: Shape) -> np.ndarray:
     )
     held = labels[inside]
     if np.count_nonzero(held) != np.count_nonzero(labels):
-        raise Misplaced("place", "a part of the mask lies outside the picture")
+        raise Misplaced("place", "a part of the mask is outside the picture")
     if held.size:
         out[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = held
     return out
 
 
 def _apart(a: np.ndarray, b: np.ndarray, shape: Shape) -> float:
-    """How far the farthest corner of the volume moves from one affine to the other, in voxels."""
+    """The largest distance of a volume corner between the two affines, in voxels."""
     corners = np.array(np.meshgrid(*[(0, side - 1) for side in shape])).reshape(3, -1)
     moved = (a[:3, :3] - b[:3, :3]) @ corners + (a[:3, 3:] - b[:3, 3:])
     return float(np.linalg.norm(moved, axis=0).max() / np.linalg.norm(a[:3, :3], axis=0).min())

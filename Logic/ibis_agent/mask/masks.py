@@ -1,6 +1,6 @@
-"""Masks as text and as numbers: the published run-length text, overlap measures, areas.
+"""Masks as text and numbers: the published run-length text, overlap measures, areas.
 
-A mask is a `(H, W)` bool array. Files that hold masks in a scan's geometry are in mask_files.
+A mask is a `(H, W)` bool array. Mask files in a scan's geometry are written in files.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _LONGEST_RUN = len(str(MOST_PIXELS))
 
 
 def encode_rle(mask: np.ndarray) -> str:
-    """The published text of a `(H, W)` mask; an empty mask is an empty text.
+    """The published text of a `(H, W)` mask; empty for an empty mask.
 
-    Row-major run lengths in decimal, separated by spaces, the first a run of zeros (0 where the mask begins
+    Row-major run lengths in decimal, separated by spaces, starting with a run of zeros (0 if the mask begins
     with a one); zlib; base64.
     """
     mask = np.asarray(mask)
     if mask.ndim != 2 or not mask.size:
-        raise InputError("a mask has two dimensions", value=mask.shape, remedy="Pass one (H, W) array.")
+        raise InputError("a mask must have two dimensions", value=mask.shape, remedy="Pass one (H, W) array.")
     flat = mask.ravel() != 0
     if not flat.any():
         return ""
@@ -39,8 +39,8 @@ def encode_rle(mask: np.ndarray) -> str:
 def decode_rle(text: str, shape: tuple[int, int]) -> np.ndarray:
     """The `(H, W)` bool mask of a published run-length text.
 
-    Raises InputError for anything that is not such a text for `shape`. Memory stays proportional to the
-    length of the text and to H·W, whatever the text would unpack to.
+    Raises InputError if it is not a valid text for `shape`. Memory stays proportional to the length of the text and
+    to H·W, whatever the text would decompress to.
     """
     height, width = (int(side) for side in shape)
     pixels = height * width
@@ -51,7 +51,7 @@ def decode_rle(text: str, shape: tuple[int, int]) -> np.ndarray:
     runs = _runs(_unpack(text, pixels))
     if sum(runs) != pixels:
         raise InputError(
-            f"the mask's runs add up to another picture than {height} × {width}",
+            f"the mask's runs do not add up to a picture of {height} × {width}",
             value=f"{sum(runs)} instead of {pixels} pixels",
             remedy="The mask belongs to another picture, or its text was changed.",
         )
@@ -60,21 +60,21 @@ def decode_rle(text: str, shape: tuple[int, int]) -> np.ndarray:
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two masks of one shape; 1 where both are empty."""
+    """Intersection over union of two masks of the same shape; 1 if both are empty."""
     a, b = _pair(a, b)
     union = np.count_nonzero(a | b)
     return float(np.count_nonzero(a & b) / union) if union else 1.0
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
-    """Dice coefficient (twice the intersection over the sum of the areas); 1 where both are empty."""
+    """Dice coefficient (twice the intersection over the sum of the areas); 1 if both are empty."""
     a, b = _pair(a, b)
     both = np.count_nonzero(a) + np.count_nonzero(b)
     return float(2 * np.count_nonzero(a & b) / both) if both else 1.0
 
 
 def precision_recall(mask: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """The part of `mask` that is right, and the part of `truth` that was found; 1 where nothing is there."""
+    """Precision and recall: the fraction of `mask` that is right, and of `truth` that was found; 1 if empty."""
     mask, truth = _pair(mask, truth)
     right = np.count_nonzero(mask & truth)
     claimed, wanted = np.count_nonzero(mask), np.count_nonzero(truth)
@@ -82,14 +82,14 @@ def precision_recall(mask: np.ndarray, truth: np.ndarray) -> tuple[float, float]
 
 
 def area(mask: np.ndarray) -> int:
-    """How many pixels the mask covers."""
+    """The number of pixels of the mask."""
     return int(np.count_nonzero(mask))
 
 
 def _pair(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(a) != 0, np.asarray(b) != 0
     if a.shape != b.shape:
-        raise InputError("the masks differ in shape", value=f"{a.shape} and {b.shape}")
+        raise InputError("the masks have different shapes", value=f"{a.shape} and {b.shape}")
     return a, b
 
 
@@ -105,12 +105,14 @@ def _unpack(text: str, pixels: int) -> bytes:
     try:
         runs = unpacker.decompress(packed, longest + 1)
     except zlib.error as error:
-        raise InputError("the mask's text does not unpack", value=text[:60], remedy=remedy) from error
+        raise InputError("the mask's text cannot be decompressed", value=text[:60], remedy=remedy) from error
     if len(runs) > longest:
-        raise InputError("the mask's text unpacks to more runs than the picture has pixels", remedy=remedy)
+        raise InputError(
+            "the mask's text decompresses to more runs than the picture has pixels", remedy=remedy
+        )
     if not unpacker.eof or unpacker.unused_data:
         raise InputError(
-            "the mask's text is incomplete or has something behind it", value=text[:60], remedy=remedy
+            "the mask's text is incomplete or followed by other data", value=text[:60], remedy=remedy
         )
     return runs
 

@@ -1,8 +1,8 @@
-"""How large a mask is: volume, area, diameters, parts, and the grey values inside, with their units.
+"""Measurements of a mask: volume, area, diameters, components, and the grey values inside, with their units.
 
-Diameters run from voxel centre to voxel centre, as SimpleITK's and 3D Slicer's Feret diameter do, and stay within
-one connected part; in the plane they are taken as RECIST takes them: the longest of any slice, and the longest
-perpendicular to it in the same slice. Without a pixel size everything is in pixels.
+Diameters are measured between voxel centres, like SimpleITK's and 3D Slicer's Feret diameter, and within one connected
+component; in the plane they follow RECIST: the longest in any slice, and the longest perpendicular to it in the same
+slice. If the pixel size is unknown, everything is in pixels.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _FEW_POINTS = 400
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured; None where it cannot be known.
+    """The measurements; None if unknown.
 
     Attributes:
         voxels: inside the mask.
-        parts: connected ones; voxels that touch at a corner belong together.
-        volume_ml: of a mask over several slices with a voxel size.
-        area, area_slice: of the largest slice, in mm² (pixels without a size), and its index.
-        longest, perpendicular, diameter_slice: in the plane, in mm (pixels), and the slice they were found in.
+        parts: connected components; voxels that touch at a corner are connected.
+        volume_ml: of a mask over several slices with a known voxel size. area, area_slice: of the slice with the
+        largest area, in mm² (pixels if the size is unknown), and its index. longest, perpendicular, diameter_slice:
+        in the plane, in mm (pixels), and their slice.
         longest_3d: in mm; None for one slice.
         mean, deviation: of the grey values inside; sample standard deviation.
-        unit: "mm", or "px" without a pixel size.
+        unit: "mm", or "px" if the pixel size is unknown.
         value_unit: "HU" for a CT, otherwise empty.
     """
 
@@ -60,7 +60,7 @@ class Measurements:
         return {key: round(each, 4) if isinstance(each, float) else each for key, each in values.items()}
 
     def lines(self) -> list[tuple[str, str]]:
-        """For people, as (what, value with unit); what is not known is left out."""
+        """For display, as (name, value with unit); unknown ones are omitted."""
         if not self.voxels:
             return [("Size", "the mask is empty")]
         return [(name, text) for name, text in self._all() if text]
@@ -108,22 +108,24 @@ def measure(
     """Measure a mask.
 
     Args:
-        mask: (H, W) of one slice, or (I, J, K) of a volume; anything but zero is inside.
-        spacing: mm between neighbours along each axis of the mask; None where nobody knows them.
-        axis: of a volume, the one that its slices are across.
+        mask: (H, W) of one slice, or (I, J, K) of a volume; everything except zero is inside.
+        spacing: mm between neighbours along each axis of the mask; None if unknown.
+        axis: for a volume, the axis perpendicular to the slices.
         values: grey values, of the shape of the mask.
         ct: whether they are Hounsfield units.
-        first: the index of the mask's first slice, where it is cut out of a volume.
+        first: the index of the mask's first slice, if it is cut out of a volume.
 
-    Raises InputError where shapes do not fit each other.
+    Raises InputError if the shapes do not match.
     """
     inside = np.asarray(mask) != 0
     if values is not None and values.shape != inside.shape:
         raise InputError(
-            "the grey values have another shape than the mask", value=f"{values.shape} for {inside.shape}"
+            "the grey values and the mask have different shapes", value=f"{values.shape} for {inside.shape}"
         )
     if inside.ndim not in (2, 3) or (spacing is not None and len(spacing) != inside.ndim):
-        raise InputError("a mask has two or three dimensions and a spacing for each", value=inside.shape)
+        raise InputError(
+            "a mask must have two or three dimensions, and a spacing for each", value=inside.shape
+        )
     flat = inside.ndim == 2
     steps = np.ones(inside.ndim) if spacing is None else np.asarray(spacing, dtype=float)
     within = np.zeros(0) if values is None else np.asarray(values)[inside]
@@ -156,19 +158,19 @@ def measure(
 
 
 def asks_for_size(question: str) -> bool:
-    """Whether a question wants a number: "How large is the lesion?", "What is the volume of the liver?" """
+    """Whether a question asks for a size: "How large is the lesion?", "What is the volume of the liver?" """
     return bool(_ASKED.search(question))
 
 
 def answer_with_size(question: str, answer: str, measured: Measurements) -> str:
-    """The answer, with what was measured behind it where the question asks for it."""
+    """The answer, followed by the measurements if the question asks for them."""
     if not asks_for_size(question):
         return answer
     return f"{answer.rstrip()} {measured.sentence()}".strip()
 
 
 def _cropped(mask: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """The box around a mask, and where it begins; measuring a scan of 10⁸ voxels is measuring the object."""
+    """Crop a mask to its bounding box; also returns the start. This makes measuring in a scan of 10⁸ voxels fast."""
     corners = []
     for each in range(mask.ndim):
         others = tuple(n for n in range(mask.ndim) if n != each)
@@ -187,10 +189,10 @@ def _parts(mask: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _in_plane(stack: np.ndarray, steps: np.ndarray) -> tuple[float, float, int]:
-    """Longest diameter, the longest perpendicular to it, and the place of the slice, over (n, H, W)."""
+    """Longest diameter, the longest perpendicular to it, and the slice's index in (n, H, W)."""
     best, where, points = -1.0, 0, np.zeros((0, 2))
     for place, plane in enumerate(stack):
-        # No part is longer than the diagonal of the box around all of them.
+        # No component is longer than the diagonal of its bounding box.
         rows, cols = (np.flatnonzero(plane.any(axis=axis)) for axis in (1, 0))
         if (
             not len(rows)
@@ -209,7 +211,7 @@ def _in_plane(stack: np.ndarray, steps: np.ndarray) -> tuple[float, float, int]:
 
 
 def _perpendicular(points: np.ndarray, pixel: float) -> float:
-    """The longest chord across the longest diameter; its ends lie within half a pixel of one line."""
+    """The longest chord perpendicular to the longest diameter; its ends are within half a pixel of one line."""
     length, (a, b) = _farthest(points)
     if not length:
         return 0.0
@@ -234,7 +236,7 @@ def _longest_3d(labels: np.ndarray, parts: int, steps: np.ndarray) -> float:
 
 
 def _ends(mask: np.ndarray) -> np.ndarray:
-    """(N, 3) first and last voxels of every line along the last axis: the farthest two are among them."""
+    """(N, 3) first and last voxels of every line along the last axis, which include the two farthest voxels."""
     lines = mask.any(axis=-1)
     first = mask.argmax(axis=-1)[lines]
     last = mask.shape[-1] - 1 - mask[..., ::-1].argmax(axis=-1)[lines]
@@ -243,7 +245,7 @@ def _ends(mask: np.ndarray) -> np.ndarray:
 
 
 def _farthest(points: np.ndarray) -> tuple[float, tuple[np.ndarray, np.ndarray]]:
-    """The largest distance of (N, D) points, and the two points."""
+    """The largest distance between (N, D) points, and these two points."""
     from scipy.spatial import ConvexHull, QhullError
     from scipy.spatial.distance import cdist
 

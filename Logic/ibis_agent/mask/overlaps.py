@@ -1,4 +1,4 @@
-"""Several structures in one picture: which of them keeps a pixel that more than one of them took."""
+"""Overlaps between several structures in one picture: which of them keeps a shared pixel."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-MOST = 255  # labels that a file of bytes can hold
+MOST = 255  # largest label that fits in a byte
 
 
 @dataclass
 class Overlaps:
-    """What was settled so far.
+    """The overlaps so far.
 
     Attributes:
-        shared: (number, number) of two structures, the smaller first → the voxels that both had taken.
-        kept: (number, number) → those of them that the first of the two keeps.
+        shared: (number, number) of two structures, the smaller first → the number of voxels in both masks.
+        kept: (number, number) → the number of these that the first one keeps.
     """
 
     shared: Counter[tuple[int, int]] = field(default_factory=Counter)
     kept: Counter[tuple[int, int]] = field(default_factory=Counter)
 
     def settle(self, masks: Mapping[int, np.ndarray], scores: Mapping[int, float]) -> np.ndarray:
-        """(H, W) uint8 labels of one slice: 0, or the number of the structure that has the pixel.
+        """(H, W) uint8 labels of one slice: 0, or the number of the structure at the pixel.
 
-        Where several have it, the one with the highest score keeps it, and of equal scores the smallest number.
+        If several structures contain it, the highest score wins and, for equal scores, the smallest number.
 
         Args:
-            masks: by number from 1, (H, W) bool of one shape; at least one.
+            masks: by number from 1, (H, W) bool of the same shape; at least one.
             scores: of the masks in this slice.
         """
         labels = np.zeros(next(iter(masks.values())).shape, np.uint8)
@@ -46,7 +46,7 @@ class Overlaps:
         return labels
 
     def sentences(self, names: Mapping[int, str], what: str = "voxels") -> list[str]:
-        """One for each two structures that overlapped: how many voxels, and who kept them."""
+        """A sentence for each overlapping pair: the number of voxels, and which structure kept them."""
         told = []
         for (a, b), count in sorted(self.shared.items()):
             keeps = [

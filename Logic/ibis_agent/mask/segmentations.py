@@ -1,7 +1,7 @@
-"""Reading 3D Slicer's segmentations (.seg.nrrd): which segments there are, and their voxels as one label map.
+"""Reading 3D Slicer's segmentations (.seg.nrrd): the list of segments, and their voxels as one label map.
 
-Segments may lie in several layers, so that they overlap, and the file may contain no more than the box that they
-cover: where it lies stands in its affine.
+Segments may be in several layers and overlap, and the file may contain only their bounding box, with its position in
+the affine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST_SEGMENTS = 4096
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment of a file: its name, and the value and the layer that its voxels have."""
+    """One segment of a file: its name, and the value and layer of its voxels."""
 
     name: str
     value: int
@@ -35,7 +35,7 @@ class Segmentation:
     """The voxels of all segments.
 
     Attributes:
-        labels: (I, J, K) codes, 0 outside of all segments; overlapping segments have codes of their own.
+        labels: (I, J, K) codes, 0 outside of all segments; overlaps of segments have separate codes.
         affine: (4, 4) voxel → RAS mm.
         codes: number of a segment (see `numbered`) → the codes of its voxels.
     """
@@ -46,19 +46,19 @@ class Segmentation:
 
 
 def segments_of(path: Path) -> tuple[Segment, ...]:
-    """The segments that the header names, empty for a plain label map. Raises InputError."""
+    """The segments listed in the header, empty for a plain label map. Raises InputError."""
     return _segments(_header(path), path)
 
 
 def numbered(segments: tuple[Segment, ...]) -> dict[int, Segment]:
-    """The segments by number: by their values where each has its own, else by their order from 1."""
+    """The segments by number: their values if these are unique, otherwise their order from 1."""
     values = [segment.value for segment in segments]
     alone = len(set(values)) == len(values) and min(values, default=1) > 0
     return dict(zip(values if alone else range(1, len(values) + 1), segments, strict=True))
 
 
 def read_segmentation(path: Path) -> Segmentation:
-    """All segments of a file that names them. Raises InputError."""
+    """Read all segments of a file that lists them. Raises InputError."""
     import SimpleITK as sitk
 
     reader = _header(path)
@@ -120,7 +120,7 @@ def _segments(reader: Any, path: Path) -> tuple[Segment, ...]:
             for part in ("Name", "ID", "LabelValue", "Layer")
         }
         try:
-            # Files of before Slicer 4.11 give neither: each segment is a layer of its own there.
+            # Files from before Slicer 4.11 contain neither: there each segment has its own layer.
             many = reader.GetNumberOfComponents() > 1
             value = int(texts["LabelValue"] or (1 if many else n + 1))
             layer = int(texts["Layer"] or (n if many else 0))
@@ -128,6 +128,8 @@ def _segments(reader: Any, path: Path) -> tuple[Segment, ...]:
             raise InputError("a segment's value is not a number", file=path, value=str(texts)) from error
         if not 0 <= layer < reader.GetNumberOfComponents():
             remedy = "Save the segmentation again in 3D Slicer."
-            raise InputError("a segment lies in no layer of the file", file=path, value=layer, remedy=remedy)
+            raise InputError(
+                "a segment is not in any layer of the file", file=path, value=layer, remedy=remedy
+            )
         found.append(Segment(texts["Name"] or texts["ID"], value, layer))
     return tuple(found)

@@ -1,11 +1,9 @@
-"""The structures that we know by name: words for them, a colour, and their code in SNOMED CT.
+"""Known structures: words for them, a colour, and their code in SNOMED CT.
 
-Used to name and colour a segment after a question or an answer; a structure that is not here gets a plain
-name.
+Used to name and colour a segment from a question or an answer; an unknown structure gets a plain name.
 
-Codes, and most colours, are those of the terminology lists that 3D Slicer ships
-(SegmentationCategoryTypeModifier- SlicerGeneralAnatomy.json and -DICOM-Master.json), so that a segment
-written here is recognised there.
+Codes, and most colours, are from the terminology lists of 3D Slicer (SegmentationCategoryTypeModifier-
+SlicerGeneralAnatomy.json and -DICOM-Master.json), so that a segment written here is recognised there.
 """
 
 from __future__ import annotations
@@ -45,12 +43,12 @@ class Structure:
 
     Attributes:
         key: short name for programs, such as "left kidney".
-        name: for people and for the segment.
-        words: other ways to say it, lower case, singular first.
+        name: for display and for the segment.
+        words: synonyms, lower case, singular first.
         colour: 0-255 RGB.
-        code: what it is; None where no code is certain.
-        category, side, region: the rest of the coded name; `region` is the organ that a lesion lies in.
-        context: the terminology list that holds the code.
+        code: its type; None if no code is certain. category, side, region: the rest of the coded name; `region` is
+            the organ of a lesion.
+        context: the terminology list that contains the code.
     """
 
     key: str
@@ -66,7 +64,7 @@ class Structure:
 
     @property
     def is_finding(self) -> bool:
-        """Whether it is something abnormal, such as a lesion, rather than a part of every body."""
+        """Whether it is a finding, such as a lesion, instead of normal anatomy."""
         return self.category == ALTERED
 
     def terminology(self) -> str | None:
@@ -132,7 +130,7 @@ _UNPAIRED = (
     _anatomy("bone, bones", (241, 214, 145), "272673000", "Bone", _GENERAL, TISSUE),
     Structure("bowel", "Bowel", ("bowel", "bowels", "intestine", "intestines", "gut"), (205, 167, 142), None),
 )
-# Paired organs: the word for one, for both, the adjective, and what else is said.
+# Paired organs: singular, plural, adjective, and synonyms.
 _PAIRED = (
     ("kidney", "kidneys", "renal", (185, 102, 83), Code("64033007", "Kidney")),
     ("lung", "lungs", "pulmonary", (197, 165, 145), Code("39607008", "Lung")),
@@ -210,7 +208,7 @@ for _one, _both, *_ in _PAIRED:
         _BY_WORDS[("left", "and", "right", *_word.split())] = STRUCTURES[_both]
 _MOST_WORDS = max(map(len, _BY_WORDS))
 _WORD = re.compile(r"[^\W_]+")
-# How people begin a request; what follows is the thing itself.
+# The beginning of a request; the object follows.
 _REQUEST = re.compile(
     r"(?:please\s{1,4})?(?:can you\s{1,4}|could you\s{1,4})?(?:please\s{1,4})?"
     r"(?:segment|outline|delineate|mark|contour|find|show me|show|locate|identify|where is|where are"
@@ -220,15 +218,15 @@ _REQUEST = re.compile(
 
 
 def structures_in(text: str) -> list[Structure]:
-    """Every structure that a text mentions, in the order of mention, longest words first ("left kidney")."""
+    """Every structure mentioned in a text, in order; longer words have priority ("left kidney")."""
     return [structure for structure, _ in _mentions(text)]
 
 
 def structure_in(text: str) -> Structure | None:
-    """The structure that a text is about: the first one it mentions, or None.
+    """The structure that a text is about: the first one mentioned, or None.
 
-    A finding goes before the organs: "Is there a lesion in the liver?" is about a liver lesion, and gets the
-    organ nearest to the word as its region.
+    A finding has priority over organs: "Is there a lesion in the liver?" is about a liver lesion, whose region is the
+    organ nearest to the word.
     """
     mentions = _mentions(text)
     if not mentions:
@@ -241,21 +239,21 @@ def structure_in(text: str) -> Structure | None:
     if not organs:
         return finding
     nearest = [mentions[n][0] for _, n in organs]
-    # "a renal cyst in the left kidney": the mention that knows the side says more.
+    # "a renal cyst in the left kidney": the mention with the side is more specific.
     organ = next((each for each in nearest if each.side and each.code == nearest[0].code), nearest[0])
     return _within(finding, organ)
 
 
 def structure_for(question: str, answer: str = "") -> Structure | None:
-    """The structure that a question asks for, or else the one that the answer speaks of."""
+    """The structure in the question, or otherwise the one in the answer."""
     return structure_in(question) or structure_in(answer)
 
 
 def another_structure(question: str, reply: str) -> Structure | None:
-    """What a reply speaks of when it speaks of other structures than the question asks for; None where it fits.
+    """The structures in a reply, if they are not those of the question; None if they match.
 
-    Left and right of a pair are two structures; either fits a question about both. Neither text needs to name a
-    structure: what cannot be compared fits.
+    Left and right of a pair are two structures; either matches a question about both. If a text mentions no structure,
+    it matches.
     """
     asked, said = structures_in(question), structures_in(reply)
     if not asked or not said or any(_same(a, b) for a in asked for b in said):
@@ -264,15 +262,15 @@ def another_structure(question: str, reply: str) -> Structure | None:
 
 
 def _same(a: Structure, b: Structure) -> bool:
-    if a.is_finding or b.is_finding:  # one finding is often called by the name of another
+    if a.is_finding or b.is_finding:  # findings are often called by different names
         return a.is_finding and b.is_finding
     return a.code == b.code and (a.key == b.key or a.side is None or b.side is None)
 
 
 def name_for(question: str, answer: str = "") -> str:
-    """A segment's name after the question or the answer.
+    """A segment's name from the question or the answer.
 
-    A known structure's name; else the thing that the question names, in its own words; else "Segment".
+    The name of a known structure, otherwise the object of the question in its own words, otherwise "Segment".
     """
     known = structure_for(question, answer)
     if known:
@@ -288,13 +286,13 @@ def name_for(question: str, answer: str = "") -> str:
 
 
 def colour_for(question: str, answer: str = "") -> tuple[int, int, int]:
-    """A segment's 0-255 RGB colour after the question or the answer; the overlay's green for the unknown."""
+    """A segment's 0-255 RGB colour from the question or the answer; the overlay's green if unknown."""
     known = structure_for(question, answer)
     return known.colour if known else _FALLBACK_COLOUR
 
 
 def _mentions(text: str) -> list[tuple[Structure, int]]:
-    """The structures and the number of the word where each mention begins."""
+    """The structures, and the position of the word where each mention begins."""
     words = _WORD.findall(text.casefold())
     found: list[tuple[Structure, int]] = []
     at = 0
