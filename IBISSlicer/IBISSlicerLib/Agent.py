@@ -1,4 +1,4 @@
-"""The agent in Slicer without any widget: asks, steps, goes back, takes corrections, accepts.
+"""The agent in Slicer without any widget: ask, step, go back, correct, accept.
 
 Brings together the worker (Worker.py), the run in the scene (SceneRun.py), the jobs between the two (RunJob.py) and
 what comes of runs (Results.py). `IBISSlicerLogic` is this class; its docstring shows a whole session.
@@ -32,42 +32,40 @@ _BUSY = "Another run is open. Accept or discard it first."
 
 
 class AgentError(PlainError):
-    """What could not be done, in words for the person at the screen."""
+    """An action that failed, with a message for the user."""
 
 
-_agents: weakref.WeakSet[Agent] = weakref.WeakSet()  # the panel's, and those of scripts
+_agents: weakref.WeakSet[Agent] = weakref.WeakSet()  # those of the panel and of scripts
 
 
 class Agent:
     """One question at a time, in one worker process.
 
     Signals: `changed()` when the run, its steps or what is shown has changed; `textArrived(piece)` while the policy
-    writes, `retried(reason)` when it has to write again; `grew(message)` for every slice while a mask grows through
-    a volume (the worker's event `slice`). What the worker does is told by `worker`'s signals.
+    writes, `retried(reason)` when it has to write again; `grew(message)` for every slice while a mask is
+    propagated through a volume (the worker's event `slice`). `worker` has its own signals.
 
-    Methods that need the models take `wait`: True (for scripts and the console) returns when it is done and raises a
-    PlainError when it failed; False returns at once, and the signals tell.
+    Methods that need the models take `wait`: True (for scripts and the console) returns when the job is done and
+    raises a PlainError if it failed; False returns at once, and the signals report the result.
     """
 
     def __init__(self) -> None:
         self.changed, self.textArrived, self.retried, self.grew = Signal(), Signal(), Signal(), Signal()
         self.current: SceneRun | None = None
-        self.accepted: SceneRun | None = None  # the run accepted last, to look at until the next question
+        self.accepted: SceneRun | None = None  # the last accepted run, for review until the next question
         self.worker = Worker()
         self.worker.failed.connect(self._onFailed)
         self._usable = True
-        self._goOn = False  # whether the next step follows when one is done
+        self._goOn = False  # whether the next step starts when one is done
         self.results = Results()
         self._watch = SceneWatch(self._letGo, self._onNodeRemoved)
         _agents.add(self)
         logging.getLogger("PIL").setLevel(logging.INFO)  # its chatter would land in Slicer's error log
         slicer.app.connect("aboutToQuit()", self._onQuit)
 
-    # What is
-
     @property
     def usable(self) -> bool:
-        """Whether there is anything to run the agent with, as far as the panel knows; scripts may try anyway."""
+        """Whether the required packages are installed, as far as the panel knows; scripts may try anyway."""
         return self._usable
 
     @usable.setter
@@ -77,24 +75,25 @@ class Agent:
 
     @property
     def isWorking(self) -> bool:
-        """Whether a step, or what it needs, is under way."""
+        """Whether a step, or something it needs, is in progress."""
         return self.worker.isWorking
 
     @property
     def steps(self) -> list[dict]:
-        """The steps so far, as they stand in trajectories; those of a volume in the same form. After the mask was
-        accepted they are there to look at until the next question.
+        """The steps so far, as in trajectories; those of a volume in the same form.
+
+        After the mask was accepted, they can be reviewed until the next question.
         """
         return self.viewed.rows() if self.viewed else []
 
     @property
     def viewed(self) -> SceneRun | None:
-        """The run to look at: the open one, else the one whose mask was accepted last."""
+        """The displayed run: the open one, otherwise the last accepted one."""
         return self.current or self.accepted
 
     @property
     def hasMask(self) -> bool:
-        """Whether there is a mask to export: the open run's, or the one accepted last."""
+        """Whether there is a mask to export: that of the open run, or the last accepted one."""
         return bool(self.steps) if self.current is not None else self.results.hasSegment
 
     @property
@@ -107,10 +106,8 @@ class Agent:
         """The vtkMRMLTableNode with a row for each accepted segment."""
         return self.results.table
 
-    # A question
-
     def ask(self, volumeNode, question: str, **options) -> SceneRun:
-        """Begin a run about one slice or a volume. Nothing is loaded or computed yet; `step` or `run` does.
+        """Start a run about one slice or a volume. Nothing is loaded or computed until `step` or `run`.
 
         :param options: which slice or slices and how they are shown, see scene.NewRun.newRun.
         :raises AgentError: if a question is open already, or this one cannot be asked.
@@ -125,9 +122,7 @@ class Agent:
         return self._open(run)
 
     def step(self, wait: bool = True) -> dict | None:
-        """Let the policy act once. With `wait`: the new step, or None if none came of it (see
-        `current.record`).
-        """
+        """Let the policy act once. With `wait`, returns the new step, or None (see `current.record`)."""
         record = self._run().record
         if record.status == "ended":
             raise AgentError(f"The run has ended: {record.reason} Place a click or go back to continue.")
@@ -135,7 +130,7 @@ class Agent:
         return self._do("step", fields, wait)
 
     def run(self, wait: bool = True) -> str:
-        """Let the policy act until it ends or a person has to look. Returns the status."""
+        """Let the policy act until it finishes or needs a person. Returns the status."""
         failures: list[str] = []
 
         def failed(kind: str, text: str) -> None:
@@ -154,26 +149,26 @@ class Agent:
         return self._run().record.status
 
     def stop(self) -> None:
-        """Stop what is under way, at once for whoever looks; what has been made stays.
+        """Stop the current work; for the user this is immediate, and the results so far are kept.
 
-        Growing through a volume ends with the slice in hand, and its slices count.
+        Propagation through a volume stops after the current slice, and its slices are kept.
         """
         self._halt()
 
     def addClick(self, ras, positive: bool = True, wait: bool = True) -> dict | None:
-        """Add a click of the person's at a point in the world (RAS mm); for a volume, on any slice."""
+        """Add the user's click at a point in world coordinates (RAS mm); for a volume, on any slice."""
         return self._click(lambda run: run.places.clickFields(ras, positive), wait)
 
     def addBox(self, corner, opposite, wait: bool = True) -> dict | None:
-        """Add a box of the person's between two opposite corners in the world (RAS mm) in one slice."""
+        """Add the user's box, given by two opposite corners in world coordinates (RAS mm) in one slice."""
         return self._click(lambda run: run.places.boxFields(corner, opposite), wait)
 
     def moveClick(self, number: int, ras, wait: bool = True) -> dict | None:
-        """Put the click of step `number` elsewhere. It is the person's click then; later ones of its slice go."""
+        """Move the click of step `number`. It becomes the user's click; later ones on its slice are removed."""
         return self._click(lambda run: run.moveFields(number, ras), wait)
 
     def spread(self, index: int, wait: bool = True) -> dict | None:
-        """Find the neighbours of a clicked slice of the volume again: what depends on its clicks."""
+        """Propagate again from a clicked slice of the volume: update the slices that depend on its clicks."""
         self._halt(butClicks=True)
         return self._do("spread", {"slice": index}, wait)
 
@@ -182,7 +177,7 @@ class Agent:
         self._change(lambda record: record.back(number))
 
     def undo(self) -> None:
-        """Undo the last change; where clicks of the person's are not answered yet, those alone."""
+        """Undo the last change; if clicks of the user have not been answered yet, only those."""
         clicking = self.worker.isClicking
         self._change(lambda record: None if clicking else record.undo())
 
@@ -190,12 +185,12 @@ class Agent:
         self._change(lambda record: record.redo())
 
     def reject(self, wait: bool = True) -> dict | None:
-        """Take the last step back, tell the policy so, and let it act again."""
+        """Undo the last step, tell the policy, and let it act again."""
         self._change(lambda record: record.reject())
         return self.step(wait)
 
     def show(self, number: int) -> None:
-        """Show the mask and the marks as they were after step `number`."""
+        """Show the mask and the clicks as they were after step `number`."""
         run = self.viewed or self._run()
         run.show(number)
         run.setVisible(True)
@@ -204,21 +199,18 @@ class Agent:
             run.save()
         self.changed.emit()
 
-    # What comes of it
-
     def accept(self, segmentationNode=None, segmentId: str = "", name: str = "", show3D: bool = False) -> str:
-        """Put the mask that is shown into a segmentation and close the question. Returns the segment's ID.
+        """Add the displayed mask to a segmentation and close the question. Returns the segment's ID.
 
-        :param segmentationNode: None makes a new one beside the volume.
-        :param segmentId: the segment to add to; empty makes a new one, named after question and answer, or
-            `name`.
+        :param segmentationNode: None creates a new one beside the volume. :param segmentId: the segment to add to;
+        empty creates a new one, named after question and answer, or `name`.
         """
         segmentId = self.results.accept(self._interrupt(), segmentationNode, segmentId, name, show3D)
         self.conclude()
         return segmentId
 
     def conclude(self) -> None:
-        """Close the question as it stands, with nothing further to accept; its record stays in the scene."""
+        """Close the question without accepting anything further; its record stays in the scene."""
         run = self._interrupt()
         run.record.finish()
         run.finish()
@@ -226,11 +218,11 @@ class Agent:
         self._close(run)
 
     def discard(self) -> None:
-        """Close the question and take everything of it out of the scene."""
+        """Close the question and remove everything of it from the scene."""
         self._remove(self._interrupt())
 
     def export(self, path: str) -> Path:
-        """Write the mask (the open one, else the one accepted last) as .seg.nrrd, NIfTI or NRRD."""
+        """Write the mask of the open run, or the last accepted one, as .seg.nrrd, NIfTI or NRRD."""
         return self.results.export(self.current, path)
 
     def exportDicom(self, folder: str) -> None:
@@ -240,17 +232,17 @@ class Agent:
         self.results.exportDicom(folder)
 
     def writeReview(self, path: str, textNode=None) -> None:
-        """Write the review page of the open run, or of one that the scene keeps."""
+        """Write the review page of the open run, or of a run saved in the scene."""
         if textNode is not None:
             writeSavedReview(textNode, path)
         else:
             self._run().writeReview(path)
 
     def reopen(self, takeOver: bool = False) -> bool:
-        """Take up the run that a scene brought along. No model is loaded until it is continued.
+        """Open the run saved in a scene. No model is loaded until it is continued.
 
-        The panel does this whenever a scene was loaded. A script with a logic of its own calls it with `takeOver`:
-        then whoever works on that run, mostly the panel, lets it go; else what somebody works on is left alone.
+        The panel does this whenever a scene is loaded. A script with a separate logic calls it with `takeOver`: then
+        the current owner of the run, usually the panel, releases it. Otherwise a run that is in use is left alone.
         """
 
         def isFree(textNode) -> bool:
@@ -267,7 +259,7 @@ class Agent:
         return self.current is not None
 
     def openRecorded(self, path: str) -> None:
-        """Open a run that was recorded elsewhere (trajectory.json) to step through and to go on with."""
+        """Open a run that was recorded elsewhere (trajectory.json), to review or continue it."""
         if self.current is not None:
             raise AgentError(_BUSY)
         run = self._open(openRecordedRun(path))
@@ -275,7 +267,7 @@ class Agent:
         run.reveal()
 
     def shutdown(self) -> None:
-        """End the worker and let go of the scene, which stays as it is."""
+        """Stop the worker and release the scene, which is not changed."""
         slicer.app.disconnect("aboutToQuit()", self._onQuit)
         self._watch.stop()
         self._goOn = False
@@ -287,8 +279,6 @@ class Agent:
             self.current = None
         self._forgetAccepted()
         _agents.discard(self)
-
-    # Inside
 
     def _open(self, run: SceneRun) -> SceneRun:
         self.current = run
@@ -308,13 +298,13 @@ class Agent:
         self.worker.stop(gently=growing, butClicks=butClicks)
 
     def _interrupt(self) -> SceneRun:
-        """The open run, nothing under way any more: what the person does comes first."""
+        """The open run, after stopping the current work: the user's actions come first."""
         self._goOn = False
         self.worker.stop()
         return self._run()
 
     def _click(self, fieldsOf: Callable, wait: bool) -> dict | None:
-        """Send a click of the person's, which goes before whatever is under way, but after earlier clicks."""
+        """Send the user's click, which comes before the current work, but after earlier clicks."""
         self._halt(butClicks=True)
         run = self._run()
         if not run.isOpened:
@@ -363,17 +353,15 @@ class Agent:
         self.changed.emit()
 
     def _forgetAccepted(self) -> None:
-        """The accepted run has been looked at; its record stays in the scene."""
+        """Stop displaying the accepted run; its record stays in the scene."""
         run, self.accepted = self.accepted, None
         if run is not None and slicer.mrmlScene.IsClosing():
             run.forget()
         elif run is not None:
             run.remove(record=False)
 
-    # The scene changes under us
-
     def _letGo(self) -> None:
-        """The scene is being closed, or another agent takes the run over."""
+        """The scene is being closed, or another agent takes over the run."""
         self._forgetAccepted()
         if self.current is not None:
             run = self._interrupt()
@@ -382,7 +370,7 @@ class Agent:
             self._close(run)
 
     def _onNodeRemoved(self) -> None:
-        """Somebody has deleted a node. Without its own nodes a run is over; without its volume it can go on."""
+        """A node was deleted. Without its own nodes a run is over; without its volume it can continue."""
         accepted, run = self.accepted, self.current
         if accepted is not None and not accepted.isInScene():
             self._forgetAccepted()
@@ -395,6 +383,7 @@ class Agent:
             self.stop()
 
     def _onQuit(self) -> None:
-        """Slicer quits with this agent alive, which is a script's: the panel's was shut down with its module."""
+        """Slicer quits while this agent is still alive; it belongs to a script, as the panel's was shut down with its
+        module."""
         self.shutdown()
         waitForEndingProcesses()

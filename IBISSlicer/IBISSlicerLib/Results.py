@@ -39,7 +39,7 @@ class Results:
 
     def accept(self, run: SceneRun, segmentationNode, segmentId: str, name: str, show3D: bool) -> str:
         """Put the mask that a run shows into a segmentation, see scene.Accept. Returns the segment's ID."""
-        run.show(run.shown)  # as recorded, whatever was still growing
+        run.show(run.shown)  # as recorded, without slices that were still being propagated
         self.segmentation, self.segmentId = accept(
             run.mask.node,
             run.mask.segmentId,
@@ -72,7 +72,7 @@ class Results:
             raise PlainError("There is no mask to export.")
 
     def _measure(self, run: SceneRun) -> None:
-        """Put a row into the table of measures. A mask counts as accepted whether or not it can be measured."""
+        """Add a row to the table of measurements. The mask is accepted even if it cannot be measured."""
         self.measured, self.table = None, None
         if run.volumeNode is None:
             return

@@ -42,7 +42,7 @@ class RunJob(Job):
         )
         self.made: list[dict] = []
         self._run, self._isOpen, self._changed, self._grew, self._ended = run, isOpen, changed, grew, ended
-        # What it builds on is settled when its turn comes: something may be coming to its end just now.
+        # The state it is based on is read when its turn comes: another job may be finishing just now.
         self.prepare = lambda: {"after": run.record.after}
 
     def _onOpened(self, message: dict) -> None:
@@ -53,7 +53,9 @@ class RunJob(Job):
         if self._isOpen() and run.record.extend(message["after"], message["step"], message):
             self.made.append(run.rows()[-1])
             run.showLast()
-            if run.scope == "volume" and self.made[-1].get("kind") != "grow":  # else they scroll as they like
+            if (
+                run.scope == "volume" and self.made[-1].get("kind") != "grow"
+            ):  # otherwise do not scroll for the user
                 run.reveal()
             run.save()
             self._changed()
@@ -73,5 +75,5 @@ class RunJob(Job):
         self._ended()
 
     def _onFailed(self, kind: str, text: str) -> None:
-        if self._isOpen() and self._run.isInScene():  # what had grown, or was dragged, goes back
+        if self._isOpen() and self._run.isInScene():  # undo unfinished propagation and dragged clicks
             self._run.show(self._run.shown)

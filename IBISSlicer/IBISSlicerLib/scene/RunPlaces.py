@@ -30,19 +30,20 @@ class RunPlaces:
     index: int
 
     def clickFields(self, ras, positive: bool) -> dict:
-        """What the request `add` says of the person's click at a point in the world.
+        """The fields of the request `add` for the user's click at a point in world coordinates.
 
-        :raises InputError: if it lies beside the slices or outside the picture.
+        :raises InputError: if the point is outside the slices or outside the picture.
         """
         index, x, y = self._placeOf(ras)
         return {"slice": index, "click": {"x": x, "y": y, "positive": bool(positive)}}
 
     def boxFields(self, corner, opposite) -> dict:
-        """What the request `add` says of a box of the person's between two points in the world. Raises InputError."""
+        """The fields of the request `add` for the user's box between two points in world coordinates. Raises
+        InputError."""
         (index, *first), (last, *second) = self._placeOf(corner), self._placeOf(opposite)
         if index != last:
             value = f"{index + 1} and {last + 1}"
-            raise InputError("both corners of a box must lie in one slice", value=value)
+            raise InputError("both corners of a box must be in the same slice", value=value)
         (x0, x1), (y0, y1) = (sorted(pair) for pair in zip(first, second))
         return {"slice": index, "click": dataclasses.asdict(Box(x0, y0, x1, y1))}
 
@@ -53,11 +54,11 @@ class RunPlaces:
         return self.record.geometry_of(index).from_patient(*patient)
 
     def worldOf(self, x: float, y: float) -> Ras:
-        """Where a normalised picture coordinate lies in the world now."""
+        """The current world coordinates of a normalised picture coordinate."""
         return self._world(self.record.geometry.to_voxel(x, y))
 
     def centre(self) -> Ras:
-        """The middle of the slice in the world: where to scroll a view to."""
+        """The middle of the slice in world coordinates, to scroll a view to."""
         ijk = [(count - 1) / 2 for count in self.record.geometry.shape]
         ijk[self.axis] = self.index
         return self._world(ijk)
@@ -68,7 +69,7 @@ class RunPlaces:
         return np.linalg.solve(self.toRas, [*local, 1.0])[:3]
 
     def _placeOf(self, ras) -> tuple[int, float, float]:
-        """(slice, x, y) of a point in the world. Raises InputError outside the range or the picture."""
+        """(slice, x, y) of a point in world coordinates. Raises InputError outside the range or the picture."""
         first, last = self.record.range
         alone = self.record.scope == "slice"
         index = first if alone else int(np.floor(self._voxelOf(ras)[self.axis] + 0.5))

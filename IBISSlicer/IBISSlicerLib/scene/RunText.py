@@ -13,7 +13,7 @@ from ibis_agent.record.run_record import RunRecord
 
 from .SubjectHierarchy import putBeside
 
-ATTRIBUTE = "IBISSlicer.Run"  # "open", or "accepted" when the mask went into a segmentation
+ATTRIBUTE = "IBISSlicer.Run"  # "open", or "accepted" after the mask was added to a segmentation
 _SCHEMA = "ibis-slicer-run/1"
 _SHOWN = "IBISSlicer.Shown"  # the number of the step that is shown
 
@@ -82,6 +82,6 @@ class RunText:
 
 
 def runsInScene() -> list:
-    """The text nodes that keep runs, oldest first."""
+    """The text nodes with saved runs, oldest first."""
     nodes = slicer.util.getNodesByClass("vtkMRMLTextNode")
     return [node for node in nodes if node.GetAttribute(ATTRIBUTE)]

@@ -113,8 +113,6 @@ class Run(RunState):
         with self.whole():
             return growth.grow(self, self.key, False, watch or Watch())
 
-    # The person
-
     def add(self, click: Prompt, watch: Watch | None = None) -> RunAction:
         """A click of the person on the key slice, in whatever status; the run is ready afterwards."""
         if self.key is None:

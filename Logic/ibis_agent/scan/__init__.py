@@ -1,1 +1,1 @@
-"""Scans: read, checked, placed in the patient, cut into pictures."""
+"""Scans: read them, check them, find their position in the patient, and cut them into pictures."""

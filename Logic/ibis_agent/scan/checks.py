@@ -1,4 +1,4 @@
-"""What every reader of scans checks, and how it says what is wrong."""
+"""Checks used by all scan readers, and their error messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ibis_agent.scan.geometry import MOST_VOXELS
 
 
 def suffix_of(path: Path) -> str:
-    """The ending that tells the kind of the file, lower case; `.nii.gz` counts as one."""
+    """The file extension in lower case; `.nii.gz` counts as one."""
     name = path.name.lower()
     return next((each for each in (".nii.gz", ".seg.nrrd") if name.endswith(each)), path.suffix.lower())
 
@@ -26,7 +26,7 @@ def stem(path: Path) -> str:
 
 
 def three_axes(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]:
-    """Three axes from two to N; more are allowed only where they hold one entry."""
+    """Bring an array with two or more axes to three; further axes must have length one."""
     sides = [int(side) for side in shape]
     if len(sides) < 2 or min(sides) < 1:
         raise InputError("the volume is empty or has too few axes", file=path, value=by(sides))
@@ -35,7 +35,7 @@ def three_axes(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]:
             f"the volume has {len(sides)} axes",
             file=path,
             value=by(sides),
-            remedy="Save one time point or channel as a volume of its own.",
+            remedy="Save one time point or channel as a separate volume.",
         )
     sides = [*sides, 1][:3]
     return sides[0], sides[1], sides[2]
@@ -43,7 +43,9 @@ def three_axes(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]:
 
 def check_kind(kind: np.dtype, path: Path) -> None:
     if kind.names is not None:
-        raise InputError("the volume is in colour", file=path, remedy="Convert it to one grey value a voxel.")
+        raise InputError(
+            "the volume is in colour", file=path, remedy="Convert it to one grey value per voxel."
+        )
     if kind.kind not in "iufb":
         raise InputError(
             "the voxels are not grey values", file=path, value=kind, remedy="Convert them to integers."
@@ -51,17 +53,17 @@ def check_kind(kind: np.dtype, path: Path) -> None:
 
 
 def check_size(shape: Sequence[int], path: Path) -> None:
-    """Refuse more voxels than any scan has. Raises InputError."""
+    """Refuse an implausibly large number of voxels. Raises InputError."""
     if math.prod(shape) > MOST_VOXELS:
         raise InputError(
-            "the volume is too large", file=path, value=by(shape), remedy="Crop it to the part of interest."
+            "the volume is too large", file=path, value=by(shape), remedy="Crop it to the region of interest."
         )
 
 
 def check_length(path: Path, least: int, *, packing: int = 1032) -> None:
-    """Refuse a file too short for the `least` bytes that its header promises, before they take memory.
+    """Refuse a file that is shorter than the `least` bytes announced in its header, before allocating memory.
 
-    packing: how many bytes one byte can hold. Deflate comes to 1032 at most.
+    packing: the largest possible compression factor. Deflate reaches at most 1032.
     """
     held = path.stat().st_size
     if least > held * packing:

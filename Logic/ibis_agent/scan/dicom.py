@@ -1,7 +1,7 @@
 """Reading DICOM: one series of a folder, or one file → a Scan.
 
-Which series there are, wherever their files lie, is found here; what a file says is in dicom_header, how its
-frames make a stack in dicom_stack, and its voxels in dicom_pixels.
+This module finds the series and their files; reading a header is in dicom_header, building a stack from frames in
+dicom_stack, and reading voxels in dicom_pixels.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _MOST_FOLDERS = 1000
 def read_dicom_folder(path: Path, series: str | None = None) -> Scan:
     """The one series of a folder, or the one that `series` names (see dicom_choice).
 
-    A series may be dealt out over subfolders, and be reached through links. Where the folder itself holds
-    images, only their series count. Raises InputError, which lists the series where there are several.
+    A series may be distributed over subfolders, and links are followed. If the folder itself contains images, only
+    their series are considered. Raises InputError, which lists the series if there are several.
     """
     choice = Choice.read(series, path)
     return _read(path, _headers_of(path, choice), choice)
@@ -44,7 +44,8 @@ def read_dicom_file(path: Path, series: str | None = None) -> Scan:
 
 
 def frames_of_scan(path: Path, series: str | None = None) -> list[Frame]:
-    """The frames that a scan was read from, in the order of its slices. As for `load_scan`; raises InputError."""
+    """The frames that a scan was read from, in the order of its slices. Arguments as for `load_scan`. Raises
+    InputError."""
     choice = Choice.read(series, path)
     return _placed(path, _headers_of(path, choice), choice)[0]
 
@@ -55,11 +56,11 @@ def _headers_of(path: Path, choice: Choice) -> list[Header]:
         try:
             header = read_header(path)
         except NotAnImage as kind:
-            remedy = "Give the file or the folder of the scan that it belongs to."
-            problem = "the DICOM file contains no image that can be read"
+            remedy = "Give the file or folder of the scan that it belongs to."
+            problem = "the DICOM file contains no readable image"
             raise InputError(problem, file=path, value=_kind(kind.sop_class), remedy=remedy) from kind
         if choice.uid not in (None, header.series):
-            problem, remedy = "the file is of another series", f"It is of {header.series}."
+            problem, remedy = "the file belongs to another series", f"It belongs to {header.series}."
             raise InputError(problem, file=path, value=choice.uid, remedy=remedy)
         return [header]
     found = _find_series(path)
@@ -67,11 +68,11 @@ def _headers_of(path: Path, choice: Choice) -> list[Header]:
         raise InputError(
             "the folder contains no DICOM images",
             file=path,
-            remedy="Give the folder with the slices, or a scan's file.",
+            remedy="Give the folder with the slices, or a scan file.",
         )
     if choice.uid is None and len(found) > 1:
         raise InputError(
-            f"the folder holds {len(found)} series",
+            f"the folder contains {len(found)} series",
             file=path,
             remedy=f"Choose one of them with --series UID:\n{_listed(found)}",
         )
@@ -80,7 +81,7 @@ def _headers_of(path: Path, choice: Choice) -> list[Header]:
             "the folder has no such series",
             file=path,
             value=choice.uid,
-            remedy=f"It holds:\n{_listed(found)}",
+            remedy=f"It contains:\n{_listed(found)}",
         )
     return found[choice.uid if choice.uid is not None else next(iter(found))]
 
@@ -88,7 +89,7 @@ def _headers_of(path: Path, choice: Choice) -> list[Header]:
 def _find_series(path: Path) -> dict[str, list[Header]]:
     """Series UID → the headers of its files."""
     found: dict[str, list[Header]] = {}
-    own: set[str] = set()  # the series of the folder itself
+    own: set[str] = set()  # the series directly in the folder
     others: list[tuple[Path, str]] = []
     refused: list[InputError] = []
     for file in _files(path):
@@ -125,10 +126,10 @@ def _check_all_known(
     refused: list[InputError],
     only_own: bool,
 ) -> None:
-    """Refuse a folder in which a slice cannot be read: passed over, the scan would be short.
+    """Refuse a folder with an unreadable slice: without it, the scan would be incomplete.
 
-    A file without an image that says it is of the same class as the slices is a slice that was cut off;
-    reports and directories are others.
+    A file without an image but with the same SOP class as the slices is a truncated slice; reports and directories have
+    other classes.
     """
     folders = {header.file.parent for headers in found.values() for header in headers}
     classes = {header.sop_class for headers in found.values() for header in headers} - {""}
@@ -142,16 +143,16 @@ def _check_all_known(
 
 def _unreadable(file: Path) -> InputError:
     return InputError(
-        "a slice of the folder cannot be read, it may be cut off",
+        "a slice in the folder cannot be read; it may be cut off",
         file=file,
-        remedy="Copy the folder again, or take the file out of it.",
+        remedy="Copy the folder again, or remove the file from it.",
     )
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """All files that may be images in a folder and below, links followed, in the order of their names.
+    """All possible image files in a folder and its subfolders, following links, sorted by name.
 
-    Every file once, however many links lead to it.
+    Each file is listed only once, even if several links lead to it.
     """
     seen: set[str] = set()
     files: set[str] = set()
@@ -165,7 +166,7 @@ def _files(path: Path) -> Iterator[Path]:
             raise InputError(
                 "the folder has too many subfolders to look through",
                 file=path,
-                remedy="Give the folder of the one series.",
+                remedy="Give the folder of the series.",
             )
         folders.sort()
         for name in sorted(names):
@@ -211,7 +212,7 @@ def _read(path: Path, headers: Sequence[Header], choice: Choice) -> Scan:
 def _placed(
     path: Path, headers: Sequence[Header], choice: Choice
 ) -> tuple[list[Frame], np.ndarray, list[str]]:
-    """(the chosen frames in their order, voxel → RAS mm, what a person should know). Raises InputError."""
+    """(the chosen frames in order, voxel → RAS mm, notes). Raises InputError."""
     by_file = {header.file: header for header in headers}
     frames = choice.among(path, [frame for header in headers for frame in header.frames])
     headers = [by_file[file] for file in dict.fromkeys(frame.file for frame in frames)]
@@ -219,42 +220,42 @@ def _placed(
     for header in headers:
         if header.colour:
             raise InputError(
-                "the series holds pictures in colour" + ("" if first.colour else " beside grey ones"),
+                "the series contains colour images" + ("" if first.colour else " besides grey ones"),
                 file=path,
                 value=f"{len(headers)} images, such as {header.file.name}",
-                remedy="Give the file of one of them.",
+                remedy="Give the file of a single image.",
             )
         if header.shape != first.shape:
             raise InputError(
-                "the images of the series differ in size",
+                "the images of the series have different sizes",
                 file=path,
                 value=" and ".join(f"{h.file.name} {h.shape[1]} × {h.shape[0]}" for h in (first, header)),
-                remedy="Take localizers and other images out, or choose a complete series.",
+                remedy="Remove localizers and other images, or choose a complete series.",
             )
         if header.modality != first.modality:
             names = f"{first.file.name} {first.modality}, {header.file.name} {header.modality}"
             raise InputError(
-                "the images of the series are of several modalities", file=path, value=names,
-                remedy="Take the others out, or choose a complete series.",
+                "the images of the series have several modalities", file=path, value=names,
+                remedy="Remove the others, or choose a complete series.",
             )  # fmt: skip
         if header.inverted != first.inverted:
             names = f"{first.file.name} and {header.file.name}"
             raise InputError(
-                "of the images some show small values bright, others dark", file=path, value=names,
-                remedy="Choose a complete series of one kind.",
+                "some images show low values bright, others dark", file=path, value=names,
+                remedy="Choose a series with only one kind.",
             )  # fmt: skip
     check_size((first.shape[1], first.shape[0], len(frames)), path)
     check_lengths(headers)
     notes = []
     if frames[0].spacing is None:
-        notes.append("no size of a pixel in the file: measures are in pixels")
+        notes.append("the file contains no pixel size: measurements are in pixels")
     if len(frames) == 1:
         if frames[0].position is None or frames[0].orientation is None:
-            notes.append("the file does not say where it lies: put at the origin")
+            notes.append("the file contains no position: placed at the origin")
         return frames, _alone(first, frames[0]), notes
     references = {header.reference for header in headers if header.reference}
     if len(references) > 1:
-        notes.append(f"the slices name {len(references)} frames of reference: taken as one")
+        notes.append(f"the slices have {len(references)} frames of reference: treated as one")
     kept, affine, told = stacked(path, frames, lambda a, b: same_values(a, b, by_file))
     return kept, affine, [*told, *notes]
 
@@ -267,12 +268,12 @@ def _colours(path: Path, header: Header) -> Scan:
         path=path,
         name=header.description or header.file.stem,
         modality=header.modality,
-        notes=("a picture in colour: measures are in pixels",),
+        notes=("a colour image: measurements are in pixels",),
     )
 
 
 def _alone(header: Header, frame: Frame) -> np.ndarray:
-    """The affine of one slice; what it does not say is taken as 1 mm, straight, at the origin."""
+    """The affine of one slice; missing values default to 1 mm, axis-aligned, at the origin."""
     turn = np.array([1.0, 0, 0, 0, 1, 0]) if frame.orientation is None else frame.orientation
     rows, columns = (1.0, 1.0) if frame.spacing is None else frame.spacing
     affine = np.eye(4)

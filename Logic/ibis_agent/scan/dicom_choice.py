@@ -1,7 +1,7 @@
-"""Which series of a DICOM folder a person means and, where it holds several images of each place, which of those.
+"""Choosing a series of a DICOM folder and, if it has several images at each position, which of them.
 
-Written `UID`, `EchoTime=4.6`, or both with commas between. What tells images of one place apart is in their
-`marks` (see dicom_header).
+Written as `UID`, `EchoTime=4.6`, or both separated by commas. The values that distinguish images at one position are
+their `marks` (see dicom_header).
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ _MOST_LISTED = 20
 
 @dataclass(frozen=True)
 class Choice:
-    """What a person chose: the UID of a series, or None, and the marks that its images shall have."""
+    """A choice: the UID of a series, or None, and the required marks of its images."""
 
     uid: str | None = None
     marks: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, text: str | None, path: Path) -> Choice:
-        """Raises InputError for what is not of the form above."""
+        """Raises InputError if the text does not have the form above."""
         uid, marks = None, {}
         for part in text.split(",") if text is not None else ():
             key, equals, value = (each.strip() for each in part.partition("="))
             if (not key) or (equals and not value) or (not equals and uid is not None):
-                remedy = "Give a UID, something like EchoTime=4.6, or both with a comma between."
-                raise InputError("this does not choose a series", file=path, value=text, remedy=remedy)
+                remedy = "Give a UID, a value such as EchoTime=4.6, or both separated by a comma."
+                raise InputError(
+                    "this is not a valid choice of a series", file=path, value=text, remedy=remedy
+                )
             if equals:
                 marks[key] = value
             else:
@@ -42,7 +44,7 @@ class Choice:
         return cls(uid, marks)
 
     def among(self, path: Path, frames: Sequence[Frame]) -> list[Frame]:
-        """The frames with the chosen marks. Raises InputError, which lists what there is."""
+        """The frames with the chosen marks. Raises InputError, which lists the available values."""
         kept = list(frames)
         for key, value in self.marks.items():
             before = kept
@@ -52,14 +54,14 @@ class Choice:
             known = dict.fromkeys(name for frame in before for name in frame.marks)
             name = next((each for each in known if each.lower() == key.lower()), None)
             if name is None:
-                held = f"Known of it: {', '.join(known) or 'nothing'}."
+                held = f"Available: {', '.join(known) or 'none'}."
             else:
-                held = f"There are:\n{listed(before, name)}"
-            raise InputError("no image is of that kind", file=path, value=f"{key}={value}", remedy=held)
+                held = f"Available:\n{listed(before, name)}"
+            raise InputError("no image has this value", file=path, value=f"{key}={value}", remedy=held)
         return kept
 
     def note(self, frame: Frame) -> str:
-        """What was chosen, for people, in the words of a chosen frame; "" where it was a series as a whole."""
+        """A description of the choice, with the values of a chosen frame; "" if it was a whole series."""
         marks = (
             (key, frame.marks[key])
             for name in self.marks
@@ -67,13 +69,13 @@ class Choice:
             if key.lower() == name.lower()
         )
         chosen = ", ".join(f"{key} {value}" for key, value in marks)
-        return f"chosen among several images of each place: {chosen}" if chosen else ""
+        return f"chosen from several images at each position: {chosen}" if chosen else ""
 
 
 def telling(frames: Sequence[Frame], a: Frame, b: Frame) -> str:
-    """The mark by which to choose, where `a` and `b` lie at one place; "" where none tells them apart.
+    """The mark that distinguishes `a` and `b`, which are at the same position; "" if there is none.
 
-    One that leaves a single image at each place goes first.
+    A mark that leaves a single image at each position is preferred.
     """
     differ = [key for key in a.marks if b.marks.get(key, a.marks[key]) != a.marks[key]]
     few = [key for key in differ if len({_mark(frame, key) for frame in frames}) < _MOST_LISTED]
@@ -87,7 +89,7 @@ def telling(frames: Sequence[Frame], a: Frame, b: Frame) -> str:
 
 
 def listed(frames: Sequence[Frame], key: str) -> str:
-    """The values of a mark, a line each, as they are to be typed."""
+    """The values of a mark, one per line, in the form to be typed."""
     count = Counter(_mark(frame, key) for frame in frames)
     values = sorted(filter(None, count), key=lambda each: (_number(each) is None, _number(each) or 0.0, each))
     lines = [

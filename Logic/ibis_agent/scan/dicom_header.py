@@ -1,7 +1,7 @@
-"""What the header of one DICOM file says: its frames, each with its place, its turn and its own rescale.
+"""The header of one DICOM file: its frames, each with position, orientation and its own rescale values.
 
-A single slice is a file of one frame; in an enhanced multi-frame file the groups of each frame are read, then
-the shared ones. No voxels here, and nothing is guessed: what a header does not say is None.
+A single slice is a file of one frame; in an enhanced multi-frame file, the groups of each frame are read, then the
+shared ones. No voxels are read here, and nothing is guessed: missing values are None.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ibis_agent.scan.checks import check_size
 from ibis_agent.scan.dicom_values import REMEDY, dataset, first_item, numbers, quietly, text, whole_number
 
 _SEGMENTATION, _DIRECTORY = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.1.3.10"
-# What may tell frames apart that lie at the same place: keyword → the functional group that holds it.
+# Values that may distinguish frames at the same position: keyword → the functional group that contains it.
 _APART = {
     "EchoTime": "",
     "EffectiveEchoTime": "MREchoSequence",
@@ -44,12 +44,12 @@ class Frame:
     """One slice of a file.
 
     Attributes:
-        file, index: where its pixels are.
+        file, index: the location of its pixels.
         position: (3,) LPS mm of the centre of its first pixel, or None.
-        orientation: (6,) the directions of its rows and columns in LPS, or None.
+        orientation: (6,) directions of its rows and columns in LPS, or None.
         spacing: (2,) mm between rows and between columns, or None.
         slope, intercept: stored value → value.
-        marks: what may tell it from others at the same place, such as its echo time.
+        marks: values that may distinguish it from others at the same position, such as its echo time.
     """
 
     file: Path
@@ -64,20 +64,20 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """One DICOM file that holds an image.
+    """One DICOM file with an image.
 
     Attributes:
         series, sop_class: UIDs.
-        description, number, modality: as the file has them, "" where it has not.
-        reference: UID of the coordinates that its places are in, or "".
+        description, number, modality: as in the file, "" if missing.
+        reference: UID of the coordinate system of its positions, or "".
         shape: (rows, columns).
         stored: (bits allocated, bits stored, high bit, whether signed).
-        encoded: the pixels are compressed or otherwise not plainly there.
-        inverted: small values are to be shown bright (MONOCHROME1).
+        encoded: whether the pixels are compressed or otherwise encoded.
+        inverted: low values are displayed bright (MONOCHROME1).
         colour: how its colours are stored, such as "RGB"; "" for grey values.
-        gap: mm from slice to slice that the header gives, or None; negative against the normal.
-        frames: in the file's order.
-        notes: what a person should know about how it was read.
+        gap: mm from slice to slice in the header, or None; negative if against the normal.
+        frames: in the order of the file.
+        notes: for the person, about how it was read.
     """
 
     file: Path
@@ -97,8 +97,8 @@ class Header:
     notes: tuple[str, ...] = ()
 
 
-class NotAnImage(Exception):  # noqa: N818 - nothing is wrong with such a file
-    """A DICOM file of another kind, such as a report; `sop_class` is its UID, "" where it has none."""
+class NotAnImage(Exception):  # noqa: N818 - such a file is valid
+    """A DICOM file of another kind, such as a report; `sop_class` is its UID, "" if missing."""
 
     def __init__(self, sop_class: str) -> None:
         self.sop_class = sop_class
@@ -106,7 +106,7 @@ class NotAnImage(Exception):  # noqa: N818 - nothing is wrong with such a file
 
 
 def looks_like_dicom(head: bytes) -> bool:
-    """Whether a file that begins so may be DICOM, with its preamble or without."""
+    """Whether a file that begins like this may be DICOM, with or without its preamble."""
     bare = head[:2] in (b"\x08\0", b"\x02\0") and head[2:4] < b"\x20\0" and len(head) >= 8 and head[3] == 0
     return head[128:132] == b"DICM" or bare
 
@@ -121,9 +121,7 @@ def is_directory(file: Path) -> bool:
 
 
 def read_header(file: Path) -> Header:
-    """The header of a DICOM image. Raises NotAnImage for another kind of DICOM file, InputError for what cannot
-    be used.
-    """
+    """The header of a DICOM image. Raises NotAnImage for another kind of DICOM file, InputError for an unusable one."""
     whole = dataset(file)
     try:
         with quietly():
@@ -132,7 +130,7 @@ def read_header(file: Path) -> Header:
         raise
     except Exception as error:
         raise InputError(
-            "the DICOM header cannot be read, it may be damaged",
+            "the DICOM header cannot be read; it may be damaged",
             file=file,
             value=" ".join(str(error).split())[:160] or type(error).__name__,
             remedy="Copy or export it again.",
@@ -178,10 +176,10 @@ def _header(file: Path, whole: Any) -> Header:
     signed = whole_number(file, whole, "PixelRepresentation") == 1
     if allocated not in (8, 16, 32, 64) or not 0 < stored <= allocated or not stored - 1 <= high < allocated:
         raise InputError(
-            "the pixels are stored in a way that cannot be read",
+            "the pixel format is not supported",
             file=file,
             value=f"{stored} bits up to bit {high} of {allocated}",
-            remedy="Export it again in 8, 16 or 32 bits.",
+            remedy="Export it again with 8, 16 or 32 bits.",
         )
     return Header(
         file,
@@ -194,7 +192,7 @@ def _header(file: Path, whole: Any) -> Header:
         (rows, columns),
         (allocated, stored, high, signed),
         bool(meta and meta.get("TransferSyntaxUID") and meta.TransferSyntaxUID.is_compressed)
-        and not str(meta.TransferSyntaxUID).startswith("1.2.840.10008.1.2.1.99"),  # inflated on reading
+        and not str(meta.TransferSyntaxUID).startswith("1.2.840.10008.1.2.1.99"),  # decompressed on reading
         text(whole, "PhotometricInterpretation") == "MONOCHROME1",
         colour,
         gap,
@@ -207,25 +205,27 @@ _COLOURS = ("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_
 
 
 def _colour(file: Path, whole: Any, frames: int) -> str:
-    """How the colours of a picture are stored, "" for grey values. Raises InputError for what cannot be used."""
+    """How the colours of an image are stored, "" for grey values. Raises InputError for unsupported formats."""
     photometric = text(whole, "PhotometricInterpretation")
     samples = whole_number(file, whole, "SamplesPerPixel")
     grey = samples == 1 and photometric in ("MONOCHROME1", "MONOCHROME2", "")
-    told = f"{samples} values a pixel, {photometric or 'kind of colour not said'}"
+    told = f"{samples} values per pixel, {photometric or 'colour type unknown'}"
     if not grey and (photometric not in _COLOURS or samples != (1 if photometric == "PALETTE COLOR" else 3)):
-        remedy = "Convert it to one grey value a pixel, or save it as a PNG."
-        raise InputError("the image is in colours that cannot be read", file=file, value=told, remedy=remedy)
-    if not grey and frames > 1:
-        remedy = "Save the frame in question as a PNG."
+        remedy = "Convert it to one grey value per pixel, or save it as a PNG."
         raise InputError(
-            "the file holds several frames in colour",
+            "the colour format of the image is not supported", file=file, value=told, remedy=remedy
+        )
+    if not grey and frames > 1:
+        remedy = "Save the frame as a PNG."
+        raise InputError(
+            "the file contains several colour frames",
             file=file,
             value=f"{frames} frames, {told}",
             remedy=remedy,
         )
     if "MOSAIC" in text(whole, "ImageType"):
         raise InputError(
-            "the file holds many slices side by side in one picture (mosaic)",
+            "the file contains many slices side by side in one image (mosaic)",
             file=file,
             remedy="Convert the series to NIfTI with dcm2niix, or export it from the scanner without mosaics.",
         )
@@ -233,7 +233,7 @@ def _colour(file: Path, whole: Any, frames: int) -> str:
 
 
 class _Look:
-    """Where a frame's values stand: in its own group, in the shared group, or in the file itself."""
+    """Where a frame's values are stored: in its own group, in the shared group, or in the file itself."""
 
     def __init__(self, file: Path, whole: Any, own: Any, shared: Any) -> None:
         self.file, self.whole, self.groups = file, whole, [each for each in (own, shared) if each is not None]
@@ -257,7 +257,7 @@ class _Look:
         row, column = turn[:3], turn[3:]
         products = np.array([row @ row, column @ column, row @ column])
         if not np.abs(products - (1, 1, 0)).max() < 0.01:
-            problem = "its rows and columns are not perpendicular to each other (Image Orientation)"
+            problem = "its rows and columns are not perpendicular (Image Orientation)"
             value = "\\".join(f"{each:g}" for each in turn)
             raise InputError(problem, file=self.file, value=value, remedy=REMEDY)
         return turn
@@ -289,12 +289,12 @@ _PLACE, _TURN = "ImagePositionPatient", "ImageOrientationPatient"
 
 
 def _groups(file: Path, whole: Any, count: int) -> tuple[Any, Any]:
-    """The functional groups of each frame, and those of all; None where there are none."""
+    """The functional groups of each frame, and the shared one; None if missing."""
     per_frame = whole.get("PerFrameFunctionalGroupsSequence") or None
     shared = whole.get("SharedFunctionalGroupsSequence") or None
     if per_frame is not None and len(per_frame) != count:
         raise InputError(
-            "the header does not tell of each frame",
+            "the header does not describe every frame",
             file=file,
             value=f"{len(per_frame)} groups for {count} frames",
             remedy=REMEDY,
@@ -303,9 +303,9 @@ def _groups(file: Path, whole: Any, count: int) -> tuple[Any, Any]:
 
 
 def _places(file: Path, whole: Any, count: int) -> tuple[list[np.ndarray] | None, float | None]:
-    """The places of frames that only a step tells apart (nuclear medicine, dose), and mm from slice to slice.
+    """The positions of frames that are given by a step (nuclear medicine, dose), and mm from slice to slice.
 
-    Raises InputError for frames that are moments or views, not slices.
+    Raises InputError for frames that are time points or views instead of slices.
     """
     step = numbers(file, whole, "SpacingBetweenSlices", 1)
     thick = numbers(file, whole, "SliceThickness", 1)
@@ -327,21 +327,21 @@ def _places(file: Path, whole: Any, count: int) -> tuple[list[np.ndarray] | None
         offsets = np.arange(count) * gap
     if offsets is None or origin is None or turn is None:
         raise InputError(
-            "the frames of the file are not slices of a volume, or do not say where they lie",
+            "the frames of the file are not slices of a volume, or have no positions",
             file=file,
             value=f"{count} frames, {text(whole, 'ImageType') or 'no image type'}",
-            remedy="Save the frame in question as a PNG, or export the reconstructed slices.",
+            remedy="Save the frame as a PNG, or export the reconstructed slices.",
         )
     if (
         offsets[0] != 0 and abs(offsets[0] - origin[2]) < 1e-3
-    ):  # the older way: places, not steps from the first
+    ):  # the older form: positions instead of steps from the first
         offsets = offsets - offsets[0]
     normal = np.cross(turn[:3], turn[3:])
     return [origin + offset * normal for offset in offsets], gap
 
 
 def _one_of_each(whole: Any, count: int) -> bool:
-    """Whether a file of nuclear medicine has one frame for each slice: no further energies, phases or times."""
+    """Whether a nuclear medicine file has one frame per slice, without further energies, phases or times."""
     slices = whole.get("SliceVector")
     if slices is not None:
         numbers = [int(each) for each in np.atleast_1d(slices)]
@@ -350,13 +350,13 @@ def _one_of_each(whole: Any, count: int) -> bool:
 
 
 def _flat_spacing(file: Path, whole: Any, notes: list[str]) -> np.ndarray | None:
-    """(2,) mm between rows and columns that the file itself gives, or None."""
+    """(2,) mm between rows and columns given by the file itself, or None."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         spacing = numbers(file, whole, keyword, 2)
         if spacing is not None:
             if keyword != "PixelSpacing":
                 what = "the detector" if keyword == "ImagerPixelSpacing" else "the scanned film"
-                notes.append(f"millimetres are those at {what}, not in the patient ({keyword})")
+                notes.append(f"millimetres are measured at {what}, not in the patient ({keyword})")
             return _checked_spacing(file, spacing)
     return None
 
@@ -364,5 +364,5 @@ def _flat_spacing(file: Path, whole: Any, notes: list[str]) -> np.ndarray | None
 def _checked_spacing(file: Path, spacing: np.ndarray) -> np.ndarray:
     if not (np.isfinite(spacing).all() and spacing.min() > 0):
         value = "\\".join(f"{each:g}" for each in spacing)
-        raise InputError("a pixel has no size", file=file, value=value, remedy=REMEDY)
+        raise InputError("the pixel size is zero", file=file, value=value, remedy=REMEDY)
     return spacing

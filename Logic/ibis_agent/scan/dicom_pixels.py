@@ -1,6 +1,6 @@
-"""The voxels of DICOM frames: each decoded, and rescaled by its own slope and intercept.
+"""The voxels of DICOM frames: each is decoded, and rescaled with its own slope and intercept.
 
-Plain pixels are taken as they stand; GDCM, which comes with SimpleITK, decodes the compressed ones.
+Uncompressed pixels are read directly; GDCM, which is part of SimpleITK, decodes the compressed ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _KINDS = (np.int16, np.uint16, np.int32)
 
 
 def check_lengths(headers: Sequence[Header]) -> None:
-    """Refuse files too short for what their headers promise, before they take memory."""
+    """Refuse files that are shorter than announced in their headers, before allocating memory."""
     for header in headers:
         least = header.shape[0] * header.shape[1] * len(header.frames) * header.stored[0] // 8
         if header.colour and header.colour != "PALETTE COLOR":
@@ -31,10 +31,10 @@ def check_lengths(headers: Sequence[Header]) -> None:
 
 
 def voxels_of(frames: Sequence[Frame], headers: dict[Path, Header]) -> np.ndarray:
-    """(rows, columns, frames) the values of the frames in their order; each file is read once.
+    """(rows, columns, frames) values of the frames in order; each file is read once.
 
-    The smallest of int16, uint16 and int32 that holds all of them, where every slope and intercept is a whole
-    number; float32 elsewhere. Raises InputError.
+    The smallest of int16, uint16 and int32 that can hold them if every slope and intercept is a whole number, otherwise
+    float32. Raises InputError.
     """
     where: dict[Path, list[tuple[int, Frame]]] = {}
     for n, frame in enumerate(frames):
@@ -56,7 +56,7 @@ def voxels_of(frames: Sequence[Frame], headers: dict[Path, Header]) -> np.ndarra
 
 
 def colours_of(header: Header) -> np.ndarray:
-    """(rows, columns, 3) uint8: the picture of a file in colour, as RGB. Raises InputError."""
+    """(rows, columns, 3) uint8: a colour image as RGB. Raises InputError."""
     from pydicom.pixels import apply_color_lut, pixel_array
 
     file = header.file
@@ -65,7 +65,7 @@ def colours_of(header: Header) -> np.ndarray:
             whole = dataset(file, pixels=True)
             try:
                 values = pixel_array(whole)  # converts YBR to RGB
-            except (RuntimeError, NotImplementedError):  # no decoder for this way of compressing
+            except (RuntimeError, NotImplementedError):  # no decoder for this compression
                 values = _decoded_colours(file)
             if header.colour == "PALETTE COLOR" and values.ndim == 2:
                 values = apply_color_lut(values, whole)
@@ -82,7 +82,7 @@ def colours_of(header: Header) -> np.ndarray:
 
 
 def _decoded_colours(file: Path) -> np.ndarray:
-    """By GDCM, which knows the ways that pydicom alone does not."""
+    """Decode with GDCM, which supports compressions that pydicom alone does not."""
     import SimpleITK as sitk
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -109,7 +109,7 @@ def _common(a: np.dtype, b: np.dtype) -> np.dtype:
 
 
 def _stored(header: Header) -> np.ndarray:
-    """(frames, rows, columns) what the file stores, before any rescale. Raises InputError."""
+    """(frames, rows, columns) stored values, before any rescale. Raises InputError."""
     file, shape = header.file, (len(header.frames), *header.shape)
     whole = dataset(file, pixels=True)
     with quietly():
@@ -128,28 +128,26 @@ def _raw(whole: Any, header: Header, shape: tuple[int, ...]) -> np.ndarray:
         if keyword in whole:
             return _plain(bytes(whole[keyword].value), whole, kind, shape, file)
     if "PixelData" not in whole:
-        raise InputError(
-            "the DICOM file contains no image that can be read", file=file, remedy="Export it again."
-        )
+        raise InputError("the DICOM file contains no readable image", file=file, remedy="Export it again.")
     if header.encoded:
         raw = _decoded(copy.copy(whole), header).reshape(shape)
     else:
         raw = _plain(bytes(whole.PixelData), whole, f"u{allocated // 8}", shape, file)
     if raw.dtype.kind == "f":
         return raw
-    # Bits beside the stored ones may hold an overlay; those above carry no sign of their own.
+    # Unused bits may contain an overlay; the bits above the stored ones are not sign-extended.
     up, down = allocated - 1 - high, allocated - bits
     raw = raw.view(f"{'i' if signed else 'u'}{allocated // 8}")
     return np.asarray(np.right_shift(np.left_shift(raw, up), down)) if up or down else raw
 
 
 def _looked_up(raw: np.ndarray, whole: Any, file: Path) -> np.ndarray:
-    """Stored values through the table that some X-ray pictures have in place of slope and intercept."""
+    """Apply the lookup table that some X-ray images have instead of slope and intercept."""
     from pydicom.pixels import apply_modality_lut
 
     values = np.asarray(apply_modality_lut(raw, whole))
     if values.shape != raw.shape or values.dtype.kind not in "iuf":
-        raise InputError("the table of its values cannot be used", file=file, remedy="Export it again.")
+        raise InputError("its lookup table cannot be used", file=file, remedy="Export it again.")
     return values
 
 
@@ -159,18 +157,18 @@ def _plain(data: bytes, whole: Any, kind: str, shape: tuple[int, ...], file: Pat
     count = int(np.prod(shape))
     if array.size < count:
         raise InputError(
-            "a slice of the folder cannot be read, it may be cut off",
+            "a slice in the folder cannot be read; it may be cut off",
             file=file,
             value=f"{array.size} pixels for {count}",
-            remedy="Copy the folder again, or take the file out of it.",
+            remedy="Copy the folder again, or remove the file from it.",
         )
     return array[:count].reshape(shape).astype(array.dtype.newbyteorder("="))
 
 
 def _decoded(whole: Any, header: Header) -> np.ndarray:
-    """Compressed pixels as GDCM decodes them.
+    """Decode compressed pixels with GDCM.
 
-    It gets a copy without a rescale or an inversion, which it would apply to all frames alike, if at all.
+    It gets a copy without rescale and inversion, which it would apply to all frames alike, if at all.
     """
     import SimpleITK as sitk
 
@@ -179,7 +177,7 @@ def _decoded(whole: Any, header: Header) -> np.ndarray:
         if keyword in whole:
             delattr(whole, keyword)
     whole.PhotometricInterpretation = "MONOCHROME2"
-    # As a secondary capture nothing is looked for in places that this copy has no more.
+    # As a secondary capture, GDCM does not look for elements that this copy lacks.
     frames = len(header.frames)
     kind = _CAPTURES[(frames > 1, header.stored[0] > 8)]
     whole.file_meta = copy.copy(whole.file_meta)
@@ -210,7 +208,7 @@ _CAPTURES = {
 
 
 def same_values(a: Frame, b: Frame, headers: dict[Path, Header]) -> bool:
-    """Whether two frames hold the same values, so that one is a copy of the other."""
+    """Whether two frames have the same values, so that one is a copy of the other."""
     first, second = next(_values((a,), headers)), next(_values((b,), headers))
     return first.shape == second.shape and bool((first == second).all())
 

@@ -1,7 +1,7 @@
-"""Frames of a DICOM series → one even stack in the patient, or a refusal.
+"""Frames of a DICOM series → one evenly spaced stack in the patient, or a refusal.
 
-The same rules for single files and for the frames of multi-frame files: parallel, once each, evenly behind one
-another, straight.
+The same rules apply to single files and to frames of multi-frame files: parallel, one per position, evenly spaced, not
+sheared.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from ibis_agent.errors import InputError
 from ibis_agent.scan.dicom_choice import listed, telling
 from ibis_agent.scan.dicom_header import Frame
 
-_REMEDY = "Choose a complete series, or make an even one from it in 3D Slicer (DICOM module)."
+_REMEDY = "Choose a complete series, or create an evenly spaced volume from it in 3D Slicer (DICOM module)."
 
 
 def stacked(
     path: Path, frames: Sequence[Frame], same: Callable[[Frame, Frame], bool]
 ) -> tuple[list[Frame], np.ndarray, list[str]]:
-    """(frames in their order, (4, 4) voxel (column, row, frame) → RAS mm, what a person should know).
+    """(frames in order, (4, 4) voxel (column, row, frame) → RAS mm, notes).
 
-    Exact copies of a frame are left out. The frames of one file that are in line already keep its direction.
+    Exact copies of a frame are left out. If the frames of one file are already in order, its direction is kept.
 
     Args:
-        same: whether two frames hold the same values.
+        same: returns whether two frames have the same values.
 
     Raises InputError naming the folder or the file.
     """
     for frame in frames:
         if frame.position is None or frame.orientation is None:
-            raise InputError("a slice does not say where it lies", file=frame.file, remedy=_REMEDY)
+            raise InputError("a slice has no position", file=frame.file, remedy=_REMEDY)
     turns = np.array([frame.orientation for frame in frames])
     middle = np.median(turns, axis=0)
     if np.abs(turns - middle).max() > 1e-3:
@@ -42,12 +42,12 @@ def stacked(
             "the slices of the series are not parallel",
             file=path,
             value=f"{odd.file.name}: {value}",
-            remedy=f"Take localizers and other planes out. {_REMEDY}",
+            remedy=f"Remove localizers and other planes. {_REMEDY}",
         )
     sizes = np.array([(0, 0) if frame.spacing is None else frame.spacing for frame in frames])
     if np.abs(sizes - sizes[0]).max() > 1e-3 * sizes.max(initial=1e-9):
         raise InputError(
-            "the pixels of the slices differ in size",
+            "the slices have different pixel sizes",
             file=path,
             value=" and ".join(sorted({f"{a:g} × {b:g} mm" for a, b in sizes})[:4]),
             remedy=_REMEDY,
@@ -69,7 +69,7 @@ def stacked(
 
 
 def square(turn: np.ndarray) -> np.ndarray:
-    """(3, 3) unit vectors along the rows, along the columns, and from slice to slice, exactly square."""
+    """(3, 3) unit vectors along the rows, along the columns, and from slice to slice, exactly perpendicular."""
     row, column = turn[:3], turn[3:]
     row = row / np.linalg.norm(row)
     normal = np.cross(row, column)
@@ -88,7 +88,7 @@ def _order(frames: Sequence[Frame], along: np.ndarray) -> np.ndarray:
 def _without_copies(
     path: Path, frames: list[Frame], along: np.ndarray, same: Callable[[Frame, Frame], bool]
 ) -> tuple[list[Frame], list[str]]:
-    """The frames, once each. Raises InputError for others at the same place."""
+    """The frames without copies. Raises InputError for different frames at the same position."""
     kept: list[Frame] = []
     where = 0.0
     for frame, place in zip(frames, along, strict=True):
@@ -110,20 +110,20 @@ def _two_at_one_place(path: Path, frames: Sequence[Frame], a: Frame, b: Frame) -
     differ = telling(frames, a, b)
     names = [each.file.name if a.file != b.file else f"frame {each.index + 1}" for each in (a, b)]
     told = f"{names[0]} and {names[1]}"
-    remedy = "Keep one slice of each place in the folder, or choose a complete series."
+    remedy = "Keep one slice per position in the folder, or choose a complete series."
     if differ:
         told += f", {differ} {a.marks[differ]} and {b.marks[differ]}"
         remedy = (
-            f"The series holds several images of each place. Choose one kind with --series:\n"
+            f"The series has several images at each position. Choose one kind with --series:\n"
             f"{listed(frames, differ)}"
         )
     return InputError(
-        "several slices of the series lie at the same place", file=path, value=told, remedy=remedy
+        "several slices of the series are at the same position", file=path, value=told, remedy=remedy
     )
 
 
 def _even_step(path: Path, frames: Sequence[Frame], along: np.ndarray) -> float:
-    """mm from slice to slice, negative where the frames go against the normal. Raises InputError."""
+    """mm from slice to slice, negative if the order is against the normal. Raises InputError."""
     steps = np.diff(along)
     usual, mean = float(np.median(steps)), float(along[-1] - along[0]) / len(steps)
     drift = np.abs(along - along[0] - mean * np.arange(len(along)))
@@ -131,7 +131,7 @@ def _even_step(path: Path, frames: Sequence[Frame], along: np.ndarray) -> float:
     if uneven.any() or drift.max() > max(0.1 * abs(mean), 0.01):
         n = int(np.argmax(np.abs(steps - usual)))
         raise InputError(
-            "the slices of the series are not evenly spaced, some may be missing",
+            "the slices of the series are not evenly spaced; some may be missing",
             file=path,
             value=f"{abs(steps[n]):g} mm after slice {n}, {abs(usual):g} mm elsewhere",
             remedy=_REMEDY,
@@ -140,7 +140,7 @@ def _even_step(path: Path, frames: Sequence[Frame], along: np.ndarray) -> float:
 
 
 def _check_straight(path: Path, places: np.ndarray, axes: np.ndarray, step: float, size: np.ndarray) -> None:
-    """Refuse slices that stand shifted against each other, one by one or over the whole stack."""
+    """Refuse slices that are shifted sideways, from one to the next or over the whole stack."""
     moved = places - places[0]
     aside = np.linalg.norm(moved - np.outer(moved @ axes[2], axes[2]), axis=1)
     each = float(np.abs(np.diff(aside)).max())

@@ -1,4 +1,4 @@
-"""The values of a DICOM file's elements, as pydicom gives them, checked: numbers that are numbers, texts."""
+"""Checked values of a DICOM file's elements: finite numbers, and texts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 
 from ibis_agent.errors import InputError
 
-REMEDY = "Its header is damaged: export it again."
+REMEDY = "Its header is damaged. Export it again."
 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Without pydicom's warnings of values that break a rule of the standard and can be read all the same."""
+    """Suppress pydicom's warnings about values that violate the standard but can be read."""
     import pydicom
 
     with warnings.catch_warnings(), pydicom.config.disable_value_validation():
@@ -26,7 +26,7 @@ def quietly() -> Iterator[None]:
 
 
 def dataset(file: Path, pixels: bool = False) -> Any:
-    """The file as pydicom reads it. Raises InputError where it cannot be."""
+    """Read the file with pydicom. Raises InputError."""
     import pydicom
 
     try:
@@ -34,7 +34,7 @@ def dataset(file: Path, pixels: bool = False) -> Any:
             return pydicom.dcmread(file, stop_before_pixels=not pixels, force=True)
     except Exception as error:  # pydicom raises a dozen unrelated kinds on damaged files
         raise InputError(
-            "the DICOM file cannot be read, it may be cut off or damaged",
+            "the DICOM file cannot be read; it may be cut off or damaged",
             file=file,
             value=" ".join(str(error).split())[:160] or type(error).__name__,
             remedy="Copy or export it again.",
@@ -47,7 +47,7 @@ def first_item(whole: Any, sequence: str) -> Any:
 
 
 def numbers(file: Path, held: Any, keyword: str, count: int) -> np.ndarray | None:
-    """(count,) the finite numbers of an element; None where it is missing or empty. Raises InputError."""
+    """(count,) finite numbers of an element; None if it is missing or empty. Raises InputError."""
     try:
         value = held.get(keyword)
         if value is None or value == "" or (not np.isscalar(value) and len(value) == 0):

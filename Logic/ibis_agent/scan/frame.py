@@ -1,7 +1,8 @@
 """The part of a slice that the models see: the patient's body with a margin, or the whole slice.
 
-A picture filled with air and table shows a small policy a small patient. A frame is found once for a range of
-slices, so that neighbours stay comparable. It only crops: clicks and masks go into it and back exactly.
+In a picture with much air and table, the patient would be small for a small policy. A frame is found once for a range
+of slices, so that neighbours stay comparable. It only crops: clicks and masks are converted exactly in both
+directions.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from ibis_agent.actions import Box, Click, Prompt
 from ibis_agent.errors import InputError
 from ibis_agent.fields import Fields
 
-Kind = Literal["slice", "body"]  # what a model card may ask for
+Kind = Literal["slice", "body"]  # the values allowed in a model card
 KINDS: tuple[Kind, ...] = ("slice", "body")
-AIR = -250.0  # HU between air, foam, clothes and the body
-MARGIN = 0.04  # of the body's larger side
-LEAST_SHARE = 0.02  # of the slice: a smaller "body" is taken for noise, and the whole slice is shown
-WORKING_SIDE = 160  # pixels: finer than this the body is not looked for
-MOST_SLICES = 24  # of a range are looked at
-BRIDGE_MM = 7.0  # thinner connections are cut: table, clothes, arms that touch the body
-BRIDGE_SHARE = 0.018  # the same where nobody knows the millimetres, of the slice's larger side
-LUNG = 3.0  # times as deep as a bridge is thin: lung, not a gap beside an arm or over a table
-_SURELY_AIR, _SHARE_OF_AIR = -500.0, 0.02  # a range with so much below so few HU is CT
+AIR = -250.0  # HU threshold between air, foam, clothes and the body
+MARGIN = 0.04  # fraction of the body's larger side
+LEAST_SHARE = 0.02  # fraction of the slice: a smaller "body" is noise, and the whole slice is shown
+WORKING_SIDE = 160  # pixels: larger slices are reduced to this size for finding the body
+MOST_SLICES = 24  # slices of a range that are examined
+BRIDGE_MM = 7.0  # mm; thinner connections are cut: table, clothes, arms that touch the body
+BRIDGE_SHARE = 0.018  # the same as a fraction of the slice's larger side, if the pixel size is unknown
+LUNG = 3.0  # times the bridge width: deep enough for lung, but not for a gap beside an arm or above a table
+_SURELY_AIR, _SHARE_OF_AIR = -500.0, 0.02  # a range with this much below this HU value is CT
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ class Frame:
     def __post_init__(self) -> None:
         rows, columns = 0 <= self.top < self.bottom <= self.height, 0 <= self.left < self.right <= self.width
         if not rows or not columns:
-            raise InputError("the frame does not lie in the slice", value=self)
+            raise InputError("the frame is not inside the slice", value=self)
 
     @classmethod
     def whole(cls, height: int, width: int) -> Frame:
-        """The frame that leaves out nothing."""
+        """The frame of the whole slice."""
         return cls(0, 0, height, width, height, width)
 
     @property
@@ -57,19 +58,19 @@ class Frame:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns inside."""
+        """Rows and columns of the frame."""
         return self.bottom - self.top, self.right - self.left
 
     def prompt_inward(self, prompt: Prompt) -> Prompt:
-        """A click or a box on the slice as one on the frame. Raises InputError for a box beside the frame."""
+        """Convert a click or box from slice to frame coordinates. Raises InputError for a box outside the frame."""
         return _moved(prompt, self.inward)
 
     def prompt_outward(self, prompt: Prompt) -> Prompt:
-        """A click or a box on the frame as one on the slice."""
+        """Convert a click or box from frame to slice coordinates."""
         return _moved(prompt, self.outward)
 
     def clicks_inward(self, clicks: Sequence[Prompt]) -> list[Prompt]:
-        """Clicks on the slice as clicks on the frame."""
+        """Convert clicks from slice to frame coordinates."""
         return [self.prompt_inward(each) for each in clicks]
 
     def to_json(self) -> dict[str, int]:
@@ -77,13 +78,13 @@ class Frame:
         return dataclasses.asdict(self)
 
     def crop(self, values: np.ndarray) -> np.ndarray:
-        """(height, width, …) → what lies inside, a view. Raises InputError for another size."""
+        """Crop (height, width, …) to the frame; a view. Raises InputError for another size."""
         if values.shape[:2] != (self.height, self.width):
             raise InputError("the frame is of another slice", value=f"{self} and {values.shape[:2]}")
         return values[self.top : self.bottom, self.left : self.right]
 
     def paste(self, values: np.ndarray) -> np.ndarray:
-        """What lies inside → (height, width, …), zero outside the frame. Raises InputError for another size."""
+        """Pad a cropped array to (height, width, …) with zeros. Raises InputError for another size."""
         if values.shape[:2] != self.shape:
             raise InputError("does not fit the frame", value=f"{values.shape[:2]} and {self.shape}")
         whole = np.zeros((self.height, self.width, *values.shape[2:]), dtype=values.dtype)
@@ -91,14 +92,14 @@ class Frame:
         return whole
 
     def inward(self, x: float, y: float) -> tuple[float, float]:
-        """A normalised point of the slice → of the frame; one that lies outside is moved to the edge."""
+        """Convert a normalised point from slice to frame; one outside is moved to the edge."""
         return (
             _mapped(x, self.width, self.left, self.right, inward=True),
             _mapped(y, self.height, self.top, self.bottom, inward=True),
         )
 
     def outward(self, x: float, y: float) -> tuple[float, float]:
-        """A normalised point of the frame → of the slice: it falls on the same pixel of the same values."""
+        """Convert a normalised point from frame to slice: it stays on the same pixel."""
         return (
             _mapped(x, self.width, self.left, self.right, inward=False),
             _mapped(y, self.height, self.top, self.bottom, inward=False),
@@ -113,12 +114,12 @@ def find_frame(
     Args:
         slices: (H, W) or (N, H, W) grey values of one range: HU, MR signal or a picture's grey.
         spacing: (row, column) mm, if known.
-        threshold: values above are body; None takes AIR where the values are HU, else one between the two
-            kinds of grey that the range has (Otsu).
+        threshold: values above are body; None takes AIR where the values are HU, otherwise a threshold between dark
+            and bright (Otsu).
 
-    The body is the largest connected part of each slice once thin connections are cut, so that table, clothes and
-    arms that lie apart stay outside. What is dark inside belongs to it: lungs behind a thin wall, a dark liver in MR.
-    Where no body is found the frame is the whole slice.
+    The body is the largest connected part of each slice after cutting thin connections, so that table, clothes and
+    separate arms stay outside. Dark regions inside belong to it: lungs behind a thin wall, a dark liver in MR. If no
+    body is found, the frame is the whole slice.
     """
     stack = slices[None] if slices.ndim == 2 else slices
     if stack.ndim != 3 or not stack.size:
@@ -151,9 +152,10 @@ def find_frame(
 
 
 def body_threshold(values: np.ndarray) -> float:
-    """Between background and body: AIR where a part of the values is air in HU; else from the values themselves.
+    """The threshold between background and body: AIR if some values are air in HU, otherwise from the values
+    themselves.
 
-    MR and pictures: half-way between the background and Otsu's threshold, since fat or muscle may be dark there.
+    MR and pictures: half-way between the background and Otsu's threshold, because fat or muscle may be dark.
     """
     if np.mean(values < _SURELY_AIR) > _SHARE_OF_AIR:
         return AIR
@@ -170,8 +172,8 @@ def body_threshold(values: np.ndarray) -> float:
 
 
 def _filled(above: np.ndarray, deep: float) -> np.ndarray:
-    """What is enclosed, and somewhere deeper than `deep` pixels, counts as body."""
-    from scipy import ndimage  # not everything that reads pictures has it
+    """Fill enclosed regions that are deeper than `deep` pixels."""
+    from scipy import ndimage  # not installed everywhere
 
     enclosed = ndimage.binary_fill_holes(above) & ~above
     if not enclosed.any():
@@ -182,12 +184,12 @@ def _filled(above: np.ndarray, deep: float) -> np.ndarray:
 
 
 def _body_box(above: np.ndarray, reach: float) -> tuple[int, int, int, int] | None:
-    """(top, left, bottom, right) of the largest part of what is thicker than twice `reach` pixels; None: no body."""
+    """(top, left, bottom, right) of the largest part thicker than twice `reach` pixels; None if there is no body."""
     from scipy import ndimage
 
     if above.all():
         return 0, 0, *above.shape
-    # The slice's edge is not an end of the body: it may go on beyond it.
+    # The slice's edge is not the end of the body, which may continue beyond it.
     labels, count = ndimage.label(ndimage.distance_transform_edt(above) > reach)
     if not count:
         return None
@@ -202,7 +204,7 @@ def _body_box(above: np.ndarray, reach: float) -> tuple[int, int, int, int] | No
 
 
 def _mapped(value: float, size: int, first: int, last: int, *, inward: bool) -> float:
-    """One normalised coordinate into the frame or out of it, on the same pixel after the int() rule."""
+    """Convert one normalised coordinate into or out of the frame; the int() rule gives the same pixel."""
     inside = last - first
     if inward:
         exact, count = (value * size - first) / inside, inside
@@ -210,12 +212,12 @@ def _mapped(value: float, size: int, first: int, last: int, *, inward: bool) -> 
     else:
         exact, count = (value * inside + first) / size, size
         pixel = min(max(int(value * inside), 0), inside - 1) + first
-    # Rounding may carry a point on a pixel's edge over to the neighbour: then its middle is taken.
+    # Rounding may move a point on a pixel's edge to the neighbour: then use the middle of the pixel.
     return exact if int(exact * count) == pixel and 0 <= exact <= 1 else (pixel + 0.5) / count
 
 
 def frame_from(fields: Fields) -> Frame | None:
-    """The "frame" of a record's picture or volume; None where it has none: the models saw all of it.
+    """The "frame" of a record's picture or volume; None if the models saw all of it.
 
     Raises InputError naming the field.
     """

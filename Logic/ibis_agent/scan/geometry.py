@@ -1,10 +1,8 @@
-"""Where a picture's pixels lie in the scan and in the patient.
+"""The positions of a picture's pixels in the scan and in the patient.
 
-The only place that knows how planes, flips and handedness work; pixels' values are in picture.
-
-Conventions: voxel indices (i, j, k) in the order of the file, voxel centres at whole numbers; patient
-coordinates RAS in mm; pictures (row, column) with row 0 on top; clicks (x, y) normalised, x to the right, y
-down.
+Only this module deals with planes, flips and handedness; pixel values are handled in picture. Conventions: voxel
+indices (i, j, k) in the order of the file, voxel centres at whole numbers; patient coordinates in RAS mm; pictures
+(row, column) with row 0 at the top; clicks (x, y) normalised, x to the right, y down.
 """
 
 from __future__ import annotations
@@ -31,13 +29,13 @@ _SCREEN = {
 _RAW_AXES = {"x": 0, "y": 1, "z": 2}
 PLANES = (*_SCREEN, *_RAW_AXES)
 MOST_VOXELS = 2**32
-# Cosine between two axes above which a volume counts as sheared: half a degree, far above rounding in
+# Cosine between two axes above which a volume counts as sheared: half a degree, much more than rounding in
 # headers.
 _SHEAR = 0.01
 
 
 class Orientation(str, Enum):
-    """How a slice is turned into a picture.
+    """The orientation of a slice's picture.
 
     RADIOLOGICAL: as 3D Slicer and radiologists show it, whatever the order of the file.
     UPSTREAM: as the published code does it, `np.rot90` of the slice of the raw array.
@@ -49,17 +47,17 @@ class Orientation(str, Enum):
 
 @dataclass(frozen=True, eq=False)
 class PictureGeometry:
-    """Where the picture of one slice lies in its scan.
+    """The position of one slice's picture in its scan.
 
     Attributes:
         shape: voxels of the scan along (i, j, k).
         affine: (4, 4) voxel index → RAS in mm.
-        axis, index: the axis that the slice is across, and its place on it.
+        axis, index: the axis perpendicular to the slice, and the slice's index on it.
         row_axis, col_axis: the voxel axes that run along the picture's rows (down) and columns (right).
-        flip_rows, flip_cols: whether the index falls from top to bottom, from left to right.
+        flip_rows, flip_cols: whether the index decreases from top to bottom, from left to right.
         plane: "axial", "sagittal", "coronal", or "picture" for a photograph, which has no millimetres.
-        sized: whether the scan says how large a voxel is.
-        place: where the scan lies as its NIfTI header has it, for a mask of it; None for other files.
+        sized: whether the voxel size is known.
+        place: the position fields of the scan's NIfTI header, for writing masks; None for other files.
     """
 
     shape: tuple[int, int, int]
@@ -82,7 +80,7 @@ class PictureGeometry:
 
     @classmethod
     def of_picture(cls, height: int, width: int) -> PictureGeometry:
-        """The trivial geometry of a photograph or a screenshot: columns along i, rows along j, one slice."""
+        """The trivial geometry of a photograph or screenshot: columns along i, rows along j, one slice."""
         return cls(
             shape=(width, height, 1),
             affine=picture_affine(),
@@ -96,7 +94,7 @@ class PictureGeometry:
         )
 
     def slab(self) -> PictureGeometry:
-        """The slice as a volume one voxel thick, at the same place in the patient."""
+        """The slice as a volume one voxel thick, at the same position in the patient."""
         i, j, k = (1 if axis == self.axis else count for axis, count in enumerate(self.shape))
         affine = np.array(self.affine)
         affine[:3, 3] += affine[:3, self.axis] * self.index
@@ -112,23 +110,23 @@ class PictureGeometry:
 
     @property
     def row_mm(self) -> float | None:
-        """Distance of neighbouring rows in mm; None for a photograph and where the scan does not say it."""
+        """Distance between neighbouring rows in mm; None for a photograph, or if unknown."""
         return self._spacing(self.row_axis)
 
     @property
     def col_mm(self) -> float | None:
-        """Distance of neighbouring columns in mm; None where `row_mm` is."""
+        """Distance between neighbouring columns in mm; None if `row_mm` is."""
         return self._spacing(self.col_axis)
 
     @property
     def pixel_area_mm2(self) -> float | None:
-        """Area of a pixel in mm²; None where `row_mm` is."""
+        """Area of a pixel in mm²; None if `row_mm` is."""
         if self.row_mm is None or self.col_mm is None:
             return None
         return self.row_mm * self.col_mm
 
     def pixel(self, x: float, y: float) -> tuple[int, int]:
-        """The (row, column) that a normalised click falls on: the published int() rule, clamped."""
+        """The (row, column) of a normalised click: the published int() rule, clamped."""
         if not (math.isfinite(x) and math.isfinite(y)):
             raise InputError("a click needs two finite numbers", value=(x, y))
         row, col = int(y * self.height), int(x * self.width)
@@ -149,27 +147,26 @@ class PictureGeometry:
         return float(r), float(a), float(s)
 
     def from_patient(self, r: float, a: float, s: float) -> tuple[float, float]:
-        """Normalised centre of the pixel that holds the point at RAS mm.
+        """Normalised centre of the pixel that contains the point at RAS mm.
 
-        Raises InputError for a point beside this slice or outside the picture.
+        Raises InputError for a point outside this slice or outside the picture.
         """
         point = np.array([r, a, s], dtype=np.float64)
         if not np.isfinite(point).all():
             raise InputError("a point needs three finite coordinates", value=(r, a, s))
         exact = np.linalg.solve(self.affine[:3, :3], point - self.affine[:3, 3])
         voxel = [int(v) for v in np.floor(exact + 0.5)]
-        # Half a voxel off is allowed a little slack, so that rounding does not throw out a click on the
-        # border.
+        # Allow slightly more than half a voxel, so that rounding does not reject a click on the border.
         if abs(exact[self.axis] - self.index) > 0.5 + 1e-3:
             raise InputError(
-                "the point lies beside this slice",
+                "the point is not in this slice",
                 value=f"slice {exact[self.axis]:.1f} instead of {self.index}",
                 remedy="Place the point in the slice that the agent works on.",
             )
         row, col = voxel[self.row_axis], voxel[self.col_axis]
         if not (0 <= row < self.height and 0 <= col < self.width):
             raise InputError(
-                "the point lies outside the scan", value=tuple(voxel), remedy="Place it inside the picture."
+                "the point is outside the scan", value=tuple(voxel), remedy="Place it inside the picture."
             )
         if self.flip_rows:
             row = self.height - 1 - row
@@ -180,7 +177,9 @@ class PictureGeometry:
     def extract(self, volume: np.ndarray) -> np.ndarray:
         """The (H, W) picture of this slice of a volume (I, J, K); a view, not a copy."""
         if volume.shape != self.shape:
-            raise InputError("the volume has another shape", value=f"{volume.shape} instead of {self.shape}")
+            raise InputError(
+                "the volume has a different shape", value=f"{volume.shape} instead of {self.shape}"
+            )
         where: list[slice | int] = [slice(None)] * 3
         where[self.axis] = self.index
         plane: np.ndarray = volume[tuple(where)]
@@ -189,10 +188,10 @@ class PictureGeometry:
         return plane[:: -1 if self.flip_rows else 1, :: -1 if self.flip_cols else 1]
 
     def embed_mask(self, mask: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Put an (H, W) mask into its slice of `out` or of a new (I, J, K) uint8 volume, which it returns."""
+        """Write an (H, W) mask into its slice of `out` or of a new (I, J, K) uint8 volume, which is returned."""
         if mask.shape != (self.height, self.width):
             raise InputError(
-                "the mask has another size than the picture",
+                "the mask and the picture have different sizes",
                 value=f"{mask.shape} instead of {(self.height, self.width)}",
             )
         if out is None:
@@ -221,7 +220,7 @@ class PictureGeometry:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> PictureGeometry:
-        """The reverse of `to_json`. Raises InputError for anything that is not a geometry."""
+        """The reverse of `to_json`. Raises InputError if it is not a valid geometry."""
         try:
             shape = tuple(int(n) for n in record["shape"])
             axes = tuple(int(record[key]) for key in ("axis", "row_axis", "col_axis"))
@@ -242,7 +241,7 @@ class PictureGeometry:
             or sorted(axes) != [0, 1, 2]
             or not 0 <= index < shape[axes[0]]
         ):
-            raise InputError("this picture geometry contradicts itself", value=record)
+            raise InputError("this picture geometry is inconsistent", value=record)
         sides = (shape[0], shape[1], shape[2])
         return cls(sides, affine, axes[0], index, axes[1], axes[2], *flips, plane, sized, place)
 
@@ -269,18 +268,18 @@ def slice_geometry(
 
     Args:
         shape: (I, J, K) voxels.
-        affine: (4, 4) voxel index → RAS mm; may be oblique (the nearest axes are taken), but neither sheared
-            nor singular.
+        affine: (4, 4) voxel index → RAS mm; may be oblique (the nearest axes are used), but not sheared or
+            singular.
         plane: "axial", "sagittal", "coronal", or the raw axis "x", "y", "z" of the file.
-        index: place on the axis that the slice is across; None takes the middle.
-        file: named in errors.
+        index: index along the axis perpendicular to the slice; None means the middle.
+        file: for error messages.
 
     Raises InputError.
 
-    The rule: with the unit columns D of the affine, the slice is across the axis s with the largest
-    |D·normal|; the columns of the picture run along the axis u of the rest with the largest |D·right|, the
-    rows along the third; both are flipped where they point against screen right and screen down. A raw axis
-    takes the plane whose normal it is nearest to.
+    The rule: with the unit columns D of the affine, the slice is perpendicular to the axis s with the largest
+    |D·normal|; the columns of the picture run along the axis u of the rest with the largest |D·right|, the rows along
+    the third; both are flipped if they point against screen right and screen down. A raw axis takes the plane
+    whose normal it is nearest to.
     """
     affine = check_affine(affine, file)
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
@@ -309,19 +308,19 @@ def slice_geometry(
 
 
 def check_affine(affine: np.ndarray, file: str | os.PathLike[str] | None = None) -> np.ndarray:
-    """The affine as (4, 4) float64 if it maps a grid of boxes to the patient. Raises InputError otherwise."""
+    """The affine as (4, 4) float64, if it describes a rectangular grid. Raises InputError otherwise."""
     affine = np.asarray(affine, dtype=np.float64)
     remedy = "Resample the scan to an ordinary grid first (in 3D Slicer: Resample Scalar Volume)."
     if affine.shape != (4, 4):
         raise InputError("the affine is not a 4 × 4 matrix", file=file, value=affine.shape)
     if not np.isfinite(affine).all() or not np.allclose(affine[3], (0, 0, 0, 1)):
         raise InputError(
-            "the affine holds impossible numbers", file=file, value=affine.tolist(), remedy=remedy
+            "the affine contains invalid numbers", file=file, value=affine.tolist(), remedy=remedy
         )
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if lengths.min() < 1e-9 or not np.isfinite(lengths).all():
         raise InputError(
-            "the affine is singular: a voxel has no size", file=file, value=_mm(lengths), remedy=remedy
+            "the affine is singular: a voxel size is zero", file=file, value=_mm(lengths), remedy=remedy
         )
     directions = affine[:3, :3] / lengths
     cosines = np.abs(directions.T @ directions - np.eye(3))
@@ -334,14 +333,14 @@ def check_affine(affine: np.ndarray, file: str | os.PathLike[str] | None = None)
         raise InputError(
             "the volume is sheared (gantry tilt?)",
             file=file,
-            value=f"{angle:.1f}° from square",
+            value=f"{angle:.1f}° from perpendicular",
             remedy=remedy,
         )
     return affine
 
 
 def picture_affine() -> np.ndarray:
-    """What stands for the affine of a photograph: x to patient left, y to the back, one unit a pixel."""
+    """The affine used for a photograph: x to patient left, y to posterior, one unit per pixel."""
     return np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -350,7 +349,7 @@ def _checked_index(index: int | None, count: int, plane: str, file: str | os.Pat
         return count // 2
     if isinstance(index, bool) or int(index) != index or not 0 <= index < count:
         raise InputError(
-            f"the {plane} slice lies outside the scan",
+            f"the {plane} slice is outside the scan",
             file=file,
             value=index,
             remedy=f"Choose a slice from 0 to {count - 1}.",

@@ -1,4 +1,4 @@
-"""Reading NRRD and MetaImage through SimpleITK → a Scan; what DICOM shares with them."""
+"""Reading NRRD and MetaImage with SimpleITK → a Scan; helpers shared with DICOM."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _header(path: Path) -> str:
 
 
 def _check_data_file(path: Path, header: str) -> None:
-    """Refuse a header whose voxels lie in a file of their own that is not there."""
+    """Refuse a header whose voxels are in a separate file that is missing."""
     if suffix_of(path) not in (".mhd", ".nhdr"):
         return
     name = _field(header, "ElementDataFile|data ?file")
@@ -56,21 +56,21 @@ def _check_data_file(path: Path, header: str) -> None:
     data = path.parent / name.replace("\\", "/")
     if not data.is_file():
         raise InputError(
-            "the file that holds its voxels is not there",
+            "the file with its voxels is missing",
             file=path,
             value=name,
-            remedy=f"Put {Path(name).name} beside it, or give a file that holds everything (.mha, .nrrd).",
+            remedy=f"Put {Path(name).name} beside it, or give a single file with everything (.mha, .nrrd).",
         )
 
 
 def _unsized(header: str) -> list[str]:
-    """Why no millimetres can be told, as a note; empty where they can."""
+    """A note if the voxel size in mm is unknown; otherwise empty."""
     size = _field(header, "space directions|spacings|ElementSpacing|ElementSize")
     if not size or "nan" in size.lower():
-        return ["no size of a voxel in the file: measures are in pixels"]
+        return ["the file contains no voxel size: measurements are in pixels"]
     units = set(re.findall(r'"([^"]*)"', _field(header, "space units"))) - {"mm", "millimeter", "", "???"}
     if units:
-        return [f"its lengths are in {min(units)}, not in mm: measures are in pixels"]
+        return [f"its lengths are in {min(units)}, not in mm: measurements are in pixels"]
     return []
 
 
@@ -85,26 +85,24 @@ def _packs_without_limit(path: Path) -> bool:
 
 
 def check_itk_header(reader: Any, path: Path) -> None:
-    """Refuse what a SimpleITK reader's header shows to be no scalar volume. Raises InputError."""
+    """Refuse a file that is not a scalar volume, from the header. Raises InputError."""
     import SimpleITK as sitk
 
     if reader.GetNumberOfComponents() > 1:
         raise InputError(
-            "the volume is in colour or holds vectors",
+            "the volume is in colour or contains vectors",
             file=path,
             value=f"{reader.GetNumberOfComponents()} values a voxel",
-            remedy="Convert it to one grey value a voxel, or save a slice as a PNG.",
+            remedy="Convert it to one grey value per voxel, or save a slice as a PNG.",
         )
     pixel = reader.GetPixelID()
     if pixel == sitk.sitkUnknown or "complex" in sitk.GetPixelIDValueAsString(pixel):
-        raise InputError(
-            "the voxels are of a kind that is not a grey value", file=path, remedy="Convert them to integers."
-        )
+        raise InputError("the voxel type is not a grey value", file=path, remedy="Convert them to integers.")
     check_size(three_axes(reader.GetSize(), path), path)
 
 
 def voxels_and_affine(image: Any, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The (I, J, K) voxels and the RAS affine of a SimpleITK image of two, three, or four dimensions."""
+    """The (I, J, K) voxels and the RAS affine of a SimpleITK image with two to four dimensions."""
     import SimpleITK as sitk
 
     shape = three_axes(image.GetSize(), path)
@@ -113,7 +111,7 @@ def voxels_and_affine(image: Any, path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def affine_of(image: Any) -> np.ndarray:
-    """The (4, 4) affine to RAS mm of a SimpleITK image, or of a reader that has read a header."""
+    """The (4, 4) affine to RAS mm of a SimpleITK image, or of a reader after reading a header."""
     dimension = image.GetDimension()
     affine = np.eye(4)
     direction = np.array(image.GetDirection()).reshape(dimension, dimension)

@@ -1,7 +1,6 @@
-"""Which reader reads a scan: told by what the path is, its ending, and its first bytes.
+"""Choosing the reader of a scan: from the type of the path, its extension, and its first bytes.
 
-Each reader (dicom, itk, nifti, npz, photograph) refuses from the header what cannot be used, then decodes the voxels
-once.
+Each reader (dicom, itk, nifti, npz, photograph) first checks the header, then decodes the voxels once.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _WRAPPED = {".nii.gz": "gzip", ".npz": "zip"}
 
 
 _READABLE = (
-    "Readable are PNG, JPEG, NIfTI (.nii, .nii.gz), NRRD, MetaImage (.mha, .mhd), .npz, and DICOM folders."
+    "Supported are PNG, JPEG, NIfTI (.nii, .nii.gz), NRRD, MetaImage (.mha, .mhd), .npz, and DICOM folders."
 )
 
 
@@ -49,24 +48,24 @@ def load_scan(
     """Read a PNG or JPEG, NIfTI, NRRD, MetaImage, MedSAM2-style .npz, or a DICOM folder.
 
     Args:
-        series: which series of a DICOM folder, by its UID, and which of several images of each place, such as
-            "EchoTime=4.6"; needed only where there are several (see dicom_choice).
-        modality: what the scan is, such as "CT" or "MR", whatever its file says or does not say.
+        series: which series of a DICOM folder, by its UID, and which of several images at each position, such as
+            "EchoTime=4.6"; needed only if there are several (see dicom_choice).
+        modality: modality of the scan, such as "CT" or "MR", overriding the file.
 
-    Raises InputError naming the file, what is wrong with it, and the remedy. What can be seen in the header is
-    refused before the voxels are read.
+    Raises InputError naming the file, what is wrong with it, and the remedy. Problems in the header are
+    reported before the voxels are read.
     """
     path = Path(path)
     try:
         there = path.exists()
-    except (OSError, ValueError):  # too long a name, or one with a zero byte
+    except (OSError, ValueError):  # the name is too long, or contains a zero byte
         there = False
     if not there:
         raise InputError("there is no such file", file=path, remedy="Check the path.")
     path = _beside_directory(path)
     named, reader = None if modality is None else check_modality(modality), reader_for(path)
     if series is not None and not reader.__module__.endswith(".dicom"):
-        raise InputError("a series can be chosen of DICOM images only", file=path, value=series)
+        raise InputError("a series can be chosen only for DICOM images", file=path, value=series)
     scan = reader(path, series)
     return scan if named is None else scan.taken_as(named)
 
@@ -74,13 +73,13 @@ def load_scan(
 def check_modality(modality: str) -> str:
     """A modality in capitals, as DICOM writes them. Raises InputError."""
     if not re.fullmatch(r"[A-Za-z]{2,16}", modality.strip()):
-        remedy = "Give it as DICOM does: CT, MR, PT, US, CR, DX, NM."
+        remedy = "Use a DICOM modality: CT, MR, PT, US, CR, DX, NM."
         raise InputError("this is not a modality", value=modality, remedy=remedy)
     return modality.strip().upper()
 
 
 def load_labels(path: str | os.PathLike[str]) -> Scan:
-    """Read a volume's label map; the voxels of a NIfTI file come out as whole numbers. Raises InputError."""
+    """Read a volume's label map; the voxels of a NIfTI file become whole numbers. Raises InputError."""
     path = Path(path)
     if path.is_file() and suffix_of(path) in (".nii", ".nii.gz"):
         reader_for(path)
@@ -91,7 +90,7 @@ def load_labels(path: str | os.PathLike[str]) -> Scan:
 
 
 def _beside_directory(path: Path) -> Path:
-    """The folder of a DICOMDIR, which lists the scans around it; every other path as it is."""
+    """The folder of a DICOMDIR, which lists the scans beside it; any other path unchanged."""
     if path.name.upper() == "DICOMDIR" and path.is_file():
         from ibis_agent.scan.dicom_header import is_directory
 
@@ -101,7 +100,7 @@ def _beside_directory(path: Path) -> Path:
 
 
 def reader_for(path: Path) -> Reader:
-    """The reader for what stands at `path`. Raises InputError for an unknown ending, or one that lies."""
+    """The reader for `path`. Raises InputError for an unknown or wrong extension."""
     if path.is_dir():
         from ibis_agent.scan.dicom import read_dicom_folder
 
@@ -121,25 +120,25 @@ def reader_for(path: Path) -> Reader:
         raise InputError("the file is empty", file=path, remedy="Export or copy it again.")
     contents = _contents(head)
     if not contents and suffix in (".dcm", ".ima") and head[:2] in (b"\x08\0", b"\x02\0"):
-        contents = "DICOM"  # without its preamble, as older programs leave it
-    # DICOM files often end in a number, which is not an ending of a kind of file.
+        contents = "DICOM"  # without its preamble, as written by older programs
+    # DICOM file names often end in a number, which is not an extension.
     kind = _KINDS.get(suffix, "DICOM" if contents == "DICOM" else None)
     if kind is None:
         raise InputError(
-            "scans of this kind cannot be read", file=path, value=suffix or "no ending", remedy=_READABLE
+            "this file format is not supported", file=path, value=suffix or "no extension", remedy=_READABLE
         )
     if contents != (_WRAPPED.get(suffix, kind)):
-        what = f"it holds {contents} data" if contents else "its beginning shows something else"
+        what = f"it contains {contents} data" if contents else "its contents have another format"
         raise InputError(
-            f"is no {kind} file: {what}",
+            f"is not a {kind} file: {what}",
             file=path,
-            remedy="Give the file its right ending, or export the scan again.",
+            remedy="Correct the file extension, or export the scan again.",
         )
     return _reader(kind)
 
 
 def _reader(kind: str) -> Reader:
-    # Imported when needed: nibabel and SimpleITK take their time, and a picture needs neither.
+    # Imported when needed: nibabel and SimpleITK are slow to import, and a picture needs neither.
     if kind in ("PNG", "JPEG"):
         from ibis_agent.scan.photograph import read_photograph
 
@@ -162,7 +161,7 @@ def _reader(kind: str) -> Reader:
 
 
 def _contents(head: bytes) -> str:
-    """What the first 512 bytes of a file show it to be; empty where that is not known."""
+    """The file format recognised from the first 512 bytes; empty if unknown."""
     for magic, kind in (
         (b"\x89PNG\r\n\x1a\n", "PNG"),
         (b"\xff\xd8\xff", "JPEG"),

@@ -1,34 +1,34 @@
-"""Whether grey values are those of a CT, for scans that do not say what they are: told by their whole histogram.
+"""Guess from the histogram whether the grey values are those of a CT, for scans of unknown modality.
 
-Below zero a CT has air (or what lies around the picture) in a peak, or fat in one; an MR that was resampled has
-a tail there, and maps of phase or flow have as much above as below.
+Below zero, a CT has a peak of air (or padding) or of fat; a resampled MR has a tail there, and phase or flow maps are
+symmetric around zero.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-UNNAMED = "no modality given"
-_MOST = 2**21  # voxels that are counted, spread evenly over the scan
+UNNAMED = "modality unknown"
+_MOST = 2**21  # number of voxels used, spread evenly over the scan
 
 
 def likeness_words(likeness: tuple[bool, str]) -> str:
-    """What `like_ct` decided, for people."""
+    """The result of `like_ct`, for display."""
     return f"{UNNAMED}, {'taken as CT' if likeness[0] else 'not taken as CT'}: {likeness[1]}"
 
 
 def like_ct(voxels: np.ndarray) -> tuple[bool, str]:
-    """(whether a window in Hounsfield units fits, the reason in a few words).
+    """(whether a window in Hounsfield units fits, the reason).
 
-    voxels: (I, J, K) grey values; those that are not numbers are passed over.
+    voxels: (I, J, K) grey values; NaN and infinite values are ignored.
     """
-    # One slice may stand for all (see engine.question.scan_of): it need not be counted again and again.
+    # One slice may be repeated (see engine.question.scan_of): count it only once.
     once = voxels[tuple(np.s_[:1] if stride == 0 else np.s_[:] for stride in voxels.strides)]
     steps = _steps(once.shape)
     values = once[tuple(np.s_[::step] for step in steps)].astype(np.float32).ravel()
     values = values[np.isfinite(values)]
     if not values.size:
-        return False, "no voxel holds a number"
+        return False, "no voxel contains a number"
 
     def part(low: float, high: float) -> float:
         return float(np.count_nonzero((values >= low) & (values < high))) / values.size
@@ -40,7 +40,7 @@ def like_ct(voxels: np.ndarray) -> tuple[bool, str]:
     peaked = part(-150, -50) >= 0.02 and fat >= 0.7 * between
     mirrored = part(70, 110) > 0.5 * fat and float(values.max()) <= 1.5 * -float(values.min())
     if peaked and not mirrored and part(-150, 300) >= 0.6 and bright <= 0.05:
-        return True, f"{part(-150, -50):.0%} like fat, most else like soft tissue"
+        return True, f"{part(-150, -50):.0%} like fat, most of the rest like soft tissue"
     below = part(-np.inf, -50)
     return (
         False,
@@ -49,7 +49,7 @@ def like_ct(voxels: np.ndarray) -> tuple[bool, str]:
 
 
 def _peak(values: np.ndarray) -> float:
-    """The share of the fullest hundred grey values."""
+    """The fraction in the most frequent range of a hundred grey values."""
     bins = np.floor(np.clip(values, -32_768, 0) / 100).astype(int)
     return float(np.bincount(-bins).max()) / values.size
 

@@ -1,7 +1,7 @@
 """Reading NIfTI → a Scan, in its own index order; or a label map, as whole numbers.
 
-The header is read as it stands; where the voxels lie is in nifti_place. Voxels are converted part by part, so
-that a label map stored as floats takes no more memory than its numbers need.
+The header is read unchanged; the position of the voxels is in nifti_place. Voxels are converted in parts, so that a
+label map stored as floats needs only the memory of its integer labels.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _QFORM = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoff
 
 
 def read_nifti(path: Path, series: str | None = None) -> Scan:
-    """A NIfTI file in its own index order, with its own affine (sform before qform, as nibabel has it).
+    """A NIfTI file in its own index order, with its own affine (sform before qform, like nibabel).
 
     Raises InputError.
     """
@@ -45,8 +45,9 @@ def read_nifti(path: Path, series: str | None = None) -> Scan:
 
 
 def read_nifti_labels(path: Path) -> Scan:
-    """The same, its voxels as whole numbers in the smallest type that holds them. Raises InputError, also for
-    values that are not whole numbers.
+    """The same, with voxels as whole numbers in the smallest sufficient type.
+
+    Raises InputError, also for values that are not whole numbers.
     """
     return _read(path, labels=True)
 
@@ -83,7 +84,7 @@ def _read(path: Path, labels: bool) -> Scan:
 
 
 def _header(stream: Any) -> Any:
-    """The nibabel header as it stands in the file: nibabel would put some of its fields right."""
+    """The unchanged header of the file; by default, nibabel corrects some fields."""
     import nibabel
 
     length = stream.read(4)
@@ -104,7 +105,7 @@ def _sides(header: Any) -> tuple[int, ...]:
 
 
 def _check_numbers(header: Any, place: NiftiPlace, path: Path) -> None:
-    """Refuse a header whose only place in the patient holds what is not a number."""
+    """Refuse a header whose only transform contains invalid numbers."""
     if place.sform is not None or place.qform_code > 0:
         return
     sform = [float(each) for axis in "xyz" for each in header[f"srow_{axis}"]]
@@ -112,20 +113,20 @@ def _check_numbers(header: Any, place: NiftiPlace, path: Path) -> None:
     for code, numbers in (("sform_code", sform), ("qform_code", qform)):
         if int(header[code]) > 0 and not np.isfinite(numbers).all():
             remedy = "Give the scan a valid sform or qform, or export it again."
-            raise InputError("the affine holds impossible numbers", file=path, value=numbers, remedy=remedy)
+            raise InputError("the affine contains invalid numbers", file=path, value=numbers, remedy=remedy)
 
 
 def _scaling(header: Any, notes: list[str]) -> tuple[float, float]:
-    """(slope, intercept), (1, 0) where the header asks for none: a slope of 0 or one that is not a number."""
+    """(slope, intercept), (1, 0) if the header specifies no scaling: a slope of 0 or NaN."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    if not np.isfinite(slope) or slope == 0:  # the standard's way to say that nothing is scaled
+    if not np.isfinite(slope) or slope == 0:  # means "no scaling" in the standard
         if np.isfinite(intercept) and intercept != 0:
             notes.append(
-                f"its slope is {slope:g}: nothing was scaled, its intercept {intercept:g} is not added"
+                f"its slope is {slope:g}: values were not scaled, and its intercept {intercept:g} was not added"
             )
         return 1.0, 0.0
     if not np.isfinite(intercept):
-        notes.append("its intercept (scl_inter) is not a number: it was taken as 0")
+        notes.append("its intercept (scl_inter) is not a number: 0 was used")
         return slope, 0.0
     return slope, intercept
 
@@ -165,19 +166,19 @@ def _put_together(parts: Iterator[np.ndarray], count: int, labels: bool, path: P
 
 
 def _to_the_end(stream: Any) -> list[str]:
-    """Read on to the end, where gzip compares its checksum. Bytes after the whole archive are told, as a note."""
+    """Read to the end, where gzip verifies its checksum. Returns a note if bytes follow the archive."""
     try:
         while stream.read(2**20):
             pass
     except gzip.BadGzipFile as error:
         if "Not a gzipped file" not in str(error):
             raise
-        return ["other bytes after the end of the file were passed over"]
+        return ["extra bytes after the end of the compressed data were ignored"]
     return []
 
 
 def _as_itk_has_it(path: Path, place: NiftiPlace, affine: np.ndarray) -> NiftiPlace:
-    """The place with ITK's affine in it, where that is another one: for masks in ITK's own kinds of file."""
+    """The place with ITK's affine added if it differs: for masks in ITK's file formats."""
     import SimpleITK as sitk
 
     from ibis_agent.scan.itk import affine_of
@@ -186,7 +187,7 @@ def _as_itk_has_it(path: Path, place: NiftiPlace, affine: np.ndarray) -> NiftiPl
     reader = sitk.ImageFileReader()
     reader.SetImageIO("NiftiImageIO")
     reader.SetFileName(str(path))
-    with contextlib.suppress(RuntimeError, InputError):  # what ITK cannot read lies nowhere in it
+    with contextlib.suppress(RuntimeError, InputError):  # ITK cannot read it
         reader.ReadImageInformation()
         theirs = check_affine(affine_of(reader), path)
         if np.abs(theirs - affine).max() > 1e-3 * np.abs(affine[:3, :3]).max():

@@ -1,7 +1,7 @@
-"""Where a NIfTI file lies, kept as its header has it, so that a mask gets the very same numbers.
+"""The position fields of a NIfTI header, kept unchanged so that a mask gets identical numbers.
 
-Programs choose between the two places of a header by rules of their own (sform, qform). A mask that has both of
-them, with their codes and their unit, lies on its scan in each of those programs. numpy only.
+Programs have different rules for choosing between the two transforms of a header (sform, qform). A mask with both of
+them, their codes and their unit matches its scan in each of those programs. numpy only.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ _SIZES = dict(zip(_FIELDS, (4, 3, 3, 12), strict=True))
 
 @dataclass(frozen=True)
 class NiftiPlace:
-    """The fields of a NIfTI header that say where its voxels lie, in the header's own unit.
+    """The fields of a NIfTI header that determine the position of its voxels, in the header's own unit.
 
     Attributes:
-        pixdim: qfac and the sizes of a voxel along i, j, k.
-        quatern, qoffset, qform_code: the qform.
-        srow, sform_code: the sform, row by row.
-        units: xyzt_units: 1 metres, 2 millimetres, 3 micrometres, 0 not said (taken as millimetres).
+        pixdim: qfac and the voxel sizes along i, j, k. quatern, qoffset, qform_code: the qform. srow, sform_code: the
+        sform, row by row.
+        units: xyzt_units: 1 metres, 2 millimetres, 3 micrometres, 0 unknown (taken as millimetres).
         version: 1 or 2.
-        itk: (16,) the affine to RAS mm that ITK takes, row by row; empty where it is the one of `affine`.
+        itk: (16,) the affine to RAS mm used by ITK, row by row; empty if it equals `affine`.
     """
 
     pixdim: tuple[float, ...]
@@ -45,7 +44,7 @@ class NiftiPlace:
 
     @classmethod
     def of(cls, header: Any) -> NiftiPlace:
-        """Out of a nibabel header as it stands in the file. A form that holds what is not a number is not set."""
+        """From an unchanged nibabel header. A transform with invalid numbers counts as not set."""
         rows = np.concatenate([header[f"srow_{axis}"] for axis in "xyz"])
         turn = [header[f"quatern_{each}"] for each in "bcd"]
         offset = [header[f"qoffset_{axis}"] for axis in "xyz"]
@@ -74,13 +73,13 @@ class NiftiPlace:
 
     @property
     def sform(self) -> np.ndarray | None:
-        """(4, 4) to RAS mm; None where it is not set or all of an axis is zero."""
+        """(4, 4) to RAS mm; None if it is not set or an axis is zero."""
         affine = np.vstack([np.reshape(self.srow, (3, 4)), (0, 0, 0, 1)]) * self._scale
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
         return affine if self.sform_code > 0 and lengths.min() > 0 else None
 
     def qform(self, shape: Sequence[int]) -> np.ndarray | None:
-        """(4, 4) to RAS mm; None where it is not set. What is not a rotation is made one, as ITK does."""
+        """(4, 4) to RAS mm; None if it is not set. An invalid quaternion is normalised, as in ITK."""
         if self.qform_code <= 0:
             return None
         b, c, d = np.array(self.quatern) / max(1.0, float(np.linalg.norm(self.quatern)))
@@ -99,31 +98,31 @@ class NiftiPlace:
         return affine * self._scale
 
     def sizes(self, shape: Sequence[int]) -> list[float]:
-        """What pixdim says, in the header's unit; 1 for what it does not."""
+        """The voxel sizes from pixdim, in the header's unit; 1 if missing."""
         return [abs(size) or 1.0 for size in self.pixdim[1:]]
 
     def affine(self, shape: Sequence[int]) -> tuple[np.ndarray, bool, list[str]]:
-        """((4, 4) to RAS mm, whether the size of a voxel is known, what a person should know).
+        """((4, 4) to RAS mm, whether the voxel size is known, notes).
 
-        The sform where it is set, then the qform, then what nibabel takes for neither.
+        The sform if set, otherwise the qform, otherwise nibabel's default.
         """
         sform, qform = self.sform, self.qform(shape)
         sized = all(size != 0 for size, side in zip(self.pixdim[1:], shape, strict=True) if side > 1)
-        unsized = [] if sized else ["no size of a voxel in the file (pixdim): measures are in pixels"]
+        unsized = [] if sized else ["the file contains no voxel size (pixdim): measurements are in pixels"]
         if any(size < 0 for size in self.pixdim[1:]):
-            unsized.append("a voxel size below 0 (pixdim): taken without its sign")
+            unsized.append("a voxel size below 0 (pixdim): its sign was ignored")
         if sform is not None:
             return sform, True, self._apart(sform, qform, shape) or self._other_sizes(sform, shape)
         if qform is not None:
             empty = ["its sform is empty: the qform was used"] if self.sform_code > 0 else []
             if np.linalg.norm(self.quatern) > 1.001:
-                empty.append("its qform is not a rotation: it was made one, as ITK does")
+                empty.append("its qform is not a rotation: it was normalised, as in ITK")
             return qform, sized, empty + unsized
         if self.sform_code > 0 and not any(self.srow):
-            raise InputError("the affine is singular: a voxel has no size", value="an sform of zeros")
+            raise InputError("the affine is singular: a voxel size is zero", value="an sform of zeros")
         if self.sform_code > 0:
             return np.vstack([np.reshape(self.srow, (3, 4)), (0, 0, 0, 1)]) * self._scale, True, []
-        lost = "neither sform nor qform is set: left and right may be exchanged"
+        lost = "neither sform nor qform is set: left and right may be swapped"
         sizes = np.array(self.sizes(shape)) * (-1, 1, 1)
         affine = np.diag([*sizes, 1.0])
         affine[:3, 3] = -sizes * (np.array(shape) - 1) / 2
@@ -138,11 +137,11 @@ class NiftiPlace:
         if apart <= 0.1 * least:
             return []
         names = [_CODES[n] if n < len(_CODES) else str(n) for n in (self.sform_code, self.qform_code)]
-        where = f"sform ({names[0]}) and qform ({names[1]}) lie {apart:.3g} mm apart"
-        return [f"{where}: sform used, masks keep both"]
+        where = f"sform ({names[0]}) and qform ({names[1]}) differ by {apart:.3g} mm"
+        return [f"{where}: the sform was used; masks keep both"]
 
     def _other_sizes(self, sform: np.ndarray, shape: Sequence[int]) -> list[str]:
-        """ITK, and with it 3D Slicer, takes the directions of the sform and the sizes of pixdim."""
+        """ITK, and so 3D Slicer, uses the directions of the sform and the sizes of pixdim."""
         own = np.linalg.norm(sform[:3, :3], axis=0)
         other = np.array(self.sizes(shape)) * self._scale[0, 0]
         known = [side > 1 and size != 0 for side, size in zip(shape, self.pixdim[1:], strict=True)]
@@ -150,7 +149,9 @@ class NiftiPlace:
             return []
         told = (" × ".join(f"{size:.3g}" for size in sizes) for sizes in (own, other))
         return [
-            "the sform has voxels of {} mm, pixdim of {} mm: the sform's used, as nibabel does".format(*told)
+            "the voxel size is {} mm in the sform and {} mm in pixdim: the sform was used, as in nibabel".format(
+                *told
+            )
         ]
 
     @property

@@ -18,7 +18,7 @@ def read_npz(path: Path, series: str | None = None) -> Scan:
     """A MedSAM2-style archive: `imgs` (slices, H, W), `spacing` (x, y, z) mm, and `direction` and `origin`
     (LPS).
 
-    The voxels come out as (I, J, K) with i along W. 8-bit images are shown as they are: they were windowed
+    The voxels come out as (I, J, K) with i along W. 8-bit images are shown unchanged: they were windowed
     before.
     """
     wanted = {"imgs": True, "spacing": True, "direction": False, "origin": False}
@@ -31,14 +31,16 @@ def read_npz(path: Path, series: str | None = None) -> Scan:
                     found[key] = _member(archive, f"{key}.npy", path)
                 elif needed:
                     raise InputError(
-                        f"the archive has no array `{key}`",
+                        f"the archive contains no array `{key}`",
                         file=path,
                         value=", ".join(sorted(names))[:120],
-                        remedy="A MedSAM2-style archive holds imgs (slices, H, W) and spacing (x, y, z).",
+                        remedy="A MedSAM2-style archive contains imgs (slices, H, W) and spacing (x, y, z).",
                     )
     except InputError:
         raise
-    except Exception as error:  # numpy reads the header as Python source and raises what that raises
+    except (
+        Exception
+    ) as error:  # numpy evaluates the header as a Python literal and may raise any of its errors
         raise damaged(path, error) from error
     images = found["imgs"]
     check_kind(images.dtype, path)
@@ -59,7 +61,7 @@ def read_npz(path: Path, series: str | None = None) -> Scan:
 
 
 def _member(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
-    """One array, once its header agrees with the length that the archive gives for it."""
+    """One array, after checking its header against its length in the archive."""
     information = archive.getinfo(name)
     with archive.open(information) as stream:
         version = np.lib.format.read_magic(stream)
@@ -67,13 +69,16 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
         read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
         shape, _, kind = read(stream)
         if kind.hasobject:
-            raise InputError(f"`{name}` holds Python objects, which are never loaded", file=path)
+            raise InputError(f"`{name}` contains Python objects, which are never loaded", file=path)
         if min(shape, default=1) < 1:
             raise InputError(f"`{name}` is empty", file=path, value=shape)
         length = stream.tell() + math.prod(shape) * kind.itemsize
     if math.prod(shape) > MOST_VOXELS or length != information.file_size:
         raise InputError(
-            f"`{name}` is not as long as it says", file=path, value=shape, remedy="Copy the file again."
+            f"`{name}` does not have the length in its header",
+            file=path,
+            value=shape,
+            remedy="Copy the file again.",
         )
     with archive.open(information) as stream:
         return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))

@@ -14,14 +14,14 @@ from ibis_agent.scan.picture import LONGEST_RATIO, apply_window, percentile_wind
 from ibis_agent.scan.scan import Scan
 
 _MOST_PIXELS = 2**26
-_CONSTANT = "the picture is constant, there is nothing to see"
+_CONSTANT = "the picture is constant: there is nothing to see"
 
 
 def read_photograph(path: Path, series: str | None = None) -> Scan:
     """A PNG or JPEG as 8-bit RGB.
 
-    Turned as its EXIF data says, so the picture is the one that viewers show, and a mask of it has that size.
-    Transparent parts are laid on black. 16-bit and float grey pictures are windowed by their 1st and 99th
+    It is rotated according to its EXIF data, as in viewers, and a mask has the rotated size. Transparent
+    parts become black. 16-bit and float grey pictures are windowed by their 1st and 99th
     percentile. Raises InputError.
     """
     from PIL import Image, ImageOps
@@ -31,9 +31,9 @@ def read_photograph(path: Path, series: str | None = None) -> Scan:
             size = image.size
             if size[0] * size[1] > _MOST_PIXELS:
                 raise InputError("the picture is too large", file=path, value=_by(size))
-            # A camera's JPEG may hold a second, smaller picture (MPO): the first is the photograph.
+            # A camera's JPEG may contain a second, smaller picture (MPO): the first is the photograph.
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                raise InputError("the picture moves", file=path, remedy="Save one frame of it as a picture.")
+                raise InputError("the picture is animated", file=path, remedy="Save one frame as a picture.")
             image.load()
             rgb = _rgb(ImageOps.exif_transpose(image), path)
     except Image.DecompressionBombError as error:
@@ -49,7 +49,7 @@ def read_photograph(path: Path, series: str | None = None) -> Scan:
 
 
 def colour_picture(rgb: np.ndarray, path: Path) -> Scan:
-    """(H, W, 3) uint8 → a Scan that is this picture. Raises InputError where there is nothing to see."""
+    """(H, W, 3) uint8 → a Scan of this picture. Raises InputError if it is constant."""
     size = rgb.shape[1], rgb.shape[0]
     short, long = sorted(size)
     if short < 2 or long > LONGEST_RATIO * short:

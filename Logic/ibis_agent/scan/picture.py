@@ -1,7 +1,6 @@
-"""The picture that the policy and the segmenter see: a slice cut, turned and windowed; a mask painted over
-it.
+"""The picture that the policy and the segmenter see: a slice, oriented and windowed, with a mask overlay.
 
-Where its pixels lie in the patient is in geometry; how files are read is in load.
+The positions of its pixels are in geometry; reading files is in load.
 """
 
 from __future__ import annotations
@@ -31,20 +30,20 @@ __all__ = [
 ]
 
 FOREST_GREEN = (34, 139, 34)
-# Beyond this ratio of the sides the image processors of the policies refuse a picture.
+# The policies' image processors refuse pictures with a larger aspect ratio.
 LONGEST_RATIO = 200
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One picture and where it comes from.
+    """One picture and its origin.
 
     Attributes:
         rgb: (H, W, 3) uint8.
-        geometry: where its pixels lie.
+        geometry: the positions of its pixels.
         window: the grey values shown as black and as white; None for a photograph.
-        notes: what a person should know about how the scan was read.
-        values: (H, W) grey values of the scan, where they are at hand; ct: whether they are Hounsfield units;
+        notes: for the person, about how the scan was read.
+        values: (H, W) grey values of the scan, if available; ct: whether they are Hounsfield units;
             modality: what the scan or a person says that it is, such as "MR", or "".
         frame: the part that the models see; None for all of it. Clicks and masks are of the whole picture.
     """
@@ -68,20 +67,19 @@ def cut(
     preferred: Sequence[float] | None = None,
     frame: Kind | Frame = "slice",
 ) -> Picture:
-    """Cut one slice of a scan and make it a picture.
+    """Cut one slice from a scan and convert it to a picture.
 
     Args:
         plane: "axial", "sagittal", "coronal", or the raw axis "x", "y", "z" of the file.
-        index: voxel index along the axis that the slice is across; None takes the middle.
-        window: (minimum, maximum) in the scan's grey values. None takes the window that the file asks for if
-            it has one (`scan.window`), then `preferred`, or the slice's 1st and 99th percentile.
-        orientation: how the slice is turned.
-        preferred: a window that nobody asked for, such as a policy's; unlike `window` it does not mean that a
-            slice in which it shows nothing is to be seen so.
-        frame: what the models see: the whole "slice", the patient's "body" in it, or a frame found before.
+        index: voxel index along the axis perpendicular to the slice; None means the middle.
+        window: (minimum, maximum) in the scan's grey values. None uses the window in the file if it has
+            one (`scan.window`), then `preferred`, then the slice's 1st and 99th percentile.
+        orientation: orientation of the picture.
+        preferred: a default window, such as a policy's; unlike `window`, it is not used for a slice in which it shows
+            nothing.
+        frame: the part that the models see: the whole "slice", the patient's "body" in it, or a known frame.
 
-    A photograph is cut to itself; index 0 and the plane "axial" or "picture" are its only ones, and it has no
-    window.
+    A photograph is returned whole; only index 0 and the plane "axial" or "picture" are allowed, and it has no window.
 
     Raises InputError naming the scan's file.
     """
@@ -94,7 +92,7 @@ def cut(
             f"the {geometry.plane} slice is too thin for a picture",
             file=scan.path,
             value=f"{geometry.width} × {geometry.height} pixels",
-            remedy=f"Choose another plane, one across the axis {'xyz'[int(np.argmin(scan.voxels.shape))]}.",
+            remedy=f"Choose another plane, perpendicular to the axis {'xyz'[int(np.argmin(scan.voxels.shape))]}.",
         )
     values = geometry.extract(scan.voxels)
     _check_finite(values, scan, geometry)
@@ -106,8 +104,8 @@ def cut(
         grey = apply_window(values, chosen)
         if (grey == grey[0, 0]).all():
             raise InputError(
-                f"slice {geometry.index} ({geometry.plane}) has a single grey value in the window "
-                f"{chosen[0]:g} to {chosen[1]:g}, there is nothing to see",
+                f"slice {geometry.index} ({geometry.plane}) has a single grey value in the window {chosen[0]:g} to "
+                f"{chosen[1]:g}: there is nothing to see",
                 file=scan.path,
                 value=f"values from {values.min():g} to {values.max():g}",
                 remedy="Give a window that fits its values, or choose another slice.",
@@ -123,7 +121,7 @@ def cut(
 
 
 def check_window(window: Sequence[float]) -> tuple[float, float]:
-    """(minimum, maximum) as floats. Raises InputError for anything but two finite, rising numbers."""
+    """(minimum, maximum) as floats. Raises InputError for anything but two finite, increasing numbers."""
     remedy = "Give two numbers, the smaller first, such as -160 240 for soft tissue in CT."
     try:
         low, high = (float(value) for value in window)
@@ -140,8 +138,7 @@ def check_window(window: Sequence[float]) -> tuple[float, float]:
 def percentile_window(values: np.ndarray) -> tuple[float, float] | None:
     """The 1st and 99th percentile, as published; None for constant values.
 
-    Where these two are equal, nearly all values are, and the whole range is taken: what differs is all
-    there is to see.
+    If these two are equal, nearly all values are the same, and the whole range is used to show the others.
     """
     values = values.astype(np.float64)
     low, high = (float(value) for value in np.percentile(values, (1, 99)))
@@ -165,9 +162,11 @@ def overlay(
 ) -> np.ndarray:
     """A copy of the (H, W, 3) uint8 picture with the (H, W) mask painted over it, as published."""
     if rgb.ndim != 3 or rgb.shape[2] != 3 or mask.shape != rgb.shape[:2]:
-        raise InputError("the mask and the picture differ in size", value=f"{mask.shape} on {rgb.shape}")
+        raise InputError(
+            "the mask and the picture have different sizes", value=f"{mask.shape} on {rgb.shape}"
+        )
     if not 0 <= alpha <= 1 or len(colour) != 3 or not all(0 <= part <= 255 for part in colour):
-        raise InputError("the overlay needs three colour parts from 0 to 255 and an alpha from 0 to 1")
+        raise InputError("the overlay needs three colour values from 0 to 255 and an alpha from 0 to 1")
     inside = np.asarray(mask) != 0
     painted = np.array(rgb, dtype=np.uint8)
     blended = painted[inside] * (1 - alpha) + np.asarray(colour, dtype=np.float64) * alpha
@@ -186,7 +185,7 @@ def _cut_photograph(scan: Scan, plane: str, index: int | None, window: Sequence[
         )
     if window is not None:
         raise InputError(
-            "a picture has no window, its grey values are already final",
+            "a picture has no window: its grey values are already final",
             file=scan.path,
             value=window,
             remedy="Leave the window out.",
@@ -198,14 +197,14 @@ def _cut_photograph(scan: Scan, plane: str, index: int | None, window: Sequence[
 def _window_of(
     values: np.ndarray, scan: Scan, geometry: PictureGeometry, preferred: Sequence[float] | None
 ) -> tuple[float, float]:
-    """The window of a slice that nobody gave one for. Raises InputError for a constant slice."""
+    """The default window of a slice. Raises InputError for a constant slice."""
     found = percentile_window(values)
     if found is None:
         raise InputError(
-            f"slice {geometry.index} ({geometry.plane}) is constant, there is nothing to see",
+            f"slice {geometry.index} ({geometry.plane}) is constant: there is nothing to see",
             file=scan.path,
             value=f"{values.flat[0]:g} everywhere",
-            remedy="Choose another slice, or give a window if it is meant so.",
+            remedy="Choose another slice, or give a window if this is intended.",
         )
     if scan.window is not None:
         return scan.window
@@ -218,7 +217,7 @@ def _check_finite(values: np.ndarray, scan: Scan, geometry: PictureGeometry) -> 
     bad = values.size - int(np.count_nonzero(np.isfinite(values)))
     if bad:
         raise InputError(
-            f"slice {geometry.index} ({geometry.plane}) holds voxels that are not numbers (NaN or infinite)",
+            f"slice {geometry.index} ({geometry.plane}) contains voxels that are not numbers (NaN or infinite)",
             file=scan.path,
             value=f"{bad} of {values.size}",
             remedy="Replace them (by the value of air, for example), or choose another slice.",

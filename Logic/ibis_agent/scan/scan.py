@@ -1,7 +1,7 @@
-"""A scan as its file holds it: voxels, where they lie, and what was decided on reading them.
+"""A scan as stored in its file: voxels, their positions, and the decisions made while reading it.
 
-Nothing is reoriented or resampled. Which reader reads a file is in load; how a slice becomes a picture is in picture
-and geometry.
+It is not reoriented or resampled. Choosing the reader is in load; converting a slice to a picture is in picture and
+geometry.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from ibis_agent.scan.nifti_place import NiftiPlace
 
 @dataclass(eq=False)
 class Scan:
-    """A scan as its file holds it.
+    """A scan as stored in its file.
 
     Attributes:
         voxels: (I, J, K) in the file's index order, scalar, in the file's own integer type or float32;
             (H, W, 3) uint8 where kind is "picture".
-        affine: (4, 4) voxel index → RAS mm; stands for nothing where kind is "picture".
+        affine: (4, 4) voxel index → RAS mm; meaningless if kind is "picture".
         kind: "volume" or "picture".
         path: the file or folder it came from.
-        name: for people.
-        modality: "CT", "MR", another DICOM modality, or "" where nothing says it.
-        window: the (minimum, maximum) that the file asks to be shown with, if any.
-        sized: whether the file says how large a voxel is; where not, one unit of the affine is one voxel.
-        inverted: small values are to be shown bright (DICOM's MONOCHROME1).
-        place: where a NIfTI file lies, as its header has it; None for other files.
-        notes: what a person should know about how the file was read.
-        likeness: what `like_ct` says, where that was found from more voxels than these; None finds it here.
+        name: for display.
+        modality: "CT", "MR", another DICOM modality, or "" if unknown.
+        window: the display window (minimum, maximum) in the file, if any.
+        sized: whether the voxel size is known; if not, one unit of the affine is one voxel.
+        inverted: low values are displayed bright (DICOM's MONOCHROME1).
+        place: the position fields of a NIfTI header; None for other files.
+        notes: for the person, about how the file was read.
+        likeness: the result of `like_ct`, if computed from more voxels than these; None computes it here.
     """
 
     voxels: np.ndarray
@@ -52,11 +52,11 @@ class Scan:
     likeness: tuple[bool, str] | None = None
 
     def taken_as(self, modality: str) -> Scan:
-        """The scan as one of another modality, as a person said, with a note of it."""
+        """The same scan with the modality chosen by the person, with a note about it."""
         if modality == self.modality:
             return self
         other = f"; the file says {self.modality}" if self.modality else ""
-        notes = (*self.notes, f"taken as {modality}, as was asked{other}")
+        notes = (*self.notes, f"taken as {modality}, as requested{other}")
         return replace(self, modality=modality, notes=notes)
 
     def geometry(
@@ -72,14 +72,14 @@ class Scan:
 
     @property
     def may_be_ct(self) -> bool:
-        """Whether a window in Hounsfield units fits: it is a CT or, where nothing says what it is, looks like one."""
+        """Whether a window in Hounsfield units fits: it is a CT or, if the modality is unknown, looks like one."""
         if self.modality or self.kind == "picture":
             return self.modality == "CT"
         return self._likeness[0]
 
     @property
     def told(self) -> tuple[str, ...]:
-        """All that a person should know about how the scan was read, what was decided about it included."""
+        """All notes about how the scan was read, including decisions about the modality."""
         if self.modality or self.kind == "picture" or self.window is not None:
             return self.notes
         return (*self.notes, likeness_words(self._likeness))

@@ -1,7 +1,7 @@
-"""The slices of a volume run: which ones, how they are turned and windowed, cut when they are asked for.
+"""The slices of a run: their range, orientation and window; each is cut when it is needed.
 
-Slices are named by their voxel index along the axis that they are across, as everywhere else. All slices of a
-stack have one window, so that grey values mean the same from slice to slice. No models here.
+Slices are identified by their voxel index along the axis perpendicular to them. All slices of a
+stack have one window, so that grey values are comparable from slice to slice. No models here.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ _SAMPLED = 16
 
 
 class Slices(Protocol):
-    """What a volume run works on: a Stack, or a recorded run's pictures."""
+    """The slices of a run: a Stack, or a recorded run's pictures."""
 
     @property
     def first(self) -> int:
-        """The first slice that may be worked on."""
+        """The first slice of the range."""
         ...
 
     @property
     def last(self) -> int:
-        """The last one, included."""
+        """The last slice of the range, inclusive."""
         ...
 
     def __len__(self) -> int:
-        """Slices along the whole axis."""
+        """The number of slices along the whole axis."""
         ...
 
     @property
@@ -48,13 +48,13 @@ class Slices(Protocol):
     def geometry(self, index: int) -> PictureGeometry: ...
 
     def inside(self, index: int) -> np.ndarray | None:
-        """(H, W) bool: where a mask may lie; None for everywhere."""
+        """(H, W) bool: where a mask is allowed; None for everywhere."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """The slices of a scan in one plane. Make it with `stack_of`.
+    """The slices of a scan in one plane, created with `stack_of`.
 
     Attributes:
         window: (minimum, maximum) shown as black and white, in all slices.
@@ -108,21 +108,22 @@ def stack_of(
     roi: Sequence[int] | None = None,
     frame: Kind | Frame = "slice",
 ) -> Stack:
-    """The slices of a volume that a run is about.
+    """The slices of a volume for a run.
 
     Args:
         plane: as in picture.cut.
-        window: None takes the file's own (`scan.window`), or the 1st and 99th percentile of slices spread over
-            the stack.
-        slices: first and last slice, both included; None takes all.
-        roi: six voxel indices, first and last of each axis of the file: i0 i1 j0 j1 k0 k1, both included.
-        frame: what the models see: whole slices, the "body" with one frame for the whole range, or a known frame.
+        window: None uses the file's own (`scan.window`), or the 1st and 99th percentile of slices spread over the
+            stack.
+        slices: first and last slice, inclusive; None means all.
+        roi: six voxel indices, first and last of each axis of the file: i0 i1 j0 j1 k0 k1, inclusive.
+        frame: the part that the models see: whole slices, the "body" with one frame for the whole range, or a known
+            frame.
 
     Raises InputError naming the scan's file.
     """
     if scan.kind == "picture":
         remedy = "Leave --volume out, or give a volume."
-        raise InputError("a picture has no slices to run through", file=scan.path, remedy=remedy)
+        raise InputError("a picture has only one slice", file=scan.path, remedy=remedy)
     turned = Orientation(orientation)
     geometry = scan.geometry(plane, None, turned)
     count = geometry.shape[geometry.axis]
@@ -130,14 +131,16 @@ def stack_of(
     if not 0 <= first <= last < count:
         remedy = f"Give the first and the last slice, from 0 to {count - 1}."
         raise InputError(
-            "there is no such range of slices", file=scan.path, value=f"{first} {last}", remedy=remedy
+            "the range of slices is invalid", file=scan.path, value=f"{first} {last}", remedy=remedy
         )
     box = None if roi is None else _checked_roi(roi, geometry, scan)
     if box is not None:
         first, last = max(first, box[0][geometry.axis]), min(last, box[1][geometry.axis])
         if first > last:
-            remedy = "Choose a range that meets the region of interest."
-            raise InputError("the region of interest has none of the slices", file=scan.path, remedy=remedy)
+            remedy = "Choose a range that overlaps the region of interest."
+            raise InputError(
+                "the region of interest contains none of the slices", file=scan.path, remedy=remedy
+            )
     chosen = scan.window if window is None else check_window(window)
     lowest, highest = _range_of_values(scan, geometry.axis, first, last)
     if chosen is None:
@@ -145,13 +148,13 @@ def stack_of(
     black, white = apply_window(np.array([lowest, highest]), chosen)
     if black == white:
         raise InputError(
-            f"the volume has a single grey value in the window {chosen[0]:g} to {chosen[1]:g}, there is nothing to see",
+            f"the volume has a single grey value in the window {chosen[0]:g} to {chosen[1]:g}: there is nothing to see",
             file=scan.path,
             value=f"values from {lowest:g} to {highest:g}",
             remedy="Give a window that fits its values, or choose another range of slices.",
         )
     stack = Stack(scan, plane, turned, chosen, first, last, box, _body(scan, geometry, first, last, frame))
-    stack.picture(first)  # slices too thin for a picture are refused now, not when a run comes to them
+    stack.picture(first)  # refuse slices that are too thin for a picture now, not during the run
     return stack
 
 
@@ -169,12 +172,11 @@ def _body(scan: Scan, geometry: PictureGeometry, first: int, last: int, frame: K
 
 @dataclass(frozen=True, eq=False)
 class RecordedSlices:
-    """The pictures of a recorded run; slices that the run never met are not there.
+    """The pictures of a recorded run; slices that the run never visited are missing.
 
     Attributes:
         pictures: by slice.
-        count: slices along the whole axis.
-        clips: where masks may lie, by slice; empty for everywhere.
+        count: slices along the whole axis. clips: where masks are allowed, by slice; empty for everywhere.
     """
 
     pictures: Mapping[int, Picture]
@@ -192,7 +194,7 @@ class RecordedSlices:
 
     def picture(self, index: int) -> Picture:
         if index not in self.pictures:
-            raise InputError("the record does not hold this slice", value=index)
+            raise InputError("the record does not contain this slice", value=index)
         return self.pictures[index]
 
     def geometry(self, index: int) -> PictureGeometry:
@@ -204,7 +206,7 @@ class RecordedSlices:
 
 
 def one_slice(picture: Picture) -> RecordedSlices:
-    """A range of one: a picture by itself."""
+    """A range of one: a single picture."""
     geometry = picture.geometry
     index = geometry.index
     return RecordedSlices({index: picture}, geometry.shape[geometry.axis], index, index, {})
@@ -216,7 +218,7 @@ def _checked_roi(
     remedy = "Give the first and the last voxel of each axis: i0 i1 j0 j1 k0 k1."
     if len(roi) != 6 or any(int(each) != each for each in roi):
         raise InputError(
-            "a region of interest is six whole numbers", file=scan.path, value=roi, remedy=remedy
+            "a region of interest needs six whole numbers", file=scan.path, value=roi, remedy=remedy
         )
     low, high = tuple(int(n) for n in roi[::2]), tuple(int(n) for n in roi[1::2])
     for a, b, side in zip(low, high, geometry.shape, strict=True):
@@ -231,9 +233,9 @@ def _checked_roi(
 
 
 def _range_of_values(scan: Scan, axis: int, first: int, last: int) -> tuple[float, float]:
-    """The lowest and the highest grey value of the slices. Raises InputError for NaN and infinite ones.
+    """The lowest and the highest grey value of the slices. Raises InputError for NaN and infinite values.
 
-    Found now, since a run that meets them in its midst would end there.
+    Checked at the beginning, because they would abort a run later.
     """
     lowest, highest = np.inf, -np.inf
     for index in range(first, last + 1):
@@ -241,7 +243,7 @@ def _range_of_values(scan: Scan, axis: int, first: int, last: int) -> tuple[floa
         low, high = float(values.min()), float(values.max())
         if not np.isfinite(high - low):
             raise InputError(
-                f"slice {index} holds voxels that are not numbers (NaN or infinite)",
+                f"slice {index} contains voxels that are not numbers (NaN or infinite)",
                 file=scan.path,
                 remedy="Replace them (by the value of air, for example), or choose slices without them.",
             )
@@ -250,14 +252,14 @@ def _range_of_values(scan: Scan, axis: int, first: int, last: int) -> tuple[floa
 
 
 def _common_window(scan: Scan, axis: int, first: int, last: int) -> tuple[float, float]:
-    """The published percentiles, over slices spread from `first` to `last`."""
+    """The published percentiles, of slices spread from `first` to `last`."""
     chosen = np.unique(np.linspace(first, last, _SAMPLED).round().astype(int))
     values = np.take(scan.voxels, chosen, axis=axis)
     window = percentile_window(values)
     if window is None:
         raise InputError(
-            "the volume is constant, there is nothing to see",
+            "the volume is constant: there is nothing to see",
             file=scan.path,
-            remedy="Choose another range of slices, or give a window if it is meant so.",
+            remedy="Choose another range of slices, or give a window if this is intended.",
         )
     return window

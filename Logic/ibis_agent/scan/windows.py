@@ -1,4 +1,4 @@
-"""Windows of CT by name, as radiology workstations offer them: (minimum, maximum) in Hounsfield units."""
+"""Named CT windows, as on radiology workstations: (minimum, maximum) in Hounsfield units."""
 
 from __future__ import annotations
 

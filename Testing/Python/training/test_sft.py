@@ -311,7 +311,7 @@ def broken(folder, **changes):
         ({"height": 7}, "another size"),
         ({"image": "pictures/none.png"}, "cannot be read"),
         ({"question": "  "}, "question is empty"),
-        ({"target_rle": "nonsense"}, "does not unpack"),
+        ({"target_rle": "nonsense"}, "cannot be decompressed"),
         ({"turns": []}, "at least one turn"),
         ({"reply": "I do not know."}, "no action"),
         ({"x": 0.99}, "not the one in its reply"),

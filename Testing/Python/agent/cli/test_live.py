@@ -117,7 +117,7 @@ def test_the_buttons_are_words_of_the_terminal_and_typing_goes_on_beside_them(
     run = step()
     browser.open(run.address)
     browser.run(
-        "[...document.querySelectorAll('.live button')].find((b) => b.textContent === 'Go on').click()"
+        "[...document.querySelectorAll('.live button')].find((b) => b.textContent === 'Continue').click()"
     )
     browser.until("return document.querySelector('#position').textContent === 'Step 2 of 2'")
     run.type("b")

@@ -223,7 +223,7 @@ def test_a_volume_whose_voxels_have_no_size_is_told_in_voxels_and_pixels(
     scan_file.write_bytes(gzip.compress(bytes(raw)))
     out = tmp_path / "out"
     said = terminal("--prompt", "Segment the liver", "--out", str(out))
-    assert "no size of a voxel" in said and " voxels in slices" in said and " px" in said
+    assert "no voxel size" in said and " voxels in slices" in said and " px" in said
     assert "mm²" not in said and "mL" not in said
     record = json.loads((out / "trajectory.json").read_text())
     assert record["volume"]["ml"] is None

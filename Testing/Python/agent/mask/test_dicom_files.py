@@ -174,7 +174,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is(folder: Path, tmp_
     for write in (write_dicom_seg, write_rtstruct):
         with pytest.raises(InputError, match="empty"):
             write(tmp_path / "a.dcm", empty, folder, scan.affine)
-        with pytest.raises(InputError, match="no series"):
+        with pytest.raises(InputError, match="no DICOM series"):
             write(tmp_path / "a.dcm", segments(scan), folder, shifted)
     assert not (tmp_path / "a.dcm").exists()
     with pytest.raises(InputError, match="not DICOM"):

@@ -191,7 +191,7 @@ def test_an_unknown_ending_is_refused_with_the_known_ones(tmp_path: Path, name: 
 
 
 def test_a_volume_is_not_written_as_a_picture() -> None:
-    with pytest.raises(InputError, match="cannot hold where"):
+    with pytest.raises(InputError, match="cannot store the position"):
         check_mask_path("m.png", "volume")
     assert check_mask_path("m.png", "picture") == ".png"
     assert check_mask_path("a.b.SEG.NRRD") == ".seg.nrrd"

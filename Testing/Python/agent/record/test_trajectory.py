@@ -189,7 +189,11 @@ def test_a_replay_with_other_weights_warns_and_says_what_differs(record: dict[st
         ({}, {}, []),
         ({}, {"settings": "aa", "settings_files": "config.json 1"}, []),
         ({"settings": "aa"}, {"settings": "aa", "settings_files": "config.json 1"}, []),
-        ({"settings": "aa"}, {"settings": "bb"}, ["its configuration, tokenizer, image processing or generation"]),
+        (
+            {"settings": "aa"},
+            {"settings": "bb"},
+            ["its configuration, tokenizer, image processing or generation"],
+        ),
         ({"first_box": "drawn"}, {}, ["first box not set instead of drawn"]),
         ({}, {"architecture": "sam2.1_t"}, ["architecture sam2.1_t instead of not set"]),
         (

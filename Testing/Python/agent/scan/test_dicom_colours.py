@@ -68,7 +68,7 @@ def test_rgb_is_the_picture_whichever_way_its_planes_lie(tmp_path: Path) -> None
     assert one.kind == other.kind == "picture" and one.modality == "US"
     assert np.array_equal(one.voxels, RGB) and np.array_equal(other.voxels, RGB)
     assert np.array_equal(cut(one).rgb, RGB)
-    assert one.notes == ("a picture in colour: measures are in pixels",)
+    assert one.notes == ("a colour image: measurements are in pixels",)
 
 
 def test_ybr_is_shown_in_its_colours(tmp_path: Path) -> None:
@@ -139,10 +139,10 @@ def test_a_folder_with_one_picture_is_that_picture(tmp_path: Path) -> None:
 
 def test_what_is_not_one_picture_is_refused_by_name(tmp_path: Path) -> None:
     film = write(tmp_path / "film.dcm", RGB.tobytes() * 3, NumberOfFrames=3)
-    refused(film, "several frames in colour", "3 frames", "PNG")
+    refused(film, "several colour frames", "3 frames", "PNG")
     refused(
         write(tmp_path / "odd.dcm", RGB.tobytes() * 2, "CMYK", SamplesPerPixel=4),
-        "colours that cannot",
+        "colour format",
         "CMYK",
     )
     refused(write(tmp_path / "flat.dcm", bytes(RGB.size)), "nothing to see")
@@ -152,4 +152,4 @@ def test_what_is_not_one_picture_is_refused_by_name(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
     write(tmp_path / "a.dcm", RGB.tobytes())
     write(tmp_path / "b.dcm", RGB[::-1].tobytes())
-    refused(tmp_path, "pictures in colour", "2 images", "Give the file of one of them")
+    refused(tmp_path, "colour images", "2 images", "Give the file of a single image")

@@ -162,9 +162,9 @@ def test_two_images_of_each_place_are_told_by_what_they_differ_in(
     for value in (first, second):
         scan = load_scan(tmp_path, series=f"{tag.lower()}={value}.0")
         assert np.array_equal(scan.voxels, RAW[:4].transpose(2, 1, 0) + int(value) - 1024)
-        assert scan.notes == (f"chosen among several images of each place: {tag} {value}",)
-    refused(tmp_path, "no image is of that kind", f"{tag}={first}  4 images", series=f"{tag}=7")
-    refused(tmp_path, "no image is of that kind", "Known of it", tag, series="Echo=7")
+        assert scan.notes == (f"chosen from several images at each position: {tag} {value}",)
+    refused(tmp_path, "no image has this value", f"{tag}={first}  4 images", series=f"{tag}=7")
+    refused(tmp_path, "no image has this value", "Available", tag, series="Echo=7")
 
 
 def test_of_images_that_differ_in_two_things_both_can_be_chosen(tmp_path: Path) -> None:
@@ -198,13 +198,13 @@ def test_of_a_file_of_many_frames_one_kind_can_be_chosen(tmp_path: Path) -> None
 @pytest.mark.parametrize("text", ["", "1.2,3.4", "EchoTime=", "=5", "1.2,,EchoTime=5"])
 def test_what_does_not_choose_a_series_is_refused(tmp_path: Path, text: str) -> None:
     write_slice(tmp_path / "0.dcm", RAW[0], (0, 0, 0))
-    refused(tmp_path, "does not choose a series", series=text)
+    refused(tmp_path, "not a valid choice of a series", series=text)
 
 
 def test_bright_and_dark_images_in_one_series_are_refused(tmp_path: Path) -> None:
     for n, kind in enumerate(("MONOCHROME1", "MONOCHROME2")):
         write_slice(tmp_path / f"{n}.dcm", RAW[n], (0, 0, 3 * n), PhotometricInterpretation=kind)
-    refused(tmp_path, "small values bright", "0.dcm and 1.dcm")
+    refused(tmp_path, "low values bright", "0.dcm and 1.dcm")
 
 
 def test_a_localizer_in_the_series_is_named(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_frames_that_are_moments_or_views_are_refused(tmp_path: Path) -> None:
     [
         ({"RescaleSlope": 0}, ("slope is 0",)),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, ("mosaic", "dcm2niix")),
-        ({"BitsAllocated": 12}, ("stored in a way", "12")),
+        ({"BitsAllocated": 12}, ("pixel format", "12")),
     ],
 )
 def test_headers_that_would_be_read_wrong_are_refused(

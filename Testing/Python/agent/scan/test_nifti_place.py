@@ -154,7 +154,7 @@ def test_a_qform_that_is_no_rotation_is_made_one_as_itk_does(tmp_path: Path) -> 
 
 
 def test_a_qform_of_what_is_no_number_is_refused_where_there_is_no_other(tmp_path: Path) -> None:
-    refused(with_header(tmp_path / "a.nii", sform_code=0, quatern_b=np.nan), "impossible numbers")
+    refused(with_header(tmp_path / "a.nii", sform_code=0, quatern_b=np.nan), "invalid numbers")
     assert load_scan(with_header(tmp_path / "b.nii", quatern_b=np.nan)).sized
 
 

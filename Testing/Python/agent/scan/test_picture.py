@@ -301,7 +301,7 @@ def test_a_point_beside_the_slice_or_outside_the_scan_is_no_click() -> None:
     assert geometry.from_patient(r + 0.3, a - 0.7, s + 1.4) == geometry.from_patient(r, a, s), (
         "within the voxel"
     )
-    with pytest.raises(InputError, match="beside this slice"):
+    with pytest.raises(InputError, match="not in this slice"):
         geometry.from_patient(r, a, s + 1.6)
     with pytest.raises(InputError, match="outside the scan"):
         geometry.from_patient(r + 100, a, s)

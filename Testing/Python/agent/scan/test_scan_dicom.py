@@ -93,7 +93,7 @@ def test_a_series_with_a_hole_a_double_or_a_tilt_is_refused(tmp_path: Path) -> N
     (tmp_path / "nowhere").mkdir()
     for n in range(3):
         write_slice(tmp_path / "nowhere" / f"{n}.dcm", RAW[n], None)
-    with pytest.raises(InputError, match="where it lies"):
+    with pytest.raises(InputError, match="has no position"):
         load_scan(tmp_path / "nowhere")
 
 
@@ -124,8 +124,8 @@ def test_a_picture_that_does_not_say_where_it_lies_is_read(tmp_path: Path) -> No
 def test_what_the_files_do_not_say_or_say_in_two_ways_is_told(tmp_path: Path) -> None:
     write_slice(tmp_path / "a.dcm", RAW[0], None, PixelSpacing=None)
     assert load_scan(tmp_path / "a.dcm").notes == (
-        "no size of a pixel in the file: measures are in pixels",
-        "the file does not say where it lies: put at the origin",
+        "the file contains no pixel size: measurements are in pixels",
+        "the file contains no position: placed at the origin",
     )
     for n in range(3):
         name = tmp_path / "s" / f"{n}.dcm"
