@@ -35,7 +35,6 @@ NEED_TORCH = {
     "segmenter.sam2.propagation",
     "segmenter.sam2.slice_network",
     "segmenter.sam2.segmenter",
-    "segmenter.sam2.slice_network",
 }
 # What 3D Slicer's own process imports; its Python has numpy and little else of ours.
 FOR_SLICER = [

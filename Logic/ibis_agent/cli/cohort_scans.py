@@ -1,6 +1,6 @@
-"""Which scans a cohort is: a folder, a glob, or a manifest (CSV, JSON, Parquet), as a list of entries.
+"""The scans of a cohort: a folder, a glob, or a manifest (CSV, JSON, Parquet), as a list of entries.
 
-Only names are looked at here; a scan that cannot be read is told when its turn comes, and the rest goes on.
+Only names are checked here; a scan that cannot be read is reported when it is processed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _VOLUMES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".npz")
 _PICTURES = (".png", ".jpg", ".jpeg")
 _DICOM = (".dcm", ".ima")
 _MANIFESTS = (".csv", ".json", ".parquet")
-_COLUMNS = "scan (a path), and if wanted name, prompt, series, start_mask, exclude"
+_COLUMNS = "scan (a path), and optionally name, prompt and series, start_mask, exclude"
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Entry:
     """One scan of a cohort.
 
     Attributes:
-        name: of its folder in the results; different for every entry.
+        name: of its folder in the results, unique.
         scan: file or DICOM folder.
-        question: its own; empty for the cohort's.
-        series: which series of a DICOM folder; empty where there is one.
+        question: its own question; empty for the cohort's.
+        series: which series of a DICOM folder; empty if there is only one.
         start: (structure, file) of the masks to begin from, see given_masks.
         exclude: the file of what the masks never enter; empty for none.
     """
@@ -49,14 +49,14 @@ class Entry:
 
 
 def entries_of(source: str) -> list[Entry]:
-    """The scans that `source` names, in a fixed order. Raises InputError where it names none."""
+    """The scans that `source` names, in a fixed order. Raises InputError if there are none."""
     path = Path(source)
     if path.is_file() and path.suffix.lower() in _MANIFESTS:
         found = list(_from_manifest(path))
     elif path.is_dir():
         found = [Entry(plain_name(scan, path), str(scan)) for scan in scans_in(path)]
     else:
-        # A pattern may name what lies beside scans too; of a folder of DICOM files it names the folder.
+        # A pattern may also match other files; for DICOM files, the entry is their folder.
         matched = [Path(each) for each in sorted(glob.glob(source, recursive=True))]
         scans = [
             each for each in matched if each.is_dir() or suffix_of(each) in (*_VOLUMES, *_PICTURES, *_DICOM)
@@ -76,7 +76,9 @@ def entries_of(source: str) -> list[Entry]:
         count = taken[each.name]
         entries.append(each if count == 1 else replace(each, name=f"{each.name}-{count}"))
     if len({each.name for each in entries}) < len(entries):
-        raise InputError("two scans of the manifest have one name", file=source, remedy="Name them apart.")
+        raise InputError(
+            "two scans in the manifest have the same name", file=source, remedy="Give them different names."
+        )
     return entries
 
 
@@ -107,11 +109,11 @@ def _from_manifest(path: Path) -> Iterator[Entry]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping) or not str(row.get("scan") or "").strip():
             raise InputError(
-                f"row {number} of the manifest names no scan",
+                f"row {number} of the manifest has no scan",
                 file=path,
                 remedy=f"Its columns are {_COLUMNS}.",
             )
-        # Paths are meant from the manifest, wherever the command is given.
+        # Paths are relative to the manifest.
         scan = str(row["scan"]).strip()
         keys = ("name", "prompt", "series", "start_mask", "exclude")
         texts = {key: str(row.get(key) or "").strip() for key in keys}
@@ -161,7 +163,7 @@ def _common(paths: Iterable[Path]) -> Path:
 
 
 def plain_name(path: Path, root: Path) -> str:
-    """A folder's name that says which scan it is: below the root, without the ending, nothing unusual in it."""
+    """A folder name for a scan: its path below the root, without the extension and without unusual characters."""
     relative = path.relative_to(root) if root != path and root in path.parents else Path(path.name)
     text = str(relative.with_name(relative.name.removesuffix(suffix_of(relative)) or relative.name))
     return re.sub(r"[^\w.-]+", "_", text.replace("..", "_")).strip("._") or "scan"

@@ -22,7 +22,7 @@ _EACH = "Name a file for each: --start-mask liver=FILE."
 
 @dataclass(frozen=True)
 class MaskFiles:
-    """What --start-mask, --start-label, --exclude and --exclude-label say.
+    """The values of --start-mask, --start-label, --exclude and --exclude-label.
 
     start: (structure, file); the structure is empty for a file that is meant for all that are asked for.
     """
@@ -47,7 +47,7 @@ class MaskFiles:
             (self.label, self.start, "start-mask"), (self.exclude_labels, self.exclude, "exclude"),
         ):  # fmt: skip
             if label and not file:
-                what = f"a label is chosen of no file: --{option} is missing"
+                what = f"a label is given without a file: --{option} is missing"
                 raise InputError(what, value=label, remedy=f"Add --{option} FILE.")
         named = [_plain(name) for name, _ in self.start]
         if len(set(named)) < len(named):
@@ -105,7 +105,7 @@ class MaskFiles:
                 found[n] = mask
         if not any(mask is not None and mask.any() for mask in found):
             path, label = next(part for part in chosen if part is not None)
-            raise InputError("the mask to begin from is empty", file=path, value=label)
+            raise InputError("the mask to start from is empty", file=path, value=label)
         return found
 
     def _excluded_name(self, part: tuple[Path, str] | None) -> str:
@@ -113,7 +113,7 @@ class MaskFiles:
         return "" if self.exclude is None else _name(self.exclude, labels)
 
     def _all_others(self, part: tuple[Path, str] | None) -> bool:
-        """The file that the start is in is excluded as a whole: all of its labels but the start's are meant."""
+        """If the same file is given for --exclude without a label, all labels except the start's are excluded."""
         both = part is not None and self.exclude is not None and not self.exclude_labels
         return both and part[0].resolve() == self.exclude.resolve()  # type: ignore[index, union-attr]
 
@@ -164,8 +164,8 @@ class GivenVolumes:
             assert there is not None
             axes = tuple(axis for axis in range(3) if axis != geometries[0].axis)
             where = np.flatnonzero(there.any(axis=axes)) if there.ndim > 2 else np.zeros(0)
-            remedy = f"It is on slices {where[0]} to {where[-1]}." if where.size else "Exclude less."
-            what = "the mask to begin from is not on these slices, or all of it is excluded"
+            remedy = f"It covers slices {where[0]} to {where[-1]}." if where.size else "Exclude less."
+            what = "the mask to start from is not on these slices, or is excluded entirely"
             raise InputError(what, value=self.names[first], remedy=remedy)
         return tuple(made)
 

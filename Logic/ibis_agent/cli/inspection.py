@@ -1,7 +1,6 @@
-"""What a file or folder is, for `ibis-agent info`: a policy, a segmenter, a trajectory or a scan.
+"""Describes a file or folder for `ibis-agent info`: a policy, a segmenter, a trajectory or a scan.
 
-Each kind gives facts for people, and is refused with the error that a run would give. A model is loaded too,
-to see whether it loads, where that is quick or asked for.
+Errors are the same as for a run. A small model is also loaded to see whether that works; a large one only on request.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.scan.checks import by
 from ibis_agent.segmenter.sam2.source import Sam2File
 
-# Above this a model is loaded only on request: it would take a minute and most of a small machine's memory.
+# A larger model is loaded only on request: it would take a minute and most of a small machine's memory.
 _QUICK = 2 * 10**9
 _CHECKPOINTS = (".pt", ".pth", ".safetensors")
 
@@ -37,14 +36,13 @@ def inspect(
     series: str | None = None,
     modality: str | None = None,
 ) -> dict[str, Facts]:
-    """Facts by title; None stands for the demo models, and a policy may be given by its source.
+    """Facts by title. None stands for the demo models; a policy may be given by its source.
 
     Args:
         config: architecture of a segmenter's checkpoint, as in architecture.load.
-        load: load a model however large it is.
-        series, modality: of a scan, as in load.load_scan.
+        load: load a model of any size. series, modality: for a scan, as in load.load_scan.
 
-    Raises IbisError where it is none of what this package reads, or cannot be used.
+    Raises IbisError if the kind of file is not supported, or the file cannot be used.
     """
     if path is None:
         return {
@@ -76,7 +74,7 @@ def _policy(source: PolicySource, load: bool) -> Facts:
     def load_it() -> str:
         policy = source.open()
         where = [f"{key} {getattr(policy, key)}" for key in ("device", "precision") if hasattr(policy, key)]
-        return ", ".join(where) or f"its clicks were probed: {of_its_kind.get('probe') or 'now'}"
+        return ", ".join(where) or f"clicks tested with a probe image: {of_its_kind.get('probe') or 'now'}"
 
     facts = {
         "name": card.name,
@@ -92,7 +90,9 @@ def _policy(source: PolicySource, load: bool) -> Facts:
                 "overlay_alpha": card.overlay_alpha,
             },
         ),
-        "prompts": "this program's own" if card.prompts in (DEFAULT_PROMPTS, TOOL_PROMPTS) else "the card's",
+        "prompts": "this program's defaults"
+        if card.prompts in (DEFAULT_PROMPTS, TOOL_PROMPTS)
+        else "the card's",
         "actions": Fact(card.speech.words, card.language),
         "history": Fact(f"{card.history} earlier turns" if card.history else "none", card.history),
     }
@@ -133,7 +133,7 @@ def _trajectory(path: Path) -> Facts:
     slices, geometry = recorded.slices, recorded.picture.geometry
     people = sum(each.by == "person" for each in recorded.actions)
     count = Fact(
-        f"{len(recorded.actions)}, {people} of them by a person",
+        f"{len(recorded.actions)}, {people} of them by the person",
         {"all": len(recorded.actions), "by_a_person": people},
     )
     facts = {"file": str(path), "question": recorded.question, "answer": recorded.answer or ""}
@@ -199,11 +199,11 @@ def _scan(path: Path, series: str | None, modality: str | None) -> Facts:
     if scan.kind == "volume":
         spacing = [float(each) for each in np.linalg.norm(scan.affine[:3, :3], axis=0)]
         size = " × ".join(f"{each:g}" for each in spacing) + " mm"
-        facts["spacing"] = Fact(size, spacing) if scan.sized else "not said: measures are in pixels"
+        facts["spacing"] = Fact(size, spacing) if scan.sized else "unknown: measurements are in pixels"
     if scan.window:
         facts["window"] = Fact(f"{scan.window[0]:g} to {scan.window[1]:g}", list(scan.window))
     if scan.inverted:
-        facts["shown"] = "small values bright (MONOCHROME1)"
+        facts["shown"] = "low values are bright (MONOCHROME1)"
     for n, (term, note) in enumerate(reading_lines(scan.told)):
         facts[term if n == 0 else f"{term} {n + 1}"] = Fact(note, None if n else list(scan.told))
     return _without_blanks(facts)
@@ -211,7 +211,7 @@ def _scan(path: Path, series: str | None, modality: str | None) -> Facts:
 
 def _tried(load_it: Callable[[], str], wanted: bool) -> str:
     if not wanted:
-        return Fact("not tried, it is large; --load tries", {"tried": False})
+        return Fact("not tested because the model is large; use --load to test", {"tried": False})
     begun = time.perf_counter()
     try:
         how = load_it()

@@ -19,15 +19,15 @@ def mask_paths(request: Request, folder: Path, geometry: PictureGeometry, volume
     kind = "picture" if geometry.plane == "picture" else "volume"
     if request.mask is not None:
         if request.mask_formats:
-            remedy = "The end of --mask says the format; leave --mask-format out."
-            raise InputError("the mask's format is said twice", value=request.mask_formats[0], remedy=remedy)
+            remedy = "The extension of --mask determines the format; leave --mask-format out."
+            raise InputError("the mask format is given twice", value=request.mask_formats[0], remedy=remedy)
         mask_files.check_mask_path(request.mask, kind, request.scan)
         _spare_the_scan(request, [request.mask])
         return [request.mask]
     formats = request.mask_formats or (("png",) if kind == "picture" else ("nii.gz",))
     paths = [folder / f"mask{MASK_FORMATS[each]}" for each in dict.fromkeys(formats)]
     for path in paths:
-        # A PNG beside other formats is the mask as it was seen; alone it would lose its place in the scan.
+        # A PNG beside other formats shows the mask as displayed; alone it would lose its position in the scan.
         if volume or not (path.suffix == ".png" and len(paths) > 1):
             mask_files.check_mask_path(path, kind, request.scan)
     _spare_the_scan(request, paths)

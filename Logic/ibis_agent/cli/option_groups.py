@@ -22,7 +22,7 @@ def add_cut(group: Any) -> None:
         type=float,
         metavar=("LOW", "HIGH"),
         help=(
-            "grey values shown as black and white, or of a CT by name: "
+            "grey values shown as black and white, or for CT a name: "
             f"{', '.join(sorted(PRESETS))} (default: the scan's own, the policy's card's, or the slice's 1st and "
             "99th percentile)"
         ),
@@ -30,7 +30,7 @@ def add_cut(group: Any) -> None:
     group.add_argument(
         "--orientation",
         choices=[each.value for each in Orientation],
-        help=("how the slice is turned (default: as the policy was trained)"),
+        help=("orientation of the slice (default: as the policy was trained)"),
     )
     add_modality(group)
 
@@ -39,8 +39,8 @@ def add_series(group: Any) -> None:
     group.add_argument(
         "--series",
         metavar="UID|NAME=VALUE",
-        help="which series of a DICOM folder, and which of several images of each place, such as EchoTime=4.6; both "
-        "with a comma between",
+        help="which series of a DICOM folder, or which of several images at each position, such as EchoTime=4.6; "
+        "separate both with a comma",
     )
 
 
@@ -48,7 +48,7 @@ def add_modality(group: Any) -> None:
     group.add_argument(
         "--modality",
         metavar="NAME",
-        help="what the scan is, such as CT or MR (default: as its file says, or by its grey values)",
+        help="modality of the scan, such as CT or MR (default: from the file, or guessed from the grey values)",
     )
 
 
@@ -59,7 +59,7 @@ def add_models(parser: Any) -> None:
         type=place,
         metavar="DIR|URL",
         help="a policy's folder, or the address of a server such as http://localhost:8080/v1 (default: the demo "
-        "policy); a server's key is read from IBIS_API_KEY",
+        "policy); the API key is read from IBIS_API_KEY",
     )
     add_server(models)
     add_segmenter(models)
@@ -67,7 +67,7 @@ def add_models(parser: Any) -> None:
         "--precision",
         default="auto",
         choices=["auto", "fp32", "bf16", "fp16", "fp8", "int4"],
-        help=("of the policy (default: auto)"),
+        help=("precision of the policy (default: auto)"),
     )
 
 
@@ -82,7 +82,7 @@ def add_server(group: Any) -> None:
     group.add_argument(
         "--send-pictures-to",
         metavar="HOST",
-        help="yes, the slices and the question may be sent to the server on this other machine",
+        help="agree that the slices and the question are sent to the server on this machine",
     )
 
 
@@ -91,19 +91,21 @@ def add_segmenter(group: Any) -> None:
         "--segmenter",
         type=segmenter_place,
         metavar="FILE|nninteractive:URL",
-        help="SAM2, SAM2.1 or MedSAM2 weights, or a server of nnInteractive (nninteractive:http://localhost:1527), "
+        help="SAM2, SAM2.1 or MedSAM2 weights, or an nnInteractive server (nninteractive:http://localhost:1527), "
         "whose published weights are CC BY-NC-SA: not for commercial use (default: the demo segmenter)",
     )
     group.add_argument(
-        "--send-slices-to", metavar="HOST", help="yes, slices may go to this host of nnInteractive"
+        "--send-slices-to", metavar="HOST", help="agree that slices are sent to nnInteractive on this machine"
     )
     group.add_argument(
-        "--segmenter-config", metavar="NAME|FILE", help="its architecture, where the weights do not tell"
+        "--segmenter-config",
+        metavar="NAME|FILE",
+        help="its architecture, if it cannot be recognised from the weights",
     )
     group.add_argument(
         "--first-box",
         action="store_true",
-        help="ask a first click a second time with a box around its mask, as MedSAM2 was trained",
+        help="after the first click, predict again with a box around its mask, as MedSAM2 was trained",
     )
     group.add_argument(
         "--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)"
@@ -111,27 +113,28 @@ def add_segmenter(group: Any) -> None:
 
 
 def add_given(group: Any) -> None:
-    """Masks to begin from or to stay out of, see given_masks; `group` is an argument group."""
+    """Masks to start from or to exclude, see given_masks; `group` is an argument group."""
     group.add_argument(
         "--start-mask",
         action="append",
         type=named_file,
         metavar="[NAME=]FILE",
-        help="begin from this mask, which the policy sees and corrects: NIfTI, .nrrd, .seg.nrrd, or a picture; in a "
-        "volume each slice begins from its own, and a mask on one slice is followed from there. Of several structures "
+        help="start from this mask, which the policy sees and corrects: NIfTI, .nrrd, .seg.nrrd, or a picture; in a "
+        "volume, each slice starts from its own mask, and a mask on a single slice is propagated from there. "
+        "Of several structures "
         "each begins from the label of its name; or NAME=FILE for each, such as liver=FILE",
     )
     group.add_argument(
-        "--start-label", metavar="NAME|N", help="the segment or the label of it, where it has several"
+        "--start-label", metavar="NAME|N", help="which segment or label of it, if it has several"
     )
     group.add_argument(
         "--exclude",
         type=Path,
         metavar="FILE",
-        help="the mask never enters what is marked here; of the file of --start-mask, all other labels",
+        help="the mask never enters these voxels; if it is the file of --start-mask, all other labels are excluded",
     )
     group.add_argument(
-        "--exclude-label", action="append", metavar="NAME|N", help="only this label of it; may be repeated"
+        "--exclude-label", action="append", metavar="NAME|N", help="exclude only this label; may be repeated"
     )
 
 
@@ -139,27 +142,30 @@ def add_search(group: Any) -> None:
     group.add_argument(
         "--volume",
         action="store_true",
-        help="find the object in the whole volume: a key slice, its neighbours, second looks",
+        help="segment the whole volume: find a key slice, propagate, look again at doubtful slices",
     )
     group.add_argument(
-        "--looks", type=int, metavar="N", help="second looks at doubtful slices, 0 for none (default: 4)"
+        "--looks",
+        type=int,
+        metavar="N",
+        help="how many times to look again at doubtful slices, 0 for never (default: 4)",
     )
     group.add_argument(
         "--follow",
         choices=("auto", "memory", "linked", "carry"),
-        help="from slice to slice by the segmenter's memory, or by a click and the mask carried on, without the "
-        "islands that touch nothing of the slice before (linked) or with them (carry) (default: auto, memory "
-        "where it was trained, else linked)",
+        help="how to propagate from slice to slice: with the segmenter's memory; by carrying a click and the mask "
+        "on (carry); or the same without islands that do not touch the previous slice's mask (linked) "
+        "(default: auto: memory if it was trained, otherwise linked)",
     )
 
 
 def add_turns(group: Any) -> None:
-    group.add_argument("--max-turns", type=int, metavar="N", help="stop after so many turns (default: 20)")
+    group.add_argument("--max-turns", type=int, metavar="N", help="stop after this many turns (default: 20)")
     group.add_argument(
         "--max-repeats",
         type=int,
         metavar="N",
-        help=("stop when the same action comes so many times in a row (default: 3)"),
+        help=("stop when the same action is repeated this many times in a row (default: 3)"),
     )
     group.add_argument(
         "--history",
@@ -183,4 +189,4 @@ def add_mask_format(group: Any) -> None:
 def add_shown(group: Any) -> None:
     shown = group.add_mutually_exclusive_group()
     shown.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    shown.add_argument("--json", action="store_true", help="print one JSON object a line in place of text")
+    shown.add_argument("--json", action="store_true", help="print one JSON object per line instead of text")

@@ -1,7 +1,7 @@
-"""What a person asks of a run, and whether it can be done: every check that needs no model.
+"""The request for a run, and every check that needs no model.
 
-A `Request` is what was said; `check` turns it into a `Task`, in which nothing is missing or doubtful any more.
-Nothing is written here and no model is loaded; torch is imported to look into a checkpoint.
+A `Request` holds the person's options; `check` turns it into a complete and valid `Task`. Nothing is written here and
+no model is loaded; torch is imported only to look into a checkpoint.
 """
 
 from __future__ import annotations
@@ -35,20 +35,17 @@ from ibis_agent.scan.modality import UNNAMED
 from ibis_agent.scan.picture import Picture, check_window, cut
 from ibis_agent.scan.slices import Slices, Stack, one_slice, stack_of
 
-_LONGEST_STEM = 200  # bytes; file names end at 255, and plane, slice and number follow
+_LONGEST_STEM = 200  # bytes; the limit for file names is 255, and plane, slice and number follow
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asks for; see `ibis-agent run --help` for each.
-
-    None means: the default, from the policy's card where it has one.
-    """
+    """The options of a run; see `ibis-agent run --help`. None means the default, or the card's value."""
 
     scan: Path | None = None
     question: str | None = None
-    questions: tuple[str, ...] = ()  # of several structures in place of `question`; see several
+    questions: tuple[str, ...] = ()  # several questions instead of `question`; see several
     plane: str | None = None
     index: int | None = None
     window: tuple[float, ...] | None = None
@@ -85,18 +82,18 @@ class Task:
 
     Attributes:
         request: what was asked.
-        policy: where the policy comes from.
-        card: the policy's, with the request's history in it.
-        question: what is asked.
-        slices: what is worked on: one, or a stack.
+        policy: the source of the policy.
+        card: the policy's card, with the request's history.
+        question: the question.
+        slices: the slices to work on: one, or a stack.
         source: the name of the scan.
-        settings: None where a resumed run keeps its own.
-        resumed: the run to go on from.
-        folder: where the results go; where nobody named one, the first of the names that it may get.
-        masks: the files that the mask goes to.
+        settings: None if a resumed run keeps its own.
+        resumed: the run to continue.
+        folder: for the results; if none was given, the first choice of its name.
+        masks: the files for the mask.
         given: the mask to begin from, and where none must be; of several structures that of the first.
         givens: of each of several structures.
-        caution: a warning before it begins, such as that the policy was not trained on scans of this kind.
+        caution: a warning before the run, such as that the policy was not trained on this kind of scan.
     """
 
     request: Request
@@ -115,11 +112,11 @@ class Task:
 
     @property
     def named(self) -> bool:
-        """Whether a person chose the folder."""
+        """Whether the person chose the folder."""
         return self.request.out is not None or self.request.resume is not None
 
     def moved(self, folder: Path) -> Task:
-        """The same with its results in another folder."""
+        """The same task with another folder for its results."""
         masks = (folder / each.name if each.parent == self.folder else each for each in self.masks)
         return dataclasses.replace(self, folder=folder, masks=tuple(masks))
 
@@ -167,16 +164,16 @@ def check(request: Request, asked: Sequence[str] = ()) -> Task:
 
 
 def reading_lines(notes: Iterable[str]) -> list[tuple[str, str]]:
-    """What a person should know about how the scan was read, as lines of a run's description."""
+    """Notes on how the scan was read, as lines of a run's description."""
     hint = " (--modality)"
     return [("reading", note + hint if note.startswith(UNNAMED) else note) for note in notes]
 
 
 def _check_scope(request: Request, volume: bool, resumed: Trajectory | None) -> None:
-    """What is said of volumes must not be said of a slice, and the other way round."""
+    """Options for volumes are refused for a slice, and vice versa."""
     if request.volume and not volume:
         raise InputError(
-            "the run to resume is of one slice", file=request.resume, remedy="Leave --volume out."
+            "the run to resume is about one slice", file=request.resume, remedy="Leave --volume out."
         )
     if volume and request.index is not None:
         remedy = "Leave it out, or leave --volume out."
@@ -188,7 +185,9 @@ def _check_scope(request: Request, volume: bool, resumed: Trajectory | None) -> 
         if value is not None and not volume:
             raise InputError(f"{option} is for whole volumes", remedy="Add --volume, or leave it out.")
     if request.looks is not None and request.looks < 0:
-        raise InputError("the second looks cannot be negative", value=request.looks, remedy="0 is for none.")
+        raise InputError(
+            "the number of second looks cannot be negative", value=request.looks, remedy="Give 0 for none."
+        )
 
 
 def _card(policy: PolicySource, history: int | None) -> ModelCard:
@@ -202,7 +201,7 @@ def _card(policy: PolicySource, history: int | None) -> ModelCard:
 
 
 def _settings(request: Request, volume: bool, resumed: Trajectory | None) -> Settings | None:
-    """Those asked for; None where nothing was said, and a resumed run keeps its own."""
+    """The requested settings; None if none were given, so that a resumed run keeps its own."""
     said = {"max_turns": request.max_turns, "max_repeats": request.max_repeats}
     given = {name: value for name, value in said.items() if value is not None}
     if not volume:
@@ -226,12 +225,12 @@ def _question(request: Request, card: ModelCard, resumed: Trajectory | None) -> 
             remedy = f"{error.remedy} The question is in the trajectory: start a new run."
             raise InputError(error.problem, file=request.resume, value=error.value, remedy=remedy) from error
     if request.question is None:
-        remedy = 'Ask with --prompt, such as --prompt "Segment the liver".'
+        remedy = 'Give one, such as --prompt "Segment the liver".'
         raise InputError("there is no question", remedy=remedy)
     question = check_question(request.question) if resumed else check_asked(request.question, card)
     if resumed is not None and question != resumed.question:
         raise InputError(
-            "the run to resume was asked another question",
+            "the run to resume has a different question",
             file=request.resume,
             value=question,
             remedy="Leave --prompt out, or start a new run.",
@@ -263,7 +262,7 @@ def _picture(
 
 
 def _resumed_picture(request: Request, card: ModelCard, resumed: Trajectory) -> Picture:
-    """The recorded picture; whatever else the request says about it would be another run."""
+    """The recorded picture; options that would change it are refused."""
     _refuse_again(
         request,
         {
@@ -284,13 +283,13 @@ def _resumed_picture(request: Request, card: ModelCard, resumed: Trajectory) -> 
 def _stack(
     request: Request, card: ModelCard, resumed: Trajectory | None, names: Sequence[str]
 ) -> tuple[Stack, str, str, tuple[Given, ...]]:
-    """The slices of a volume, the name of the scan, a name for the folder of the results, and the masks given."""
+    """The slices of a volume, the name of the scan, a name for the results folder, and the given masks."""
     if request.scan is None and resumed is not None:
         raise InputError(
-            "a run over a volume is resumed with its scan, which is not in the record",
+            "resuming a run over a volume needs the scan, which is not in the record",
             file=request.resume,
             value=resumed.source,
-            remedy=f"Name it too: ibis-agent run SCAN --resume {request.resume}",
+            remedy=f"Give it too: ibis-agent run SCAN --resume {request.resume}",
         )
     if request.scan is None:
         raise InputError("there is no scan", remedy="Name a volume or a DICOM folder.")
@@ -310,7 +309,7 @@ def _stack(
 
 
 def _recorded_stack(request: Request, card: ModelCard, resumed: Trajectory) -> Stack:
-    """The slices that a recorded run was about, cut anew. Raises InputError where they are others now."""
+    """Read the slices of a recorded run again. Raises InputError if they have changed."""
     _refuse_again(
         request,
         {"--plane": request.plane, "--window": request.window, "--orientation": request.orientation},
@@ -320,7 +319,7 @@ def _recorded_stack(request: Request, card: ModelCard, resumed: Trajectory) -> S
     assert request.scan is not None
     cut = resumed.cut
     if cut is None:
-        remedy = "Use a record that ibis-agent run wrote."
+        remedy = "Use a record written by ibis-agent run."
         raise InputError("does not say how its volume was cut", file=request.resume, remedy=remedy)
     _check_orientation(request, card, str(resumed.orientation))
     scan, plane = load_scan(request.scan, series=request.series, modality=request.modality), "xyz"[cut.axis]
@@ -334,7 +333,7 @@ def _refuse_again(request: Request, *said: Mapping[str, object]) -> None:
     for option, value in (item for options in said for item in options.items()):
         if value is not None:
             raise InputError(
-                f"{option} cannot be chosen again for a run that is resumed",
+                f"{option} cannot be changed for a resumed run",
                 file=request.resume,
                 value=value,
                 remedy="Leave it out: it is in the trajectory.",
@@ -344,15 +343,15 @@ def _refuse_again(request: Request, *said: Mapping[str, object]) -> None:
 def _check_orientation(request: Request, card: ModelCard, recorded: str) -> None:
     if recorded != card.orientation.value:
         raise InputError(
-            "the run to resume was made with pictures turned another way than this policy expects",
+            "the run to resume used a different image orientation from this policy's",
             file=request.resume,
-            value=f"{recorded}, the policy wants {card.orientation.value}",
-            remedy="Choose the policy that it was made with, or start a new run.",
+            value=f"{recorded}; the policy needs {card.orientation.value}",
+            remedy="Use the policy of the recorded run, or start a new run.",
         )
 
 
 def _stem(name: str) -> str:
-    """The scan's name without its ending, short enough to be part of a folder's name."""
+    """The scan's name without its extension, short enough to be part of a folder's name."""
     for suffix in (".nii.gz", Path(name).suffix):
         if suffix and name.lower().endswith(suffix.lower()):
             name = name[: -len(suffix)]
@@ -361,7 +360,7 @@ def _stem(name: str) -> str:
 
 
 def _folder(request: Request, stem: str) -> Path:
-    """Where the results go: the folder asked for, that of the resumed run, or one under ibis-out."""
+    """The results folder: the requested one, that of the resumed run, or one under ibis-out."""
     if request.out is not None:
         return request.out
     if request.resume is not None:
@@ -370,6 +369,6 @@ def _folder(request: Request, stem: str) -> Path:
 
 
 def _check_models(request: Request, policy: PolicySource) -> None:
-    """Look at both models' files without loading them. Raises ModelError."""
+    """Check both models' files without loading them. Raises ModelError."""
     policy.check()
     segmenters.find(request.segmenter, request.segmenter_config, request.send_slices_to).inspect()

@@ -1,4 +1,4 @@
-"""Several structures of one scan: a run for each, one after the other, with the same models and their kept features.
+"""Several structures in one scan: one run after the other, with the same models and image features.
 
     several = Several(Request(scan=Path("ct.nii.gz"), question="Segment the liver and the spleen", out=Path("out")))
     several.load()
@@ -6,9 +6,9 @@
         runner.do(runner.run.run)
     several.finish()
 
-Each structure has a folder with what a run leaves. Beside them: one file of labels, in which overlaps are settled, the
-measures, a page of all, and `structures.json`, which says what was asked, so that a stopped one is gone on with.
-What the results are is in several_results.
+Each structure has a folder with the results of its run. Beside these folders are the common label file, in which
+overlaps are resolved, the measurements, a page with all structures, and `structures.json`, which is needed to resume.
+These common results are written in several_results.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from ibis_agent.segmenter.contract import Segmenter
 
 
 def questions_of(request: Request, prompts: Sequence[str]) -> list[str]:
-    """What is asked, one question for each structure, each structure once. Raises InputError, ModelError."""
+    """One question for each structure, without duplicates. Raises InputError, ModelError."""
     card = policies.find(request.policy).card
     found = [question for prompt in prompts for question in questions_in(prompt, card)]
     if len(found) > MOST:
@@ -59,25 +59,25 @@ def questions_of(request: Request, prompts: Sequence[str]) -> list[str]:
 
 
 def is_of_several(path: Path | None) -> bool:
-    """Whether what is to be resumed is a run over several structures: its structures.json, or its folder."""
+    """Whether the path to resume is a structures.json or its folder."""
     return path is not None and (path.name == STRUCTURES_NAME or (path / STRUCTURES_NAME).is_file())
 
 
 class Several:
-    """Runs over several structures, and their files.
+    """Runs for several structures, and their files.
 
     Attributes:
-        task: of the first one, checked; the scan and its slices are those of all.
+        task: the checked task of the first one; all share its scan and slices.
         parts: the structures, in the order of the questions.
-        folder: where the results are.
+        folder: for the results.
     """
 
     def __init__(self, request: Request, questions: Sequence[str] | None = None) -> None:
-        """Check everything, and make the folder. Raises IbisError, and leaves nothing behind then.
+        """Check everything, and create the folder. If it raises IbisError, nothing is left behind.
 
-        request: where `resume` names a structures.json or its folder, that is gone on with, and of the other fields
-            only scan, models and device may be given.
-        questions: each for one or more structures; None takes the request's.
+        request: if `resume` names a structures.json or its folder, that is continued, and only scan, models and device
+            may be given besides.
+        questions: each for one or more structures; None means those of the request.
         """
         self._created = ""
         self._claim: Claim | None = None
@@ -89,7 +89,7 @@ class Several:
             questions = [] if request.question is None else [request.question]
         if request.report:
             raise InputError(
-                "a report is of one structure", value="--report", remedy="Ask for that one by itself."
+                "a report covers one structure", value="--report", remedy="Ask for that one by itself."
             )
         asked = questions_of(request, questions)
         if not asked:
@@ -117,12 +117,13 @@ class Several:
 
     @property
     def written(self) -> bool:
-        """Whether the results of all structures are there: a kill may come after the last one and before them."""
+        """Whether the common results exist: the process may have been killed after the last structure but before
+        them."""
         return not self.left and self._results.written()
 
     @property
     def left(self) -> list[Part]:
-        """The structures that are still to be done."""
+        """The structures that are not finished."""
         return [part for part in self.parts if not part.done]
 
     def load(self) -> None:
@@ -130,12 +131,12 @@ class Several:
         self.begin(*load_models(self.task))
 
     def begin(self, policy: Policy | None, segmenter: Segmenter) -> None:
-        """Take models that are loaded already, and write down what was asked."""
+        """Use models that are already loaded, and write structures.json."""
         self._models = policy, segmenter
         if not self._created:
             self._created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
             self._results.remove()
-            for part in self.parts:  # the records of an earlier run here are of other settings
+            for part in self.parts:  # records of an earlier run in this folder have other settings
                 record = part.folder / TRAJECTORY_NAME
                 if record.exists():
                     remove_results(part.folder, self.task.request.scan)
@@ -146,7 +147,8 @@ class Several:
         self._save()
 
     def runs(self) -> Iterator[Runner]:
-        """A run for each structure that is left, to be done by the caller; it is written when the next is asked for."""
+        """A runner for each remaining structure; the caller does its steps, and it is written before the next one is
+        returned."""
         for part in self.left:
             assert self._models is not None, "load the models first"
             runner = Runner(self._task_of(part))
@@ -166,44 +168,45 @@ class Several:
             self.keep(part, Trajectory.of(runner.run, self.task.source))
 
     def keep(self, part: Part, record: Trajectory) -> None:
-        """Take the result of a structure."""
+        """Store the result of a structure."""
         part.take(record)
         self._save()
 
     def finish(self) -> dict[str, Path]:
-        """Write labels, measures and page of what is done. Returns the files by what they are. Raises OutputError."""
+        """Write labels, measurements and page for the finished structures. Returns the files by kind. Raises
+        OutputError."""
         written = self._results.write(review=self.task.request.review)
         self._save(written)
         self.give_back()
         return written
 
     def summary(self, written: Mapping[str, Path]) -> dict[str, Any]:
-        """All structures in plain values."""
+        """All structures as plain values."""
         return self._results.summary(written)
 
     def thumbnail(self) -> str:
-        """A small picture of the slice where most is marked, once `finish` has written the labels."""
+        """A thumbnail of the slice with the most marked pixels, after `finish` has written the labels."""
         return self._results.thumbnail()
 
     @property
     def notes(self) -> list[str]:
-        """How overlaps were settled, and which structure has no voxel, once `finish` has written the labels."""
+        """How overlaps were resolved, and which structures are empty, after `finish` has written the labels."""
         return self._results.notes
 
     def abandon(self) -> None:
-        """Give the folder back, and remove it if it was made for this run and nothing is in it."""
+        """Release the folder, and remove it if it was created for this run and is empty."""
         self.give_back()
         if self._made:
             with contextlib.suppress(OSError):
                 self.folder.rmdir()
 
     def give_back(self) -> None:
-        """Let others write into the folder."""
+        """Allow others to write into the folder."""
         if self._claim is not None:
             self._claim.release()
 
     def _find_what_is_there(self) -> None:
-        """The records of a run that is gone on with. Raises InputError for those of another scan or question."""
+        """The records of a resumed run. Raises InputError if they belong to another scan or question."""
         for part in self.parts:
             path = part.folder / TRAJECTORY_NAME
             if not path.is_file():
@@ -219,13 +222,15 @@ class Several:
         slices, remedy = self.task.slices, "Start a new run with another --out."
         if record.question != part.question:
             raise InputError(
-                "the record is of another question", file=path, value=record.question, remedy=remedy
+                "the record belongs to another question", file=path, value=record.question, remedy=remedy
             )
         if isinstance(slices, Stack):
             record.check_stack(slices, path)
         elif not np.array_equal(record.picture.rgb, slices.picture(slices.first).rgb):
             raise InputError(
-                "the record is of another picture", file=path, remedy="Name the scan that it was made with."
+                "the record belongs to another picture",
+                file=path,
+                remedy="Give the scan that it was made with.",
             )
 
     def _task_of(self, part: Part) -> Task:
@@ -260,7 +265,7 @@ class Several:
 
 
 def _parts(questions: Sequence[str], folder: Path) -> list[Part]:
-    """Names and folders, different for each."""
+    """A unique name and folder for each structure."""
     parts: list[Part] = []
     names: dict[str, int] = {}
     for number, question in enumerate(questions, 1):
@@ -275,7 +280,7 @@ def _parts(questions: Sequence[str], folder: Path) -> list[Part]:
 
 
 def _label_paths(task: Task) -> tuple[Path, ...]:
-    """The files of labels: in the place of those that the mask of one structure goes to."""
+    """The label files, corresponding to the mask files of a single structure."""
     own = [task.folder / f"mask{end}" for end in MASK_FORMATS.values()]
     return tuple(
         path.with_name(path.name.replace("mask", LABELS, 1)) if path in own else path for path in task.masks

@@ -1,4 +1,4 @@
-"""Pictures in a record: PNG in base64, where they come from, and how they were turned. No torch here."""
+"""Pictures in a record: PNG in base64, their geometry, and their orientation. No torch here."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ibis_agent.scan.picture import Picture
 
 
 class RecordedPictures(Mapping[int, Picture]):
-    """The pictures of a record by slice, unpacked when they are asked for: a volume has many.
+    """The pictures of a record by slice, decoded on demand, because a volume has many.
 
-    All are checked at once, and only the last one is kept unpacked.
+    All are checked at the beginning, and only the last one used is kept decoded.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class RecordedPictures(Mapping[int, Picture]):
 def picture_to_json(
     picture: Picture, source: str = "", orientation: str | None = None, png: bool = True
 ) -> dict[str, Any]:
-    """A picture as it travels in the record: PNG in base64, and where it comes from.
+    """A picture in the form of the record: PNG in base64, and its geometry.
 
     png: without it, all but the pixels.
     """
@@ -73,11 +73,11 @@ def picture_to_json(
 
 
 def picture_from_json(record: Any) -> Picture:
-    """The picture of `picture_to_json`. Raises InputError naming the field."""
+    """The reverse of `picture_to_json`. Raises InputError naming the field."""
     fields = record if isinstance(record, Fields) else Fields(record)
     height, width = fields.whole("height", 1), fields.whole("width", 1)
     if height * width > MOST_PIXELS:
-        raise fields.error("height", f"makes a picture of more than {MOST_PIXELS} pixels")
+        raise fields.error("height", f"describes a picture of more than {MOST_PIXELS} pixels")
     values = dict(fields.inside("geometry").values)
     geometry = fields.checked(lambda: PictureGeometry.from_json(values), "geometry")
     if (geometry.height, geometry.width) != (height, width):
@@ -87,10 +87,10 @@ def picture_from_json(record: Any) -> Picture:
         low, high = (each.plain_number() for each in fields.list_of("window", count=2))
         window = (low, high)
         if not low < high:
-            raise fields.error("window", "must be two rising numbers")
+            raise fields.error("window", "must be two increasing numbers")
     rgb = _from_png(fields, height, width)
     if fields.text("sha256") != _sha256(rgb):
-        raise fields.error("sha256", "is not that of the picture: it was changed")
+        raise fields.error("sha256", "does not match the picture: it was changed")
     frame = frame_from(fields)
     if frame is not None and (frame.height, frame.width) != (height, width):
         raise fields.error("frame", f"is not of a picture of {height} × {width}")
@@ -100,9 +100,9 @@ def picture_from_json(record: Any) -> Picture:
 
 
 def orientation_of(geometry: PictureGeometry, card: ModelCard | None = None) -> str | None:
-    """ "radiological", "upstream", or None for a photograph and for what is neither.
+    """ "radiological", "upstream", or None for a photograph and for other orientations.
 
-    Some files (LAS) look the same either way; then it is what the policy's card wants.
+    Some files (LAS) look the same either way; then it is the orientation of the policy's card.
     """
     if geometry.plane == "picture":
         return None
@@ -141,7 +141,7 @@ def _from_png(fields: Fields, height: int, width: int) -> np.ndarray:
     try:
         data = base64.b64decode(fields.text("png"), validate=True)
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            # The size stands in the header: compared before anything is unpacked.
+            # The header contains the size: compare it before decoding.
             if image.size != (width, height):
                 raise fields.error("png", f"is not a picture of {height} × {width}")
             rgb = np.array(image.convert("RGB"))

@@ -1,4 +1,4 @@
-"""The slices of a run's record with their masks as they are at the end, whatever kind of run it was."""
+"""The slices of a run's record with their final masks, for both kinds of runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Json = Mapping[str, Any]
 @packed
 @dataclass(frozen=True, eq=False)
 class RecordedSlice:
-    """One slice: its geometry, its (H, W) bool mask, its recorded picture and all else recorded of it."""
+    """One slice: its geometry, its (H, W) bool mask, its recorded picture and its other recorded data."""
 
     geometry: PictureGeometry
     mask: np.ndarray
@@ -27,9 +27,9 @@ class RecordedSlice:
 
 
 def recorded_slices(record: Json) -> list[RecordedSlice]:
-    """In the order of their indices: one for a run on a slice, those that were visited for a volume.
+    """The slices in order of index: one for a run on a slice, the visited ones for a volume.
 
-    Raises ValueError, KeyError, TypeError and their like where it is not a record.
+    Raises ValueError, KeyError, TypeError and similar errors if it is not a record.
     """
     rows: list[Json] = list(record["slices"]) if "slices" in record else [_of_slice_run(record)]
     found = []
@@ -39,10 +39,10 @@ def recorded_slices(record: Json) -> list[RecordedSlice]:
         found.append(RecordedSlice(geometry, mask, row["picture"], row))
     one = found[0].geometry
     if any((each.geometry.axis, each.geometry.shape) != (one.axis, one.shape) for each in found):
-        raise ValueError("the slices are not of one volume")
+        raise ValueError("the slices do not belong to the same volume")
     found.sort(key=lambda each: each.geometry.index)
     if len({each.geometry.index for each in found}) < len(found):
-        raise ValueError("a slice is there twice")
+        raise ValueError("a slice occurs twice")
     return found
 
 
@@ -58,5 +58,5 @@ def _geometry(picture: Json) -> PictureGeometry:
         return PictureGeometry.of_picture(height, width)
     geometry = PictureGeometry.from_json(picture["geometry"])
     if (geometry.height, geometry.width) != (height, width):
-        raise ValueError("the picture and its geometry differ in size")
+        raise ValueError("the picture and its geometry have different sizes")
     return geometry

@@ -1,7 +1,7 @@
-"""The review page: one run as a single HTML file that needs nothing else, opened from disk in any browser.
+"""The review page: one run as a single self-contained HTML file, opened from disk in any browser.
 
-Here: how the file is put together so that nothing in the record can act as markup or script. What of a record
-it shows is in review_view; how it looks and moves is in review_page.html, .css and .js. No torch.
+This module assembles the file so that nothing in the record can act as markup or script. The data for the page comes
+from review_view; layout and behaviour are in review_page.html, .css and .js. No torch.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def review_page(
         return page_of(view, "review_page.html", title=title, scripts=scripts, asks=live is not None)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise InputError(
-            "this is not a trajectory of this program",
+            "this is not a trajectory written by this program",
             value=f"{type(error).__name__}: {error}",
-            remedy="Pass a trajectory.json that `ibis-agent run` wrote.",
+            remedy="Pass a trajectory.json written by `ibis-agent run`.",
         ) from error
 
 
@@ -61,10 +61,10 @@ def write_review(
 def page_of(
     view: Mapping[str, Any], template: str, *, title: str, scripts: Sequence[str], asks: bool = False
 ) -> str:
-    """A page in which only its own style and script may act, and which fetches nothing, not even from the disk.
+    """A page in which only its own style and script are active, and which loads nothing, not even from the disk.
 
-    view: what it shows. template, scripts: files of this package. title: plain text. asks: it may ask the server it
-    comes from. Raises ValueError for a view with numbers that JSON does not know.
+    view: its data. template, scripts: files of this package. title: plain text. asks: whether it may contact its own
+    server. Raises ValueError for a view with numbers that are not valid in JSON.
     """
     style, script = resource("review_page.css"), "".join(map(resource, scripts))
     policy = f"{style_policy(style)}; script-src '{_digest(script)}'" + (
@@ -85,7 +85,7 @@ def resource(name: str) -> str:
 
 
 def style_policy(style: str) -> str:
-    """The content security policy that lets this style and pictures inside the file be, and nothing else."""
+    """The content security policy that allows only this style and images inside the file."""
     return f"default-src 'none'; style-src '{_digest(style)}'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
@@ -94,13 +94,13 @@ def _digest(text: str) -> str:
 
 
 def _script_safe(value: Any) -> str:
-    """JSON that cannot end the script element it stands in, nor begin a comment in it."""
+    """JSON that cannot end its script element or start a comment in it."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _fill(template: str, **parts: str) -> str:
-    """Put each part in the place of its `{{name}}`, once; what a part contains is not looked at again."""
+    """Replace each `{{name}}` by its part, once; placeholders inside parts are not replaced."""
     filled: list[str] = []
     for piece in template.split("{{"):
         name, mark, rest = piece.partition("}}")

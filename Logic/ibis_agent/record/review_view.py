@@ -1,7 +1,7 @@
-"""What the review page shows of a run's record, in the page's own words: plain values for one JSON text.
+"""The data of the review page for a run's record: plain values for a JSON text.
 
-A slice and a volume come out in one form: slices (a run on one slice has one), and steps, each on one of them.
-The steps of a volume are what its actions consist of. Masks are run lengths, areas mm² (pixels for a photograph).
+Slices and volumes have the same form: slices (a run on one slice has one), and steps, each on one of them. The steps of
+a volume come from its actions. Masks are run lengths, areas are in mm² (pixels for a photograph).
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _slice_steps(record: Json, geometry: PictureGeometry) -> Iterator[dict[str, 
 def _volume_steps(
     record: Json, where: Mapping[int, int], geometry: PictureGeometry
 ) -> Iterator[dict[str, Any]]:
-    """Every step of every action, and the actions that have none, such as growing through the slices."""
+    """Every step of every action, and the actions without steps, such as propagation."""
     position = 0
     for number, action in enumerate(record["actions"], 1):
         index, kind, steps = int(action["slice"]), str(action["kind"]), action["steps"]
@@ -130,7 +130,7 @@ def _volume_steps(
             continue
         marks: list[dict[str, Any]] = []
         clicks = action.get("clicks") or []
-        # What the slice stood on before this action; the clicks of its own come with its steps.
+        # The clicks of the slice before this action; its own clicks are added with its steps.
         own = sum(step["action"]["kind"] == "click" for step in steps)
         if kind in ("click", "done"):
             marks = [_mark(click, n) for n, click in enumerate(clicks[: max(0, len(clicks) - own)], 1)]
@@ -145,7 +145,7 @@ def _volume_steps(
 def _step(
     step: Json, geometry: PictureGeometry, marks: Sequence[Json], number: int | None = None
 ) -> dict[str, Any]:
-    """number: of its mark in the picture; None takes the step's own."""
+    """number: of its mark in the picture; None uses the step's number."""
     action, mask = step["action"], decode_rle(step["mask_rle"], (geometry.height, geometry.width))
     number = int(step["number"]) if number is None else number
     made: dict[str, Any] = {
@@ -169,7 +169,7 @@ def _step(
 
 
 def _standing(record: Json, volume: bool) -> dict[int, list[dict[str, Any]]]:
-    """The clicks that each slice stands on at the end."""
+    """The final clicks of each slice."""
     if not volume:
         return {}
     last = {int(each["slice"]): each["clicks"] for each in record["actions"] if each["kind"] == "click"}
@@ -195,7 +195,7 @@ def _pictures_and_cuts(
     worked: set[int],
     one: PictureGeometry,
 ) -> tuple[dict[int, Any], list[dict[str, Any]]]:
-    """The slices' pictures as they fit, and the two cuts across them where the mask is widest."""
+    """The slices' pictures, reduced to fit, and the two cuts across them through the middle of the mask."""
     rows, cols = (sum(mask.sum(axis=axis, dtype=np.int64) for mask in masks.values()) for axis in (1, 0))
     row, col = (
         int(np.argmax(each)) if np.any(each) else len(each) // 2
@@ -227,9 +227,9 @@ def _cut(
     along: int,
     place: int,
 ) -> dict[str, Any]:
-    """The picture across all slices, of one row or one column of each. Slices that were not met are black.
+    """A picture across all slices, from one row or one column of each. Slices that were not visited are black.
 
-    along: the voxel axis that the lines run along. place: the row or column.
+    along: the voxel axis along the lines. place: the row or column.
     """
     low, high = min(lines), max(lines)
     colour = any(line.ndim == 2 for line in lines.values())
@@ -291,7 +291,7 @@ def _letter(direction: np.ndarray) -> str:
 
 
 def _measured(record: Json, masks: Mapping[int, np.ndarray], one: PictureGeometry) -> Measurements:
-    """What the record says was measured; otherwise what its masks say, which know no grey values."""
+    """The recorded measurements; otherwise those of the masks, without grey values."""
     if record.get("measurements"):
         return Measurements(**record["measurements"])
     in_plane = None if one.row_mm is None or one.col_mm is None else (one.row_mm, one.col_mm)
@@ -306,7 +306,7 @@ def _measured(record: Json, masks: Mapping[int, np.ndarray], one: PictureGeometr
 
 
 def _frame(record: Json) -> list[int] | None:
-    """[left, top, width, height] in pixels of the part that the models saw; None: all of it."""
+    """[left, top, width, height] in pixels of the part that the models saw; None for all of it."""
     picture = record["slices"][0]["picture"] if "slices" in record else record["picture"]
     seen = picture.get("frame")
     if not seen:
@@ -316,12 +316,12 @@ def _frame(record: Json) -> list[int] | None:
 
 
 def _ml(volume: Mapping[str, Any]) -> float | None:
-    """Of the object; None on a slice, and where nothing says how large a voxel is."""
+    """The object's volume; None for a slice, or if the voxel size is unknown."""
     return None if volume.get("ml") is None else round(float(volume["ml"]), 2)
 
 
 def _facts(record: Json, one: PictureGeometry) -> list[tuple[str, str]]:
-    """The record's other facts as (term, words); what the record does not say is left out."""
+    """The record's other facts as (term, text); missing ones are omitted."""
     volume = record.get("volume") or {}
     picture = record["slices"][0]["picture"] if volume else record["picture"]
     facts = [
@@ -330,7 +330,7 @@ def _facts(record: Json, one: PictureGeometry) -> list[tuple[str, str]]:
     ]
     if seen := _frame(record):
         facts.append(("Seen by the models", f"{seen[2]} × {seen[3]} of {one.width} × {one.height} pixels"))
-    for term, what in (("Began from", "start"), ("Never in", "excluded")):
+    for term, what in (("Started from", "start"), ("Excluded", "excluded")):
         facts.append((term, str((record.get(what) or {}).get("name") or "")))
     if volume:
         visited = len(record["slices"])
@@ -341,7 +341,7 @@ def _facts(record: Json, one: PictureGeometry) -> list[tuple[str, str]]:
             )
         )
         if volume.get("ml") is not None:
-            facts.append(("Slice to slice", f"{float(volume.get('gap_mm') or 0):g} mm"))
+            facts.append(("Propagation", f"{float(volume.get('gap_mm') or 0):g} mm"))
             facts.append(("Volume", f"{float(volume['ml']):.2f} mL"))
     elif one.plane != "picture":
         facts.append(("Slice", f"{one.plane}, index {one.index} of {one.shape[one.axis]}"))

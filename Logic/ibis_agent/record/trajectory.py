@@ -1,9 +1,10 @@
-"""The record of a run: `trajectory.json`, of one slice (schema ibis-trajectory/1) or many (ibis-volume/1).
+"""The record of a run: `trajectory.json`, for one slice (schema ibis-trajectory/1) or many (ibis-volume/1).
 
-Everything needed to show, check, replay and continue a run travels inside, the pictures of all slices that it met
-too; the weights do not, only their names and SHA-256. What comes from a file is checked field by field. How its
-parts are written is in steps and pictures, how a run is kept while it goes on in journal, the published format in
-published, the page to look at in review. No torch here.
+It contains everything needed to show, check, replay and continue a run, including the pictures of all visited slices;
+of the weights, only the names and SHA-256. Data from a file is checked field by field.
+
+The parts are converted in steps and pictures; a run in progress is stored by journal; the published format is in
+published, the review page in review. No torch here.
 """
 
 from __future__ import annotations
@@ -63,26 +64,25 @@ from ibis_agent.segmenter.contract import Segmenter
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """A run as it was recorded.
+    """A recorded run.
 
     Attributes:
-        slices: what was worked on; of a file, the pictures that the run met.
-        question: as the person put it.
-        actions: all that happened and was not taken back; their logits are not recorded (None).
-        rows: what is known of every slice of a volume, see steps.slice_to_json.
-        status, reason: how it stood at the end.
-        answer: what was answered.
-        caveats: what to know before trusting it, see run.caveats.
-        policy, segmenter: identities ("name", "sha256", …); policy None where a person clicked alone.
+        slices: the slices of the run; from a file, the recorded pictures.
+        question: in the person's words.
+        actions: all actions that were not undone; their logits are not recorded (None).
+        rows: the state of every slice of a volume, see steps.slice_to_json. status, reason: at the end.
+        answer: the answer.
+        caveats: warnings about the answer, see run.caveats. policy, segmenter: identities ("name", "sha256", …);
+        policy None if only a person clicked.
         settings: of the run.
-        source: the name of the scan's file, without its folder.
-        orientation: how the slices were turned into pictures: "radiological", "upstream", or None for a
-            photograph and where neither fits.
-        note: shown wherever the run is, such as that the policy is a demonstration.
+        source: the file name of the scan, without its folder.
+        orientation: how the slices were turned into pictures: "radiological", "upstream", or None for a photograph
+            and other orientations.
+        note: displayed with the run, such as that the policy is a demonstration.
         created: ISO 8601, UTC.
-        given: the mask that it began from, and where its masks never are.
-        cut: how the volume is cut into its slices, to do so again; None of a slice alone.
-        measurements: of the mask, see mask.measurements; empty where nobody measured.
+        given: the mask that it started from, and the excluded voxels.
+        cut: how the volume is cut into its slices, to repeat it; None for a single slice.
+        measurements: of the mask, see mask.measurements; may be empty.
     """
 
     slices: Slices
@@ -104,11 +104,9 @@ class Trajectory:
     cut: Cut | None = None
     measurements: Json = field(default_factory=dict)
 
-    # Where one comes from
-
     @classmethod
     def of(cls, run: Run, source: str | os.PathLike[str] = "", created: str = "") -> Trajectory:
-        """The record of a run as it stands; `source` is the scan's path, of which the name is kept."""
+        """The record of the current state of a run; `source` is the scan's path, of which only the name is kept."""
         policy, slices, pixel = run.policy, run.slices, run.pixel_mm2
         orientation = slices.orientation.value if isinstance(slices, Stack) else None
         if run.alone:
@@ -138,19 +136,19 @@ class Trajectory:
 
     @classmethod
     def of_slice(cls, picture: Picture, question: str, steps: Sequence[Step], **more: Any) -> Trajectory:
-        """The record of steps on one picture that no run made. more: further attributes."""
+        """A record of steps on one picture that do not come from a run. more: further attributes."""
         actions = actions_of(steps, picture.geometry.index)
         answer = actions[-1].answer if actions else None
         return cls(one_slice(picture), question, actions, answer=answer, **more)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trajectory:
-        """Read a record, and what its journal adds. Raises InputError naming the file, the field and its value."""
+        """Read a record, and its journal. Raises InputError naming the file, the field and its value."""
         return cls.from_json(journal.read(path), path)
 
     @classmethod
     def from_json(cls, record: Any, file: str | os.PathLike[str] | None = None) -> Trajectory:
-        """A trajectory from JSON values. Keys that are not known are passed over.
+        """A trajectory from JSON values. Unknown keys are ignored.
 
         Raises InputError naming the file, the field and its value.
         """
@@ -176,24 +174,22 @@ class Trajectory:
             **parts,
         )
         if alone and fields.value("answer", None) != made.answer:
-            raise fields.error("answer", "is not what the last step answers")
+            raise fields.error("answer", "does not match the answer of the last step")
         return made
-
-    # What it says
 
     @property
     def alone(self) -> bool:
-        """It is of one slice alone."""
+        """Whether it is about a single slice."""
         return self.settings.follow == "alone"
 
     @property
     def picture(self) -> Picture:
-        """The first slice that is recorded, and of a slice alone the only one."""
+        """The first recorded slice; for a single slice, the only one."""
         return self.slices.picture(self.visited[0])
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """All steps, first to last."""
+        """All steps, in order."""
         return tuple(step for action in self.actions for step in action.steps)
 
     @property
@@ -202,19 +198,19 @@ class Trajectory:
 
     @property
     def visited(self) -> list[int]:
-        """The slices that are known, that an action was on or went through, and one where there is none: how the
-        volume is cut stands in its picture.
+        """The slices with known state or covered by actions; at least one, because its picture says how the volume is
+        cut.
         """
         return visited(spans_of(self.actions), self.rows, self.slices.first)
 
     @property
     def mask(self) -> np.ndarray:
-        """(H, W) bool: after the last step, of a slice alone."""
+        """The (H, W) bool mask after the last step, for a single slice."""
         first = self.slices.first
         return self.steps[-1].mask if self.steps else self.given.start.get(first, self.mask_of(first))
 
     def mask_of(self, index: int) -> np.ndarray:
-        """(H, W) bool, within the region of interest; empty where nothing is known."""
+        """The (H, W) bool mask within the region of interest; empty if unknown."""
         geometry = self.slices.geometry(index)
         shape = geometry.height, geometry.width
         return (
@@ -222,7 +218,7 @@ class Trajectory:
         )
 
     def volume(self) -> np.ndarray:
-        """(I, J, K) uint8 in the scan's own voxel order."""
+        """The (I, J, K) uint8 mask in the scan's own voxel order."""
         out = np.zeros(self.slices.geometry(self.slices.first).shape, dtype=np.uint8)
         for index in self.rows:
             self.slices.geometry(index).embed_mask(self.mask_of(index), out)
@@ -237,20 +233,18 @@ class Trajectory:
 
     @property
     def key(self) -> int | None:
-        """The slice that all began at; None before there is a click in a volume."""
+        """The slice of the first click; None if a volume has no click yet."""
         if self.alone:
             return self.slices.first
         return key_of(self.actions) if self.given.key is None else self.given.key
 
     @property
     def ml(self) -> float | None:
-        """Of the object in a volume; None where the scan does not say how large a voxel is."""
+        """The volume of the object; None if the voxel size is unknown."""
         return figures((), self.rows.values(), self.gap_mm)["ml"]
 
-    # How it is written
-
     def head(self, png: bool = True) -> Json:
-        """All of `to_json` that is settled before the first action."""
+        """The part of `to_json` that is fixed before the first action."""
         models = {
             "policy": None if self.policy is None else dict(self.policy),
             "segmenter": dict(self.segmenter),
@@ -280,7 +274,7 @@ class Trajectory:
         return {**head, "volume": volume}
 
     def outcome(self) -> Json:
-        """How the run stands."""
+        """Answer, status and reason."""
         said: Json = {"answer": self.answer, "status": self.status, "reason": self.reason}
         if self.measurements:
             said["measurements"] = dict(self.measurements)
@@ -296,10 +290,10 @@ class Trajectory:
         return {**whole, "slices": list(slices)}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON file, whole or not at all. Raises OutputError."""
+        """Write the JSON file atomically. Raises OutputError."""
         if self.alone:
             files.write_json(path, self.to_json())
-        else:  # never all pictures at once
+        else:  # do not hold all pictures in memory
             whole, slices = self._parts()
             files.write_json(path, whole, ("slices", slices))
 
@@ -309,10 +303,8 @@ class Trajectory:
         slices = self.slices
         return parts_of(self.head(), self.outcome(), actions, self.rows, slices.picture, slices.inside, png)
 
-    # What can be done with it
-
     def on_slice(self, index: int) -> Trajectory:
-        """The work on one slice of a volume as the record of a slice alone: its steps, and the answer there."""
+        """One slice of a volume as a record of a single slice: its steps, and the answer there."""
         steps = steps_on(self.actions, index)
         more = {"status": self.status, "reason": self.reason, "policy": self.policy}
         more |= {"segmenter": self.segmenter, "source": self.source, "orientation": self.orientation}
@@ -321,23 +313,23 @@ class Trajectory:
         )
 
     def check_stack(self, stack: Stack, file: str | os.PathLike[str] | None = None) -> None:
-        """Raises InputError unless the recorded slices are those of the stack, pixel for pixel."""
+        """Raises InputError unless the recorded slices are identical to those of the stack."""
         geometry = stack.geometry(stack.first)
         size = geometry.height, geometry.width
         for index in self.visited:
             picture = self.slices.picture(index)
             fits = index < len(stack) and (picture.geometry.height, picture.geometry.width) == size
             if not fits or not np.array_equal(stack.picture(index).rgb, picture.rgb):
-                remedy = "Name the scan that it was made with."
+                remedy = "Give the scan that it was made with."
                 raise InputError(
-                    f"the record is of another scan than {stack.scan.name}",
+                    f"the record does not belong to the scan {stack.scan.name}",
                     file=file,
                     value=f"slice {index}",
                     remedy=remedy,
                 )
 
     def replay(self, segmenter: Segmenter) -> Replay:
-        """Make all clicks again with the segmenter alone and compare. Raises what the segmenter raises."""
+        """Repeat all clicks with the segmenter alone and compare. Raises what the segmenter raises."""
         notes = self.other_models(None, segmenter)
         if not self.alone:
             run = Run(self.slices, self.question, None, segmenter, self.settings, 0, self.given)
@@ -363,14 +355,14 @@ class Trajectory:
         slices: Slices | None = None,
         watch: Watch | None = None,
     ) -> Run:
-        """A run that stands where this one stood, to be continued. It cannot undo what was before.
+        """A run in the recorded state, to be continued. Earlier changes cannot be undone.
 
-        What the next click needs is made again; of a slice alone the masks are those of the record. Other weights
-        than the recorded ones, and masks that came out differently, are told as UserWarning: the run then goes on,
-        but not exactly as it would have.
+        What the next click needs is recomputed; for a single slice, the masks come from the record. Weights other
+        than the recorded ones, and different masks, cause a UserWarning: the run continues, but not exactly as it
+        would have.
 
-        settings: None takes the recorded ones, and the recorded status. slices: of the whole scan, where the run
-        may come to slices that are not recorded.
+        settings: None uses the recorded settings and the recorded status. slices: of the whole scan, if the run may
+            visit slices that are not recorded.
         """
         how = settings or self.settings
         run = Run(slices or self.slices, self.question, policy, segmenter, how, given=self.given)
@@ -379,7 +371,7 @@ class Trajectory:
         if self.alone:
             notes += [f"step {each.number}: {each}" for each in self.replay(segmenter).differences]
         elif others := [str(each.number) for each in self.differences(run)]:
-            notes.append(f"made anew, these slices are not as recorded: {', '.join(others)}")
+            notes.append(f"the recomputed masks of these slices differ from the record: {', '.join(others)}")
         for note in notes:
             warnings.warn(note, UserWarning, stacklevel=2)
         if settings is None:
@@ -387,12 +379,12 @@ class Trajectory:
         return run
 
     def differences(self, run: Run) -> list[Difference]:
-        """The slices (`number`) that a run shows otherwise than this record."""
+        """The slices (`number`) whose mask in a run differs from this record."""
         masks = ((index, self.mask_of(index), run.mask(index)) for index in self.visited)
         return [Difference.between(*each) for each in masks if not np.array_equal(*each[1:])]
 
     def other_models(self, policy: Policy | None, segmenter: Segmenter) -> list[str]:
-        """What people should know where the models are not those that this was made with."""
+        """Warnings if the models are not the recorded ones."""
         notes = other_weights("segmenter", self.segmenter, segmenter.identity)
         if policy is not None and self.policy is not None:
             notes += other_weights("policy", self.policy, policy.identity)

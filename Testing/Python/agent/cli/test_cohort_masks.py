@@ -82,7 +82,7 @@ def test_masks_beside_their_scans_are_begun_from_and_are_no_scans_themselves(
         assert start.start_name == f"{name[-1]}_liver.nii.gz" and set(start.start) == {1}
     assert not np.array_equal(given(out / "a").start[1], given(out / "b").start[1])
     assert run(scans, out, request).already == 3
-    with pytest.raises(InputError, match="asked otherwise"):
+    with pytest.raises(InputError, match="another question"):
         run(scans, out, scripted_cohort.ASKED)
 
 
