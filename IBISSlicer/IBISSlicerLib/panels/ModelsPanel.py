@@ -1,4 +1,4 @@
-"""The folded section about models: which ones, where they run, what they take, and whether they fit."""
+"""The collapsed section about models: which ones, where they run, and whether they fit into memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PRECISIONS = (
     ("4 bit", "int4"),
 )
 _DEMO_TEXT = "Demonstration model"
-_OWN, _SERVER = "choose one's own", "choose a server"  # data of the entries that ask for more
+_OWN, _SERVER = "choose one's own", "choose a server"  # item data of entries that open a dialog
 _POLICIES = (("My weights …", _OWN), ("A server …", _SERVER))
 _SEGMENTERS = (("My weights …", _OWN), ("nnInteractive on a server …", _SERVER))
 _RESEARCH_ONLY = "Research use only. Not a medical device."
@@ -39,14 +39,14 @@ class ModelsPanel:
     """
     :param ui: the widgets by name.
     :param agent: the Agent.
-    :param pythonChosen: called with the path of a Python that the person chose, empty for Slicer's own.
-    :param say: shows a line to the person.
+    :param pythonChosen: called with the path of the chosen Python, empty for Slicer's own.
+    :param say: shows a line to the user.
     """
 
     def __init__(self, ui, agent: Agent, pythonChosen, say) -> None:
         self.ui, self.agent, self._pythonChosen, self._say = ui, agent, pythonChosen, say
         self._fit = ""
-        self._listed = ""  # the address whose models are in the list
+        self._listed = ""  # the address of the server whose models are listed
         self.chosen = Signal()  # other models shall be used
         for text, value in _DEVICES:
             ui.deviceSelector.addItem(text, value)
@@ -72,7 +72,7 @@ class ModelsPanel:
         self.update()
 
     def fill(self) -> None:
-        """Show what is chosen."""
+        """Show the current choice."""
         ui, chosen = self.ui, self.agent.worker.client.settings
         _offer(ui.policySelector, _DEMO_TEXT, Settings.DEMO, chosen.policy)
         _offer(ui.segmenterSelector, _DEMO_TEXT, Settings.DEMO, chosen.segmenter)
@@ -93,17 +93,17 @@ class ModelsPanel:
         ui.loadButton.setEnabled(self.agent.usable and not self.agent.isWorking and not loaded)
         ui.unloadButton.setEnabled(loaded)
         ui.modelsStatusLabel.setText("\n".join(filter(None, (self._loadedText(), self._fit))))
-        # Not in this section, which is folded most of the time.
+        # Not in this section, which is usually collapsed.
         ui.footerLabel.setText(" ".join(filter(None, (_RESEARCH_ONLY, self._noteText()))))
 
     def check(self) -> None:
-        """Ask whether the chosen policy fits."""
+        """Ask whether the chosen policy fits into memory."""
         self._fit = "Estimating memory …"
         self.update()
         self.agent.worker.checkFit(self._onFit, self._onFitFailed)
 
     def choosePython(self) -> None:
-        """Let the person choose the Python of an environment."""
+        """Let the user choose the Python of an environment."""
         path = qt.QFileDialog.getOpenFileName(
             self.ui.pythonButton, "Select the Python of an environment with PyTorch"
         )
@@ -166,7 +166,7 @@ class ModelsPanel:
         if policy in (_OWN, _SERVER):
             policy = (self._askForFolder() if policy == _OWN else self._askForServer()) or before.policy
         if policy != before.policy:
-            settings = replace(settings, policy=policy, model="")  # another server has others
+            settings = replace(settings, policy=policy, model="")  # another server has other models
         segmenter, host = self._chosenSegmenter(before)
         settings = replace(settings, segmenter=segmenter, send_slices_to=host)
         self._fit = ""
@@ -178,15 +178,13 @@ class ModelsPanel:
         if settings.policy != Settings.DEMO and not isServer(settings.policy) and settings != before:
             self.check()
 
-    # The models of a server
-
     def _onFolded(self, folded: bool) -> None:
-        if not folded:  # unfolding shows everything in the section
+        if not folded:  # expanding shows everything in the section
             self._showModel()
             self._listModels()
 
     def _listModels(self) -> None:
-        """Ask the chosen server which models it offers, once, while somebody looks."""
+        """Ask the chosen server for its models, once, while the section is open."""
         address = self.agent.worker.client.settings.policy
         if not isServer(address) or self.ui.modelsSection.collapsed or not self.agent.usable:
             return
@@ -248,7 +246,7 @@ class ModelsPanel:
         )
 
     def _askForServer(self) -> str:
-        """The address of a server that the person may send pictures to; empty if they thought better of it."""
+        """Ask for the address of a server and the permission to send pictures to it; empty if the user cancels."""
         label = "Address of an OpenAI-compatible server, for example http://localhost:8080/v1"
         address = qt.QInputDialog.getText(self.ui.policySelector, "Policy on a server", label).strip()
         if not address:
@@ -313,12 +311,12 @@ def _mayBeSent(host: str, what: str) -> bool:
 
 
 def isServer(policy: str) -> bool:
-    """Whether a policy's place is an address."""
+    """Whether the policy is given by an address."""
     return policy.startswith(("http://", "https://"))
 
 
 def _offer(selector, usualText: str, usual: str, chosen: str) -> None:
-    """Offer the usual choice and the person's own, which is shown by its last part."""
+    """Offer the default and the user's own choice, which is shown by its last part."""
     blocked = selector.blockSignals(True)
     if selector.findData(usual) < 0:
         selector.addItem(usualText, usual)

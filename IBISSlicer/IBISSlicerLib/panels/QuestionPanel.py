@@ -1,4 +1,4 @@
-"""The section where a person asks: volume, slice, question, and the buttons that make the agent act."""
+"""The Question section: volume, slice, question, and the buttons that make the agent act."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class QuestionPanel:
     """
     :param ui: the widgets by name.
     :param agent: the Agent.
-    :param openRecorded: called to open a recorded run, which the menu of questions offers too.
+    :param openRecorded: called to open a recorded run from the examples menu.
     """
 
     def __init__(self, ui, agent: Agent, openRecorded) -> None:
         self.ui, self.agent, self._openRecorded = ui, agent, openRecorded
         self._begun = 0.0
         self._note = ""
-        self._geometry = ""  # why the slice of the view cannot be asked about
+        self._geometry = ""  # why the slice in the view cannot be used
         self._offered: list[str] = []  # IDs of the slice nodes in the list
         self._tags: list[tuple[Any, int]] = []
         self._clock = qt.QTimer()
         self._clock.setInterval(500)
         self._clock.connect("timeout()", self._showStatus)
-        self._settling = qt.QTimer()  # many nodes may come and go before it is worth a look
+        self._settling = qt.QTimer()  # many nodes may be added or removed before we need to update
         self._settling.setSingleShot(True)
         self._settling.setInterval(0)
         self._settling.connect("timeout()", self._onSettled)
@@ -52,7 +52,7 @@ class QuestionPanel:
         self.structures = StructuresMenu(self._questions, self.setQuestion)
         self.several = Several(agent, self.say)
         self.several.ended.connect(self._onSeveralEnded)
-        # Room for two lines, whatever is said: buttons must not move under the mouse. More can be scrolled to.
+        # Fixed height of two lines: buttons must not move under the mouse. Longer text can be scrolled.
         ui.statusBox.setFixedHeight(2 * ui.statusLabel.fontMetrics().lineSpacing() + 4)
         ui.scopeSelector.addItem("Current slice", "slice")
         ui.scopeSelector.addItem("Whole volume", "volume")
@@ -85,12 +85,12 @@ class QuestionPanel:
         self._tags.clear()
 
     def enter(self) -> None:
-        """The panel is shown: offer what the views show now."""
+        """The panel is shown: update it from the views."""
         self._fillViews()
         self.update()
 
     def preselect(self) -> None:
-        """Select the background volume of the selected view, as most people mean it."""
+        """Select the background volume of the selected view, which is the likely choice."""
         sliceNode = self._sliceNode()
         logic = slicer.app.applicationLogic().GetSliceLogic(sliceNode) if sliceNode else None
         background = logic.GetBackgroundLayer().GetVolumeNode() if logic else None
@@ -98,7 +98,7 @@ class QuestionPanel:
             self.ui.volumeSelector.setCurrentNode(background)
 
     def say(self, text: str) -> None:
-        """Show a line below the buttons until something else happens."""
+        """Show a line below the buttons until the next change."""
         self._note = text
         self._showStatus()
 
@@ -119,7 +119,7 @@ class QuestionPanel:
         self.ui.questionEdit.setPlainText(text)
 
     def update(self) -> None:
-        """Offer what can be done now, and say why the rest cannot."""
+        """Enable the buttons that can be used now; the tooltips of the others say why not."""
         ui, agent = self.ui, self.agent
         run = agent.current
         asking = run is None
@@ -174,7 +174,7 @@ class QuestionPanel:
         questions = questionsFor(self.ui.questionEdit.plainText, self.agent.worker.client.settings)
         if start is not None and len(questions) > 1:
             raise PlainError(_ONE_START)
-        places: list = []  # of the first question: the others are about the same slice, wherever the view is
+        places: list = []  # of the first question: the others are about the same slice, even if the view has moved
 
         def ask(question: str):
             axis, index = (places[0].axis, places[0].index) if places else (2, None)
@@ -244,8 +244,6 @@ class QuestionPanel:
     def _place(self) -> str:
         return f" ({self.several.progress})" if self.several.isOpen else ""
 
-    # Scope
-
     def _onScopeChanged(self, row: int) -> None:
         self.update()
 
@@ -262,14 +260,12 @@ class QuestionPanel:
             self.ui.firstSpinBox.setValue(value)
 
     def _offerRange(self, count: int) -> None:
-        """All slices of another stack; the chosen ones of the same."""
+        """Select all slices if the stack has changed; otherwise keep the chosen range."""
         if int(self.ui.lastSpinBox.maximum) != count:
             for box in (self.ui.firstSpinBox, self.ui.lastSpinBox):
                 box.setRange(1, count)
             self.ui.firstSpinBox.setValue(1)
             self.ui.lastSpinBox.setValue(count)
-
-    # Slice
 
     def _sliceNode(self):
         return slicer.mrmlScene.GetNodeByID(self.ui.viewSelector.currentData or "")
@@ -312,7 +308,9 @@ class QuestionPanel:
 
     def _onSliceModified(self, caller, event) -> None:
         row = self.ui.viewSelector.findData(caller.GetID())
-        if bool(caller.IsMappedInLayout()) != (row >= 0):  # nodes stay when a layout hides their views
+        if bool(caller.IsMappedInLayout()) != (
+            row >= 0
+        ):  # nodes remain in the scene when a layout hides their views
             self._settling.start()
         if row >= 0:
             self.ui.viewSelector.setItemText(row, f"{caller.GetOrientation()} ({caller.GetName()})")
@@ -333,7 +331,7 @@ class QuestionPanel:
         self.update()
 
     def _showSlice(self) -> None:
-        """Say which slice the view shows, or what is in the way."""
+        """Show which slice the view displays, or why it cannot be used."""
         run, oblique, text, self._geometry = self.agent.current, False, "", ""
         volumeNode, sliceNode = self.ui.volumeSelector.currentNode(), self._sliceNode()
         if run is not None:
@@ -349,8 +347,6 @@ class QuestionPanel:
                 self._geometry, oblique = str(error), isinstance(error, ObliqueViewError)
         self.ui.sliceLabel.setText(text)
         self.ui.alignButton.setVisible(oblique)
-
-    # Questions asked before
 
     def _fillQuestions(self) -> None:
         self._questions.clear()
@@ -383,7 +379,7 @@ class QuestionPanel:
 
 
 def _sliceNodes() -> list:
-    """The slice views of the layout, in its order."""
+    """The slice views of the layout, in order."""
     nodes = slicer.util.getNodesByClass("vtkMRMLSliceNode")
     shown = [node for node in nodes if node.IsMappedInLayout()]
     return shown or nodes

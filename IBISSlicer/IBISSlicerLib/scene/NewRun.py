@@ -32,12 +32,12 @@ def newRun(
     """A run about one slice or a volume, with its nodes in the scene. Nothing is loaded or computed yet.
 
     :param volumeNode: a vtkMRMLScalarVolumeNode.
-    :param sliceNode: the slice view whose slice is meant (a vtkMRMLSliceNode); else `axis` and `index` are taken.
-    :param axis: the voxel axis (0 i, 1 j, 2 k) across the slice, and `index` on it; None is the middle.
-    :param window: (minimum, maximum) grey values; None leaves it to the policy or the volume's display.
+    :param sliceNode: the slice view that shows the slice (a vtkMRMLSliceNode); otherwise `axis` and `index` are used.
+    :param axis: the voxel axis (0 i, 1 j, 2 k) across the slice, and `index` on it; None means the middle.
+    :param window: (minimum, maximum) grey values; None uses the default of the policy or the volume's display.
     :param scope: "volume" asks about all slices along the axis, or from the first to the last of `slices`.
-    :param modality: what the volume is, such as "MR", from now on; None leaves it to its DICOM headers, to what was
-        said before, or to its grey values.
+    :param modality: the modality of the volume from now on, such as "MR"; None uses its DICOM headers, the previous
+            choice, or its grey values.
     :param start: (vtkMRMLSegmentationNode, segment ID) of the mask that the agent begins from and corrects.
     :param exclude: such segments that the mask never enters.
     :raises PlainError, IbisError: if it cannot be asked.

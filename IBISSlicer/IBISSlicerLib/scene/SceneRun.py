@@ -1,8 +1,8 @@
 """One question's run in the scene: its record in a text node, its mask and its marks.
 
-The record (ibis_agent.record.run_record) decides what counts; this file shows it and keeps it in the scene, so that
-a saved scene comes back with its review. The worker is not known here. The volume may be deleted at any time:
-what is needed of it is kept with the run.
+The record (ibis_agent.record.run_record) is the source of truth; this file displays it and stores it in the scene, so
+that a saved scene restores it. The worker is not used here. The volume may be deleted at any time: what is needed of it
+is stored with the run.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from .SubjectHierarchy import giveItem
 
 
 class SceneRun:
-    """A run over slices, of which there may be one alone, and its nodes.
+    """A run over one or more slices, and its nodes.
 
     :ivar record: the RunRecord.
-    :ivar shown: number of the step whose masks are shown, 0 before the first.
+    :ivar shown: number of the displayed step, 0 before the first.
     """
 
     def __init__(self, text: RunText, kept: KeptRun) -> None:
@@ -61,7 +61,7 @@ class SceneRun:
         self.boxMark = FrameMark("IBIS box", POSITIVE_COLOUR, thickness=3)
         self._image = kept.image  # how the worker gets the slice; see ibis_agent.engine.question.cut_picture
         self._toRas, self._given = kept.toRas, kept.given
-        self._displayed: dict[int, str] = {}  # run lengths of the masks that are in the labelmap, by slice
+        self._displayed: dict[int, str] = {}  # run lengths of the masks in the labelmap, by slice
         self._rows: tuple[list, list[dict]] = ([], [])
 
     @classmethod
@@ -75,14 +75,13 @@ class SceneRun:
         record: RunRecord | None = None,
         given: dict | None = None,
     ) -> SceneRun:
-        """A new run, nothing asked yet.
+        """A new run, before asking the worker.
 
-        :param window: grey values shown as black and white; None leaves it to the policy, and where that has no
-            preference to what the volume is shown with.
-        :param slices: first and last slice of a run over many; None for one about the slice `place` alone.
-        :param record: of a run that was made elsewhere; None for a new one.
-        :param given: masks to begin from and to keep out of, see GivenSegments.py.
-        :raises GeometryError: for a volume that cannot be asked about.
+        :param window: grey values shown as black and white; None uses the policy's default or, if it has
+            none, the volume's display.
+        :param slices: first and last slice of a run over many; None for a run about the slice `place` only.
+        :param record: of a run from elsewhere; None for a new one. :param given: masks to begin from and to keep out
+        of, see GivenSegments.py. :raises GeometryError: for a volume that cannot be used.
         """
         image = {
             "shape": list(shapeOf(volumeNode)),
@@ -106,9 +105,9 @@ class SceneRun:
 
     @classmethod
     def open(cls, textNode) -> SceneRun:
-        """The run that a text node of the scene keeps, with its nodes, made anew where they are missing.
+        """The run saved in a text node, with its nodes, which are created if missing.
 
-        :raises InputError: for a text that is not a run.
+        :raises InputError: if the text is not a run.
         """
         text = RunText(textNode)
         kept = text.read()
@@ -116,9 +115,9 @@ class SceneRun:
         segmentation = textNode.GetNodeReference("segmentation")
         marks = {role: textNode.GetNodeReference(role) for role in ClickMarks.ROLES}
         if segmentation is not None and all(marks.values()):
-            giveItem(segmentation)  # scenes of earlier versions have none
+            giveItem(segmentation)  # not in scenes of earlier versions
             run.mask, run.marks = MaskDisplay(segmentation, kept.toRas), ClickMarks(marks)
-            run.mask.clear()  # a scene that was saved while a mask grew holds slices that no step knows of
+            run.mask.clear()  # a scene saved during propagation contains slices that belong to no step
         else:
             for node in (segmentation, *marks.values()):
                 removeNode(node)
@@ -128,7 +127,7 @@ class SceneRun:
 
     @classmethod
     def toLookAt(cls, textNode) -> SceneRun:
-        """The run that a text node keeps, without mask and marks in the scene. Raises InputError."""
+        """The run saved in a text node, without its mask and marks. Raises InputError."""
         text = RunText(textNode)
         return cls(text, text.read())
 
@@ -139,7 +138,7 @@ class SceneRun:
 
     @property
     def isOpened(self) -> bool:
-        """Whether the worker has cut what the run is about; before that there is nothing to click on."""
+        """Whether the worker has received the slices; before that there is nothing to click on."""
         return bool(self.record.head)
 
     @property
@@ -152,12 +151,12 @@ class SceneRun:
 
     @property
     def shownSlice(self) -> int:
-        """The slice of the shown step; before the first, the one that was asked in."""
+        """The slice of the displayed step; before the first, the slice of the question."""
         steps, asked = self.record.steps[: self.shown], int(self._image["index"])
         return int(steps[-1].get("slice", asked)) if steps else asked
 
     def rows(self) -> list[dict]:
-        """The steps as the panels show them, see ibis_agent.record.run_rows."""
+        """The steps for display in the panels, see ibis_agent.record.run_rows."""
         if self._rows[0] != self.record.after:
             self._rows = self.record.after, rows_of(self.record)
         return self._rows[1]
@@ -176,9 +175,9 @@ class SceneRun:
         return RunPlaces(self.record, self._toRas, self.mask.node, self.place.axis, self.place.index)
 
     def moveFields(self, number: int, ras) -> dict:
-        """What the request `add` says of the click of step `number` put elsewhere. Raises InputError.
+        """The fields of the request `add` for moving the click of step `number`. Raises InputError.
 
-        Of a slice alone all later steps go; in a volume the later clicks of the same slice.
+        For a single slice, all later steps are removed; in a volume, the later clicks on the same slice.
         """
         mark = self.marks.dragged
         for each in clicks_of(self.record, self.shown):
@@ -191,13 +190,13 @@ class SceneRun:
         raise InputError(f"step {number} is not a click")
 
     def writeReview(self, path: str) -> None:
-        """Write the review page. Raises InputError before there is anything to review, OutputError."""
+        """Write the review page. Raises InputError if there is nothing to review yet, OutputError."""
         if not self.isOpened:
             raise InputError("there is nothing to review yet")
         write_review(path, self.record.trajectory(None if self._alone else self._pictures()))
 
     def _pictures(self) -> Callable[[int], Picture]:
-        """The pictures of a volume, which its record does not keep."""
+        """The pictures of a volume, which are not in its record."""
         if self.volumeNode is None:
             raise InputError("the review page needs the volume, and it is no longer in the scene")
         volume, scan = self.record.head["volume"], scanOf(self.volumeNode, np.array(self._image["affine"]))
@@ -206,7 +205,7 @@ class SceneRun:
 
     @property
     def volumeNode(self):
-        """The volume that was asked about, or None if it is gone."""
+        """The volume of the question, or None if it was deleted."""
         return self.textNode.GetNodeReference("volume")
 
     @property
@@ -216,9 +215,9 @@ class SceneRun:
 
     @property
     def modality(self) -> tuple[str, str]:
-        """What the scan was taken for when it was asked about, and how that was decided, see modalityWords."""
+        """The modality used for the run, and how it was determined, see modalityWords."""
         word, how = modalityWords(self._image)
-        if "modality" not in self._image:  # a run that was made elsewhere, by a reader of files
+        if "modality" not in self._image:  # a run from elsewhere, whose scan was read from files
             how = " ".join([*map(str, self.record.head.get("picture", {}).get("notes") or []), how])
         return word, how
 
@@ -231,10 +230,12 @@ class SceneRun:
         self.save()
 
     def describe(self, folder: Path) -> dict:
-        """What a worker needs to open this run: the fields of its request `ask`. Writes into its folder what it
-        needs of the volume: the slice, and nothing where its picture is in the record; or all slices.
+        """The fields of the worker's request `ask` to open this run.
 
-        :raises GeometryError: if the volume is needed and gone.
+        Writes the required part of the volume into the worker's folder: nothing if the picture is in the record,
+        otherwise the slice or all slices.
+
+        :raises GeometryError: if the volume is needed but was deleted.
         """
         record, volumeNode = self.record, self.volumeNode
         fields: dict = {"question": record.question, "scope": record.scope}
@@ -263,7 +264,7 @@ class SceneRun:
         return {**fields, "image": {**self._image, "file": str(path)}, **given}
 
     def show(self, number: int) -> None:
-        """Show the masks and the marks as they were after step `number` (0: nothing yet)."""
+        """Show the masks and the marks as they were after step `number` (0: before the first)."""
         self.shown = number
         if not self.isOpened:
             return
@@ -281,7 +282,7 @@ class SceneRun:
             self._showFrame()
 
     def showSlice(self, index: int, known: dict | None) -> None:
-        """Show what is known of a slice, also while a mask grows. What is in the labelmap already is not written."""
+        """Update the displayed mask of a slice, also during propagation. An unchanged mask is not written again."""
         runs = None if known is None else str(known["mask_rle"])
         if self._displayed.get(index) == runs:
             return
@@ -300,7 +301,7 @@ class SceneRun:
         self._drawBox(last.get("action"), int(last.get("slice", record.geometry.index)))
 
     def aimBox(self, corner, opposite) -> None:
-        """Draw the box that the person is about to place, or nothing where none could be; `show` ends it."""
+        """Draw the box that the user is placing, or nothing if it is not valid; `show` removes it."""
         try:
             fields = self.places.boxFields(corner, opposite)
             self._drawBox(fields["click"], fields["slice"])
@@ -316,7 +317,7 @@ class SceneRun:
         self.boxMark.show(box, geometry, (index, index), self._toRas, self.mask.node.GetTransformNodeID())
 
     def isAnotherThanShown(self, number: int) -> bool:
-        """Whether showing step `number` would change what the views show."""
+        """Whether showing step `number` would change the views."""
         return number != self.shown or not self._visible
 
     def setVisible(self, visible: bool) -> None:
@@ -340,8 +341,8 @@ class SceneRun:
         self._text.write(KeptRun(self.record, self._image, self._toRas, self.shown, self._given))
 
     def finish(self) -> None:
-        """The mask was accepted: the record stays with the scene. Mask and marks are hidden, still there to be looked
-        at until `remove`, and no part of saved scenes any more.
+        """The mask was accepted: the record stays in the scene. Mask and marks are hidden, can be shown until
+        `remove`, and are no longer saved with scenes.
         """
         self.textNode.SetAttribute(ATTRIBUTE, "accepted")
         for role in ("segmentation", *ClickMarks.ROLES):
@@ -353,7 +354,7 @@ class SceneRun:
         self.setVisible(False)
 
     def remove(self, record: bool) -> None:
-        """Take mask and marks out of the scene, and the record too where `record` says so."""
+        """Remove mask and marks from the scene, and also the record if `record` is true."""
         self.marks.remove()
         self.frameMark.remove()
         self.boxMark.remove()
@@ -362,13 +363,13 @@ class SceneRun:
             removeNode(self.textNode)
 
     def forget(self) -> None:
-        """Let go of the nodes: the scene is being closed, or somebody else takes over."""
+        """Release the nodes: the scene is being closed, or another owner takes over."""
         self.marks.letGo()
         self.frameMark.remove()
         self.boxMark.remove()
 
     def isInScene(self) -> bool:
-        """Whether nobody has deleted what the run is made of."""
+        """Whether the nodes of the run still exist."""
         nodes = [self.textNode, self.mask.node, *self.marks.nodes.values()]
         return all(slicer.mrmlScene.IsNodePresent(node) for node in nodes)
 

@@ -30,7 +30,7 @@ from ..Errors import PlainError
 from . import Settings
 
 TORCH = "torch>=2.6"
-SAM2_PYPI = "sam2>=1.1"  # where Meta's archive cannot be reached: its Python files are the same
+SAM2_PYPI = "sam2>=1.1"  # used if Meta's archive cannot be reached; its Python files are the same
 _PROOF = (
     "import sys\n"
     "sys.version_info >= (3, 10) or sys.exit(3)\n"
@@ -40,35 +40,35 @@ _PROOF = (
 
 
 class InstallError(PlainError):
-    """Why it could not be installed, and what to do."""
+    """An installation failed; the message says why and what to do."""
 
 
 class RestartNeeded(InstallError):
-    """Slicer has to be started again before the rest can be installed."""
+    """Slicer must be restarted before the rest can be installed."""
 
 
 class Installer:
-    """:param requirementsFile: the requirements besides PyTorch and sam2."""
+    """:param requirementsFile: the requirements other than PyTorch and sam2."""
 
     def __init__(self, requirementsFile: str) -> None:
         self._file = Path(requirementsFile)
         self._process = None
 
     def missing(self) -> list[str]:
-        """The requirements that Slicer's own Python does not meet; reads metadata only, in milliseconds."""
+        """The requirements that are missing in Slicer's own Python; reads only metadata, in milliseconds."""
         missing = [each for each in (TORCH, *self._requirements()) if not _isInstalled(each)]
         return missing if _hasSam2() else [*missing, SAM2_PYPI]
 
     def install(self, log: Callable[[str], None]) -> None:
-        """Install what is missing. Blocks; `log` gets lines to show, pip's own among them.
+        """Install the missing packages. Blocks; `log` is called with lines to show, including pip's.
 
-        :raises RestartNeeded: when the PyTorch extension had to be installed first.
-        :raises InstallError: with the reason and what to do.
+        :raises RestartNeeded: if the PyTorch extension had to be installed first. :raises InstallError: with the
+        reason and what to do.
         """
         said = _Lines(log)
         try:
             if not _isInstalled(TORCH):
-                log("Installing PyTorch. This takes some minutes.")
+                log("Installing PyTorch. This takes a few minutes.")
                 with redirect_stdout(said):
                     self._installTorch()
             others = [each for each in self._requirements() if not _isInstalled(each)]
@@ -95,9 +95,9 @@ class Installer:
         importlib.invalidate_caches()
 
     def prove(self, python: str, told: Callable[[bool, str], None]) -> None:
-        """Import everything in a process of that Python; `told(works, text)` follows when it has ended."""
+        """Import everything in a process of that Python; calls `told(works, text)` when it has finished."""
         self.cancelProof()
-        # Without a parent, Python would delete it while it still tells of its end.
+        # Without a parent, Python would delete it while it still emits its last signals.
         process = qt.QProcess(slicer.app)
         process.setProcessChannelMode(qt.QProcess.MergedChannels)
         environment = slicer.app.startupEnvironment()
@@ -138,7 +138,7 @@ class Installer:
         if self._process is not None and error == qt.QProcess.FailedToStart:
             process, self._process = self._process, None
             process.deleteLater()
-            self._told(False, "This file could not be started as a Python.")
+            self._told(False, "This file could not be started as a Python interpreter.")
 
     def _requirements(self) -> list[str]:
         lines = (line.split(" #")[0].strip() for line in self._file.read_text(encoding="utf-8").splitlines())
@@ -185,12 +185,12 @@ def _isInstalled(requirement: str) -> bool:
 
 
 def _hasSam2() -> bool:
-    """By either name: Meta's own package is called SAM-2, the one on PyPI sam2."""
+    """Installed under either name: Meta's package is called SAM-2, the one on PyPI sam2."""
     return _isInstalled("SAM-2>=1.0") or _isInstalled(SAM2_PYPI)
 
 
 def _isReachable(address: str) -> bool:
-    """Whether an address answers. Asked first, since Slicer shows a dialog of its own when pip fails."""
+    """Whether an address can be reached. Checked first, because Slicer shows its own dialog when pip fails."""
     try:
         with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=10):
             return True
@@ -207,9 +207,9 @@ def _pipInstall(arguments: list[str]) -> None:
 
 
 class _Lines(io.TextIOBase):
-    """Passes on what is printed, which is where Slicer leaves pip's log, and hears why it failed.
+    """Passes on printed lines, which include pip's log, and finds the reason of a failure.
 
-    reason: the last line that begins with ERROR, else the last one.
+    reason: the last line that begins with ERROR, otherwise the last line.
     """
 
     def __init__(self, heard: Callable[[str], None]) -> None:
@@ -237,7 +237,7 @@ def _failed(reason: str) -> InstallError:
 
 
 def _sentence(text: str) -> str:
-    """With a full stop, so that the next sentence does not run into it."""
+    """The text with a full stop at the end."""
     text = text.strip()
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
@@ -247,7 +247,7 @@ def _name(requirement: str) -> str:
 
 
 def plainNames(requirements: list[str]) -> str:
-    """Names as people know them, for one line."""
+    """Familiar names of packages, for one line."""
     known = {
         "torch": "PyTorch",
         "sam2": "SAM 2",
