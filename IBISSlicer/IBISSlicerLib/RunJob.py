@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ibis_agent.engine.client import Job
+from ibis_agent.engine.job import Job
 
 from .scene.SceneRun import SceneRun
 

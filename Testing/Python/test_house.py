@@ -40,6 +40,7 @@ NEED_TORCH = {
 FOR_SLICER = [
     "actions",
     "engine.client",
+    "engine.job",
     "engine.protocol",
     "errors",
     "files",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import qt
 import slicer
-from ibis_agent.engine.client import ModelSettings
+from ibis_agent.engine.job import ModelSettings
 from ibis_agent.segmenter import is_address
 from ibis_agent.segmenter.nninteractive.source import PREFIX, WEIGHTS_LICENCE, NnInteractiveAddress
 from ibis_agent.segmenter.nninteractive.source import WHAT_IS_SENT as NNINTERACTIVE_IS_SENT

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import ibis_agent.policy as policies
 import qt
-from ibis_agent.engine.client import ModelSettings
+from ibis_agent.engine.job import ModelSettings
 from ibis_agent.errors import IbisError
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.vocabulary import questions_in, structures_in

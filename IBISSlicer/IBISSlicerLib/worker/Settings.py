@@ -7,7 +7,7 @@ They are stored in the application settings under "IBISSlicer/". The state of a 
 from __future__ import annotations
 
 import slicer
-from ibis_agent.engine.client import ModelSettings
+from ibis_agent.engine.job import ModelSettings
 
 DEMO = "demo"
 EXAMPLES = (

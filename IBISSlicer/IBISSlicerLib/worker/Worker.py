@@ -13,7 +13,8 @@ from pathlib import Path
 import ibis_agent
 import qt
 import slicer
-from ibis_agent.engine.client import Job, ModelSettings, WorkerClient
+from ibis_agent.engine.client import WorkerClient
+from ibis_agent.engine.job import Job, ModelSettings
 from ibis_agent.engine.protocol import CANCELLED
 
 from ..Errors import PlainError

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 from ibis_agent.engine import protocol
-from ibis_agent.engine.client import DIED, Job, ModelSettings, WorkerClient
+from ibis_agent.engine.client import WorkerClient
+from ibis_agent.engine.job import DIED, Job, ModelSettings
 from ibis_agent.engine.question import cut_picture, volume_slices
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.scan.geometry import Orientation

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
-from ibis_agent.engine.client import DIED, Job, WorkerClient
+from ibis_agent.engine.client import WorkerClient
+from ibis_agent.engine.job import DIED, Job
 from ibis_agent.record.run_record import RunRecord
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.scan.geometry import slice_geometry
