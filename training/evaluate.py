@@ -80,7 +80,9 @@ def options() -> argparse.ArgumentParser:
         help="slices of each volume of --data, 0 for all that show something (8)",
     )
     more.add_argument(
-        "--store", type=Path, help="a folder that keeps the pictures of --data, see training.store"
+        "--store",
+        type=Path,
+        help="a folder that keeps the pictures of --data, see training.store (with --shard: OUT/store)",
     )
     more.add_argument("--window", type=float, nargs=2, metavar=("MIN", "MAX"), help="of --data")
     more.add_argument("--bad", choices=("skip", "refuse"), default="skip", help="bad data of --data (skip)")
@@ -219,7 +221,10 @@ def pictures_of(args: argparse.Namespace) -> Pictures:
         card_window=card.window,
         frame=card.frame,
     )
-    return labelled_data(args.data, args.label_names, choice, args.bad == "refuse", args.store)
+    store = args.store
+    if store is None and args.shard.count > 1:  # else every part would read everything
+        store = args.out / "store"
+    return labelled_data(args.data, args.label_names, choice, args.bad == "refuse", store, args.shard)
 
 
 def measures_of(args: argparse.Namespace, pictures: Pictures) -> Measures:

@@ -19,7 +19,6 @@ import functools
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,7 +37,7 @@ from ibis_agent.scan.picture import Picture
 from tqdm import tqdm
 
 from training.common.pictures import Choice, Group, Shown, Source
-from training.common.processes import end_with_parent
+from training.common.processes import end_with_parent, one_at_a_time
 
 _SCHEMA = 1
 _INDEX, _PIXELS, _MASKS = "index.json", "pixels.npy", "masks.npy"
@@ -54,7 +53,15 @@ def opened(group: Group, choice: Choice, store: Path | None) -> Source | Kept:
         return Source(group, choice)
     folder = store / _key(group, choice)
     if not (folder / _INDEX).is_file():
-        _keep(Source(group, choice), folder)
+        check_writable_folder(store)
+        lock = store / f".{folder.name}.lock"
+        try:
+            with one_at_a_time(lock):  # two processes that come to a scan together read it once
+                if not (folder / _INDEX).is_file():
+                    _keep(Source(group, choice), folder)
+        finally:
+            with contextlib.suppress(OSError):
+                lock.unlink()
     return Kept(group, folder)
 
 
@@ -123,7 +130,8 @@ def _keep(source: Source, folder: Path) -> None:
     origins: dict[str, Any] = {}
     digest = hashlib.sha256()
     check_writable_folder(folder.parent)
-    temporary = folder.with_name(f".{secrets.token_hex(6)}")
+    temporary = folder.with_name(f".{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     try:
         temporary.mkdir()
         with _array(temporary / _PIXELS) as pixels, _array(temporary / _MASKS) as masks:
@@ -143,8 +151,7 @@ def _keep(source: Source, folder: Path) -> None:
             "pictures": rows,
         }
         write_json(temporary / _INDEX, index)
-        with contextlib.suppress(OSError):  # another process was quicker: its folder holds the same
-            os.replace(temporary, folder)
+        os.replace(temporary, folder)
     except OSError as error:
         raise output_error(error, folder) from error
     finally:

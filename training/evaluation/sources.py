@@ -6,6 +6,7 @@ can be drawn again for the page. How cases become pictures is in training.common
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from ibis_agent.scan.frame import Kind
 from tqdm import tqdm
 
 from training.common.pictures import PHANTOM_WINDOW, Choice, Group, Shown, Source, groups_of
+from training.common.processes import Shard
 from training.common.questions import question
 from training.common.store import Kept, opened
 
@@ -93,7 +95,8 @@ class Phantoms:
 class LabelledData:
     """Slices and pictures of people's own cases.
 
-    All of it is read once at the start, so that bad data is known before slow work; then one scan at a time.
+    All of it is read once at the start, so that bad data is known before slow work; then one scan at a time. With
+    a `store`, parts that begin side by side read each scan once between them: everyone begins with its own.
 
     Attributes:
         scans: digest of each scan → its name.
@@ -105,6 +108,7 @@ class LabelledData:
         choice: Choice,
         problems: Sequence[Problem] = (),
         store: Path | None = None,
+        shard: Shard | None = None,
     ) -> None:
         """What cannot be used is in `problems` afterwards. A scan that the `store` holds is not read."""
         self._store = store
@@ -115,6 +119,10 @@ class LabelledData:
         self._places: list[tuple[int, tuple[str, int]]] = []
         self._held: tuple[int, Source | Kept] | None = None
         self.scans: dict[str, str] = {}
+        if store is not None and shard is not None and shard.count > 1:
+            for number in shard.indices(len(self._groups)):
+                with contextlib.suppress(InputError):  # told below
+                    self._read(number)
         for number, group in enumerate(tqdm(self._groups, desc="reading", mininterval=2, leave=False)):
             try:
                 source = self._read(number)
@@ -161,14 +169,19 @@ class LabelledData:
 
 
 def labelled_data(
-    source: Path, names: Path | None, choice: Choice, strict: bool, store: Path | None = None
+    source: Path,
+    names: Path | None,
+    choice: Choice,
+    strict: bool,
+    store: Path | None = None,
+    shard: Shard | None = None,
 ) -> LabelledData:
     """A folder or manifest as ibis_agent.cases.cases understands it; strict refuses data with any problem.
 
     Raises InputError.
     """
     cases, problems = read_cases(source, names)
-    found = LabelledData(cases, choice, problems, store)
+    found = LabelledData(cases, choice, problems, store, shard)
     if strict or not len(found):
         refuse(found.problems)
     if not len(found):

@@ -113,11 +113,13 @@ class Bench:
         shown = source.show(source.places[n])
         if isinstance(shown, Problem):
             return {"samples": [], "published": [], "left_out": [], "problems": [vars(shown)]}
-        shown = within_frame(shown)
+        whole, shown = shown, within_frame(shown)
         file = f"pictures/{number:06d}-{slug(shown.key)}.png"
         part: dict[str, Any] = {"samples": [], "published": [], "left_out": [], "problems": []}
         rng = drawn_for(self.work.seed, shown.key)
         wanted, absent = self._questions(shown, rng)
+        for name, reason in self._unasked(whole, shown, wanted).items():
+            part["left_out"].append({"picture": shown.key, "structure": name, "reason": reason})
         embedding = self.segmenter.embed(shown.picture.rgb) if wanted else None
         everything = {**shown.truths, **shown.traces}
         for name in [*wanted, *absent]:
@@ -163,6 +165,15 @@ class Bench:
         expected = share if not wanted else share / (1 - share) * len(wanted) if share < 1 else len(could)
         count = min(len(could), int(expected) + int(rng.random() < expected % 1))
         return wanted, [str(name) for name in rng.permutation(could)[:count]] if count else []
+
+    def _unasked(self, whole: Shown, shown: Shown, wanted: Sequence[str]) -> dict[str, str]:
+        """Structure → why it is not asked for, of all that a picture shows, as cut (`whole`) and as it is seen."""
+        least = f"below --least-area {self.work.choice.least_area:g} of the picture"
+        found = {name: f"{int(trace.sum())} pixels, {least}" for name, trace in shown.traces.items()}
+        others = f"--per-picture {self.work.per_picture} asks for others"
+        found |= {name: others for name in shown.truths if name not in wanted}
+        gone = {**whole.truths, **whole.traces}.keys() - {**shown.truths, **shown.traces}.keys()
+        return found | dict.fromkeys(sorted(gone), "outside the frame that the models see")
 
     def _also(
         self, shown: Shown, sample: dict[str, Any], run: expert.Run, part: dict[str, Any], file: str

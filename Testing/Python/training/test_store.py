@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from ibis_agent.cases.cases import read_cases
 from training import store as command
 from training.common import store
 from training.common.pictures import Choice, Group, Shown, Source, groups_of
+from training.common.processes import Shard
 from training.common.store import Kept, fill, opened
+from training.evaluation.sources import LabelledData
 
 CHOICES = (
     Choice(planes=("axial", "coronal"), per_plane=3),
@@ -103,6 +106,48 @@ def test_a_shard_reads_its_own_part_only(
         command.main()
         assert said in capsys.readouterr().out
     assert len([each for each in (tmp_path / "store").iterdir() if not each.name.startswith(".")]) == 2
+
+
+def test_parts_of_an_evaluation_begin_with_their_own_scans_and_read_none_twice(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def source(group: Group, choice: Choice) -> Source:
+        read.append(group.key)
+        return Source(group, choice)
+
+    monkeypatch.setattr(store, "Source", source)
+    cases = read_cases(scans)[0]
+    parts = [LabelledData(cases, CHOICES[0], (), tmp_path / "store", Shard(n, 2)) for n in (2, 1)]
+    assert read == ["b", "a"]
+    assert [len(part) for part in parts] == [12, 12]
+
+
+def test_a_scan_that_another_process_is_cutting_is_waited_for(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group, waits, found = _groups(scans)[0], threading.Event(), []
+    lock = store.one_at_a_time
+
+    def told(path: Path) -> Any:
+        waits.set()
+        return lock(path)
+
+    def reads(*_: Any) -> None:
+        raise AssertionError("it is being cut")
+
+    thread = threading.Thread(target=lambda: found.append(opened(group, CHOICES[0], tmp_path)))
+    folder = tmp_path / store._key(group, CHOICES[0])
+    with lock(tmp_path / f".{folder.name}.lock"), monkeypatch.context() as patch:
+        source = Source(group, CHOICES[0])
+        patch.setattr(store, "one_at_a_time", told)
+        patch.setattr(store, "Source", reads)
+        thread.start()
+        assert waits.wait(60)
+        store._keep(source, folder)
+    thread.join()
+    assert found[0].places == source.places
 
 
 def test_what_a_kill_left_half_written_is_not_taken_for_a_scan(

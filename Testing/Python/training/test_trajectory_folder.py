@@ -15,6 +15,7 @@ import pytest
 from ibis_agent.actions import Terminate
 from ibis_agent.errors import InputError
 
+from training.common.pictures import Choice, Shown, Source, phantom_groups
 from training.trajectories import generate, options, reasoning_checks, templates
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -105,7 +106,26 @@ def test_shards_do_their_own_scans_and_the_last_one_puts_all_together(tmp_path: 
 def test_every_question_that_is_left_out_has_a_reason(tmp_path: Path) -> None:
     report = _made(tmp_path / "a", 3, None, "1/1", "--least-iou", "0.99")
     left = report["left_out"]["each"]
-    assert left and all("below --least-iou 0.99" in each["reason"] for each in left)
+    assert left and all("below --least" in each["reason"] or "--per-" in each["reason"] for each in left)
+    assert any("below --least-iou 0.99" in each["reason"] for each in left)
+
+
+def test_what_a_picture_shows_and_nobody_asks_for_has_a_reason_too(tmp_path: Path) -> None:
+    report = _made(tmp_path / "a", 3, None, "1/1", "--per-picture", "1", "--least-area", "0.02")
+    asked = {
+        tuple(each["id"].split("/"))
+        for each in generate.read_trajectories(tmp_path / "a")
+        if each["target_rle"]
+    }
+    left = {(each["picture"], each["structure"]): each["reason"] for each in report["left_out"]["each"]}
+    assert not asked & left.keys()
+    for group in phantom_groups(3, 5):
+        shown = Source(group, Choice(least_area=0.02)).show(("picture", 0))
+        assert isinstance(shown, Shown)
+        there = {(group.key, name) for name in (*shown.truths, *shown.traces)}
+        assert there <= asked | left.keys()
+        assert all("pixels, below --least-area 0.02" in left[group.key, name] for name in shown.traces)
+    assert any("--per-picture 1" in reason for reason in left.values())
 
 
 def test_an_end_on_a_mask_that_is_not_good_is_not_called_a_good_one() -> None:

@@ -1,4 +1,5 @@
-"""verl's V1 path, as far as a CPU goes: the real worker, the real queue, our estimator, verl's loss, one step.
+"""verl's V1 path, as far as a CPU goes: the real worker, the real queue, a shared segmenter as a Ray actor, our
+estimator, verl's loss, one step.
 
 Runs in verl's own environment only (`make test-verl`). Not verl's: the engine that generates (a script speaks in its
 place) and the FSDP worker that would take the step (torch's AdamW takes it).
@@ -20,10 +21,10 @@ if importlib.util.find_spec("verl") is None:
 
 import torch
 import torchvision_operators  # noqa: F401
+from patient_ray import PATIENCE
 
 os.environ["VERL_USE_EXTERNAL_MODULES"] = "training.grpo.verl.advantage"
-os.environ["RAY_raylet_start_wait_time_s"] = "600"  # noqa: SIM112  a busy machine is not a failure
-os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ |= PATIENCE
 ray = pytest.importorskip("ray")
 tq = pytest.importorskip("transfer_queue")
 
@@ -37,13 +38,14 @@ from PIL import Image
 
 from training.grpo.tasks import phantom_tasks
 from training.grpo.verl import rows
+from training.grpo.verl.shared_segmenter import shared
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = Path(rows.__file__).parent
 ROLLOUTS = 4
 
 
-def _config() -> Any:
+def _config(tool: Path) -> Any:
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
@@ -52,7 +54,7 @@ def _config() -> Any:
         changes = [f"actor_rollout_ref.model.path={demo_folder()}", f"actor_rollout_ref.rollout.n={ROLLOUTS}"]
         changes += [
             f"actor_rollout_ref.rollout.agent.agent_loop_config_path={FOLDER / 'agent.yaml'}",
-            f"actor_rollout_ref.rollout.multi_turn.tool_config_path={FOLDER / 'tool.yaml'}",
+            f"actor_rollout_ref.rollout.multi_turn.tool_config_path={tool}",
         ]
         config = hydra.compose("grpo", overrides=changes)
     OmegaConf.set_struct(config, False)
@@ -108,8 +110,11 @@ def test_the_v1_worker_plays_episodes_into_one_update(tmp_path: Path) -> None:
     row["raw_prompt"] = [
         {"role": "user", "content": [{"type": "image", "image": Image.fromarray(question.rgb)}]}
     ]
-    config = _config()
-    ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    tool = tmp_path / "tool.yaml"
+    tool.write_text((FOLDER / "tool.yaml").read_text("utf-8").replace("actors: 0 ", "actors: 1 "), "utf-8")
+    config = _config(tool)
+    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT / "Logic"), str(ROOT)])}
+    ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": paths})
     try:
         tq.init()
         client = Scripted(chat, [[good, end], [beside, end], [end], [good, good, end]])
@@ -147,6 +152,9 @@ def test_the_v1_worker_plays_episodes_into_one_update(tmp_path: Path) -> None:
             "multi_modal_inputs",
         ]
         found = tq.kv_batch_get(keys=keys, partition_id="train", select_fields=[*fields, "position_ids"])
+        # The clicks of all episodes went to one shared segmenter.
+        (counts,) = shared(None, "cpu", 1, 0.0).counts()
+        assert counts["answered"] == 4 and counts["pictures"] == 1
     finally:
         ray.shutdown()
 

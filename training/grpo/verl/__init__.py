@@ -4,6 +4,7 @@ rows         parquet files in verl's columns
 player       one episode, reply by reply (no verl needed)
 reward       the custom reward function
 tool         the segmenter as a tool; tool.yaml describes it
+shared_segmenter  segmenters that all workers share: Ray actors, batched (no verl needed)
 loop         the episode as verl's agent loop; agent.yaml registers it
 coding       what a turn earned and its state, in the numbers that reach an estimator (no verl needed)
 advantage    the laptop's credit as verl's advantage estimator

@@ -22,7 +22,7 @@ from ibis_agent.errors import InputError
 from ibis_agent.mask.masks import decode_rle
 from ibis_agent.policy.language import LANGUAGES
 from ibis_agent.run.episode import Limits
-from ibis_agent.segmenter.contract import Segmenter
+from ibis_agent.segmenter.contract import PictureSegmenter, Segmenter
 from PIL import Image
 
 from training.grpo.objective import score
@@ -92,9 +92,11 @@ def language_of(info: Mapping[str, Any]) -> str:
     return str(info.get("language") or "ibis")
 
 
-def player_of(info: Mapping[str, Any], question: Question) -> Player:
-    """Ready to play a row's episode."""
-    return Player(question, segmenter(), limits_of(info), LANGUAGES[language_of(info)])
+def player_of(
+    info: Mapping[str, Any], question: Question, shared: PictureSegmenter | None = None
+) -> Player:
+    """Ready to play a row's episode, with the process's own segmenter where there is not a shared one."""
+    return Player(question, shared or segmenter(), limits_of(info), LANGUAGES[language_of(info)])
 
 
 def replies_in(text: str, language: str = "ibis") -> list[str]:

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from uuid import uuid4
 
 from ibis_agent.errors import InputError
+from ibis_agent.segmenter.contract import PictureSegmenter
 from verl.tools.base_tool import BaseTool
 from verl.tools.schemas import OpenAIFunctionToolSchema, ToolResponse
 
 from training.grpo.settings import RewardSettings
 from training.grpo.verl.player import Player
-from training.grpo.verl.reward import DEVICE, SEGMENTER, player_of, question_of, scored
+from training.grpo.verl.reward import DEVICE, SEGMENTER, player_of, question_of, scored, segmenter
+from training.grpo.verl.shared_segmenter import shared
 from training.rollouts.sampling import Sample
 
-# One segmenter in a process, and one episode at a time in it: it would not be faster otherwise.
+# A segmenter of the process's own does one episode at a time: it would not be faster otherwise.
 _ONE = threading.Lock()
 
 
 class SegmentTool(BaseTool):
-    """config: "segmenter" (a checkpoint; empty for the demo segmenter), "device", "rewards" (RewardSettings)."""
+    """config: "segmenter" (a checkpoint; empty for the demo segmenter), "device", "rewards" (RewardSettings), and
+    "actors" that all workers share, each with the "share" of a GPU; 0: every worker has a segmenter of its own."""
 
     def __init__(self, config: dict[str, Any], tool_schema: OpenAIFunctionToolSchema) -> None:
         super().__init__(config, tool_schema)
@@ -33,13 +37,14 @@ class SegmentTool(BaseTool):
             if config.get(key) and not os.environ.get(variable):
                 os.environ[variable] = str(config[key])
         self.rewards = RewardSettings(**(config.get("rewards") or {}))
+        self._actors, self._share = int(config.get("actors") or 0), float(config.get("share") or 0)
         self._players: dict[str, Player] = {}
 
     async def create(self, instance_id: str | None = None, **kwargs: Any) -> tuple[str, ToolResponse]:
         """Open an episode. kwargs: "info" and "ground_truth" of the row, "picture" as bytes, path or image."""
         name = instance_id or str(uuid4())
         question = question_of(kwargs["info"], kwargs["ground_truth"], kwargs.get("picture"))
-        self._players[name] = player_of(kwargs["info"], question)
+        self._players[name] = player_of(kwargs["info"], question, self._segmenter())
         return name, ToolResponse()
 
     def player(self, instance_id: str) -> Player:
@@ -50,7 +55,7 @@ class SegmentTool(BaseTool):
 
     def take(self, instance_id: str, said: Sample) -> bool:
         """Do a reply of the policy; whether the episode is over. Blocks: call it from a thread."""
-        with _ONE:
+        with self._alone():
             return self.player(instance_id).take(said)
 
     async def execute(
@@ -64,7 +69,7 @@ class SegmentTool(BaseTool):
         except (KeyError, InputError) as error:
             return ToolResponse(text=f"This is not a click: {error}"), 0.0, {}
         player = self.player(instance_id)
-        with _ONE:
+        with self._alone():
             over = player.take_text(player.rollout.language.format(Reply("A call.", click)))
         state = player.rollout.turns[-1].state
         text = "The episode is over." if over else "The mask has changed."
@@ -77,6 +82,16 @@ class SegmentTool(BaseTool):
     def scores(self, instance_id: str) -> dict[str, float]:
         """`score` and every reward."""
         return scored(self.player(instance_id), self.rewards)
+
+    def _segmenter(self) -> PictureSegmenter:
+        if not self._actors:
+            return segmenter()
+        asked = os.environ.get(SEGMENTER) or None
+        return shared(asked, os.environ.get(DEVICE, "cpu"), self._actors, self._share)
+
+    def _alone(self) -> AbstractContextManager[Any]:
+        """Shared segmenters want to be asked by many at once."""
+        return nullcontext() if self._actors else _ONE
 
     async def release(self, instance_id: str, **kwargs: Any) -> None:
         """Forget an episode."""

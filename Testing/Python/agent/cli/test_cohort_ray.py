@@ -13,6 +13,7 @@ import scripted_cohort
 import test_cohort
 from ibis_agent.cli.cohort_ray import join, start_actor
 from ibis_agent.errors import InputError
+from patient_ray import PATIENCE
 from test_cohort import four_scans  # noqa: F401 - a fixture
 
 ray = pytest.importorskip("ray")
@@ -21,8 +22,7 @@ ray = pytest.importorskip("ray")
 def test_workers_of_ray_leave_what_one_leaves(
     scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patience = {"RAY_raylet_start_wait_time_s": "120", "RAY_agent_register_timeout_ms": "120000"}
-    for name, value in {**patience, "RAY_enable_metrics_collection": "0"}.items():
+    for name, value in PATIENCE.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     test_cohort.write_scan(scans / "b.nii.gz", 5, corner=1000)  # at which a worker ends

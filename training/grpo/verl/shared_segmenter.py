@@ -1,0 +1,203 @@
+"""Segmenters that all rollout workers share: Ray actors, each with a share of a GPU, which answer in batches.
+
+    segmenter = Shared("models/MedSAM2_latest.pt", "cuda", count=2, share=0.25)    # in any worker of the job
+    found = segmenter.predict(segmenter.embed(rgb), prompts, previous_logits)
+
+A picture belongs to one of the actors by its content. So all rollouts of a question, whoever plays them, share one
+embedding. What is asked while an actor computes is answered together next. An actor ends with the job; one that dies
+starts anew, and what was asked of it is asked again. Ray is imported when one is opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import ibis_agent.segmenter as segmenters
+import numpy as np
+from ibis_agent.actions import Prompt
+from ibis_agent.errors import InputError, ModelError
+from ibis_agent.segmenter.contract import Prediction
+from ibis_agent.segmenter.embeddings import key_of
+
+_NAME = "ibis_segmenter"
+_PICTURES = 256  # that an actor holds; one that it lacks is sent again
+_AT_ONCE = 1024  # questions that may wait in an actor
+_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A picture on its way to an actor, by its content: what `embed` gives here."""
+
+    key: str
+    rgb: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    key: str
+    prompts: Sequence[Prompt]
+    logits: np.ndarray | None
+    answer: asyncio.Future[Prediction | None]
+
+
+class Host:
+    """What an actor does: one segmenter, whose questions wait for each other. Runs without Ray, too.
+
+    most: states that are computed together; what the memory of a GPU allows.
+    """
+
+    def __init__(self, checkpoint: str | None, device: str, most: int = 64) -> None:
+        self._segmenter = segmenters.open(checkpoint, device=device)
+        self._most = most
+        self._pictures: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._waiting: list[_Asked] = []
+        self._serving: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1)
+        self._batches = self._answered = 0
+
+    async def identity(self) -> dict[str, str]:
+        return dict(self._segmenter.identity)
+
+    async def counts(self) -> dict[str, int]:
+        """How many questions were answered, in how many batches, about how many pictures that it holds."""
+        return {"answered": self._answered, "batches": self._batches, "pictures": len(self._pictures)}
+
+    async def predict(
+        self, key: str, rgb: np.ndarray | None, prompts: Sequence[Prompt], logits: np.ndarray | None
+    ) -> Prediction | None:
+        """The mask for all prompts so far; None where the picture has to be sent (`rgb`)."""
+        if rgb is not None:
+            self._pictures[key] = rgb
+            if len(self._pictures) > _PICTURES:
+                self._pictures.popitem(last=False)
+        asked = _Asked(key, prompts, logits, asyncio.get_running_loop().create_future())
+        self._waiting.append(asked)
+        if self._serving is None:
+            self._serving = asyncio.create_task(self._serve())
+        return await asked.answer
+
+    async def _serve(self) -> None:
+        while self._waiting:
+            part, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+            known = []
+            for asked in part:
+                if asked.key in self._pictures:
+                    self._pictures.move_to_end(asked.key)
+                    known.append((asked, self._pictures[asked.key]))
+                else:
+                    asked.answer.set_result(None)
+            if not known:
+                continue
+            try:
+                loop = asyncio.get_running_loop()
+                found = await loop.run_in_executor(self._thread, self._compute, known)
+            except Exception as error:  # whoever asked is told; the others are served
+                for asked, _ in known:
+                    asked.answer.set_exception(error)
+                continue
+            self._batches, self._answered = self._batches + 1, self._answered + len(known)
+            for (asked, _), prediction in zip(known, found, strict=True):
+                asked.answer.set_result(prediction)
+        self._serving = None
+
+    def _compute(self, known: Sequence[tuple[_Asked, np.ndarray]]) -> list[Prediction]:
+        return self._segmenter.predict_many(
+            [self._segmenter.embed(rgb) for _, rgb in known],
+            [asked.prompts for asked, _ in known],
+            [asked.logits for asked, _ in known],
+        )
+
+
+class Shared:
+    """The job's shared segmenters, as one PictureSegmenter. Blocks while an actor computes: call it from threads.
+
+    Args:
+        checkpoint, device: of each actor.
+        count: actors; share: of a GPU for each, 0 on a CPU.
+        patience: seconds for the first actor to start and load its weights.
+    """
+
+    def __init__(
+        self, checkpoint: str | None, device: str, count: int = 1, share: float = 0.0, patience: float = 600.0
+    ) -> None:
+        """Raises InputError without Ray, ModelError where an actor does not start."""
+        try:
+            import ray
+        except ImportError as error:
+            remedy = 'Install it: pip install "ibis-agent[ray]".'
+            raise InputError(
+                "shared segmenters are Ray's actors, and Ray is not installed", remedy=remedy
+            ) from error
+        self._ray = ray
+        made: Any = ray.remote(Host)
+        lasting: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1, "get_if_exists": True}
+        takes = {"num_cpus": 1, "num_gpus": share, "max_concurrency": _AT_ONCE}
+        # Whichever worker comes first begins an actor, and begins it again where the one that had is gone.
+        self._begin = lambda n: made.options(name=f"{_NAME}-{n}", **takes, **lasting).remote(
+            checkpoint, device
+        )
+        self._actors: list[Any] = [self._begin(n) for n in range(count)]  # they load side by side
+        self._told: OrderedDict[str, None] = OrderedDict()
+        try:
+            self.identity: dict[str, str] = ray.get(self._actors[0].identity.remote(), timeout=patience)
+        except ray.exceptions.GetTimeoutError as error:
+            free = ray.available_resources()
+            raise ModelError(
+                f"a shared segmenter did not start within {patience:g} s",
+                value=f"{free.get('GPU', 0):g} GPUs and {free.get('CPU', 0):g} CPUs free, asked for {share:g} and 1",
+                remedy="Leave a GPU to it (verl takes whole ones), or set share: 0.",
+            ) from error
+        except ray.exceptions.ActorDiedError as error:
+            raise ModelError(
+                "a shared segmenter could not be loaded", value=str(error.__cause__ or error)
+            ) from error
+
+    def embed(self, rgb: np.ndarray) -> Sent:
+        """Costs nothing but a digest of the (H, W, 3) uint8 picture: its actor makes the embedding, once."""
+        return Sent(key_of(rgb).hex(), rgb)
+
+    def predict(
+        self, embedding: Sent, prompts: Sequence[Prompt], previous_logits: np.ndarray | None = None
+    ) -> Prediction:
+        """See contract.PictureSegmenter. Raises ModelError where the actor died again and again."""
+        which = int(embedding.key[:8], 16) % len(self._actors)
+        question = (embedding.key, prompts, previous_logits)
+        for _ in range(_TRIES):
+            try:
+                found = None
+                if embedding.key in self._told:
+                    found = self._ask(which, None, *question)
+                if found is None:  # never sent, let go since, or the actor is a new one
+                    found = self._ask(which, embedding.rgb, *question)
+            except self._ray.exceptions.ActorDiedError:
+                self._actors[which] = self._begin(which)
+                continue
+            assert found is not None, "an actor holds the picture that was just sent"
+            self._told[embedding.key] = None
+            if len(self._told) > _PICTURES:
+                self._told.popitem(last=False)
+            return found
+        raise ModelError("a shared segmenter died again and again", value=f"{_TRIES} tries")
+
+    def _ask(self, which: int, rgb: np.ndarray | None, *question: Any) -> Prediction | None:
+        key, prompts, logits = question
+        found: Prediction | None = self._ray.get(self._actors[which].predict.remote(key, rgb, prompts, logits))
+        return found
+
+    def counts(self) -> list[dict[str, int]]:
+        """Of each actor, see Host.counts."""
+        found: list[dict[str, int]] = self._ray.get([actor.counts.remote() for actor in self._actors])
+        return found
+
+
+@functools.cache
+def shared(checkpoint: str | None, device: str, count: int, share: float) -> Shared:
+    """The one of this process."""
+    return Shared(checkpoint, device, count, share)
