@@ -8,4 +8,6 @@ PATIENCE = {
     "RAY_agent_register_timeout_ms": "600000",
     "RAY_enable_metrics_collection": "0",
     "RAY_AUTH_MODE": "disabled",
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
 }

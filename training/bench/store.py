@@ -1,6 +1,6 @@
 """What the store costs: minutes, MB and memory over made volumes of 512 × 512 × 100 voxels with 20 labels.
 
-    python -m training.bench.store --volumes 50 100 200 --out build/bench-store --json figures.json
+    python -m training.bench.store --volumes 25 50 100 --out build/bench-store --json figures.json
 
 Eight volumes are made; more are the same files under other names, which are read and cut like any other. For each
 number, in a process of its own: processor time to fill an empty store (8 slices of each volume) and to open the full
@@ -27,6 +27,7 @@ from ibis_agent.files import write_json
 
 from training.common.commands import check_output, ending
 from training.common.pictures import Choice, groups_of
+from training.common.processes import end_with_parent
 from training.common.store import fill
 from training.grpo.tasks import case_tasks
 
@@ -103,7 +104,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--volumes", type=int, nargs="+", default=[50, 100, 200])
+    parser.add_argument("--volumes", type=int, nargs="+", default=[25, 50, 100])
     parser.add_argument(
         "--out", type=Path, default=Path("build/bench-store"), help="a new folder, removed at the end"
     )
@@ -122,7 +123,7 @@ def main() -> None:
         rows = []
         for count in args.volumes:
             scans, store = gather(made, args.out / "scans", count), args.out / "store"
-            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as pool:
                 rows.append({"volumes": count, **pool.submit(measure, scans, store).result()})
             shutil.rmtree(store)
             print(json.dumps(rows[-1]), flush=True)

@@ -15,6 +15,7 @@ import pytest
 from ibis_agent.cases.cases import read_cases
 
 from training import store as command
+from training.bench import store as bench
 from training.common import store
 from training.common.pictures import Choice, Group, Shown, Source, groups_of
 from training.common.processes import Shard
@@ -179,3 +180,13 @@ def test_structures_in_several_masks_are_put_together(tmp_path: Path) -> None:
     assert len(source.places) == 4
     areas = [int(source.show(place).truths.get("kidney", np.zeros(1)).sum()) for place in source.places]
     assert areas == whole.sum(axis=(0, 1)).tolist()
+
+
+def test_the_benchmark_fills_a_store_of_as_many_volumes_as_it_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    for number in range(2):
+        bench.make_volume(tmp_path / "made", number, (96, 96, 12))
+    scans = bench.gather(tmp_path / "made", tmp_path / "scans", 3)
+    row = bench.measure(scans, tmp_path / "store")
+    assert 12 < row["pictures"] <= 24 and row["store_mb"] > 0 and row["memory_mb"] > 0
+    assert f"| 3 | {row['pictures']} |" in bench.table([{"volumes": 3, **row}])

@@ -92,9 +92,7 @@ def language_of(info: Mapping[str, Any]) -> str:
     return str(info.get("language") or "ibis")
 
 
-def player_of(
-    info: Mapping[str, Any], question: Question, shared: PictureSegmenter | None = None
-) -> Player:
+def player_of(info: Mapping[str, Any], question: Question, shared: PictureSegmenter | None = None) -> Player:
     """Ready to play a row's episode, with the process's own segmenter where there is not a shared one."""
     return Player(question, shared or segmenter(), limits_of(info), LANGUAGES[language_of(info)])
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,8 @@ from ibis_agent.segmenter.embeddings import key_of
 _NAME = "ibis_segmenter"
 _PICTURES = 256  # that an actor holds; one that it lacks is sent again
 _AT_ONCE = 1024  # questions that may wait in an actor
-_TRIES = 3
+_TRIES = 8
+_PAUSE = 0.1  # seconds before the second try, twice as long before each further one
 
 
 @dataclass(frozen=True)
@@ -95,19 +97,26 @@ class Host:
                     asked.answer.set_result(None)
             if not known:
                 continue
-            try:
-                loop = asyncio.get_running_loop()
-                found = await loop.run_in_executor(self._thread, self._compute, known)
-            except Exception as error:  # whoever asked is told; the others are served
-                for asked, _ in known:
-                    asked.answer.set_exception(error)
-                continue
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._thread, self._compute, known)
             self._batches, self._answered = self._batches + 1, self._answered + len(known)
-            for (asked, _), prediction in zip(known, found, strict=True):
-                asked.answer.set_result(prediction)
+            for (asked, _), answer in zip(known, found, strict=True):
+                if isinstance(answer, Exception):
+                    asked.answer.set_exception(answer)
+                else:
+                    asked.answer.set_result(answer)
         self._serving = None
 
-    def _compute(self, known: Sequence[tuple[_Asked, np.ndarray]]) -> list[Prediction]:
+    def _compute(self, known: Sequence[tuple[_Asked, np.ndarray]]) -> list[Prediction | Exception]:
+        """Together; one by one where that fails, so that a fault is told to whoever asked for it alone."""
+        try:
+            return list(self._predict(known))
+        except Exception as error:
+            if len(known) == 1:
+                return [error]
+            return [answer for each in known for answer in self._compute([each])]
+
+    def _predict(self, known: Sequence[tuple[_Asked, np.ndarray]]) -> list[Prediction]:
         return self._segmenter.predict_many(
             [self._segmenter.embed(rgb) for _, rgb in known],
             [asked.prompts for asked, _ in known],
@@ -169,7 +178,7 @@ class Shared:
         """See contract.PictureSegmenter. Raises ModelError where the actor died again and again."""
         which = int(embedding.key[:8], 16) % len(self._actors)
         question = (embedding.key, prompts, previous_logits)
-        for _ in range(_TRIES):
+        for n in range(_TRIES):
             try:
                 found = None
                 if embedding.key in self._told:
@@ -177,6 +186,7 @@ class Shared:
                 if found is None:  # never sent, let go since, or the actor is a new one
                     found = self._ask(which, embedding.rgb, *question)
             except self._ray.exceptions.ActorDiedError:
+                time.sleep(_PAUSE * 2**n)  # until Ray has forgotten its name
                 self._actors[which] = self._begin(which)
                 continue
             assert found is not None, "an actor holds the picture that was just sent"
@@ -188,7 +198,9 @@ class Shared:
 
     def _ask(self, which: int, rgb: np.ndarray | None, *question: Any) -> Prediction | None:
         key, prompts, logits = question
-        found: Prediction | None = self._ray.get(self._actors[which].predict.remote(key, rgb, prompts, logits))
+        found: Prediction | None = self._ray.get(
+            self._actors[which].predict.remote(key, rgb, prompts, logits)
+        )
         return found
 
     def counts(self) -> list[dict[str, int]]:
