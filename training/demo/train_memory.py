@@ -25,7 +25,8 @@ from training.common.commands import ending
 from training.demo import loop
 from training.demo.dataset import FRAMES, Slices, load
 from training.demo.segmenter_prompts import LEARNED, batch_of, choose_objects, first_clicks
-from training.demo.train_segmenter import CONFIG, build, mask_loss, measure, save_model, turns
+from training.demo.segmenter_steps import mask_loss, turns
+from training.demo.train_segmenter import CONFIG, build, measure, save_model
 
 
 class Heard:

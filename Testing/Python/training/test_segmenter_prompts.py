@@ -8,10 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("sam2")
 
-from training.demo import (
-    dataset,
-    train_segmenter,
-)
+from training.demo import dataset, segmenter_steps, train_segmenter
 from training.demo.segmenter_prompts import batch_of, corners, corrective_clicks, deepest, nearness
 
 
@@ -77,14 +74,14 @@ def test_a_mass_that_is_put_into_a_slice_is_seen_there_and_is_no_part_of_an_orga
 
 def test_a_carried_mask_is_that_of_the_slice_beside_moved_as_the_slice_is(clips, monkeypatch):
     heard = []
-    real = train_segmenter.batch_of
+    real = segmenter_steps.batch_of
     monkeypatch.setattr(
-        train_segmenter, "batch_of", lambda *given: heard.append((given[1], real(*given))) or heard[-1][1]
+        segmenter_steps, "batch_of", lambda *given: heard.append((given[1], real(*given))) or heard[-1][1]
     )
     model = train_segmenter.build()
-    head = train_segmenter.DenseHead(model.sam_mask_decoder.transformer_dim)
+    head = segmenter_steps.DenseHead(model.sam_mask_decoder.transformer_dim)
     numbers = np.array([0, 3, dataset.FRAMES - 1])
-    loss, figures = train_segmenter.carried_step(
+    loss, figures = segmenter_steps.carried_step(
         model, head, clips, numbers, np.random.default_rng(1), objects=2, clicks=2
     )
     (beside, (_, beside_bits)), (own, (_, bits)) = heard
@@ -95,3 +92,24 @@ def test_a_carried_mask_is_that_of_the_slice_beside_moved_as_the_slice_is(clips,
         assert ((a & b).sum() / (a | b).sum()) > 0.5
     loss.backward()
     assert 0 <= figures["iou_carried"] <= 1 and model.no_mem_embed.grad is not None
+
+
+def test_the_object_score_learns_whether_a_carried_structure_goes_on(clips):
+    model, spine = train_segmenter.build(), 1 << dataset.NAMES.index("spine")
+    last = model.sam_mask_decoder.pred_obj_score_head.layers[-1]
+    pictures, bits = batch_of(clips, np.arange(2), np.random.default_rng(0), model.image_size, augment=0)
+    bits = bits & spine
+    features, _ = segmenter_steps.encode(model, pictures)
+
+    def loss_where(here, presence):
+        torch.nn.init.constant_(last.bias, presence)
+        given = model, features, features, here, bits, np.random.default_rng(3)
+        return segmenter_steps.ending_loss(*given)
+
+    ended = torch.zeros_like(bits)
+    sure, figures = loss_where(ended, 5.0)
+    assert figures == {"ended": 0.0}, "nothing goes on in a slice that shows nothing"
+    sure.backward()
+    assert float(last.bias.grad) > 0, "it learns to say less"
+    assert float(loss_where(ended, -5.0)[0]) < float(sure) / 20
+    assert loss_where(ended, -5.0)[1] == {"ended": 1.0}

@@ -260,10 +260,12 @@ class Propagation(SliceNetwork):
             click, carried = deepest(before), self._low(beside).clamp(-_LOGIT_BOUND, _LOGIT_BOUND)
         with self.segmenter.computing():
             seen = self.segmenter.without_memory(features)
-            out = self._heads(seen, features, [click], carried, believed=True)
+            # Nobody clicked here: whether the object goes on in this slice is for the object score to say.
+            out = self._heads(seen, features, [click], carried, believed=False)
         if self.way == "linked" and carried is not None:
             out["pred_masks"] = linked(out["pred_masks"], carried, -_LOGIT_BOUND)
-        # How well the two masks fit stands for the object score, which is a matter of the memory's training.
+        # How well the two masks fit stands for how likely the object is: many segmenters' object score knows only
+        # memories.
         fit = dice(before, self._mask(out["pred_masks"])) if before.any() else 0.0
         if fit < self.following.least_fit or float(out["scores"].max()) < self.following.least_score:
             out["pred_masks"], fit = torch.full_like(out["pred_masks"], ABSENT), 0.0

@@ -205,6 +205,27 @@ def test_a_slice_keeps_no_more_than_one_masks_logits_a_pointer_and_a_bit_a_pixel
     assert [found.nbytes for found in spread.found.values()] == [SIZE[0] * SIZE[1] // 8] * (COUNT - 5)
 
 
+@pytest.mark.parametrize("way", ["linked", "carry"])
+def test_a_carried_mask_ends_where_the_object_score_says_that_the_object_has_ended(
+    way: Way, segmenter: Sam2Predictor, stack: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = segmenter.model.sam_mask_decoder
+    forward = decoder.forward
+
+    def with_presence(logit: float) -> list[bool]:
+        def answered(*given: Any, **named: Any) -> Any:
+            *others, presence = forward(*given, **named)
+            return (*others, torch.full_like(presence, logit))
+
+        monkeypatch.setattr(decoder, "forward", answered)
+        spread = follower(segmenter, stack, way)
+        spread.anchor(5, [Click(0.5, 0.5)])
+        return [bool(found.mask.any()) for found in spread.follow(5, +1, 8)]
+
+    assert with_presence(3.0) == [True] * 3
+    assert with_presence(-3.0) == [False] * 3
+
+
 def test_a_propagation_that_nobody_holds_is_gone_at_once(segmenter: Sam2Predictor, stack: np.ndarray) -> None:
     spread = spread_from(segmenter, stack)
     gone = weakref.ref(spread)
