@@ -8,6 +8,7 @@ from typing import Any
 
 import qt
 import slicer
+import vtk
 
 from ..Signal import Signal
 from .Aim import Aim, placeNodes
@@ -106,10 +107,12 @@ class ClickPlacement:
         for view in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
             display.AddViewNodeID(view.GetID())
 
-    def _onNodeAdded(self, caller, event) -> None:
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _onNodeAdded(self, caller, event, added) -> None:
         """Also for further slice views of another layout."""
-        if self.what is not None and slicer.mrmlScene.IsNodePresent(self._node):
-            self._showInSliceViews()
+        placing = self.what is not None and slicer.mrmlScene.IsNodePresent(self._node)
+        if placing and added.IsA("vtkMRMLSliceNode"):
+            self._node.GetDisplayNode().AddViewNodeID(added.GetID())
 
     def _onAimed(self, caller, event) -> None:
         last = caller.GetNumberOfControlPoints() - 1

@@ -482,7 +482,7 @@ def test_a_graphics_card_that_is_too_small_is_told_with_a_way_out_and_its_memory
     assert (
         "needs about 18.0 GB of GPU memory, but only 12.0 GB are available" in panel.ui.modelsStatusLabel.text
     )
-    assert "Select 4 bit." in panel.ui.modelsStatusLabel.text
+    assert "Select 4 bit under Advanced." in panel.ui.modelsStatusLabel.text
     panel.host.press(panel.ui.loadButton)
     panel.rest()
     assert "Models loaded on NVIDIA RTX: 9.0 GB used, 3.0 GB free." in panel.ui.modelsStatusLabel.text

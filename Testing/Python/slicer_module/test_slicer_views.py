@@ -148,6 +148,20 @@ def test_a_view_that_comes_while_clicks_are_being_placed_takes_them_too(
     assert {each.GetID() for each in slicer.util.getNodesByClass("vtkMRMLSliceNode")} == set(views)
 
 
+def test_other_nodes_that_come_while_clicks_are_being_placed_leave_the_placing_alone(asked: Panel) -> None:
+    import slicer
+
+    panel = asked
+    panel.step()
+    panel.host.press(panel.ui.includeButton)
+    changes: list[str] = []
+    display = panel.module.widget.stepsPanel._placement._node.GetDisplayNode()
+    tag = display.AddObserver("ModifiedEvent", lambda caller, event: changes.append(event))
+    slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Another")
+    assert changes == []
+    display.RemoveObserver(tag)
+
+
 def test_choosing_a_step_scrolls_every_axial_view_to_its_slice_and_leaves_the_others(asked: Panel) -> None:
     panel = asked
     panel.host.views["Yellow"].node.SetOrientation("Axial")
