@@ -22,7 +22,7 @@ from ibis_agent.errors import InputError, OutputError
 from ibis_agent.files import check_writable_folder, output_error, write_json
 from ibis_agent.policy.card import WITHOUT_CARD, ModelCard, save_card
 from ibis_agent.policy.folder import PolicyFolder, look_into, read_json
-from ibis_agent.policy.qwen25.reference import no_progress_bar
+from ibis_agent.policy.machine import no_progress_bar
 
 HISTORY = "training.json"
 """How a policy or an adapter was made."""

@@ -13,12 +13,12 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
+import ibis_agent.policy as policies
 import numpy as np
 import torch
 from ibis_agent.errors import InputError
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.folder import PolicyFolder
-from ibis_agent.policy.qwen25.chat import Chat
 from torch import Tensor, nn
 
 from training.common.resuming import learning_rate
@@ -49,7 +49,7 @@ class Learner:
         )
         self.whole: Any = trainable_model(as_sft, found, device, self.precision).eval()
         model = self.whole.get_base_model() if settings.tune == "lora" else self.whole
-        self.policy = BatchPolicy(model, Chat.load(settings.model, card), card)
+        self.policy = BatchPolicy(model, policies.trainable(settings.model).chat(card), card)
         self._fixed = self.policy
         if settings.kl and settings.tune == "full":
             fixed = trainable_model(as_sft, found, device, self.precision).eval().requires_grad_(False)

@@ -24,13 +24,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
 import numpy as np
 import torch
 from ibis_agent.errors import Cancelled
 from ibis_agent.files import check_writable_folder, write_json
 from ibis_agent.policy.card import ModelCard, load_card, save_card
-from ibis_agent.policy.folder import look_into
 from ibis_agent.run.episode import Limits
 from ibis_agent.segmenter.contract import Segmenter
 
@@ -68,7 +68,7 @@ class Run:
         self.settings = settings
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        self.found = look_into(settings.model)
+        self.found = policies.trainable(settings.model).inspect()
         self.card = load_card(settings.model)
         device, _ = device_of(settings)
         self.segmenter = segmenter or segmenters.open(settings.segmenter, device=device)

@@ -16,15 +16,18 @@ is not done again. Two processes with different --seeds may share the folder. Wr
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
 import numpy as np
 import torch
 from ibis_agent.errors import InputError
 from ibis_agent.fields import read_json
 from ibis_agent.files import check_writable_folder, write_json
+from ibis_agent.policy.card import load_card
 from ibis_agent.policy.folder import look_into
 from ibis_agent.policy.qwen25.source import demo_folder
 from ibis_agent.run.episode import Limits
@@ -78,18 +81,29 @@ class Reproduction:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        look_into(args.model)
+        policies.trainable(args.model).inspect()
+        # As the policy sees slices at work.
+        self.task = replace(TASK, frame=load_card(args.model).frame)
         self.out = check_writable_folder(args.out)
+        for file in self.out.glob("*/result.json"):
+            if (frame := read_json(file).get("frame", "slice")) != self.task.frame:
+                raise InputError(
+                    "holds runs on pictures of another frame",
+                    file=self.out,
+                    value=f"{frame}, the policy's card says {self.task.frame}",
+                    remedy="Choose another --out.",
+                )
         torch.set_num_threads(args.threads)
         self.segmenter = segmenters.open(args.segmenter, device="cpu")
-        self.tasks: Tasks = phantom_tasks(args.pictures, TASK_SEED, choice=TASK)
-        self.held: Tasks = phantom_tasks(max(2, args.pictures // 10), HELD_SEED, choice=TASK)
+        self.tasks: Tasks = phantom_tasks(args.pictures, TASK_SEED, choice=self.task)
+        self.held: Tasks = phantom_tasks(max(2, args.pictures // 10), HELD_SEED, choice=self.task)
         self._unseen: list[Question] = []
 
     def unseen(self) -> list[Question]:
         """The questions that every run is measured by; made when they are first needed."""
         if not self._unseen:
-            self._unseen = phantom_tasks(self.args.asked, UNSEEN_SEED, choice=TASK).every(4, UNSEEN_SEED)
+            tasks = phantom_tasks(self.args.asked, UNSEEN_SEED, choice=self.task)
+            self._unseen = tasks.every(4, UNSEEN_SEED)
         return self._unseen
 
     def result(self, arm: str, seed: int) -> dict[str, Any]:
@@ -139,7 +153,7 @@ class Reproduction:
                 unfinished="keep",
                 patience=0,
             )
-            work = Work(folder, TASK, recipe, absent=NEVER_PRESENT, seed=EXPERT_SEED, device="cpu")
+            work = Work(folder, self.task, recipe, absent=NEVER_PRESENT, seed=EXPERT_SEED, device="cpu")
             groups = phantom_groups(self.args.pictures, EXPERT_SEED)
             trajectories.make(work, groups, [], segmenter=self.segmenter)
         return folder
@@ -160,7 +174,9 @@ class Reproduction:
             }
             for (rollout,) in groups
         ]
-        return {"policy": look_into(folder).sha256, "figures": figures(groups), "questions": each}
+        found = look_into(folder).sha256
+        frame = self.task.frame
+        return {"policy": found, "frame": frame, "figures": figures(groups), "questions": each}
 
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ibis_agent.policy as policies
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ibis_agent.policy.card import ModelCard
+from ibis_agent.policy.card import ModelCard, load_card
 from ibis_agent.policy.contract import Turn
-from ibis_agent.policy.qwen25.chat import Chat, Encoded
-from ibis_agent.policy.qwen25.source import Qwen25Folder
+from ibis_agent.policy.teaching import Chat, Encoded
 from torch import Tensor
 
 from training.rollouts.samples import build_request
@@ -76,8 +76,9 @@ class BatchPolicy:
     @classmethod
     def load(cls, folder: Path, device: str = "auto", precision: str = "fp32") -> BatchPolicy:
         """Load a policy's folder as inference does. Raises ModelError."""
-        local = Qwen25Folder(folder).open(device, precision)
-        return cls(local.model, local.chat, local.card)
+        chat = policies.trainable(folder).chat(card := load_card(folder))
+        local: Any = policies.open(folder, device, precision)
+        return cls(local.model, chat, card)
 
     @property
     def device(self) -> torch.device:

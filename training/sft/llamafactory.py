@@ -22,14 +22,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ibis_agent.policy as policies
 import numpy as np
 import yaml
 from ibis_agent.errors import InputError
 from ibis_agent.files import atomic_write, write_json, write_text
 from ibis_agent.policy.card import ModelCard, load_card, save_card
-from ibis_agent.policy.folder import look_into
 from ibis_agent.policy.messages import build_messages, pictures_of
-from ibis_agent.policy.qwen25.chat import Chat
+from ibis_agent.policy.teaching import Chat
 
 from training.common.commands import ending, settings_parser
 from training.common.policy_folder import check_free, new_folder
@@ -56,9 +56,10 @@ def export(settings: SftSettings, out: Path, file: str | None = None) -> dict[st
     Raises IbisError; `out` appears when it is whole, or not at all.
     """
     check_free(out)
-    found = look_into(settings.model)
+    taught = policies.trainable(settings.model)
+    found = taught.inspect()
     card = changed_card(load_card(settings.model), settings.card, file)
-    chat = Chat.load(settings.model, card)
+    chat = taught.chat(card)
     reads = int(found.text_config.get("max_position_embeddings") or 2**31)
     longest = min(settings.longest or reads, reads)
     data = check_data(settings.data, chat, card, settings.held, longest, settings.bad_data == "skip")

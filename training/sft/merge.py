@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import ibis_agent.policy as policies
 from ibis_agent.errors import InputError, ModelError
 from ibis_agent.policy.card import CARD_NAME, load_card
-from ibis_agent.policy.folder import PolicyFolder, look_into, read_header, read_json
-from ibis_agent.policy.qwen25.reference import load_model
+from ibis_agent.policy.folder import PolicyFolder, read_header, read_json
 from ibis_agent.policy.required_memory import free_bytes, gigabytes
 
 from training.common.commands import ending
@@ -36,7 +36,7 @@ def merge(adapter: Path, base: Path, out: Path, name: str = "", any_base: bool =
     Raises IbisError naming the file and the remedy; `out` appears when it is whole, or not at all.
     """
     _check_adapter(adapter)
-    found = look_into(base)
+    found = policies.trainable(base).inspect()
     base_name = load_card(base).name
     history = read_history(adapter)
     if history and not any_base:
@@ -87,7 +87,7 @@ def _merged(adapter: Path, base: PolicyFolder) -> Any:
     precision = "fp32" if free is None or needed < 0.9 * free else "bf16"
     if precision == "bf16":
         print(f"merging in bf16: fp32 would need {gigabytes(needed)} of memory", file=sys.stderr)
-    model = load_model(base, "cpu", precision)
+    model = policies.trainable(base.folder).network(base, "cpu", precision)
     try:
         with quietly():
             adapted = PeftModel.from_pretrained(

@@ -14,11 +14,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import ibis_agent.policy as policies
 import torch
 import torch.nn.functional as F
-from ibis_agent.policy.folder import look_into
-from ibis_agent.policy.qwen25.chat import Chat, Encoded
-from ibis_agent.policy.qwen25.reference import load_model
+from ibis_agent.policy.teaching import Chat, Encoded
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
@@ -26,6 +25,8 @@ from training.common.resuming import Curves
 from training.rollouts.samples import IGNORED, collate, where_said
 
 _WHOLE = "whole"
+# In either action language.
+_COORDINATES = re.compile(r"(?<=\()[^()<]*(?=\)\s*</action>)|(?<=_2d\": \[)[^\]]*")
 _PLOT_EVERY = 60  # seconds
 _SHOWN = {
     "loss": "loss",
@@ -61,10 +62,10 @@ class Batches:
         start = len(sample.ids) - int(sample.learn.sum())
         pieces = [self._chat.decode([int(token)]) for token in sample.ids[start:]]
         text = "".join(pieces)
-        action = re.search(r"<action>[^<]*\(([^<]*)\)", text)
+        action = _COORDINATES.search(text)
         at = 0
         for number, piece in enumerate(pieces):
-            inside = action is not None and action.start(1) <= at < action.end(1)
+            inside = action is not None and action.start() <= at < action.end()
             if inside and any(letter.isdigit() for letter in piece):
                 weights[start + number] = self._digits
             at += len(piece)
@@ -119,9 +120,9 @@ class ReplyTrainer(Trainer):
         if self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        folder = Path(resume_from_checkpoint)
-        found = look_into(folder, weights_only=True)
-        model.load_state_dict(load_model(found, "cpu", "fp32").state_dict())
+        taught = policies.trainable(resume_from_checkpoint)
+        found = taught.inspect(weights_only=True)
+        model.load_state_dict(taught.network(found, "cpu", "fp32").state_dict())
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         for training, name in ((True, "accuracy"), (False, "eval_accuracy")):

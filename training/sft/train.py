@@ -21,15 +21,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
 import torch
 from ibis_agent.errors import Cancelled, InputError, ModelError
 from ibis_agent.files import check_writable_folder, write_json
 from ibis_agent.policy.card import ModelCard, load_card, save_card
-from ibis_agent.policy.folder import PolicyFolder, look_into
-from ibis_agent.policy.qwen25.chat import Chat
-from ibis_agent.policy.qwen25.reference import load_model
+from ibis_agent.policy.folder import PolicyFolder
 from ibis_agent.policy.required_memory import free_bytes, gigabytes
+from ibis_agent.policy.teaching import Chat
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from training.common.commands import ending, settings_parser
@@ -46,7 +46,7 @@ from training.common.run_folder import SETTINGS, same_run
 from training.common.settings import read_settings, settings_to_json
 from training.sft.reply_trainer import Batches, Marked, Plotted, ReplyTrainer, Stopping, last_checkpoint
 from training.sft.settings import FREE, SftSettings, changed_card
-from training.sft.turn_data import Checked, Turns, check_data
+from training.sft.turn_data import Checked, Turns, check_data, seen_otherwise
 from training.sft.watch import Watch, held_questions, trained_of
 
 _LANGUAGE = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
@@ -60,9 +60,10 @@ def fine_tune(settings: SftSettings, file: str | None = None) -> Path:
     and Cancelled where the run was stopped; the same call goes on then.
     """
     begun = time.perf_counter()
-    found = look_into(settings.model)
+    taught = policies.trainable(settings.model)
+    found = taught.inspect()
     card = changed_card(load_card(settings.model), settings.card, file)
-    chat = Chat.load(settings.model, card)
+    chat = taught.chat(card)
     device, precision = _device(settings)
     reads = int(found.text_config.get("max_position_embeddings") or 2**31)
     longest = min(settings.longest or reads, reads)
@@ -78,6 +79,8 @@ def fine_tune(settings: SftSettings, file: str | None = None) -> Path:
         print(f"{result} is finished already", flush=True)
         return result
     if first:
+        for told in filter(None, (seen_otherwise(folder, card) for folder in settings.data)):
+            print(told, file=sys.stderr)
         _tell(settings, data, out)
 
     set_seed(settings.seed)
@@ -129,7 +132,8 @@ def trainable_model(settings: SftSettings, found: PolicyFolder, device: str, pre
     Whatever the weights are stored in: an update of a millionth is lost in bf16, which keeps three digits.
     """
     whole = "bf16" if settings.tune == "lora" and precision == "bf16" else "fp32"
-    model = load_model(found, "cpu" if settings.trainer.get("fsdp") else device, whole)
+    where = "cpu" if settings.trainer.get("fsdp") else device
+    model = policies.trainable(found.folder).network(found, where, whole)
     if hasattr(model, "hf_device_map"):
         del model.hf_device_map  # would tell the Trainer that the model is spread over devices
     if settings.checkpointing:

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from ibis_agent.actions import Prompt
 from ibis_agent.errors import IbisError, InputError
+from ibis_agent.fields import read_json
 from ibis_agent.mask.masks import decode_rle
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.messages import build_messages
-from ibis_agent.policy.qwen25.chat import Chat, Encoded
+from ibis_agent.policy.teaching import Chat, Encoded
 from ibis_agent.record.steps import click_to_json
 from PIL import Image
 from torch.utils.data import Dataset
@@ -144,6 +145,19 @@ def check_data(
             remedy="See the reasons; make trajectories with training.trajectories, or hold out fewer.",
         )
     return found
+
+
+def seen_otherwise(folder: Path, card: ModelCard) -> str:
+    """Why a policy of this card is shown other pictures than a folder's; empty where it is not, or nothing tells."""
+    file = folder / "options.json"
+    made = read_json(file) if file.is_file() else {}
+    frame = ((made.get("settings") or {}).get("choice") or {}).get("frame")
+    if frame in (None, card.frame):
+        return ""
+    return (
+        f"{folder}: its pictures are cut to the frame {frame}, and at work the policy sees the {card.frame}. "
+        "Make them with --card and the policy's folder."
+    )
 
 
 class Turns(Dataset[Encoded]):

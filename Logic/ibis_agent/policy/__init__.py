@@ -14,6 +14,7 @@ from ibis_agent.errors import ModelError
 
 if TYPE_CHECKING:
     from ibis_agent.policy.contract import Policy, PolicySource
+    from ibis_agent.policy.teaching import Trainable
 
 DEMO = "demo"
 
@@ -61,6 +62,22 @@ def find(
             remedy=f"Give the folder that holds config.json.{served}",
         )
     return Qwen25Folder(folder) if has_own_network(folder) else GenericFolder(folder)
+
+
+def trainable(folder: str | os.PathLike[str]) -> Trainable:
+    """The policy in a folder as training takes it. Raises ModelError for families that training does not know."""
+    from ibis_agent.policy.generic.source import QWEN25, model_type_of
+    from ibis_agent.policy.qwen25.training import Qwen25Training
+
+    family = model_type_of(Path(folder))
+    if family not in ("", QWEN25):
+        raise ModelError(
+            "training knows no other family than Qwen2.5-VL",
+            file=Path(folder) / "config.json",
+            value=f"model_type {family}",
+            remedy="Train it with tools of its own; the result runs here.",
+        )
+    return Qwen25Training(folder)
 
 
 def open(

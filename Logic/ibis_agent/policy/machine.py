@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 from ibis_agent.errors import InputError, ModelError
@@ -81,3 +83,17 @@ def _torch() -> Any:
             remedy="Install the models' software: make venv in the checkout, or Install in Slicer's panel.",
         ) from error
     return torch
+
+
+@contextlib.contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """transformers' bar on stderr is not for the people who use this."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

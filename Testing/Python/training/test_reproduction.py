@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,10 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("sam2")
+
+from ibis_agent.errors import InputError
+from ibis_agent.policy.card import load_card
+from ibis_agent.policy.qwen25.source import demo_folder
 
 from training.common.settings import settings_from
 from training.grpo.settings import GrpoSettings, check
@@ -84,3 +91,21 @@ def test_both_kidneys_are_asked_for_as_one_structure() -> None:
             assert np.array_equal(shown.truths["both kidneys"], union) and "left kidney" not in shown.truths
             return
     raise AssertionError("no phantom shows a kidney")
+
+
+def test_the_reproduction_sees_slices_as_the_policy_does_at_work(tmp_path: Path) -> None:
+    args = argparse.Namespace(
+        model=demo_folder(), out=tmp_path, threads=1, segmenter=None, pictures=2, asked=1, seeds=[1]
+    )
+    work = reproduce.Reproduction(args)
+    frame = load_card(demo_folder()).frame
+    assert frame == "body" and work.task == replace(reproduce.TASK, frame=frame)
+    framed, whole = (
+        phantom_tasks(2, reproduce.TASK_SEED, choice=c).shown(0) for c in (work.task, reproduce.TASK)
+    )
+    assert np.array_equal(work.tasks.shown(0).picture.rgb, framed.picture.rgb)
+    assert framed.picture.rgb.shape != whole.picture.rgb.shape
+    (tmp_path / "sft-1").mkdir()
+    (tmp_path / "sft-1" / "result.json").write_text("{}")  # as begun before results told the frame
+    with pytest.raises(InputError, match=r"another frame.*slice.*body"):
+        reproduce.Reproduction(args)

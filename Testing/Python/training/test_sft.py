@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import sys
@@ -22,16 +23,20 @@ from ibis_agent.policy.qwen25.chat import Chat
 from ibis_agent.policy.qwen25.source import demo_folder
 from phantom_trajectories import make_trajectories
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from tiny_families import qwen3_vl
 from tiny_models import make_tiny_policy
 
 from training.common.settings import settings_from
+from training.grpo import train as grpo
+from training.grpo.settings import GrpoSettings
 from training.rollouts.samples import IGNORED
+from training.rollouts.sampling import BatchPolicy
 from training.sft import merge
 from training.sft import train as sft
 from training.sft.reply_trainer import Batches, ReplyTrainer, last_checkpoint
 from training.sft.settings import SftSettings, changed_card
-from training.sft.turn_data import Turns, check_data, read_record
+from training.sft.turn_data import Turns, check_data, read_record, seen_otherwise
 from training.trajectories.expert import Recipe, drawn_box
 from training.trajectories.turns import action_of, turn_row
 
@@ -275,6 +280,49 @@ def test_the_digits_of_a_click_weigh_more_and_nothing_else_does(data, chat):
         clicks = "Point (" in chat.decode(samples[row].ids[samples[row].learn])
         assert len(heavy) == (10 if clicks else 0)
     assert torch.equal(batch["weights"] > 0, batch["labels"] != IGNORED)
+
+
+def test_the_digits_of_a_tool_call_weigh_more_too(boxed, tiny):
+    card = dataclasses.replace(load_card(tiny), language="tool_calls")
+    chat = Chat.load(tiny, card)
+    turns = Turns(check_data([boxed], chat, card).places, chat, card)
+    samples = [turns[n] for n in range(4)]
+    batch = Batches(chat, 5.0)(samples)
+    for row, sample in enumerate(samples):
+        heavy = chat.decode(batch["input_ids"][row][batch["weights"][row] == 5].tolist())
+        call = re.search(r'_2d": \[([^]]*)', chat.decode(sample.ids[sample.learn]))
+        assert re.sub(r"\D", "", heavy) == (re.sub(r"\D", "", call[1]) if call else "")
+    assert (batch["weights"] == 5).any()
+
+
+def test_another_family_than_qwens_is_refused_in_a_line_before_anything_is_made(data, tmp_path):
+    folder = qwen3_vl(tmp_path / "qwen3")
+    line = r"no other family than Qwen2.5-VL.*model_type qwen3_vl"
+    for begin in (
+        lambda: sft.fine_tune(settings(data, tmp_path / "out", folder)),
+        lambda: BatchPolicy.load(folder, "cpu"),
+        lambda: grpo.train(GrpoSettings(model=folder, out=tmp_path / "out", device="cpu")),
+        lambda: merge.merge(adapter_folder(tmp_path), folder, tmp_path / "out"),
+    ):
+        with pytest.raises(ModelError, match=line):
+            begin()
+    assert not (tmp_path / "out").exists()
+
+
+def adapter_folder(tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    save_file({"lora": torch.zeros(1)}, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_pictures_that_show_another_frame_than_the_card_are_told(data, tmp_path):
+    card = load_card(demo_folder())
+    assert seen_otherwise(data, card) == "", "older folders do not tell"
+    (tmp_path / "options.json").write_text(json.dumps({"settings": {"choice": {"frame": "slice"}}}))
+    assert "the policy sees the body" in seen_otherwise(tmp_path, card)
+    assert seen_otherwise(tmp_path, dataclasses.replace(card, frame="slice")) == ""
 
 
 def test_the_length_is_known_before_the_pictures_are_read(chat):

@@ -13,11 +13,12 @@ import functools
 from typing import Any
 from uuid import uuid4
 
+import ibis_agent.policy as policies
 import numpy as np
 from ibis_agent.errors import InputError
 from ibis_agent.policy.card import ModelCard, load_card
 from ibis_agent.policy.messages import pictures_of
-from ibis_agent.policy.qwen25.chat import Chat
+from ibis_agent.policy.teaching import Chat
 from PIL import Image
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
 from verl.utils.profiler import simple_timer
@@ -125,7 +126,7 @@ class IbisAgentLoop(AgentLoopBase):
 def chat_of(folder: str) -> tuple[Chat, ModelCard]:
     """Tokenizer, picture settings and card of a policy; once in a process."""
     card = load_card(folder)
-    return Chat.load(folder, card), card
+    return policies.trainable(folder).chat(card), card
 
 
 def _without_stop(ids: list[int], chat: Chat) -> list[int]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ibis_agent.errors import ModelError
 from ibis_agent.policy.folder import PolicyFolder, look_into, read_json
 from ibis_agent.policy.formats import COMPUTED, UNPACKED, method_of
-from ibis_agent.policy.machine import device_of, precision_for, run_error
+from ibis_agent.policy.machine import device_of, no_progress_bar, precision_for, run_error
 from ibis_agent.policy.qwen25.source import Qwen25Folder, unpacked
 from ibis_agent.policy.required_memory import check_memory
 
@@ -99,7 +99,6 @@ class GenericFolder(Qwen25Folder):
         from transformers import AutoConfig, AutoModelForImageTextToText
 
         from ibis_agent.policy.generic.generic import TYPES
-        from ibis_agent.policy.qwen25.reference import no_progress_bar
 
         # The configuration by its class: a folder's own code is never looked for, whatever its files say.
         values = {key: value for key, value in found.config.items() if key not in ("auto_map", "model_type")}

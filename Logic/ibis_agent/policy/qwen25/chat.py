@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.folder import read_json, tokenizer_files
 from ibis_agent.policy.messages import Message
 from ibis_agent.policy.qwen25.pictures import PictureProcessor, load_processor
+from ibis_agent.policy.teaching import Encoded
 
 START, END, PICTURE = "<|im_start|>", "<|im_end|>", "<|image_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
@@ -41,30 +41,6 @@ _WORDS = (
 )
 # What Qwen's template says where no system message is given.
 _SYSTEM = "You are a helpful assistant."
-
-
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """One conversation as a Qwen2.5-VL takes it; L tokens, P patches of n pictures.
-
-    Attributes:
-        ids: (L,) int64.
-        learn: (L,) bool, the tokens of the reply and its end: what training learns. All False if no reply.
-        pixels: (P, 3·2·14·14) float32, normalised patches in the model's order.
-        grid: (n, 3) int64, every picture's patches in time, height and width.
-        types: (L,) int64, 1 where a token stands for a part of a picture (`mm_token_type_ids`).
-        positions: (3, L) int64, time, row and column for the rotary embedding (`position_ids`).
-        parts: where the conversation can be cut so that the parts before stay the same in later turns: after
-            the system message, and where the assistant begins to write. Rising, ends with L.
-    """
-
-    ids: np.ndarray
-    learn: np.ndarray
-    pixels: np.ndarray
-    grid: np.ndarray
-    types: np.ndarray
-    positions: np.ndarray
-    parts: tuple[int, ...]
 
 
 class Chat:

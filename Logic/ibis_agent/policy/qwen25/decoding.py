@@ -25,10 +25,10 @@ import torch
 
 from ibis_agent.errors import Cancelled
 from ibis_agent.policy.qwen25.block import Blocks
-from ibis_agent.policy.qwen25.chat import Encoded
 from ibis_agent.policy.qwen25.choice import BROKEN, Chooser, Generation
 from ibis_agent.policy.qwen25.guesses import Guesses
 from ibis_agent.policy.qwen25.network import Memory, Network, rounds_of
+from ibis_agent.policy.teaching import Encoded
 
 _KEPT_PICTURES = 4
 # Memory for keys and values is taken in steps of so many tokens.

@@ -5,12 +5,11 @@ Its weights come from exactly the files that inference reads (weights).
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 from ibis_agent.errors import ModelError
 from ibis_agent.policy.folder import PolicyFolder
+from ibis_agent.policy.machine import no_progress_bar
 from ibis_agent.policy.qwen25.build import TYPES
 from ibis_agent.policy.qwen25.choice import read_generation
 from ibis_agent.policy.qwen25.weights import read_tensors
@@ -61,17 +60,3 @@ def load_model(found: PolicyFolder, device: str, precision: str) -> Any:
         **kept,
     )
     return model.to(device).eval().requires_grad_(False)
-
-
-@contextlib.contextmanager
-def no_progress_bar() -> Iterator[None]:
-    """transformers' bar on stderr is not for the people who use this."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
