@@ -176,7 +176,7 @@ def test_the_mask_of_a_picture_is_a_picture_of_its_size(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(tmp_path / "m.png")) == 255, mask)
     with pytest.raises(InputError, match=r"End the name in \.png"):
         write_mask(tmp_path / "m.nii.gz", mask, photograph)
-    with pytest.raises(InputError, match="another shape"):
+    with pytest.raises(InputError, match="different shapes"):
         write_mask(tmp_path / "m.png", mask.T, photograph)
 
 
@@ -200,7 +200,7 @@ def test_a_volume_is_not_written_as_a_picture() -> None:
 
 def test_a_mask_of_another_scan_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     for mask in (np.zeros((7, 6, 5), bool), np.zeros((5, 6), bool), np.zeros((1, *SHAPE), bool)):
-        with pytest.raises(InputError, match="another shape"):
+        with pytest.raises(InputError, match="different shapes"):
             write_mask(tmp_path / "m.nii.gz", mask, scan_with(AFFINES[0]))
     assert list(tmp_path.iterdir()) == []
 

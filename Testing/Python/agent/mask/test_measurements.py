@@ -126,7 +126,7 @@ def test_an_empty_mask_has_no_size_and_does_not_fail() -> None:
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(InputError, match="another shape"):
+    with pytest.raises(InputError, match="different shapes"):
         measure(np.ones((3, 4)), values=np.ones((4, 3)))
     with pytest.raises(InputError, match="spacing"):
         measure(np.ones((3, 4)), (1.0, 1.0, 1.0))

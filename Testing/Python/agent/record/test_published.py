@@ -193,14 +193,14 @@ def test_only_files_inside_the_folder_are_opened(
     for name in (str(tmp_path / "outside.png"), "../outside.png", "..\\outside.png", "", ".."):
         foreign["file"] = name
         (found,) = read(foreign, tmp_path)
-        with pytest.raises(InputError, match="is not there"):
+        with pytest.raises(InputError, match="is missing"):
             to_trajectory(found, tmp_path / "inside")
 
 
 def test_a_scan_of_another_size_is_refused(foreign: dict[str, Any], tmp_path: Path) -> None:
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "a.png")
     (found,) = read(foreign, tmp_path)
-    with pytest.raises(InputError, match="another size"):
+    with pytest.raises(InputError, match="differs from the record"):
         to_trajectory(found, tmp_path)
 
 

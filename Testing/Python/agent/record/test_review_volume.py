@@ -105,7 +105,7 @@ def test_a_picture_of_another_size_than_it_says_is_not_unpacked() -> None:
     record["slices"][0]["picture"]["png"] = base64.b64encode(
         bytes_of(np.zeros((900, 900), np.uint8))
     ).decode()
-    with pytest.raises(InputError, match="another size"):
+    with pytest.raises(InputError, match="differs from its record"):
         review_page(record)
 
 

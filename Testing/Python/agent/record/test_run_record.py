@@ -116,7 +116,7 @@ def test_going_back_in_a_volume_keeps_what_was_answered_before() -> None:
     for uid, kind, steps in (("a", "click", [{}]), ("b", "done", [{"action": end}]), ("c", "grow", [])):
         made = {"uid": uid, "kind": kind, "slice": 4, "by": "policy", "words": f"{kind}.", "steps": steps}
         run.extend(run.after, made, {"status": "ready", "answer": "Liver" if uid != "a" else None})
-    with pytest.raises(InputError, match="not the policy's"):
+    with pytest.raises(InputError, match="not made by the policy"):
         run.reject()
     assert len(run.steps) == 3
     run.back(2)

@@ -255,7 +255,7 @@ def test_status_and_limits_come_back_and_new_limits_count(episode: Run) -> None:
 def test_continuing_with_other_weights_is_told(episode: Run) -> None:
     other = ChainedSegmenter()
     other.identity = {"name": "better", "sha256": "ffff"}
-    with pytest.warns(UserWarning, match="another segmenter"):
+    with pytest.warns(UserWarning, match="not the recorded segmenter"):
         Trajectory.of(episode).to_run(None, other)
 
 

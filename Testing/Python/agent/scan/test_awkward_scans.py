@@ -41,7 +41,7 @@ def test_frames_are_sorted_checked_and_refused_as_single_files_are(tmp_path: Pat
     refused(out / "gap.dcm", "28 mm after slice 4, 3 mm elsewhere")
     refused(out / "tilt.dcm", "gantry tilt")
     refused(out / "stacks.dcm", "not parallel")
-    refused(out / "times.dcm", "same place", "frame 1 and frame 5")
+    refused(out / "times.dcm", "same position", "frame 1 and frame 5")
 
 
 @pytest.mark.parametrize("name", ["halves", "alternating", "single"])

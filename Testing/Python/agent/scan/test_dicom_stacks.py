@@ -145,7 +145,7 @@ def test_copies_are_dropped_and_others_at_the_same_place_are_not(tmp_path: Path)
     assert scan.voxels.shape == (10, 8, 3)
     assert scan.notes == ("1 exact copy of a slice was left out",)
     write_slice(tmp_path / "copy.dcm", RAW[1] + 1, (0, 0, 3))
-    refused(tmp_path, "same place", "1.dcm and copy.dcm")
+    refused(tmp_path, "same position", "1.dcm and copy.dcm")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_two_images_of_each_place_are_told_by_what_they_differ_in(
     for n in range(4):
         for value in (first, second):
             write_slice(tmp_path / f"{n}-{value}.dcm", RAW[n] + int(value), (0, 0, 3 * n), **{tag: value})
-    refused(tmp_path, "same place", "--series", f"{tag}={first}  4 images", f"{tag}={second}  4 images")
+    refused(tmp_path, "same position", "--series", f"{tag}={first}  4 images", f"{tag}={second}  4 images")
     for value in (first, second):
         scan = load_scan(tmp_path, series=f"{tag.lower()}={value}.0")
         assert np.array_equal(scan.voxels, RAW[:4].transpose(2, 1, 0) + int(value) - 1024)
@@ -174,8 +174,8 @@ def test_of_images_that_differ_in_two_things_both_can_be_chosen(tmp_path: Path) 
                 tags = {"EchoTime": echo, "AcquisitionNumber": phase, "ContentTime": f"1200{n}{phase}"}
                 name = tmp_path / f"{n}-{echo}-{phase}.dcm"
                 write_slice(name, RAW[n] + 10 * echo + phase, (0, 0, 3 * n), **tags)
-    refused(tmp_path, "same place", "AcquisitionNumber=1  6 images")
-    refused(tmp_path, "same place", "EchoTime=10.0  3 images", series="AcquisitionNumber=2")
+    refused(tmp_path, "same position", "AcquisitionNumber=1  6 images")
+    refused(tmp_path, "same position", "EchoTime=10.0  3 images", series="AcquisitionNumber=2")
     scan = load_scan(tmp_path, series="1.2.3.4, AcquisitionNumber=2, EchoTime=10")
     assert np.array_equal(scan.voxels, RAW[:3].transpose(2, 1, 0) + 102 - 1024)
 
@@ -189,10 +189,10 @@ def test_of_a_file_of_many_frames_one_kind_can_be_chosen(tmp_path: Path) -> None
         item.TemporalPositionIndex = 1 + n // 3
         group.FrameContentSequence = [item]
     whole.save_as(tmp_path / "a.dcm")
-    refused(tmp_path / "a.dcm", "same place", "TemporalPositionIndex=2  3 images")
+    refused(tmp_path / "a.dcm", "same position", "TemporalPositionIndex=2  3 images")
     scan = load_scan(tmp_path / "a.dcm", series="TemporalPositionIndex=2")
     assert np.array_equal(scan.voxels, RAW[:3].transpose(2, 1, 0) + 2)
-    refused(tmp_path / "a.dcm", "another series", "It is of 1.2.3.4", series="9.9")
+    refused(tmp_path / "a.dcm", "another series", "It belongs to 1.2.3.4", series="9.9")
 
 
 @pytest.mark.parametrize("text", ["", "1.2,3.4", "EchoTime=", "=5", "1.2,,EchoTime=5"])

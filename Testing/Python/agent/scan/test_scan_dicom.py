@@ -82,14 +82,14 @@ def test_a_series_with_a_hole_a_double_or_a_tilt_is_refused(tmp_path: Path) -> N
         return tmp_path / name
 
     refused(series("hole", [(0, 0, z) for z in (0, 3, 6, 12, 15)]), "6 mm after slice 2, 3 mm elsewhere")
-    refused(series("double", [(0, 0, z) for z in (0, 0, 3, 3)]), "same place")
+    refused(series("double", [(0, 0, z) for z in (0, 0, 3, 3)]), "same position")
     refused(series("tilt", [(0, 0.8 * z, 3 * z) for z in range(5)]), "gantry tilt")
     crossed = series("crossed", [(0, 0, 3 * z) for z in range(4)])
     write_slice(crossed / "x.dcm", RAW[5], (0, 0, 12), (0, 1, 0, 0, 0, 1))
     refused(crossed, "not parallel")
     sizes = series("sizes", [(0, 0, 3 * z) for z in range(4)])
     write_slice(sizes / "x.dcm", RAW[5][:4], (0, 0, 12))
-    refused(sizes, "differ in size", "x.dcm 10 × 4")
+    refused(sizes, "different sizes", "x.dcm 10 × 4")
     (tmp_path / "nowhere").mkdir()
     for n in range(3):
         write_slice(tmp_path / "nowhere" / f"{n}.dcm", RAW[n], None)

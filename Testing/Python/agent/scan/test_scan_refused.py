@@ -108,7 +108,7 @@ def test_a_file_under_a_wrong_name_is_refused_and_called_by_its_right_one(
         "mha": "MetaImage",
         "npz": "zip",
     }
-    refused(tmp_path / name, said.get(right, "DICOM"), "ending")
+    refused(tmp_path / name, said.get(right, "DICOM"), "extension")
 
 
 def test_a_web_page_that_was_saved_as_a_scan_is_recognised(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_pictures_in_which_nothing_can_be_seen_are_refused(tmp_path: Path) -> No
     refused(tmp_path / "c.png", "too thin")
     frames = [Image.new("L", (20, 20), grey) for grey in (0, 9, 99)]
     frames[0].save(tmp_path / "d.png", save_all=True, append_images=frames[1:])
-    refused(tmp_path / "d.png", "moves")
+    refused(tmp_path / "d.png", "animated")
 
 
 @pytest.mark.parametrize(
