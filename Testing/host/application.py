@@ -210,9 +210,13 @@ class Application(QtCore.QObject):
         self.exit(0)
 
     def _wait_for_processes(self) -> None:
-        """Let processes that were asked to end do so: Qt complains of those that outlive it."""
+        """Let processes that were asked to end do so, and end the others: of one that outlives it, Qt tells the
+        handlers when it has deleted it.
+        """
         for process in self.findChildren(QtCore.QProcess):
-            process.waitForFinished(5000)
+            if not process.waitForFinished(5000):
+                process.kill()
+                process.waitForFinished(5000)
 
     def restart(self) -> None:
         self._restarts += 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -282,3 +284,24 @@ def test_a_volume_s_modality_is_where_slicer_s_dicom_module_keeps_it(panel: Pane
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
     hierarchy.SetItemAttribute(hierarchy.GetItemByDataNode(volume), "DICOM.Modality", "MR")
     assert modalityOf(volume) == "MR"
+
+
+LEFT_RUNNING = """
+import host, sys
+host.start()
+import qt, slicer
+process = qt.QProcess(slicer.app)
+process.connect("finished(int,QProcess::ExitStatus)", lambda code, status: process.readAllStandardOutput())
+process.start(sys.executable, ["-c", "import time; time.sleep(1000)"])
+assert process.waitForStarted(60000)
+"""
+
+
+def test_a_process_that_still_runs_when_python_ends_is_ended_before_qt_deletes_it() -> None:
+    testing = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(testing), "QT_QPA_PLATFORM": "offscreen"}
+    ended = subprocess.run(
+        [sys.executable, "-c", LEFT_RUNNING], env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr and "Destroyed" not in ended.stderr, ended.stderr
