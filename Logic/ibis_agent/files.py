@@ -112,16 +112,32 @@ def write_json(
         stream.write("]\n}\n")
 
 
-def append_line(path: str | os.PathLike[str], value: Any) -> None:
-    """Add a line of JSON to a file and bring it to the disk. Raises OutputError, ValueError."""
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+def append_line(path: str | os.PathLike[str], value: dict[str, Any], more: tuple[str, Iterable[Any]]) -> None:
+    """Add a line of JSON to a file and bring it to the disk, whole or not at all. Raises OutputError, ValueError.
+
+    more: a last key of `value` and the (key, value) of its object, one by one, where they would not fit in memory
+    together.
+    """
+    name, items = more
+    before = os.path.getsize(path) if os.path.exists(path) else 0
     try:
-        with open(path, "ab") as stream:
-            stream.write(line.encode("utf-8", errors="replace"))
+        with open(path, "a", encoding="utf-8", errors="replace", newline="\n") as stream:
+            stream.write(f"{_line(value)[:-1]}{',' if value else ''}{_line(name)}:{{")
+            for number, (key, item) in enumerate(items):
+                stream.write(f"{',' if number else ''}{_line(str(key))}:{_line(item)}")
+            stream.write("}}\n")
             stream.flush()
             os.fsync(stream.fileno())
-    except OSError as error:
-        raise output_error(error, path) from error
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # what follows would be read as a part of this line
+            os.truncate(path, before)
+        if isinstance(error, OSError):
+            raise output_error(error, path) from error
+        raise
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def _json(value: Any) -> str:

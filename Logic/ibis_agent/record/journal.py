@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def add(
     path: str | os.PathLike[str],
     keep: int,
     actions: list[Json],
-    slices: Mapping[int, Json | None],
+    slices: Iterable[tuple[int, Json | None]],
     outcome: Mapping[str, Any],
 ) -> None:
     """Append a change. Raises OutputError.
@@ -46,12 +46,11 @@ def add(
     Args:
         keep: number of earlier actions that are kept.
         actions: the new actions after them.
-        slices: the changed state by slice; None if nothing is known any more. A slice that is new in the record
-            includes its "picture".
+        slices: the changed slices and their state, one by one; None if nothing is known any more. A slice that is
+            new in the record includes its "picture".
         outcome: answer, status, reason.
     """
-    line = {"keep": keep, "actions": actions, "slices": {str(n): each for n, each in slices.items()}}
-    files.append_line(beside(path), {**line, **outcome})
+    files.append_line(beside(path), {"keep": keep, "actions": actions, **outcome}, ("slices", slices))
 
 
 def end(path: str | os.PathLike[str]) -> None:

@@ -47,7 +47,7 @@ class RunFile:
         keep = sum(itertools.takewhile(bool, same))
         found = run.found
         changed = {n for n in {*found, *self._found} if found.get(n) is not self._found.get(n)}
-        rows = {n: self._row(run, n) for n in sorted(changed | (_visited(run) - self._pictured))}
+        rows = ((n, self._row(run, n)) for n in sorted(changed | (_visited(run) - self._pictured)))
         actions = [action_to_json(each, geometry) for each in run.actions[keep:]]
         outcome = {"answer": run.answer, "status": run.status, "reason": run.reason}
         journal.add(self.path, keep, actions, rows, outcome)

@@ -117,6 +117,55 @@ def test_a_disk_that_refuses_leaves_what_was_there(tmp_path: Path, monkeypatch: 
     assert (path.read_bytes(), journal.beside(path).read_bytes()) == kept
 
 
+def test_a_line_that_fails_half_way_leaves_nothing_of_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "trajectory.json"
+    run, file = run_over(two_things(), policy=Clicker()), RunFile(path, "made.nii.gz")
+    run.click(20, MIDDLE)
+    file.save(run)
+    before, write, written = journal.beside(path).read_bytes(), file._row, list[int]()
+
+    def full(of: Run, index: int) -> Any:
+        written.append(index)
+        if len(written) == 3:
+            raise OSError(28, "no space left")
+        return write(of, index)
+
+    run.grow()
+    monkeypatch.setattr(file, "_row", full)
+    with pytest.raises(OutputError, match="no space"):
+        file.save(run)
+    assert len(written) == 3 and journal.beside(path).read_bytes() == before
+    monkeypatch.undo()
+    file.save(run)
+    assert same(path, run) and len(Trajectory.load(path).actions) == 2
+
+
+def test_the_slices_of_an_action_are_written_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "trajectory.json"
+    run, file = run_over(two_things(), policy=Clicker()), RunFile(path, "made.nii.gz")
+    run.click(20, MIDDLE)
+    file.save(run)
+    write, alive, most = file._row, list[int](), list[int]()
+
+    class Row(dict[str, Any]):
+        def __del__(self) -> None:
+            alive.pop()
+
+    def counted(of: Run, index: int) -> Any:
+        alive.append(index)
+        most.append(len(alive))
+        return Row(write(of, index) or {})
+
+    run.grow()
+    monkeypatch.setattr(file, "_row", counted)
+    file.save(run)
+    assert len(most) > 5 and max(most) <= 2 and same(path, run)
+
+
 def test_masks_that_become_unknown_again_are_written_down_too(tmp_path: Path) -> None:
     path = tmp_path / "trajectory.json"
     run, file = worked(path)
