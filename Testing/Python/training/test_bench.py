@@ -9,6 +9,7 @@ from pathlib import Path
 
 import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
+import numpy as np
 import pytest
 import torch
 from ibis_agent.actions import Click, Reply, format_reply
@@ -17,9 +18,10 @@ from ibis_agent.policy.card import ModelCard, save_card
 from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.prompts import DEMO_PROMPTS
 from ibis_agent.policy.qwen25.compiling import compile_layer
+from ibis_agent.segmenter.contract import Prediction
 from tiny_models import make_tiny_policy, teach
 
-from training.bench import card, episodes, kernels
+from training.bench import card, episodes, halves, kernels
 from training.bench import steps as bench
 from training.bench.shapes import SEVEN_B, narrow
 
@@ -114,6 +116,29 @@ def test_a_block_of_a_7b_starts_no_more_work_than_its_benchmarks_say():
     assert operations <= 990 and work <= 416
     two = narrow(SEVEN_B, layers=2)
     assert kernels.of_a_block(two)[1] < kernels.of_a_token(two)[1]
+
+
+class Rounding:
+    """A segmenter whose mask loses a column of four in half precision, of the first picture alone."""
+
+    device = torch.device("cpu")
+
+    def encode(self, rgb):
+        self.pictures = getattr(self, "pictures", 0) + (not torch.is_autocast_enabled("cpu"))
+        return rgb
+
+    def predict(self, embedding, clicks):
+        mask = np.zeros((8, 8), bool)
+        mask[:, : 3 if torch.is_autocast_enabled("cpu") and self.pictures == 1 else 4] = True
+        return Prediction(mask, np.zeros((2, 2), np.float32), 1.0, np.ones(1, np.float32))
+
+
+def test_what_half_precision_changes_of_the_masks_is_measured():
+    found = halves.measure(Rounding(), pictures=2)
+    assert set(found) == {"fp16", "bf16"}
+    for values in found.values():
+        assert values == pytest.approx([6 / 7] * 4 + [1.0] * 4)
+    assert "0.8571" in halves.table(found) and "50%" in halves.table(found)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
