@@ -1,7 +1,7 @@
-"""The errors that people see.
+"""The errors shown to people.
 
-Every refusal names the file, the value and the remedy, so that the reader can act on it.
-Only these classes cross the border of the package; what a library raises is translated where it is called.
+Every error names the file, the value and the remedy. Only these classes leave the package; exceptions of libraries are
+translated where the library is called.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ _LONGEST_VALUE = 160
 
 
 class IbisError(Exception):
-    """A problem that a person can put right.
+    """A problem that a person can solve.
 
-    `str(error)` reads ``FILE: problem (got VALUE). MEND``; the parts stay available as attributes.
+    `str(error)` reads ``FILE: problem (got VALUE). REMEDY``; the parts stay available as attributes.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class IbisError(Exception):
         return text if self.remedy is None else f"{text} {self.remedy}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions pickle by their positional arguments; ours are keywords.
+        # Exceptions are pickled with their positional arguments; ours are keywords.
         return _rebuild, (type(self), self.problem, self.file, self.value, self.remedy)
 
 
 class InputError(IbisError):
-    """A scan, a picture, a number or a text from outside that cannot be used."""
+    """An unusable scan, picture, number or text from outside."""
 
 
 class ModelError(IbisError):
@@ -58,10 +58,10 @@ class OutputError(IbisError):
 
 
 class ReplyError(IbisError):
-    """A policy's reply in which no action can be read."""
+    """A reply of the policy without a readable action."""
 
 
-class Cancelled(IbisError):  # noqa: N818 - an end that was asked for, not a failure
+class Cancelled(IbisError):  # noqa: N818 - requested, not a failure
     """The person stopped the work."""
 
     def __init__(self, problem: str = "stopped on request", **parts: Any) -> None:
@@ -69,10 +69,10 @@ class Cancelled(IbisError):  # noqa: N818 - an end that was asked for, not a fai
 
 
 def _shown(value: Any) -> str:
-    """`value` in at most some hundred characters on one line."""
+    """`value` on one line, shortened to about a hundred characters."""
     text = str(value[:_LONGEST_VALUE] if isinstance(value, (str, bytes)) else value)
     if not text.isprintable() or text != text.strip() or not text:
-        text = repr(text)  # line breaks, white space and control characters are shown for what they are
+        text = repr(text)  # line breaks, white space and control characters are escaped
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
 
 

@@ -1,4 +1,4 @@
-"""A fact in words for people, with the value behind it for programs."""
+"""A fact as text for people, with its value for programs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Fact(str):
-    """Words; `value` is the number, list or object that they tell."""
+    """A text; `value` is the number, list or object that it describes."""
 
     value: Any
 
@@ -17,6 +17,6 @@ class Fact(str):
 
 
 def values(facts: dict[str, str]) -> dict[str, Any]:
-    """The facts for a program; those whose value is None are told by others already."""
+    """The facts for programs; those with the value None are omitted."""
     given = {term: fact.value if isinstance(fact, Fact) else fact for term, fact in facts.items()}
     return {term: value for term, value in given.items() if value is not None}

@@ -1,6 +1,6 @@
-"""Reading records from strangers' JSON, field by field; errors say which field of which file is wrong.
+"""Reading untrusted JSON field by field; errors name the file and the field.
 
-What the fields mean is in the modules that read them: trajectory, published.
+The meaning of the fields is in the modules that read them: trajectory, published.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ LARGEST_FILE = 2**30
 _MISSING = object()
 
 
-def read_json(path: str | os.PathLike[str], remedy: str = "Use a file that this program wrote.") -> Any:
-    """The JSON value in a file. Raises InputError for what is not JSON, and for NaN and infinite numbers."""
+def read_json(path: str | os.PathLike[str], remedy: str = "Use a file written by this program.") -> Any:
+    """The JSON value in a file. Raises InputError for invalid JSON, and for NaN and infinite numbers."""
     file = Path(path)
     try:
         if file.is_file() and file.stat().st_size > LARGEST_FILE:
@@ -30,7 +30,7 @@ def read_json(path: str | os.PathLike[str], remedy: str = "Use a file that this 
         reason = (error.strerror or str(error)).lower()
         raise InputError(f"cannot be read: {reason}", file=file, remedy="Check the path.") from error
     except UnicodeDecodeError as error:
-        raise InputError("is not text in UTF-8", file=file, remedy=remedy) from error
+        raise InputError("is not UTF-8 text", file=file, remedy=remedy) from error
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -39,7 +39,7 @@ def read_json(path: str | os.PathLike[str], remedy: str = "Use a file that this 
 
 
 class Fields:
-    """An object of a record. Its methods give one field each, checked, or raise InputError.
+    """An object of a record. Its methods return one checked field each, or raise InputError.
 
     The name of a field in errors is its path, such as `steps[2].action.x`.
     """
@@ -60,7 +60,7 @@ class Fields:
         )
 
     def value(self, key: str, default: Any = _MISSING) -> Any:
-        """The field as it is; InputError where it is missing and has no default."""
+        """The unchecked field; InputError if it is missing and has no default."""
         if not isinstance(self._raw, dict):
             raise InputError(
                 f"{self.path or 'the record'} must be an object",
@@ -77,7 +77,7 @@ class Fields:
         return found
 
     def text(self, key: str, default: Any = _MISSING) -> str:
-        return self._of_type(key, str, "a text", default)
+        return self._of_type(key, str, "a string", default)
 
     def flag(self, key: str) -> bool:
         return self._of_type(key, bool, "true or false")
@@ -107,10 +107,10 @@ class Fields:
         return {name: inside.text(name) for name in inside.values}
 
     def lines(self, key: str) -> tuple[str, ...]:
-        """A list of texts; none where the key is missing."""
+        """A list of texts; empty if the key is missing."""
         found = self.value(key, [])
         if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
-            raise self.error(key, "must be a list of texts")
+            raise self.error(key, "must be a list of strings")
         return tuple(found)
 
     def choice(self, key: str, options: Sequence[str]) -> str:
@@ -133,11 +133,11 @@ class Fields:
         return [Fields(each, self.file, f"{self._name(key)}[{n}]") for n, each in enumerate(found)]
 
     def plain_number(self) -> float:
-        """This item of a list, if it is a number."""
+        """This item of a list, which must be a number."""
         return _number(self._raw, lambda: InputError(f"{self.path} must be a number", file=self.file))
 
     def checked(self, make: Callable[[], T], key: str | None = None) -> T:
-        """What `make` gives; its InputError gets the file and the field's name."""
+        """The result of `make`; its InputError gets the file and the field's name."""
         try:
             return make()
         except InputError as error:

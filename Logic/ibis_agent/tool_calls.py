@@ -56,9 +56,8 @@ TOOLS: tuple[dict[str, Any], ...] = tuple(
 
 
 def parse_call(text: str) -> Reply:
-    """Read the first tool call that can be done, and the thinking before it.
-
-    Raises ReplyError, and nothing else, if there is none.
+    """Parse the first valid tool call and the thinking before it. Raises ReplyError, and nothing else, if there is
+    none.
     """
     found = _first(text)
     if isinstance(found, ReplyError):
@@ -67,16 +66,16 @@ def parse_call(text: str) -> Reply:
 
 
 def format_call(reply: Reply) -> str:
-    """Write a reply in this language; an answer, for which it has no place, stands after the call.
+    """Write a reply in this language; an answer, which the format does not include, follows the call.
 
-    Raises InputError where the thinking or the answer holds one of the tags.
+    Raises InputError if the thinking or the answer contains one of the tags.
     """
     answer = getattr(reply.action, "answer", "")
     for part, text in (("thinking", reply.thinking), ("answer", answer)):
         tag = _TAGS.search(text)
         if tag:
             raise InputError(
-                f"the {part} holds a tag", value=tag.group(), remedy="Take the tag out of the text."
+                f"the {part} contains a tag", value=tag.group(), remedy="Remove the tag from the text."
             )
     name, arguments = _call_of(reply.action)
     call = json.dumps({"name": name, "arguments": arguments})
@@ -112,7 +111,7 @@ def _first(text: str) -> tuple[Reply, int] | ReplyError:
 
 
 def _after_thinking(text: str) -> int:
-    """Where thinking in `<think>` tags ends: a call inside is not meant."""
+    """The end of the thinking in `<think>` tags: a call inside is ignored."""
     closing = [
         tag.end() for tag in _TAGS.finditer(text) if tag.group().replace(" ", "").lower() == "</think>"
     ]

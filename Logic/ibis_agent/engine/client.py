@@ -166,7 +166,7 @@ class WorkerClient:
 
     def kill(self) -> None:
         """End the worker at once. What waits is done by a fresh one."""
-        self._end("it was ended", kill=True)
+        self._end("it was terminated", kill=True)
 
     def shutdown(self) -> None:
         """End politely and for good: for when the application or the panel goes away."""
@@ -243,7 +243,7 @@ class WorkerClient:
             try:
                 self._on_event(message)
             except (KeyError, TypeError, ValueError) as error:
-                self._logged(f"the worker said something unreadable: {type(error).__name__}: {error}")
+                self._logged(f"unreadable message from the worker: {type(error).__name__}: {error}")
             if (
                 generation != self._generation
             ):  # this worker was ended by somebody who was just told something
@@ -256,7 +256,7 @@ class WorkerClient:
             self._logged(str(message["text"]))
         elif event == "hello":
             if message["protocol"] != protocol.PROTOCOL or not isinstance(message["folder"], str):
-                self._end("it speaks another version of the protocol; restart the application", kill=True)
+                self._end("it uses a different version of the protocol; restart the application", kill=True)
                 return
             self.hello = message
             self._changed()
@@ -342,7 +342,8 @@ class WorkerClient:
             if job is not None:
                 self._drop(job)
                 job.fail(
-                    DIED, f"The worker ended unexpectedly ({reason}). Nothing is lost: press Step to go on."
+                    DIED,
+                    f"The worker ended unexpectedly ({reason}). Nothing is lost: press Step to continue.",
                 )
         self._changed()
         self._pump()

@@ -175,7 +175,7 @@ class Engine:
         if self._policy is None or self._segmenter is None:
             raise ModelError("no models are loaded", remedy="Load them first.")
         if request.get("scope", "slice") not in self.scopes:
-            raise InputError("this worker cannot be asked about that", value=request.get("scope"))
+            raise InputError("this worker does not support this", value=request.get("scope"))
         if not request.get("head"):
             check_asked(str(request["question"]), self._policy.card)
         question = Question(request, self._policy, self._segmenter)

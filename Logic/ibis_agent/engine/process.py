@@ -134,7 +134,9 @@ def _failure(error: Exception) -> Message:
         kind, text = protocol.MEMORY, "The GPU ran out of memory"
         if isinstance(error, MemoryError):
             text = "This computer ran out of memory"
-        remedy = "Everything so far is kept. Close programs that use it, or choose less precision or the CPU."
+        remedy = (
+            "Everything so far is kept. Close programs that use it, or choose a lower precision or the CPU."
+        )
         return {"event": "error", "kind": kind, "text": f"{text}.", "remedy": remedy}
     kinds = {
         Cancelled: protocol.CANCELLED,
@@ -148,7 +150,7 @@ def _failure(error: Exception) -> Message:
     return {
         "event": "error",
         "kind": protocol.INTERNAL,
-        "text": f"Something unexpected happened in the worker: {type(error).__name__}: {error}.",
+        "text": f"Unexpected error in the worker: {type(error).__name__}: {error}.",
         "remedy": "Everything so far is kept; the log has the details.",
     }
 
@@ -202,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     channel = _take_stdout()
     parser = argparse.ArgumentParser(prog="ibis_agent.engine", description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
-        "--script", type=Path, help="play the replies and faults of a JSON file instead of models"
+        "--script", type=Path, help="use the replies and faults in a JSON file instead of models"
     )
     options = parser.parse_args(arguments)
     source = os.dup(0)

@@ -44,8 +44,8 @@ from ibis_agent.segmenter.contract import Found, Segmenter
 
 Emit = Callable[..., None]
 IsCancelled = Callable[[], bool]
-_TURNED = "this run was made with a policy that sees pictures turned another way"
-_OTHER_POLICY = "Choose the policy that it was made with under Models, or ask the question anew."
+_TURNED = "this run was made with a policy that uses a different image orientation"
+_OTHER_POLICY = "Choose that policy under Models, or ask the question again."
 
 
 class Question:
@@ -90,7 +90,7 @@ class Question:
     def spread(self, request: Message, emit: Emit, cancelled: IsCancelled) -> Message:
         """What depends on a clicked slice is found again."""
         if self.run.alone:
-            raise InputError("this is for questions about volumes", value=request.get("session"))
+            raise InputError("this is only possible for volumes", value=request.get("session"))
         self._go_to(request.get("after", self._now), cancelled)
         return self._watched(lambda watch: self.run.spread(int(request["slice"]), watch), emit, cancelled)
 
@@ -147,7 +147,7 @@ class Question:
             return
         for uid in wanted:
             if uid not in self._actions and uid not in self._recorded:
-                raise InputError("this worker does not know that step", value=uid)
+                raise InputError("the worker does not have this step", value=uid)
         actions: Sequence[RunAction]
         if self.run.alone and any(uid not in self._actions for uid in wanted):
             given = [
@@ -226,8 +226,8 @@ def given_masks(request: Message, slices: Slices) -> Given:
         names.append(str(given_one.get("name") or ""))
     made = given(masks[0], masks[1], names[0], names[1])
     if request.get("start") and not made.start:
-        remedy = "Choose a slice or a range that it is on."
-        raise InputError("the mask to begin from is not on these slices", value=names[0], remedy=remedy)
+        remedy = "Choose a slice or range that contains it."
+        raise InputError("the mask to start from is not on these slices", value=names[0], remedy=remedy)
     return made
 
 
@@ -268,11 +268,11 @@ def scan_of(image: Message, channel: int | None = None) -> Scan:
         axis = int(image["axis"])
         affine = np.array(image["affine"], dtype=np.float64)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError("the image that came with the question cannot be read", value=str(error)) from error
+        raise InputError("the image of the question cannot be read", value=str(error)) from error
     voxels = (voxels if channel is None else voxels[..., channel]).transpose()
     slab = tuple(1 if each == axis else n for each, n in enumerate(shape))
     if voxels.shape not in (shape, slab):
-        raise InputError("the image has another shape than was said", value=f"{voxels.shape} for {shape}")
+        raise InputError("the image does not have the given shape", value=f"{voxels.shape} for {shape}")
     likeness = image.get("likeness")
     scan = Scan(
         voxels=np.broadcast_to(voxels, shape),

@@ -60,7 +60,7 @@ class ScriptedEngine(Engine):
         except (OSError, ValueError) as error:
             raise InputError("this script cannot be read", file=path, value=str(error)) from error
         if not isinstance(script, dict) or not isinstance(script.get("replies"), list):
-            raise InputError("this is not a script", file=path, remedy="It needs a list of replies.")
+            raise InputError("this is not a script", file=path, remedy="It must contain a list of replies.")
         return cls(script, channel)
 
     def do(self, request: Message, emit: Emit, cancelled: IsStopped) -> Message:

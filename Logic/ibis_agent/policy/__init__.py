@@ -52,14 +52,14 @@ def find(
     folder = demo_folder() if where is None or where == DEMO else Path(where)
     if folder.is_file():
         served = (
-            " Serve a GGUF file with llama-server, and name the server's address."
+            " Serve a GGUF file with llama-server, and give the server's address."
             if folder.suffix == ".gguf"
             else ""
         )
         raise ModelError(
-            "is a file, not a policy's folder",
+            "is a file, not a policy folder",
             file=folder,
-            remedy=f"Give the folder that holds config.json.{served}",
+            remedy=f"Give the folder that contains config.json.{served}",
         )
     return Qwen25Folder(folder) if has_own_network(folder) else GenericFolder(folder)
 

@@ -25,8 +25,8 @@ from ibis_agent.scan.geometry import Orientation
 
 CARD_NAME = "ibis_model.json"
 WITHOUT_CARD = (
-    "It has no card and gets this program's prompts; "
-    "`ibis-agent import-prompts CHECKOUT FOLDER` brings the published ones."
+    "It has no card, so this program's prompts are used; `ibis-agent import-prompts CHECKOUT FOLDER` adds the "
+    "published ones."
 )
 _LARGEST_CARD = 4 * 2**20
 _SCHEMA = "ibis-model/1"
@@ -101,11 +101,11 @@ class ModelCard:
         """
         odd = []
         if self.modalities and modality and modality not in self.modalities:
-            odd.append(f"{modality} (it knows {', '.join(self.modalities)})")
+            odd.append(f"{modality} (trained on {', '.join(self.modalities)})")
         if self.planes and plane not in self.planes:
-            odd.append(f"{plane} slices (it knows {', '.join(self.planes)} ones)")
+            odd.append(f"{plane} slices (trained on {', '.join(self.planes)} slices)")
         if self.regions and region and region not in self.regions:
-            odd.append(f"the {region} (it knows the {', the '.join(self.regions)})")
+            odd.append(f"the {region} (trained on the {', the '.join(self.regions)})")
         return f"{self.name} was not trained on {' or on '.join(odd)}: expect wrong answers." if odd else ""
 
 
@@ -119,7 +119,7 @@ def load_card(folder: str | os.PathLike[str]) -> ModelCard:
         return card_from_json(_read_object(folder), folder)
     if not folder.is_dir():
         raise ModelError(
-            "is not a policy's folder", file=folder, remedy="Give the folder that holds config.json."
+            "is not a policy folder", file=folder, remedy="Give the folder that contains config.json."
         )
     path = folder / CARD_NAME
     if not path.exists():
@@ -151,7 +151,10 @@ def card_from_json(values: Mapping[str, Any], file: Path | None = None) -> Model
     schema = given.pop("schema", _SCHEMA)
     if schema != _SCHEMA:
         raise ModelError(
-            "this model card is of another version", file=file, value=schema, remedy=f'Expected "{_SCHEMA}".'
+            "this model card has a different version",
+            file=file,
+            value=schema,
+            remedy=f'Expected "{_SCHEMA}".',
         )
     _refuse_unknown(given, ModelCard, "", file)
     texts = given.pop("prompts", None)
@@ -163,7 +166,7 @@ def card_from_json(values: Mapping[str, Any], file: Path | None = None) -> Model
     card = ModelCard(**given)
     if card.min_pixels and card.max_pixels and card.min_pixels > card.max_pixels:
         raise ModelError(
-            "min_pixels is above max_pixels", file=file, value=card.min_pixels, remedy="Swap them."
+            "min_pixels is larger than max_pixels", file=file, value=card.min_pixels, remedy="Swap them."
         )
     return card
 
@@ -197,13 +200,13 @@ def _refuse_unknown(given: Mapping[str, Any], kind: type, prefix: str, file: Pat
 def _prompts(texts: Any, file: Path | None, base: Prompts) -> Prompts:
     if not isinstance(texts, dict):
         raise ModelError(
-            "prompts must be an object", file=file, value=texts, remedy='Such as {"first": "…"}.'
+            "prompts must be an object", file=file, value=texts, remedy='For example: {"first": "…"}.'
         )
     _refuse_unknown(texts, Prompts, "prompts.", file)
     for key, text in texts.items():
         if not isinstance(text, str):
             raise ModelError(
-                f"prompts.{key} must be a text", file=file, value=text, remedy="Put it in quotes."
+                f"prompts.{key} must be a string", file=file, value=text, remedy="Put it in quotes."
             )
         for word in placeholders_in(text):
             near = difflib.get_close_matches(word, PLACEHOLDERS, n=1)
@@ -218,7 +221,7 @@ def _prompts(texts: Any, file: Path | None, base: Prompts) -> Prompts:
     for key in ("first", "refine"):
         if "question" not in placeholders_in(getattr(prompts, key)):
             raise ModelError(
-                f"prompts.{key} never asks the question",
+                f"prompts.{key} does not contain the question",
                 file=file,
                 remedy='Put "{question}" where it belongs.',
             )

@@ -94,7 +94,7 @@ class ScriptedPolicy:
             raise ModelError(
                 "the scripted policy has no reply left",
                 value=f"turn {turn.number}",
-                remedy="Script more replies.",
+                remedy="Add more replies to the script.",
             )
         text = self._replies[len(self.turns)]
         for start in range(0, len(text), 4):

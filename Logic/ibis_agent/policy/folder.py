@@ -73,9 +73,9 @@ class PolicyFolder:
         for path, stamp in zip(self.files, self.stamps, strict=True):
             if stamp_of(path) != stamp:
                 raise ModelError(
-                    "was changed while it was being loaded",
+                    "was modified while it was being loaded",
                     file=path,
-                    remedy="Load it again when it is written to no more.",
+                    remedy="Load it again when no program is writing to it.",
                 )
 
     @property
@@ -155,16 +155,16 @@ def _tensors(folder: Path, files: list[Path], promised: dict[str, str]) -> dict[
         for name, tensor in read_header(path).items():
             if name in tensors or promised.get(name, path.name) != path.name:
                 raise ModelError(
-                    "one tensor lies in two files, or in another than the index says",
+                    "a tensor is in two files, or not in the file given in the index",
                     file=path,
                     value=name,
-                    remedy="The files are of two exports. " + AGAIN,
+                    remedy="The files belong to two different exports. " + AGAIN,
                 )
             tensors[name] = tensor
     absent = sorted(set(promised) - set(tensors))
     if absent:
         raise ModelError(
-            f"the index promises {len(absent)} tensors that are in no file",
+            f"the index lists {len(absent)} tensors that are missing from the files",
             file=folder,
             value=absent[0],
             remedy=AGAIN,
@@ -224,12 +224,12 @@ def _config(folder: Path, model_type: str | None) -> dict[str, Any]:
     if not path.is_file():
         if (folder / "adapter_config.json").is_file():
             raise ModelError(
-                "holds only an adapter (LoRA), not a whole model",
+                "contains only an adapter (LoRA), not a complete model",
                 file=folder,
                 remedy="Merge it into its base model first: python -m training.sft.merge ADAPTER --base DIR --out DIR.",
             )
         remedy = "Give the folder that holds config.json and the weights."
-        raise ModelError("config.json is missing: this is not a policy's folder", file=folder, remedy=remedy)
+        raise ModelError("config.json is missing: this is not a policy folder", file=folder, remedy=remedy)
     config = read_json(path)
     kind = config.get("model_type")
     if model_type is not None and kind != model_type:
@@ -255,10 +255,10 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, str]]:
         names = set(values)
         if single.is_file() and single.name not in names:
             raise ModelError(
-                f"holds two sets of weights: {SINGLE_NAME}, and {len(names)} files that {INDEX_NAME} names",
+                f"contains two sets of weights: {SINGLE_NAME}, and the {len(names)} files listed in {INDEX_NAME}",
                 file=folder,
                 value=", ".join(sorted(names)),
-                remedy=f"Move the older away: {SINGLE_NAME} alone, or {INDEX_NAME} and all that it names.",
+                remedy=f"Remove the older set: {SINGLE_NAME}, or {INDEX_NAME} and its files.",
             )
         missing = sorted(name for name in names if not (folder / name).is_file())
         if missing:
@@ -272,10 +272,10 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     shards = sorted(path.name for path in folder.glob("model-*-of-*.safetensors"))
     if single.is_file() and shards:
         raise ModelError(
-            f"holds two sets of weights: {SINGLE_NAME}, and shards without {INDEX_NAME}",
+            f"contains two sets of weights: {SINGLE_NAME}, and shards without {INDEX_NAME}",
             file=folder,
             value=", ".join(shards),
-            remedy="Move away what does not belong to the model.",
+            remedy="Remove the files that do not belong to the model.",
         )
     if single.is_file():
         return [single], {}
@@ -286,11 +286,11 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     pickles = sorted(path.name for end in ("*.bin", "*.pt", "*.pth") for path in folder.glob(end))
     if pickles:
         raise ModelError(
-            "has its weights only as a pickle, which can run code when it is opened; it is not opened",
+            "has its weights only as a pickle, which can run code when it is opened, so it was not opened",
             file=folder,
             value=pickles[0],
-            remedy="Get the safetensors version, or convert it on a machine that may be lost: load it with "
-            "transformers and save_pretrained it again.",
+            remedy="Get the safetensors version, or convert it on an isolated machine: load it with transformers "
+            "and save it with save_pretrained.",
         )
     raise ModelError("contains no weights: model.safetensors is missing", file=folder, remedy=AGAIN)
 
@@ -300,8 +300,8 @@ def _refuse_adapter(folder: Path) -> None:
     found = [name for name in ADAPTER_NAMES if (folder / name).is_file()]
     if found:
         raise ModelError(
-            "holds whole weights and an adapter (LoRA): whether it is merged into them already, no file says",
+            "contains complete weights and an adapter (LoRA), and it is unknown whether the adapter is already merged",
             file=folder,
             value=", ".join(found),
-            remedy="If it is, move these files away. If not, merge it: python -m training.sft.merge.",
+            remedy="If it is, remove the adapter files. If not, merge it: python -m training.sft.merge.",
         )

@@ -67,7 +67,7 @@ class Quantised:
         """Raises ModelError where its library is not installed."""
         if self.missing:
             raise ModelError(
-                f"is quantised ({self.words}), and what computes with it is not installed: "
+                f"is quantised ({self.words}), and the packages for this are not installed: "
                 + ", ".join(self.missing),
                 file=folder,
                 remedy=f"pip install {' '.join(self.missing)}. Or: {_INSTEAD[0].lower()}{_INSTEAD[1:]}.",
@@ -85,7 +85,7 @@ def refuse_other_formats(folder: Path) -> None:
         files = sorted(path.name for path in folder.iterdir() if path.suffix.lower() == end)
         if files:
             raise ModelError(
-                f"is a {kind} model, which this program does not read",
+                f"is a {kind} model, which is not supported",
                 file=folder,
                 value=files[0],
                 remedy=f"{_INSTEAD} ({server}).",
@@ -105,7 +105,7 @@ def quantised_as(
     kind = words or _by_files(folder) or _by_tensors(tensors)
     if kind:
         raise ModelError(
-            f"is quantised ({kind}); only whole weights can be read here",
+            f"is quantised ({kind}), which is not supported",
             file=folder,
             value=kind,
             remedy=f"{_INSTEAD} (vLLM or SGLang).",
@@ -113,7 +113,7 @@ def quantised_as(
     for name, tensor in tensors.items():
         if tensor.dtype not in _WHOLE_NUMBERS:
             raise ModelError(
-                f"is stored in numbers that this program does not read: {tensor.dtype}",
+                f"is stored in an unsupported data type: {tensor.dtype}",
                 file=folder,
                 value=name,
                 remedy=f"{_INSTEAD}.",

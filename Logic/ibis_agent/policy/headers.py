@@ -11,7 +11,7 @@ from typing import Any
 
 from ibis_agent.errors import ModelError
 
-AGAIN = "Download the folder again; a download may have stopped half-way."
+AGAIN = "Download the folder again; the download may have been interrupted."
 _LARGEST_HEADER = 100 * 2**20
 _LFS = b"version https://git-lfs.github.com/spec/"
 
@@ -49,7 +49,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
                 raise ModelError("is empty or cut off", file=path, value=f"{size} bytes", remedy=AGAIN)
             (length,) = struct.unpack("<Q", start[:8])
             if length > min(size - 8, _LARGEST_HEADER):
-                problem = "is cut off inside its header, or no safetensors file"
+                problem = "is cut off inside its header, or is not a safetensors file"
                 raise ModelError(problem, file=path, value=f"{size} bytes", remedy=AGAIN)
             stream.seek(8)
             header = json.loads(stream.read(length))
@@ -75,7 +75,7 @@ def read_json(path: Path, largest: int = 64 * 2**20) -> dict[str, Any]:
     try:
         if path.stat().st_size > largest:
             raise ModelError(
-                "is too large for what it is", file=path, value=path.stat().st_size, remedy=AGAIN
+                "is too large for this kind of file", file=path, value=path.stat().st_size, remedy=AGAIN
             )
         data = path.read_bytes()
         if data.startswith(_LFS):

@@ -65,7 +65,7 @@ def run_error(error: Exception, folder: object) -> ModelError:
         return NotEnoughMemoryError(
             "there was not enough memory",
             value=text,
-            remedy='Choose a lower precision such as "int4", a smaller picture, or less history.',
+            remedy='Choose a lower precision such as "int4", a smaller picture, or a shorter history.',
         )
     return ModelError(f"the model failed: {text}", file=None if folder is None else str(folder))
 
@@ -80,7 +80,7 @@ def _torch() -> Any:
     except ImportError as error:
         raise ModelError(
             "torch is not installed",
-            remedy="Install the models' software: make venv in the checkout, or Install in Slicer's panel.",
+            remedy="Install the packages for the models: make venv in the checkout, or Install in Slicer's panel.",
         ) from error
     return torch
 

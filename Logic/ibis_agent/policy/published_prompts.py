@@ -82,7 +82,7 @@ def _assigned_texts(path: Path) -> Iterator[tuple[str, str]]:
         ) from error
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise InputError(
-            f"is not Python source: {error}", file=path, remedy="Check out the file again."
+            f"is not Python source: {error}", file=path, remedy="Restore the file from the repository."
         ) from error
     for node in ast.walk(tree):
         targets = node.targets if isinstance(node, ast.Assign) else []

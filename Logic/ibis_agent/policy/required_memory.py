@@ -110,7 +110,7 @@ def check_memory(folder: PolicyFolder, precision: str, device: str, max_new_toke
         if device.startswith("cuda"):
             _check_main_memory(folder)
         return
-    where = "on the graphics card" if device.startswith("cuda") else "in memory"
+    where = "on the GPU" if device.startswith("cuda") else "in memory"
     fits = [
         other
         for other in offered(device)
@@ -140,7 +140,7 @@ def check_request(
         raise NotEnoughMemoryError(
             f"a request of {tokens} tokens needs about {gigabytes(more)} more, and {gigabytes(free)} are free",
             file=folder.folder,
-            remedy="Set a smaller max_pixels in the folder's ibis_model.json, or keep less history.",
+            remedy="Set a smaller max_pixels in the folder's ibis_model.json, or use a shorter history.",
         )
 
 
@@ -150,8 +150,7 @@ def _check_main_memory(folder: PolicyFolder) -> None:
     needed, free = largest * 8 + _OVERHEAD["cpu"], free_bytes("cpu")
     if free is not None and needed > free:
         raise NotEnoughMemoryError(
-            f"needs about {gigabytes(needed)} in memory on its way to the graphics card, and "
-            f"{gigabytes(free)} are free",
+            f"needs about {gigabytes(needed)} of memory while loading onto the GPU, but {gigabytes(free)} are free",
             file=folder.folder,
             remedy="Close other programs.",
         )

@@ -114,9 +114,9 @@ def understand(question: str, vocabulary: Vocabulary, name: str = "") -> Asked:
     problem = _refusal(question, words, vocabulary)
     if problem:
         raise InputError(
-            f"{name or 'this policy'} cannot answer that: {problem}",
+            f"{name or 'this policy'} cannot answer this: {problem}",
             value=question,
-            remedy=f"It knows: {', '.join(vocabulary)}. Ask as in: Segment the {next(iter(vocabulary))}.",
+            remedy=f"It knows: {', '.join(vocabulary)}. For example: Segment the {next(iter(vocabulary))}.",
         )
     mentions = list(_mentions(words, vocabulary))
     found = [key for key, _, _ in mentions]
@@ -186,7 +186,7 @@ def _refusal(question: str, words: list[str], vocabulary: Vocabulary) -> str:
     """Why a question is not understood; empty where it is."""
     mentions = list(_mentions(words, vocabulary))
     if not mentions:
-        return "it names no structure that it knows"
+        return "the question contains no structure that it knows"
     for key, _, _ in mentions:
         if not _known(key, vocabulary):
             return f"it does not know the {key}"

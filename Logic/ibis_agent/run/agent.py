@@ -27,7 +27,7 @@ from ibis_agent.run.plan import (
 from ibis_agent.run.state import RunState
 from ibis_agent.run.work import episode_on, key_episode
 
-_FOLLOWED = "The object was followed to where it ends."
+_FOLLOWED = "The mask was propagated to the end of the object."
 
 
 def stage_of(run: RunState) -> Stage:
@@ -132,7 +132,9 @@ def _turn(run: RunState, watch: Watch) -> RunAction | None:
     if key is None:
         look = _search(run).best
         assert look is not None and look.step is not None
-        return _clicked(run, look.index, look.step, "begins where it was seen best", begun, watch)
+        return _clicked(
+            run, look.index, look.step, "starts on the slice where it was seen best", begun, watch
+        )
     episode = key_episode(run)
     if episode.halt is None:
         step = episode.step(watch.text, watch.cancelled, watch.retry)
@@ -160,7 +162,7 @@ def _finish(run: RunState, watch: Watch) -> RunAction:
         words = why_nothing(run.actions)
         key = run.actions[0].index if run.actions else run.slices.first
     elif len(run.given.start) > 1:
-        words = "The mask that was given has been looked at."
+        words = "The given mask has been reviewed."
     elif run.segmenter.can.volume:
         words = "The segmenter found the object in all slices at once."
     elif not run.mask(key).any():

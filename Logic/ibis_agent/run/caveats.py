@@ -54,7 +54,7 @@ def _other_structures(run: RunState) -> Iterator[str]:
     for text in said:
         other = another_structure(run.question, text)
         if other is not None and asked is not None:
-            yield f"The policy speaks of the {other.key}, but the question asks for the {asked.key}."
+            yield f"The reply is about the {other.key}, but the question asks for the {asked.key}."
 
 
 def _doubtful(run: RunState) -> Iterator[str]:
@@ -67,7 +67,7 @@ def _ends(run: RunState) -> Iterator[str]:
     for index, end, word in ((run.slices.first, 0, "first"), (run.slices.last, len(run.slices) - 1, "last")):
         if run.mask(index).any():
             whole = "scan" if index == end else "range"
-            yield f"The mask reaches the {word} slice of the {whole} ({index}): the structure may go on beyond it."
+            yield f"The mask reaches the {word} slice of the {whole} ({index}): the structure may continue beyond it."
 
 
 def _in_ranges(numbers: Iterable[int]) -> str:

@@ -89,7 +89,7 @@ def seen_otherwise(
             continue
         more = float(np.mean([dice(seen, each) - dice(grown, each) for each in masks]))
         if more > limits.support:
-            wanted.append(Doubt(index, "it was seen elsewhere before", 3.0 + more, seen=True))
+            wanted.append(Doubt(index, "it was seen elsewhere earlier", 3.0 + more, seen=True))
     return sorted(wanted, key=lambda doubt: (-doubt.weight, doubt.index))
 
 
@@ -165,9 +165,9 @@ def doubts(
         if unsure > limits.unsure and min(shown) - 1 <= index <= max(shown) + 1:
             # An organ's tips are always unsure, and little hangs on them.
             weight = (0.5 + unsure) * here.area / largest
-            note(index, f"unsure whether it is there ({each.presence:.0%})", weight)
+            note(index, f"uncertain whether it is there ({each.presence:.0%})", weight)
         if here.area and each.score < limits.low_score:
-            note(index, f"a mask of low score ({each.score:.2f})", 1 - each.score)
+            note(index, f"a mask with a low score ({each.score:.2f})", 1 - each.score)
         nearest = min(anchors, key=lambda n: abs(n - index))
         if nearest == index:
             continue
@@ -176,7 +176,7 @@ def doubts(
             continue
         before = known[towards]
         if not here.area and min(shown) < index < max(shown):
-            note(index, "a gap: nothing here, but on both sides", 2.5)
+            note(index, "a gap: nothing here, but there is on both sides", 2.5)
         change = abs(here.area - before.area)
         if change > steepest and change > limits.least_change * max(here.area, before.area):
             words = f"the area jumps from {before.area:.0f} to {here.area:.0f} mm²"

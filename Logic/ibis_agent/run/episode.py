@@ -157,7 +157,7 @@ class Episode:
             return None
         parsed = replace(parsed, action=self._outward(parsed.action))
         if self._repeats(parsed.action):
-            reason = f"The policy asked for the same {self.limits.max_repeats} times in a row"
+            reason = f"The policy repeated the same action {self.limits.max_repeats} times in a row"
             self._halt = Halt("ended", f"{reason}: {_in_words(parsed.action)}.", text)
             return None
         _stop_if(cancelled)
@@ -246,7 +246,7 @@ def halt_after(steps: Sequence[Step], limits: Limits) -> Halt | None:
         return Halt("ended", f"{who}.")
     turns = next((n for n, step in enumerate(reversed(steps)) if step.by == "person"), len(steps))
     if turns >= limits.max_turns:
-        return Halt("ended", f"The limit of {limits.max_turns} turns is reached.")
+        return Halt("ended", f"The limit of {limits.max_turns} turns has been reached.")
     return None
 
 

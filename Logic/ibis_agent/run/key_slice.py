@@ -56,7 +56,7 @@ class Look:
             return f"seen, {self.area_mm2:.0f} mm², score {self.step.score or 0:.2f}"
         if isinstance(self.step.action, Terminate):
             return "not seen"
-        return "a click that made no mask"
+        return "a click without a mask"
 
 
 @dataclass(frozen=True)

@@ -155,9 +155,9 @@ def why_nothing(actions: Sequence[RunAction]) -> str:
     """Why there is no key slice, for people."""
     looks = [each for each in actions if each.kind == "look"]
     if all(each.answer is None for each in looks):
-        return "No slice gave a mask to begin with."
+        return "No slice gave a mask to start from."
     where = ", ".join(str(n) for n in sorted({each.index for each in looks}))
-    return f"The policy saw it in none of the slices {where}."
+    return f"The policy did not see it in any of the slices {where}."
 
 
 def spans_of(actions: Sequence[RunAction]) -> list[tuple[int, int]]:

@@ -108,7 +108,7 @@ class Run(RunState):
         """Follow the object from the key slice both ways until it ends."""
         if self.key is None:
             raise InputError(
-                "there is no slice to grow from", remedy="Work on the key slice first, or click."
+                "there is no slice to propagate from", remedy="Work on the key slice first, or click."
             )
         with self.whole():
             return growth.grow(self, self.key, False, watch or Watch())
@@ -116,7 +116,7 @@ class Run(RunState):
     def add(self, click: Prompt, watch: Watch | None = None) -> RunAction:
         """A click of the person on the key slice, in whatever status; the run is ready afterwards."""
         if self.key is None:
-            raise InputError("there is no key slice yet", remedy="Click on a slice by its number.")
+            raise InputError("there is no key slice yet", remedy="Give the slice number with the click.")
         return self.click(self.key, click, None, watch)
 
     def click(
@@ -169,12 +169,12 @@ class Run(RunState):
         """Redo what depends on an anchor: its neighbours, until they come out as they were or another anchor."""
         if not clicks_on(self.actions, index):
             raise InputError(
-                "the slice has no click to go out from", value=index, remedy="Click there first."
+                "the slice has no click to propagate from", value=index, remedy="Click there first."
             )
         # What a growth from here that was stopped has yet to do is done with it.
         settle = not unfinished(self.actions).get(index)
         with self.whole():
-            return growth.grow(self, index, settle, watch or Watch(), what="neighbours redone")
+            return growth.grow(self, index, settle, watch or Watch(), what="propagated again")
 
     def finish(self, answer: str = "", watch: Watch | None = None) -> RunAction:
         """Append the person's own end: the mask is accepted. Raises InputError for tags in the answer."""
@@ -198,10 +198,10 @@ class Run(RunState):
         grown = len(kept) < len(self.actions)
         said = kept and kept[-1].by == "policy" and kept[-1].steps and (not grown or kept[-1].look)
         if self.alone and not kept:
-            raise InputError("there is no step to take back")
+            raise InputError("there is no step to reject")
         if not self.alone and not said:
             remedy = "Go back instead."
-            raise InputError("the last action is not the policy's", remedy=remedy)
+            raise InputError("the last action was not made by the policy", remedy=remedy)
         self._leave_for(Place(kept[:-1], kept[-1] if said else None))
 
     def back(self, keep: int) -> None:

@@ -26,19 +26,19 @@ _BETTER = 0.02  # by so much a correction must be better: a click may always shi
 def look_again(run: RunState, doubt: Doubt, watch: Watch) -> RunAction:
     """One look at a slice; corrected and redone if that makes it better, else told and left."""
     begun, index, number = time.perf_counter(), doubt.index, run.looks + 1
-    words = f"look {number} of {run.settings.looks}: {doubt.reason}"
+    words = f"second look {number} of {run.settings.looks}: {doubt.reason}"
     steps: tuple[Step, ...] = (seen_at(run.actions)[index],) if doubt.seen else ()
     if doubt.seen:
-        done = "begun there afresh"
+        done = "started again there"
     else:
         episode, done = episode_on(run, index, run.base(index)), "corrected"
         while episode.halt is None:
             episode.step(watch.text, watch.cancelled, watch.retry)
         steps, left = episode.steps, ""
         if not clicks_of(steps):
-            left = "left as it was"
+            left = "unchanged"
         elif _worth(run, index, episode.mask, steps[-1].score) < _standing_worth(run, index) + _BETTER:
-            left = "the correction fitted no better"
+            left = "the correction did not fit better"
         if left:
             words = f"{words}; {left}"
             return run.done("review", index, "policy", words, begun, watch, steps=steps, look=number)
@@ -50,7 +50,7 @@ def look_again(run: RunState, doubt: Doubt, watch: Watch) -> RunAction:
     )  # fmt: skip
     if run.segmenter.can.volume:  # the neighbours are redone already
         return corrected
-    return growth.grow(run, index, True, watch, what="neighbours redone")
+    return growth.grow(run, index, True, watch, what="propagated again")
 
 
 def _standing_worth(run: RunState, index: int) -> float:

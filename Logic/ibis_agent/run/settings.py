@@ -40,4 +40,4 @@ class Settings:
 
     def __post_init__(self) -> None:
         if isinstance(self.looks, bool) or not isinstance(self.looks, int) or self.looks < 0:
-            raise InputError("the limit of second looks must be a whole number from 0", value=self.looks)
+            raise InputError("the number of second looks must be a whole number from 0", value=self.looks)

@@ -374,11 +374,11 @@ def check_start(given: Given, slices: Slices, segmenter: Segmenter) -> None:
     """Raises InputError where a run over these slices cannot begin from the mask."""
     if not segmenter.can.starting_mask:
         name = segmenter.identity.get("name")
-        remedy = "Choose another segmenter, or begin without a mask."
-        raise InputError("this segmenter cannot begin from a mask", value=name, remedy=remedy)
+        remedy = "Choose another segmenter, or start without a mask."
+        raise InputError("this segmenter cannot start from a mask", value=name, remedy=remedy)
     geometry = slices.geometry(slices.first)
     size = geometry.height, geometry.width
     for index, mask in given.start.items():
         if not slices.first <= index <= slices.last or mask.shape != size:
-            what = "the mask to begin from does not fit the slices"
+            what = "the mask to start from does not fit the slices"
             raise InputError(what, value=f"slice {index}, {mask.shape}", remedy=f"They are {size}.")

@@ -364,5 +364,5 @@ def _flat_spacing(file: Path, whole: Any, notes: list[str]) -> np.ndarray | None
 def _checked_spacing(file: Path, spacing: np.ndarray) -> np.ndarray:
     if not (np.isfinite(spacing).all() and spacing.min() > 0):
         value = "\\".join(f"{each:g}" for each in spacing)
-        raise InputError("the pixel size is zero", file=file, value=value, remedy=REMEDY)
+        raise InputError("the pixel size is not positive", file=file, value=value, remedy=REMEDY)
     return spacing

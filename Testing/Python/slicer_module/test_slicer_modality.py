@@ -49,7 +49,7 @@ def test_what_the_person_says_reaches_the_record_and_stays_with_the_volume(panel
     choose(panel, "MR")
     assert button(panel)[0] == "MR" and "as you chose" in button(panel)[1]
     panel.step()
-    assert notes(panel) == ["taken as MR, as was asked"]
+    assert notes(panel) == ["taken as MR, as requested"]
     assert not panel.ui.modalityButton.enabled, "an open run keeps what it was asked with"
     panel.host.press(panel.ui.discardButton)
     assert button(panel)[0] == "MR" and volume.GetAttribute("IBISSlicer.Modality") == "MR"
@@ -71,7 +71,7 @@ def test_what_dicom_says_is_overruled_with_a_word(panel: Panel, data: Path) -> N
     choose(panel, "PT")
     assert "headers say CT" in button(panel)[1]
     panel.step()
-    assert notes(panel) == ["taken as PT, as was asked; the file says CT"]
+    assert notes(panel) == ["taken as PT, as requested; the file says CT"]
 
 
 def test_the_window_follows_what_the_person_says(data: Path, tmp_path: Path) -> None:

@@ -88,8 +88,7 @@ def test_what_is_not_an_address_is_told_and_changes_nothing(asked: Panel) -> Non
     panel.host.answer("ftp://localhost")
     choose(panel, ENTRY)
     assert (
-        "is not an address of nnInteractive" in panel.status
-        and "nninteractive:ftp://localhost" in panel.status
+        "is not an nnInteractive address" in panel.status and "nninteractive:ftp://localhost" in panel.status
     )
     assert Settings.models().segmenter == "demo"
     panel.host.answer("")

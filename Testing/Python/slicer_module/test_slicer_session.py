@@ -409,7 +409,7 @@ def test_a_server_elsewhere_is_used_only_after_a_yes_and_the_panel_says_where_pi
     choose_policy(panel, "A server …")
     assert Settings.models().policy == "demo" and panel.ui.policySelector.currentText == "Demonstration model"
     assert "models.example.org is another computer" in panel.host.messages[-1].text
-    assert "no name, no header" in panel.host.messages[-1].text
+    assert "no names and no header" in panel.host.messages[-1].text
     panel.host.answer(address, "Ok")
     choose_policy(panel, "A server …")
     assert Settings.models().policy == address

@@ -381,7 +381,7 @@ def test_the_key_goes_to_the_teacher_only_and_never_unencrypted_over_the_network
     assert all(b"secret" not in each.read_bytes() for each in folder.rglob("*") if each.is_file())
     with pytest.raises(InputError, match="unencrypted"):
         Teacher("http://teacher.example/v1", "wise")
-    with pytest.raises(InputError, match="not the address"):
+    with pytest.raises(InputError, match="not a server address"):
         Teacher("teacher.example", "wise")
 
 

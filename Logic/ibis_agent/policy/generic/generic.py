@@ -63,9 +63,9 @@ class GenericPolicy:
             raise run_error(error, None) from error
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise ModelError(
-                "this model cannot be asked in this way",
+                "this model cannot process the request",
                 value=f"{type(error).__name__}: {error}"[:200],
-                remedy="Serve it, and name the server with --policy.",
+                remedy="Run it on a server, and give the address with --policy.",
             ) from error
         finally:
             self._cancelled = None

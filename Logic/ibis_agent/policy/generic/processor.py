@@ -36,7 +36,7 @@ class Conversations:
         found = cls(processor, getattr(processor, "tokenizer", processor), folder)
         if not (getattr(processor, "chat_template", None) or getattr(found.tokenizer, "chat_template", None)):
             raise ModelError(
-                "has no chat template, so that nobody can tell how to ask it",
+                "has no chat template",
                 file=folder,
                 remedy="Copy chat_template.jinja from the model that this one was fine-tuned from.",
             )
@@ -52,10 +52,10 @@ class Conversations:
             raise
         except Exception as error:  # processors raise all kinds for what does not fit them
             raise ModelError(
-                "the folder's processor cannot make a request of it",
+                "the folder's processor cannot create a request",
                 file=self._folder,
                 value=f"{type(error).__name__}: {error}"[:200],
-                remedy="Take the processor's files from the model that this one was fine-tuned from.",
+                remedy="Copy the processor's files from the model that this one was fine-tuned from.",
             ) from error
 
     def plain(self, text: str) -> str:
@@ -109,7 +109,8 @@ def load_processor(folder: Path, model_type: str) -> Any:
                 "the folder's processor cannot be loaded",
                 file=folder,
                 value=f"{type(error).__name__}: {error}"[:200],
-                remedy="Copy its files from the original model, or serve it and name the server with --policy.",
+                remedy="Copy its files from the original model, or run it on a server and give the address with "
+                "--policy.",
             ) from whole
 
 

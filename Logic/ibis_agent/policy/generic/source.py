@@ -43,7 +43,7 @@ class GenericFolder(Qwen25Folder):
         why = (
             f"this is {self.model_type}"
             if self.model_type != QWEN25
-            else f"and not for {found.stored_as} weights"
+            else f"not for {found.stored_as} weights"
         )
         way = f"transformers' own processor and generate: the fast way is for Qwen2.5-VL, {why}"
         return {**super().facts(), "way": way + unpacked(found)}
@@ -56,9 +56,9 @@ class GenericFolder(Qwen25Folder):
             found.quantised.check(self.folder)
         if precision in ("int4", "fp8"):
             raise ModelError(
-                f"{precision} is for Qwen2.5-VL of whole weights",
+                f"{precision} needs an unquantised Qwen2.5-VL",
                 value=found.stored_as if found.quantised else self.model_type,
-                remedy="Choose another precision, or serve the model and name the server with --policy.",
+                remedy="Choose another precision, or run the model on a server and give the address with --policy.",
             )
         device = device_of(device)
         precision = precision_for(found, device, precision, card.max_new_tokens)
@@ -89,10 +89,10 @@ class GenericFolder(Qwen25Folder):
             import transformers
 
             raise ModelError(
-                "is not a vision-language model that the installed transformers knows",
+                "is not a vision-language model supported by the installed transformers",
                 file=self.folder / "config.json",
                 value=f"model_type {self.model_type}, transformers {transformers.__version__}",
-                remedy="A newer transformers may; or serve it, and name the server with --policy.",
+                remedy="Try a newer transformers, or run it on a server and give the address with --policy.",
             )
 
     def _load(self, found: PolicyFolder, device: str, precision: str) -> Any:
@@ -122,7 +122,7 @@ class GenericFolder(Qwen25Folder):
         )
         if bad:  # transformers would go on with random numbers in their place
             raise ModelError(
-                f"{len(bad)} tensors that the configuration asks for are missing or of another size",
+                f"{len(bad)} tensors of the configuration are missing or have a different size",
                 file=found.folder,
                 value=bad[0],
                 remedy="Take config.json and the weights from the same model.",

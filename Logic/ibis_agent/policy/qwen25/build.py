@@ -74,10 +74,10 @@ def build(found: PolicyFolder, device: str, precision: str) -> Network:
             parts[place.part] = packer.pack(parts[place.part])
     if head is not None and not torch.equal(head.to(dtype).to(device), parts[_EMBEDDINGS]):
         raise ModelError(
-            "says that input and output share their weights, and holds others for the output",
+            "says that input and output share their weights, but contains different ones for the output",
             file=found.folder / "config.json",
             value="tie_word_embeddings true",
-            remedy="Set it to what the model was trained with.",
+            remedy="Set it to the value used in training.",
         )
     return _assembled(shape, parts)
 
@@ -183,7 +183,7 @@ def _check_names(found: PolicyFolder, shape: Shape, places: dict[str, _Place]) -
     ]
     if surplus:
         raise ModelError(
-            f"holds {len(surplus)} tensors that a Qwen2.5-VL of this configuration has no place for",
+            f"contains {len(surplus)} tensors that do not belong to a Qwen2.5-VL with this configuration",
             file=found.folder,
             value=surplus[0],
             remedy="Take config.json and the weights from the same model; merge an adapter first.",
@@ -192,7 +192,7 @@ def _check_names(found: PolicyFolder, shape: Shape, places: dict[str, _Place]) -
 
 def _wrong_size(found: PolicyFolder, name: str, count: int) -> ModelError:
     return ModelError(
-        f"{count} tensors that the configuration asks for are missing or of another size",
+        f"{count} tensors of the configuration are missing or have a different size",
         file=found.folder,
         value=name,
         remedy="Take config.json and the weights from the same model.",

@@ -74,7 +74,7 @@ class Chat:
                 "tokenizer and configuration disagree on the picture's token",
                 file=folder / "config.json",
                 value=f"{config['image_token_id']} and {picture}",
-                remedy="Take both from the same model.",
+                remedy="Use those of the same model.",
             )
         vision = config.get("vision_config") or {}
         processor = load_processor(folder, vision, card or ModelCard())

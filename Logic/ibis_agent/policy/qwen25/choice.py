@@ -72,7 +72,7 @@ def read_generation(folder: Path) -> Generation:
     for key, plain in _OTHERS.items():
         if values.get(key) not in (None, plain):
             raise ModelError(
-                f"asks for {key}, which is not followed here", file=file, value=values[key], remedy=remedy
+                f"sets {key}, which is not supported", file=file, value=values[key], remedy=remedy
             )
     penalty, suppressed = values.get("repetition_penalty"), values.get("suppress_tokens") or []
     penalty = 1.0 if penalty is None else penalty
@@ -117,7 +117,7 @@ class Chooser:
         if self._precision in ("fp16", "int4"):
             remedy = "Choose the precision bf16, or fp32 on a card without it."
         return ModelError(
-            "the policy's numbers broke off: it computed NaN instead of the next word",
+            "the policy computed NaN instead of the next token",
             value=self._precision or None,
             remedy=remedy,
         )

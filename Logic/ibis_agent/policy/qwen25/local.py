@@ -112,9 +112,9 @@ class LocalPolicy:
         room = longest - len(request.ids)
         if room < 1:
             raise InputError(
-                "the question and its pictures are longer than this policy can read",
+                "the question and its pictures exceed this policy's context length",
                 value=f"{len(request.ids)} of {longest} tokens",
-                remedy="Shorten the question, or use a smaller picture or less history.",
+                remedy="Shorten the question, or use a smaller picture or a shorter history.",
             )
         check_request(self.folder, self.precision, self.device, self.card.max_new_tokens, len(request.ids))
         try:

@@ -50,7 +50,7 @@ class PictureProcessor:
             raise InputError(
                 "the picture is too thin for the policy",
                 value=f"{width} × {height} pixels",
-                remedy="Choose another plane or a larger part.",
+                remedy="Choose another plane or a larger region.",
             )
         side = self.patch_size * self.merge_size
         sides = [round(each / side) * side for each in (height, width)]
@@ -104,7 +104,7 @@ def load_processor(folder: Path, vision: Mapping[str, Any], card: ModelCard) -> 
         values = read_json(file).get("image_processor") or {}
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if values.get(step, True) is not True:
-            raise ModelError(f"leaves out a step: {step}", file=file, value=values[step], remedy=_REMEDY)
+            raise ModelError(f"skips a required step: {step}", file=file, value=values[step], remedy=_REMEDY)
     plain = PictureProcessor()
     size = values.get("size") or {}
     least = card.min_pixels or values.get("min_pixels") or size.get("shortest_edge") or plain.least
@@ -112,7 +112,9 @@ def load_processor(folder: Path, vision: Mapping[str, Any], card: ModelCard) -> 
     try:
         if not 0 < least <= most:
             raise ModelError(
-                "the smallest picture is above the largest", file=folder, value=f"{least} and {most} pixels"
+                "the minimum picture size is above the maximum",
+                file=folder,
+                value=f"{least} and {most} pixels",
             )
         processor = PictureProcessor(
             int(values.get("patch_size") or plain.patch_size),
@@ -125,9 +127,7 @@ def load_processor(folder: Path, vision: Mapping[str, Any], card: ModelCard) -> 
             int(Image.Resampling(int(values.get("resample") or plain.resample))),
         )
     except (TypeError, ValueError) as error:
-        raise ModelError(
-            "has picture settings that cannot be", file=file, value=error, remedy=_REMEDY
-        ) from error
+        raise ModelError("has invalid picture settings", file=file, value=error, remedy=_REMEDY) from error
     for key, theirs in (
         ("patch_size", "patch_size"),
         ("temporal_patch_size", "temporal_patch_size"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from ibis_agent.errors import ModelError
 
-_REMEDY = "Take config.json from the model that the weights belong to."
+_REMEDY = "Use the config.json of the model that the weights belong to."
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ class _Reader:
         return value
 
     def wrong(self, key: str, value: Any) -> ModelError:
-        return ModelError(f"{key} cannot be", file=self._file, value=value, remedy=_REMEDY)
+        return ModelError(f"{key} is invalid", file=self._file, value=value, remedy=_REMEDY)
 
     def unsupported(self, key: str, value: Any) -> ModelError:
-        remedy = "Serve this model with its own program instead."
+        remedy = "Run this model on a server instead."
         return ModelError(f"{key} of this kind is not supported", file=self._file, value=value, remedy=remedy)

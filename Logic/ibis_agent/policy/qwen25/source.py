@@ -67,7 +67,7 @@ class Qwen25Folder:
                 f"{found.stored_as}, {gigabytes(size)} in {files}",
                 {"as": found.stored_as, "bytes": size, "files": count},
             ),
-            "way": "its own network: fast, reads a turn's beginning once" + unpacked(found),
+            "way": "own implementation: fast, reads the beginning of a turn once" + unpacked(found),
             "sha256": found.sha256,
             "card": CARD_NAME if has_card else "none: the published settings are used",
             "memory to run": Fact(needed, bytes_of),
@@ -86,7 +86,7 @@ def unpacked(found: PolicyFolder) -> str:
     if not found.quantised:
         return ""
     kind, missing = found.quantised, " ".join(found.quantised.missing)
-    done = "unpacked when it is loaded" if kind.method == UNPACKED else "computed with as it is stored"
+    done = "unpacked when it is loaded" if kind.method == UNPACKED else "computed in the stored format"
     by = f"by {', '.join(kind.needs)}" + (f"; missing here: pip install {missing}" if missing else "")
     return f"; {kind.words}: {done}, {by}"
 
@@ -97,6 +97,6 @@ def demo_folder() -> Path:
         raise ModelError(
             "the demonstration policy is not in this installation",
             file=_DEMO,
-            remedy="Choose a policy's folder, or train one: python -m training.demo.train_policy.",
+            remedy="Choose a policy folder, or train one: python -m training.demo.train_policy.",
         )
     return _DEMO

@@ -76,7 +76,7 @@ class Unpacker:
 
     def _wrong(self, problem: object) -> ModelError:
         return ModelError(
-            "compressed-tensors cannot unpack it",
+            "cannot be unpacked by compressed-tensors",
             file=self._found.folder,
             value=" ".join(str(problem).split())[:200],
             remedy="A newer compressed-tensors may; or serve the model and give the server's address as the policy.",

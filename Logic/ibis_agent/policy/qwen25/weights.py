@@ -64,8 +64,8 @@ def check_finite(tensor: torch.Tensor, name: str, found: PolicyFolder, precision
             remedy="Choose the precision bf16 or fp32.",
         )
     raise ModelError(
-        "holds weights that are not numbers (NaN or infinite)",
+        "contains weights that are not numbers (NaN or infinite)",
         file=found.folder,
         value=name,
-        remedy="Its training failed or the file is damaged: use an earlier checkpoint, or fetch it again.",
+        remedy="Its training failed or the file is damaged: use an earlier checkpoint, or download it again.",
     )

@@ -121,7 +121,7 @@ def ask(
     raise ModelError(
         f"the server did not answer: {reason}",
         value=f"{connection.host}, asked {patience.tries} times",
-        remedy="See whether it runs and has loaded the model.",
+        remedy="Check that it is running and has loaded the model.",
     )
 
 
@@ -159,9 +159,9 @@ def _once(
                     return answer
             if len(answer.text) > most:
                 raise ModelError(
-                    "the server writes on and on",
-                    value=f"{len(answer.text)} letters where {body.get('max_tokens')} tokens were allowed",
-                    remedy="Use a server that keeps to max_tokens.",
+                    "the server does not stop writing",
+                    value=f"{len(answer.text)} characters; {body.get('max_tokens')} tokens were allowed",
+                    remedy="Use a server that respects max_tokens.",
                 )
             _check_time(time.monotonic(), begun, heard, bool(answer.text), patience)
     finally:
@@ -173,12 +173,12 @@ def _check_time(now: float, begun: float, heard: float, some: bool, patience: Pa
         raise _AskAgainError(f"no text within {patience.first:g} s")
     if some and now - heard > patience.between:
         raise ModelError(
-            "the server stopped in the middle of its answer",
+            "the server stopped in the middle of its reply",
             value=f"nothing for {patience.between:g} s",
             remedy="Try again; the run is as it was.",
         )
     if now - begun > patience.whole:
-        raise ModelError("the server took too long for one answer", value=f"{patience.whole:g} s")
+        raise ModelError("the server took too long to reply", value=f"{patience.whole:g} s")
 
 
 def _explained(error: Exception, connection: Connection, text: str) -> Exception:
@@ -188,9 +188,9 @@ def _explained(error: Exception, connection: Connection, text: str) -> Exception
     reason = connection.hidden(str(error) or type(error).__name__)
     if text:
         return ModelError(
-            "the server's answer was cut off", value=reason, remedy="Try again; the run is as it was."
+            "the server's reply was cut off", value=reason, remedy="Try again; the run is as it was."
         )
-    return ModelError("the server's answer cannot be used", value=reason, remedy="Is it a chat server?")
+    return ModelError("the server's reply cannot be used", value=reason, remedy="Is it a chat server?")
 
 
 def _read(connection: Connection, body: dict[str, Any], reading: _Reading, patience: Patience) -> None:
@@ -214,7 +214,7 @@ def _read(connection: Connection, body: dict[str, Any], reading: _Reading, patie
     except TROUBLE as error:
         reading.came.put(_AskAgainError(f"{type(error).__name__}: {_plain(error)}"))
     except EOFError:
-        reading.came.put(_AskAgainError("the answer ended too early"))
+        reading.came.put(_AskAgainError("the reply ended too early"))
     except ServerError as error:
         reading.came.put(_AskAgainError(str(error)))
     except Exception as error:  # whatever a server makes the libraries do is told to who asked
@@ -232,7 +232,7 @@ def _bytes(answer: requests.Response, reading: _Reading) -> Iterator[bytes]:
             return
         count += len(part)
         if count > _MOST_BYTES:
-            raise ValueError(f"more than {_MOST_BYTES // 2**20} MiB for one answer")
+            raise ValueError(f"more than {_MOST_BYTES // 2**20} MiB in one reply")
         yield part
 
 

@@ -52,17 +52,17 @@ class Connection:
             host, parts, port = "", urlsplit(""), None
         if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
             raise InputError(
-                "this is not the address of a server", value=url, remedy="Such as http://localhost:8080/v1."
+                "this is not a server address", value=url, remedy="For example: http://localhost:8080/v1."
             )
         if parts.username or parts.password:
-            raise InputError("keep the key out of the address", remedy=f"Put it into {key_variable}.")
+            raise InputError("the address must not contain the key", remedy=f"Put it into {key_variable}.")
         self.base = url.rstrip("/").removesuffix("/chat/completions")
         self.host = host if port is None else f"{host}:{port}"
         self.local = _is_local(host)
         self._key = (key or "").strip()
         if self._key and parts.scheme == "http" and not self.local:
             raise InputError(
-                "the key would travel unencrypted",
+                "the key would be sent unencrypted",
                 value=url,
                 remedy="Use https, or a server on this machine.",
             )
@@ -93,9 +93,9 @@ class Connection:
             to = urlsplit(answer.headers.get("Location", "")).netloc or "another place"
             answer.close()
             raise ModelError(
-                "the server sends to another address, which is not followed",
+                "the server redirects to another address, which is not followed",
                 value=self.hidden(to),
-                remedy="Give the address that really answers.",
+                remedy="Give the final address.",
             )
         return answer
 
@@ -135,7 +135,7 @@ def read_json(answer: requests.Response, largest: int = _LARGEST_ANSWER) -> Any:
     for piece in answer.iter_content(2**16):
         held += piece
         if len(held) > largest:
-            raise ValueError("an answer of more than a megabyte")
+            raise ValueError("a reply of more than a megabyte")
     return parsed(bytes(held))
 
 
@@ -144,11 +144,11 @@ def parsed(text: str | bytes) -> Any:
     try:
         return json.loads(text)
     except RecursionError as error:
-        raise ValueError("an answer nested too deep") from error
+        raise ValueError("a reply that is nested too deeply") from error
     except ValueError as error:
         start = text[:40] if isinstance(text, str) else text[:40].decode("utf-8", errors="replace")
-        kind = "a web page" if start.lstrip().startswith("<") else "no JSON"
-        raise ValueError(f"an answer that is {kind}") from error
+        kind = "a web page" if start.lstrip().startswith("<") else "not JSON"
+        raise ValueError(f"a reply that is {kind}") from error
 
 
 def retry_after(text: str | None) -> float | None:

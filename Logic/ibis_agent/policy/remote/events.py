@@ -104,7 +104,7 @@ def _events(data: Iterable[bytes]) -> Iterator[str]:
         elif line.startswith("data:"):
             held.append(line[5:].removeprefix(" "))
         elif line.startswith(("<", "{")):
-            raise ValueError("an answer that is a web page" if line[0] == "<" else "an answer without events")
+            raise ValueError("a reply that is a web page" if line[0] == "<" else "a reply without events")
     if held:
         yield "\n".join(held)
 
@@ -133,5 +133,5 @@ def _count(value: Any) -> int:
 
 def _words(error: Any) -> str:
     if isinstance(error, dict):
-        error = error.get("message") or error.get("code") or "an error without words"
+        error = error.get("message") or error.get("code") or "an error without a message"
     return str(error)[:300]

@@ -26,7 +26,7 @@ def sent_size(height: int, width: int, card: ModelCard) -> tuple[int, int]:
         raise InputError(
             "the picture is too thin for the policy",
             value=f"{width} × {height} pixels",
-            remedy="Choose another plane or a larger part.",
+            remedy="Choose another plane or a larger region.",
         )
     cell = card.cell
     least, most = card.min_pixels or LEAST, card.max_pixels or max(MOST, card.min_pixels or 0)

@@ -28,8 +28,8 @@ _TOKENS = (
     1.15,
 )  # what may be counted for a picture, of what it should be: cells may be of 32 pixels, not 28
 _RESCALED = (
-    "Let the server leave pictures as they are: llama.cpp --image-min-tokens 4, "
-    "vLLM and SGLang min_pixels 3136 among the processor's settings."
+    "Configure the server not to resize pictures: llama.cpp --image-min-tokens 4; vLLM and SGLang min_pixels 3136 "
+    "in the processor's settings."
 )
 _ORGANS = {
     "liver": (0.32, 0.45, 0.16, 0.17),
@@ -83,13 +83,14 @@ class Findings:
             seen, due = self.tokens
             if not _TOKENS[0] * due <= seen <= _TOKENS[1] * due:
                 raise ModelError(
-                    "the server changes the size of pictures, so that clicks would drift",
-                    value=f"a picture larger by {due} tokens was counted as larger by {seen}",
+                    "the server resizes pictures, which would shift the clicks",
+                    value=f"a picture with {due} more tokens was counted with {seen} more",
                     remedy=_RESCALED,
                 )
         if self.hits.count(False) > _MOST_MISSED * len(self.hits):
             raise ModelError(
-                f"the served policy's clicks miss {self.hits.count(False)} of {len(self.hits)} known places",
+                f"the clicks of the policy on the server miss {self.hits.count(False)} of {len(self.hits)} known "
+                f"places",
                 value=self.figures,
                 remedy=f"{self.advice} Or choose another model.",
             )
@@ -109,20 +110,20 @@ class Findings:
         """What the misses look like: exchanged axes, another scale, or nothing in particular."""
         pairs = [(w, c) for w, c in zip(self.wanted, self.clicked, strict=True) if c is not None]
         if len(pairs) < 3:
-            return "Is this a policy of the kind that its card says? Name its card with --card."
+            return "Does the card match the policy? Give its card with --card."
         wanted, clicked = (np.array(each) for each in zip(*pairs, strict=True))
         straight = float(np.abs(clicked - wanted).mean())
         if float(np.abs(clicked[:, ::-1] - wanted).mean()) < straight / 3:
-            return "It exchanges x and y."
+            return "It swaps x and y."
         scale = float((clicked * wanted).sum() / (wanted**2).sum())
         if float(np.abs(clicked - scale * wanted).mean()) < straight / 2:
             return f"Its clicks are {scale:.2f} times too far from the upper left corner. {_RESCALED}"
-        return "Name the card that belongs to the model with --card."
+        return "Give the model's card with --card."
 
     @property
     def words(self) -> str:
         """All of it in a line."""
-        counted = "their size there is not known" if self.tokens is None else "pictures keep their size"
+        counted = "their size on the server is unknown" if self.tokens is None else "pictures keep their size"
         return f"{self.hits.count(True)} of {len(self.hits)} known places hit; {counted}"
 
 
@@ -152,7 +153,7 @@ def plates(card: ModelCard) -> list[Plate]:
     organs = [name for name in _ORGANS if name in card.vocabulary]
     if not organs:
         raise ModelError(
-            "there is no made picture for what this policy knows",
+            "there is no test picture for this policy's structures",
             value=", ".join(card.vocabulary)[:100],
             remedy="Use it on this machine.",
         )

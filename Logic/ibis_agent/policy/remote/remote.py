@@ -101,7 +101,7 @@ def models_of(connection: Connection) -> list[str]:
         raise ModelError(
             "the server cannot be reached",
             value=f"{connection.host}: {type(error).__name__}",
-            remedy="See whether it runs, and check the address.",
+            remedy="Check that it is running, and check the address.",
         ) from error
     except ValueError:
         return []

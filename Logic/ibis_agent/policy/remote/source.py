@@ -25,7 +25,7 @@ from ibis_agent.policy.remote.probe import probe
 from ibis_agent.policy.remote.remote import RemotePolicy, models_of
 
 KEY_VARIABLE = "IBIS_API_KEY"
-WHAT_IS_SENT = "each slice that is worked on, as a picture, and the question; no name, no header of the scan"
+WHAT_IS_SENT = "each slice in use, as a picture, and the question, but no names and no header of the scan"
 
 
 class RemoteAddress:
@@ -99,8 +99,8 @@ class RemoteAddress:
                 )
             return self.model
         if len(listed) != 1:
-            had = f"It has: {', '.join(listed)[:300]}." if listed else "It does not say which it has."
-            raise ModelError("which of the server's models?", remedy=f"Name it with --model. {had}")
+            had = f"Available: {', '.join(listed)[:300]}." if listed else "It does not list its models."
+            raise ModelError("the server's model is not specified", remedy=f"Choose one with --model. {had}")
         return listed[0]
 
     def run_bytes(self, precision: str, device: str) -> int:
@@ -117,7 +117,7 @@ class RemoteAddress:
             "model": f"{model} on a server",
             "runs on": "this machine"
             if self.connection.local
-            else f"{self.host}, which is sent {WHAT_IS_SENT}",
+            else f"{self.host}, which receives {WHAT_IS_SENT}",
             "card": "none: the published settings are used" if self._card is None else str(self._card),
             "probe": str(known or ""),
         }
@@ -144,12 +144,12 @@ class RemoteAddress:
         return findings.words
 
     def check_yes(self) -> None:
-        """Raises InputError where pictures would leave this machine and nobody has agreed to that."""
+        """Raises InputError if pictures would leave this machine without consent."""
         if self.needs_yes:
             raise InputError(
-                "pictures would leave this machine",
+                "pictures would be sent to another machine",
                 value=self.connection.base,
-                remedy=f"Sent is {WHAT_IS_SENT}. If you may: --send-pictures-to {self.host}.",
+                remedy=f"It would receive {WHAT_IS_SENT}. To allow this: --send-pictures-to {self.host}.",
             )
 
     def _probed_as(self, model: str) -> str:

@@ -184,15 +184,21 @@ class Session:
         try:
             return act()
         except ServerAtCapacityError as error:
-            remedy = "Wait, or have its --max-sessions raised."
+            remedy = "Wait, or raise its --max-sessions."
             raise ModelError("the nnInteractive server is full", value=self.address, remedy=remedy) from error
         except httpx.HTTPStatusError as error:
-            remedy = "A key is read from NN_INTERACTIVE_API_KEY." if error.response.status_code == 401 else ""
+            remedy = (
+                "The API key is read from NN_INTERACTIVE_API_KEY."
+                if error.response.status_code == 401
+                else ""
+            )
             what = f"the nnInteractive server answered {error.response.status_code}"
             raise ModelError(what, value=self.address, remedy=remedy) from error
         except httpx.HTTPError as error:
             remedy = "Start it: nninteractive-server, or choose another segmenter."
-            raise ModelError("no nnInteractive server answers", value=self.address, remedy=remedy) from error
+            raise ModelError(
+                "the nnInteractive server does not answer", value=self.address, remedy=remedy
+            ) from error
         except (ValueError, KeyError, TypeError, AssertionError, RuntimeError) as error:
-            what = "the nnInteractive server answered something else than its client expects"
+            what = "the nnInteractive server's reply was not what its client expects"
             raise ModelError(what, value=f"{self.address}: {type(error).__name__}") from error

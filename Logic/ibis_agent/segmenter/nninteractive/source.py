@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 PREFIX = "nninteractive:"
 AGREED_VARIABLE = "IBIS_SEND_SLICES_TO"
 WHAT_IS_SENT = (
-    "all slices as pictures in the window shown, the clicks and masks; no name, no header of the scan"
+    "all slices as pictures in the displayed window, the clicks and masks, "
+    "but no names and no header of the scan"
 )
 WEIGHTS_LICENCE = (
     "CC BY-NC-SA 4.0, for noncommercial use only"  # of the published ones; the code is Apache-2.0
 )
 REQUIREMENT = "nninteractive-client>=2.6,<3"
-_ADDRESS = "Such as nninteractive:http://localhost:1527, where nninteractive-server runs."
+_ADDRESS = "For example nninteractive:http://localhost:1527, the address of nninteractive-server."
 
 
 class NnInteractiveAddress:
@@ -42,7 +43,7 @@ class NnInteractiveAddress:
         except ValueError as error:
             raise ModelError("is not an address", value=where, remedy=_ADDRESS) from error
         if parts.scheme not in ("http", "https") or not self.host or parts.username or parts.query:
-            raise ModelError("is not an address of nnInteractive", value=where, remedy=_ADDRESS)
+            raise ModelError("is not an nnInteractive address", value=where, remedy=_ADDRESS)
         self._agreed = agreed or os.environ.get(AGREED_VARIABLE, "")
 
     @property
@@ -57,9 +58,9 @@ class NnInteractiveAddress:
         """Raises InputError where a yes is missing, ModelError where the client is not installed."""
         if not self.local and self._agreed != self.host:
             raise InputError(
-                "slices would leave this machine",
+                "slices would be sent to another machine",
                 value=self.address,
-                remedy=f"Sent are {WHAT_IS_SENT}. If they may: --send-slices-to {self.host}.",
+                remedy=f"It would receive {WHAT_IS_SENT}. To allow this: --send-slices-to {self.host}.",
             )
         if importlib.util.find_spec("nnInteractive") is None:
             raise ModelError(

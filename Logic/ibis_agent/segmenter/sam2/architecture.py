@@ -169,10 +169,10 @@ def _recognise(file: Path, weights: Mapping[str, Tensor]) -> str:
     size = _SIZES.get((width, depth))
     if size is None:
         raise ModelError(
-            "is a SAM2 of a size that the sam2 package does not bring",
+            "is a SAM2 model of a size that is not in the sam2 package",
             file=file,
-            value=f"first stage {width} wide, {depth} blocks",
-            remedy=f"Put its configuration beside it as {file.stem}.yaml, or name the YAML file.",
+            value=f"first stage with width {width}, {depth} blocks",
+            remedy=f"Put its configuration beside it as {file.stem}.yaml, or give the YAML file.",
         )
     generation = "sam2.1" if "no_obj_embed_spatial" in weights else "sam2"
     if (generation, size) == ("sam2.1", "t"):
@@ -186,12 +186,12 @@ def _tiny_or_medsam2(file: Path) -> str:
     told |= {"sam2.1_hiera_t" for name in names if _TINY.search(name) and not _MEDSAM2.search(name)}
     if len(told) != 1:
         raise ModelError(
-            "may be SAM2.1 tiny, which sees pictures of 1024 pixels, or MedSAM2, of 512: their weights have the "
+            "may be SAM2.1 tiny, which uses 1024-pixel images, or MedSAM2, which uses 512: their weights have the "
             "same names and shapes, and "
-            + ("the file's names contradict each other" if told else "the file's name says neither"),
+            + ("the names in the path contradict each other" if told else "the file name does not tell"),
             file=file,
             value=", ".join(filter(None, names)) if told else None,
-            remedy=f"Name the configuration, {MEDSAM2} (MedSAM2) or sam2.1_hiera_t: --segmenter-config in the "
+            remedy=f"Give the configuration, {MEDSAM2} (MedSAM2) or sam2.1_hiera_t: --segmenter-config in the "
             "terminal, the field beside the segmenter in Slicer.",
         )
     return told.pop()
@@ -200,14 +200,14 @@ def _tiny_or_medsam2(file: Path) -> str:
 def _other_architecture(weights: Mapping[str, Tensor], file: Path) -> ModelError:
     remedy = "Use a SAM2, SAM2.1 or MedSAM2 checkpoint."
     if any(key.startswith("vision_encoder.backbone.") for key in weights):
-        remedy = "This is the transformers library's form of SAM2; use the .pt file of the same model."
+        remedy = "This is SAM2 in the format of the transformers library; use the .pt file of the same model."
     elif "image_encoder.pos_embed" in weights or "image_encoder.patch_embed.proj.weight" in weights:
-        remedy = "This looks like the first SAM or MedSAM; " + remedy[0].lower() + remedy[1:]
+        remedy = "This looks like the original SAM or MedSAM; " + remedy[0].lower() + remedy[1:]
     elif any(key.startswith("model.layers.") or "lm_head" in key for key in weights):
-        remedy = "This looks like a language model: the policy goes into the other field. " + remedy
+        remedy = "This looks like a language model: enter the policy in the other field. " + remedy
     keys = ", ".join(list(weights)[:3])
     return ModelError(
-        "is not a SAM2 checkpoint: the image encoder is not there", file=file, value=keys, remedy=remedy
+        "is not a SAM2 checkpoint: it has no image encoder", file=file, value=keys, remedy=remedy
     )
 
 
@@ -254,7 +254,7 @@ def _check_against_weights(architecture: Architecture, weights: Mapping[str, Ten
     wrong = [f"{name} {want} instead of {have}" for name, (want, have) in pairs.items() if want != have]
     if wrong:
         raise ModelError(
-            f"does not fit the configuration {architecture.name}",
+            f"does not match the configuration {architecture.name}",
             file=file,
             value="; ".join(wrong[:4]),
             remedy="Use the configuration that belongs to these weights.",
@@ -289,7 +289,7 @@ def _check_same_shapes(
     if differences:
         count = len(missing) + len(surplus) + len(other)
         raise ModelError(
-            f"does not fit the architecture {name} in {count} of its {len(have)} weights",
+            f"does not match the architecture {name} in {count} of its {len(have)} weights",
             file=file,
             value="; ".join(differences),
             remedy="Use the configuration that belongs to these weights.",
@@ -300,10 +300,10 @@ def _check_finite(weights: Mapping[str, Tensor], file: Path) -> None:
     for key, tensor in weights.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ModelError(
-                "holds weights that are not numbers (NaN or infinite)",
+                "contains weights that are not numbers (NaN or infinite)",
                 file=file,
                 value=key,
-                remedy="The file is damaged or its training failed; fetch it again.",
+                remedy="The file is damaged or its training failed; download it again.",
             )
 
 

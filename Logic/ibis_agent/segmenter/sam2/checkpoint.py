@@ -17,7 +17,7 @@ from ibis_agent.errors import ModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
-_AGAIN = "Fetch it again, whole."
+_AGAIN = "Download it again completely."
 
 
 def read_weights(checkpoint: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -51,9 +51,7 @@ def saved_as(file: Path) -> str:
 def _kind_of(file: Path) -> str:
     """ "safetensors", "zip" or "pickle", by content; raises ModelError for what is plainly no checkpoint."""
     if file.is_dir():
-        raise ModelError(
-            "is a folder, not a segmenter's weights", file=file, remedy="Name the .pt file inside it."
-        )
+        raise ModelError("is a folder, not a weights file", file=file, remedy="Give the .pt file inside it.")
     if not file.exists():
         raise ModelError(
             "there is no such file", file=file, remedy="Check the path to the segmenter's weights."
@@ -68,7 +66,7 @@ def _kind_of(file: Path) -> str:
         )
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ModelError("is a web page, not weights: the download went wrong", file=file, remedy=_AGAIN)
+        raise ModelError("is a web page, not weights: the download failed", file=file, remedy=_AGAIN)
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
         return "safetensors"
     if head.startswith(b"PK\x03\x04"):
@@ -80,8 +78,8 @@ def _kind_of(file: Path) -> str:
                 "is cut off: the end of the file is missing", file=file, remedy=_AGAIN
             ) from error
         if not any(name.split("/")[-1] == "data.pkl" for name in names):
-            remedy = "Unpack it and name the .pt file inside."
-            raise ModelError("is a zip archive, but no PyTorch checkpoint", file=file, remedy=remedy)
+            remedy = "Unpack it and give the .pt file inside."
+            raise ModelError("is a zip archive, but not a PyTorch checkpoint", file=file, remedy=remedy)
         return "zip"
     if head.startswith(b"\x80"):
         return "pickle"
@@ -118,10 +116,10 @@ def _read_torch(file: Path, kind: str) -> Any:
         if named is None:
             raise ModelError("is damaged or cut off", file=file, remedy=_AGAIN) from error
         raise ModelError(
-            "holds more than weights: reading it would run code",
+            "contains more than weights: reading it would run code",
             file=file,
             value=named.group(1),
-            remedy="Do not use it; ask its maker for the state dict alone, or for safetensors.",
+            remedy="Do not use it; ask its author for a plain state dict or a safetensors file.",
         ) from error
     except OSError:
         raise
@@ -165,7 +163,7 @@ def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
             "contains no state dict",
             file=file,
             value=keys,
-            remedy="Expected weights by name, or those under 'model'.",
+            remedy="Expected named weights, or a dictionary with them under 'model'.",
         )
     if all(key.startswith("module.") for key in content):  # saved from a model trained on several devices
         content = {key[len("module.") :]: value for key, value in content.items()}

@@ -52,7 +52,7 @@ _PICTURE_STRIDE = 32  # of the encoder's last stage
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The checked `model` part of a YAML configuration. Raises ModelError."""
     file = Path(path)
-    remedy = "Use the YAML that belongs to the weights; it has a `model:` with _target_ " + _BASE + "."
+    remedy = "Use the YAML file that belongs to the weights; it has a `model:` with _target_ " + _BASE + "."
     try:
         with open(file, "rb") as stream:
             text = stream.read(_LARGEST_YAML + 1)
@@ -61,7 +61,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
             "the configuration cannot be read", file=file, value=error.strerror, remedy=remedy
         ) from error
     if len(text) > _LARGEST_YAML:
-        raise ModelError("is too long for a segmenter's configuration", file=file, remedy=remedy)
+        raise ModelError("is too long for a segmenter configuration", file=file, remedy=remedy)
     content = _parse_yaml(text, file, remedy)
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict):
@@ -121,7 +121,7 @@ def _parse_yaml(text: bytes, file: Path, remedy: str) -> Any:
         return yaml.load(text, Loader=Loader)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise ModelError(
-            "is not the YAML of a configuration", file=file, value=" ".join(str(error).split()), remedy=remedy
+            "is not a YAML configuration", file=file, value=" ".join(str(error).split()), remedy=remedy
         ) from error
 
 
@@ -132,20 +132,22 @@ def _check_part(part: Any, file: str | os.PathLike[str], depth: int) -> None:
         target = part.get("_target_")
         if "_target_" in part and not (isinstance(target, str) and target in _TARGETS):
             raise ModelError(
-                "names something that is not a part of a SAM2 network",
+                "contains something that is not part of a SAM2 network",
                 file=file,
                 value=target,
-                remedy="Only classes of sam2.modeling may be named; use a configuration that you trust.",
+                remedy="Only classes of sam2.modeling are allowed; use a configuration that you trust.",
             )
         for key, value in part.items():
             if not isinstance(key, str) or (key.startswith("_") and key != "_target_"):
                 raise ModelError("has a setting that is not allowed", file=file, value=key)
             # Hiera would open that path as a pickle that may run code.
             if key == "weights_path" and value is not None:
-                raise ModelError("names a further weights file, which is not allowed", file=file, value=value)
+                raise ModelError(
+                    "refers to another weights file, which is not allowed", file=file, value=value
+                )
             # One complex number for each pair of places and a fraction of the width: keep the table small.
             if key == "feat_sizes" and not (isinstance(value, list) and all(_small(n, 256) for n in value)):
-                raise ModelError("has impossible feat_sizes", file=file, value=value)
+                raise ModelError("has invalid feat_sizes", file=file, value=value)
             _check_part(value, file, depth - 1)
     elif isinstance(part, list):
         for value in part:
@@ -153,7 +155,7 @@ def _check_part(part: Any, file: str | os.PathLike[str], depth: int) -> None:
     elif isinstance(part, (int, float)) and not (
         math.isfinite(part) and abs(part) <= max(_LARGEST_NUMBER, 1e6)
     ):
-        raise ModelError("has a number that no SAM2 network has", file=file, value=part)
+        raise ModelError("has a number that is impossible for a SAM2 network", file=file, value=part)
     elif not (part is None or isinstance(part, (str, int, float))):
         raise ModelError("has a value that is not a number, text or list", file=file, value=part)
 

@@ -117,7 +117,7 @@ class Sam2Predictor:
         rgb = np.asarray(rgb)
         if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or not rgb.size:
             raise InputError(
-                "the segmenter takes (H, W, 3) pictures of 8 bits",
+                "the segmenter needs 8-bit (H, W, 3) pictures",
                 value=f"{rgb.dtype} {rgb.shape}",
                 remedy="Cut and window the slice first.",
             )
@@ -272,7 +272,7 @@ class Sam2Predictor:
             scores = scores.float().cpu().numpy()
             if not np.isfinite(scores).all():
                 raise ModelError(
-                    "the segmenter computed something that is not a number",
+                    "the segmenter computed NaN or infinite values",
                     value=f"{self.identity.get('name')} in {self.precision}",
                     remedy="Try precision fp32.",
                 )
@@ -319,7 +319,7 @@ class Sam2Predictor:
                 yield
         except torch.OutOfMemoryError as error:
             raise ModelError(
-                "the segmenter does not fit into the memory that is free",
+                "the segmenter does not fit into the free memory",
                 value=f"about {memory_estimate(self.architecture) / 2**30:.1f} GiB needed",
                 remedy="Close other programs that use the GPU, or choose the device cpu.",
             ) from error

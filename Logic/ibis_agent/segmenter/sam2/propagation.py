@@ -144,7 +144,7 @@ class Propagation(SliceNetwork):
     def anchor_mask(self, index: int, mask: np.ndarray) -> Found:
         """Make a slice an anchor with a given (H, W) mask, which is kept to the pixel."""
         if mask.shape != self.size:
-            raise InputError("the mask has another size than the slice", value=mask.shape)
+            raise InputError("the mask and the slice have different sizes", value=mask.shape)
         return self._settle(index, self._given(index, mask), mask)
 
     def release(self, index: int) -> None:
@@ -173,9 +173,9 @@ class Propagation(SliceNetwork):
         slice that came out stays known, also when the caller stops early.
         """
         if start not in self.found:
-            raise InputError("nothing is known of this slice to start from", value=start)
+            raise InputError("this slice has no mask to start from", value=start)
         if direction not in (-1, 1) or not 0 <= last < self.count:
-            raise InputError("there is no such way through the stack", value=f"{start} {direction} {last}")
+            raise InputError("these slices are not in the stack", value=f"{start} {direction} {last}")
         missed, same, border = self.missed(start, direction), 0, self._border(start, direction)
         for index in range(start + direction, last + direction, direction):
             if self._ends_before(index):
@@ -307,7 +307,7 @@ class Propagation(SliceNetwork):
         scores = out.pop("scores")
         if not np.isfinite(scores).all():
             raise ModelError(
-                "the segmenter computed something that is not a number",
+                "the segmenter computed NaN or infinite values",
                 value=f"slice {index}, {self.segmenter.precision}",
                 remedy="Try precision fp32.",
             )

@@ -33,7 +33,7 @@ class Sam2File:
             raise ModelError(
                 "the demonstration segmenter is not in this installation",
                 file=_DEMO,
-                remedy="Name the weights of a segmenter, or train one: python -m training.demo.train_segmenter.",
+                remedy="Give the weights of a segmenter, or train one: python -m training.demo.train_segmenter.",
             )
         self.file = _DEMO if file is None else Path(file)
         self.config = config

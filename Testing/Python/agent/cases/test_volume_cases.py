@@ -167,7 +167,7 @@ def test_a_word_that_is_rejected_is_taken_back_and_told() -> None:
     assert policy.turns[-1].note and "0." in policy.turns[-1].note
     run.step()
     run.grow()
-    with pytest.raises(InputError, match="not the policy's"):
+    with pytest.raises(InputError, match="not made by the policy"):
         run.reject()
 
 

@@ -77,7 +77,7 @@ def test_another_agent_asks_clicks_measures_and_accepts(scans: Path, tmp_path: P
     assert "disc.png" in said["scans"][1] and "secret" not in said["scans"][1]
     assert said["outside"][0] and "one folder only" in said["outside"][1]
     assert said["wrong"][0] and "from 0 to 1" in said["wrong"][1]
-    assert said["closed"][0] and "Ask it first" in said["closed"][1]
+    assert said["closed"][0] and "Open it with ask first" in said["closed"][1]
     for done in ("ask", "click", "box", "back", "step", "measure", "accept"):
         assert not said[done][0], said[done]
     assert (

@@ -18,7 +18,7 @@ IMAGE = {"shape": [12, 10, 3], "affine": np.eye(4).tolist(), "axis": 2, "index":
 
 def test_a_segmenter_elsewhere_is_opened_only_with_the_host_that_the_person_agreed_to() -> None:
     engine = engines.Engine()
-    with pytest.raises(InputError, match="slices would leave this machine"):
+    with pytest.raises(InputError, match="slices would be sent to another machine"):
         engine.do({"request": "load", "segmenter": ADDRESS}, lambda *_, **__: None, lambda: False)
 
 

@@ -191,7 +191,7 @@ def test_stop_tokens_come_from_the_folder(chat):
         (lambda f: (f / "tokenizer.json").write_text("half a fi", "utf-8"), "tokenizer.json: is not JSON"),
         (lambda f: edit(f / "config.json", image_token_id=3), "disagree on the picture's token"),
         (lambda f: edit(f / "preprocessor_config.json", patch_size=16), "disagree on the patch_size"),
-        (lambda f: edit(f / "preprocessor_config.json", min_pixels=10**9), "smallest picture"),
+        (lambda f: edit(f / "preprocessor_config.json", min_pixels=10**9), "minimum picture size"),
     ],
 )
 def test_files_that_do_not_fit_together_are_refused(copy, spoil, told):

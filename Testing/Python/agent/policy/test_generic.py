@@ -96,7 +96,7 @@ def test_info_says_which_way_a_folder_takes_and_why(folder: Path) -> None:
         facts["way"].split()[-1]
     )
     assert facts["loads"].startswith("yes"), facts["loads"]
-    assert "its own network" in inspect()["Demo policy"]["way"]
+    assert "own implementation" in inspect()["Demo policy"]["way"]
 
 
 def test_qwen25_replies_the_same_both_ways(tmp_path: Path) -> None:

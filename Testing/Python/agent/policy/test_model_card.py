@@ -71,7 +71,7 @@ def test_missing_keys_keep_the_published_settings(tmp_path):
         ({"max_new_tokens": 0}, ["max_new_tokens"]),
         ({"max_new_tokens": 1.5}, ["max_new_tokens"]),
         ({"min_pixels": 10}, ["min_pixels", "784"]),
-        ({"min_pixels": 9000, "max_pixels": 1000}, ["min_pixels is above max_pixels"]),
+        ({"min_pixels": 9000, "max_pixels": 1000}, ["min_pixels is larger than max_pixels"]),
         ({"window": [240, -160]}, ["window must be two numbers, the smaller first"]),
         ({"window": 5}, ["window"]),
         ({"name": None}, ["name must be a text"]),

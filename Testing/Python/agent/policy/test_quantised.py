@@ -122,7 +122,7 @@ def test_memory_is_estimated_for_what_is_unpacked(compressed, whole):
 
 
 def test_training_refuses_what_is_quantised(compressed):
-    with pytest.raises(ModelError, match=r"is quantised \(.*compressed-tensors\); only whole"):
+    with pytest.raises(ModelError, match=r"is quantised \(.*compressed-tensors\), which is not supported"):
         look_into(compressed)
 
 

@@ -403,7 +403,7 @@ def test_no_picture_leaves_this_machine_without_a_yes_for_that_address() -> None
     far = RemoteAddress("https://far.example/v1", "m")
     with pytest.raises(InputError, match=r"--send-pictures-to far\.example") as refused:
         far.open()
-    assert "no name, no header" in str(refused.value)
+    assert "no names and no header" in str(refused.value)
     far.agree()
     assert not RemoteAddress("https://far.example/v1", "m").needs_yes
     assert RemoteAddress("https://other.example/v1", "m").needs_yes
@@ -490,7 +490,7 @@ def test_the_demo_policy_behind_a_server_passes_the_probe(demo_server: ChatServe
     ("change", "words"),
     [
         (lambda x, y: (1.3 * x, 1.3 * y), r"1\.3\d times too far"),
-        (lambda x, y: (y, x), "exchanges x and y"),
+        (lambda x, y: (y, x), "swaps x and y"),
         (lambda x, y: (0.5, 0.5), "miss"),
         (lambda x, y: (1000 * x, 1000 * y), "no click"),
         (lambda x, y: (x + 0.2, y), "miss"),

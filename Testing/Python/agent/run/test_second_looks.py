@@ -90,7 +90,7 @@ def test_a_second_look_is_rejected_with_what_grew_from_it_even_where_that_was_st
     look = run.actions[2]
     run.reject()
     assert run.rejected is look and shown(run) == [n for n in range(20) if n not in (10, 11)]
-    with pytest.raises(InputError, match="not the policy's"):
+    with pytest.raises(InputError, match="not made by the policy"):
         run.reject()
 
 
@@ -143,7 +143,7 @@ def test_a_correction_that_fits_no_better_is_told_and_changes_nothing() -> None:
     run = reviewed(ONE_ODD, Clicker(), looks=1)
     (look,) = [each for each in run.actions if each.look]
     assert (look.kind, look.index) == ("review", 10)
-    assert look.words.endswith("the correction fitted no better")
+    assert look.words.endswith("the correction did not fit better")
     assert look.steps, "what the policy tried is kept for people to see"
     assert np.array_equal(run.mask(10), disc(9, 16, 10)) and run.memory.anchors == [4]
 
@@ -161,7 +161,7 @@ def test_a_policy_that_is_content_leaves_the_slice_as_it_was() -> None:
     content = format_reply(Reply("It fits.", Terminate("There it is.")))
     run = reviewed(ONE_ODD, ScriptedPolicy([content]), looks=1)
     (look,) = [each for each in run.actions if each.look]
-    assert look.kind == "review" and look.words.endswith("left as it was")
+    assert look.kind == "review" and look.words.endswith("unchanged")
 
 
 def test_there_are_no_more_looks_than_allowed_and_none_twice_at_one_slice() -> None:

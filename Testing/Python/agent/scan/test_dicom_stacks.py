@@ -293,7 +293,7 @@ def test_a_segmentation_beside_a_series_is_no_second_series(tmp_path: Path) -> N
         write_slice(tmp_path / f"{n}.dcm", RAW[n], (0, 0, 3 * n))
     write_slice(tmp_path / "seg.dcm", RAW[0], None, (), "1.2.77", "1.2.840.10008.5.1.4.1.1.66.4")
     assert load_scan(tmp_path).voxels.shape == (10, 8, 3)
-    refused(tmp_path / "seg.dcm", "no image", "Segmentation")
+    refused(tmp_path / "seg.dcm", "no readable image", "Segmentation")
 
 
 @pytest.mark.parametrize("coding", ["JPEG", "JPEG2000"])

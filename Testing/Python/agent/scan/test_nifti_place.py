@@ -106,7 +106,7 @@ def test_where_the_two_places_disagree_it_is_said_which_was_used(tmp_path: Path)
     out = made("07", tmp_path)
     scan = load_scan(out / "coregistered.nii.gz")
     assert np.allclose(scan.affine[:3, 3], (40, -25, 15))
-    assert "sform (aligned) and qform (scanner) lie 49.5 mm apart: sform used" in scan.notes[0]
+    assert "sform (aligned) and qform (scanner) differ by 49.5 mm: the sform was used" in scan.notes[0]
     micro = load_scan(out / "micro.nii.gz")
     assert np.allclose(np.abs(np.diag(micro.affine)[:3]), (1.5, 1.5, 3)) and not micro.notes
     for name in ("coregistered", "micro"):
@@ -186,7 +186,7 @@ def test_where_the_sform_has_other_sizes_than_pixdim_it_is_said_which_was_used(t
     scan = load_scan(tmp_path / "a.nii")
     assert np.allclose(scan.affine, np.diag([-4.0, -4, 3, 1]))
     assert scan.notes == (
-        "the sform has voxels of 4 × 4 × 3 mm, pixdim of 2 × 2 × 3 mm: the sform's used, as nibabel does",
+        "the voxel size is 4 × 4 × 3 mm in the sform and 2 × 2 × 3 mm in pixdim: the sform was used, as in nibabel",
     )
     image.header["pixdim"][1:4] = 4.01, 4, 3
     nibabel.save(image, tmp_path / "b.nii")

@@ -274,7 +274,7 @@ def test_whether_it_is_a_ct_is_told_by_all_grey_values_and_said(name: str) -> No
     voxels, expected = histograms()[name]
     scan = Scan(voxels.astype(np.float32), np.eye(4), "volume", Path("scan.nrrd"))
     assert scan.may_be_ct is expected
-    said = "no modality given, taken as CT" if expected else "no modality given, not taken as CT"
+    said = "modality unknown, taken as CT" if expected else "modality unknown, not taken as CT"
     assert scan.told[-1].startswith(said)
     assert cut(scan, "z").notes == scan.told
 
@@ -284,6 +284,6 @@ def test_a_person_can_say_what_a_scan_is(tmp_path: Path) -> None:
     assert not load_scan(path).may_be_ct
     scan = load_scan(path, modality="ct")
     assert scan.may_be_ct and scan.modality == "CT"
-    assert scan.told == ("taken as CT, as was asked",)
+    assert scan.told == ("taken as CT, as requested",)
     with pytest.raises(InputError, match="not a modality"):
         load_scan(path, modality="C T")

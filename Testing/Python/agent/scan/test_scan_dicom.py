@@ -101,8 +101,8 @@ def test_a_series_with_a_hole_a_double_or_a_tilt_is_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "tags, words",
     [
-        ({"PixelSpacing": [0, 0]}, ("no size", "0")),
-        ({"PixelSpacing": [-1, 1]}, ("no size", "-1")),
+        ({"PixelSpacing": [0, 0]}, ("not positive", "0")),
+        ({"PixelSpacing": [-1, 1]}, ("not positive", "-1")),
         ({"ImageOrientationPatient": [1, 0, 0, 0.5, 0.8, 0]}, ("perpendicular", "0.8")),
         ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, ("perpendicular",)),
         ({"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}, ("perpendicular",)),
@@ -131,7 +131,7 @@ def test_what_the_files_do_not_say_or_say_in_two_ways_is_told(tmp_path: Path) ->
         name = tmp_path / "s" / f"{n}.dcm"
         name.parent.mkdir(exist_ok=True)
         write_slice(name, RAW[n], (0, 0, 3 * n), FrameOfReferenceUID=f"1.2.{n % 2}")
-    assert load_scan(tmp_path / "s").notes == ("the slices name 2 frames of reference: taken as one",)
+    assert load_scan(tmp_path / "s").notes == ("the slices have 2 frames of reference: treated as one",)
     write_slice(tmp_path / "s" / "3.dcm", RAW[3], (0, 0, 9), Modality="MR")
     refused(tmp_path / "s", "several modalities", "0.dcm CT, 3.dcm MR")
 
@@ -148,7 +148,7 @@ def test_a_slice_that_was_cut_off_is_not_silently_left_out(tmp_path: Path, which
 def test_a_folder_without_dicom_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, "no DICOM images")
     save_nifti(tmp_path / "a.nii.gz")
-    refused(tmp_path, "no DICOM images", "scan's file")
+    refused(tmp_path, "no DICOM images", "scan file")
 
 
 def test_a_description_in_another_alphabet_is_read(tmp_path: Path) -> None:

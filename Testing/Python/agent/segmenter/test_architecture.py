@@ -123,7 +123,9 @@ def test_medsam2_is_told_from_sam2_by_its_names_or_asked_for(
     file = tmp_path / f"{name}.pt"
     os.replace(tmp_path / f"{saved}.pt", file)
     if size is None:
-        with pytest.raises(ModelError, match=r"1024 pixels, or MedSAM2, of 512.*--segmenter-config"):
+        with pytest.raises(
+            ModelError, match=r"1024-pixel images, or MedSAM2, which uses 512.*--segmenter-config"
+        ):
             architecture.inspect(file)
     else:
         assert architecture.inspect(file).image_size == size
@@ -221,7 +223,7 @@ def test_a_checkpoint_with_code_is_refused_and_the_code_never_runs(
         ([1, 2], "no state dict"),
         ({"model": {"a": 1}}, "no state dict"),
         ({}, "no state dict"),
-        ({"model": torch.zeros(3)}, "image encoder is not there"),
+        ({"model": torch.zeros(3)}, "it has no image encoder"),
         (b"\x80\x02}q\x00(X\x05", "damaged or cut off"),
         ((1000).to_bytes(8, "little") + b'{"a": ', "cut off safetensors"),
     ],
@@ -314,9 +316,9 @@ def _changed(parity: Path, *path: str, to: Any) -> dict[str, Any]:
     ("path", "to", "said"),
     [
         (("model", "_target_"), "os.system", "SAM2 network"),
-        (("model", "memory_encoder", "_target_"), "subprocess.Popen", "not a part of a SAM2"),
-        (("model", "memory_encoder", "_target_"), "sam2.build_sam.build_sam2", "not a part of a SAM2"),
-        (("model", "memory_encoder", "_target_"), ["a"], "not a part of a SAM2"),
+        (("model", "memory_encoder", "_target_"), "subprocess.Popen", "not part of a SAM2"),
+        (("model", "memory_encoder", "_target_"), "sam2.build_sam.build_sam2", "not part of a SAM2"),
+        (("model", "memory_encoder", "_target_"), ["a"], "not part of a SAM2"),
         (("model", "image_encoder", "trunk", "weights_path"), "/etc/passwd", "not allowed"),
         (("model", "image_encoder", "_args_"), [1], "not allowed"),
         (("model", "image_encoder", "trunk", "embed_dim"), 10**9, "number"),

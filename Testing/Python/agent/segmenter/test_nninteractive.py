@@ -134,7 +134,7 @@ def test_a_full_server_and_an_absent_one_are_one_line_each(server: Balls) -> Non
     server.free = False
     with pytest.raises(ModelError, match="is full"):
         segmenters.open(server.address)
-    with pytest.raises(ModelError, match="no nnInteractive server answers") as error:
+    with pytest.raises(ModelError, match="the nnInteractive server does not answer") as error:
         segmenters.open("nninteractive:http://127.0.0.1:9")
     assert "\n" not in str(error.value)
 

@@ -285,10 +285,10 @@ def test_patience_ends_the_way_after_slices_without_the_object(
 
 def test_a_way_that_leads_nowhere_is_refused(segmenter: Sam2Predictor, stack: np.ndarray) -> None:
     spread = follower(segmenter, stack, "auto")
-    with pytest.raises(InputError, match="nothing is known"):
+    with pytest.raises(InputError, match="has no mask to start from"):
         next(spread.follow(3, +1, COUNT - 1))
     spread.anchor(3, [Click(0.5, 0.5)])
-    with pytest.raises(InputError, match="no such way"):
+    with pytest.raises(InputError, match="not in the stack"):
         next(spread.follow(3, +1, COUNT))
-    with pytest.raises(InputError, match="another size"):
+    with pytest.raises(InputError, match="different sizes"):
         spread.anchor_mask(3, np.zeros((4, 4), bool))
