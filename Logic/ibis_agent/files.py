@@ -1,6 +1,6 @@
-"""Writing files so that a reader never meets a half-written one.
+"""Atomic writing of files.
 
-A file is written beside its final place, and moved there when it is whole and on the disk.
+A file is written beside its final path, and renamed when it is complete and on the disk.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _REMEDIES = {
     errno.EPERM: "Choose a folder that you may write to.",
     errno.EROFS: "That disk is read-only; choose another folder.",
     errno.ENOENT: "Create the folder first or choose another one.",
-    errno.ENOTDIR: "A part of the path is a file, not a folder; choose another path.",
-    errno.EISDIR: "A folder has that name; choose another file name.",
+    errno.ENOTDIR: "Part of the path is a file, not a folder; choose another path.",
+    errno.EISDIR: "There is a folder with this name; choose another file name.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
 }
 
@@ -35,16 +35,16 @@ _REMEDIES = {
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to; move it to `path` when the block ends well.
 
-    The temporary name keeps the end of the file's name, so that writers that look at the suffix work.
-    The data is flushed to the disk before the move. If the block fails in any way (Ctrl-C included), the
-    temporary file is removed and what stood at `path` before is untouched.
+    The temporary name keeps the end of the file's name, for writers that check the suffix. The data is flushed to the
+    disk before the move. If the block fails (also by Ctrl-C), the temporary file is removed and what
+    stood at `path` before is untouched.
 
-    Raises OutputError for whatever the operating system refuses, inside the block too.
+    Raises OutputError for any error of the operating system refuses, inside the block too.
     """
     if "\0" in os.fspath(path):
         raise OutputError("is not a valid file name", file=path, remedy="Choose another name.")
     try:
-        # Through a link to its target: replacing the link itself would surprise its owner.
+        # Follow a link to its target, so that the link itself is not replaced.
         final = Path(os.path.realpath(path))
         if final.is_dir():
             raise OutputError("is a folder, not a file", file=path, remedy="Choose another file name.")
@@ -64,12 +64,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise
     except OSError as error:
         raise output_error(error, path) from error
-    with contextlib.suppress(OSError):  # some file systems cannot flush a folder; the file itself is safe
+    with contextlib.suppress(OSError):  # some file systems cannot flush a folder; the file itself is flushed
         _flush(final.parent, os.O_RDONLY)
 
 
 def remove_unfinished(path: str | os.PathLike[str]) -> None:
-    """Remove what a killed program left of its writings to `path`. Nobody may be writing to it now."""
+    """Remove temporary files that a killed program left beside `path`. Nobody may be writing to it now."""
     final = Path(os.path.realpath(path))
     for each in final.parent.glob(f".{'[0-9a-f]' * 12}-{glob.escape(final.name[-40:])}"):
         with contextlib.suppress(OSError):
@@ -95,7 +95,7 @@ def write_json(
 ) -> None:
     """Write `value` as indented JSON, atomically. Raises OutputError, and ValueError for NaN and infinity.
 
-    rows: a last key of `value` and the items of its list, one by one, where they would not fit in memory together.
+    rows: a last key of `value` and the items of its list, one by one, if they would not fit in memory together.
     """
     whole = _json(value)
     if rows is None:
@@ -145,7 +145,7 @@ def _json(value: Any) -> str:
 
 
 def check_writable_folder(path: str | os.PathLike[str], need_bytes: int = 0) -> Path:
-    """Make the folder if it is missing and prove by a small file that it can be written. Returns it.
+    """Create the folder if it is missing and test with a small file that it is writable. Returns it.
 
     `need_bytes` is how much room the caller will want. Raises OutputError; folders made on the way are
     removed again in that case.
@@ -182,7 +182,7 @@ def check_writable_folder(path: str | os.PathLike[str], need_bytes: int = 0) -> 
 
 
 def output_error(error: OSError, path: str | os.PathLike[str]) -> OutputError:
-    """An OutputError that says in plain words why `path` could not be written."""
+    """An OutputError that explains why `path` could not be written."""
     reason = os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
     remedy = _REMEDIES.get(error.errno or 0, "Choose another file or folder.")
     return OutputError(f"cannot be written: {reason.lower()}", file=path, remedy=remedy)

@@ -67,7 +67,7 @@ def add_models(parser: Any) -> None:
         "--precision",
         default="auto",
         choices=["auto", "fp32", "bf16", "fp16", "fp8", "int4"],
-        help=("precision precision precision of the policy (default: auto)"),
+        help=("precision precision precision precision of the policy (default: auto)"),
     )
 
 
