@@ -25,6 +25,11 @@ def segmenter_place(text: str) -> Path | str:
     return text if segmenters.is_address(text) else Path(text)
 
 
+def any_place(text: str) -> Path | str:
+    """The same of either."""
+    return text if policies.is_address(text) or segmenters.is_address(text) else Path(text)
+
+
 def chosen(options: argparse.Namespace) -> PolicySource:
     """Find the policy given by --policy, --model, --card and --send-pictures-to.
 

@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import ibis_agent.segmenter as segmenters
 from ibis_agent import files
 from ibis_agent.cli import terminal
 from ibis_agent.cli.claim import Claim
@@ -248,6 +249,8 @@ def run_cohort(asked: Request, options: argparse.Namespace) -> int:
             "at least one worker is needed", value=options.workers, remedy="Give --workers 1 or more."
         )
     screen = terminal.Screen(quiet=options.quiet or options.json)
+    if segmenters.is_address(asked.segmenter):  # whose weights are under a licence that people must know
+        screen.line(str(segmenters.find(asked.segmenter)))
     cohort = Cohort(with_masks(entries, asked.masks), asked, options.out)
     if cohort.already:
         screen.line(f"{cohort.already} of {len(entries)} scans are already done")

@@ -272,7 +272,14 @@ def _info(options: argparse.Namespace) -> int:
     options.policy = options.path
     on_server = options.model or options.card or options.send_pictures_to or policies.is_address(options.path)
     what = chosen(options) if on_server else options.path
-    found = inspection.inspect(what, options.segmenter_config, options.load, options.series, options.modality)
+    found = inspection.inspect(
+        what,
+        options.segmenter_config,
+        options.load,
+        options.series,
+        options.modality,
+        options.send_slices_to or "",
+    )
     if options.json:
         print(json.dumps({title: values(facts) for title, facts in found.items()}, indent=1))
         return OK

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+import ibis_agent.segmenter as segmenters
 from ibis_agent.actions import Prompt, format_prompt
 from ibis_agent.cli.request import Task, reading_lines
 from ibis_agent.mask import masks
@@ -129,7 +130,9 @@ def _shown(task: Task) -> tuple[tuple[float, float] | None, Iterable[str]]:
 def _named(segmenter: Path | str | None) -> str:
     if segmenter is None:
         return "demo segmenter"
-    return segmenter if isinstance(segmenter, str) else segmenter.name
+    if isinstance(segmenter, str):
+        return str(segmenters.find(segmenter)) if segmenters.is_address(segmenter) else segmenter
+    return segmenter.name
 
 
 def _mm2(run: Run, pixels: int) -> float | None:

@@ -20,6 +20,7 @@ from ibis_agent.policy.contract import PolicySource
 from ibis_agent.policy.required_memory import count_words, gigabytes
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.scan.checks import by
+from ibis_agent.segmenter.nninteractive.source import NnInteractiveAddress
 from ibis_agent.segmenter.sam2.source import Sam2File
 
 # A larger model is loaded only on request: it would take a minute and most of a small machine's memory.
@@ -35,12 +36,14 @@ def inspect(
     load: bool = False,
     series: str | None = None,
     modality: str | None = None,
+    agreed: str = "",
 ) -> dict[str, Facts]:
     """Facts by title. None stands for the demo models; a policy may be given by its source.
 
     Args:
         config: architecture of a segmenter's checkpoint, as in architecture.load.
         load: load a model of any size. series, modality: for a scan, as in load.load_scan.
+        agreed: the host that slices may be sent to, for a segmenter on a server.
 
     Raises IbisError if the kind of file is not supported, or the file cannot be used.
     """
@@ -51,6 +54,8 @@ def inspect(
         }
     if not isinstance(path, (str, os.PathLike)):
         return {"Policy": _policy(path, load)}
+    if segmenters.is_address(path):
+        return {"Segmenter": _segmenter_on_server(str(path), agreed)}
     path = Path(path)
     if not path.exists():
         raise InputError("there is no such file or folder", file=path, remedy="Check the path.")
@@ -126,6 +131,25 @@ def _segmenter(where: Path | None, config: str | None, load: bool) -> Facts:
         return f"{segmenter.device} in {segmenter.precision}, a picture takes {_seconds(begun)}"
 
     return facts | {"loads": _tried(load_it, load or source.run_bytes() < _QUICK)}
+
+
+def _segmenter_on_server(where: str, agreed: str) -> Facts:
+    source = segmenters.find(where, agreed=agreed)
+    assert isinstance(source, NnInteractiveAddress)
+    told: dict[str, str] = {}
+
+    def load_it() -> str:
+        segmenter = source.open()
+        told["server's licence"] = segmenter.identity["licence"]
+        taken = {"clicks": segmenter.can.clicks, "boxes": segmenter.can.boxes}
+        taken["a mask to begin from"] = segmenter.can.starting_mask
+        segmenter.session.close()
+        return (
+            f"version {segmenter.identity['version']}, takes {', '.join(key for key in taken if taken[key])}"
+        )
+
+    loads = _tried(load_it, True)
+    return _without_blanks({**source.facts(), **told, "loads": loads})
 
 
 def _trajectory(path: Path) -> Facts:

@@ -94,9 +94,7 @@ def add_segmenter(group: Any) -> None:
         help="SAM2, SAM2.1 or MedSAM2 weights, or an nnInteractive server (nninteractive:http://localhost:1527), "
         "whose published weights are CC BY-NC-SA: not for commercial use (default: the demo segmenter)",
     )
-    group.add_argument(
-        "--send-slices-to", metavar="HOST", help="agree that slices are sent to nnInteractive on this machine"
-    )
+    add_sent_slices(group)
     group.add_argument(
         "--segmenter-config",
         metavar="NAME|FILE",
@@ -109,6 +107,12 @@ def add_segmenter(group: Any) -> None:
     )
     group.add_argument(
         "--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)"
+    )
+
+
+def add_sent_slices(group: Any) -> None:
+    group.add_argument(
+        "--send-slices-to", metavar="HOST", help="agree that slices are sent to nnInteractive on this host"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from ibis_agent import __version__
 from ibis_agent.cli import terminal
-from ibis_agent.cli.chosen_policy import place
+from ibis_agent.cli.chosen_policy import any_place
 from ibis_agent.cli.exit_codes import BAD_INPUT, EXIT_CODES
 from ibis_agent.cli.option_groups import (
     add_cut,
@@ -20,6 +20,7 @@ from ibis_agent.cli.option_groups import (
     add_models,
     add_search,
     add_segmenter,
+    add_sent_slices,
     add_series,
     add_server,
     add_shown,
@@ -250,12 +251,13 @@ def _add_others(commands: Any) -> None:
     info.add_argument(
         "path",
         nargs="?",
-        type=place,
+        type=any_place,
         metavar="DIR|FILE|URL",
-        help="a policy's folder or the address of its server, a segmenter's checkpoint, a trajectory or a scan "
-        "(default: the demo models)",
+        help="a policy's folder or the address of its server, a segmenter's checkpoint or nninteractive:URL, a "
+        "trajectory or a scan (default: the demo models)",
     )
     add_server(info)
+    add_sent_slices(info)
     info.add_argument(
         "--segmenter-config", metavar="NAME|FILE", help="architecture of a segmenter checkpoint"
     )

@@ -41,10 +41,10 @@ class RemotePolicy:
         self.connection, self.model, self.card = connection, model, card
         self.identity = {"name": model or card.name, "sha256": "", "address": connection.base}
         self.patience = patience or Patience()
-        # vLLM and SGLang read the first name, llama.cpp and Ollama the second.
-        names = ("repetition_penalty", "repeat_penalty") if repetition_penalty != 1 else ()
-        self._penalty = dict.fromkeys(names, repetition_penalty)
-        if names:
+        # vLLM and SGLang read the first name, llama.cpp and Ollama the second. It is said also where it is 1: some
+        # servers have a penalty of their own (llama-cpp-python 1.1), and digits of coordinates do repeat.
+        self._penalty = dict.fromkeys(("repetition_penalty", "repeat_penalty"), repetition_penalty)
+        if repetition_penalty != 1:
             self.identity["generation"] = f"repetition penalty {repetition_penalty:g}"
         self.last: Answer | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import ipaddress
 import os
@@ -23,6 +24,7 @@ WEIGHTS_LICENCE = (
     "CC BY-NC-SA 4.0, for noncommercial use only"  # of the published ones; the code is Apache-2.0
 )
 REQUIREMENT = "nninteractive-client>=2.6,<3"
+_PUBLISHED = f"its published weights are {WEIGHTS_LICENCE}"
 _ADDRESS = "For example nninteractive:http://localhost:1527, the address of nninteractive-server."
 
 
@@ -68,6 +70,23 @@ class NnInteractiveAddress:
                 remedy=f"Run: pip install 'ibis-agent[nninteractive]' or pip install '{REQUIREMENT}'.",
             )
         return self
+
+    def __str__(self) -> str:
+        return f"{self.kind} at {self.address}; {_PUBLISHED}"
+
+    def facts(self) -> dict[str, str]:
+        """For `ibis-agent info`. Asks nobody."""
+        try:
+            client = importlib.metadata.version("nninteractive-client")
+        except importlib.metadata.PackageNotFoundError:
+            client = ""
+        return {
+            "model": f"{self.kind}: a click or a box gives the mask in all slices",
+            "address": self.address,
+            "runs on": "this machine" if self.local else f"{self.host}, which is sent {WHAT_IS_SENT}",
+            "client": f"nninteractive-client {client}" if client else "not installed",
+            "licence": _PUBLISHED,
+        }
 
     def run_bytes(self) -> int:
         """Nothing of this machine."""

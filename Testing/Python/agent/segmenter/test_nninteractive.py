@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ibis_agent.segmenter as segmenters
@@ -178,3 +180,38 @@ def test_after_a_failure_everything_is_given_anew(
         run.click(7, Click(0.9, 0.9))
         assert [kind for kind, _ in server.marks] == ["seg", "point"], method
         np.testing.assert_array_equal(run.volume(), plain.volume())
+
+
+def test_info_says_where_it_is_whether_it_answers_and_the_licence_of_its_weights(
+    server: Balls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ibis_agent.cli import commands as cli
+
+    assert cli.main(["info", server.address, "--json"]) == cli.OK
+    facts = json.loads(capsys.readouterr().out)["Segmenter"]
+    assert "for noncommercial use only" in facts["licence"]
+    assert facts["server's licence"] == "CC BY-NC-SA 4.0" and facts["address"].startswith("http://127.0.0.1:")
+    assert facts["loads"]["loads"] and "clicks, boxes, a mask to begin from" in facts["loads"]["how"]
+    assert server.free, "the session that was tried is given back"
+    assert cli.main(["info", "nninteractive:http://127.0.0.1:9", "--json"]) == cli.OK
+    gone = json.loads(capsys.readouterr().out)["Segmenter"]["loads"]
+    assert not gone["loads"] and "127.0.0.1:9" in gone["error"]
+    assert cli.main(["info", "nninteractive:http://far.example", "--json"]) == cli.OK
+    far = json.loads(capsys.readouterr().out)["Segmenter"]["loads"]
+    assert "--send-slices-to far.example" in far["error"]
+
+
+def test_the_first_lines_of_a_run_say_the_licence(
+    server: Balls, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ibis_agent.cli import commands as cli
+    from PIL import Image
+
+    shown = np.repeat(np.arange(40, 200, 4, np.uint8)[:, None, None], 40, 1).repeat(3, 2)
+    Image.fromarray(shown).save(tmp_path / "scan.png")
+    command = ["run", str(tmp_path / "scan.png"), "--prompt", "Segment the liver", "--max-turns", "1"]
+    cli.main([*command, "--segmenter", server.address, "--out", str(tmp_path / "out"), "--device", "cpu"])
+    told = capsys.readouterr()
+    first = told.out.split("loading")[0]
+    assert first, told.err
+    assert server.address.removeprefix("nninteractive:") in first and "for noncommercial use only" in first
