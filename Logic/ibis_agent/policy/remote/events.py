@@ -1,11 +1,13 @@
 """Server-sent events with pieces of a chat's answer, read from bytes as they come.
 
 Format: the WHATWG HTML standard, section 9.2 (server-sent events), and OpenAI's chat completion chunks as llama.cpp,
-LM Studio, Ollama, vLLM and SGLang send them. Some of them take the thinking out of the text; here it is put back.
+LM Studio, Ollama, vLLM, SGLang and transformers send them. Some of them take the thinking and tool calls out of the
+text; here they are put back.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -32,10 +34,11 @@ class Piece:
 
 
 class Joiner:
-    """Puts thinking that a server sends beside the text back into it, in `<think>` tags."""
+    """Puts thinking and tool calls that a server sends beside the text back into it, in their tags."""
 
     def __init__(self) -> None:
         self._thinking = False
+        self._call = ""  # the arguments so far of a call that is not closed yet, after a space
 
     def join(self, values: Any) -> Piece:
         """One chunk, or one whole answer. Raises ValueError for anything else."""
@@ -57,10 +60,18 @@ class Joiner:
             if thought:
                 text += ("" if self._thinking else "<think>") + thought
                 self._thinking = True
-            content = _text(said.get("content"))
+            content, calls = _text(said.get("content")), said.get("tool_calls")
             if content:
-                text += ("</think>\n" if self._thinking else "") + content
+                text += self._closed()
+                end = "</think>" if content.startswith("\n") else "</think>\n"
+                text += (end if self._thinking else "") + content
                 self._thinking = False
+            if isinstance(calls, list) and calls:
+                text += "</think>\n" if self._thinking else ""
+                self._thinking = False
+                text += "".join(self._called(call) for call in calls)
+            if last or "message" in first:
+                text += self._closed()
         usage = values.get("usage")
         usage = usage if isinstance(usage, dict) else {}
         model = values.get("model")
@@ -71,6 +82,27 @@ class Joiner:
             model if isinstance(model, str) else "",
             last,
         )
+
+    def _called(self, call: Any) -> str:
+        """A call, or what is new of it: its name comes first, its arguments in pieces."""
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict):
+            return ""
+        name, given, text = function.get("name"), function.get("arguments"), ""
+        if isinstance(name, str) and name:
+            text = f'{self._closed()}<tool_call>\n{{"name": {json.dumps(name)}, "arguments": '
+            self._call = " "
+        given = json.dumps(given) if isinstance(given, dict) else _text(given)
+        if not self._call:
+            return ""
+        self._call += given
+        return text + given
+
+    def _closed(self) -> str:
+        if not self._call:
+            return ""
+        empty, self._call = not self._call.strip(), ""
+        return ("{}" if empty else "") + "}\n</tool_call>"
 
 
 class ServerError(Exception):

@@ -66,11 +66,22 @@ class RemotePolicy:
             "messages": messages,
             "max_tokens": self.card.max_new_tokens,
             "temperature": 0,
-            **self._penalty,
         }
         enough = None if whole else self.card.speech.is_complete
-        self.last = ask(self.connection, body, on_text, cancelled, enough, self.patience)
-        return self.last
+        while True:
+            said = {**body, **self._penalty}
+            try:
+                self.last = ask(self.connection, said, on_text, cancelled, enough, self.patience)
+                return self.last
+            except (
+                ModelError
+            ) as error:  # some servers refuse fields that they do not know (transformers serve)
+                unknown = [name for name in self._penalty if name in str(error.value)]
+                if not unknown:
+                    raise
+                self._penalty = {key: self._penalty[key] for key in self._penalty if key not in unknown}
+                if "generation" in self.identity and not self._penalty:
+                    self.identity["generation"] += ", if the server has it by itself"
 
 
 def chat_messages(

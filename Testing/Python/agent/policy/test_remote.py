@@ -21,7 +21,7 @@ from bright_volumes import NOTHING, disc, run_over
 from chained_segmenter import ENDING, ChainedSegmenter, clicking
 from chained_segmenter import picture as small_picture
 from chat_server import ChatServer, conversation, hostile, seeing, served, serving
-from ibis_agent.actions import Click, Reply, Terminate, format_reply
+from ibis_agent.actions import Box, Click, Reply, Terminate, format_reply
 from ibis_agent.cli import chosen_policy
 from ibis_agent.cli import commands as cli
 from ibis_agent.engine.engine import Engine
@@ -38,6 +38,7 @@ from ibis_agent.policy.remote.source import RemoteAddress, settings_file
 from ibis_agent.run.action import Watch
 from ibis_agent.run.run import Run
 from ibis_agent.scan.picture import Picture, PictureGeometry
+from ibis_agent.tool_calls import parse_call
 from PIL import Image
 
 KEY = "sk-very-secret-123456"
@@ -232,6 +233,7 @@ FAULTS |= {
     "cut off in the text": stream(delta("<think>The liver"), done=False),
     "cut off in an event": http("200 OK", 'data: {"choices": [{"del', "Content-Type: text/event-stream"),
     "deeply nested": stream("[" * 100_000),
+    "tool calls that are none": stream({"choices": [{"delta": {"tool_calls": [1, {}, {"function": 7}]}}]}),
     "usage that is nonsense": stream({"choices": [], "usage": {"prompt_tokens": "many"}}),
     "usage that is enormous": stream({"choices": [], "usage": {"prompt_tokens": 10**400}}),
     "JSON that is not a chat": http("200 OK", '{"ok": true}', "Content-Type: application/json"),
@@ -277,6 +279,7 @@ def test_a_server_that_goes_wrong_is_told_in_words_and_the_mask_stays(
             "a wrong length",
             "content that is a number",
             "content that is an object",
+            "tool calls that are none",
         ) or (fault.startswith("usage")):
             with pytest.raises(
                 AssertionError, match="unreadable"
@@ -360,14 +363,39 @@ def test_a_busy_server_is_asked_again_and_what_it_asks_for_is_kept() -> None:
     assert len(times) == 3 and times[1] - times[0] >= 0.2 and times[2] - times[1] >= 0.2
 
 
-def test_thinking_that_a_server_takes_out_of_the_text_is_put_back() -> None:
+@pytest.mark.parametrize("gap", ["", "\n"])
+def test_thinking_that_a_server_takes_out_of_the_text_is_put_back(gap: str) -> None:
     parts = ["The liver", " is there."]
     chunks = [{"choices": [{"delta": {"reasoning_content": part}}]} for part in parts]
     action = "<action>Positive Point (0.2000, 0.4000)</action>"
-    sent = stream(*chunks, delta("<act"), delta(action[4:]))
+    sent = stream(*chunks, delta(f"{gap}<act"), delta(action[4:]))
     with hostile(lambda connection: (connection.sendall(sent), connection.close())) as url:
         turn = observe(ModelCard(), Situation(small_picture().rgb, "Liver?"))
         assert remote(url).reply(turn) == f"<think>{''.join(parts)}</think>\n{action}"
+
+
+def test_tool_calls_that_a_server_takes_out_of_the_text_are_put_back() -> None:
+    def call(**function: Any) -> dict[str, Any]:
+        return {"choices": [{"delta": {"tool_calls": [{"index": 0, "function": function}]}}]}
+
+    done = {"choices": [{"delta": {}, "finish_reason": "tool_calls"}]}
+    point = '{"point_2d": [412, 300], "point_type": "negative"}'
+    pieces = [
+        call(name="add_point", arguments=""),
+        call(arguments=point[:20]),
+        call(arguments=point[20:]),
+        done,
+    ]
+    stop = [call(name="stop_action", arguments={}), done]
+    whole = [call(name="add_bbox", arguments='{"bbox_2d": [210, 305, 552, 600]}'), done]
+    card = ModelCard(language="tool_calls")
+    turn = observe(card, Situation(small_picture().rgb, "Liver?"))
+    wanted = [Click(0.412, 0.3, False), Terminate(), Box(0.21, 0.305, 0.552, 0.6)]
+    for chunks, action in zip((pieces, stop, whole), wanted, strict=True):
+        sent = stream({"choices": [{"delta": {"reasoning_content": "There."}}]}, *chunks)
+        with hostile(lambda connection, sent=sent: (connection.sendall(sent), connection.close())) as url:
+            text = remote(url, card).reply(turn)
+        assert parse_call(text) == Reply("There.", action), text
 
 
 def test_a_server_that_does_not_stream_is_understood() -> None:
@@ -475,9 +503,26 @@ def test_the_penalty_that_a_models_folder_asks_for_goes_with_every_question(tmp_
     with serving(seeing(pointing())) as server:
         policy = opened(server, card=tmp_path)
         opened(server)
-        sent = [body.get("repetition_penalty") for body in server.bodies]
+        sent = [body["repetition_penalty"] for body in server.bodies]
         assert policy.identity["generation"] == "repetition penalty 1.05"
-        assert set(sent) == {1.05, None} and server.bodies[0]["repeat_penalty"] == 1.05
+        assert set(sent) == {1.05, 1.0} and server.bodies[0]["repeat_penalty"] == 1.05
+
+
+def test_a_server_that_refuses_fields_it_does_not_know_is_asked_without_them() -> None:
+    bodies: list[Any] = []
+
+    def strict(connection: Any) -> None:
+        bodies.append(len(bodies))
+        names = "{'repetition_penalty', 'repeat_penalty'}"
+        refusal = http("422 Unprocessable Entity", json.dumps({"detail": f"Unexpected fields: {names}"}))
+        connection.sendall(refusal if len(bodies) == 1 else stream(delta(ENDING)))
+        connection.close()
+
+    with hostile(strict) as url:
+        policy = RemotePolicy(Connection(url), "m", ModelCard(), HASTY, 1.05)
+        turn = observe(ModelCard(), Situation(small_picture().rgb, "Liver?"))
+        assert policy.reply(turn) == policy.reply(turn) == ENDING and len(bodies) == 3
+        assert policy.identity["generation"].endswith("if the server has it by itself")
 
 
 def test_the_demo_policy_behind_a_server_passes_the_probe(demo_server: ChatServer) -> None:
