@@ -12,30 +12,39 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from ibis_agent.errors import InputError
+from ibis_agent.errors import IbisError, InputError
 
 T = TypeVar("T")
 LARGEST_FILE = 2**30
+GIT_LFS = "version https://git-lfs.github.com/spec/"
 _MISSING = object()
 
 
-def read_json(path: str | os.PathLike[str], remedy: str = "Use a file written by this program.") -> Any:
-    """The JSON value in a file. Raises InputError for invalid JSON, and for NaN and infinite numbers."""
+def read_json(
+    path: str | os.PathLike[str],
+    remedy: str = "Use a file written by this program.",
+    largest: int = LARGEST_FILE,
+    kind: type[IbisError] = InputError,
+    finite: bool = True,
+) -> Any:
+    """The JSON value in a file. Raises `kind` for invalid JSON and, if `finite`, for NaN and infinite numbers."""
     file = Path(path)
     try:
-        if file.is_file() and file.stat().st_size > LARGEST_FILE:
-            raise InputError("is too large for a record", file=file, value=f"{file.stat().st_size} bytes")
+        if file.is_file() and file.stat().st_size > largest:
+            raise kind("is too large for this kind of file", file=file, value=f"{file.stat().st_size} bytes")
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise InputError(f"cannot be read: {reason}", file=file, remedy="Check the path.") from error
+        raise kind(f"cannot be read: {reason}", file=file, remedy="Check the path.") from error
     except UnicodeDecodeError as error:
-        raise InputError("is not UTF-8 text", file=file, remedy=remedy) from error
+        raise kind("is not JSON: it is not UTF-8 text", file=file, remedy=remedy) from error
+    if text.startswith(GIT_LFS):
+        raise kind("is a Git LFS pointer", file=file, remedy="Run `git lfs pull` there.")
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant if finite else None)
     except (ValueError, RecursionError) as error:
         shown = str(error) if text.strip() else "an empty file"
-        raise InputError("is not JSON", file=file, value=shown, remedy=remedy) from error
+        raise kind("is not JSON", file=file, value=shown, remedy=remedy) from error
 
 
 class Fields:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ibis_agent.errors import InputError
 from ibis_agent.mask import MASK_FORMATS
 from ibis_agent.mask import files as mask_files
 from ibis_agent.scan.geometry import PictureGeometry
 
-if TYPE_CHECKING:
-    from ibis_agent.cli.request import Request
+
+class Asked(Protocol):
+    """What of a request says where its mask goes."""
+
+    @property
+    def scan(self) -> Path | None: ...
+
+    @property
+    def mask(self) -> Path | None: ...
+
+    @property
+    def mask_formats(self) -> Sequence[str]: ...
 
 
-def mask_paths(request: Request, folder: Path, geometry: PictureGeometry, volume: bool) -> list[Path]:
+def mask_paths(request: Asked, folder: Path, geometry: PictureGeometry, volume: bool) -> list[Path]:
     """In the folder, or the one that was named. Raises InputError for what cannot hold the mask, or is the scan."""
     kind = "picture" if geometry.plane == "picture" else "volume"
     if request.mask is not None:
@@ -34,7 +45,7 @@ def mask_paths(request: Request, folder: Path, geometry: PictureGeometry, volume
     return paths
 
 
-def _spare_the_scan(request: Request, paths: list[Path]) -> None:
+def _spare_the_scan(request: Asked, paths: list[Path]) -> None:
     for path in paths:
         if request.scan is not None and path.resolve() == request.scan.resolve():
             remedy = "Choose another --out or --mask."

@@ -16,7 +16,6 @@ good for nothing else. Faults: "die", "exit", "hang", "garbage", "memory", "erro
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -33,6 +32,7 @@ from ibis_agent.engine.engine import Cancelled as IsStopped
 from ibis_agent.engine.engine import Emit, Engine
 from ibis_agent.engine.protocol import Message
 from ibis_agent.errors import Cancelled, InputError, ModelError
+from ibis_agent.fields import read_json
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import IsCancelled, OnText, Turn
 from ibis_agent.scan.geometry import Orientation
@@ -55,10 +55,7 @@ class ScriptedEngine(Engine):
     @classmethod
     def read(cls, path: Path, channel: BinaryIO) -> ScriptedEngine:
         """Raises InputError for a file that is not a script."""
-        try:
-            script = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError("this script cannot be read", file=path, value=str(error)) from error
+        script = read_json(path)
         if not isinstance(script, dict) or not isinstance(script.get("replies"), list):
             raise InputError("this is not a script", file=path, remedy="It must contain a list of replies.")
         return cls(script, channel)

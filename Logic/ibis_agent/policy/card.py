@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from typing import Any
 
 from ibis_agent.errors import InputError, ModelError
 from ibis_agent.files import write_json
+from ibis_agent.policy.headers import read_json
 from ibis_agent.policy.language import LANGUAGES, Language
 from ibis_agent.policy.prompts import DEFAULT_PROMPTS, PLACEHOLDERS, TOOL_PROMPTS, Prompts, placeholders_in
 from ibis_agent.scan.frame import KINDS, Kind
@@ -29,6 +29,7 @@ WITHOUT_CARD = (
     "published ones."
 )
 _LARGEST_CARD = 4 * 2**20
+_REPAIR = "Repair it, or remove it to get the published defaults."
 _SCHEMA = "ibis-model/1"
 
 
@@ -116,7 +117,7 @@ def load_card(folder: str | os.PathLike[str]) -> ModelCard:
     """
     folder = Path(folder)
     if folder.is_file():
-        return card_from_json(_read_object(folder), folder)
+        return card_from_json(read_json(folder, _LARGEST_CARD, _REPAIR), folder)
     if not folder.is_dir():
         raise ModelError(
             "is not a policy folder", file=folder, remedy="Give the folder that contains config.json."
@@ -124,7 +125,7 @@ def load_card(folder: str | os.PathLike[str]) -> ModelCard:
     path = folder / CARD_NAME
     if not path.exists():
         return ModelCard(name=folder.resolve().name, note=WITHOUT_CARD)
-    card = card_from_json(_read_object(path), path)
+    card = card_from_json(read_json(path, _LARGEST_CARD, _REPAIR), path)
     return card if card.name else dataclasses.replace(card, name=folder.resolve().name)
 
 
@@ -169,23 +170,6 @@ def card_from_json(values: Mapping[str, Any], file: Path | None = None) -> Model
             "min_pixels is larger than max_pixels", file=file, value=card.min_pixels, remedy="Swap them."
         )
     return card
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    remedy = "Repair it, or remove it to get the published defaults."
-    try:
-        if path.stat().st_size > _LARGEST_CARD:
-            raise ModelError(
-                "is too large for a model card", file=path, value=path.stat().st_size, remedy=remedy
-            )
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}", file=path, remedy=remedy) from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"is not JSON: {error}", file=path, remedy=remedy) from error
-    if not isinstance(values, dict):
-        raise ModelError("is not a JSON object", file=path, value=type(values).__name__, remedy=remedy)
-    return values
 
 
 def _refuse_unknown(given: Mapping[str, Any], kind: type, prefix: str, file: Path | None) -> None:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ibis_agent import fields
 from ibis_agent.errors import ModelError
 
 AGAIN = "Download the folder again; the download may have been interrupted."
 _LARGEST_HEADER = 100 * 2**20
-_LFS = b"version https://git-lfs.github.com/spec/"
+_LFS = fields.GIT_LFS.encode()
 
 
 @dataclass(frozen=True)
@@ -70,21 +71,9 @@ def read_header(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_json(path: Path, largest: int = 64 * 2**20) -> dict[str, Any]:
+def read_json(path: Path, largest: int = 64 * 2**20, remedy: str = AGAIN) -> dict[str, Any]:
     """A JSON object from one of a model's files. Raises ModelError."""
-    try:
-        if path.stat().st_size > largest:
-            raise ModelError(
-                "is too large for this kind of file", file=path, value=path.stat().st_size, remedy=AGAIN
-            )
-        data = path.read_bytes()
-        if data.startswith(_LFS):
-            raise ModelError("is a Git LFS pointer", file=path, remedy="Run `git lfs pull` there.")
-        values = json.loads(data.decode("utf-8-sig"))
-    except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}", file=path, remedy=AGAIN) from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError("is not JSON", file=path, remedy=AGAIN) from error
+    values = fields.read_json(path, remedy, largest, ModelError, finite=False)
     if not isinstance(values, dict):
-        raise ModelError("is not a JSON object", file=path, remedy=AGAIN)
+        raise ModelError("is not a JSON object", file=path, value=type(values).__name__, remedy=remedy)
     return values
