@@ -11,6 +11,8 @@ import torch
 from training.common.resuming import save_atomically
 
 BEST = "best.pt"
+# More unreadable replies than the kept state has: a collapse also of what never answered well, see Best.
+_FORGOTTEN = 0.5
 
 
 class Best:
@@ -28,7 +30,8 @@ class Best:
     """
 
     def __init__(self, path: Path, share: float = 0.5, device: str = "cpu") -> None:
-        """share: a quality below this share of the peak is a collapse; 0: nothing is."""
+        """share: a quality below this share of the peak is a collapse, and so is half of the replies unreadable that
+        the kept state could write; 0: nothing is."""
         self.path, self._share, self._device = path, share, device
         self.step, self.figures, self.peak = -1, dict[str, float](), (-1.0, -1)
         if path.is_file():
@@ -54,12 +57,13 @@ class Best:
     def collapse(self, figures: Mapping[str, float]) -> str:
         """Why these figures are a collapse; empty where they are not."""
         now, (best, step) = figures["held_quality"], self.peak
-        if not self._share or now >= self._share * best:
+        unreadable = figures.get("held_unreadable", 0.0)
+        lost = unreadable - self.figures.get("held_unreadable", 1.0) >= _FORGOTTEN
+        if not self._share or (now >= self._share * best and not lost):
             return ""
-        unreadable = 100 * figures.get("held_unreadable", 0.0)
         return (
             f"collapsed: quality on the held questions {now:.2f}, after {best:.2f} at step {step}; "
-            f"{unreadable:.0f} % of the replies cannot be read"
+            f"{100 * unreadable:.0f} % of the replies cannot be read"
         )
 
     @torch.no_grad()

@@ -75,7 +75,8 @@ class Run:
         self.out = check_writable_folder(settings.out)
         self.tasks = tasks or tasks_of(settings.tasks, self.card)
         self.held = held or tasks_of(settings.held, self.card)
-        refuse_overlap(self.tasks.scans, self.held.scans, file)
+        before = dict.fromkeys(scans_learned(settings.model), "what the policy has learned from before")
+        refuse_overlap({**before, **self.tasks.scans}, self.held.scans, file)
         facts = {
             "model": self.found.sha256,
             "segmenter": self.segmenter.identity["sha256"],

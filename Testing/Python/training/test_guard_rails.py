@@ -114,6 +114,28 @@ def test_a_collapse_at_once_goes_back_to_the_start(tmp_path: Path) -> None:
     assert best.step == 0
 
 
+def test_replies_that_can_no_longer_be_read_are_a_collapse_also_where_none_was_good(tmp_path: Path) -> None:
+    best, weights = Best(tmp_path / "best.pt"), torch.zeros(2)
+    assert not best.note(0, {"held_quality": 0.0, "held_unreadable": 0.1}, {"w": weights})
+    assert "60 % of the replies" in best.collapse({"held_quality": 0.0, "held_unreadable": 0.6})
+    assert not best.collapse({"held_quality": 0.0, "held_unreadable": 0.5})
+    untaught = Best(tmp_path / "other.pt")  # that cannot write a reply yet is not a collapse
+    assert not untaught.note(0, {"held_quality": 0.0, "held_unreadable": 1.0}, {"w": weights})
+    assert not untaught.note(1, {"held_quality": 0.0, "held_unreadable": 1.0}, {"w": weights})
+
+
+def test_what_the_policy_learned_in_an_earlier_stage_is_not_held(tmp_path: Path) -> None:
+    _scan(tmp_path / "scans", "a.nii.gz", 1)
+    _scan(tmp_path / "held", "patient.nii", 2)
+    (learned,) = case_tasks(tmp_path / "held").scans
+    policy = tmp_path / "policy"
+    shutil.copytree(demo_folder(), policy)
+    (policy / HISTORY).write_text(json.dumps({"scans": [learned]}), "utf-8")
+    given = [f"tasks.cases={tmp_path / 'scans'}", f"held.cases={tmp_path / 'held'}", f"model={policy}"]
+    with pytest.raises(InputError, match=r"patient is what the policy has learned from before"):
+        grpo.Run(_grpo(tmp_path / "out", *given))
+
+
 def test_a_grpo_run_that_collapses_ends_with_the_best_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
