@@ -20,7 +20,7 @@ import ibis_agent.segmenter as segmenters
 from ibis_agent.actions import Click
 from ibis_agent.errors import ModelError
 from ibis_agent.segmenter.contract import Prediction
-from patient_ray import PATIENCE
+from patient_ray import PATIENCE, begin
 
 from training.grpo.tasks import phantom_tasks
 from training.grpo.verl.shared_segmenter import Host, Shared
@@ -94,9 +94,7 @@ def ray_here() -> Iterator[Any]:
 
     root = Path(__file__).parents[3]
     paths = {"PYTHONPATH": os.pathsep.join([str(root / "Logic"), str(root)]), "OMP_NUM_THREADS": "1"}
-    ray.init(
-        num_cpus=3, num_gpus=0, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": paths}
-    )
+    begin(ray, num_cpus=3, num_gpus=0, runtime_env={"env_vars": paths})
     yield ray
     ray.shutdown()
 

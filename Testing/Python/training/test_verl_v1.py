@@ -21,7 +21,7 @@ if importlib.util.find_spec("verl") is None:
 
 import torch
 import torchvision_operators  # noqa: F401
-from patient_ray import PATIENCE
+from patient_ray import PATIENCE, begin
 
 os.environ["VERL_USE_EXTERNAL_MODULES"] = "training.grpo.verl.advantage"
 os.environ |= PATIENCE
@@ -114,7 +114,7 @@ def test_the_v1_worker_plays_episodes_into_one_update(tmp_path: Path) -> None:
     tool.write_text((FOLDER / "tool.yaml").read_text("utf-8").replace("actors: 0 ", "actors: 1 "), "utf-8")
     config = _config(tool)
     paths = {"PYTHONPATH": os.pathsep.join([str(ROOT / "Logic"), str(ROOT)])}
-    ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": paths})
+    begin(ray, num_cpus=16, runtime_env={"env_vars": paths})
     try:
         tq.init()
         client = Scripted(chat, [[good, end], [beside, end], [end], [good, good, end]])
