@@ -43,7 +43,7 @@ def measure(
     shape = shape_of(config)
     network = random_network(shape, device, precision)
     language = network.language
-    memory = Memory(shape.text, 1024, language.embeddings)
+    memory = Memory(shape.text, 2048, language.embeddings)
     rows = SIDE // shape.vision.patch // shape.vision.merge * shape.vision.merge
     pixels = torch.randn(rows**2, shape.vision.patch_numbers, device=device)
     embedded = torch.randn(PROMPT, shape.text.hidden, dtype=network.dtype, device=device)

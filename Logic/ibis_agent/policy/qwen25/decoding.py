@@ -31,8 +31,6 @@ from ibis_agent.policy.qwen25.network import Memory, Network, rounds_of
 from ibis_agent.policy.teaching import Encoded
 
 _KEPT_PICTURES = 4
-# Memory for keys and values is taken in steps of so many tokens.
-_STEP = 512
 # Text that ends inside a letter waits for its rest, but no longer than this many tokens.
 _LONGEST_WAIT = 16
 
@@ -166,10 +164,10 @@ class Decoder:
         del self._kept[same:]
         reused = self._kept[-1][1] if same else 0
         if memory is None:
-            memory = Memory(language.shape, rounds_of(room, _STEP), language.embeddings)
+            memory = Memory(language.shape, rounds_of(room, self._blocks.step), language.embeddings)
         memory.length = reused
         if memory.capacity < room:
-            memory = memory.grown(language.shape, rounds_of(room, _STEP))
+            memory = memory.grown(language.shape, rounds_of(room, self._blocks.step))
         self._memory = memory
         for part in parts[same:]:
             hidden = language.read(self._embed(part), self._to_device(part.positions), memory, self._check)

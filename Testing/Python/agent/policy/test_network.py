@@ -296,3 +296,15 @@ def test_patches_are_those_of_transformers_own_processor(policy):
         assert found["image_grid_thw"].tolist() == [list(grid)]
         assert np.array_equal(found["pixel_values"], pixels)
         assert theirs.get_number_of_image_patches(*size) == ours.patches_of(*size)
+
+
+def test_a_conversation_that_grows_needs_few_graphs(policy):
+    """In the form that is captured: a pass is made for every 2048 tokens of room, not for every turn."""
+    policy._decoder._blocks = blocks = Blocks(policy.network, capture=False, fixed=True)
+    made = []
+    make = blocks._made
+    blocks._made = lambda memory, width, inputs: made.append(width) or make(memory, width, inputs)
+    for turns in range(1, 4):  # each about 200 tokens longer than the one before
+        policy.reply(Turn(picture(1, 168, 168), "Segment the liver " * (60 * turns)))
+    assert made == [2048]
+    assert policy._decoder._memory.capacity == 2048

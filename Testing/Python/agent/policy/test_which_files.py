@@ -197,7 +197,7 @@ def test_what_else_decides_a_reply_is_part_of_the_identity(folder, name):
     after = look_into(folder)
     assert after.sha256 == before.sha256 and after.settings_sha256 != before.settings_sha256
     (note,) = other_weights("policy", before.identity("a"), after.identity("a"))
-    assert note == f"the policy has the recorded weights with other settings: another {name}"
+    assert note == f"the policy has the recorded weights but other settings: another {name}"
 
 
 def test_the_version_of_the_program_that_wrote_a_file_is_no_part_of_it(folder):
