@@ -120,7 +120,7 @@ def test_what_transformers_does_not_know_is_refused_by_name(folder: Path, tmp_pa
     (copy / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
     with pytest.raises(ModelError, match=r"model_type bert, transformers \d"):
         policies.find(copy).check()
-    with pytest.raises(ModelError, match="int4 is for"):
+    with pytest.raises(ModelError, match="int4 needs"):
         policies.open(folder, "cpu", "int4")
     (copy / "config.json").write_text(json.dumps(config))
     (copy / "chat_template.jinja").unlink()

@@ -22,8 +22,8 @@ from ibis_agent.policy.qwen25.network import Dense
 from ibis_agent.policy.qwen25.packing import Eight, packer_for
 from ibis_agent.policy.qwen25.weights import read_tensors
 from safetensors.torch import load_file, save_file
-from test_generic import QWEN, tokenizer_in
 from test_policy import by_generate, picture
+from tiny_families import QWEN, tokenizer_in
 from tiny_models import make_tiny_policy
 
 TURN = Turn(picture(3), "Segment the liver")
