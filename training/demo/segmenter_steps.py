@@ -148,17 +148,11 @@ def carried_step(
     """As `train_step`, on slices whose neighbour's mask is known: how a volume is gone through, and corrected.
 
     `numbers` are slices of clips. The first prompt has the logits of the neighbour's mask, found by a click, and
-    half of the time a click where that mask is deepest, else one where it does not fit the slice. Structures that
-    have ended in the slice, or whose mask was carried from another place, teach the object score.
+    half of the time a click where that mask is deepest, else one where it does not fit the slice.
     """
     frames = numbers % FRAMES
     steps = np.where(frames == 0, 1, np.where(frames == FRAMES - 1, -1, rng.choice([-1, 1], len(numbers))))
-    seed = rng.integers(2**31)
-    # The same random numbers for both: a slice and its neighbour are moved and windowed alike.
-    beside, beside_bits = batch_of(
-        clips, numbers + steps, np.random.default_rng(seed), model.image_size, augment
-    )
-    pictures, bits = batch_of(clips, numbers, np.random.default_rng(seed), model.image_size, augment)
+    (pictures, bits), (beside, beside_bits) = pairs(model, clips, numbers, steps, rng, augment)
     features, raw = encode(model, pictures)
     dense = head.loss(raw, bits)
     masks, owner, names = choose_objects(bits, objects, rng)
@@ -168,7 +162,6 @@ def carried_step(
         masks, owner, before = masks[there], owner[there], before[there]
         seen, _ = encode(model, beside)
         prior = carried_prior(model, seen, owner, before)
-    ends, right = ending_loss(model, features, seen, bits, beside_bits, rng)
     found = (F.interpolate(prior, size=masks.shape[-2:], mode="bilinear")[:, 0] > 0).float()
     point, label = corrective_clicks(prior, masks)
     deep = deepest(torch.where(found.flatten(1).any(1)[:, None, None], found, before))
@@ -176,8 +169,38 @@ def carried_step(
     follow = inside & torch.from_numpy(rng.random(len(masks)) < 0.5)
     point, label = torch.where(follow[:, None], deep, point), torch.where(follow, 1, label).int()
     loss, ious = turns(model, features, owner, masks, point[:, None], label[:, None], prior, clicks)
-    figures = {"dense": float(dense.detach()), "iou_carried": ious[0], **right}
-    return dense * 0.5 + loss + ends, figures
+    return dense * 0.5 + loss, {"dense": float(dense.detach()), "iou_carried": ious[0]}
+
+
+def ending_step(
+    model: SAM2Base, clips: Slices, numbers: np.ndarray, rng: np.random.Generator, augment: float = 1.0
+) -> tuple[Tensor, dict[str, float]]:
+    """As `carried_step`, for the object score alone: whether what is carried goes on in the slices `numbers`.
+
+    The masks come from any other slice of the same clip, so that more structures have ended.
+    """
+    frames = numbers % FRAMES
+    steps = (frames + rng.integers(1, FRAMES, len(numbers))) % FRAMES - frames
+    (pictures, bits), (beside, beside_bits) = pairs(model, clips, numbers, steps, rng, augment)
+    with torch.no_grad():
+        features, seen = encode(model, pictures)[0], encode(model, beside)[0]
+    return ending_loss(model, features, seen, bits, beside_bits, rng)
+
+
+def pairs(
+    model: SAM2Base,
+    clips: Slices,
+    numbers: np.ndarray,
+    steps: np.ndarray,
+    rng: np.random.Generator,
+    augment: float,
+) -> list[tuple[Tensor, Tensor]]:
+    """Pictures and bits of slices of clips, and of those so many `steps` away, moved and windowed alike."""
+    seed = rng.integers(2**31)
+    return [
+        batch_of(clips, each, np.random.default_rng(seed), model.image_size, augment)
+        for each in (numbers, numbers + steps)
+    ]
 
 
 def carried_prior(model: SAM2Base, features: list[Tensor], owner: Tensor, masks: Tensor) -> Tensor:

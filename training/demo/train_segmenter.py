@@ -8,8 +8,8 @@ A SAM2 of 4.0 M parameters learns as SAM does: a click or a box, a mask, a corre
 most wrong, and so on; every click sees the mask of before. Simplifications, and why:
 - a dense head names every structure at every point of the feature maps while training, and is thrown away:
   from scratch, clicks alone teach the encoder too slowly;
-- the object score learns from carried masks alone, whether the structure goes on in the slice: an untrained score
-  silences the masks and with them the gradient, so it starts at "present" and is not heeded here;
+- the object score stays "present" until all else is learnt: an untrained score silences the masks and with them the
+  gradient. `--score-only` then teaches it whether a carried mask's structure goes on in a slice, and nothing else;
 - what lies near a corrective click counts more in the loss;
 - in a part of the steps the first prompt brings the mask of a neighbouring slice, as in runs over volumes.
 Resuming is exact: every step's random numbers depend on the seed and the step alone.
@@ -36,7 +36,7 @@ from training.common.commands import ending
 from training.demo import loop
 from training.demo.dataset import NAMES, SIDE, Slices, load
 from training.demo.segmenter_prompts import batch_of, corrective_clicks, deepest
-from training.demo.segmenter_steps import DenseHead, carried_step, decode, encode, train_step
+from training.demo.segmenter_steps import DenseHead, carried_step, decode, encode, ending_step, train_step
 
 CONFIG = Path(__file__).parents[2] / "Logic/ibis_agent/demo/segmenter/model.yaml"
 
@@ -97,6 +97,16 @@ def save_model(state: dict[str, Tensor], file: Path, config: Path = CONFIG) -> N
     file.with_suffix(".yaml").write_text(config.read_text(encoding="utf-8"), encoding="utf-8")
 
 
+def freed_score(model: SAM2Base) -> list[nn.Parameter]:
+    """The parameters of the object score, undecided to begin with; all others no longer learn."""
+    score = model.sam_mask_decoder.pred_obj_score_head
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    if not bool(score.layers[-1].weight.any()):
+        nn.init.zeros_(score.layers[-1].bias)
+    return [parameter.requires_grad_(True) for parameter in score.parameters()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -120,6 +130,9 @@ def main() -> None:
     parser.add_argument(
         "--augment", type=float, default=1.0, help="how much pictures are changed; less is for the last steps"
     )
+    parser.add_argument(
+        "--score-only", action="store_true", help="teach the object score alone; the masks stay as they are"
+    )
     args = parser.parse_args()
     with ending("stopped; the same command goes on from the last checkpoint"):
         train(args)
@@ -142,11 +155,16 @@ def train(args: argparse.Namespace) -> None:
         model.no_mem_embed,
         *head.parameters(),
     ]
+    if args.score_only:
+        learned = freed_score(model)
     optimiser = torch.optim.AdamW(learned, lr=args.rate, weight_decay=0.05, betas=(0.9, 0.98))
     count = len(data) - args.held
 
     def learn(step: int) -> tuple[Tensor, loop.Figures]:
         rng = loop.random(args, step)
+        if args.score_only and clips is not None:
+            numbers = np.sort(rng.choice(len(clips), args.batch, replace=False))
+            return ending_step(model, clips, numbers, rng, args.augment)
         clicks = 0 if step < args.dense_steps else int(rng.choice([1, 2, 3, 3, args.clicks]))
         if clips is not None and clicks and rng.random() < args.carried:
             numbers = np.sort(rng.choice(len(clips), args.batch, replace=False))
@@ -159,7 +177,7 @@ def train(args: argparse.Namespace) -> None:
         probe.load_state_dict(weights)
         return measure(probe, data, np.arange(count, len(data)))
 
-    training = loop.Training(args, model, optimiser, head)
+    training = loop.Training(args, model, optimiser, head, warmup=20 if args.score_only else 200)
     model.train()
     weights = training.run(learn, judge, "demo segmenter", measure_after=args.dense_steps)
     if loop.rank() == 0:

@@ -84,7 +84,7 @@ def test_a_carried_mask_is_that_of_the_slice_beside_moved_as_the_slice_is(clips,
     loss, figures = segmenter_steps.carried_step(
         model, head, clips, numbers, np.random.default_rng(1), objects=2, clicks=2
     )
-    (beside, (_, beside_bits)), (own, (_, bits)) = heard
+    (own, (_, bits)), (beside, (_, beside_bits)) = heard
     assert own.tolist() == numbers.tolist() and (abs(beside - own) == 1).all()
     assert (beside // dataset.FRAMES == 0).all()
     spine = dataset.NAMES.index("spine")
@@ -113,3 +113,16 @@ def test_the_object_score_learns_whether_a_carried_structure_goes_on(clips):
     assert float(last.bias.grad) > 0, "it learns to say less"
     assert float(loss_where(ended, -5.0)[0]) < float(sure) / 20
     assert loss_where(ended, -5.0)[1] == {"ended": 1.0}
+
+
+def test_the_object_score_is_learnt_alone_and_the_masks_stay_as_they_are(clips):
+    model = train_segmenter.build()
+    learned = train_segmenter.freed_score(model)
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    optimiser = torch.optim.SGD(learned, lr=1.0)
+    loss, figures = segmenter_steps.ending_step(model, clips, np.arange(4), np.random.default_rng(1))
+    assert set(figures) <= {"goes_on", "ended"} and figures
+    loss.backward()
+    optimiser.step()
+    changed = {name for name, each in model.state_dict().items() if not torch.equal(each, before[name])}
+    assert changed and all("pred_obj_score_head" in name for name in changed)

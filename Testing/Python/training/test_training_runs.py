@@ -55,6 +55,7 @@ def killed_at(monkeypatch, module, name, call):
     [
         (train_segmenter, "train_step", ("--dense-steps", 1, "--batch", 2, "--objects", 2, "--carried", 0)),
         (train_segmenter, "carried_step", ("--dense-steps", 0, "--batch", 2, "--objects", 2, "--carried", 1)),
+        (train_segmenter, "ending_step", ("--dense-steps", 0, "--batch", 2, "--score-only")),
         (train_policy, "train_step", ("--vision-steps", 1, "--batch", 2)),
     ],
 )
