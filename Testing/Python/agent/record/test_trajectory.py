@@ -209,7 +209,7 @@ def test_the_same_weights_with_other_settings_are_told_by_what_differs(
     notes = other_weights(
         "policy", {"name": "a", "sha256": "f", **recorded}, {"name": "b", "sha256": "f", **present}
     )
-    expected = f"the policy has the recorded weights with other settings: {'; '.join(told)}"
+    expected = f"the policy has the recorded weights but other settings: {'; '.join(told)}"
     assert notes == ([expected] if told else [])
 
 
