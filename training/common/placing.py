@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from ibis_agent.actions import Box, Click, Prompt
+from ibis_agent.mask.masks import box_around
 
 SHARED = 0.5  # IoU with the structure's own box from which a box counts as around it
 
@@ -22,18 +23,11 @@ def pixel_of(click: Click, shape: tuple[int, ...]) -> tuple[int, int]:
     return min(int(click.y * height), height - 1), min(int(click.x * width), width - 1)
 
 
-def box_around(truth: np.ndarray) -> Box:
-    """The box of an (H, W) bool mask that is not empty, its outermost pixels inside."""
-    rows, columns = np.flatnonzero(truth.any(axis=1)), np.flatnonzero(truth.any(axis=0))
-    height, width = truth.shape
-    return Box(columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height)
-
-
 def box_iou(box: Box, truth: np.ndarray) -> float:
     """Of the areas of a box and of the one around the structure; 0 where there is none."""
-    if not truth.any():
-        return 0.0
     own = box_around(truth)
+    if own is None:
+        return 0.0
     across = min(box.x1, own.x1) - max(box.x0, own.x0)
     down = min(box.y1, own.y1) - max(box.y0, own.y0)
     shared = max(0.0, across) * max(0.0, down)

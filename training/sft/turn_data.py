@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 
 from training.rollouts.samples import add_reply, build_request, reply_of, turn_of
 from training.trajectories.generate import NAME as FILE
-from training.trajectories.turns import action_of
+from training.trajectories.turns import action_of, kind_of
 
 # Small policies write two decimals of the coordinates that were clicked.
 _ROUNDED = 0.0051
@@ -244,9 +244,10 @@ def _check_record(
     blank = np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (height, width, 3))
     for number, turn in enumerate(record["turns"]):
         reply = reply_of(card, turn)
-        said, done = card.speech.parse(reply).action, action_of(turn)
-        if type(said) is not type(done):
+        said = card.speech.parse(reply).action
+        if turn["kind"] != kind_of(said):
             raise InputError(f"turn {number + 1} and its reply differ", value=turn["kind"])
+        done = action_of(turn)
         if isinstance(said, Prompt) and isinstance(done, Prompt):
             there, here = list(click_to_json(said).values()), list(click_to_json(done).values())
             if not max(abs(a - b) for a, b in zip(there, here, strict=True)) <= _ROUNDED:

@@ -12,9 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 from ibis_agent.actions import Box, Click, Prompt, Terminate
-from ibis_agent.mask.masks import iou
+from ibis_agent.mask.masks import box_around, iou
 
-from training.common.placing import box_around
 from training.trajectories import templates
 from training.trajectories.clicks import ClickStep, next_click, simulate
 from training.trajectories.turns import turn_row
@@ -212,8 +211,9 @@ def _box_of_a_run(recipe: Recipe, rng: np.random.Generator) -> _When:
 
 
 def drawn_box(truth: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> Box:
-    """A box around an (H, W) bool structure as somebody draws it: its edges are off by `box_jitter`."""
+    """A box around an (H, W) bool structure, not an empty one, as drawn by hand: its edges are off by `box_jitter`."""
     own, unit = box_around(truth), 10.0**-recipe.decimals
+    assert own is not None
     edges = {}
     for low, high, pixels in (("x0", "x1", truth.shape[1]), ("y0", "y1", truth.shape[0])):
         ends = np.array([getattr(own, low), getattr(own, high)])

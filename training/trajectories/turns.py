@@ -56,7 +56,7 @@ def turn_row(
         "number": number,
         "mask_before_rle": encode_rle(mask),
         "iou_before": overlap,
-        "kind": "click" if click else "box" if box else "terminate",
+        "kind": kind_of(action),
         "x": None if click is None else click.x,
         "y": None if click is None else click.y,
         "positive": None if click is None else click.positive,
@@ -68,6 +68,11 @@ def turn_row(
         "iou_after": overlap_after,
     }
     return row if box is None else {**row, "box": [box.x0, box.y0, box.x1, box.y1]}
+
+
+def kind_of(action: Action) -> str:
+    """ "click", "box" or "terminate"."""
+    return "terminate" if isinstance(action, Terminate) else type(action).__name__.lower()
 
 
 def action_of(turn: Mapping[str, Any]) -> Action:

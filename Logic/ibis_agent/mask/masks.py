@@ -11,6 +11,7 @@ import zlib
 
 import numpy as np
 
+from ibis_agent.actions import Box
 from ibis_agent.errors import InputError
 
 MOST_PIXELS = 2**27
@@ -126,3 +127,12 @@ def _runs(text: bytes) -> list[int]:
             remedy="The mask's text was changed or comes from another program.",
         )
     return [int(word) for word in words]
+
+
+def box_around(mask: np.ndarray) -> Box | None:
+    """The box of an (H, W) mask, its outermost pixels inside; None for an empty one."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return None
+    height, width = mask.shape
+    return Box(columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height)

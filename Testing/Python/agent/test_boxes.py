@@ -12,6 +12,7 @@ import pytest
 from ibis_agent.actions import Box, Click, Reply, Terminate, format_reply, parse_reply, reply_is_complete
 from ibis_agent.cli.terminal import Add, Replace, read_command
 from ibis_agent.errors import InputError, ModelError, ReplyError
+from ibis_agent.mask.masks import box_around
 from ibis_agent.policy.card import ModelCard, card_from_json, card_to_json
 from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.policy.prompts import TOOL_PROMPTS
@@ -156,7 +157,6 @@ def test_the_first_click_can_be_asked_again_with_a_box_around_its_mask(
     boxed = segmenters.open("demo", device="cpu", first_box=True)
     click, embedding = Click(0.4, 0.42), segmenter.embed(picture.rgb)
     plain = segmenter.predict(embedding, [click])
-    from ibis_agent.segmenter.sam2.predictor import box_around
 
     expected = segmenter.predict(embedding, [box_around(plain.mask), click])
     found = boxed.predict(embedding, [click])

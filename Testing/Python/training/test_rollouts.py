@@ -16,6 +16,7 @@ import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
 from ibis_agent.actions import Box, Click, Prompt, Reply, Terminate, parse_reply
 from ibis_agent.errors import InputError, ReplyError
+from ibis_agent.mask.masks import box_around
 from ibis_agent.policy.card import card_from_json
 from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.qwen25.source import demo_folder
@@ -27,7 +28,6 @@ from ibis_agent.scan.picture import Picture
 from ibis_agent.segmenter.contract import Segmenter
 from tiny_models import make_tiny_policy
 
-from training.common.placing import box_around
 from training.grpo import rewards
 from training.grpo.objective import figures
 from training.grpo.tasks import phantom_tasks

@@ -21,14 +21,14 @@ import numpy as np
 import pytest
 from ibis_agent.actions import Box, Click, Prompt, Terminate, parse_reply
 from ibis_agent.errors import InputError
-from ibis_agent.mask.masks import decode_rle, iou
+from ibis_agent.mask.masks import box_around, decode_rle, iou
 from ibis_agent.record import published
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.segmenter.contract import Abilities
 from PIL import Image
 
 from training.common.pictures import Choice, Shown, Source, phantom_groups
-from training.common.placing import box_around, box_iou
+from training.common.placing import box_iou
 from training.trajectories import options as trajectory_options
 from training.trajectories.expert import Recipe, turns_of, work
 from training.trajectories.generate import Sample, make, read_trajectories

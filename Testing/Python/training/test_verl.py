@@ -21,7 +21,7 @@ pytest.importorskip("sam2")
 
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
 from ibis_agent.errors import InputError
-from ibis_agent.mask.masks import decode_rle, encode_rle
+from ibis_agent.mask.masks import box_around, decode_rle, encode_rle
 from ibis_agent.policy.card import load_card
 from ibis_agent.policy.language import LANGUAGES
 from ibis_agent.policy.qwen25.chat import Chat
@@ -30,7 +30,6 @@ from ibis_agent.run.episode import Limits
 from phantom_trajectories import make_trajectories
 from PIL import Image
 
-from training.common.placing import box_around
 from training.grpo import credit
 from training.grpo.settings import RewardSettings
 from training.grpo.tasks import phantom_tasks

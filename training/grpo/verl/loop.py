@@ -30,8 +30,6 @@ from training.grpo.verl.tool import SegmentTool
 from training.rollouts.samples import build_request
 from training.rollouts.sampling import Sample
 
-TOOL = "segment_by_click"
-
 
 class TurnOutput(AgentLoopOutput):
     """One turn. `earned`: from it to the episode's end; `state`: that it was in (see coding)."""

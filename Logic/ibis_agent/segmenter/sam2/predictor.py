@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ibis_agent.actions import Box, Click, Prompt
 from ibis_agent.errors import InputError, ModelError
+from ibis_agent.mask.masks import box_around
 from ibis_agent.segmenter.contract import Abilities, Prediction
 from ibis_agent.segmenter.embeddings import KeptEmbeddings, key_of
 from ibis_agent.segmenter.sam2.architecture import Architecture
@@ -360,15 +361,6 @@ def marks_of(prompts: Sequence[Prompt], height: int, width: int) -> list[Mark]:
             column, row = min(int(prompt.x * width), width - 1), min(int(prompt.y * height), height - 1)
             marks.append((column, row, int(prompt.positive)))
     return marks
-
-
-def box_around(mask: np.ndarray) -> Box | None:
-    """The box of an (H, W) mask, its outermost pixels inside; None for an empty one."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not rows.size:
-        return None
-    height, width = mask.shape
-    return Box(columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height)
 
 
 def several(marks: Sequence[Mark]) -> bool:
