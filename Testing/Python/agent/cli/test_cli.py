@@ -28,6 +28,7 @@ from ibis_agent.cli import commands as cli
 from ibis_agent.cli import request, runner, terminal
 from ibis_agent.cli.description import describe
 from ibis_agent.errors import ModelError, OutputError
+from ibis_agent.mask import MASK_FORMATS
 from ibis_agent.policy.card import ModelCard, save_card
 from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.scan.geometry import Orientation
@@ -74,7 +75,7 @@ def test_every_mask_format_holds_the_same_mask(use: Any, scan: Path, tmp_path: P
     import SimpleITK as sitk
 
     use()
-    names = [name for name in request.MASK_FORMATS if name not in ("dicom-seg", "rtstruct")]
+    names = [name for name in MASK_FORMATS if name not in ("dicom-seg", "rtstruct")]
     formats = [part for name in names for part in ("--mask-format", name)]
     assert run(scan, "--out", tmp_path / "out", *formats) == cli.OK
     reference = np.asarray(nib.load(tmp_path / "out" / "mask.nii.gz").dataobj)
