@@ -7,8 +7,9 @@ import qt
 from ..Agent import Agent
 from ..scene.GivenSegments import Segment
 from ..scene.SegmentWatch import SegmentWatch, segmentsOf
+from .TickList import TickList
 
-_MOST_SHOWN = 12  # segments; a longer list is scrolled
+_LONGEST = 48  # letters of the title, which may not widen the panel
 
 
 class BeginPanel:
@@ -18,18 +19,15 @@ class BeginPanel:
     """
 
     def __init__(self, ui, agent: Agent) -> None:
-        self.ui, self.agent, self._filling = ui, agent, False
+        self.ui, self.agent = ui, agent
+        self._accepted: object = None  # the run whose start is no longer chosen
         self._startWatch, self._excludeWatch = SegmentWatch(self._fillStart), SegmentWatch(self._fillExclude)
         self._menu = qt.QMenu(ui.excludeSegmentsButton)
-        self._list = qt.QListWidget()
-        self._list.connect("itemChanged(QListWidgetItem*)", lambda item: self._showChosen())
         for text, ticked in (("All others", True), ("None", False)):
             action = qt.QAction(text, self._menu)
             action.connect("triggered()", lambda ticked=ticked: self._tickAll(ticked))
             self._menu.addAction(action)
-        self._listAction = qt.QWidgetAction(self._menu)
-        self._listAction.setDefaultWidget(self._list)
-        self._menu.addAction(self._listAction)
+        self.list = TickList(self._menu, self._showChosen)
         ui.excludeSegmentsButton.setMenu(self._menu)
         ui.startNodeSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onStartNode)
         ui.startSegmentSelector.connect("currentIndexChanged(int)", lambda row: self._showChosen())
@@ -52,19 +50,16 @@ class BeginPanel:
     def exclude(self) -> list[Segment]:
         """The segments that are ticked."""
         node = self.ui.excludeNodeSelector.currentNode()
-        return [
-            (node, each.data(qt.Qt.UserRole)) for each in self._items() if each.checkState() == qt.Qt.Checked
-        ]
-
-    def _items(self) -> list:
-        return [self._list.item(row) for row in range(self._list.count)]
+        return [(node, segmentId) for segmentId in self.list.ticked]
 
     def _onStartNode(self, node) -> None:
         self._startWatch.watch(node)
+        self.ui.startSegmentSelector.clear()  # IDs repeat from node to node: another Segment_1 was not chosen
         self._fillStart()
 
     def _onExcludeNode(self, node) -> None:
         self._excludeWatch.watch(node)
+        self.list.fill((), ())
         self._fillExclude()
 
     def _fillStart(self) -> None:
@@ -80,49 +75,37 @@ class BeginPanel:
         self._showChosen()
 
     def _fillExclude(self) -> None:
-        node = self.ui.excludeNodeSelector.currentNode()
-        ticked = {segmentId for _, segmentId in self.exclude}
-        self._filling = True
-        self._list.clear()
-        for segmentId, name in segmentsOf(node):
-            item = qt.QListWidgetItem(name)
-            item.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsUserCheckable)
-            item.setCheckState(qt.Qt.Checked if segmentId in ticked else qt.Qt.Unchecked)
-            item.setData(qt.Qt.UserRole, segmentId)
-            self._list.addItem(item)
-        if self._list.count:
-            shown = min(self._list.count, _MOST_SHOWN)
-            self._list.setFixedHeight(shown * self._list.sizeHintForRow(0) + 2 * self._list.frameWidth)
-        self._filling = False
+        self.list.fill(segmentsOf(self.ui.excludeNodeSelector.currentNode()), self.list.ticked)
         self._showChosen()
 
     def _tickAll(self, ticked: bool) -> None:
         """Tick every segment but the one to begin from, or no segment."""
-        start, node = self.start, self.ui.excludeNodeSelector.currentNode()
-        self._filling = True
-        for item in self._items():
-            wanted = ticked and (node, item.data(qt.Qt.UserRole)) != start
-            item.setCheckState(qt.Qt.Checked if wanted else qt.Qt.Unchecked)
-        self._filling = False
-        self._showChosen()
+        node = self.ui.excludeNodeSelector.currentNode()
+        self.list.tickOnly([each for each in self.list.keys if ticked and (node, each) != self.start])
 
     def _onRunChanged(self) -> None:
-        # The accepted mask has begun from it: the next question is about something else.
-        if self.agent.current is None and self.agent.accepted is not None:
+        accepted = self.agent.accepted
+        if (
+            accepted is not None and accepted is not self._accepted
+        ):  # the next question is about something else
             self.ui.startSegmentSelector.setCurrentIndex(0)
+        self._accepted = accepted
         self._showChosen()
 
     def _showChosen(self) -> None:
-        """Say in the title what is chosen, which the box does not show while it is folded."""
-        if self._filling:
-            return
-        ui, asking, excluded = self.ui, self.agent.current is None, len(self.exclude)
+        """Say in the title what is chosen, or what the open run was asked with: the box is folded most of the time."""
+        ui, run = self.ui, self.agent.current
         for widget in (ui.startNodeSelector, ui.startSegmentSelector, ui.excludeNodeSelector):
-            widget.setEnabled(asking)
-        ui.excludeSegmentsButton.setEnabled(asking and self._list.count > 0)
-        count = self._list.count
+            widget.setEnabled(run is None)
+        count, excluded = len(self.list.keys), len(self.exclude)
+        ui.excludeSegmentsButton.setEnabled(run is None and count > 0)
         ui.excludeSegmentsButton.setText(f"{excluded} of {count}" if excluded else "None")
-        told = [ui.startSegmentSelector.currentText] if self.start else []
-        if excluded:
-            told.append(f"{excluded} segment{'s' if excluded > 1 else ''} excluded")
-        ui.beginBox.setTitle(f"Begin from: {', '.join(told)}" if told else "Begin from a segment")
+        if run is not None:
+            start, out = run.givenNames
+        else:
+            start = ui.startSegmentSelector.currentText if self.start else ""
+            out = f"{excluded} segment{'s' if excluded > 1 else ''}" if excluded else ""
+        told = ", ".join(filter(None, (start, f"{out} excluded" if out else "")))
+        short = f"{told[:_LONGEST]}…" if len(told) > _LONGEST else told
+        ui.beginBox.setTitle(f"Begin from: {short}" if told else "Begin from a segment")
+        ui.beginBox.setToolTip(told)

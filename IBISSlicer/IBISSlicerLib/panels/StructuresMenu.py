@@ -11,7 +11,7 @@ from ibis_agent.errors import IbisError
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.vocabulary import questions_in, structures_in
 
-_MOST_SHOWN = 16  # visible structures; a longer list scrolls
+from .TickList import TickList
 
 
 class StructuresMenu:
@@ -21,16 +21,12 @@ class StructuresMenu:
     """
 
     def __init__(self, parent, ticked: Callable[[str], None]) -> None:
-        self._ticked, self._filling = ticked, False
+        self._ticked = ticked
         self.menu = qt.QMenu("Several structures", parent)
-        self.list = qt.QListWidget()
-        self.list.setToolTip(
+        self.list = TickList(self.menu, self._onTicked)
+        self.list.widget.setToolTip(
             "The structures that the policy knows. Each ticked structure becomes a separate segment."
         )
-        self.list.connect("itemChanged(QListWidgetItem*)", self._onTicked)
-        self._action = qt.QWidgetAction(self.menu)
-        self._action.setDefaultWidget(self.list)
-        self.menu.addAction(self._action)
 
     def fill(self, settings: ModelSettings, question: str) -> bool:
         """List the structures of the policy and tick those in the question. Returns whether the policy has a list."""
@@ -40,25 +36,11 @@ class StructuresMenu:
             named = structures_in(question, card.vocabulary) if names and question.strip() else []
         except IbisError:
             named = []
-        self._filling = True
-        self.list.clear()
-        for name in names:
-            item = qt.QListWidgetItem(name[:1].upper() + name[1:])
-            item.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsUserCheckable)
-            item.setCheckState(qt.Qt.Checked if name in named else qt.Qt.Unchecked)
-            item.setData(qt.Qt.UserRole, name)
-            self.list.addItem(item)
-        if names:
-            shown = min(len(names), _MOST_SHOWN)
-            self.list.setFixedHeight(shown * self.list.sizeHintForRow(0) + 2 * self.list.frameWidth)
-        self._filling = False
+        self.list.fill([(name, name[:1].upper() + name[1:]) for name in names], named)
         return bool(names)
 
-    def _onTicked(self, item) -> None:
-        if self._filling:
-            return
-        items = [self.list.item(row) for row in range(self.list.count)]
-        names = [f"the {each.data(qt.Qt.UserRole)}" for each in items if each.checkState() == qt.Qt.Checked]
+    def _onTicked(self) -> None:
+        names = [f"the {name}" for name in self.list.ticked]
         listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if names else ""
         self._ticked(f"Segment {listed}." if listed else "")
 

@@ -162,6 +162,14 @@ class SceneRun:
         return self._rows[1]
 
     @property
+    def givenNames(self) -> tuple[str, str]:
+        """Of the segment that the run began from and of those that it never enters; empty where there is none."""
+        head = self.record.head
+        start = head.get("start") or self._given.get("start") or {}
+        out = head.get("excluded") or self._given.get("exclude") or {}
+        return str(start.get("name", "")), str(out.get("name", ""))
+
+    @property
     def begun(self) -> dict | None:
         """The size of the mask before the first step, under the keys of `rows`; None where there was none."""
         known = list(self.record.slices(0).values()) if self.isOpened else []

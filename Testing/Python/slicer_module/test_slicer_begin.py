@@ -56,9 +56,9 @@ def choose(panel: Panel, node: Any, start: str = "", exclude: tuple[str, ...] = 
         ui.startSegmentSelector.setCurrentIndex(ui.startSegmentSelector.findText(start))
     if exclude:
         ui.excludeNodeSelector.setCurrentNode(node)
-        for item in begin._items():
-            if item.text() in exclude:
-                item.setCheckState(qt.Qt.Checked)
+        names = [node.GetSegmentation().GetSegment(each).GetName() for each in begin.list.keys]
+        for row in (names.index(name) for name in exclude):
+            begin.list.widget.item(row).setCheckState(qt.Qt.Checked)
     panel.host.process_events()
 
 
@@ -98,6 +98,7 @@ def test_the_start_is_shown_as_soon_as_the_worker_has_the_slice(asked: Panel) ->
     panel.thinking()
     assert not panel.logic.steps and panel.shown_mask()[SLICE].sum() == liver(panel)[SLICE].sum()
     assert panel.ui.startNodeSelector.enabled is False  # it belongs to the run now
+    assert panel.ui.beginBox.title == "Begin from: Organs: Liver"
     panel.logic.stop()
 
 
@@ -236,6 +237,28 @@ def test_the_next_question_does_not_begin_from_the_last_ones_segment_but_keeps_w
     press_step(panel)
     assert "start" not in panel.run.record.head
     assert panel.run.record.head["excluded"]["name"] == "Organs: Kidney"
+
+
+def test_a_start_that_is_chosen_for_the_next_question_stays_when_accepted_steps_are_looked_at(
+    asked: Panel,
+) -> None:
+    panel = asked
+    panel.step()
+    panel.step()
+    panel.host.press(panel.ui.acceptButton)
+    choose(panel, organs(panel), "Liver")
+    panel.select(1)
+    assert panel.ui.beginBox.title == "Begin from: Liver"
+
+
+def test_another_segmentation_with_the_same_ids_is_not_taken_for_the_chosen_one(asked: Panel) -> None:
+    panel = asked
+    choose(panel, organs(panel), "Liver", ("Kidney",))
+    other = organs(panel, "Other patient")
+    panel.ui.startNodeSelector.setCurrentNode(other)
+    panel.ui.excludeNodeSelector.setCurrentNode(other)
+    begin = panel.module.widget.questionPanel.begin
+    assert begin.start is None and begin.exclude == []
 
 
 def test_a_start_with_several_structures_is_refused_and_an_exclusion_holds_for_each(asked: Panel) -> None:

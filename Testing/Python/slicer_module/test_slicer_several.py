@@ -207,13 +207,15 @@ def test_structures_are_ticked_in_a_list_of_what_the_policy_knows(asked: Panel) 
     panel = asked
     structures = panel.module.widget.questionPanel.structures
     panel.menu(panel.module.widget.questionPanel._questions)
-    names = [structures.list.item(n).text() for n in range(structures.list.count)]
+    names = [structures.list.widget.item(n).text() for n in range(structures.list.widget.count)]
     assert "Liver" in names and "Left kidney" in names
-    assert structures.list.item(names.index("Liver")).checkState() == qt.Qt.Checked  # as the question has it
-    structures.list.item(names.index("Left kidney")).setCheckState(qt.Qt.Checked)
+    assert (
+        structures.list.widget.item(names.index("Liver")).checkState() == qt.Qt.Checked
+    )  # as the question has it
+    structures.list.widget.item(names.index("Left kidney")).setCheckState(qt.Qt.Checked)
     assert panel.ui.questionEdit.plainText == "Segment the liver and the left kidney."
-    structures.list.item(names.index("Spleen")).setCheckState(qt.Qt.Checked)
+    structures.list.widget.item(names.index("Spleen")).setCheckState(qt.Qt.Checked)
     assert panel.ui.questionEdit.plainText == "Segment the liver, the spleen and the left kidney."
     for name in ("Liver", "Spleen", "Left kidney"):
-        structures.list.item(names.index(name)).setCheckState(qt.Qt.Unchecked)
+        structures.list.widget.item(names.index(name)).setCheckState(qt.Qt.Unchecked)
     assert panel.ui.questionEdit.plainText == ""
