@@ -1,4 +1,4 @@
-"""The folded box below the question: a segment to begin from, and segments that the mask never enters."""
+"""Begin from: a segment to begin from, and segments that the mask never enters. Hidden until its button is pressed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..scene.GivenSegments import Segment
 from ..scene.SegmentWatch import SegmentWatch, segmentsOf
 from .TickList import TickList
 
-_LONGEST = 48  # letters of the title, which may not widen the panel
+_TIP = "Begin from a segment of the scene, and keep the mask out of others"
 
 
 class BeginPanel:
@@ -32,6 +32,8 @@ class BeginPanel:
         ui.startNodeSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onStartNode)
         ui.startSegmentSelector.connect("currentIndexChanged(int)", lambda row: self._showChosen())
         ui.excludeNodeSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._onExcludeNode)
+        ui.beginButton.connect("toggled(bool)", lambda on: self._showChosen())
+        ui.questionSection.connect("contentsCollapsed(bool)", lambda folded: self._showChosen())
         agent.changed.connect(self._onRunChanged)
         self._onStartNode(ui.startNodeSelector.currentNode())
         self._onExcludeNode(ui.excludeNodeSelector.currentNode())
@@ -42,15 +44,15 @@ class BeginPanel:
 
     @property
     def start(self) -> Segment | None:
-        """The segment to begin from; None where none is chosen."""
-        segmentId = self.ui.startSegmentSelector.currentData
+        """The segment to begin from; None where none is chosen, or the button is not pressed."""
+        segmentId = self.ui.beginButton.checked and self.ui.startSegmentSelector.currentData
         return (self.ui.startNodeSelector.currentNode(), segmentId) if segmentId else None
 
     @property
     def exclude(self) -> list[Segment]:
-        """The segments that are ticked."""
+        """The segments that are ticked; none where the button is not pressed."""
         node = self.ui.excludeNodeSelector.currentNode()
-        return [(node, segmentId) for segmentId in self.list.ticked]
+        return [(node, segmentId) for segmentId in self.list.ticked] if self.ui.beginButton.checked else []
 
     def _onStartNode(self, node) -> None:
         self._startWatch.watch(node)
@@ -93,19 +95,16 @@ class BeginPanel:
         self._showChosen()
 
     def _showChosen(self) -> None:
-        """Say in the title what is chosen, or what the open run was asked with: the box is folded most of the time."""
-        ui, run = self.ui, self.agent.current
-        for widget in (ui.startNodeSelector, ui.startSegmentSelector, ui.excludeNodeSelector):
+        """Show the box while its button is pressed, and on the button what the open run was asked with."""
+        ui, run, count = self.ui, self.agent.current, len(self.list.keys)
+        ui.beginBox.setVisible(ui.beginButton.checked and not ui.questionSection.collapsed)
+        for widget in (ui.beginButton, ui.startNodeSelector, ui.startSegmentSelector, ui.excludeNodeSelector):
             widget.setEnabled(run is None)
-        count, excluded = len(self.list.keys), len(self.exclude)
         ui.excludeSegmentsButton.setEnabled(run is None and count > 0)
-        ui.excludeSegmentsButton.setText(f"{excluded} of {count}" if excluded else "None")
-        if run is not None:
-            start, out = run.givenNames
-        else:
-            start = ui.startSegmentSelector.currentText if self.start else ""
-            out = f"{excluded} segment{'s' if excluded > 1 else ''}" if excluded else ""
-        told = ", ".join(filter(None, (start, f"{out} excluded" if out else "")))
-        short = f"{told[:_LONGEST]}…" if len(told) > _LONGEST else told
-        ui.beginBox.setTitle(f"Begin from: {short}" if told else "Begin from a segment")
-        ui.beginBox.setToolTip(told)
+        ui.excludeSegmentsButton.setText(
+            f"{len(self.list.ticked)} of {count}" if self.list.ticked else "None"
+        )
+        start, out = run.givenNames if run is not None else ("", "")
+        told = [f"Began from {start}."] if start else []
+        told += [f"Never enters {out}."] if out else []
+        ui.beginButton.setToolTip(" ".join(told) or _TIP)

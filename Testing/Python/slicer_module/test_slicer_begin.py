@@ -46,11 +46,13 @@ def liver(panel: Panel) -> np.ndarray:
 
 
 def choose(panel: Panel, node: Any, start: str = "", exclude: tuple[str, ...] = ()) -> None:
-    """Unfold the box and choose in it."""
+    """Press the button and choose in the box that comes."""
     import qt
 
     ui, begin = panel.ui, panel.module.widget.questionPanel.begin
-    ui.beginBox.setCollapsed(False)
+    ui.beginButton.setChecked(True)
+    panel.host.process_events()
+    assert ui.beginBox.visible
     if start:
         ui.startNodeSelector.setCurrentNode(node)
         ui.startSegmentSelector.setCurrentIndex(ui.startSegmentSelector.findText(start))
@@ -69,9 +71,9 @@ def press_step(panel: Panel) -> None:
 
 def test_the_agent_begins_from_the_chosen_segment_and_never_enters_an_excluded_one(asked: Panel) -> None:
     panel, node = asked, organs(asked)
-    assert panel.ui.beginBox.title == "Begin from a segment" and panel.ui.beginBox.collapsed
+    assert not panel.ui.beginBox.visible
     choose(panel, node, "Liver", ("Kidney",))
-    assert panel.ui.beginBox.title == "Begin from: Liver, 1 segment excluded"
+    assert panel.ui.excludeSegmentsButton.text == "1 of 3"
     panel.step()
     head = panel.run.record.head
     before, after = panel.run.begun, panel.logic.steps[0]
@@ -98,7 +100,7 @@ def test_the_start_is_shown_as_soon_as_the_worker_has_the_slice(asked: Panel) ->
     panel.thinking()
     assert not panel.logic.steps and panel.shown_mask()[SLICE].sum() == liver(panel)[SLICE].sum()
     assert panel.ui.startNodeSelector.enabled is False  # it belongs to the run now
-    assert panel.ui.beginBox.title == "Begin from: Organs: Liver"
+    assert "Began from Organs: Liver." in panel.ui.beginButton.toolTip
     panel.logic.stop()
 
 
@@ -144,10 +146,11 @@ def test_a_segment_that_is_deleted_is_no_longer_chosen_and_a_script_is_told_its_
     choose(panel, node, "Liver", ("Kidney",))
     node.GetSegmentation().RemoveSegment("kidney")
     panel.host.process_events()
-    assert panel.ui.beginBox.title == "Begin from: Liver"
+    begin = panel.module.widget.questionPanel.begin
+    assert begin.start == (node, "liver") and begin.exclude == []
     node.GetSegmentation().RemoveSegment("liver")
     panel.host.process_events()
-    assert panel.ui.beginBox.title == "Begin from a segment"
+    assert begin.start is None
     volume = panel.ui.volumeSelector.currentNode()
     with pytest.raises(RuntimeError, match="Organs has no segment liver any more"):
         panel.logic.ask(volume, "Segment the liver.", start=(node, "liver"))
@@ -176,7 +179,7 @@ def test_all_others_ticks_every_segment_but_the_start(asked: Panel) -> None:
     assert [segment for _, segment in begin.exclude] == ["kidney", "nothing"]
     assert panel.ui.excludeSegmentsButton.text == "2 of 3"
     actions["None"].trigger()
-    assert begin.exclude == [] and panel.ui.beginBox.title == "Begin from: Liver"
+    assert begin.exclude == [] and begin.start == (node, "liver")
 
 
 def test_what_the_segment_becomes_after_the_question_does_not_matter_also_in_a_saved_scene(
@@ -232,7 +235,8 @@ def test_the_next_question_does_not_begin_from_the_last_ones_segment_but_keeps_w
     choose(panel, organs(panel), "Liver", ("Kidney",))
     panel.step()
     panel.host.press(panel.ui.acceptButton)
-    assert panel.ui.beginBox.title == "Begin from: 1 segment excluded"
+    begin = panel.module.widget.questionPanel.begin
+    assert begin.start is None and [segment for _, segment in begin.exclude] == ["kidney"]
     panel.ask("Segment the spleen.")
     press_step(panel)
     assert "start" not in panel.run.record.head
@@ -248,7 +252,17 @@ def test_a_start_that_is_chosen_for_the_next_question_stays_when_accepted_steps_
     panel.host.press(panel.ui.acceptButton)
     choose(panel, organs(panel), "Liver")
     panel.select(1)
-    assert panel.ui.beginBox.title == "Begin from: Liver"
+    assert panel.ui.startSegmentSelector.currentText == "Liver"
+
+
+def test_what_is_chosen_counts_only_while_the_button_is_pressed(asked: Panel) -> None:
+    panel = asked
+    choose(panel, organs(panel), "Liver", ("Kidney",))
+    panel.ui.beginButton.setChecked(False)
+    panel.host.process_events()
+    assert not panel.ui.beginBox.visible
+    panel.step()
+    assert not {"start", "excluded"} & set(panel.run.record.head)
 
 
 def test_another_segmentation_with_the_same_ids_is_not_taken_for_the_chosen_one(asked: Panel) -> None:
