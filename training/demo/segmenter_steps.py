@@ -20,6 +20,8 @@ from training.demo.segmenter_prompts import (
     nearness,
 )
 
+HOLE = 2.7  # the cost of losing a structure that goes on, where it costs 1 to go on with one that has ended
+
 
 class DenseHead(nn.Module):
     """Training only: which structures lie at each point of the finest and the coarsest feature map."""
@@ -248,10 +250,9 @@ def ending_loss(
         goes_on = (share > 0.3).float()
     one = torch.ones(len(prior), 1, dtype=torch.int)
     presence = decode(model, features, owner, deepest(shown.float())[:, None], one, prior)[2]
-    # Both kinds count alike, however many there are.
-    weight = torch.where(
-        goes_on > 0, 0.5 / goes_on.sum().clamp_min(1), 0.5 / (1 - goes_on).sum().clamp_min(1)
-    )
+    # However many there are of each kind, each kind counts as a whole.
+    counts = goes_on.sum().clamp_min(1), (1 - goes_on).sum().clamp_min(1)
+    weight = torch.where(goes_on > 0, HOLE / counts[0], 1 / counts[1]) / (1 + HOLE)
     loss = (F.binary_cross_entropy_with_logits(presence, goes_on, reduction="none") * weight).sum()
     right = ((presence > 0) == (goes_on > 0)).float()
     told = {"goes_on": right[goes_on > 0], "ended": right[goes_on == 0]}
