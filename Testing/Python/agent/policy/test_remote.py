@@ -317,7 +317,7 @@ STORIES: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "text without end": (
         lambda connection: forever(connection, events(delta("x" * 999), done=False).encode()),
-        "on and on",
+        "does not stop writing",
     ),
     "a line without end": (lambda connection: forever(connection, b"x" * 2**16), "line without end"),
     "comments without end": (
