@@ -80,7 +80,10 @@ class Live:
         finally:
             with self._lock:
                 self._waiting = False
-        if self._inbox not in ready:
+                # Taken in the same instant in which a line was typed: it is about what the page showed, so it comes
+                # first, and the line waits for the next prompt.
+                taken, _, _ = select.select([self._inbox], [], [], 0)
+        if not taken and self._inbox not in ready:
             return self._stream.readline()
         text = self._inbox.recv(_LONGEST).decode("utf-8", "replace")
         echo(text)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ibis_agent import __version__
 from ibis_agent.actions import Box, Click, Prompt
 from ibis_agent.cli import description
 from ibis_agent.cli.request import Request
@@ -207,7 +208,9 @@ def server_of(desk: Desk) -> Any:
             "the package for the Model Context Protocol is not installed",
             remedy="pip install 'ibis-agent[mcp]'.",
         ) from error
-    server: Any = MCPServer("ibis-agent", instructions=_INSTRUCTIONS, log_level="WARNING")
+    server: Any = MCPServer(
+        "ibis-agent", version=__version__, instructions=_INSTRUCTIONS, log_level="WARNING"
+    )
     for do in (
         desk.list_scans,
         desk.ask,

@@ -194,3 +194,31 @@ def test_a_command_is_taken_only_while_the_run_waits_and_one_at_a_time() -> None
         finally:
             page.close()
     os.close(keyboard)
+
+
+def test_a_command_in_the_instant_of_a_typed_line_is_done_first_and_the_line_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keyboard, terminal_end = pty.openpty()
+    plain, told = live.select.select, list[str]()
+    with open(terminal_end, encoding="utf-8") as stream:
+        page = live.Live(Path("nowhere"), stream)
+
+        def between(*arguments: Any) -> Any:
+            found = plain(*arguments)
+            if (
+                not told and len(arguments) == 3
+            ):  # the line has been seen, and the page still believes we wait
+                assert page.take(b"+ 0.5 0.5")
+                told.append("taken")
+            return found
+
+        try:
+            monkeypatch.setattr(live.select, "select", between)
+            os.write(keyboard, b"b\n")
+            assert page.line(told.append) == "+ 0.5 0.5\n" and told == ["taken", "+ 0.5 0.5"]
+            assert page.line(told.append) == "b\n"
+        finally:
+            monkeypatch.undo()
+            page.close()
+    os.close(keyboard)
