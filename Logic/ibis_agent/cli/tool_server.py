@@ -78,6 +78,12 @@ class Desk:
             raise InputError(
                 "a question with this name is already open", value=name, remedy="Choose another name."
             )
+        if (self._out / name).exists():
+            raise InputError(
+                "the folder of results has one of this name",
+                file=self._out / name,
+                remedy="Choose another name.",
+            )
         path = (self._scans / scan).resolve()
         if not path.is_relative_to(self._scans):
             raise InputError("scans are read from one folder only", value=scan, remedy="See list_scans.")
