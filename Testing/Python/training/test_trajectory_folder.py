@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import subprocess
@@ -12,11 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ibis_agent.actions import Terminate
+from ibis_agent.actions import Box, Terminate
 from ibis_agent.errors import InputError
+from ibis_agent.mask.masks import encode_rle
+from PIL import Image
 
 from training.common.pictures import Choice, Shown, Source, phantom_groups
 from training.trajectories import generate, options, reasoning_checks, templates
+from training.trajectories.turns import turn_row
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -186,3 +191,32 @@ def test_workers_end_when_their_parent_was_killed(tmp_path: Path) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("the worker outlived its parent")
+
+
+def test_a_teacher_is_shown_the_box_and_argues_for_it() -> None:
+    truth = np.zeros((64, 64), bool)
+    truth[40:60, 40:60] = True
+    turn = turn_row(1, np.zeros_like(truth), 0.0, Box(0.6, 0.6, 0.95, 0.95), "Old words.", 0.7, None)
+    sample = {"target_rle": encode_rle(truth), "turns": [turn], "question": "Segment the liver"}
+    _, asked = reasoning_checks.messages_for(sample, turn, np.zeros((64, 64, 3), np.uint8))
+    url = asked["content"][0]["image_url"]["url"]
+    seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB"))
+    rows, columns = np.nonzero(seen[:, :, 0] > 100)
+    scale = reasoning_checks.SIDE
+    edges = (columns.min() / scale, rows.min() / scale, columns.max() / scale, rows.max() / scale)
+    assert np.abs(np.array(edges) - (0.6, 0.6, 0.95, 0.95)).max() < 0.01 and '"box"' in str(asked)
+    words = (
+        "The liver lies in the lower right part of the picture, and a box around all of it tells its reach."
+    )
+    for step, thinking, refused in (
+        ("box", words, ""),
+        ("positive", words, "another step than box"),
+        ("box", "A positive point in the middle of the liver should do it.", "contradicts"),
+        ("box", "In the upper left part of the picture lies the liver; I frame it.", "points elsewhere"),
+    ):
+        answer = json.dumps({"thinking": thinking, "step": step})
+        if refused:
+            with pytest.raises(ValueError, match=refused):
+                reasoning_checks.checked(answer, sample, turn)
+        else:
+            assert reasoning_checks.checked(answer, sample, turn) == thinking
