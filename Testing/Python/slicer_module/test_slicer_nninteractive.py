@@ -107,7 +107,7 @@ def test_its_client_is_asked_for_only_where_it_is_chosen_in_one_line_and_install
     panel.host.extensions.add_pytorch()
     panel.host.packages.provided_by = host.agent_python()
     panel.host.press(panel.ui.installButton)
-    panel.host.wait_until(lambda: not panel.ui.noticeFrame.visible, 120, "the proof of the installation")
+    panel.host.wait_until(lambda: not panel.ui.noticeFrame.visible, 600, "the proof of the installation")
     asked_before = str(panel.host.packages.requests)
     assert "nninteractive" not in asked_before
     panel.host.answer("http://localhost:1527")
@@ -115,7 +115,7 @@ def test_its_client_is_asked_for_only_where_it_is_chosen_in_one_line_and_install
     assert panel.ui.noticeLabel.text == "Required packages are not installed: nnInteractive's client."
     panel.host.press(panel.ui.installButton)
     assert panel.host.packages.requests[-1] == ("pip", ["nninteractive-client>=2.6,<3"])
-    panel.host.wait_until(lambda: not panel.ui.noticeFrame.visible, 120, "the proof of the installation")
+    panel.host.wait_until(lambda: not panel.ui.noticeFrame.visible, 600, "the proof of the installation")
 
 
 def test_the_client_that_is_installed_is_the_one_that_the_package_asks_for() -> None:
@@ -137,7 +137,8 @@ def test_a_click_in_a_volume_gives_a_mask_on_all_its_slices_at_once(
     panel.ui.lastSpinBox.setValue(22)
     while not panel.logic.steps or panel.logic.steps[-1]["kind"] != "click":
         panel.host.press(panel.ui.stepButton)
-        panel.rest()
+        panel.host.wait_until(lambda: not panel.logic.isWorking, 600, "the agent to rest")
+        panel.host.process_events()
         assert panel.logic.steps, panel.status
     drawn = panel.shown_mask().any((1, 2)).nonzero()[0]
     assert len(drawn) > 3  # a ball reaches over several slices, and nothing was followed
