@@ -158,7 +158,7 @@ def test_a_question_for_several_structures_makes_a_segment_of_each(asked: Panel)
     panel.host.press(panel.ui.runButton)
     panel.host.wait_until(lambda: "Added 3 segments" in panel.status, 240, "all three")
     assert segments(panel) == ["Liver", "Spleen", "Aorta"]
-    assert "Liver: The policy speaks of the aorta" in panel.status  # what to know before trusting it
+    assert "Liver: The reply is about the aorta" in panel.status  # what to know before trusting it
     assert panel.run is None and len(panel.rows()) >= 2
     assert panel.logic.measuresTable.GetTable().GetNumberOfRows() == 3
 

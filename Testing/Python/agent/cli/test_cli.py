@@ -535,6 +535,6 @@ def test_a_scan_unlike_those_of_the_training_is_warned_of_before_it_runs(tmp_pat
         asked = request.Request(scan=scan, question="Segment the liver", out=tmp_path / "out", **more)
         return dict(describe(runner.Runner(asked).task))
 
-    assert "coronal slices (it knows axial ones)" in description(plane="coronal")["caution"]
-    assert "MR (it knows CT)" in description(modality="MR")["caution"]
+    assert "coronal slices (trained on axial slices)" in description(plane="coronal")["caution"]
+    assert "MR (trained on CT)" in description(modality="MR")["caution"]
     assert "caution" not in description(modality="CT")

@@ -152,7 +152,7 @@ def test_the_demo_card_says_what_the_training_says_and_survives_a_round_trip() -
 
 def test_a_scan_outside_the_training_is_warned_of() -> None:
     assert CARD.outside("CT", "axial") == "" and CARD.outside("", "axial") == ""
-    assert "MR (it knows CT)" in CARD.outside("MR", "axial")
+    assert "MR (trained on CT)" in CARD.outside("MR", "axial")
     assert "coronal slices" in CARD.outside("CT", "coronal")
     assert ModelCard().outside("MR", "sagittal") == ""
 

@@ -36,7 +36,7 @@ def test_an_answer_about_another_structure_is_told_once() -> None:
     run = run_of(
         "Segment the liver", clicking(0.5, thought="The spleen is here."), ending("The spleen is segmented.")
     )
-    assert caveats(run) == ("The policy speaks of the spleen, but the question asks for the liver.",)
+    assert caveats(run) == ("The reply is about the spleen, but the question asks for the liver.",)
 
 
 def test_an_answer_about_what_was_asked_for_has_no_caveat() -> None:
@@ -64,17 +64,17 @@ def unfamiliar_run(plane: str = "axial", modality: str = "", hu: bool = True) ->
 def test_a_scan_unlike_those_of_the_training_is_warned_of_from_the_first_action_on() -> None:
     assert caveats(unfamiliar_run()) == ()
     run = unfamiliar_run("coronal")
-    warned = ("Demo was not trained on coronal slices (it knows axial ones): expect wrong answers.",)
+    warned = ("Demo was not trained on coronal slices (trained on axial slices): expect wrong answers.",)
     assert caveats(run) == warned
     run.run()
     assert caveats(run) == warned
-    assert "MR (it knows CT)" in caveats(unfamiliar_run(modality="MR"))[0]
+    assert "MR (trained on CT)" in caveats(unfamiliar_run(modality="MR"))[0]
     assert "does not look like CT" in caveats(unfamiliar_run(hu=False))[0]
 
 
 def test_a_region_that_the_policy_does_not_know_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ibis_agent.run.caveats.region_of", lambda hu, spacing: "head")
-    assert "the head (it knows the trunk)" in caveats(unfamiliar_run())[0]
+    assert "the head (trained on the trunk)" in caveats(unfamiliar_run())[0]
 
 
 def test_a_mask_that_reaches_the_end_of_the_scan_is_told() -> None:

@@ -70,7 +70,7 @@ def test_low_scores_and_unsure_slices_are_noticed_but_never_anchors() -> None:
 
 def test_the_tips_of_an_organ_are_not_worth_a_look_for_being_unsure() -> None:
     assert reasons(stack(ball(), 15, presence={6: 0.7, 24: 0.7, 12: 0.7})) == {
-        12: "unsure whether it is there (70%)"
+        12: "uncertain whether it is there (70%)"
     }
 
 

@@ -61,7 +61,7 @@ def test_what_was_missed_on_the_way_is_found_in_second_looks(blind: None) -> Non
         ("click", 10, "policy"),
         ("click", 11, "policy"),
     ]
-    assert first.words == "look 1 of 4: a gap: nothing here, but on both sides; corrected"
+    assert first.words == "second look 1 of 4: a gap: nothing here, but there is on both sides; corrected"
     assert run.memory.anchors == [4, 10, 11], "a correction is an anchor, as the first click is"
     record = json.loads(json.dumps(Trajectory.of(run, "made.nii.gz").to_json()))
     assert Trajectory.from_json(record).replay(SEGMENTER).differences == ()
@@ -104,7 +104,9 @@ def test_what_the_first_looks_saw_elsewhere_is_begun_there_afresh() -> None:
     asked = len(run.policy.turns)
     run.run()
     (look,) = [each for each in run.actions if each.look]
-    assert look.afresh and look.words == "look 1 of 1: it was seen elsewhere before; begun there afresh"
+    assert (
+        look.afresh and look.words == "second look 1 of 1: it was seen elsewhere earlier; started again there"
+    )
     assert len(run.policy.turns) == asked, "the policy's word is known already"
     assert shown(run) == list(range(20))
     record = json.loads(json.dumps(Trajectory.of(run, "made.nii.gz").to_json()))
@@ -171,7 +173,7 @@ def test_there_are_no_more_looks_than_allowed_and_none_twice_at_one_slice() -> N
     run = reviewed(slices, ScriptedPolicy([content] * 9), looks=3)
     looked = [each for each in run.actions if each.look]
     assert [each.look for each in looked] == [1, 2, 3] and run.looks == 3
-    assert [each.words.split(":")[0] for each in looked] == [f"look {n} of 3" for n in (1, 2, 3)]
+    assert [each.words.split(":")[0] for each in looked] == [f"second look {n} of 3" for n in (1, 2, 3)]
     assert len({each.index for each in looked}) == 3
     assert run.doubts(), "more was doubtful"
 

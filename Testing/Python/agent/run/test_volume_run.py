@@ -100,7 +100,7 @@ def test_the_run_looks_works_grows_and_says_so(done: Run) -> None:
 def test_what_is_nowhere_is_answered_so(stack: Stack, segmenter: Segmenter) -> None:
     run = Run(stack, "Segment the spleen", Eyes(stack, ()), segmenter, FEW)
     assert run.run() == "ended" and run.answer == "It is not there."
-    assert run.key is None and not masks(run).any() and "none of the slices" in run.reason
+    assert run.key is None and not masks(run).any() and "did not see it in any of the slices" in run.reason
     assert run.segmenter.kept.made == 0
 
 
