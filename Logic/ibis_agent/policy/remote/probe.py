@@ -2,7 +2,8 @@
 
 Servers scale pictures, and some models answer in other coordinates. So before the first use the policy is asked about
 made pictures whose answer is known: bright discs and crosses in many places and sizes; for a policy with a vocabulary
-of organs a plain cross-section of a body, as it is and mirrored. Where clicks miss, or the server counts other numbers
+of organs a plain cross-section of a body, also smaller and off the middle (not mirrored: who knows the patient's sides
+looks for the liver where it belongs). Where clicks miss, or the server counts other numbers
 of tokens for a picture than it should, it is refused, with the figures.
 """
 
@@ -36,6 +37,8 @@ _ORGANS = {
     "spleen": (0.76, 0.48, 0.07, 0.12),
     "spine": (0.5, 0.68, 0.06, 0.07),
 }
+# How large the body is, and how far its middle lies from the picture's.
+_PLACED = ((1.0, 0.0, 0.0), (0.8, -0.08, 0.06))
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,9 +161,9 @@ def plates(card: ModelCard) -> list[Plate]:
             remedy="Use it on this machine.",
         )
     return [
-        _body(shape, name, mirrored)
+        _body(shape, name, *placed)
         for shape in ((224, 224), (224, 280))
-        for mirrored in (False, True)
+        for placed in _PLACED
         for name in organs
     ]
 
@@ -200,11 +203,12 @@ def _marked(shape: tuple[int, int], x: float, y: float, size: float, kind: str) 
     return Plate(rgb, f"Segment the bright {kind}.", x, y, radius / width, radius / height)
 
 
-def _body(shape: tuple[int, int], organ: str, mirrored: bool) -> Plate:
-    """A plain cross-section of a body, as a CT shows it."""
+def _body(shape: tuple[int, int], organ: str, size: float, right: float, down: float) -> Plate:
+    """A plain cross-section of a body, as a CT shows it; its size and how far it is moved, of the picture's sides."""
     height, width = shape
     rows, columns = np.mgrid[:height, :width]
-    y, x = (rows + 0.5) / height, (columns + 0.5) / width
+    y = ((rows + 0.5) / height - 0.5 - down) / size + 0.5
+    x = ((columns + 0.5) / width - 0.5 - right) / size + 0.5
     grey = np.zeros(shape)
 
     def fill(at: Sequence[float], value: float) -> None:
@@ -216,7 +220,6 @@ def _body(shape: tuple[int, int], organ: str, mirrored: bool) -> Plate:
         fill(_ORGANS[name], value)
     grey += np.random.default_rng(0).normal(0, 4, shape)
     rgb = np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
-    at_x, at_y, across, down = _ORGANS[organ]
-    if mirrored:
-        rgb, at_x = np.ascontiguousarray(rgb[:, ::-1]), 1 - at_x
-    return Plate(rgb, f"Segment the {organ}", at_x, at_y, across, down)
+    at_x, at_y, across, deep = _ORGANS[organ]
+    at_x, at_y = 0.5 + size * (at_x - 0.5) + right, 0.5 + size * (at_y - 0.5) + down
+    return Plate(rgb, f"Segment the {organ}", at_x, at_y, size * across, size * deep)

@@ -64,7 +64,7 @@ def demo_server(demo: Any) -> Iterator[ChatServer]:
 
 
 def organs() -> np.ndarray:
-    return probing._body((300, 420), "liver", False).rgb
+    return probing._body((300, 420), "liver", 1.0, 0.0, 0.0).rgb
 
 
 def remote(
@@ -551,7 +551,7 @@ def test_a_server_whose_clicks_drift_is_refused_with_the_figures(change: Any, wo
 
 @pytest.mark.parametrize("scale", [1.3, 2.0, 0.5])
 def test_a_server_that_rescales_pictures_is_refused_with_what_to_set(scale: float) -> None:
-    words = r"larger by 192 tokens was counted as .*image-min-tokens"
+    words = r"192 more tokens was counted with .*image-min-tokens"
     with serving(seeing(pointing(), scale)) as server, pytest.raises(ModelError, match=words):
         opened(server)
 
@@ -616,7 +616,7 @@ def test_a_yes_at_the_terminal_holds_for_that_address(monkeypatch: pytest.Monkey
     chosen_policy.chosen(argparse.Namespace(**far))
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     chosen_policy.chosen(argparse.Namespace(**far))
-    with pytest.raises(InputError, match="would leave this machine"):
+    with pytest.raises(InputError, match="would be sent to another machine"):
         chosen_policy.chosen(argparse.Namespace(**{**far, "policy": "https://near.example/v1"}))
 
 
@@ -632,7 +632,7 @@ def test_the_worker_takes_a_policy_behind_an_address_and_needs_the_same_yes(
     ready = Engine().do({**load, **near}, emit, lambda: False)
     assert ready["policy"]["address"] == demo_server.url and ready["card"]["orientation"] == "radiological"
     monkeypatch.setattr(Connection, "open", lambda *_: pytest.fail("something was sent"))
-    with pytest.raises(InputError, match="would leave this machine"):
+    with pytest.raises(InputError, match="would be sent to another machine"):
         Engine().do({**load, "policy": "https://far.example/v1", "model": "m"}, emit, lambda: False)
 
 
