@@ -146,11 +146,6 @@ def worldFromIjk(volumeNode, ijk) -> np.ndarray:
     return (ijkToWorld(volumeNode) @ [*ijk, 1.0])[:3]
 
 
-def ijkFromWorld(volumeNode, ras) -> np.ndarray:
-    """(3,) float voxel index of a point in world coordinates."""
-    return np.linalg.solve(ijkToWorld(volumeNode), [*ras, 1.0])[:3]
-
-
 def showSlice(sliceNode, volumeNode, ijk) -> None:
     """Scroll a view so that it shows the slice of this voxel."""
     sliceNode.JumpSliceByOffsetting(*worldFromIjk(volumeNode, ijk))

@@ -74,14 +74,6 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     return float(2 * np.count_nonzero(a & b) / both) if both else 1.0
 
 
-def precision_recall(mask: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """Precision and recall: the fraction of `mask` that is right, and of `truth` that was found; 1 if empty."""
-    mask, truth = _pair(mask, truth)
-    right = np.count_nonzero(mask & truth)
-    claimed, wanted = np.count_nonzero(mask), np.count_nonzero(truth)
-    return (right / claimed if claimed else 1.0, right / wanted if wanted else 1.0)
-
-
 def area(mask: np.ndarray) -> int:
     """The number of pixels of the mask."""
     return int(np.count_nonzero(mask))

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from ibis_agent.errors import InputError
-from ibis_agent.mask.masks import area, decode_rle, dice, encode_rle, iou, precision_recall
+from ibis_agent.mask.masks import area, decode_rle, dice, encode_rle, iou
 from PIL import Image
 
 MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40))
@@ -157,7 +157,6 @@ def test_overlap_measures_follow_their_definitions() -> None:
     a[:2], b[1:3] = True, True
     assert iou(a, b) == pytest.approx(4 / 12)
     assert dice(a, b) == pytest.approx(8 / 16)
-    assert precision_recall(a, b) == (0.5, 0.5)
     assert area(a) == 8
     empty = np.zeros((4, 4), bool)
     assert iou(a, empty) == dice(a, empty) == 0
