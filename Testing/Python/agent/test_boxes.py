@@ -12,16 +12,17 @@ import pytest
 from ibis_agent.actions import Box, Click, Reply, Terminate, format_reply, parse_reply, reply_is_complete
 from ibis_agent.cli.terminal import Add, Replace, read_command
 from ibis_agent.errors import InputError, ModelError, ReplyError
-from ibis_agent.mask.masks import box_around
+from ibis_agent.mask.masks import box_around, iou
 from ibis_agent.policy.card import ModelCard, card_from_json, card_to_json
 from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.policy.prompts import TOOL_PROMPTS
 from ibis_agent.record.review import review_page
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.run import Run
-from ibis_agent.scan.geometry import PictureGeometry
 from ibis_agent.scan.picture import Picture
+from ibis_agent.segmenter.sam2.carrying import deepest
 from ibis_agent.tool_calls import call_is_complete, format_call, parse_call
+from phantom_pictures import liver_picture
 
 torch = pytest.importorskip("torch")
 
@@ -131,31 +132,30 @@ def segmenter() -> Any:
 
 
 @pytest.fixture(scope="module")
-def picture() -> Picture:
-    rows, columns = np.mgrid[:96, :128]
-    grey = np.where(np.hypot(rows - 40, columns - 50) < 20, 180, 60).astype(np.uint8)
-    rgb = np.repeat(grey[:, :, None], 3, axis=2)
-    return Picture(rgb, PictureGeometry.of_picture(96, 128), None)
+def shown() -> tuple[Picture, np.ndarray, Box]:
+    return liver_picture()
 
 
-def test_a_box_begins_anew_and_clicks_go_on_from_it(segmenter: Any, picture: Picture) -> None:
+def test_a_box_begins_anew_and_clicks_go_on_from_it(
+    segmenter: Any, shown: tuple[Picture, np.ndarray, Box]
+) -> None:
+    picture, liver, around = shown
     embedding = segmenter.embed(picture.rgb)
-    around = Box(0.23, 0.2, 0.55, 0.63)
     alone = segmenter.predict(embedding, [around])
-    rows, columns = np.nonzero(alone.mask)
-    assert alone.mask.any() and rows.max() < 0.75 * 96 and columns.max() < 0.7 * 128
+    assert iou(alone.mask, liver) > 0.6
     after = segmenter.predict(embedding, [Click(0.9, 0.9), around])
     assert np.array_equal(after.mask, alone.mask), "what was before a box does not count"
-    more = segmenter.predict(embedding, [around, Click(0.4, 0.42)])
+    more = segmenter.predict(embedding, [around, Click(0.9, 0.1, False)])
     assert not np.array_equal(more.logits, alone.logits)
     assert segmenter.can.boxes
 
 
 def test_the_first_click_can_be_asked_again_with_a_box_around_its_mask(
-    segmenter: Any, picture: Picture
+    segmenter: Any, shown: tuple[Picture, np.ndarray, Box]
 ) -> None:
+    picture, liver, _ = shown
     boxed = segmenters.open("demo", device="cpu", first_box=True)
-    click, embedding = Click(0.4, 0.42), segmenter.embed(picture.rgb)
+    click, embedding = deepest(liver), segmenter.embed(picture.rgb)
     plain = segmenter.predict(embedding, [click])
 
     expected = segmenter.predict(embedding, [box_around(plain.mask), click])
@@ -166,22 +166,23 @@ def test_the_first_click_can_be_asked_again_with_a_box_around_its_mask(
         boxed.predict(embedding, second, plain.logits).logits,
         segmenter.predict(embedding, second, plain.logits).logits,
     )
-    follower = boxed.follower(lambda index: picture.rgb, 3, (96, 128))
+    follower = boxed.follower(lambda index: picture.rgb, 3, liver.shape)
     assert np.allclose(follower.predict(1, [click]).logits, expected.logits, atol=0.1)
     assert boxed.identity["first_box"] and "first_box" not in segmenter.identity
 
 
 @pytest.mark.parametrize("language", ["ibis", "tool_calls"])
 def test_a_run_with_boxes_is_recorded_replayed_and_shown(
-    language: str, segmenter: Any, picture: Picture, tmp_path: Path
+    language: str, segmenter: Any, shown: tuple[Picture, np.ndarray, Box], tmp_path: Path
 ) -> None:
+    picture, _, around = shown
     card = ModelCard(name="boxes", language=language, prompts=TOOL_PROMPTS)
-    actions = [Box(0.23, 0.2, 0.55, 0.63), Click(0.5, 0.5, False), Terminate("There.")]
+    actions = [around, Click(0.5, 0.5, False), Terminate("There.")]
     policy = ScriptedPolicy([card.speech.format(Reply("I see.", action)) for action in actions], card)
     run = Run.on_picture(picture, "Segment the liver", policy, segmenter)
     assert run.run() == "ended" and [step.action for step in run.steps] == actions
     assert all("tool_call" in text for text in [policy.turns[0].question, TOOL_PROMPTS.system][1:])
-    run.add(Box(0.1, 0.1, 0.6, 0.7))
+    run.add(around)
     assert run.mask().any()
     path = tmp_path / "trajectory.json"
     Trajectory.of(run, "made.png").save(path)

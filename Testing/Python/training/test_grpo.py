@@ -219,7 +219,7 @@ def test_an_importance_correction_learns_as_without_where_both_are_one_model(
 ) -> None:
     gradients = []
     for cap in (0, 2):
-        changes = (f"importance_cap={cap}", "temperature=2", "questions=1", "branch_states=0")
+        changes = (f"importance_cap={cap}", "temperature=3", "questions=2", "group=6", "branch_states=0")
         run = grpo.Run(_settings(tmp_path / str(cap), *changes), None, segmenter, tasks)
         gradients.append(run.learn(run.rollouts())["gradient"])
     assert gradients[0] == pytest.approx(gradients[1], rel=1e-2) and gradients[0] > 0

@@ -287,7 +287,7 @@ def test_a_refusal_ends_the_run_and_no_redirection_is_followed(folder: Path, sch
             {"Location": "http://127.0.0.1:1/"},
             b"no such model",
         )
-        with pytest.raises(ModelError, match=f"refused: {status}|sends to another address"):
+        with pytest.raises(ModelError, match=f"refused: {status}|redirects to another address"):
             reasoning.from_teacher(folder, teacher(school), parallel=1)
         assert len(school.bodies) <= 2
     assert thoughts(folder) == ["Old words."] * 5

@@ -52,7 +52,7 @@ def test_a_wider_segmenter_draws_the_same_masks_with_the_same_scores(tmp_path):
         labels = torch.tensor([[1, 0]], dtype=torch.int)
         said.append(decode(model, features, torch.zeros(1, dtype=torch.long), points, labels, prior))
     for before, after in zip(*said, strict=True):
-        assert before.std() > 0
+        assert len(before.flatten()) == 1 or before.std() > 0  # masks, scores, and one object's presence
         torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
 
 

@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -139,7 +140,7 @@ def test_resuming_with_other_models_than_recorded_is_told(
     said = terminal("--resume", str(path), "--out", str(tmp_path / "other"))
     for role in ("policy", "segmenter"):
         assert f"not the recorded {role}" in said and f"an older {role}" in said
-    assert "these slices are not as recorded: 6\n" in said
+    assert re.search("these slices differ from the record: 6(?![,0-9])", " ".join(said.split()))
 
 
 def test_ctrl_c_keeps_what_was_done_and_says_how_to_go_on(

@@ -8,16 +8,14 @@ from typing import Any
 
 import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
-import numpy as np
 import pytest
-from ibis_agent.actions import Box, Click, Reply, Terminate
+from ibis_agent.actions import Click, Reply, Terminate
 from ibis_agent.cli import commands as cli
 from ibis_agent.cli.inspection import inspect
 from ibis_agent.policy.card import load_card
 from ibis_agent.policy.observation import Situation, observe
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.run import Run
-from ibis_agent.scan.geometry import PictureGeometry
 from ibis_agent.scan.picture import Picture
 from ibis_agent.tool_calls import format_call
 from PIL import Image
@@ -25,9 +23,10 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from phantom_pictures import liver_picture
 from tiny_families import qwen3_vl
 
-BOX = Box(0.23, 0.2, 0.55, 0.63)
+BOX = liver_picture()[2]
 SAID = [
     format_call(Reply("The liver is the large organ.", BOX)),
     format_call(Reply("Too much on the right.", Click(0.7, 0.5, False))),
@@ -53,9 +52,7 @@ def policy(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def picture() -> Picture:
-    rows, columns = np.mgrid[:96, :128]
-    grey = np.where(np.hypot(rows - 40, columns - 50) < 20, 180, 60).astype(np.uint8)
-    return Picture(np.repeat(grey[:, :, None], 3, axis=2), PictureGeometry.of_picture(96, 128), None)
+    return liver_picture()[0]
 
 
 class Forced(transformers.LogitsProcessor):

@@ -110,7 +110,7 @@ def test_embedding_leaves_the_picture_alone_and_takes_views(segmenter: Any, ct: 
     ],
 )
 def test_what_is_no_8_bit_colour_picture_is_refused(segmenter: Any, rgb: np.ndarray) -> None:
-    with pytest.raises(InputError, match="8 bits"):
+    with pytest.raises(InputError, match="8-bit"):
         segmenter.embed(rgb)
 
 
