@@ -39,7 +39,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     disk before the move. If the block fails (also by Ctrl-C), the temporary file is removed and what
     stood at `path` before is untouched.
 
-    Raises OutputError for any error of the operating system refuses, inside the block too.
+    Raises OutputError for whatever the operating system refuses, inside the block too.
     """
     if "\0" in os.fspath(path):
         raise OutputError("is not a valid file name", file=path, remedy="Choose another name.")

@@ -68,6 +68,7 @@ class _Place:
         self._where, self._option = str(where), option
         self._missing: dict[str, str] = {}
         self._files: dict[str, list[Path]] | None = None
+        self._used: dict[Path, dict[str, Path]] = {}  # mask of the folder → name and folder of its scans
         if any(word in self._where for word in _WORDS):
             return
         if not where.is_dir():
@@ -87,7 +88,8 @@ class _Place:
     def of(self, entry: Entry) -> str:
         """The file of one scan; empty where it is not there, which `check` tells."""
         scan = Path(entry.scan)
-        stem = scan.name.removesuffix(suffix_of(scan)) or scan.name
+        ending = "" if scan.is_dir() else suffix_of(scan)  # DICOM folders may be called 1.2.840.113
+        stem = scan.name.removesuffix(ending) or scan.name
         if self._files is None:
             named = {"{scan}": str(scan.parent / stem), "{folder}": str(scan.parent), "{name}": stem}
             text = self._where
@@ -96,7 +98,9 @@ class _Place:
             found = [Path(text)] if Path(text).is_file() else []
         else:
             text = f"{self._where}/{entry.name}"
-            found = self._files.get(entry.name) or self._files.get(plain_name(Path(scan.name), Path()), [])
+            own = plain_name(Path(f"{stem}.nii"), Path())
+            cut = scan.is_dir() and suffix_of(scan)  # an entry's name lacks what looks like an ending
+            found = (not cut and self._files.get(entry.name)) or self._files.get(own, [])
         if len(found) > 1:
             raise InputError(
                 f"two masks are called as the scan {entry.name} is",
@@ -106,10 +110,12 @@ class _Place:
             )
         if not found:
             self._missing[entry.name] = text
+        elif self._files is not None:
+            self._used.setdefault(found[0], {})[entry.name] = scan.parent.resolve()
         return str(found[0]) if found else ""
 
     def check(self, names: Collection[str]) -> None:
-        """Raises InputError where one of these scans is without a mask."""
+        """Raises InputError where one of these scans is without a mask, or has that of another folder's scan."""
         missing = [name for name in self._missing if name in names]
         if missing:
             said = ", ".join(missing[:_NAMES]) + (", …" if len(missing) > _NAMES else "")
@@ -119,3 +125,13 @@ class _Place:
                 remedy="Leave them out; or give a manifest with a column start_mask or exclude, empty where there is "
                 "none.",
             )
+        for path, scans in self._used.items():
+            shared = {name: folder for name, folder in scans.items() if name in names}
+            if len(set(shared.values())) > 1:
+                raise InputError(
+                    f"scans of several folders would have the same mask for {self._option}: "
+                    + ", ".join(list(shared)[:_NAMES]),
+                    file=path,
+                    remedy="Put the masks into folders as the scans are; or give a manifest with a column "
+                    "start_mask or exclude.",
+                )

@@ -67,7 +67,7 @@ def add_models(parser: Any) -> None:
         "--precision",
         default="auto",
         choices=["auto", "fp32", "bf16", "fp16", "fp8", "int4"],
-        help=("precision precision precision precision of the policy (default: auto)"),
+        help="precision of the policy's weights (default: auto)",
     )
 
 
@@ -82,7 +82,7 @@ def add_server(group: Any) -> None:
     group.add_argument(
         "--send-pictures-to",
         metavar="HOST",
-        help="agree that the slices and the question are sent to the server on this machine",
+        help="agree that the slices and the question are sent to the policy's server on this host",
     )
 
 

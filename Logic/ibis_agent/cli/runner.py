@@ -103,7 +103,7 @@ class Runner:
         self.notes += [str(each.message) for each in told if each.category is UserWarning]
 
     def do(self, act: Callable[[], object]) -> None:
-        """Call `action` and save the run to disk, also if the action fails."""
+        """Call `act` and save the run to disk, also if it fails."""
         try:
             act()
         except BaseException:

@@ -1,7 +1,7 @@
 """The journal of a long run: a file of JSON lines beside its record, one for each action.
 
-    trajectory.json            the record when the journal was started trajectory.json.journal    the changes since;
-    its first line says which record it belongs to
+    trajectory.json            the record when the journal was started
+    trajectory.json.journal    the changes since; its first line says which record it belongs to
 
 Reading a record also reads its journal. A line cut off by a kill is ignored, and so is a journal of another record: the
 run is then in the state after the previous action.

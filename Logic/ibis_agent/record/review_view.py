@@ -341,7 +341,7 @@ def _facts(record: Json, one: PictureGeometry) -> list[tuple[str, str]]:
             )
         )
         if volume.get("ml") is not None:
-            facts.append(("Propagation", f"{float(volume.get('gap_mm') or 0):g} mm"))
+            facts.append(("Slice spacing", f"{float(volume.get('gap_mm') or 0):g} mm"))
             facts.append(("Volume", f"{float(volume['ml']):.2f} mL"))
     elif one.plane != "picture":
         facts.append(("Slice", f"{one.plane}, index {one.index} of {one.shape[one.axis]}"))

@@ -7,6 +7,7 @@ test_cli_demo.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import shlex
@@ -538,3 +539,11 @@ def test_a_scan_unlike_those_of_the_training_is_warned_of_before_it_runs(tmp_pat
     assert "coronal slices (trained on axial slices)" in description(plane="coronal")["caution"]
     assert "MR (trained on CT)" in description(modality="MR")["caution"]
     assert "caution" not in description(modality="CT")
+
+
+@pytest.mark.parametrize("command", ["run", "cohort", "replay", "compare", "convert", "info", "mcp"])
+def test_the_help_never_says_a_word_twice_in_a_row(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    words = capsys.readouterr().out.split()
+    assert [word for word, after in itertools.pairwise(words) if word == after and word.isalpha()] == []

@@ -136,3 +136,29 @@ def test_missing_masks_are_told_by_name_before_anything_is_written(
     command = ["cohort", pattern, "--prompt", "Segment the liver", "--start-mask", where, "--out", "out"]
     assert cli.main(command) == cli.BAD_INPUT
     assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_scan_without_a_mask_is_not_given_the_mask_of_another_folders_scan(tmp_path: Path) -> None:
+    for n, patient in enumerate(("p1", "p2")):
+        a_scan(tmp_path / "scans" / patient / "ct.nii.gz", n)
+    a_mask(tmp_path / "masks" / "p1" / "ct.nii.gz", 1)
+    entries, masks = entries_of(str(tmp_path / "scans")), asked(str(tmp_path / "masks")).masks
+    with pytest.raises(InputError, match="same mask for --start-mask: p1_ct, p2_ct"):
+        with_masks(entries, masks)
+    a_mask(tmp_path / "masks" / "p2" / "ct.nii.gz", 5)
+    found = [Path(path).parent.name for entry in with_masks(entries, masks) for _, path in entry.start]
+    assert found == ["p1", "p2"]
+
+
+@pytest.mark.parametrize("where", ["{scan}.nii.gz", "masks"])
+def test_the_mask_of_a_dicom_folder_is_called_as_the_whole_folder_is(tmp_path: Path, where: str) -> None:
+    names = ("1.2.840.113", "1.2.840.114")
+    for n, name in enumerate(names):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.dcm").touch()
+        a_mask((tmp_path / "masks" if where == "masks" else tmp_path) / f"{name}.nii.gz", n + 1)
+    if where == "masks":
+        a_mask(tmp_path / "masks" / "1.2.840.nii.gz", 9)
+    entries = entries_of(str(tmp_path / "1.2.840.11[34]"))
+    made = with_masks(entries, asked(where if "{" in where else str(tmp_path / where)).masks)
+    assert [Path(path).name for each in made for _, path in each.start] == [f"{n}.nii.gz" for n in names]

@@ -56,6 +56,8 @@ def test_the_page_says_how_large_the_object_is() -> None:
     record["measurements"] = measure(body(), (2.0, 2.0, 3.0), 2, values, ct=True).to_json()
     told = dict(view_of(record)["measures"])
     assert told.pop("Mean inside").endswith("HU") and told == lines
+    facts = dict(view_of(record)["facts"])
+    assert facts["Slice spacing"] == "3 mm"
 
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
