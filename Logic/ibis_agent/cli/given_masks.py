@@ -189,11 +189,14 @@ def _label_of(structure: str, path: Path, alone: bool) -> str:
 
     Raises InputError naming what there is.
     """
-    names = names_of(path)
-    found = next((name for name in names.values() if _same(name, structure)), "")
-    if found or alone:
-        return found
-    known = ", ".join(list(names.values())[:12]) or "it has no names for its labels"
+    names = list(names_of(path).values())
+    found = [name for name in names if _plain(name) == _plain(structure)][:1]
+    found = found or [name for name in names if _same(name, structure)]
+    if len(found) == 1:  # liver_vessels and liver_segment_1 speak of the liver too
+        return found[0]
+    if alone:
+        return ""
+    known = ", ".join(names[:12]) or "it has no names for its labels"
     raise InputError(f"the mask has no label for {structure}", file=path, value=known, remedy=_EACH)
 
 

@@ -13,6 +13,7 @@ from ibis_agent.cli.given_masks import MaskFiles
 from ibis_agent.cli.request import Request
 from ibis_agent.cli.runner import Runner
 from ibis_agent.cli.several import Several
+from ibis_agent.errors import InputError
 from ibis_agent.mask.files import write_mask
 from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.record.review_view import view_of
@@ -259,3 +260,18 @@ def test_what_several_structures_cannot_begin_from_is_refused_before_anything_is
     said = [each.replace("MAP", str(map_file)) for each in options]
     assert run(scan, "--prompt", "Segment the spleen", *said, "--out", out) == cli.BAD_INPUT
     assert words in capsys.readouterr().err and not out.exists()
+
+
+def test_a_structure_begins_from_the_label_of_its_own_name_and_of_no_part_of_it(
+    scan: Path, tmp_path: Path
+) -> None:
+    values = np.zeros(SHAPE, np.uint8)
+    values[4:8, 4:8], values[10:20, 4:8] = 1, 2
+    path, names = tmp_path / "map.nii.gz", tmp_path / "map.json"
+    nib.save(nib.Nifti1Image(values, AFFINE), path)
+    masks, read = MaskFiles((("liver", path),)), load_scan(scan)
+    names.write_text('{"labels": {"background": 0, "liver_vessels": 1, "liver": 2}}')
+    np.testing.assert_array_equal(masks.read(read, ["Liver"]).starts[0], values == 2)
+    names.write_text('{"labels": {"background": 0, "liver_vessels": 1, "liver_segment_1": 2}}')
+    with pytest.raises(InputError, match="several labels"):
+        masks.read(read, ["Liver"])
