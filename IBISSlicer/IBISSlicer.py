@@ -83,7 +83,8 @@ class IBISSlicerParameterNode:
     """What the panel stores in the scene, besides the run itself (see IBISSlicerLib/scene/SceneRun.py).
 
     volume - the scan to ask about
-    segmentation - where accepted masks go; if not set, a new one is created question - the typed text
+    segmentation - where accepted masks go; if not set, a new one is created
+    question - the typed text
     """
 
     volume: vtkMRMLScalarVolumeNode
@@ -243,9 +244,12 @@ class IBISSlicerLogic(ScriptedLoadableModuleLogic):
         print(step["thinking"], step["action"], step["area_mm2"])
         logic.run()  # until the agent finishes or needs your input
 
-        logic.back(1)  # keep only the first step logic.addClick((-60, 20, 35), positive=False)  # add your own click,
-        RAS in mm logic.addBox((-80, 0, 35), (-20, 60, 35))  # or a box, given by two opposite corners in one slice
-        logic.step() logic.reject()  # "not that": it tries something else logic.undo()
+        logic.back(1)  # keep only the first step
+        logic.addClick((-60, 20, 35), positive=False)  # add your own click, RAS in mm
+        logic.addBox((-80, 0, 35), (-20, 60, 35))  # or a box, given by two opposite corners in one slice
+        logic.step()
+        logic.reject()  # "not that": it tries something else
+        logic.undo()
 
         segmentId = logic.accept()  # or accept(segmentationNode, name="Liver")
         print(logic.measured.lines())  # also a row of the table node logic.measuresTable

@@ -55,13 +55,11 @@ def opened(group: Group, choice: Choice, store: Path | None) -> Source | Kept:
     if not (folder / _INDEX).is_file():
         check_writable_folder(store)
         lock = store / f".{folder.name}.lock"
-        try:
-            with one_at_a_time(lock):  # two processes that come to a scan together read it once
-                if not (folder / _INDEX).is_file():
-                    _keep(Source(group, choice), folder)
-        finally:
-            with contextlib.suppress(OSError):
-                lock.unlink()
+        with one_at_a_time(lock):  # two processes that come to a scan together read it once
+            if not (folder / _INDEX).is_file():
+                _keep(Source(group, choice), folder)
+        with contextlib.suppress(OSError):  # only once nobody needs it: another process may hold it
+            lock.unlink()
     return Kept(group, folder)
 
 

@@ -233,8 +233,9 @@ def ending_loss(
         known = [n for n in range(LEARNED) if int((there >> n & 1).sum()) >= 60]
         known.sort(key=lambda n: (int((here >> n & 1).sum()) > 0, rng.random()))
         carried += [(b, torch.stack([(x >> n & 1).float() for x in (there, here)])) for n in known[:each]]
+    nothing = torch.zeros((), requires_grad=True)  # what a step without any carried mask learns from
     if not carried:
-        return torch.zeros(()), {}
+        return nothing, {}
     owner = torch.tensor([b for b, _ in carried])
     before, now = torch.stack([pair for _, pair in carried]).unbind(1)
     with torch.no_grad():
@@ -245,6 +246,8 @@ def ending_loss(
             prior[n] = prior[n].roll(shift, (-2, -1))
         shown = F.interpolate(prior, size=now.shape[-2:], mode="bilinear")[:, 0] > 0
         kept = shown.flatten(1).any(1)
+        if not bool(kept.any()):
+            return nothing, {}
         owner, prior, shown, now = owner[kept], prior[kept], shown[kept], now[kept] > 0.5
         share = (shown & now).sum((1, 2)) / torch.minimum(shown.sum((1, 2)), now.sum((1, 2))).clamp_min(1)
         goes_on = (share > 0.3).float()

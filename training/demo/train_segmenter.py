@@ -143,7 +143,7 @@ def train(args: argparse.Namespace) -> None:
     if args.start and not args.start.is_file():
         raise InputError("there are no such weights", file=args.start)
     data = load(*args.data)
-    clips = load(args.clips) if args.carried else None
+    clips = load(args.clips) if args.carried or args.score_only else None
     loop.prepare(args)
     model, head = build(args.config), DenseHead(OmegaConf.load(args.config).model.image_encoder.neck.d_model)
     if args.start:
@@ -162,7 +162,8 @@ def train(args: argparse.Namespace) -> None:
 
     def learn(step: int) -> tuple[Tensor, loop.Figures]:
         rng = loop.random(args, step)
-        if args.score_only and clips is not None:
+        if args.score_only:
+            assert clips is not None
             numbers = np.sort(rng.choice(len(clips), args.batch, replace=False))
             return ending_step(model, clips, numbers, rng, args.augment)
         clicks = 0 if step < args.dense_steps else int(rng.choice([1, 2, 3, 3, args.clicks]))

@@ -49,7 +49,7 @@ class Work:
         question: with {structure} in it; empty for many wordings.
         per_picture: structures asked for in one picture, drawn at random; 0 for all.
         absent_share: share of all questions that ask for what is not there.
-        absent: further names, excluded the pictures, for such questions.
+        absent: further names, of what no picture shows, for such questions.
         trajectories: also write every run as ibis-trajectory/1.
         seed: of everything that is drawn.
         segmenter, config, device: what segmenter.open takes.

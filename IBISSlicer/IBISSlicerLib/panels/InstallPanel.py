@@ -17,8 +17,8 @@ class InstallPanel:
     """
     :param ui: the widgets by name.
     :param installer: the Installer.
-    :param usableChanged: called with whether the required packages are available. :param openExample: opens the
-    example; None if there is none.
+    :param usableChanged: called with whether the required packages are available.
+    :param openExample: opens the example; None if there is none.
     """
 
     def __init__(self, ui, installer: Installer, usableChanged, openExample) -> None:

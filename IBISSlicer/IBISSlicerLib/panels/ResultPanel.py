@@ -22,7 +22,8 @@ class ResultPanel:
     """
     :param ui: the widgets by name.
     :param agent: the Agent.
-    :param say: shows a line to the user. :param measured: returns the size of the mask for a run over a volume.
+    :param say: shows a line to the user.
+    :param measured: returns the size of the mask for a run over a volume.
     """
 
     def __init__(self, ui, agent: Agent, say, measured) -> None:

@@ -23,8 +23,9 @@ KEYS = (
 
 class Shortcuts:
     """
-    :param panel: the widget that owns the shortcuts. :param ui: the widgets by name. :param stopPlacing: stops
-    placing clicks and returns whether clicks were being placed; Escape does that first.
+    :param panel: the widget that owns the shortcuts.
+    :param ui: the widgets by name.
+    :param stopPlacing: stops placing clicks and returns whether clicks were being placed; Escape does that first.
     """
 
     def __init__(self, panel, ui, stopPlacing) -> None:

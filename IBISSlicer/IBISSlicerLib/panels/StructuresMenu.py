@@ -17,7 +17,8 @@ from .TickList import TickList
 class StructuresMenu:
     """A submenu with a checkable list, which stays open while the user ticks.
 
-    :param parent: the parent menu. :param ticked: called with the question for the ticked structures.
+    :param parent: the parent menu.
+    :param ticked: called with the question for the ticked structures.
     """
 
     def __init__(self, parent, ticked: Callable[[str], None]) -> None:

@@ -35,10 +35,11 @@ def accept(
 
     :param source: the vtkMRMLSegmentationNode with the mask, which is its segment `sourceSegmentId`.
     :param question, answer: determine the segment's name, and its terminology and colour if the structure is known.
-    :param segmentationNode: the target; None creates a new one beside the volume. :param segmentId: the segment to
-    add the mask to; empty creates a new segment. :param name: of a new segment, instead of the one from question and
-    answer. :returns: (segmentation node, segment ID). :raises AcceptError: if there is nothing to accept, or the
-    segmentation cannot take it.
+    :param segmentationNode: the target; None creates a new one beside the volume.
+    :param segmentId: the segment to add the mask to; empty creates a new segment.
+    :param name: of a new segment, instead of the one from question and answer.
+    :returns: (segmentation node, segment ID).
+    :raises AcceptError: if there is nothing to accept, or the segmentation cannot take it.
     """
     image = _labelmapFor(source, sourceSegmentId, segmentationNode)
     if image is None:

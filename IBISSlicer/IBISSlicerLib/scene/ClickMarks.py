@@ -77,8 +77,9 @@ class ClickMarks:
     def show(self, marks: list[Mark], current: int, toRas: np.ndarray, geometry) -> None:
         """Show exactly these marks.
 
-        :param current: number of the step to highlight. :param toRas: (4, 4) voxel index → RAS mm in the nodes' own
-        coordinates. :param geometry: the ibis_agent PictureGeometry of the slice.
+        :param current: number of the step to highlight.
+        :param toRas: (4, 4) voxel index → RAS mm in the nodes' own coordinates.
+        :param geometry: the ibis_agent PictureGeometry of the slice.
         """
         self._marks = tuple(marks)
         self._frame = _frameOf(toRas, geometry.axis, geometry.shape)

@@ -17,6 +17,7 @@ from ibis_agent.mask.masks import decode_rle, encode_rle
 
 from ..Errors import PlainError
 from .Geometry import SlicePlace, shapeOf
+from .OwnNodes import removeNode
 
 Segment = tuple[Any, str]
 """A vtkMRMLSegmentationNode and the ID of a segment in it."""
@@ -118,7 +119,7 @@ def _exported(volumeNode, node, segmentIds: Sequence[str]) -> np.ndarray:
         display = labels.GetDisplayNode()
         if display is not None and display.GetColorNode() is not None:
             slicer.mrmlScene.RemoveNode(display.GetColorNode())
-        slicer.mrmlScene.RemoveNode(labels)
+        removeNode(labels)
 
 
 def _check(node, segmentId: str) -> None:

@@ -38,9 +38,9 @@ _COLUMNS = (
 def measureSegment(segmentationNode, segmentId: str, volumeNode, axis: int, oneSlice: bool) -> Measurements:
     """Measure a segment on its volume's grid. Slices are counted from 1, as in the slice views.
 
-    :param axis: the voxel axis perpendicular to the slices. :param oneSlice: the segment is the answer about one
-    slice: if it covers only one slice, it gets no volume. :raises GeometryError: for a volume under a nonlinear
-        transform.
+    :param axis: the voxel axis perpendicular to the slices.
+    :param oneSlice: the segment is the answer about one slice: if it covers only one slice, it gets no volume.
+    :raises GeometryError: for a volume under a nonlinear transform.
     """
     mask = (
         slicer.util.arrayFromSegmentBinaryLabelmap(segmentationNode, segmentId, volumeNode).transpose() != 0

@@ -80,8 +80,9 @@ class SceneRun:
         :param window: grey values shown as black and white; None uses the policy's default or, if it has
             none, the volume's display.
         :param slices: first and last slice of a run over many; None for a run about the slice `place` only.
-        :param record: of a run from elsewhere; None for a new one. :param given: masks to begin from and to keep out
-        of, see GivenSegments.py. :raises GeometryError: for a volume that cannot be used.
+        :param record: of a run from elsewhere; None for a new one.
+        :param given: masks to begin from and to keep out of, see GivenSegments.py.
+        :raises GeometryError: for a volume that cannot be used.
         """
         image = {
             "shape": list(shapeOf(volumeNode)),

@@ -26,10 +26,13 @@ _SECONDS_AT_EXIT = 2.5
 class WorkerProcess:
     """One running worker (an ibis_agent.engine.client.Transport).
 
-    :param program: the Python that runs it; PythonSlicer, or the user's own. :param packageFolder: the folder that
-    contains the package `ibis_agent`. :param arguments: further arguments for the worker. :param onBytes: called with
-    the bytes from its stdout. :param onEnd: called once with the reason, for display. :param onLog: called with
-    each line of its stderr. :raises OSError: if there is no such program.
+    :param program: the Python that runs it; PythonSlicer, or the user's own.
+    :param packageFolder: the folder that contains the package `ibis_agent`.
+    :param arguments: further arguments for the worker.
+    :param onBytes: called with the bytes from its stdout.
+    :param onEnd: called once with the reason, for display.
+    :param onLog: called with each line of its stderr.
+    :raises OSError: if there is no such program.
     """
 
     def __init__(

@@ -92,6 +92,28 @@ def test_the_agent_begins_from_the_chosen_segment_and_never_enters_an_excluded_o
     assert panel.shown_mask()[SLICE].sum() > 0 and not (panel.shown_mask() & kidney).any()
 
 
+def test_asking_leaves_only_the_nodes_of_the_run_in_the_scene(asked: Panel) -> None:
+    import slicer
+
+    panel, node = asked, organs(asked)
+    choose(panel, node, "Liver", ("Kidney",))
+
+    def labels() -> int:
+        return sum(
+            len(slicer.util.getNodesByClass(name))
+            for name in (
+                "vtkMRMLLabelMapVolumeNode",
+                "vtkMRMLLabelMapVolumeDisplayNode",
+                "vtkMRMLColorTableNode",
+            )
+        )
+
+    before = labels()
+    press_step(panel)
+    assert panel.run is not None, panel.status
+    assert labels() == before
+
+
 def test_the_start_is_shown_as_soon_as_the_worker_has_the_slice(asked: Panel) -> None:
     panel = asked
     panel.script(seconds=0.3)  # so that the first thought lasts

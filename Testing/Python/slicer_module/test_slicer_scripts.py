@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,17 @@ from slicer_panel import ENDLESS, SLICE, Panel
 def test_the_modules_own_test_passes(panel: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IBIS_TEST_SCRIPTED", "1")
     panel.module.source.IBISSlicerTest().runTest()
+
+
+def test_the_example_in_the_docstring_is_python(panel: Panel) -> None:
+    told = inspect.getdoc(panel.module.source.IBISSlicerLogic) or ""
+    example = told.split("::\n", 1)[1].split("\n\nSlicer stays", 1)[0]
+    calls = [
+        node.func.attr
+        for node in ast.walk(ast.parse(textwrap.dedent(example)))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
+    assert {"ask", "step", "run", "back", "addClick", "addBox", "reject", "undo", "accept"} <= set(calls)
 
 
 def test_a_script_that_waits_does_not_keep_slicer_from_quitting(panel: Panel, data: Path) -> None:

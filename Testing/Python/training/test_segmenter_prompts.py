@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 import pytest
 
@@ -126,3 +128,27 @@ def test_the_object_score_is_learnt_alone_and_the_masks_stay_as_they_are(clips):
     optimiser.step()
     changed = {name for name, each in model.state_dict().items() if not torch.equal(each, before[name])}
     assert changed and all("pred_obj_score_head" in name for name in changed)
+
+
+def test_a_step_with_no_structure_to_carry_changes_nothing_and_goes_on():
+    model = train_segmenter.build()
+    bits = torch.zeros(1, 64, 64, dtype=torch.int32)
+    loss, figures = segmenter_steps.ending_loss(model, [], [], bits, bits, np.random.default_rng(0))
+    loss.backward()
+    assert float(loss) == 0 and figures == {}
+
+
+def test_the_object_score_is_taught_from_clips_however_seldom_masks_are_carried_otherwise(monkeypatch):
+    class BegunError(Exception):
+        pass
+
+    def begin(args):
+        raise BegunError
+
+    loaded = []
+    monkeypatch.setattr(train_segmenter, "load", lambda *folders: loaded.extend(folders))
+    monkeypatch.setattr(train_segmenter.loop, "prepare", begin)
+    asked = argparse.Namespace(start=None, data=["slices"], clips="clips", carried=0.0, score_only=True)
+    with pytest.raises(BegunError):
+        train_segmenter.train(asked)
+    assert loaded == ["slices", "clips"]

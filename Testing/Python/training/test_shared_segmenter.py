@@ -23,6 +23,7 @@ from ibis_agent.segmenter.contract import Prediction
 from patient_ray import PATIENCE, begin
 
 from training.grpo.tasks import phantom_tasks
+from training.grpo.verl import shared_segmenter
 from training.grpo.verl.shared_segmenter import Host, Shared
 
 CLICKS = [Click(0.3, 0.5), Click(0.5, 0.5), Click(0.6, 0.4)]
@@ -65,7 +66,7 @@ def test_any_states_are_answered_together_and_a_fault_is_its_askers_alone(
     predict = host._predict
 
     def faulty(known: Any) -> list[Prediction]:
-        if any(len(asked.prompts) == 3 for asked, _ in known):
+        if any(len(asked.prompts) == 3 for asked in known):
             raise ModelError("out of memory")
         return predict(known)
 
@@ -85,6 +86,37 @@ def test_any_states_are_answered_together_and_a_fault_is_its_askers_alone(
     assert one.mask.any() and two.mask.any() and other.mask.any()
     assert isinstance(three, ModelError) and unknown is None
     assert asyncio.run(host.counts())["batches"] == 1
+
+
+def test_a_picture_that_was_sent_is_answered_also_where_more_arrive_than_are_held(
+    pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_segmenter, "_PICTURES", 1)
+    host = Host(None, "cpu")
+
+    async def ask() -> list[Prediction | None]:
+        return await asyncio.gather(
+            *(host.predict(str(n), rgb, CLICKS[:1], None) for n, rgb in enumerate(pictures))
+        )
+
+    found = asyncio.run(ask())
+    assert all(each is not None and each.mask.any() for each in found)
+    assert asyncio.run(host.counts())["pictures"] == 1
+
+
+def test_a_question_that_is_cancelled_does_not_keep_the_others_waiting(pictures: list[np.ndarray]) -> None:
+    host = Host(None, "cpu")
+
+    async def ask() -> Prediction | None:
+        gone = asyncio.create_task(host.predict("a", pictures[0], CLICKS[:1], None))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        await asyncio.wait_for(host.predict("b", pictures[1], CLICKS[:1], None), 60)
+        return await asyncio.wait_for(host.predict("a", None, CLICKS[1:2], None), 60)
+
+    found = asyncio.run(ask())
+    assert found is not None and found.mask.any()
 
 
 @pytest.fixture(scope="module")

@@ -151,6 +151,22 @@ def test_a_scan_that_another_process_is_cutting_is_waited_for(
     assert found[0].places == source.places
 
 
+def test_a_process_that_is_stopped_while_it_waits_leaves_the_lock_to_the_one_that_cuts(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = _groups(scans)[0]
+    lock = tmp_path / f".{store._key(group, CHOICES[0])}.lock"
+
+    def stopped(path: Path) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "one_at_a_time", stopped)
+    lock.touch()  # held by another process
+    with pytest.raises(KeyboardInterrupt):
+        opened(group, CHOICES[0], tmp_path)
+    assert lock.exists()
+
+
 def test_what_a_kill_left_half_written_is_not_taken_for_a_scan(
     scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +176,7 @@ def test_what_a_kill_left_half_written_is_not_taken_for_a_scan(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(store, "write_json", killed)
         opened(_groups(scans)[0], CHOICES[0], tmp_path / "store")
-    assert list((tmp_path / "store").iterdir()) == []
+    assert not [path for path in (tmp_path / "store").iterdir() if path.is_dir()]
     assert opened(_groups(scans)[0], CHOICES[0], tmp_path / "store").places
 
 

@@ -43,7 +43,7 @@ class Sent:
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    key: str
+    rgb: np.ndarray
     prompts: Sequence[Prompt]
     logits: np.ndarray | None
     answer: asyncio.Future[Prediction | None]
@@ -75,11 +75,15 @@ class Host:
         self, key: str, rgb: np.ndarray | None, prompts: Sequence[Prompt], logits: np.ndarray | None
     ) -> Prediction | None:
         """The mask for all prompts so far; None where the picture has to be sent (`rgb`)."""
-        if rgb is not None:
-            self._pictures[key] = rgb
-            if len(self._pictures) > _PICTURES:
-                self._pictures.popitem(last=False)
-        asked = _Asked(key, prompts, logits, asyncio.get_running_loop().create_future())
+        rgb = self._pictures.get(key) if rgb is None else rgb
+        if rgb is None:
+            return None
+        self._pictures[key] = rgb
+        self._pictures.move_to_end(key)
+        if len(self._pictures) > _PICTURES:
+            self._pictures.popitem(last=False)
+        # With its picture: more pictures than are held may arrive before its turn comes.
+        asked = _Asked(rgb, prompts, logits, asyncio.get_running_loop().create_future())
         self._waiting.append(asked)
         if self._serving is None:
             self._serving = asyncio.create_task(self._serve())
@@ -88,39 +92,32 @@ class Host:
     async def _serve(self) -> None:
         while self._waiting:
             part, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-            known = []
-            for asked in part:
-                if asked.key in self._pictures:
-                    self._pictures.move_to_end(asked.key)
-                    known.append((asked, self._pictures[asked.key]))
-                else:
-                    asked.answer.set_result(None)
-            if not known:
-                continue
             loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(self._thread, self._compute, known)
-            self._batches, self._answered = self._batches + 1, self._answered + len(known)
-            for (asked, _), answer in zip(known, found, strict=True):
+            found = await loop.run_in_executor(self._thread, self._compute, part)
+            self._batches, self._answered = self._batches + 1, self._answered + len(part)
+            for asked, answer in zip(part, found, strict=True):
+                if asked.answer.done():  # who asked was cancelled
+                    continue
                 if isinstance(answer, Exception):
                     asked.answer.set_exception(answer)
                 else:
                     asked.answer.set_result(answer)
         self._serving = None
 
-    def _compute(self, known: Sequence[tuple[_Asked, np.ndarray]]) -> list[Prediction | Exception]:
+    def _compute(self, part: Sequence[_Asked]) -> list[Prediction | Exception]:
         """Together; one by one where that fails, so that a fault is told to whoever asked for it alone."""
         try:
-            return list(self._predict(known))
+            return list(self._predict(part))
         except Exception as error:
-            if len(known) == 1:
+            if len(part) == 1:
                 return [error]
-            return [answer for each in known for answer in self._compute([each])]
+            return [answer for each in part for answer in self._compute([each])]
 
-    def _predict(self, known: Sequence[tuple[_Asked, np.ndarray]]) -> list[Prediction]:
+    def _predict(self, part: Sequence[_Asked]) -> list[Prediction]:
         return self._segmenter.predict_many(
-            [self._segmenter.embed(rgb) for _, rgb in known],
-            [asked.prompts for asked, _ in known],
-            [asked.logits for asked, _ in known],
+            [self._segmenter.embed(asked.rgb) for asked in part],
+            [asked.prompts for asked in part],
+            [asked.logits for asked in part],
         )
 
 

@@ -35,6 +35,14 @@ def check(command: str, objects: list[dict[str, Any]]) -> None:
         assert set(each) == promised(command, each["event"]), each["event"]
 
 
+def test_no_help_says_a_word_twice_in_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("run", "cohort", "replay", "info", "mcp"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        text = capsys.readouterr().out
+        assert re.search(r"(?<!-)\b([a-z]+)\s+\1\b", text) is None, command
+
+
 def test_a_run_on_a_slice_says_what_is_promised(
     use: Any, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
