@@ -34,6 +34,10 @@ def with_masks(entries: Sequence[Entry], asked: MaskFiles) -> list[Entry]:
     for entry in entries:
         start = entry.start or tuple((name, place.of(entry)) for name, place in starts)
         made.append(replace(entry, start=start, exclude=entry.exclude or (out.of(entry) if out else "")))
+    starts_of = next((entry.start for entry in made if any(path for _, path in entry.start)), ())
+    out_of = next((Path(entry.exclude) for entry in made if entry.exclude), asked.exclude)
+    given = tuple((name, Path(path)) for name, path in starts_of) or asked.start
+    replace(asked, start=given, exclude=out_of).check()
     masks = {Path(path).resolve() for entry in made for path in _files(entry)}
     made = [entry for entry in made if Path(entry.scan).resolve() not in masks]
     for place in [*(place for _, place in starts), *([] if out is None else [out])]:

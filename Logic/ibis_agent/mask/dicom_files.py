@@ -68,8 +68,7 @@ def write_dicom_seg(
     """Write a DICOM SEG (binary, one segment per structure) atomically.
 
     scan, affine, series: the DICOM folder or file, its voxel → RAS, and which series of it.
-    Raises
-    InputError if the scan is not DICOM or all masks are empty, and OutputError.
+    Raises InputError if the scan is not DICOM or all masks are empty, and OutputError.
     """
     try:
         import highdicom

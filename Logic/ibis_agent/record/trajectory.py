@@ -70,10 +70,11 @@ class Trajectory:
         slices: the slices of the run; from a file, the recorded pictures.
         question: in the person's words.
         actions: all actions that were not undone; their logits are not recorded (None).
-        rows: the state of every slice of a volume, see steps.slice_to_json. status, reason: at the end.
+        rows: the state of every slice of a volume, see steps.slice_to_json.
+        status, reason: at the end.
         answer: the answer.
-        caveats: warnings about the answer, see run.caveats. policy, segmenter: identities ("name", "sha256", …);
-        policy None if only a person clicked.
+        caveats: warnings about the answer, see run.caveats.
+        policy, segmenter: identities ("name", "sha256", …); policy None if only a person clicked.
         settings: of the run.
         source: the file name of the scan, without its folder.
         orientation: how the slices were turned into pictures: "radiological", "upstream", or None for a photograph

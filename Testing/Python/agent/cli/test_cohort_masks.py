@@ -162,3 +162,16 @@ def test_the_mask_of_a_dicom_folder_is_called_as_the_whole_folder_is(tmp_path: P
     entries = entries_of(str(tmp_path / "1.2.840.11[34]"))
     made = with_masks(entries, asked(where if "{" in where else str(tmp_path / where)).masks)
     assert [Path(path).name for each in made for _, path in each.start] == [f"{n}.nii.gz" for n in names]
+
+
+def test_a_label_without_a_mask_and_two_masks_for_one_structure_are_told_before_any_scan_is_read(
+    scans: Path,
+) -> None:
+    entries = entries_of(str(scans))
+    for masks in (MaskFiles(label="liver"), MaskFiles(exclude_labels=("liver",))):
+        with pytest.raises(InputError, match="a label is given without a file"):
+            with_masks(entries, masks)
+    for name in ("a", "b", "sub/c"):
+        a_mask(scans / f"{name}_liver.nii.gz", 1)
+    with pytest.raises(InputError, match="begins from two masks"):
+        with_masks(entries, asked("{scan}_liver.nii.gz", "{scan}_liver.nii.gz").masks)
