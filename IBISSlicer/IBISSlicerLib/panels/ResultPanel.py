@@ -112,6 +112,7 @@ class ResultPanel:
 
     def _onSegmentationChanged(self, node) -> None:
         self._watch.watch(node)
+        self.ui.segmentSelector.clear()  # IDs repeat from node to node: another Segment_1 was not chosen
         self._fillSegments()
 
     def _fillSegments(self) -> None:

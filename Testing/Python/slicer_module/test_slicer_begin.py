@@ -297,6 +297,18 @@ def test_another_segmentation_with_the_same_ids_is_not_taken_for_the_chosen_one(
     assert begin.start is None and begin.exclude == []
 
 
+def test_a_mask_is_not_added_to_a_segment_of_another_segmentation_with_the_same_id(asked: Panel) -> None:
+    panel = asked
+    first, second = organs(panel), organs(panel, "Others")
+    ui = panel.ui
+    ui.segmentationSelector.setCurrentNode(first)
+    ui.segmentSelector.setCurrentIndex(ui.segmentSelector.findText("Add to Kidney"))
+    assert ui.segmentSelector.currentData == "kidney"
+    ui.segmentationSelector.setCurrentNode(second)
+    panel.host.process_events()
+    assert ui.segmentSelector.currentData == ""  # a new segment
+
+
 def test_a_start_with_several_structures_is_refused_and_an_exclusion_holds_for_each(asked: Panel) -> None:
     panel, node = asked, organs(asked)
     choose(panel, node, "Liver", ("Kidney",))
