@@ -48,7 +48,7 @@ def add(
         actions: the new actions after them.
         slices: the changed slices and their state, one by one; None if nothing is known any more. A slice that is
             new in the record includes its "picture".
-        outcome: answer, status, reason.
+        outcome: answer, status, reason, caveats.
     """
     files.append_line(beside(path), {"keep": keep, "actions": actions, **outcome}, ("slices", slices))
 
@@ -91,11 +91,12 @@ def _lines(path: Path) -> Iterator[Json]:
 def _with(record: Json, lines: list[Json]) -> Json:
     rows = {int(each["slice"]): dict(each) for each in record["slices"]}
     actions, outcome = list(record["actions"]), {key: record[key] for key in ("answer", "status", "reason")}
+    outcome["caveats"] = record.get("caveats", [])
     for line in lines:
         actions = [*actions[: line["keep"]], *line["actions"]]
         for index, row in ((int(n), each) for n, each in line["slices"].items()):
             rows[index] = {**rows.get(index, {}), "mask_rle": "", **NOTHING, **(row or {})}
-        outcome = {key: line[key] for key in outcome}
+        outcome = {key: line.get(key, outcome[key]) if key == "caveats" else line[key] for key in outcome}
     gap = float(record["volume"]["gap_mm"])
     volume = {**record["volume"], **figures(actions, rows.values(), gap)}
     slices = [rows[index] for index in sorted(rows)]

@@ -12,6 +12,7 @@ from ibis_agent.record.forms import row_with_picture, visited
 from ibis_agent.record.steps import Json, action_to_json, slice_to_json
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.action import RunAction
+from ibis_agent.run.caveats import caveats
 from ibis_agent.run.plan import spans_of
 from ibis_agent.run.run import Run
 from ibis_agent.segmenter.contract import Found
@@ -49,7 +50,8 @@ class RunFile:
         changed = {n for n in {*found, *self._found} if found.get(n) is not self._found.get(n)}
         rows = ((n, self._row(run, n)) for n in sorted(changed | (_visited(run) - self._pictured)))
         actions = [action_to_json(each, geometry) for each in run.actions[keep:]]
-        outcome = {"answer": run.answer, "status": run.status, "reason": run.reason}
+        outcome: Json = {"answer": run.answer, "status": run.status, "reason": run.reason}
+        outcome["caveats"] = list(caveats(run))
         journal.add(self.path, keep, actions, rows, outcome)
         self._written(run)
 

@@ -17,6 +17,7 @@ from ibis_agent.record import journal
 from ibis_agent.record.run_file import RunFile
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.action import Watch
+from ibis_agent.run.caveats import caveats
 from ibis_agent.run.run import Run
 
 
@@ -28,6 +29,7 @@ def same(path: Path, run: Run) -> bool:
         kinds == [(each.kind, each.index, each.clicks, each.ways) for each in run.actions]
         and np.array_equal(read.volume(), run.volume())
         and (read.status, read.reason, read.answer) == (run.status, run.reason, run.answer)
+        and read.caveats == caveats(run)
     )
 
 
@@ -174,3 +176,15 @@ def test_masks_that_become_unknown_again_are_written_down_too(tmp_path: Path) ->
     read = Trajectory.load(path)
     assert same(path, run) and not read.volume().any()
     assert encode_rle(disc(5)) and read.visited == sorted(read.rows)
+
+
+def test_caveats_come_and_go_with_the_actions_that_they_are_about(tmp_path: Path) -> None:
+    path = tmp_path / "trajectory.json"
+    run, file = run_over([disc()] * 12, policy=Clicker()), RunFile(path, "made.nii.gz")
+    run.run(Watch(action=lambda _: file.save(run)))
+    file.save(run)
+    assert run.status == "ended" and any("last slice of the scan" in each for each in caveats(run))
+    assert journal.beside(path).exists() and same(path, run)
+    run.back(1)
+    file.save(run)
+    assert not any("last slice" in each for each in caveats(run)) and same(path, run)
