@@ -69,6 +69,7 @@ def picture_to_json(
         "sha256": _sha256(picture.rgb),
         **({"png": _to_png(picture.rgb)} if png else {}),
         **({"notes": list(picture.notes)} if picture.notes else {}),
+        **({"modality": picture.modality} if picture.modality else {}),
     }
 
 
@@ -96,7 +97,7 @@ def picture_from_json(record: Any) -> Picture:
         raise fields.error("frame", f"is not of a picture of {height} × {width}")
     notes = fields.value("notes", None) or []
     told = tuple(str(note) for note in notes if isinstance(note, str))
-    return Picture(rgb, geometry, window, told, frame)
+    return Picture(rgb, geometry, window, told, frame, modality=fields.text("modality", ""))
 
 
 def orientation_of(geometry: PictureGeometry, card: ModelCard | None = None) -> str | None:

@@ -115,3 +115,12 @@ def test_a_question_about_size_is_answered_with_the_measures() -> None:
     assert measured(run).voxels == int(np.count_nonzero(run.mask()))
     assert str(answer(run)).startswith("The liver is segmented. It measures ")
     assert answer(run_of("Segment the liver", clicking(0.5), ending("Done."))) == "Done."
+
+
+def test_a_run_that_is_resumed_from_its_record_still_says_that_its_scan_is_of_another_kind(
+    tmp_path: Path,
+) -> None:
+    run = unfamiliar_run(modality="MR")
+    Trajectory.of(run).save(tmp_path / "trajectory.json")
+    again = Trajectory.load(tmp_path / "trajectory.json").to_run(run.policy, run.segmenter)
+    assert caveats(again) == caveats(run) != ()
