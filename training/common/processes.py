@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from filelock import FileLock
 from ibis_agent.errors import InputError
 
 
@@ -44,16 +45,7 @@ class Shard:
 @contextlib.contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
     """While the block runs, no other process is inside one with the same `path`. A kill lets go of it."""
-    with open(path, "a+b") as stream:
-        if os.name == "nt":
-            import msvcrt
-
-            stream.seek(0)
-            msvcrt.locking(stream.fileno(), msvcrt.LK_LOCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        else:
-            import fcntl
-
-            fcntl.flock(stream, fcntl.LOCK_EX)
+    with FileLock(path):
         yield
 
 
