@@ -25,10 +25,10 @@ from ibis_agent.policy.prompts import check_question
 from ibis_agent.policy.vocabulary import check_asked
 from ibis_agent.record.pictures import orientation_of
 from ibis_agent.record.trajectory import Trajectory
-from ibis_agent.run.caveats import unfamiliar
 from ibis_agent.run.episode import Limits
 from ibis_agent.run.given import Given
 from ibis_agent.run.settings import Follow, Settings
+from ibis_agent.run.unfamiliar import unfamiliar
 from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.load import load_scan
 from ibis_agent.scan.modality import UNNAMED

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ibis_agent.mask.structures import another_structure, structure_in
-from ibis_agent.policy.card import ModelCard
 from ibis_agent.run.state import RunState
-from ibis_agent.scan.region import region_of
-from ibis_agent.scan.slices import Slices, Stack
 
 
 def caveats(run: RunState) -> tuple[str, ...]:
@@ -19,32 +16,12 @@ def caveats(run: RunState) -> tuple[str, ...]:
     - slices of a volume are doubtful and nobody has looked again;
     - the mask reaches the end of the scan or of the range that was asked about.
     """
-    card = run.policy.card if run.policy is not None else ModelCard()
-    found = [text] if (text := unfamiliar(card, run.slices)) else []
+    found = [run.unfamiliar] if run.unfamiliar else []
     found += dict.fromkeys(_other_structures(run))
     if not run.alone and run.status == "ended":
         found += _doubtful(run)
         found += _ends(run)
     return tuple(found)
-
-
-def unfamiliar(card: ModelCard, slices: Slices) -> str:
-    """A warning where the card's policy was not trained on what the middle slice shows; "" where there is none.
-
-    A photograph does not say what it shows, and a recorded picture without its scan only its plane.
-    """
-    if not isinstance(slices, Stack) and slices.first != slices.last:
-        return ""
-    picture = slices.picture((slices.first + slices.last) // 2)
-    geometry = picture.geometry
-    if geometry.plane == "picture":
-        return ""
-    values, modality, region = picture.values, picture.modality, ""
-    if values is not None and not picture.ct:
-        modality = modality or "a scan that does not look like CT"
-    if values is not None and picture.ct and geometry.plane == "axial":
-        region = region_of(values, (geometry.row_mm or 1.0, geometry.col_mm or 1.0))
-    return card.outside(modality, geometry.plane, region)
 
 
 def _other_structures(run: RunState) -> Iterator[str]:

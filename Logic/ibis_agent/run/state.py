@@ -7,6 +7,7 @@ for the others, without asking the policy. What is done next is in agent, what a
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from ibis_agent.run.moments import LIMIT, Moment, Moments
 from ibis_agent.run.plan import answer_of, key_of, seen_at, steps_on
 from ibis_agent.run.settings import Settings
 from ibis_agent.run.trail import Trail
+from ibis_agent.run.unfamiliar import unfamiliar
 from ibis_agent.scan.slices import Slices
 from ibis_agent.segmenter.contract import Follower, Found, Prediction, Segmenter
 from ibis_agent.segmenter.framed import framed
@@ -108,6 +110,11 @@ class RunState:
         self._trail: Trail[Place] = Trail()
 
     # What there is
+
+    @functools.cached_property
+    def unfamiliar(self) -> str:
+        """A warning where the policy was not trained on scans of this kind, or ""; looked up once a run."""
+        return unfamiliar(self.policy.card, self.slices) if self.policy is not None else ""
 
     @property
     def found(self) -> Mapping[int, Found]:

@@ -73,7 +73,7 @@ def test_a_scan_unlike_those_of_the_training_is_warned_of_from_the_first_action_
 
 
 def test_a_region_that_the_policy_does_not_know_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ibis_agent.run.caveats.region_of", lambda hu, spacing: "head")
+    monkeypatch.setattr("ibis_agent.run.unfamiliar.region_of", lambda hu, spacing: "head")
     assert "the head (trained on the trunk)" in caveats(unfamiliar_run())[0]
 
 
