@@ -115,6 +115,7 @@ def write_json(
 def append_line(path: str | os.PathLike[str], value: dict[str, Any], more: tuple[str, Iterable[Any]]) -> None:
     """Add a line of JSON to a file and bring it to the disk, whole or not at all. Raises OutputError, ValueError.
 
+    value: not empty.
     more: a last key of `value` and the (key, value) of its object, one by one, where they would not fit in memory
     together.
     """
@@ -122,7 +123,7 @@ def append_line(path: str | os.PathLike[str], value: dict[str, Any], more: tuple
     before = os.path.getsize(path) if os.path.exists(path) else 0
     try:
         with open(path, "a", encoding="utf-8", errors="replace", newline="\n") as stream:
-            stream.write(f"{_line(value)[:-1]}{',' if value else ''}{_line(name)}:{{")
+            stream.write(f"{_line(value)[:-1]},{_line(name)}:{{")
             for number, (key, item) in enumerate(items):
                 stream.write(f"{',' if number else ''}{_line(str(key))}:{_line(item)}")
             stream.write("}}\n")

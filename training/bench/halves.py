@@ -15,6 +15,7 @@ import ibis_agent.segmenter as segmenters
 import numpy as np
 import torch
 from ibis_agent.actions import Click
+from ibis_agent.mask.masks import dice
 
 from training.bench.shown import phantom_picture
 
@@ -33,7 +34,7 @@ def measure(segmenter: Any, pictures: int) -> dict[str, np.ndarray]:
         for name, kind in PRECISIONS.items():
             with torch.autocast(segmenter.device.type, kind):
                 half = masks_of(segmenter, rgb, clicks)
-            found[name] += [_dice(one, other) for one, other in zip(whole, half, strict=True)]
+            found[name] += [dice(one, other) for one, other in zip(whole, half, strict=True)]
     return {name: np.array(values) for name, values in found.items()}
 
 
@@ -51,11 +52,6 @@ def table(found: dict[str, np.ndarray]) -> str:
         for name, values in found.items()
     ]
     return "\n".join(lines)
-
-
-def _dice(one: np.ndarray, other: np.ndarray) -> float:
-    size = int(one.sum()) + int(other.sum())
-    return 2 * int((one & other).sum()) / size if size else 1.0
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ SHARED = 0.5  # IoU with the structure's own box from which a box counts as arou
 
 
 def points_at(prompt: Prompt, truth: np.ndarray) -> bool:
-    """Whether a click lies on the (H, W) bool structure, whatever its sign, or a box is about the structure's own."""
+    """Whether a click, of either sign, lies on the (H, W) bool structure, or a box covers it well (SHARED)."""
     if isinstance(prompt, Box):
         return box_iou(prompt, truth) >= SHARED
     assert isinstance(prompt, Click)

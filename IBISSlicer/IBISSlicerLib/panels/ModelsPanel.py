@@ -263,9 +263,7 @@ class ModelsPanel:
         return ""
 
     def _chosenSegmenter(self, before: ModelSettings) -> tuple[str, str]:
-        """The segmenter, and the host that slices may go to for it; those of before if the person thought better of
-        it.
-        """
+        """The segmenter, and the host that slices may go to for it; the previous ones if the user cancels."""
         chosen = self.ui.segmenterSelector.currentData
         if chosen == before.segmenter:
             return chosen, before.send_slices_to
@@ -284,7 +282,7 @@ class ModelsPanel:
         return before.segmenter, before.send_slices_to
 
     def _askForNnInteractive(self) -> str:
-        """The address of a server; empty if the person thought better of it."""
+        """The address of a server; empty if the user cancels."""
         label = (
             "Address of nninteractive-server, for example http://localhost:1527\n\n"
             f"License of nnInteractive's weights: {WEIGHTS_LICENCE}."

@@ -27,7 +27,8 @@ class LoadedCase:
     """A case with consistent data.
 
     Attributes:
-        case: its description. scan: the scan.
+        case: its description.
+        scan: the scan.
         labels: (I, J, K) in the scan's index order, integers; (H, W) for a picture.
         structures: name → its values, for structures that occur in the labels.
         absent: names of the labelling that do not occur here.
@@ -124,9 +125,8 @@ def on_scan(mask: LabelMap, scan: Scan, path: Path) -> np.ndarray:
         return mask.labels
     target = scan.affine
     if scan.place is not None and scan.place.itk and suffix_of(path) not in (".nii", ".nii.gz"):
-        target = np.reshape(
-            scan.place.itk, (4, 4)
-        )  # programs based on ITK write masks at ITK's position of the scan
+        # Programs based on ITK write masks at ITK's position of the scan.
+        target = np.reshape(scan.place.itk, (4, 4))
     return laid_on(mask.labels, mask.affine, target, scan.voxels.shape, mask.part)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from ibis_agent.cli.cohort_scans import Entry, plain_name
 from ibis_agent.cli.given_masks import MaskFiles
 from ibis_agent.errors import InputError
-from ibis_agent.scan.checks import suffix_of
+from ibis_agent.scan.checks import stem, suffix_of
 
 _MASKS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd", ".png")
 _WORDS = ("{scan}", "{folder}", "{name}")
@@ -92,17 +92,18 @@ class _Place:
     def of(self, entry: Entry) -> str:
         """The file of one scan; empty where it is not there, which `check` tells."""
         scan = Path(entry.scan)
-        ending = "" if scan.is_dir() else suffix_of(scan)  # DICOM folders may be called 1.2.840.113
-        stem = scan.name.removesuffix(ending) or scan.name
+        own_name = (
+            scan.name if scan.is_dir() else stem(scan) or scan.name
+        )  # folders may be called 1.2.840.113
         if self._files is None:
-            named = {"{scan}": str(scan.parent / stem), "{folder}": str(scan.parent), "{name}": stem}
+            named = {"{scan}": str(scan.parent / own_name), "{folder}": str(scan.parent), "{name}": own_name}
             text = self._where
             for word, value in named.items():
                 text = text.replace(word, value)
             found = [Path(text)] if Path(text).is_file() else []
         else:
             text = f"{self._where}/{entry.name}"
-            own = plain_name(Path(f"{stem}.nii"), Path())
+            own = plain_name(Path(f"{own_name}.nii"), Path())
             cut = scan.is_dir() and suffix_of(scan)  # an entry's name lacks what looks like an ending
             found = (not cut and self._files.get(entry.name)) or self._files.get(own, [])
         if len(found) > 1:

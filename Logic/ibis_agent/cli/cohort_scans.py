@@ -15,7 +15,7 @@ from typing import Any
 
 from ibis_agent.errors import InputError
 from ibis_agent.fields import read_json
-from ibis_agent.scan.checks import suffix_of
+from ibis_agent.scan.checks import stem, suffix_of
 
 _VOLUMES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".npz")
 _PICTURES = (".png", ".jpg", ".jpeg")
@@ -165,5 +165,5 @@ def _common(paths: Iterable[Path]) -> Path:
 def plain_name(path: Path, root: Path) -> str:
     """A folder name for a scan: its path below the root, without the extension and without unusual characters."""
     relative = path.relative_to(root) if root != path and root in path.parents else Path(path.name)
-    text = str(relative.with_name(relative.name.removesuffix(suffix_of(relative)) or relative.name))
+    text = str(relative.with_name(stem(relative) or relative.name))
     return re.sub(r"[^\w.-]+", "_", text.replace("..", "_")).strip("._") or "scan"

@@ -29,6 +29,7 @@ from ibis_agent.run.episode import Limits
 from ibis_agent.run.given import Given
 from ibis_agent.run.settings import Follow, Settings
 from ibis_agent.run.unfamiliar import unfamiliar
+from ibis_agent.scan import checks
 from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.load import load_scan
 from ibis_agent.scan.modality import UNNAMED
@@ -352,11 +353,9 @@ def _check_orientation(request: Request, card: ModelCard, recorded: str) -> None
 
 def _stem(name: str) -> str:
     """The scan's name without its extension, short enough to be part of a folder's name."""
-    for suffix in (".nii.gz", Path(name).suffix):
-        if suffix and name.lower().endswith(suffix.lower()):
-            name = name[: -len(suffix)]
-            break
-    return name.encode("utf-8", "replace")[:_LONGEST_STEM].decode("utf-8", "ignore") or "scan"
+    return (
+        checks.stem(Path(name)).encode("utf-8", "replace")[:_LONGEST_STEM].decode("utf-8", "ignore") or "scan"
+    )
 
 
 def _folder(request: Request, stem: str) -> Path:

@@ -39,9 +39,8 @@ class Job:
     slice: Callable[[Message], None] = lambda message: None
     text: Callable[[str], None] = lambda piece: None
     retry: Callable[[str], None] = lambda reason: None
-    opened: Callable[[Message], None] = lambda message: (
-        None
-    )  # the answer to `ask`, where one was needed first
+    # Takes the answer to `ask`, where one was needed first.
+    opened: Callable[[Message], None] = lambda message: None
     prepare: Callable[[], Message] = dict  # fields that are settled only when the job's turn comes
     _over: bool = False
 

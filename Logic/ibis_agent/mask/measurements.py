@@ -31,9 +31,9 @@ class Measurements:
     Attributes:
         voxels: inside the mask.
         parts: connected components; voxels that touch at a corner are connected.
-        volume_ml: of a mask over several slices with a known voxel size. area, area_slice: of the slice with the
-        largest area, in mm² (pixels if the size is unknown), and its index. longest, perpendicular, diameter_slice:
-        in the plane, in mm (pixels), and their slice.
+        volume_ml: of a mask over several slices with a known voxel size.
+        area, area_slice: of the slice with the largest area, in mm² (pixels if the size is unknown), and its index.
+        longest, perpendicular, diameter_slice: in the plane, in mm (pixels), and their slice.
         longest_3d: in mm; None for one slice.
         mean, deviation: of the grey values inside; sample standard deviation.
         unit: "mm", or "px" if the pixel size is unknown.

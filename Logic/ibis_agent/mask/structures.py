@@ -46,8 +46,8 @@ class Structure:
         name: for display and for the segment.
         words: synonyms, lower case, singular first.
         colour: 0-255 RGB.
-        code: its type; None if no code is certain. category, side, region: the rest of the coded name; `region` is
-            the organ of a lesion.
+        code: its type; None if no code is certain.
+        category, side, region: the rest of the coded name; `region` is the organ of a lesion.
         context: the terminology list that contains the code.
     """
 
@@ -250,7 +250,7 @@ def structure_for(question: str, answer: str = "") -> Structure | None:
 
 
 def another_structure(question: str, reply: str) -> Structure | None:
-    """The structures in a reply, if they are not those of the question; None if they match.
+    """The first structure in a reply, if none of them is in the question; None if they match.
 
     Left and right of a pair are two structures; either matches a question about both. If a text mentions no structure,
     it matches.

@@ -32,7 +32,7 @@ _KINDS = {
     "fbgemm_fp8": "FP8 (FBGEMM)",
     "mlx": "MLX",
 }
-_WHOLE_NUMBERS = frozenset({"F16", "BF16", "F32", "F64"})
+_UNQUANTISED = frozenset({"F16", "BF16", "F32", "F64"})
 _PACKED = re.compile(r"\.(?:qweight|qzeros|weight_packed|g_idx)$")
 _SCALED = re.compile(r"\.weight_scale(?:_inv)?$")
 _BITSANDBYTES = re.compile(r"\.(?:absmax|quant_state\..*|SCB)$")
@@ -111,7 +111,7 @@ def quantised_as(
             remedy=f"{_INSTEAD} (vLLM or SGLang).",
         )
     for name, tensor in tensors.items():
-        if tensor.dtype not in _WHOLE_NUMBERS:
+        if tensor.dtype not in _UNQUANTISED:
             raise ModelError(
                 f"is stored in an unsupported data type: {tensor.dtype}",
                 file=folder,
@@ -135,7 +135,7 @@ def as_unpacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             shape = _stored_shape(tensors.get(f"{module}_shape"), tensor)
             found[module] = Tensor(shape, "BF16", tensor.file)
         elif not _BESIDE.search(name):
-            whole = tensor.dtype in _WHOLE_NUMBERS
+            whole = tensor.dtype in _UNQUANTISED
             found[name] = tensor if whole else Tensor(tensor.shape, "BF16", tensor.file)
     return found
 

@@ -96,7 +96,7 @@ def _with(record: Json, lines: list[Json]) -> Json:
         actions = [*actions[: line["keep"]], *line["actions"]]
         for index, row in ((int(n), each) for n, each in line["slices"].items()):
             rows[index] = {**rows.get(index, {}), "mask_rle": "", **NOTHING, **(row or {})}
-        outcome = {key: line.get(key, outcome[key]) if key == "caveats" else line[key] for key in outcome}
+        outcome |= {key: line[key] for key in outcome if key in line}  # older journals have no caveats
     gap = float(record["volume"]["gap_mm"])
     volume = {**record["volume"], **figures(actions, rows.values(), gap)}
     slices = [rows[index] for index in sorted(rows)]

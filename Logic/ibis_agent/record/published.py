@@ -67,8 +67,9 @@ class PublishedTrajectory:
         file, mask_file: names as in the file.
         kind: "nii" or "img".
         shape: (H, W) of the picture.
-        steps: in order. nii_data, img_data: as in the file; `kind` determines which one is present. question, answer:
-            None if missing.
+        steps: in order.
+        nii_data, img_data: as in the file; `kind` determines which one is present.
+        question, answer: None if missing.
         further: all other keys of the object, unchanged.
     """
 

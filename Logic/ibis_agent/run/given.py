@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -29,7 +30,7 @@ class Given:
     start_name: str = ""
     excluded_name: str = ""
 
-    @property
+    @functools.cached_property
     def key(self) -> int | None:
         """The slice where the start is largest, of equals the first; None without a start."""
         return max(sorted(self.start), key=lambda index: area(self.start[index]), default=None)

@@ -10,8 +10,11 @@ from ibis_agent.scan.slices import Slices, Stack
 def unfamiliar(card: ModelCard, slices: Slices) -> str:
     """A warning where the card's policy was not trained on what the middle slice shows; "" where there is none.
 
-    A photograph does not say what it shows, and a recorded picture without its scan only its plane.
+    A photograph does not say what it shows; a recorded picture without its scan only its plane, and its modality if
+    that was recorded.
     """
+    if not (card.modalities or card.planes or card.regions):
+        return ""
     if not isinstance(slices, Stack) and slices.first != slices.last:
         return ""
     picture = slices.picture((slices.first + slices.last) // 2)
@@ -21,6 +24,6 @@ def unfamiliar(card: ModelCard, slices: Slices) -> str:
     values, modality, region = picture.values, picture.modality, ""
     if values is not None and not picture.ct:
         modality = modality or "a scan that does not look like CT"
-    if values is not None and picture.ct and geometry.plane == "axial":
+    if card.regions and values is not None and picture.ct and geometry.plane == "axial":
         region = region_of(values, (geometry.row_mm or 1.0, geometry.col_mm or 1.0))
     return card.outside(modality, geometry.plane, region)

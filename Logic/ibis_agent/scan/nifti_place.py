@@ -25,8 +25,9 @@ class NiftiPlace:
     """The fields of a NIfTI header that determine the position of its voxels, in the header's own unit.
 
     Attributes:
-        pixdim: qfac and the voxel sizes along i, j, k. quatern, qoffset, qform_code: the qform. srow, sform_code: the
-        sform, row by row.
+        pixdim: qfac and the voxel sizes along i, j, k.
+        quatern, qoffset, qform_code: the qform.
+        srow, sform_code: the sform, row by row.
         units: xyzt_units: 1 metres, 2 millimetres, 3 micrometres, 0 unknown (taken as millimetres).
         version: 1 or 2.
         itk: (16,) the affine to RAS mm used by ITK, row by row; empty if it equals `affine`.

@@ -185,13 +185,26 @@ def test_predictions_made_together_are_those_made_alone(
         assert alone.score == pytest.approx(second[n].score, abs=1e-4)
 
 
-def test_predictions_of_all_kinds_are_made_together(questions: list[Question]) -> None:
+def test_predictions_of_all_kinds_are_made_together(
+    questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
     boxed = segmenters.open("demo", device="cpu", first_box=True)
-    embedding, click, box = boxed.embed(questions[0].rgb), Click(0.5, 0.5), Box(0.3, 0.3, 0.6, 0.7)
+    click, box = Click(0.5, 0.5), Box(0.3, 0.3, 0.6, 0.7)
+    pictures = [boxed.embed(question.rgb) for question in (questions[0], questions[-1])]
+    assert not np.array_equal(questions[0].rgb, questions[-1].rgb)
     asked = [[click], [box], [click, Click(0.4, 0.4, False)], [box, click], [click, box], [Click(0.3, 0.6)]]
-    logits = [None if len(each) == 1 else boxed.predict(embedding, each[:1]).logits for each in asked]
-    together = boxed.predict_many([embedding] * len(asked), asked, logits)
-    for prompts, before, found in zip(asked, logits, together, strict=True):
+    asked, of = [*asked, *asked], [pictures[n >= len(asked)] for n in range(2 * len(asked))]
+    logits = [
+        None if len(each) == 1 else boxed.predict(embedding, each[:1]).logits
+        for each, embedding in zip(asked, of, strict=True)
+    ]
+    decode, passes = boxed.model.sam_mask_decoder.forward, list[int]()
+    monkeypatch.setattr(
+        boxed.model.sam_mask_decoder, "forward", lambda **given: passes.append(1) or decode(**given)
+    )
+    together = boxed.predict_many(of, asked, logits)
+    assert 0 < len(passes) < len(asked), "what is alike passes the decoder together"
+    for embedding, prompts, before, found in zip(of, asked, logits, together, strict=True):
         alone = boxed.predict(embedding, prompts, before)
         assert np.abs(alone.logits - found.logits).max() < 1e-3, prompts
         assert (alone.mask != found.mask).mean() < 1e-3, prompts
@@ -247,7 +260,7 @@ def test_rollouts_that_mix_boxes_and_clicks_are_the_episodes_alone(
         assert rollout.said_absent == (question.text == "nothing")
         formats = [rewards.house_format(turn.state.reply, rollout.language) for turn in rollout.turns]
         assert set(formats) == {1.0}
-    assert [rollout.hit for rollout in _flat(groups)][:1] == [True]
+    assert _flat(groups)[0].hit
     assert figures(groups)["clicks"] == pytest.approx(8 / 5)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -159,7 +158,6 @@ def test_all_workers_of_a_job_share_a_segmenter_and_outlive_its_death(
 
 @with_ray
 def test_an_actor_that_finds_no_gpu_is_told_with_what_is_free(ray_here: Any) -> None:
-    with contextlib.suppress(ValueError):
-        ray_here.kill(ray_here.get_actor("ibis_segmenter-0"))
+    # Also where one on the processor is running: another device is another segmenter.
     with pytest.raises(ModelError, match=r"did not start .* 0 GPUs .* Leave a GPU"):
         Shared(None, "cuda", share=0.5, patience=2)

@@ -149,21 +149,16 @@ def test_organs_take_other_shapes_and_give_way_to_nothing_solid():
         "bowel": [],
         "pancreas": [],
     }
-    sizes = {organ: set() for organ in (liver, spleen, stomach)}
+    sizes, places = {organ: set() for organ in (liver, spleen, stomach)}, []
     for seed in range(40):
         other, changed = reshape(tissue, numbers, fat, (muscle,), (3.0, 3.0), np.random.default_rng(seed))
         assert np.array_equal(changed, other != tissue)
         assert np.array_equal(other == aorta, tissue == aorta)
         assert np.array_equal(other == 0, tissue == 0)
+        places.append(np.argwhere(other == stomach).mean(0))
         for organ, seen in sizes.items():
             seen.add(int((other == organ).sum()))
             # What one organ gains is taken from what gives way, never from another.
             assert set(np.unique(tissue[changed & (other == organ)])) <= {fat, muscle}
     assert all(len(seen) > 10 for seen in sizes.values())
-    places = [np.argwhere(o == stomach).mean(0) for o in _reshaped(tissue, numbers, fat, muscle)]
     assert np.std(places, axis=0).max() > 2
-
-
-def _reshaped(tissue, numbers, fat, muscle):
-    for seed in range(40):
-        yield reshape(tissue, numbers, fat, (muscle,), (3.0, 3.0), np.random.default_rng(seed))[0]

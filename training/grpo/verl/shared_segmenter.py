@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -145,10 +146,10 @@ class Shared:
         made: Any = ray.remote(Host)
         lasting: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1, "get_if_exists": True}
         takes = {"num_cpus": 1, "num_gpus": share, "max_concurrency": _AT_ONCE}
+        kind = hashlib.sha256(f"{checkpoint}|{device}".encode()).hexdigest()[:8]
+        names = [f"{_NAME}-{kind}-{n}" for n in range(count)]
         # Whichever worker comes first begins an actor, and begins it again where the one that had is gone.
-        self._begin = lambda n: made.options(name=f"{_NAME}-{n}", **takes, **lasting).remote(
-            checkpoint, device
-        )
+        self._begin = lambda n: made.options(name=names[n], **takes, **lasting).remote(checkpoint, device)
         self._actors: list[Any] = [self._begin(n) for n in range(count)]  # they load side by side
         self._told: OrderedDict[str, None] = OrderedDict()
         try:
@@ -188,7 +189,8 @@ class Shared:
                 continue
             assert found is not None, "an actor holds the picture that was just sent"
             self._told[embedding.key] = None
-            if len(self._told) > _PICTURES:
+            self._told.move_to_end(embedding.key)
+            if len(self._told) > _PICTURES * len(self._actors):
                 self._told.popitem(last=False)
             return found
         raise ModelError("a shared segmenter died again and again", value=f"{_TRIES} tries")

@@ -6,6 +6,7 @@ for templates that list tools; our policies write clicks as text, not as calls.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from contextlib import AbstractContextManager, nullcontext
@@ -44,7 +45,8 @@ class SegmentTool(BaseTool):
         """Open an episode. kwargs: "info" and "ground_truth" of the row, "picture" as bytes, path or image."""
         name = instance_id or str(uuid4())
         question = question_of(kwargs["info"], kwargs["ground_truth"], kwargs.get("picture"))
-        self._players[name] = player_of(kwargs["info"], question, self._segmenter())
+        chosen = await asyncio.to_thread(self._segmenter)
+        self._players[name] = player_of(kwargs["info"], question, chosen)
         return name, ToolResponse()
 
     def player(self, instance_id: str) -> Player:
@@ -69,11 +71,15 @@ class SegmentTool(BaseTool):
         except (KeyError, InputError) as error:
             return ToolResponse(text=f"This is not a click: {error}"), 0.0, {}
         player = self.player(instance_id)
-        with self._alone():
-            over = player.take_text(player.rollout.language.format(Reply("A call.", click)))
+        said = player.rollout.language.format(Reply("A call.", click))
+        over = await asyncio.to_thread(self._take_text, player, said)
         state = player.rollout.turns[-1].state
         text = "The episode is over." if over else "The mask has changed."
         return ToolResponse(text=text), state.iou_after - state.iou_before, {"iou": state.iou_after}
+
+    def _take_text(self, player: Player, said: str) -> bool:
+        with self._alone():
+            return player.take_text(said)
 
     async def calc_reward(self, instance_id: str, **kwargs: Any) -> float:
         """The score of the whole episode."""

@@ -1,7 +1,4 @@
-"""Work for a card in a thread beside another network's: on a stream of its own, so that neither waits for the other.
-
-Nothing of it was run on a card; the order of its calls is tested with a stand-in for torch.cuda.
-"""
+"""Work for a card in a thread beside another network's: on a stream of its own, so that neither waits for the other."""
 
 from __future__ import annotations
 

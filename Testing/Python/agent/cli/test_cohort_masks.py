@@ -86,6 +86,14 @@ def test_masks_beside_their_scans_are_begun_from_and_are_no_scans_themselves(
         run(scans, out, scripted_cohort.ASKED)
 
 
+def test_a_scan_whose_ending_is_in_capitals_is_called_without_it(scans: Path, tmp_path: Path) -> None:
+    (scans / "a.nii.gz").rename(scans / "A.NII.GZ")
+    for name in ("A", "b", "sub/c"):
+        a_mask(scans / f"{name}_liver.nii.gz", 2)
+    run(scans, tmp_path / "out", asked("{scan}_liver.nii.gz"))
+    assert given(tmp_path / "out" / "A").start_name == "A_liver.nii.gz"
+
+
 def test_a_folder_of_masks_is_matched_by_name_and_excludes_likewise(scans: Path, tmp_path: Path) -> None:
     for n, name in enumerate(("a", "b", "sub/c")):
         a_mask(tmp_path / "masks" / f"{name}.nii.gz", 2 * n + 1)
