@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import importlib.util
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +120,20 @@ def test_a_question_that_is_cancelled_does_not_keep_the_others_waiting(pictures:
 
     found = asyncio.run(ask())
     assert found is not None and found.mask.any()
+
+
+def test_threads_that_ask_at_once_get_one_and_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2, timeout=5)
+
+    def slow(*_: Any) -> object:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(1)  # passes only where two are being made
+        return object()
+
+    monkeypatch.setattr(shared_segmenter, "_made", functools.cache(slow))
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(lambda _: shared_segmenter.shared(None, "cpu", 1, 0.0), range(2))
+    assert first is second
 
 
 @pytest.fixture(scope="module")

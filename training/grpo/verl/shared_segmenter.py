@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -208,7 +209,12 @@ class Shared:
         return found
 
 
-@functools.cache
 def shared(checkpoint: str | None, device: str, count: int, share: float) -> Shared:
-    """The one of this process."""
-    return Shared(checkpoint, device, count, share)
+    """The one of this process, also for threads that ask at once."""
+    # Of two, the one that is dropped would take its actors with it.
+    with _MAKING:
+        return _made(checkpoint, device, count, share)
+
+
+_made = functools.cache(Shared)
+_MAKING = threading.Lock()
