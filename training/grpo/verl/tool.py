@@ -91,7 +91,8 @@ class SegmentTool(BaseTool):
 
     def _segmenter(self) -> PictureSegmenter:
         if not self._actors:
-            return segmenter()
+            with _ONE:  # loaded once, not by each thread that comes first
+                return segmenter()
         asked = os.environ.get(SEGMENTER) or None
         return shared(asked, os.environ.get(DEVICE, "cpu"), self._actors, self._share)
 
