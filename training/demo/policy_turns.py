@@ -99,6 +99,8 @@ def augmented(
         bits = bits[np.ix_(rows.astype(int), rows.astype(int))]
     lower, width = some_window(hu - 1024, rng) if change else (-160.0, 400.0)
     grey = np.clip((hu - 1024 - lower) / width, 0, 1)
+    if change and rng.random() < 0.06:  # a pale picture: fat nearly as grey as organs
+        grey = np.where(grey > 0.02, 0.6 + rng.uniform(0.25, 0.8) * (grey - 0.6), grey)
     if change and rng.random() < 0.5:
         grey = np.clip(
             grey ** np.exp(rng.normal(0, 0.08))

@@ -119,7 +119,7 @@ class Patient:
         changed = np.zeros_like(taken)
         if not above:  # neighbours in a clip keep one shape
             numbers = {name: self._numbers(name) for name in PARTS}
-            tissue, changed = reshape(tissue, numbers, FAT, (SOFT,), mm, r)
+            tissue, changed = reshape(tissue, numbers, FAT, (SOFT,), (GAS, BRIGHT), mm, r)
         rest[taken | changed | (tissue == OUTSIDE)] = 0
         shades = self._shades(r)
         hu = shades[tissue]
@@ -291,14 +291,14 @@ class Patient:
 def _fill_stomach(hu: np.ndarray, stomach: np.ndarray, r: np.random.Generator) -> None:
     """Now and then other contents: a level of gas over fluid, or food."""
     kind = r.uniform()
-    if not stomach.any() or kind < 0.45:
+    if not stomach.any() or kind < 0.35:
         return
     inner = ndimage.binary_erosion(stomach, iterations=int(r.integers(2, 6)))
     if not inner.any():
         return
     rows = np.flatnonzero(inner.any(1))
     level = rows[0] + (rows[-1] - rows[0]) * r.uniform(-0.2, 0.9)
-    fluid = float(r.uniform(-5, 45)) if r.uniform() < 0.5 else float(r.uniform(80, 350))
+    fluid = float(r.uniform(-5, 45)) if r.uniform() < 0.5 else float(r.uniform(80, 500))
     texture = smooth(r, 30, hu.shape[0]) * (r.uniform(10, 90) if kind > 0.7 else 2)
     hu[inner] = fluid + texture[inner]
     above = np.arange(hu.shape[0])[:, None] < level

@@ -223,8 +223,8 @@ def run(args: argparse.Namespace) -> list[str]:
     if not start.is_file():
         write_json(start, work.measure(args.model))
     # Seed by seed: whenever it is stopped, the arms can be compared over the seeds that are done.
-    found = {seed: {arm: work.result(arm, seed) for arm in ARMS} for seed in args.seeds}
-    runs = {arm: [found[seed][arm] for seed in args.seeds] for arm in ARMS}
+    found = {seed: {arm: work.result(arm, seed) for arm in args.arms} for seed in args.seeds}
+    runs = {arm: [found[seed][arm] for seed in args.seeds] for arm in args.arms}
     arms, said = summary(runs), verdict(runs)
     sizes = {name: getattr(args, name) for name in ("updates", "sft_steps", "pictures", "asked", "seeds")}
     told = {
@@ -258,6 +258,7 @@ def main() -> None:
         "--write", type=Path, default=Path("training/reproduction"), help="where the figures go"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="only these, to save hours")
     parser.add_argument("--updates", type=int, default=60, help="of GRPO")
     parser.add_argument("--sft-steps", type=int, default=1000, help="at most; the best held state is kept")
     parser.add_argument("--pictures", type=int, default=300, help="phantoms to learn from")

@@ -64,6 +64,15 @@ def test_the_claim_is_shown_only_beyond_the_margin_written_down_before() -> None
     assert "clicks of grpo_ours not above sft: not shown" in paired.verdict(runs)[3]
 
 
+def test_of_fewer_arms_only_what_they_can_show_is_said() -> None:
+    runs = {"sft": _runs(0.70, 2), "grpo_ours": _runs(0.725, 2)}
+    assert [line.split(":")[0] for line in paired.verdict(runs)] == [
+        "IoU of grpo_ours above sft",
+        "clicks of grpo_ours not above sft",
+        "false_absence of grpo_ours not above sft",
+    ]
+
+
 def test_the_arms_differ_in_rewards_and_credit_alone() -> None:
     import yaml
 
