@@ -1,8 +1,8 @@
-"""Look through a data set before it is used: which cases will do, and what is wrong with the others, by name.
+"""Check a data set before it is used: count usable cases, and list what is wrong with the others.
 
     python -m training.check_cases SOURCE [--names labels.json] [--json]
 
-Which folders and manifests are understood is described in training/cases.py.
+The supported folders and manifests are described in ibis_agent.cases.cases.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", type=Path, help="a folder, a .csv or a .json manifest")
-    parser.add_argument("--names", type=Path, help="JSON: the names of the masks' values")
+    parser.add_argument("--names", type=Path, help="JSON with the names of the label values")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     args = parser.parse_args()
     usable: Counter[str] = Counter()
@@ -37,7 +37,7 @@ def main() -> None:
     if args.json:
         print(json.dumps({"usable": dict(usable), "problems": tally(problems)}, indent=1))
         return
-    print(f"{usable.pop('cases', 0)} cases can be used")
+    print(f"{usable.pop('cases', 0)} usable cases")
     for name, count in usable.most_common():
         print(f"  {name}: {count}")
     for problem in problems:

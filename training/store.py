@@ -1,11 +1,11 @@
-"""Cut the pictures of scans and keep them on the disk, for trajectories, GRPO and evaluation.
+"""Cut the pictures of scans and keep them on disk for trajectories, GRPO and evaluation.
 
     python -m training.store SCANS --out build/store --workers 8
-    python -m training.store SCANS --out build/store --shard 2/8      # reads one scan in eight, on any machine
+    python -m training.store SCANS --out build/store --shard 2/8      # reads every eighth scan, on any machine
 
-Those commands do it themselves with --store (GRPO: tasks.store); this one does it ahead of time, with many
-processes. The options must be the same as theirs, for they decide what is cut: what another choice needs is cut
-anew. How it is kept: training/common/store.py.
+Those commands do it themselves with --store (GRPO: tasks.store); this command does it ahead of time with many
+processes. Give it the same options: pictures for other options are cut again. The format is described in
+training/common/store.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ibis_agent.cases.cases import read_cases
 from ibis_agent.errors import InputError
 
 from training.common.choices import add_choice, choice_of
-from training.common.commands import ending
+from training.common.commands import RESUMABLE, ending
 from training.common.pictures import groups_of
 from training.common.processes import Shard
 from training.common.store import fill
@@ -32,18 +32,16 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "source", type=Path, help="a folder or a manifest, as ibis_agent.cases understands it"
-    )
+    parser.add_argument("source", type=Path, help="a folder or manifest of cases, see ibis_agent.cases")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--names", type=Path, help="JSON: the names of the masks' values")
+    parser.add_argument("--names", type=Path, help="JSON with the names of the label values")
     parser.add_argument("--workers", type=int, default=1, help="processes")
-    parser.add_argument("--shard", type=Shard.parse, default=Shard(), metavar="I/N", help="part I of N")
+    parser.add_argument("--shard", type=Shard.parse, default=Shard(), metavar="I/N", help="do part I of N")
     add_choice(parser)
     parser.add_argument(
-        "--for-evaluation", action="store_true", help="as training.evaluate chooses structures"
+        "--for-evaluation", action="store_true", help="choose structures as training.evaluate does"
     )
-    with ending("stopped; the same command goes on from here"):
+    with ending(RESUMABLE):
         args = parser.parse_args()
         if args.workers < 1:
             raise InputError("--workers must be at least 1", value=args.workers)
@@ -56,7 +54,7 @@ def main() -> None:
         pictures, scans, more = fill(mine, choice, args.out, args.workers)
     for problem in [*problems, *more]:
         print(f"{problem.kind}: {problem}", file=sys.stderr)
-    print(f"{pictures} pictures of {scans} scans, of {len(groups)} in all: {args.out}")
+    print(f"{args.out}: {pictures} pictures of {scans} scans ({len(groups)} in total)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The best state of a training, kept while it goes on; and whether the training has collapsed."""
+"""The best state of a training run so far, and whether the run has collapsed."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import torch
 from training.common.resuming import save_atomically
 
 BEST = "best.pt"
-# More unreadable replies than the kept state has: a collapse also of what never answered well, see Best.
+# This increase of the share of unreadable replies over the best state is a collapse, even if quality was always low.
 _FORGOTTEN = 0.5
 
 
 class Best:
-    """What was trained when the held questions were answered best, on the disk.
+    """The trainable weights with the best quality on the held-out questions, on disk.
 
         best = Best(out / BEST, share=0.5)
         why = best.note(step, {"held_quality": 0.8, …}, trained)
 
-    The start (step 0) is what a collapse is told by and goes back to; a training that merely gained nothing
-    still ends with a state of its own.
+    The initial state (step 0) is kept only until the next evaluation: a run that gained nothing still ends with a
+    state of its own, but a collapse can go back to the start.
 
     Attributes:
-        step, figures: of the state that is kept; -1 and nothing before the first.
-        peak: the best quality so far, and the step that it was measured at.
+        step, figures: of the best state; -1 and empty before the first evaluation.
+        peak: (best quality so far, its step).
     """
 
     def __init__(self, path: Path, share: float = 0.5, device: str = "cpu") -> None:
-        """share: a quality below this share of the peak is a collapse, and so is half of the replies unreadable that
-        the kept state could write; 0: nothing is."""
+        """share: quality below this share of the peak is a collapse, and so are many more unreadable replies than in
+        the best state; 0: never."""
         self.path, self._share, self._device = path, share, device
         self.step, self.figures, self.peak = -1, dict[str, float](), (-1.0, -1)
         if path.is_file():
@@ -40,8 +40,7 @@ class Best:
             self.peak = tuple(state["peak"])
 
     def note(self, step: int, figures: Mapping[str, float], trained: Mapping[str, torch.Tensor]) -> str:
-        """Keep this state if it is the best; the earlier of equal ones stays. Returns why the training collapsed,
-        or an empty text."""
+        """Keep this state if it is better than the best. Returns the reason for a collapse, or ""."""
         collapsed = self.collapse(figures)
         if collapsed:
             return collapsed
@@ -55,20 +54,20 @@ class Best:
         return ""
 
     def collapse(self, figures: Mapping[str, float]) -> str:
-        """Why these figures are a collapse; empty where they are not."""
+        """The reason why these figures are a collapse, or ""."""
         now, (best, step) = figures["held_quality"], self.peak
         unreadable = figures.get("held_unreadable", 0.0)
         lost = unreadable - self.figures.get("held_unreadable", 1.0) >= _FORGOTTEN
         if not self._share or (now >= self._share * best and not lost):
             return ""
         return (
-            f"collapsed: quality on the held questions {now:.2f}, after {best:.2f} at step {step}; "
-            f"{100 * unreadable:.0f} % of the replies cannot be read"
+            f"collapsed: quality on the held-out questions is {now:.2f}, down from {best:.2f} at step {step}; "
+            f"{100 * unreadable:.0f} % of the replies are unreadable"
         )
 
     @torch.no_grad()
     def restore(self, trained: Mapping[str, torch.Tensor]) -> None:
-        """Put the kept state's weights in place."""
+        """Copy the best state's weights into `trained`."""
         state: Any = torch.load(self.path, weights_only=True, map_location=self._device)
         for name, parameter in trained.items():
             parameter.copy_(state["trained"][name])

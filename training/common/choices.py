@@ -1,4 +1,4 @@
-"""Which pictures and structures of a source, as options of a command."""
+"""Command-line options for a Choice of pictures and structures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.common.pictures import Choice
 
 
 def add_choice(parser: argparse.ArgumentParser) -> Any:
-    """Add the options of `choice_of`; returns their group, for more."""
+    """Add the options that `choice_of` reads. Returns their group, to add more."""
     group = parser.add_argument_group("which pictures and structures")
     which = group.add_argument
     which(
@@ -28,22 +28,24 @@ def add_choice(parser: argparse.ArgumentParser) -> Any:
         help=", ".join(PLANES),
     )
     which("--slices", "--slice-idx", default="shown", help='"shown", "all", or numbers such as 12,14,16')
-    which("--every", type=int, default=1, help="only every Nth of these slices")
-    which("--per-plane", type=int, default=0, help="at most so many slices of a scan, evenly spread")
+    which("--every", type=int, default=1, help="use only every Nth of these slices")
+    which("--per-plane", type=int, default=0, help="most slices per scan and plane, evenly spread; 0: all")
     which("--structures", nargs="+", default=[], help="names; default: all")
-    which("--mask-value", type=int, nargs="+", default=[], help="values of the masks; default: all")
-    which("--least-area", type=float, default=0.001, help="share of the picture that a structure covers")
-    which("--reverse-mask", action="store_true", help="masks of pictures show the structure in black")
-    which("--window-min", type=float, help="for all scans; default: their own, or as the agent chooses")
+    which("--mask-value", type=int, nargs="+", default=[], help="label values to use; default: all")
+    which("--least-area", type=float, default=0.001, help="smallest structure, as a share of the picture")
+    which("--reverse-mask", action="store_true", help="in masks of pictures, black is the structure")
+    which("--window-min", type=float, help="for all scans; default: the scan's own, or the agent's choice")
     which("--window-max", type=float)
     which("--orientation", choices=[each.value for each in Orientation])
-    which("--card", type=Path, help="a policy's folder: its orientation, window and frame")
-    which("--store", type=Path, help="a folder that keeps the pictures for all commands, see training.store")
+    which("--card", type=Path, help="a policy folder, for its orientation, window and frame")
+    which(
+        "--store", type=Path, help="a folder that keeps the pictures for later commands, see training.store"
+    )
     return group
 
 
 def choice_of(args: argparse.Namespace) -> Choice:
-    """The options, checked. Raises InputError."""
+    """The Choice given by the options. Raises InputError."""
     for name, low, high in (("every", 1, 10**6), ("per_plane", 0, 10**6), ("least_area", 0.0, 0.9)):
         value = getattr(args, name)
         if not low <= value <= high:
@@ -59,7 +61,7 @@ def choice_of(args: argparse.Namespace) -> Choice:
         card = load_card(args.card)
         orientation, card_window, frame = card.orientation.value, card.window, card.frame
     if (args.window_min is None) != (args.window_max is None):
-        raise InputError("a window has two ends", remedy="Give --window-min and --window-max.")
+        raise InputError("a window needs both limits", remedy="Give --window-min and --window-max.")
     if args.window_min is not None:
         window = check_window((args.window_min, args.window_max))
     return Choice(

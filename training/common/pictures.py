@@ -1,7 +1,7 @@
-"""Which pictures are asked about: slices chosen from cases, and phantoms, with the truth of what they show.
+"""The pictures that questions are asked about: slices of cases, and phantoms, with their ground truth.
 
-The pictures are cut by the agent's own code, in the orientation and window in which it will see them. Asking
-and clicking is in expert.
+Pictures are cut by the agent's own code, in the orientation and window that it will see. Questions and clicks are in
+trajectories.expert.
 """
 
 from __future__ import annotations
@@ -27,29 +27,28 @@ from scipy import ndimage
 from training.phantoms.phantom import STRUCTURES, random_slice
 
 PHANTOM_WINDOW = (-160.0, 240.0)
-# Away from those that measurements (below) and the demo models' own data (from 1 and 2 · 10⁹) are made from.
+# Above the seeds of measurements and of the demo models' training data (from 1 · 10⁹ and 2 · 10⁹).
 PHANTOM_SEEDS = 3_000_000_000
 _AXES = "xyz"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which slices and structures of a source are asked about.
+    """The slices and structures of a source to ask about.
 
     Attributes:
         planes: "axial", "coronal", "sagittal", or the file's own axes "x", "y", "z".
-        slices: "shown" (all that show something), "all", or voxel indices as text.
-        every: every Nth of them; per_plane: at most so many, evenly spread. Zero: no limit.
+        slices: "shown" (all that show a structure), "all", or voxel indices as text.
+        every: every Nth of them; per_plane: at most this many, evenly spread. Zero: no limit.
         structures: names; empty for all.
-        joined: further structures of phantoms, made of several: ("both kidneys", ("left kidney", "right kidney")).
-        mask_values: values of the masks; empty for all.
-        least_area: share of the picture that a structure must cover to be asked for.
-        orientation: how slices are turned.
-        window: grey values shown as black and white; None for the case's own, or as the agent chooses.
-        card_window: the policy's own, which the agent takes for CT, and what may be CT, where nothing else
-            says one.
+        joined: further structures of phantoms, each a union: ("both kidneys", ("left kidney", "right kidney")).
+        mask_values: label values; empty for all.
+        least_area: smallest structure to ask for, as a share of the picture.
+        orientation: of the slices.
+        window: (black, white) grey values; None for the case's own, or the agent's choice.
+        card_window: the policy's window, used for CT and what may be CT if nothing else gives one.
         frame: what the models see of a scan's slice: the whole "slice", or the "body".
-        reverse_mask: the masks of pictures show the structure in black.
+        reverse_mask: in masks of pictures, black is the structure.
     """
 
     planes: tuple[str, ...] = ("axial",)
@@ -72,14 +71,14 @@ class Shown:
     """One picture and what it shows.
 
     Attributes:
-        key: unlike that of all other pictures of the source, such as "patient 3/axial-012".
-        scan: what the scan holds, as a digest: equal for the same voxels, whatever their file is called.
+        key: unique in its source, such as "patient 3/axial-012".
+        scan: digest of the scan's voxels, whatever its file is called.
         picture: as the agent cuts it.
-        truths: structure → (H, W) bool, for all that are large enough to ask for.
-        traces: the same for those that are too small: neither asked for nor absent.
-        absent: structures of the labelling that this picture does not show.
-        file, masks: the scan's file and structure → (mask file, value or None); empty for phantoms.
-        reverse: the mask shows the structure in black.
+        truths: structure → (H, W) bool, for those large enough to ask for.
+        traces: the same for smaller ones, which are neither asked for nor absent.
+        absent: labelled structures that this picture does not show.
+        file, masks: the scan's file, and structure → (mask file, value or None); empty for phantoms.
+        reverse: in the mask, black is the structure.
     """
 
     key: str
@@ -95,7 +94,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Group:
-    """All cases of one scan, so that it is read and embedded once; or one phantom."""
+    """All cases of one scan, so that it is read and embedded only once; or one phantom."""
 
     key: str
     cases: tuple[Case, ...] = ()
@@ -103,7 +102,7 @@ class Group:
 
 
 def groups_of(cases: Sequence[Case]) -> list[Group]:
-    """The cases by their scans, in their order; every group has a key of its own."""
+    """The cases grouped by scan, in order. Every group has a unique key."""
     by_scan: dict[Path, list[Case]] = {}
     for case in cases:
         by_scan.setdefault(case.image.resolve(), []).append(case)
@@ -124,13 +123,13 @@ def groups_of(cases: Sequence[Case]) -> list[Group]:
 
 
 def phantom_groups(count: int, seed: int) -> list[Group]:
-    """`count` phantoms that no other seed has."""
+    """`count` phantoms; different seeds share no phantom."""
     first = PHANTOM_SEEDS + seed * 10_000_000
     return [Group(f"phantom-{seed}-{n:05d}", phantom=first + n) for n in range(count)]
 
 
 class Source:
-    """One group, read: its pictures one by one.
+    """A group that has been read, and its pictures one by one.
 
         source = Source(group, choice)
         source.problems            # what is wrong with its cases
@@ -139,7 +138,7 @@ class Source:
 
     Attributes:
         places: (plane, index) of every chosen picture.
-        scan: a digest of what it holds, see Shown.
+        scan: digest of the scan, see Shown.
     """
 
     def __init__(self, group: Group, choice: Choice) -> None:
@@ -170,7 +169,7 @@ class Source:
             self.places = [place for plane in choice.planes for place in self._chosen(plane)]
 
     def show(self, place: tuple[str, int]) -> Shown | Problem:
-        """The picture at one of the `places`; a Problem where it cannot be cut."""
+        """The picture at one of the `places`, or a Problem if it cannot be cut."""
         if self.group.phantom is not None:
             return dataclasses.replace(_phantom(self.group, self.choice), scan=self.scan)
         assert self._scan is not None
@@ -182,7 +181,7 @@ class Source:
             if flat:
                 picture = cut(self._scan)
             else:
-                window = self.choice.window or case.window or self._cards_window(self._scan)
+                window = self.choice.window or case.window or self._card_window(self._scan)
                 picture = cut(
                     self._scan, plane, index, window, self.choice.orientation, frame=self.choice.frame
                 )
@@ -196,7 +195,7 @@ class Source:
         shown.masks = {each: region.origin for each, region in self._regions.items()}
         return shown
 
-    def _cards_window(self, scan: Scan) -> tuple[float, float] | None:
+    def _card_window(self, scan: Scan) -> tuple[float, float] | None:
         return self.choice.card_window if scan.window is None and scan.may_be_ct else None
 
     def _take(self, loaded: LoadedCase) -> None:
@@ -253,7 +252,7 @@ class Source:
 
 
 class _Region:
-    """One structure's voxels, kept in the box around them."""
+    """One structure's voxels, stored for their bounding box only."""
 
     def __init__(
         self,
@@ -271,7 +270,7 @@ class _Region:
         return inside
 
     def joined(self, other: _Region) -> _Region:
-        """The voxels of both, with this one's origin."""
+        """The union of both, with this one's origin."""
         box = _around([self._box, other._box])
         part = np.zeros([each.stop - each.start for each in box], bool)
         for region in (self, other):
@@ -282,7 +281,7 @@ class _Region:
         return _Region(self.shape, box, part, self.origin)
 
     def areas(self, axis: int) -> np.ndarray:
-        """Pixels in each slice across an axis."""
+        """(n,) number of voxels in each of the n slices across an axis."""
         others = tuple(each for each in range(3) if each != axis)
         areas = np.zeros(self.shape[axis], int)
         areas[self._box[axis]] = self._part.sum(axis=others)
@@ -305,8 +304,10 @@ class _Region:
 
 
 def within_frame(shown: Shown) -> Shown:
-    """What the models see of a picture, as a picture of its own: inference crops to the frame, too, and a policy's
-    clicks are of what it sees. Where there is no frame, the picture itself."""
+    """The picture cropped to its frame, as inference crops it: the policy's clicks refer to what it sees.
+
+    Without a frame, the picture itself.
+    """
     frame = shown.picture.frame
     if frame is None:
         return shown
@@ -322,36 +323,38 @@ def within_frame(shown: Shown) -> Shown:
 
 
 def _boxes(labels: np.ndarray) -> dict[int, tuple[slice, ...]]:
-    """Value → the box around its voxels, of all values but zero; one pass over the labels."""
+    """Value → bounding box of its voxels, for all values but zero, in one pass over the labels."""
     low, high = int(labels.min()), int(labels.max())
     if low >= 0 and high < 2**16:
         return {n: box for n, box in enumerate(ndimage.find_objects(labels), 1) if box is not None}
-    values, places = np.unique(labels, return_inverse=True)  # few values, but large or negative ones
+    values, places = np.unique(labels, return_inverse=True)  # large or negative values
     found = ndimage.find_objects(places.reshape(labels.shape) + 1)
     return {int(value): box for value, box in zip(values, found, strict=True) if value}
 
 
 def _around(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
-    """The box around several."""
+    """The box around several boxes."""
     sides = zip(*boxes, strict=True)
     return tuple(slice(min(s.start for s in side), max(s.stop for s in side)) for side in sides)
 
 
 def digest_of(scan: Scan) -> str:
-    """32 hexadecimal digits for the voxels of a scan: the same whatever file and whole-number type hold them."""
+    """32 hexadecimal digits for the voxels of a scan, independent of its file and integer type."""
     digest = hashlib.blake2b(str(scan.voxels.shape).encode(), digest_size=16)
-    for n in range(scan.voxels.shape[-1]):  # by slabs, as NIfTI lies in memory: a whole volume is not copied
+    for n in range(
+        scan.voxels.shape[-1]
+    ):  # slab by slab, in the memory order of NIfTI, to copy no whole volume
         digest.update(np.asfortranarray(scan.voxels[..., n], dtype=np.float32).tobytes("F"))
     return digest.hexdigest()
 
 
 def refuse_overlap(learned: Mapping[str, str], held: Mapping[str, str], file: str | None = None) -> None:
-    """Refuse to measure on what is learned from. Both: digest of a scan → its name. Raises InputError."""
+    """Raises InputError if a held-out scan is also trained on. Both: digest of a scan → its name."""
     both = [digest for digest in held if digest in learned]
     if both:
         named = [f"{held[digest]} is {learned[digest]}" for digest in both[:3]]
         raise InputError(
-            f"{len(both)} of {len(held)} held scans hold the same voxels as scans that are learned from",
+            f"{len(both)} of {len(held)} held-out scans have the same voxels as training scans",
             file=file,
             value=", ".join(named) + (", …" if len(both) > 3 else ""),
             remedy="Hold out other patients.",
@@ -359,7 +362,7 @@ def refuse_overlap(learned: Mapping[str, str], held: Mapping[str, str], file: st
 
 
 def _wanted(case: Case, choice: Choice) -> bool:
-    """Whether a case can hold anything that is asked for: told before its mask is read."""
+    """Whether a case can have anything to ask for; decided before its mask is read."""
     named = not choice.structures or any(name in choice.structures for name in case.structures)
     valued = not choice.mask_values or any(
         v in choice.mask_values or v == ANY for values in case.labels.values() for v in values
@@ -369,7 +372,7 @@ def _wanted(case: Case, choice: Choice) -> bool:
 
 def _phantom(group: Group, choice: Choice) -> Shown:
     assert group.phantom is not None
-    # What the published orientation makes of a scan in RAS order is its mirror image.
+    # In the published orientation, a scan in RAS order is mirrored.
     phantom = random_slice(group.phantom, mirrored=choice.orientation == Orientation.UPSTREAM.value)
     window = choice.window or choice.card_window or PHANTOM_WINDOW
     grey = apply_window(phantom.hu, window)

@@ -1,4 +1,4 @@
-"""Where a click or a box lies with respect to the truth: for rewards, rollouts and evaluation alike."""
+"""Whether a click or box is on the structure; used by rewards, rollouts and evaluation."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 from ibis_agent.actions import Box, Click, Prompt
 from ibis_agent.mask.masks import box_around
 
-SHARED = 0.5  # IoU with the structure's own box from which a box counts as around it
+SHARED = 0.5  # a box with at least this IoU with the structure's bounding box is on it
 
 
 def points_at(prompt: Prompt, truth: np.ndarray) -> bool:
-    """Whether a click, of either sign, lies on the (H, W) bool structure, or a box covers it well (SHARED)."""
+    """Whether a click of either sign is on the (H, W) bool structure, or a box fits it (SHARED)."""
     if isinstance(prompt, Box):
         return box_iou(prompt, truth) >= SHARED
     assert isinstance(prompt, Click)
@@ -18,13 +18,13 @@ def points_at(prompt: Prompt, truth: np.ndarray) -> bool:
 
 
 def pixel_of(click: Click, shape: tuple[int, ...]) -> tuple[int, int]:
-    """(row, column) of the pixel that is clicked in a picture of (H, W): int(y·H), int(x·W), clamped."""
+    """(row, column) of the clicked pixel in a picture of `shape` (H, W): int(y·H), int(x·W), clamped."""
     height, width = shape
     return min(int(click.y * height), height - 1), min(int(click.x * width), width - 1)
 
 
 def box_iou(box: Box, truth: np.ndarray) -> float:
-    """Of the areas of a box and of the one around the structure; 0 where there is none."""
+    """IoU of a box and the bounding box of the (H, W) bool structure; 0 if that is empty."""
     own = box_around(truth)
     if own is None:
         return 0.0

@@ -1,6 +1,6 @@
-"""A trained policy as a folder that the Slicer module can be given: weights, tokenizer, card, how it was made.
+"""Write a trained policy as a folder that the Slicer module can open: weights, tokenizer, card, training history.
 
-The folder appears when it is whole. What stands in a card is in ibis_agent.policy.card.
+The folder is written completely or not at all. Model cards are in ibis_agent.policy.card.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ibis_agent.policy.folder import PolicyFolder, look_into, read_json
 from ibis_agent.policy.machine import no_progress_bar
 
 HISTORY = "training.json"
-"""How a policy or an adapter was made."""
+"""The file that says how a policy or an adapter was trained."""
 _SCHEMA = "ibis-training/1"
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -47,23 +47,23 @@ _COPIED = (
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Without the libraries' progress bars and what they tell each other about their next version."""
+    """Suppress the libraries' progress bars and deprecation warnings."""
     with no_progress_bar(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
 
 
 def check_free(path: Path) -> None:
-    """Raises OutputError where `path` is there already and not an empty folder."""
+    """Raises OutputError if `path` exists and is not an empty folder."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise OutputError("is there already", file=path, remedy="Choose another folder, or remove it.")
+        raise OutputError("already exists", file=path, remedy="Choose another folder, or remove it.")
 
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path`; it becomes `path` when the block ends well.
+    """A temporary folder that is renamed to `path` if the block succeeds, and removed otherwise.
 
-    Raises OutputError where `path` is there already and not empty.
+    Raises OutputError if `path` exists and is not empty.
     """
     path = Path(path)
     check_free(path)
@@ -82,7 +82,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def history_of(kind: str, base: PolicyFolder, base_name: str, **facts: Any) -> dict[str, Any]:
-    """What training.json holds: the kind of training, its base and every further fact; JSON values."""
+    """The contents of training.json: the kind of training, its base, and further `facts` as JSON values."""
     versions = {}
     for package in ("torch", "transformers", "peft", "accelerate"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -98,13 +98,13 @@ def history_of(kind: str, base: PolicyFolder, base_name: str, **facts: Any) -> d
 
 
 def read_history(folder: Path) -> dict[str, Any] | None:
-    """How the policy or adapter in a folder was made, or None where it does not say."""
+    """The training history of the policy or adapter in a folder, or None if it has none."""
     path = folder / HISTORY
     return read_json(path) if path.is_file() else None
 
 
 def scans_learned(base: Path, scans: Iterable[str] = ()) -> list[str]:
-    """Digests of all scans that a policy has learned from: those of its base and these. Phantoms are not listed."""
+    """Digests of all scans a policy was trained on: its base's and `scans`, without phantoms."""
     before = (read_history(base) or {}).get("scans") or []
     return sorted({str(each) for each in (*before, *scans) if not str(each).startswith("phantom-")})
 
@@ -117,25 +117,25 @@ def write_policy(
     history: dict[str, Any],
     state: dict[str, torch.Tensor] | None = None,
 ) -> PolicyFolder:
-    """Write a whole policy's folder, in the numbers its base is stored in, and check it as a run would.
+    """Write a complete policy folder in its base's precision, and check that it can be opened.
 
     Args:
         model: the transformers model with the new weights, of any precision.
-        base: whose tokenizer and picture settings it takes.
-        state: the weights where the model itself holds only a part of them.
+        base: the policy that its tokenizer and image settings are copied from.
+        state: the weights, if the model itself has only a part of them.
 
-    Raises OutputError; InputError where a weight is not a number.
+    Raises OutputError; InputError if a weight is not finite.
     """
     dtype = _TYPES.get(base.stored_as, torch.bfloat16)
     state = model.state_dict() if state is None else state
     bad = [name for name, values in state.items() if not bool(torch.isfinite(values).all())]
     if bad:
         raise InputError(
-            f"{len(bad)} of the weights hold what is not a number: the training has diverged",
+            f"{len(bad)} of the weights are not finite: training has diverged",
             value=bad[0],
-            remedy="Train again with a lower rate.",
+            remedy="Train again with a lower learning rate (rate).",
         )
-    cast: dict[int, torch.Tensor] = {}  # weights that are shared stay shared
+    cast: dict[int, torch.Tensor] = {}  # shared weights stay shared
     whole = {
         name: cast.setdefault(values.data_ptr(), values.to(dtype)) if values.is_floating_point() else values
         for name, values in state.items()
@@ -144,7 +144,7 @@ def write_policy(
         with quietly():
             model.save_pretrained(folder, state_dict=whole)
         config = read_json(folder / "config.json")
-        # transformers writes the precision of the training, for the parts too.
+        # transformers writes the precision of the training, also for the parts of the model.
         for part in (config, config.get("text_config") or {}, config.get("vision_config") or {}):
             part.pop("dtype", None)
         write_json(folder / "config.json", {**config, "dtype": _NAMES[dtype]})
@@ -158,39 +158,41 @@ def write_policy(
     return look_into(out)
 
 
-def write_picture_limits(card: ModelCard, folder: Path) -> None:
-    """Write the card's limits of pixels into the folder's own picture settings.
+def _limits(card: ModelCard) -> list[tuple[str, str, int]]:
+    """(key, key under "size", value) of the card's limits of pixels in preprocessor_config.json."""
+    limits = (
+        ("min_pixels", "shortest_edge", card.min_pixels),
+        ("max_pixels", "longest_edge", card.max_pixels),
+    )
+    return [(key, side, pixels) for key, side, pixels in limits if pixels is not None]
 
-    Other programs (transformers, vLLM, verl) know only those: with others they would cut a picture into another
-    number of tokens than the requests have.
+
+def write_picture_limits(card: ModelCard, folder: Path) -> None:
+    """Write the card's limits of pixels into the folder's own image settings.
+
+    Other programs (transformers, vLLM, verl) read only those, and would otherwise split a picture into another
+    number of tokens.
     """
     file = folder / "preprocessor_config.json"
     if not file.is_file():
         return
     values = read_json(file)
     size = dict(values.get("size") or {})
-    for key, side, pixels in (
-        ("min_pixels", "shortest_edge", card.min_pixels),
-        ("max_pixels", "longest_edge", card.max_pixels),
-    ):
-        if pixels is not None:
-            values[key] = size[side] = pixels
+    for key, side, pixels in _limits(card):
+        values[key] = size[side] = pixels
     write_json(file, {**values, **({"size": size} if size else {})})
 
 
 def check_picture_limits(card: ModelCard, folder: Path) -> None:
-    """Raises InputError where a folder's own picture settings have other limits than its card."""
+    """Raises InputError if a folder's own image settings have other limits than its card."""
     file = folder / "preprocessor_config.json"
     values = read_json(file) if file.is_file() else {}
     size = values.get("size") or {}
-    for key, side, pixels in (
-        ("min_pixels", "shortest_edge", card.min_pixels),
-        ("max_pixels", "longest_edge", card.max_pixels),
-    ):
+    for key, side, pixels in _limits(card):
         known = {values.get(key), size.get(side)} - {None}
-        if pixels is not None and known != {pixels}:
+        if known != {pixels}:
             raise InputError(
-                f"{key} is not that of the model card: other programs would cut pictures into other tokens",
+                f"{key} is not the model card's: other programs would split pictures into other tokens",
                 file=file,
                 value=f"{sorted(known, key=str)}, the card says {pixels}",
                 remedy=f"Write {pixels} as {key} and as size.{side}; training.sft and training.grpo do so.",
@@ -198,9 +200,9 @@ def check_picture_limits(card: ModelCard, folder: Path) -> None:
 
 
 def named(card: ModelCard, name: str, origin: str) -> ModelCard:
-    """The card of a policy that was trained from that of `card`.
+    """The card of a policy trained from the policy of `card`.
 
-    It is decoded as it was trained and sampled, without the repetition penalty that its base's folder may hold.
+    It is decoded as it was sampled in training, without a repetition penalty that its base's folder may have.
     """
     note = "" if card.note == WITHOUT_CARD else card.note
     new = name or f"{card.name}, fine-tuned"

@@ -1,24 +1,20 @@
-"""Processes beside each other: workers that end with their parent, parts of the work, one at a time."""
+"""Parallel processes: shards of the work, and workers that end with their parent."""
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import re
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from pathlib import Path
 
-from filelock import FileLock
 from ibis_agent.errors import InputError
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `number` of `count`, numbered from 1: every `count`-th piece of the work."""
+    """Shard `number` (from 1) of `count`: every `count`-th item."""
 
     number: int = 1
     count: int = 1
@@ -30,7 +26,7 @@ class Shard:
         number, count = (int(found[1]), int(found[2])) if found else (0, 0)
         if not 1 <= number <= count:
             raise InputError(
-                "--shard says which part of how many", value=text, remedy="Such as 1/4, 2/4, 3/4 and 4/4."
+                "--shard needs a number and a count", value=text, remedy="Such as 1/4, 2/4, 3/4 and 4/4."
             )
         return cls(number, count)
 
@@ -38,21 +34,14 @@ class Shard:
         return range(self.number - 1, total, self.count)
 
     def has(self, index: int) -> bool:
-        """Whether piece `index`, counted from 0, belongs to this part."""
+        """Whether item `index` (from 0) belongs to this shard."""
         return index % self.count == self.number - 1
 
 
-@contextlib.contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """While the block runs, no other process is inside one with the same `path`. A kill lets go of it."""
-    with FileLock(path):
-        yield
-
-
 def end_with_parent() -> None:
-    """Call once in a worker process: it ends as soon as the process that started it is gone.
+    """Call once in a worker process, so that it ends when the process that started it does.
 
-    Waits for the parent's end in a thread, so that it works in the middle of a computation and on any system.
+    A thread waits for the parent's end, so this works during a computation and on any system.
     """
     parent = multiprocessing.parent_process()
     if parent is None:

@@ -1,7 +1,7 @@
-"""What people ask and what the demo policy answers: wordings of questions, templated reasoning.
+"""Wordings of questions, and the templated replies of the demo policy.
 
-The sentences are ours. A question asks for one structure; a reply is the text of one turn, written by the
-same formatter that inference parses with.
+The sentences were written for this project. A question asks for one structure; a reply is the text of one turn,
+written by the formatter of the language that inference parses.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WORDS = {
     "stomach": ("stomach", "stomach", "gastric cavity"),
     "lesion": ("lesion", "lesion", "tumour", "tumor", "mass", "focal lesion"),
 }
-# What the demo policy is told to know, and further words that people type for it; see ibis_agent.policy.vocabulary.
+# The structures in the demo policy's card, and other words for them; see ibis_agent.policy.vocabulary.
 VOCABULARY = {
     "liver": ["hepatic parenchyma", "liver parenchyma", "Leber", "hígado"],
     "spleen": ["splenic tissue", "splenic parenchyma", "Milz", "bazo"],
@@ -92,7 +92,7 @@ VERTICAL = ("upper", "middle", "lower")
 
 
 def question(name: str, rng: np.random.Generator) -> str:
-    """A wording that asks for `name` (a structure, or one that no abdominal slice has)."""
+    """A random wording of a question for `name`: a key of WORDS, or any other structure."""
     words = WORDS.get(name, (name,))
     text = str(rng.choice(QUESTIONS)).format(n=rng.choice(words))
     if name == "lesion" and rng.random() < 0.3:
@@ -106,13 +106,13 @@ def question(name: str, rng: np.random.Generator) -> str:
 
 
 def zone(x: float, y: float) -> str:
-    """The part of the picture that holds (x, y), in words: one of nine."""
+    """The ninth of the picture that contains (x, y), in words, such as "upper left"."""
     across, down = HORIZONTAL[min(2, int(x * 3))], VERTICAL[min(2, int(y * 3))]
     return "centre" if (across, down) == ("centre", "middle") else f"{down} {across}"
 
 
 def _rounded(click: Click) -> Click:
-    """Two decimals: a small policy learns them several times faster than four."""
+    """The click with two decimals; a small policy learns them several times faster than four."""
     return Click(min(0.99, round(click.x, 2)), min(0.99, round(click.y, 2)), click.positive)
 
 
@@ -136,7 +136,7 @@ def done_thought(name: str) -> str:
 
 
 def part_thought(name: str) -> str:
-    """For an end on a mask that is not a good one."""
+    """For terminating on a mask that is not good."""
     return f"The mask covers part of the {name}."
 
 
@@ -171,7 +171,7 @@ def done_reply(name: str) -> str:
 
 
 def corpus(rng: np.random.Generator, count: int = 4000) -> list[str]:
-    """Text to train the tokenizer on: questions and replies of every kind."""
+    """Texts to train a tokenizer on: questions and replies of every kind."""
     texts = []
     names = [*WORDS, *NEVER_PRESENT]
     for _ in range(count):

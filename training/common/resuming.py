@@ -1,4 +1,4 @@
-"""What both demo trainings share: exact resuming, schedules, averaged weights, curves."""
+"""Parts of a training loop: learning rate, averaged weights, atomic checkpoints, curves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 200, floor: float = 0.02) -> float:
-    """Linear warm-up, then a cosine down to `floor` × `peak`."""
+    """Linear warm-up to `peak`, then a cosine decay to `floor` × `peak` at `steps`."""
     if step < warmup:
         return peak * (step + 1) / warmup
     t = (step - warmup) / max(1, steps - warmup)
@@ -21,7 +21,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 200, floor: 
 
 
 class Averaged:
-    """Exponential moving average of a module's parameters and buffers (what is saved and shipped)."""
+    """Exponential moving average of a module's parameters and buffers."""
 
     def __init__(self, module: torch.nn.Module, decay: float = 0.998):
         self.decay = decay
@@ -38,21 +38,21 @@ class Averaged:
 
 
 def save_atomically(state: Any, path: Path) -> None:
-    """A kill while saving leaves the checkpoint of before."""
+    """Save with torch.save; a kill while saving leaves the previous file."""
     partial = path.with_suffix(path.suffix + ".part")
     torch.save(state, partial)
     os.replace(partial, path)
 
 
 class Curves:
-    """Figures of every so many steps, as JSON lines and as a plot; rewound when a run is resumed."""
+    """Figures by step, as JSON lines and as a plot; truncated to the step where a run resumes."""
 
     def __init__(self, folder: Path, resumed_at: int = 0):
         self.path = folder / "curves.jsonl"
         self.rows: list[dict[str, float]] = []
         if resumed_at and self.path.exists():
             for line in self.path.read_text().splitlines():
-                with contextlib.suppress(ValueError):  # a line that was cut off when the machine went down
+                with contextlib.suppress(ValueError):  # a line cut off by a crash
                     self.rows.append(json.loads(line))
             self.rows = [r for r in self.rows if r["step"] <= resumed_at]
         partial = self.path.with_suffix(".part")

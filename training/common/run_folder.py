@@ -1,4 +1,4 @@
-"""A folder belongs to one run: what it was begun with is written there, and going on otherwise is refused."""
+"""A folder belongs to one run: its settings are saved there, and resuming with others is refused."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def same_run(
     kind: type | None = None,
     write: bool = True,
 ) -> None:
-    """Refuse another run than the one that `file` tells of; begin one where there is no such file.
+    """Check that the run in `file` has the same settings; write them if there is no such file.
 
     Args:
-        settings, facts: what the result depends on; each of the settings counts by itself.
-        free: settings that do not change what comes out.
-        kind: the settings' dataclass: what an older run's file does not say had its default.
-        write: this process begins runs.
+        settings, facts: everything the result depends on; settings are compared one by one.
+        free: settings that do not change the result.
+        kind: the settings' dataclass, for defaults of keys that an older file lacks.
+        write: whether this process may write the file.
 
     Raises InputError naming what differs.
     """
@@ -41,14 +41,14 @@ def same_run(
     before = read_json(file)
     known = before.get("settings") or {}
     if kind is not None:
-        with contextlib.suppress(InputError):  # of another version: what differs is told below
+        with contextlib.suppress(InputError):  # of another version: the differences are reported below
             known = settings_to_json(settings_from(known, kind))
     keys = dict.fromkeys((*settings, *known))
     changed = [key for key in keys if key not in free and settings.get(key) != known.get(key)]
     changed += [key for key, value in facts.items() if key not in changed and before.get(key, value) != value]
     if changed:
         raise InputError(
-            "the folder holds a run with other settings or data",
+            "the folder contains a run with other settings or data",
             file=file.parent,
             value=", ".join(changed),
             remedy="Choose another folder, or remove it.",

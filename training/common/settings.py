@@ -1,10 +1,10 @@
-"""YAML settings → a dataclass, checked before any slow work: every error names the file, the key and the remedy.
+"""Read YAML settings into a dataclass, checked before slow work; errors name the file, the key and the remedy.
 
     settings = read_settings("training/configs/sft-demo.yaml", SftSettings, ["steps=20", "lora.rank=4"])
 
-A dataclass's fields say what is allowed: their types (also `Path`, `Literal`, tuples, nested dataclasses),
-and limits in `field(metadata={"least": 1, "most": 9, "above": 0})`. Paths are relative to where the command
-runs, as those on a command line are.
+The dataclass's fields define what is allowed: types (also `Path`, `Literal`, tuples, nested dataclasses) and limits
+in `field(metadata={"least": 1, "most": 9, "above": 0})`. Paths are relative to the current folder, as on a command
+line.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ T = TypeVar("T")
 
 
 def setting(default: Any = dataclasses.MISSING, **limits: float) -> Any:
-    """A field with limits: `least`, `most` (included) or `above` (not included)."""
+    """A dataclass field with limits: `least`, `most` (inclusive) or `above` (exclusive)."""
     return dataclasses.field(default=default, metadata=limits)
 
 
 def read_settings(path: str | os.PathLike[str], kind: type[T], changes: Sequence[str] = ()) -> T:
-    """The settings in a YAML file, with changes as `key=value` or `part.key=value` from the command line.
+    """The settings in a YAML file, with `changes` as `key=value` or `part.key=value`.
 
-    Raises InputError for a file that is not YAML, an unknown, doubled or missing key, a wrong type or limit.
+    Raises InputError for invalid YAML, an unknown, duplicate or missing key, a wrong type or limit.
     """
     values = _load(Path(path))
     for change in changes:
@@ -46,12 +46,12 @@ def read_settings(path: str | os.PathLike[str], kind: type[T], changes: Sequence
 
 
 def settings_from(values: Mapping[str, Any], kind: type[T], file: str | None = None) -> T:
-    """The settings in a mapping, as `read_settings`."""
+    """The settings in a mapping, checked as by `read_settings`."""
     return _dataclass(values, kind, "", file)
 
 
 def settings_to_json(settings: Any) -> dict[str, Any]:
-    """A settings dataclass as JSON values; `settings_from` gives it back."""
+    """A settings dataclass as JSON values; `settings_from` reads them."""
     return json.loads(json.dumps(dataclasses.asdict(settings), default=os.fspath))
 
 
@@ -64,19 +64,19 @@ def _load(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot be read: {error.strerror}", file=path, remedy="Check the path.") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         text = " ".join(str(error).split())
-        raise InputError(f"is not YAML: {text}", file=path, remedy="Correct that place.") from error
+        raise InputError(f"is not YAML: {text}", file=path, remedy="Correct it there.") from error
     if not isinstance(values, dict):
         raise InputError(
-            "contains no settings", file=path, value=_bare(values), remedy="Write one `key: value` a line."
+            "contains no settings", file=path, value=_bare(values), remedy="Write one `key: value` per line."
         )
     return values
 
 
 @dataclasses.dataclass(frozen=True)
 class _Scalar:
-    """What YAML takes for a number, a date, a truth value or nothing, with the text that stands there.
+    """A YAML number, date, boolean or null, together with its text.
 
-    A folder may be called 2026-11-24, 1_000 or 0x1F: which of the two is meant, the field says.
+    A folder may be called 2026-11-24, 1_000 or 0x1F; the type of the field decides which one is used.
     """
 
     value: Any
@@ -84,12 +84,12 @@ class _Scalar:
 
 
 class _Loader(yaml.SafeLoader):
-    """Keeps the text of every scalar; refuses a key that stands twice, which YAML would settle in silence."""
+    """Keeps the text of every scalar, and refuses duplicate keys, which YAML accepts silently."""
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         try:
             value = super().construct_object(node, deep=deep)
-        except ValueError:  # such as a date of the thirteenth month
+        except ValueError:  # such as a date with month 13
             value = node.value
         scalar = isinstance(node, yaml.ScalarNode) and not isinstance(value, str)
         return _Scalar(value, node.value) if scalar else value
@@ -100,14 +100,14 @@ class _Loader(yaml.SafeLoader):
             key = _bare(self.construct_object(key_node, deep=True))
             if isinstance(key, (list, dict)) or key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                    None, None, f"the key {key!r} occurs twice", key_node.start_mark
                 )
             seen.add(key)
         return {_bare(key): value for key, value in super().construct_mapping(node, deep).items()}
 
 
 def _bare(value: Any, text: bool = False) -> Any:
-    """Without the wrapping of scalars, at any depth: their values, or with `text` what stands there."""
+    """Unwrap scalars at any depth: to their values or, with `text`, to their text."""
     if isinstance(value, _Scalar):
         return value.text if text else value.value
     if isinstance(value, dict):
@@ -130,7 +130,7 @@ def _apply(values: dict[str, Any], change: str) -> None:
     for parent in parents:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
-            raise InputError(f"{parent} has no parts", value=change, remedy="Leave the dot out.")
+            raise InputError(f"{parent} has no parts", value=change, remedy="Leave out the dot.")
     place[last] = value
 
 
@@ -178,7 +178,7 @@ def _value(value: Any, hint: Any, key: str, file: str | None) -> Any:
             raise _wrong(value, "given", key, file)
         return _value(value, next(part for part in parts if part is not type(None)), key, file)
     if origin is tuple:
-        # One value stands for a list of one.
+        # A single value is a list of one.
         values = value if isinstance(value, list) else [value]
         if parts[-1] is not Ellipsis and len(values) != len(parts):
             raise _wrong(value, f"a list of {len(parts)}", key, file)
@@ -200,7 +200,7 @@ def _plain(value: Any, hint: Any, key: str, file: str | None) -> Any:
     if hint is Path and isinstance(value, str) and value.strip():
         return Path(value).expanduser()
     if hint is float and isinstance(value, str):
-        # YAML takes 1e-5, without a dot, for a text.
+        # YAML reads 1e-5, without a dot, as text.
         try:
             value = float(value)
         except ValueError:

@@ -1,14 +1,14 @@
-"""Pictures and masks of scans, cut once and kept on the disk, for everything that asks about them.
+"""Pictures and masks of scans, cut once and kept on disk for trajectories, GRPO and evaluation.
 
     python -m training.store SCANS --out build/store --workers 8      # ahead of time; or --shard 2/8 on eight machines
 
     source = opened(group, choice, Path("build/store"))    # in place of Source(group, choice)
     shown = source.show(source.places[0])
 
-A scan is read when it is asked for the first time; then its pictures lie in the store as memory-mapped .npy
-files, and nobody reads the scan again: trajectories, GRPO and evaluation, every start, resume and shard. What is
-kept depends on the files (name, size, time) and on the choice of slices and structures, and on nothing else; a
-scan that changes is cut anew. A folder is there whole or not at all, so that processes may share a store.
+A scan is read when first needed. After that its pictures are in the store as memory-mapped .npy files, and the scan is
+not read again by any command, restart or shard. The key depends only on the files (name, size, time) and the choice of
+slices and structures, so a changed scan is cut again. A folder is written completely or not at all, so processes can
+share a store.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from ibis_agent.cases.case import Problem
 from ibis_agent.fields import read_json
 from ibis_agent.files import check_writable_folder, output_error, write_json
@@ -37,7 +38,7 @@ from ibis_agent.scan.picture import Picture
 from tqdm import tqdm
 
 from training.common.pictures import Choice, Group, Shown, Source
-from training.common.processes import end_with_parent, one_at_a_time
+from training.common.processes import end_with_parent
 
 _SCHEMA = 1
 _INDEX, _PIXELS, _MASKS = "index.json", "pixels.npy", "masks.npy"
@@ -45,7 +46,7 @@ _KEPT_OPEN = 256  # memory maps of one process
 
 
 def opened(group: Group, choice: Choice, store: Path | None) -> Source | Kept:
-    """The pictures of a group: from the store, where they are put if they are not there; without one, as read.
+    """The pictures of a group: from the store, which is filled if needed, or read directly without one.
 
     Raises OutputError.
     """
@@ -55,21 +56,21 @@ def opened(group: Group, choice: Choice, store: Path | None) -> Source | Kept:
     if not (folder / _INDEX).is_file():
         check_writable_folder(store)
         lock = store / f".{folder.name}.lock"
-        with one_at_a_time(lock):  # two processes that come to a scan together read it once
+        with FileLock(lock):  # so that only one process reads a scan
             if not (folder / _INDEX).is_file():
                 _keep(Source(group, choice), folder)
-        with contextlib.suppress(OSError):  # only once nobody needs it: another process may hold it
+        with contextlib.suppress(OSError):  # not while waiting: another process may hold it
             lock.unlink()
     return Kept(group, folder)
 
 
 class Kept:
-    """A group in a store; what Source is, without the scan.
+    """A group in a store; used like Source, but without the scan.
 
     Attributes:
         places, scan, problems: as of Source.
         usable: the places without a problem.
-        digest: of all that could be asked about: pictures, masks and names.
+        digest: SHA-256 of pictures, masks and names.
     """
 
     def __init__(self, group: Group, folder: Path) -> None:
@@ -85,7 +86,7 @@ class Kept:
         self.usable = [place for place, row in pairs if "problem" not in row]
 
     def show(self, place: tuple[str, int]) -> Shown | Problem:
-        """As Source shows it; its arrays are copies."""
+        """The same as Source.show; the arrays are copies."""
         row = self._rows[self._at[place]]
         if "problem" in row:
             return Problem(**row["problem"])
@@ -123,13 +124,13 @@ class Kept:
 
 
 def _keep(source: Source, folder: Path) -> None:
-    """Cut every picture of a source into a folder; one at a time, so that memory does not grow with them."""
+    """Write every picture of a source to a folder, one at a time to save memory. Raises OutputError."""
     rows: list[dict[str, Any]] = []
     origins: dict[str, Any] = {}
     digest = hashlib.sha256()
     check_writable_folder(folder.parent)
     temporary = folder.with_name(f".{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
     try:
         temporary.mkdir()
         with _array(temporary / _PIXELS) as pixels, _array(temporary / _MASKS) as masks:
@@ -188,13 +189,13 @@ def _row(shown: Shown, pixels: _Appended, masks: _Appended, digest: Any) -> dict
 
 
 class _Appended:
-    """Bytes written one after the other; `size` of them so far."""
+    """Appends bytes to a stream; `size` bytes so far."""
 
     def __init__(self, stream: Any) -> None:
         self._stream, self.size = stream, 0
 
     def add(self, values: np.ndarray) -> int:
-        """Write (n,) uint8; returns where they begin."""
+        """Write (n,) uint8 and return their offset."""
         begun = self.size
         self._stream.write(values.tobytes())
         self.size += values.size
@@ -203,7 +204,7 @@ class _Appended:
 
 @contextlib.contextmanager
 def _array(path: Path) -> Iterator[_Appended]:
-    """A .npy file of (n,) uint8 that grows while the block runs; how many is written into its header then."""
+    """A .npy file of (n,) uint8 that grows while the block runs; n is written to its header at the end."""
     with open(path, "wb") as stream:
         header = {"descr": "|u1", "fortran_order": False, "shape": (10**15,)}
         np.lib.format.write_array_header_1_0(stream, header)
@@ -211,11 +212,11 @@ def _array(path: Path) -> Iterator[_Appended]:
         yield appended
         stream.seek(0)
         np.lib.format.write_array_header_1_0(stream, {**header, "shape": (appended.size,)})
-        assert stream.tell() == length, "the header has room for any length"
+        assert stream.tell() == length, "the header has the same length for any n"
 
 
 class _Maps:
-    """The memory maps that were used last."""
+    """The most recently used memory maps."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[Path, np.ndarray] = OrderedDict()
@@ -224,7 +225,7 @@ class _Maps:
         if path not in self._open:
             try:
                 self._open[path] = np.load(path, mmap_mode="r")
-            except ValueError:  # nothing is in it, which cannot be mapped
+            except ValueError:  # an empty array cannot be mapped
                 self._open[path] = np.load(path)
             if len(self._open) > _KEPT_OPEN:
                 self._open.popitem(last=False)
@@ -246,14 +247,14 @@ def _key(group: Group, choice: Choice) -> str:
         cases.append(
             [case.id, files, sorted(case.labels.items()), case.window, case.reverse, case.own_labels]
         )
-    told = json.dumps([_SCHEMA, group.key, cases, dataclasses.asdict(choice)], default=str)
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+    text = json.dumps([_SCHEMA, group.key, cases, dataclasses.asdict(choice)], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def fill(
     groups: Sequence[Group], choice: Choice, store: Path, workers: int = 1
 ) -> tuple[int, int, list[Problem]]:
-    """Put groups into a store; (pictures, scans that show something, what is wrong). Raises OutputError."""
+    """Put groups into a store. Returns (pictures, scans with pictures, problems). Raises OutputError."""
     check_writable_folder(store)
     one = functools.partial(_filled, choice=choice, store=store)
     with contextlib.ExitStack() as stack:

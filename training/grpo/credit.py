@@ -1,15 +1,15 @@
-"""What each turn of an update's rollouts is credited with: its advantage.
+"""The advantage of each turn of an update's rollouts.
 
 Two ways (`rewards.credit` in the settings):
-- "turn", as this project did first: a turn's own rewards among the turns of the same number in its group, and the
-  outcome's among the outcomes of its group (GRPO, DeepSeekMath section 4.1, on two levels). Turns of one number
-  stand before different masks, so this compares what cannot be compared; it is kept to be measured against.
-- "state": what was earned from this turn on, less what is usually earned from the state that it was in. The
-  usual is the mean over the replies to this very state (every first turn, and states that were branched, see
-  training.rollouts), or, where those are too few, over the update's turns before about equally good masks. So an
-  end on a poor mask is worth less than the clicks that would have mended it, and one on a good mask more.
+- "turn": a turn's own rewards are compared with those of the turns of the same number in its group, and the
+  outcome's with the outcomes of its group (GRPO, DeepSeekMath section 4.1, on two levels). Turns of the same
+  number start from different masks, so this compares unlike states; it is kept as a reference.
+- "state": the return from this turn on, minus a baseline for the state the turn was in. The baseline is the mean
+  over replies to this very state (every first turn, and states that were branched, see training.rollouts) or,
+  where there are too few, over the update's turns that started from masks of similar quality. So ending on a poor
+  mask is worth less than the clicks that would have improved it, and ending on a good mask is worth more.
 
-A baseline that does not look at the turn's own action leaves the gradient's mean as it is. Pure functions.
+A baseline that does not depend on the turn's own action leaves the expected gradient unchanged. Pure functions.
 """
 
 from __future__ import annotations
@@ -27,37 +27,31 @@ from training.rollouts.figures import GOOD, POOR, mean
 from training.rollouts.roller import Rollout
 
 _LEAST_SPREAD = 1e-6
-_BANDS = (
-    1e-9,
-    0.3,
-    0.5,
-    0.65,
-    0.8,
-    0.9,
-)  # of the IoU before a turn: masks in one band are about equally good
+# Limits of the bands of IoU before a turn; masks in the same band are taken to be of equal quality.
+_BANDS = (1e-9, 0.3, 0.5, 0.65, 0.8, 0.9)
 
 Values = list[list[np.ndarray]]
-"""Of each group, of each rollout, (turns,) one number a turn."""
+"""For each group, for each rollout: (turns,) one number per turn."""
 
 
 def turn_rewards(rollout: Rollout, settings: RewardSettings) -> list[dict[str, float]]:
-    """Of every turn, each reward that has a weight, unweighted."""
+    """The unweighted rewards of every turn, for the rewards that have a weight."""
     steps = settings.optimal_steps
     return [{name: rewards.TURN[name](turn.state, steps) for name in settings.turn} for turn in rollout.turns]
 
 
 def outcome_rewards(rollout: Rollout, settings: RewardSettings) -> dict[str, float]:
-    """Each reward of the outcome that has a weight, unweighted."""
+    """The unweighted outcome rewards that have a weight."""
     last, steps = rollout.turns[-1].state, settings.optimal_steps
     return {name: rewards.OUTCOME[name](last, steps) for name in settings.outcome}
 
 
-def weighed(values: dict[str, float], weights: dict[str, float]) -> float:
+def weighted_sum(values: dict[str, float], weights: dict[str, float]) -> float:
     return sum(weights[name] * value for name, value in values.items())
 
 
 def normalised(values: Sequence[float] | np.ndarray, divide: bool = True) -> np.ndarray:
-    """(n,) values less their mean, over their standard deviation; zeros where all are equal."""
+    """(n,) values minus their mean, divided by their standard deviation; zeros if all are equal."""
     values = np.asarray(values, dtype=np.float64)
     spread = float(values.std()) if values.size else 0.0
     if spread < _LEAST_SPREAD:
@@ -66,19 +60,20 @@ def normalised(values: Sequence[float] | np.ndarray, divide: bool = True) -> np.
 
 
 def returns(rollout: Rollout, settings: RewardSettings) -> np.ndarray:
-    """(turns,) what was earned from each turn on: its own rewards and the later ones', and the outcome's."""
-    each = [settings.turn_credit * weighed(one, settings.turn) for one in turn_rewards(rollout, settings)]
-    each[-1] += settings.outcome_credit * weighed(outcome_rewards(rollout, settings), settings.outcome)
+    """(turns,) the return of each turn: its rewards, those of later turns, and the outcome's; no discount."""
+    turns = turn_rewards(rollout, settings)
+    each = [settings.turn_credit * weighted_sum(one, settings.turn) for one in turns]
+    each[-1] += settings.outcome_credit * weighted_sum(outcome_rewards(rollout, settings), settings.outcome)
     return np.cumsum(each[::-1])[::-1]
 
 
 def differ(group: Sequence[Rollout], settings: RewardSettings) -> bool:
-    """Whether the rollouts of a question earned differently, so that there is something to learn from them."""
+    """Whether the returns of a question's rollouts differ; otherwise there is nothing to learn from them."""
     return bool(np.ptp([returns(each, settings)[0] for each in group]) > _LEAST_SPREAD)
 
 
 def advantages(groups: Sequence[Sequence[Rollout]], settings: RewardSettings) -> Values:
-    """The advantage of every turn of an update's groups; turns that a branch shares with its origin get 0."""
+    """The advantage of every turn. Turns that a branch shares with the rollout it left get 0."""
     if settings.credit == "state":
         return _from_states(groups, settings)
     found = [_among_turns(group, settings) for group in groups]
@@ -92,9 +87,9 @@ def advantages(groups: Sequence[Sequence[Rollout]], settings: RewardSettings) ->
 def _among_turns(group: Sequence[Rollout], settings: RewardSettings) -> list[np.ndarray]:
     divide = settings.divisor == "deviation"
     outcomes = normalised(
-        [weighed(outcome_rewards(each, settings), settings.outcome) for each in group], divide
+        [weighted_sum(outcome_rewards(each, settings), settings.outcome) for each in group], divide
     )
-    turns = [[weighed(one, settings.turn) for one in turn_rewards(each, settings)] for each in group]
+    turns = [[weighted_sum(one, settings.turn) for one in turn_rewards(each, settings)] for each in group]
     found = [np.full(len(mine), settings.outcome_credit * outcomes[n]) for n, mine in enumerate(turns)]
     for number in range(max(len(mine) for mine in turns)):
         there = [n for n, mine in enumerate(turns) if number < len(mine)]
@@ -134,10 +129,12 @@ def compare(
     least: int,
     divisor: str,
 ) -> np.ndarray:
-    """(n,) what each of n turns earned, less the usual of its state. "batch" divides by the deviation of them all.
+    """(n,) the returns `earned` by n turns, minus the baseline of each turn's state.
 
-    equal, alike: (n,) keys of the states that are the same, and of those that are about equally good. What was
-    compared with `least` equal ones is not compared with alike ones.
+    Args:
+        equal, alike: (n,) keys of identical states, and of states of similar quality. `alike` is used only where
+            fewer than `least` turns share the `equal` key.
+        divisor: "deviation" of the turns compared, of the whole "batch", or "none".
     """
     values = np.asarray(earned, dtype=np.float64)
     found = np.zeros(len(values))
@@ -154,12 +151,12 @@ def compare(
 
 
 def state_of(rollout: Rollout, turn: int) -> tuple[Any, ...]:
-    """What tells a state of a question: the actions that led to it."""
+    """A key for a state among those of one question: the actions that led to it."""
     return tuple(each.state.action for each in rollout.turns[:turn])
 
 
 def band_of(rollout: Rollout, turn: int) -> int:
-    """0 to 15: turns of one number stand before masks that are about equally good."""
+    """0 to 15: the quality band of the mask before the turn; first turns have bands of their own."""
     first = 8 if turn == 0 else 0
     if not rollout.question.present:
         return first + len(_BANDS) + 1
@@ -167,10 +164,11 @@ def band_of(rollout: Rollout, turn: int) -> int:
 
 
 def credit_figures(groups: Sequence[Sequence[Rollout]], values: Values) -> dict[str, float]:
-    """The mean advantage by kind of turn, for the curves: whether ends are credited by what they end on.
+    """The mean advantage by kind of turn, for the curves.
 
-    "credit_click", "credit_end_good", "…_fair", "…_poor" (IoU from 0.80, from 0.50, below), "credit_absence" and
-    "credit_false_absence" (ends without a mask, rightly and wrongly).
+    "credit_click"; "credit_end_good", "credit_end_fair" and "credit_end_poor" for ends on a mask of IoU 0.80 or
+    more, 0.50 or more, and less; "credit_absence" and "credit_false_absence" for correct and wrong ends without a
+    mask.
     """
     kinds: dict[str, list[float]] = {}
     for group, mine in zip(groups, values, strict=True):

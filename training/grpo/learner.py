@@ -1,10 +1,10 @@
-"""The weights that learn, and one update of them: from an update's rollouts to a step of the optimiser.
+"""The trainable policy and one update of it: from an update's rollouts to steps of the optimiser.
 
     learner = Learner(settings, found, card)
-    figures = learner.learn(groups, update=0)      # the turns' advantages, the clipped objective, the steps
+    figures = learner.learn(groups, update=0)      # advantages, clipped objective, optimiser steps
 
-Every update's numbers come from the seed and the update's number. Which rollouts, and when, is in train; what a turn
-is credited with in credit; what a token's loss is in objective.
+Random numbers depend only on the seed and the update's number. The training loop is in train, advantages in credit,
+the loss of a token in objective.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ from training.grpo.settings import GrpoSettings
 from training.rollouts.roller import Rollout, RolloutTurn
 from training.rollouts.sampling import BatchPolicy, Request, Sample
 from training.sft.settings import SftSettings
-from training.sft.train import trainable_model
+from training.sft.train import device_of, trainable_model
 
 
 class Learner:
-    """The policy with what is trained of it, and the optimiser.
+    """The policy, its trainable parameters and the optimiser.
 
     Attributes:
-        whole: the model, its adapter included; `policy`: the same as what writes and scores replies.
-        trained: the parameters that are trained, by name; `optimiser`: theirs.
+        whole: the model, including its adapter.
+        policy: the same model, as a BatchPolicy that samples and scores replies.
+        trained: the trainable parameters by name; optimiser: their AdamW.
     """
 
     def __init__(self, settings: GrpoSettings, found: PolicyFolder, card: ModelCard) -> None:
         """Loads the model onto the settings' device. Raises IbisError."""
         self.settings, self.card = settings, card
-        device, self.precision = device_of(settings)
-        torch.manual_seed(settings.seed)  # the first numbers of LoRA's matrices
+        device, self.precision = device_of(settings.device, settings.precision)
+        torch.manual_seed(settings.seed)  # LoRA's matrices start from random numbers
         as_sft = SftSettings(
             settings.model, (), settings.out, tune=settings.tune, lora=settings.lora, vision=settings.vision
         )
@@ -61,7 +62,7 @@ class Learner:
         self._before: dict[int, Tensor] = {}
 
     def learn(self, groups: Sequence[Sequence[Rollout]], update: int) -> dict[str, float]:
-        """Learn from the groups of update `update`, counted from 0; what happened, in figures."""
+        """Learn from the groups of update number `update` (from 0) and return figures for the curves."""
         settings = self.settings
         values = advantages(groups, settings.rewards)
         turns: list[tuple[RolloutTurn, float]] = []
@@ -89,9 +90,10 @@ class Learner:
         }
 
     def step(self, turns: Sequence[tuple[RolloutTurn, float]], sums: dict[str, float], update: int) -> None:
-        """One step of the optimiser: the mean over `turns`, see objective.shares.
+        """One optimiser step on `turns`, averaged as objective.shares says. Adds its figures to `sums`.
 
-        Turns without an advantage are not computed, but counted: the loss is the same as if they were.
+        Turns with zero advantage are counted in the average but not computed; the loss is the same.
+        Raises InputError if the gradient is not finite.
         """
         settings = self.settings
         lengths = [len(turn.said.ids) for turn, _ in turns]
@@ -101,7 +103,7 @@ class Learner:
             turns = [(turn, value) for turn, value in turns if value]
         if not turns:
             return
-        # What was said several times in the same state is computed once.
+        # The same reply to the same request is computed once.
         alike: dict[tuple[bytes, tuple[int, ...]], list[tuple[Sample, float]]] = {}
         said: list[tuple[Request, tuple[int, ...]]] = []
         for turn, value in turns:
@@ -138,10 +140,10 @@ class Learner:
         gradient = nn.utils.clip_grad_norm_(self.trained.values(), settings.clip)
         if not bool(torch.isfinite(gradient)):
             raise InputError(
-                "the gradient is not a number: the training has diverged",
+                "the gradient is not finite: training has diverged",
                 file=settings.out,
                 value=f"update {update}",
-                remedy="Start again with a lower rate.",
+                remedy="Start again with a lower learning rate (rate).",
             )
         self.optimiser.step()
         if settings.vision:
@@ -152,7 +154,7 @@ class Learner:
 
     @torch.no_grad()
     def _score_before(self, turns: Sequence[RolloutTurn]) -> None:
-        """The log-probabilities of this update's replies by the model that is about to learn."""
+        """Score this update's replies with the model before it learns."""
         said = [(turn.request, turn.said.ids) for turn in turns if turn.request is not None]
         for batch in self.policy.batches(said, self.settings.tokens):
             with self.computing():
@@ -161,7 +163,7 @@ class Learner:
 
     @torch.no_grad()
     def _reference(self, said: Sequence[Any]) -> list[Tensor]:
-        """The log-probabilities that the start would have given."""
+        """Log-probabilities under the model that training started from."""
         off = self.whole.disable_adapter() if self.settings.tune == "lora" else contextlib.nullcontext()
         if self.settings.tune == "lora" and self.settings.vision:
             self.policy.forget_pictures()
@@ -169,7 +171,7 @@ class Learner:
             return self._fixed.score(said, self.settings.temperature)
 
     def computing(self) -> Any:
-        """Autocast where weights in fp32 are to be computed with in bf16."""
+        """Autocast to bf16 if that is the precision; the weights stay fp32."""
         if self.precision != "bf16":
             return contextlib.nullcontext()
         return torch.autocast(self.policy.device.type, torch.bfloat16)
@@ -184,7 +186,7 @@ class Learner:
 def _parts(
     turns: Sequence[tuple[RolloutTurn, float]], parts: int, rng: np.random.Generator
 ) -> list[list[tuple[RolloutTurn, float]]]:
-    """The turns in about equal parts; those of equal requests stay together, which is what makes them cheap."""
+    """Split into parts of similar size. Turns with the same request stay together: they share computation."""
     together: dict[bytes, list[tuple[RolloutTurn, float]]] = {}
     for turn, value in turns:
         assert turn.request is not None
@@ -194,15 +196,3 @@ def _parts(
     for n in rng.permutation(len(groups)):
         min(found, key=len).extend(groups[n])
     return [part for part in found if part]
-
-
-def device_of(settings: GrpoSettings) -> tuple[str, str]:
-    """(device, precision)."""
-    there = torch.cuda.is_available()
-    if settings.device == "cuda" and not there:
-        raise InputError("there is no CUDA device", value=settings.device, remedy="Set device: cpu.")
-    device = "cuda" if there and settings.device != "cpu" else "cpu"
-    precision = settings.precision
-    if precision == "auto":
-        precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return device, precision

@@ -1,6 +1,6 @@
-"""From advantages to a loss: the clipped objective and its variants; and rollouts in figures with their rewards.
+"""The clipped objective and its variants, and figures of rollouts including their rewards.
 
-Which turn gets which advantage is in credit. Pure functions.
+Advantages are computed in credit. Pure functions.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.grpo.credit import outcome_rewards, turn_rewards, weighed
+from training.grpo.credit import outcome_rewards, turn_rewards, weighted_sum
 from training.grpo.settings import RewardSettings
 from training.rollouts.figures import figures_of, mean
 from training.rollouts.roller import Rollout
 
 
 def score(rollout: Rollout, settings: RewardSettings) -> dict[str, float]:
-    """A whole rollout in one number, `score`, and every reward that has a weight.
+    """A rollout's `score`, and every reward that has a weight.
 
-    A turn's rewards are averaged over the turns: longer is not better by itself.
+    Turn rewards are averaged over the turns, so that longer episodes do not score higher just for being longer.
     """
     turns, outcome = turn_rewards(rollout, settings), outcome_rewards(rollout, settings)
     means = {name: mean(one[name] for one in turns) for name in settings.turn}
-    total = settings.turn_credit * weighed(means, settings.turn)
-    total += settings.outcome_credit * weighed(outcome, settings.outcome)
+    total = settings.turn_credit * weighted_sum(means, settings.turn)
+    total += settings.outcome_credit * weighted_sum(outcome, settings.outcome)
     return {
         "score": total,
         **{f"turn_{name}": value for name, value in means.items()},
@@ -36,15 +36,15 @@ def score(rollout: Rollout, settings: RewardSettings) -> dict[str, float]:
 def surrogate(
     new: Tensor, old: Tensor, advantage: float, low: float, high: float, ratio: str = "token"
 ) -> tuple[Tensor, Tensor]:
-    """(n,) loss of each token of one reply, and where the clip held it back.
+    """((n,) loss of each token of one reply, (n,) bool where it was clipped).
 
     Args:
         new, old: (n,) log-probabilities.
-        low, high: ratios of new to old probability are kept within 1 − low and 1 + high.
-        ratio: "token": each token's own, clipped where that makes the objective smaller (Schulman et al. 2017,
+        low, high: the ratio of new to old probability is clipped to [1 − low, 1 + high].
+        ratio: "token": one ratio per token, clipped where that lowers the objective (Schulman et al. 2017,
             equation 7). "sequence": one for the whole reply, the geometric mean (GSPO, Zheng et al. 2025).
-            "cispo": the ratio is a weight without a gradient, cut at 1 + high, so that no token is left out
-            (MiniMax-M1 2025).
+            "cispo": the ratio is a weight without gradient, capped at 1 + high, so that every token keeps its
+            gradient (MiniMax-M1 2025).
     """
     if ratio == "cispo":
         weight = (new - old).exp().detach()
@@ -58,19 +58,19 @@ def surrogate(
 
 
 def importance(trainer: Tensor, rollout: Tensor, cap: float) -> Tensor:
-    """(n,) weights that correct for a rollout engine whose numbers are not the trainer's, cut at `cap`.
+    """(n,) importance weights, capped at `cap`, for a rollout engine whose numerics differ from the trainer's.
 
-    Truncated importance sampling: the ratio of the probabilities by which a token was sampled, as the trainer
-    and as the engine computed them.
+    Truncated importance sampling: the probability of each token according to the trainer over that according to
+    the engine, from their (n,) log-probabilities.
     """
     return (trainer - rollout).exp().clamp(max=cap).detach()
 
 
 def shares(lengths: Sequence[int], average: str, longest: int) -> list[float]:
-    """What each token of a reply weighs in the loss, for replies of these lengths.
+    """The weight of each token of a reply in the loss, one number per reply.
 
-    average: "token": all tokens alike (DAPO); "reply": all replies alike (GRPO as first described);
-    "constant": over as many tokens as replies could have, so that a long one is not diluted (Dr. GRPO).
+    average: "token": all tokens count the same (DAPO); "reply": all replies count the same (GRPO as first
+    described); "constant": divide by the greatest possible length, so that long replies are not diluted (Dr. GRPO).
     """
     if average == "token":
         return [1 / max(1, sum(lengths))] * len(lengths)
@@ -80,16 +80,15 @@ def shares(lengths: Sequence[int], average: str, longest: int) -> list[float]:
 
 
 def divergence(new: Tensor, reference: Tensor) -> Tensor:
-    """(n,) unbiased, never negative estimate of KL(new ‖ reference) (Schulman 2020, "k3")."""
+    """(n,) unbiased, non-negative estimate of KL(new ‖ reference) (Schulman 2020, "k3")."""
     ratio = reference - new
     return ratio.exp() - ratio - 1
 
 
 def figures(groups: Sequence[Sequence[Rollout]], settings: RewardSettings | None = None) -> dict[str, float]:
-    """Those of training.rollouts.figures; with `settings` also of every weighted reward and the `score`."""
-    every = [
-        rollout for group in groups for rollout in group if not rollout.own
-    ]  # branches would count twice
+    """Figures of training.rollouts.figures; with `settings`, also the mean of each weighted reward and of `score`."""
+    # Branches repeat the turns of the rollout they left, so they are not counted.
+    every = [rollout for group in groups for rollout in group if not rollout.own]
     found = figures_of(every)
     if settings is not None:
         turns = [one for each in every for one in turn_rewards(each, settings)]

@@ -1,15 +1,14 @@
-"""Rewards, each one a pure function: the published ones exactly, and the house's variants of them.
+"""Rewards, each a pure function: the published ones exactly, and this project's variants.
 
-The published functions (`published_*`, `answer`, `placement`, `improvement`, `length`) give what the published
-reward code gives, number for number, on any reply. What they are given is where a rollout differs from the
-published rows, and why:
-- the masks are those of the rollout; the published code asks a server, without the mask before;
-- the IoU before the action and the number of the step are real; the published rows lack both, so that there
-  improvement is judged against 0 and length is 0. Give 0 and None to get the same.
-Its format reward wants line breaks inside the tags and the word `Termination`, which our replies do not have:
-`house_format` is its variant for them.
+The published functions (`published_*`, `answer`, `placement`, `improvement`, `length`) return what the published
+reward code returns for any reply. Their inputs differ from those of the published data:
+- masks come from the rollout; the published code asks a server, and has no mask before the action;
+- the IoU before the action and the step number are known; the published rows have neither, so there improvement
+  is judged against an IoU of 0, and length is 0. Pass 0 and None to get the same.
+The published format reward requires line breaks inside the tags and the word `Termination`, which this project's
+replies do not have: `house_format` is the variant for them.
 
-What becomes of rewards (sums, advantages) is in objective; where the states come from, in rollouts.
+Advantages are computed in credit and the loss in objective; states come from training.rollouts.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from training.rollouts.state import State
 OPTIMAL_STEPS = 5
 ANSWER_LEVELS = ((0.80, 3.0), (0.70, 2.0), (0.50, 1.0))
 
-# The published rules, whose parts read one reply in two ways: what is well formed may have white space around
-# the action, what is scored may not; and the first action decides the form, but any scored one the score.
+# The published rules read a reply in two ways. A well-formed action may have white space around it, a scored one
+# may not; the format is judged by the first action, the score by any action that can be scored.
 _SHOWN = re.compile(r"<think>\n.*?\n</think>\n\s*<action>\n.*?\n</action>", re.DOTALL)
 _ACTION = re.compile(r"<action>\n(.*?)\n</action>", re.DOTALL)
 _FRACTION = r"\s*(0(?:\.\d+)?|1(?:\.0+)?)\s*"
@@ -39,7 +38,7 @@ _SCORED_END = re.compile(r"<action>\n\s*Termination\s*\n</action>")
 
 
 def published_action(reply: str) -> Action | None:
-    """The action that the published code scores: a click anywhere on a line of its own in its tags, else the end."""
+    """The action that the published code scores: a click on its own line between action tags, else termination."""
     point = _SCORED_POINT.search(reply)
     if point is not None:
         return Click(float(point[2]), float(point[3]), point[1] == "Positive")
@@ -47,19 +46,19 @@ def published_action(reply: str) -> Action | None:
 
 
 def published_think_format(reply: str) -> float:
-    """1 where thinking and then an action stand on lines of their own between their tags, else 0."""
+    """1 if thinking and then an action are on lines of their own between their tags, else 0."""
     return float(_SHOWN.search(reply) is not None)
 
 
 def published_point_format(reply: str) -> float:
-    """1 where the first action is a click of two fractions, or `Termination`, else 0."""
+    """1 if the first action is a click at two fractions, or `Termination`, else 0."""
     found = _ACTION.search(reply)
     text = found[1].strip() if found else ""
     return float(text == "Termination" or _POINT.fullmatch(text) is not None)
 
 
 def published_answer_format(reply: str) -> float:
-    """1 where an answer opens before one closes, or where there is none and the reply does not end; else 0."""
+    """1 if the answer tag opens before it closes, or if there is no answer and no termination; else 0."""
     opened, closed = reply.find("<answer>"), reply.find("</answer>")
     if opened < 0:
         return float(_SCORED_END.search(reply) is None)
@@ -67,16 +66,16 @@ def published_answer_format(reply: str) -> float:
 
 
 def published_format(reply: str) -> float:
-    """1 where thinking, action and answer are all well formed by the published rules, else 0."""
+    """1 if thinking, action and answer are all well formed by the published rules, else 0."""
     parts = (published_think_format, published_point_format, published_answer_format)
     return float(all(part(reply) for part in parts))
 
 
 def house_format(reply: str, language: Language = IBIS) -> float:
-    """1 for a reply in the form that the policy's language writes, else 0.
+    """1 for a well-formed reply in the policy's action language, else 0.
 
-    Some thinking, one action, and an answer if and only if it ends. Line breaks inside the tags and the word
-    Termination do no harm, so that a policy trained on the published reward loses nothing here.
+    Well formed: some thinking, one action, and an answer if and only if the action is to terminate. Line breaks
+    inside the tags and the word Termination are accepted, so a policy trained on the published format loses nothing.
     """
     try:
         parsed = language.parse(reply)
@@ -89,15 +88,15 @@ def house_format(reply: str, language: Language = IBIS) -> float:
 
 
 def answer(iou_after: float) -> float:
-    """3, 2, 1 or 0 for an IoU after the action above 0.80, 0.70, 0.50, or none of them."""
+    """3, 2 or 1 if the IoU after the action is above 0.80, 0.70 or 0.50, else 0."""
     return next((value for level, value in ANSWER_LEVELS if iou_after > level), 0.0)
 
 
 def placement(action: Action | None, before: np.ndarray, truth: np.ndarray) -> float:
-    """+1 for a positive click in what the mask missed or a negative one in what it took wrongly, else −1.
+    """+1 for a positive click on a false-negative pixel or a negative click on a false-positive one, else −1.
 
-    For a box: +1 where it overlaps the structure's own box by half (IoU), else −1. 0 for the end and where there is no
-    action. Masks are (H, W) bool; the clicked pixel is int(x·W), int(y·H).
+    For a box: +1 if its IoU with the structure's bounding box is at least 0.5, else −1. 0 for termination and for no
+    action. Masks are (H, W) bool; the clicked pixel is column int(x·W), row int(y·H).
     """
     if isinstance(action, Box):
         return 1.0 if points_at(action, truth) else -1.0
@@ -115,20 +114,20 @@ def improvement(action: Action | None, iou_before: float, iou_after: float) -> f
 
 
 def length(number: int | None, optimal: int = OPTIMAL_STEPS) -> float:
-    """1 up to the optimal number of steps, then −0.2 for every step more; 0 where the number is not known."""
+    """1 up to the optimal number of steps, then −0.2 for each further step; 0 if the number is unknown."""
     if number is None:
         return 0.0
     return 1.0 if number <= optimal else -0.2 * (number - optimal)
 
 
 def published_score(state: State, optimal: int = OPTIMAL_STEPS) -> dict[str, float]:
-    """Every component of the published score by its published name, and `score`, their sum over 5.
+    """Every component of the published score by its published name, and `score`, the sum of five of them over 5.
 
-    The action is read from `state.reply` by the published rules, whatever `state.action` says.
+    The action is read from `state.reply` by the published rules, not taken from `state.action`.
     """
     action = published_action(state.reply)
     ends = _SCORED_END.search(state.reply) is not None
-    # Two empty masks are not success there.
+    # The published code does not count two empty masks as success.
     reached = state.iou_after if state.truth.any() or state.after.any() else 0.0
     components = {
         "think_format_score": published_think_format(state.reply),
@@ -145,21 +144,21 @@ def published_score(state: State, optimal: int = OPTIMAL_STEPS) -> dict[str, flo
 
 
 def gain(iou_before: float, iou_after: float) -> float:
-    """How much the IoU rose by the action; negative where it fell. Unlike `improvement`, in proportion."""
+    """The change of IoU by the action, negative if it fell."""
     return iou_after - iou_before
 
 
 def patience(action: Action | None, iou_after: float, worth: float = ANSWER_LEVELS[1][0]) -> float:
-    """For the end alone: +1 where the mask is worth stopping at (IoU above `worth`), else −1; 0 for a click."""
+    """For termination: +1 if the IoU is above `worth`, else −1. 0 for every other action."""
     if not isinstance(action, Terminate):
         return 0.0
     return 1.0 if iou_after > worth else -1.0
 
 
 def ending(state: State) -> float:
-    """What an end is worth, 0 for everything else: the IoU of the mask that it leaves.
+    """For termination: the IoU of the final mask. 0 for every other action.
 
-    1 for "not there" said rightly, −1 for saying it of what is there.
+    A correct "not there" is worth 1, a wrong one −1.
     """
     if not isinstance(state.action, Terminate):
         return 0.0
@@ -168,8 +167,8 @@ def ending(state: State) -> float:
     return state.iou_after if state.after.any() else -1.0
 
 
-# What a configuration may give weights to. A turn's rewards are those of its own action; an outcome's, of the
-# state in which the episode ended.
+# The rewards that settings can give weights to: TURN for a turn's own action, OUTCOME for the state in which the
+# episode ended.
 TURN: Mapping[str, Callable[[State, int], float]] = {
     "format": lambda state, optimal: house_format(state.reply, state.language),
     "published_format": lambda state, optimal: published_format(state.reply),
@@ -192,12 +191,12 @@ OUTCOME: Mapping[str, Callable[[State, int], float]] = {
 
 
 def _answer(state: State) -> float:
-    """As published: a reply without an action answers nothing, also where the mask happens to be right."""
+    """As published: a reply without an action scores 0 even if the mask happens to be right."""
     return 0.0 if state.action is None else answer(state.iou_after)
 
 
 def _plain(reply: str) -> str:
-    """A reply without what the two written forms differ in: white space at tags, Termination, digits."""
+    """A reply with white space at tags, Termination and digits normalised, for comparison."""
     text = re.sub(r"\s*(</?(?:think|action|answer|tool_call)>)\s*", r"\1", reply.strip())
     text = text.replace("Termination", "Terminate")
     return re.sub(r"\d+(?:\.\d*)?", lambda number: f"{float(number[0]):.4f}", text)

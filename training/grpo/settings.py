@@ -1,4 +1,4 @@
-"""What a GRPO run can be told, key by key; the YAML files in configs/ are made of these."""
+"""The settings of a GRPO run; each attribute is a key of the YAML files in configs/."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from training.common.settings import setting
 from training.grpo import rewards
 from training.sft.settings import LoraSettings
 
-# Keys that do not change what comes out, so that a run may go on with others.
+# Keys that do not change the result, so they may differ when a run is resumed.
 FREE = ("out", "save_every", "threads", "evaluate_every")
 
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What is asked about.
+    """The pictures that questions are asked about.
 
     Attributes:
-        phantoms: so many phantom pictures of the seed `phantom_seed`, from its number `first` on.
-        cases: a folder or manifest of cases (training/cases.py) instead of phantoms.
-        per_volume: slices of each volume among the cases, evenly spread; 0: all that show something.
-        store: a folder that keeps the pictures of cases, see training.common.store; without one they are all read
-            at every start, and kept in memory.
-        absent: share of the questions about what a picture does not show.
+        phantoms: number of phantom pictures, of the seed `phantom_seed`, starting with number `first`.
+        cases: a folder or manifest of cases (ibis_agent.cases) instead of phantoms.
+        per_volume: slices of each volume among the cases, evenly spread; 0: all with a labelled structure.
+        store: a folder that keeps the cases' pictures, see training.common.store. Without it they are read at
+            every start and kept in memory.
+        absent: share of the questions that ask for a structure the picture does not show.
     """
 
     phantoms: int = setting(200, least=1)
@@ -41,17 +41,18 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """Weights of the rewards, by their names in training.grpo.rewards, and how turns are credited.
+    """Weights of the rewards, by their names in training.grpo.rewards, and how advantages are computed.
 
     Attributes:
-        turn: rewards of a turn's own action; outcome: of the state in which the episode ended.
-        turn_credit, outcome_credit: what a turn's advantage takes of either.
+        turn: weights of rewards for a turn's own action.
+        outcome: weights of rewards for the state in which the episode ended.
+        turn_credit, outcome_credit: factors of the two in an advantage.
         optimal_steps: of the length reward.
-        credit: "state" or "turn", see training.grpo.credit. With "state" rewards of turns add up: one that every
-            turn gets, such as `format`, would pay for more turns.
-        divisor: of an advantage: the "deviation" of what it is compared with (GRPO), that of the whole "batch"
-            (REINFORCE++), or "none" (Dr. GRPO).
-        least: turns that a comparison needs; with fewer there is no credit from it.
+        credit: "state" or "turn", see training.grpo.credit. With "state" turn rewards add up, so a reward that
+            every turn gets, such as `format`, would favour longer episodes.
+        divisor: advantages are divided by the standard "deviation" of the turns compared (GRPO), by that of the
+            whole "batch" (REINFORCE++), or not at all ("none", Dr. GRPO).
+        least: the smallest number of turns to compare; smaller sets get no advantage.
     """
 
     turn: dict[str, Any] = field(
@@ -71,31 +72,34 @@ class GrpoSettings:
     """A GRPO run.
 
     Attributes:
-        model: the policy's folder to start from; segmenter: a checkpoint, None for the demo's.
-        out: a new folder, or that of the same run, which then goes on.
-        name: what the new policy is called; empty: after the old one.
-        tasks, held: what it learns from, and what it is measured on (held.phantoms pictures).
-        updates: how many.
-        questions, group: of an update, and rollouts of each question.
+        model: folder of the policy to start from.
+        segmenter: a checkpoint; None for the demo segmenter.
+        out: a new folder, or that of the same run to resume it.
+        name: name of the new policy; empty: derived from the old one.
+        tasks, held: the pictures to learn from, and the held-out set.
+        updates: number of updates.
+        questions, group: questions per update, and rollouts per question.
         max_turns, temperature: of a rollout.
-        epochs, minibatches: how often an update's rollouts are learned from, in how many optimiser steps.
-        rate, warmup: peak learning rate, and updates in which it rises; it falls to a tenth at the end.
-        clip_low, clip_high: the ratio of new to old probability stays within 1 − low and 1 + high.
-        ratio: of "token", "sequence" (GSPO) or "cispo"; average: of the loss, by "token" (DAPO), "reply" (GRPO as
-            first described) or "constant" (Dr. GRPO); see training.grpo.objective.
-        importance_cap: truncated importance correction between what rollouts were sampled by and the model that
-            learns, cut there; 0: none. Here both are one model; it matters where they compute in other numbers.
-        refill: groups whose rollouts all earned the same are replaced by new questions (DAPO's dynamic sampling),
-            at most so many times the questions of an update; 0: never.
-        branch_states, branch_replies: from so many later states of a group, replies are sampled until there are
-            so many from each: a baseline over equal states. 0: no branching.
-        kl: weight of the divergence from the start; 0 needs no reference model.
-        tune, lora, vision: as for training.sft.
-        replies: written at a time; tokens: computed at a time. What memory allows.
-        evaluate_every, save_every: updates; evaluate_every 0 measures at the end only.
-        keep: which state becomes the policy: of those measured, the "best" on the held questions, or the "last".
-        collapse: the run ends where the held questions' quality falls below this share of the best; 0: never.
-        precision: "bf16" computes in bf16 on CUDA; what is trained is kept in fp32.
+        epochs, minibatches: passes over an update's rollouts, and optimiser steps per pass.
+        rate, warmup: peak learning rate, and updates of linear warm-up; the rate decays to a tenth of the peak.
+        clip: greatest norm of the gradient.
+        clip_low, clip_high: the ratio of new to old probability is clipped to [1 − low, 1 + high].
+        ratio: by "token", by "sequence" (GSPO), or "cispo"; average: of the loss, over each "token" (DAPO), each
+            "reply" (GRPO as first described) or "constant" (Dr. GRPO); see training.grpo.objective.
+        importance_cap: cap of the truncated importance weights between the model that sampled the rollouts and the
+            one that learns; 0: no weights. Here both are the same model; it matters if their numerics differ.
+        refill: groups whose rollouts all have the same return are replaced by new questions (DAPO's dynamic
+            sampling), in at most this many rounds; 0: never.
+        branch_states, branch_replies: for this many later states of a group, sample replies until each state has
+            `branch_replies` of them, for a baseline over equal states. 0 states: no branching.
+        kl: weight of the KL divergence from the initial policy; 0 needs no reference model.
+        tune, lora, vision: as in training.sft.
+        replies, tokens: replies sampled at a time, and tokens scored at a time; limited by memory.
+        evaluate_every, save_every: in updates; evaluate_every 0 evaluates at the end only.
+        keep: which state becomes the new policy: the "best" on the held-out set, or the "last".
+        collapse: stop when the held-out quality falls below this share of the best; 0: never.
+        precision: "bf16" computes in bf16 on CUDA; trainable weights stay fp32.
+        threads: of the CPU; 0: torch's default.
     """
 
     model: Path
@@ -141,7 +145,7 @@ class GrpoSettings:
 
 
 def check(settings: GrpoSettings, file: str | None = None) -> None:
-    """What the types cannot say. Raises InputError."""
+    """Check what the types cannot express. Raises InputError."""
     given = settings.rewards
     for part, weights, known in (
         ("turn", given.turn, rewards.TURN),
@@ -160,14 +164,14 @@ def check(settings: GrpoSettings, file: str | None = None) -> None:
         raise InputError("no reward has a weight", file=file, remedy="Give at least one under rewards.")
     if settings.group < given.least:
         raise InputError(
-            "a group is smaller than rewards.least: nothing could be compared",
+            "the group is smaller than rewards.least, so nothing could be compared",
             file=file,
             value=f"group {settings.group}, rewards.least {given.least}",
-            remedy="Make groups larger, or rewards.least smaller.",
+            remedy="Raise group or lower rewards.least.",
         )
     if settings.lora.dropout:
         raise InputError(
-            "lora.dropout must be 0: what is learnt from must be what was sampled",
+            "lora.dropout must be 0: the policy must learn from what it sampled",
             file=file,
             value=settings.lora.dropout,
         )
@@ -177,7 +181,7 @@ def check(settings: GrpoSettings, file: str | None = None) -> None:
         other = range(settings.held.first, settings.held.first + settings.held.phantoms)
         if mine[0] <= other[-1] and other[0] <= mine[-1]:
             raise InputError(
-                "the held phantoms are among those that it learns from",
+                "the held-out phantoms overlap the training phantoms",
                 file=file,
                 value=f"seed {settings.held.phantom_seed}",
                 remedy="Give held.phantom_seed another number.",

@@ -1,11 +1,11 @@
 """Questions for rollouts: about phantoms or cases, drawn by number so that a resumed run draws the same.
 
     tasks = phantom_tasks(count=200, seed=1)
-    tasks.draw(8, np.random.default_rng([seed, update]))      # eight questions, seven about what is there
-    tasks.every(per_picture=2, seed=1)                        # a fixed list, for measuring
+    tasks.draw(8, np.random.default_rng([seed, update]))      # eight questions, about one for an absent structure
+    tasks.every(per_picture=2, seed=1)                        # a fixed list, for evaluation
 
-Phantoms are made when they are first needed. Of cases, the chosen slices are cut once, at the start, one scan
-at a time, and kept in little memory, or in a store on the disk (training.common.store).
+Phantoms are made when first needed. The slices of cases are cut at the start, one scan at a time, and kept packed
+in memory, or in a store on disk (training.common.store).
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ PHANTOM = Choice()
 
 
 class Tasks:
-    """Pictures that questions are asked about, each given by a function.
+    """Pictures that questions are asked about, each made by a function.
 
-    `identity`: of the pictures and their truth where no settings decide them, else empty. `scans`: digest of
-    each scan among them → its name.
+    Attributes:
+        identity: SHA-256 of the pictures and their ground truth; empty if the settings determine them.
+        scans: digest of each scan → its name.
     """
 
     def __init__(
@@ -54,7 +55,10 @@ class Tasks:
         return len(self._pictures)
 
     def draw(self, count: int, rng: np.random.Generator, absent: float = 0.125) -> list[Question]:
-        """`count` questions; the share `absent` of them about structures that the picture does not show."""
+        """`count` random questions, a share `absent` of them about structures that the picture does not show.
+
+        Raises InputError if the pictures have nothing to ask for.
+        """
         found: list[Question] = []
         misses = 0
         while len(found) < count:
@@ -69,7 +73,7 @@ class Tasks:
         return found
 
     def every(self, per_picture: int, seed: int, absent: int = 1) -> list[Question]:
-        """Of each picture so many questions about what is there, and about what is not."""
+        """For each picture, `per_picture` questions about structures it shows, and `absent` about others."""
         found: list[Question] = []
         for number in range(len(self)):
             rng = np.random.default_rng([seed, number])
@@ -80,23 +84,23 @@ class Tasks:
         return found
 
     def shown(self, number: int) -> Shown:
-        """Picture `number`, as far as the policy sees it."""
+        """Picture `number`, cropped to what the policy sees."""
         return within_frame(self._pictures[number]())
 
 
 def phantom_tasks(count: int, seed: int, first: int = 0, choice: Choice = PHANTOM) -> Tasks:
-    """Phantoms `first` … `first + count − 1` of a seed; no other seed has any of them."""
+    """Phantoms `first` … `first + count − 1` of a seed; different seeds share no phantom."""
     groups = phantom_groups(first + count, seed)[first:]
     pictures = [functools.cache(functools.partial(_phantom, group, choice)) for group in groups]
     return Tasks(pictures, "", {f"phantom-{group.phantom}": group.key for group in groups})
 
 
 def case_tasks(manifest: Path, choice: Choice | None = None, store: Path | None = None) -> Tasks:
-    """The pictures of a manifest or a folder of cases. What cannot be used is told on the way.
+    """The pictures of a manifest or a folder of cases. Prints what cannot be used.
 
-    With a `store` they stay on the disk, and scans that it holds are not read.
+    With a `store` they stay on disk, and scans that it already has are not read.
 
-    Raises InputError where nothing can be asked.
+    Raises InputError if there is nothing to ask about.
     """
     cases, problems = read_cases(manifest)
     pictures: list[Callable[[], Shown]] = []
@@ -117,7 +121,7 @@ def case_tasks(manifest: Path, choice: Choice | None = None, store: Path | None 
                 problems.append(shown)
             else:
                 small = _Small(shown)
-                small.tell(digest.update)
+                small.digest(digest.update)
                 pictures.append(small.whole)
     for problem in problems:
         print(f"{problem.kind}: {problem}", file=sys.stderr)
@@ -131,7 +135,7 @@ def _of(source: Kept, place: tuple[str, int]) -> Shown:
 
 
 class _Small:
-    """A picture in little memory: a grey one with one channel, masks as bits."""
+    """A picture packed in memory: grey pictures as one channel, masks as bits."""
 
     def __init__(self, shown: Shown) -> None:
         rgb = shown.picture.rgb
@@ -151,12 +155,12 @@ class _Small:
         }
         return replace(self._bare, picture=replace(self._bare.picture, rgb=rgb), truths=truths)
 
-    def tell(self, hear: Callable[[bytes], object]) -> None:
-        """All that a question could be made of."""
-        hear(f"{self._bare.key} {self._pixels.shape} {list(self._bits)} {self._bare.absent}".encode())
-        hear(self._pixels.tobytes())
+    def digest(self, update: Callable[[bytes], object]) -> None:
+        """Feed all that a question could be made of to a hash's `update`."""
+        update(f"{self._bare.key} {self._pixels.shape} {list(self._bits)} {self._bare.absent}".encode())
+        update(self._pixels.tobytes())
         for bits in self._bits.values():
-            hear(bits.tobytes())
+            update(bits.tobytes())
 
 
 def _phantom(group: Group, choice: Choice) -> Shown:

@@ -3,17 +3,17 @@
     python -m training.grpo training/configs/grpo-demo.yaml
     python -m training.grpo training/configs/grpo-7b-lora.yaml model=policies/sft tasks.cases=scans
 
-Every key is explained in training/grpo/settings.py. One update: questions are drawn, each gets a group of
-sampled rollouts, every turn its advantage, and the policy's own tokens are learned from with the clipped
-objective. One device; several machines are verl's business (training/grpo/verl). Simplifications, and why:
-- with a frozen vision tower its features are computed once and shared by rollouts and learning;
-- turns whose advantage is zero are not computed again;
-- what is sampled and what is learned from is computed by the same model in the same numbers, so that there
-  is not a second engine to be corrected for.
+The keys are explained in training/grpo/settings.py. One update: draw questions, sample a group of rollouts for
+each, compute the advantage of every turn, and train on the policy's own tokens with the clipped objective. It runs
+on one device; for several machines see training/grpo/verl. Simplifications, and why:
+- with a frozen vision tower, image features are computed once and shared by rollouts and learning;
+- turns with zero advantage are not computed again;
+- the same model samples and learns with the same numerics, so there is no second engine to correct for.
 
-OUT gets the curves of every reward, of IoU and clicks (curves.jsonl, curves.png, tensorboard/), a checkpoint,
-and in the end `adapter/` (LoRA; then training.sft.merge) or `model/` (full). A run that was stopped, by Ctrl-C or
-a kill, goes on with the same command and ends as one left alone: every update's numbers come from the seed.
+OUT gets curves of every reward, IoU and clicks (curves.jsonl, curves.png, tensorboard/), a checkpoint, and at the
+end `adapter/` (LoRA; then run training.sft.merge) or `model/` (full). A run stopped by Ctrl-C or a kill resumes
+with the same command, with the same result as an uninterrupted one: random numbers depend only on the seed and the
+update's number.
 """
 
 from __future__ import annotations
@@ -42,18 +42,19 @@ from training.common.resuming import Curves, save_atomically
 from training.common.run_folder import SETTINGS, same_run
 from training.common.settings import read_settings, settings_to_json
 from training.grpo.credit import differ
-from training.grpo.learner import Learner, device_of
+from training.grpo.learner import Learner
 from training.grpo.objective import figures
 from training.grpo.settings import FREE, GrpoSettings, TaskSettings, check
 from training.grpo.tasks import Tasks, case_tasks, phantom_tasks
 from training.rollouts.roller import Roller, Rollout
 from training.sft.reply_trainer import Stopping
+from training.sft.train import device_of
 
 _CHECKPOINT = "resume.pt"
 
 
 class Run:
-    """One run: everything that is loaded, and the way from one update to the next."""
+    """A run's models and tasks, and the parts of one update."""
 
     def __init__(
         self,
@@ -63,19 +64,19 @@ class Run:
         tasks: Tasks | None = None,
         held: Tasks | None = None,
     ) -> None:
-        """Check everything, then load. `segmenter`, `tasks`, `held`: loaded already. Raises IbisError."""
+        """Check everything, then load. Pass `segmenter`, `tasks` or `held` if already loaded. Raises IbisError."""
         check(settings, file)
         self.settings = settings
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.found = policies.trainable(settings.model).inspect()
         self.card = load_card(settings.model)
-        device, _ = device_of(settings)
+        device, _ = device_of(settings.device, settings.precision)
         self.segmenter = segmenter or segmenters.open(settings.segmenter, device=device)
         self.out = check_writable_folder(settings.out)
         self.tasks = tasks or tasks_of(settings.tasks, self.card)
         self.held = held or tasks_of(settings.held, self.card)
-        before = dict.fromkeys(scans_learned(settings.model), "what the policy has learned from before")
+        before = dict.fromkeys(scans_learned(settings.model), "what the policy was trained on before")
         refuse_overlap({**before, **self.tasks.scans}, self.held.scans, file)
         facts = {
             "model": self.found.sha256,
@@ -91,10 +92,10 @@ class Run:
         self.roller = Roller(self.policy, self.segmenter, limits, settings.replies)
         self.dropped: list[list[Rollout]] = []
         self.best = Best(self.out / BEST, settings.collapse, device)
-        self._go_on()
+        self._resume()
 
-    def _go_on(self) -> None:
-        """From the checkpoint, where there is one."""
+    def _resume(self) -> None:
+        """Load the checkpoint, if there is one."""
         checkpoint = self.out / _CHECKPOINT
         if checkpoint.is_file():
             state = torch.load(checkpoint, weights_only=True, map_location=self.policy.device)
@@ -105,60 +106,60 @@ class Run:
             self.update = int(state["update"])
 
     def rollouts(self) -> list[list[Rollout]]:
-        """This update's groups. Depends on the weights, the seed and the update's number alone."""
+        """Sample this update's groups. Depends only on the weights, the seed and the update's number."""
         settings = self.settings
         rng = np.random.default_rng([settings.seed, self.update])
         generator = torch.Generator(self.policy.device).manual_seed(int(rng.integers(2**62)))
         branches = (settings.branch_states, settings.branch_replies) if settings.branch_states else None
-        told: list[list[Rollout]] = []
-        same: list[list[Rollout]] = []
+        kept: list[list[Rollout]] = []
+        dropped: list[list[Rollout]] = []
         for attempt in range(1 + settings.refill):
-            missing = settings.questions - len(told)
+            missing = settings.questions - len(kept)
             questions = self.tasks.draw(missing, rng, settings.tasks.absent)
             with self.learner.computing():
                 found = self.roller.run(
                     questions, settings.group, settings.temperature, generator, branches, rng
                 )
-            if attempt == settings.refill:  # also where nothing is to be refilled
-                told += found
+            if attempt == settings.refill:  # the last round keeps all; the only one if there is no refill
+                kept += found
                 break
-            told += [group for group in found if differ(group, settings.rewards)]
-            same += [group for group in found if not differ(group, settings.rewards)]
-            if len(told) == settings.questions:
+            kept += [group for group in found if differ(group, settings.rewards)]
+            dropped += [group for group in found if not differ(group, settings.rewards)]
+            if len(kept) == settings.questions:
                 break
-        self.dropped = same
-        return told
+        self.dropped = dropped
+        return kept
 
     def learn(self, groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
-        """Learn from this update's groups; what happened, in figures."""
+        """Learn from this update's groups and return figures for the curves."""
         return self.learner.learn(groups, self.update)
 
     def measure(self) -> dict[str, float]:
-        """Greedy figures on the held questions; the state is kept if it is the best so far."""
+        """Greedy figures on the held-out questions. Keeps the state if it is the best so far."""
         questions, most = self.held.every(2, self.settings.seed), self.settings.replies
         groups: list[list[Rollout]] = []
         with self.learner.computing():
-            for start in range(0, len(questions), most):  # what all would be asked may not fit the memory
+            for start in range(0, len(questions), most):  # the requests of all may not fit in memory
                 groups += self.roller.run(questions[start : start + most], 1, 0.0)
         self.measured = {f"held_{k}": v for k, v in figures(groups).items()}
         self.collapsed = self.best.note(self.update, self.measured, self.trained)
         return self.measured
 
     def remember(self, curves: Curves) -> None:
-        """Take up what was measured after the last of the updates done, where the run was stopped behind it."""
+        """Restore the figures measured after the last update, if the run was stopped after that."""
         rows = [row for row in curves.rows if row["step"] == self.update]
         self.measured = {k: v for row in rows for k, v in row.items() if k.startswith("held_")}
-        if self.measured:  # it may have been stopped between the collapse and the end
+        if self.measured:  # a run may stop between the collapse and its end
             self.collapsed = self.best.collapse(self.measured)
 
     def save(self) -> None:
-        """The checkpoint: what is trained, the optimiser's state, and the updates done."""
+        """Write the checkpoint: trainable weights, optimiser state, number of updates done."""
         trained = {name: parameter.detach() for name, parameter in self.trained.items()}
         state = {"trained": trained, "optimiser": self.learner.optimiser.state_dict(), "update": self.update}
         save_atomically(state, self.out / _CHECKPOINT)
 
     def finish(self, seconds: float) -> Path:
-        """Write the adapter or the policy's folder, of the state to be kept. Raises OutputError."""
+        """Write the adapter or the policy's folder from the best or last state. Raises OutputError."""
         settings, before = self.settings, self.card.name
         found, kept = self.measured, self.update
         if self.collapsed or (settings.keep == "best" and self.best.step >= 0):
@@ -201,10 +202,10 @@ def train(
     tasks: Tasks | None = None,
     held: Tasks | None = None,
 ) -> Path:
-    """Train, or go on training, and return the folder of the adapter or of the new policy.
+    """Train, or resume, and return the folder of the adapter or of the new policy.
 
-    Raises IbisError before slow work where something is wrong, and Cancelled where the run was stopped; the
-    same call goes on then.
+    Raises IbisError before slow work if something is wrong, and Cancelled if the run was stopped; the same call
+    then resumes it.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -212,12 +213,12 @@ def train(
     result = result_of(settings)
     if (result / HISTORY).is_file():
         _same_run(settings, {}, write=False)
-        print(f"{result} is finished already", flush=True)
+        print(f"{result} is already finished", flush=True)
         return result
     begun = time.perf_counter()
     run = Run(settings, file, segmenter, tasks, held)
     if run.update:
-        print(f"going on from update {run.update}", flush=True)
+        print(f"resuming from update {run.update}", flush=True)
     curves = Curves(settings.out, run.update)
     board = SummaryWriter(str(settings.out / "tensorboard"), purge_step=run.update + 1)
 
@@ -250,17 +251,17 @@ def train(
                 if last or run.collapsed or stopping.asked or run.update % settings.save_every == 0:
                     run.save()
                 if stopping.asked and not last and not run.collapsed:
-                    raise Cancelled(f"stopped at update {run.update}; the same command goes on from there")
+                    raise Cancelled(f"stopped at update {run.update}; run the same command to resume")
     finally:
         curves.plot(settings.out / "curves.png", run.card.name)
         board.close()
     if run.collapsed:
-        print(f"{run.collapsed}; the state of update {run.best.step} is kept", file=sys.stderr, flush=True)
+        print(f"{run.collapsed}; keeping the state of update {run.best.step}", file=sys.stderr, flush=True)
     return run.finish(time.perf_counter() - begun)
 
 
 def result_of(settings: GrpoSettings) -> Path:
-    """Where a finished run's policy or adapter is."""
+    """The folder of a finished run's policy or adapter."""
     return settings.out / ("adapter" if settings.tune == "lora" else "model")
 
 
@@ -269,7 +270,7 @@ def _same_run(settings: GrpoSettings, facts: dict[str, Any], write: bool = True)
 
 
 def tasks_of(settings: TaskSettings, card: ModelCard) -> Tasks:
-    """The pictures to ask about, turned and windowed as the policy's card says. Raises InputError."""
+    """The pictures to ask about, oriented and windowed as the policy's card says. Raises InputError."""
     if settings.cases is not None:
         choice = Choice(
             per_plane=settings.per_volume,

@@ -1,1 +1,1 @@
-"""The policy at work in training: what it is asked, token by token, and many of its episodes at a time."""
+"""Rollouts of a policy in training, many at a time, and the token-by-token requests they are made of."""

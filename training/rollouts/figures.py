@@ -1,4 +1,4 @@
-"""What rollouts came to, in figures for curves and tables."""
+"""Figures of rollouts for curves and tables."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from ibis_agent.actions import Terminate
 
 from training.rollouts.roller import Rollout
 
-GOOD, POOR = 0.80, 0.50  # IoU of a mask that is worth ending on, and of one that is not
+GOOD, POOR = 0.80, 0.50  # IoU from which a mask is good, and below which it is poor
 
 
 def figures_of(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Means over rollouts; what cannot be known is left out.
+    """Means over rollouts, without those that have no values. Boxes count as clicks.
 
-    Boxes count as clicks. `iou`, `dice`, `clicks`, `hit` are over the questions whose structure is there,
-    `absent_recall` over the others, `false_absence` the share of the first that ended without a click. `quality` is
-    over all: the IoU, 1 for "not there" said rightly, 0 for a reply that could not be read. Ends by the mask that they
-    leave, of the rollouts about what is there that end after a click: `ends_good` (IoU of 0.80 or more), `ends_poor`
-    (below 0.50), and `ends_iou`, their mean.
+    Over rollouts whose structure is present: `iou`, `dice`, `clicks`, `hit` (first click on the structure),
+    `false_absence` (ended without a click); of those that terminated after a click, `ends_iou` is the mean final IoU,
+    `ends_good` the share with 0.80 or more, `ends_poor` the share below 0.50.
+    Over rollouts whose structure is absent: `absent_recall`.
+    Over all: `turns`, `ended` (terminated), `unreadable`, and `quality` (see quality).
     """
     present = [each for each in rollouts if each.question.present]
     absent = [each for each in rollouts if not each.question.present]
@@ -45,11 +45,11 @@ def figures_of(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def quality(rollout: Rollout) -> float:
-    """The final IoU, which is 1 where nothing is there and nothing was marked; 0 after an unreadable reply."""
+    """The final IoU, which is 1 for an absent structure and an empty mask; 0 after an unreadable reply."""
     return 0.0 if rollout.turns[-1].state.action is None else rollout.iou
 
 
 def mean(values: Iterable[float]) -> float:
-    """NaN for no values."""
+    """The mean; NaN if there are no values."""
     listed = [float(each) for each in values]
     return float(np.mean(listed)) if listed else float("nan")

@@ -1,12 +1,12 @@
-"""Rollouts: the policy's own episodes, many at a time, the segmenter in the loop.
+"""Rollouts: the policy's own episodes with the segmenter in the loop, many at a time.
 
     roller = Roller(policy, segmenter, Limits(max_turns=5))
-    groups = roller.run(questions, group=8, temperature=1.0, generator=generator)   # 8 rollouts a question
+    groups = roller.run(questions, group=8, temperature=1.0, generator=generator)   # 8 rollouts per question
 
-All rollouts take their turns in step: one batch through the policy, one through the segmenter, until the last
-one has ended. A rollout goes as an Episode goes (same requests, same prompts, same masks, same ends), with one
-difference: a reply that cannot be read ends it, because a second chance would hide the fault from the reward.
-Where questions come from is in training.grpo.tasks, what a turn is worth in training.grpo.rewards.
+All rollouts advance together: one batch through the policy, one through the segmenter, until the last has ended.
+They match inference (same requests, prompts, masks and ends) with one difference: an unreadable reply ends a rollout,
+because a second chance would hide the fault from the reward. Questions come from training.grpo.tasks, rewards from
+training.grpo.rewards.
 """
 
 from __future__ import annotations
@@ -32,19 +32,22 @@ from training.rollouts.state import State
 
 ENDED, LIMIT, REPEATED, UNREADABLE = "ended", "limit", "repeated", "unreadable"
 Prompted = tuple[str, tuple[Prompt, ...]]
-"""A picture's name and what was prompted on it, in its order."""
+"""A picture's name and the prompts on it so far, in order."""
 Predictions = dict[Prompted, Prediction]
 
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What is asked about a picture, and the truth.
+    """A question about a picture, and the ground truth.
 
     Attributes:
-        picture: a name that no other picture has.
+        picture: a unique name.
         rgb: (H, W, 3) uint8.
-        structure: what is asked for; text: how.
-        truth: (H, W) bool; empty where the structure is not there.
+        structure: the structure asked for.
+        text: the wording of the question.
+        truth: (H, W) bool; all False if the structure is absent.
+
+    Raises InputError if truth and picture differ in size.
     """
 
     picture: str
@@ -56,7 +59,7 @@ class Question:
     def __post_init__(self) -> None:
         if self.truth.shape != self.rgb.shape[:2]:
             raise InputError(
-                "the truth is of another size than the picture",
+                "the true mask and the picture have different sizes",
                 file=self.picture,
                 value=f"{self.truth.shape} and {self.rgb.shape[:2]}",
             )
@@ -68,7 +71,7 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class RolloutTurn:
-    """One turn: what was asked (None where it is not learned from), what was said, and the state around it."""
+    """One turn: the request (None if it is not learned from), the reply, and the state."""
 
     request: Request | None
     said: Sample
@@ -79,8 +82,8 @@ class RolloutTurn:
 class Rollout:
     """One episode of the policy. `reason` is ENDED, LIMIT, REPEATED or UNREADABLE once it is over.
 
-    `language` is that of the policy's card. The first `own` turns of a branch are another rollout's, from whose state
-    it went another way.
+    `language` is the action language of the policy's card. A branch starts from a state of another rollout: its
+    first `own` turns are that rollout's.
     """
 
     question: Question
@@ -97,7 +100,7 @@ class Rollout:
 
     @property
     def prompts(self) -> list[Prompt]:
-        """The clicks and boxes that were done: a repetition too many is not."""
+        """The clicks and boxes that were done. The last one of a REPEATED rollout was not."""
         done = self.turns[:-1] if self.reason == REPEATED else self.turns
         return [turn.state.action for turn in done if isinstance(turn.state.action, Prompt)]
 
@@ -111,7 +114,7 @@ class Rollout:
 
     @property
     def hit(self) -> bool:
-        """The first click is positive and on the structure; the first box shares half with the structure's own."""
+        """Whether the first prompt is positive and on the structure (see placing.points_at)."""
         first = self.turns[0].state.action if self.turns else None
         return isinstance(first, Prompt) and first.positive and points_at(first, self.question.truth)
 
@@ -121,7 +124,7 @@ class Rollout:
         return self.reason == ENDED and not self.prompts
 
     def repeats(self, action: Action | None, limits: Limits) -> bool:
-        """Whether a click or a box is the same as those just before, once too often; it is then not done."""
+        """Whether a click or box repeats the previous ones too often (limits.max_repeats); then it is not done."""
         tail = [turn.state.action for turn in self.turns[1 - limits.max_repeats :]]
         full = len(tail) == limits.max_repeats - 1
         return isinstance(action, Prompt) and full and all(each == action for each in tail)
@@ -134,7 +137,7 @@ class Rollout:
         found: Prediction | None,
         limits: Limits,
     ) -> None:
-        """Append a turn; `found` is what a click or a box led to, None where none was done."""
+        """Append a turn. `found`: the prediction after a click or box; None if none was done."""
         before = self.mask
         if found is not None:
             self.mask, self.logits = found.mask, found.logits
@@ -152,7 +155,7 @@ class Rollout:
             self.reason = LIMIT
 
     def observed(self, card: ModelCard) -> Turn:
-        """What a policy of this card is asked now."""
+        """The turn that a policy with this card sees now."""
         states = [turn.state for turn in self.turns]
 
         def mask_after(done: int) -> np.ndarray | None:
@@ -166,7 +169,7 @@ class Rollout:
 class Roller:
     """Makes rollouts with one policy and one segmenter.
 
-    batch: how many replies are written at a time; what the memory of a GPU allows.
+    batch: replies sampled at a time; limited by GPU memory.
     """
 
     def __init__(
@@ -185,10 +188,11 @@ class Roller:
         branches: tuple[int, int] | None = None,
         rng: np.random.Generator | None = None,
     ) -> list[list[Rollout]]:
-        """`group` rollouts of each question. temperature 0 is greedy.
+        """`group` rollouts of each question. Temperature 0 is greedy.
 
-        branches: from so many later states of a group, chosen by `rng`, replies are sampled until each state has
-        so many: they stand at the end of the group, see Rollout. The segmenter goes on from the state's logits.
+        branches: (states, replies). For that many later states of each group, chosen by `rng`, replies are sampled
+        until each state has `replies` of them. These rollouts come last in the group (see Rollout.own); the segmenter
+        continues from the state's logits.
         """
         language = self.policy.card.speech
         groups = [[Rollout(question, language=language) for _ in range(group)] for question in questions]
@@ -207,7 +211,7 @@ class Roller:
         generator: torch.Generator | None,
         done: Predictions,
     ) -> None:
-        """Take turns in step until all rollouts are over; `done` gets every prediction."""
+        """Advance all rollouts together until they are over. Adds every prediction to `done`."""
         while going:
             requests = self._requests(going)
             samples = self.policy.sample(requests, temperature, generator, self.batch)
@@ -221,13 +225,13 @@ class Roller:
             found = iter(self._predict([each for each in wanted if each is not None], done))
             for n, rollout in enumerate(going):
                 prediction = next(found) if wanted[n] is not None else None
-                # What was asked is large, and of greedy replies nothing is learned.
+                # Requests are large, and greedy replies are not learned from.
                 request = requests[n] if temperature else None
                 rollout.take(request, samples[n], actions[n], prediction, self.limits)
             going = [rollout for rollout in going if not rollout.reason]
 
     def _requests(self, rollouts: Sequence[Rollout]) -> list[Request]:
-        """What each is asked now; equal states share one request."""
+        """The next request of each rollout; equal states share one."""
         known: dict[tuple[str, str, str], Request] = {}
         found = []
         for rollout in rollouts:
@@ -245,10 +249,10 @@ class Roller:
         wanted: Sequence[tuple[Rollout, Prompt]],
         done: Predictions,
     ) -> list[Prediction]:
-        """The masks after one prompt more each; the same prompts on the same picture are done once."""
+        """The masks after one more prompt each; equal prompts on the same picture are computed once."""
         keys = [(rollout.question.picture, (*rollout.prompts, prompt)) for rollout, prompt in wanted]
         fresh = {key: rollout for key, (rollout, _) in zip(keys, wanted, strict=True) if key not in done}
-        # Alike in number stand together: those share a pass.
+        # States with the same number of prompts share a pass.
         states = sorted(fresh.items(), key=lambda each: len(each[0][1]))
         for start in range(0, len(states), self.batch):
             part = states[start : start + self.batch]
@@ -268,7 +272,7 @@ def _branches(
     rng: np.random.Generator,
     done: Mapping[Prompted, Prediction],
 ) -> list[Rollout]:
-    """Rollouts that begin where others of the group had come to, ready to be played."""
+    """New rollouts that start from states which others of the group reached."""
     at: dict[tuple[Action | None, ...], list[tuple[Rollout, int]]] = {}
     for rollout in group:
         for n in range(1, len(rollout.turns)):
@@ -288,7 +292,7 @@ def _branches(
 
 
 def read_action(text: str, language: Language) -> Action | None:
-    """The action in a reply; None where none can be read."""
+    """The action in a reply; None if it cannot be parsed."""
     try:
         return language.parse(text).action
     except ReplyError:

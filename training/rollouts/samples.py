@@ -1,12 +1,12 @@
-"""Training samples: what inference would send in a state, and the reply to it, as the model takes them.
+"""Training samples: the request that inference sends in a state, and the reply to it, as tokens.
 
-    turn = turn_of(card, rgb, question, turns, n)            # the state before the trajectory's turn n
-    request = build_request(chat, card, turn)                # token by token what LocalPolicy sends
-    sample = add_reply(chat, request, reply_of(card, turns[n]))  # the reply and its end are learned
-    batch = collate([sample, …])                             # padded on the right
+    turn = turn_of(card, rgb, question, turns, n)                # the state before turn n of the trajectory
+    request = build_request(chat, card, turn)                    # token by token what inference sends
+    sample = add_reply(chat, request, reply_of(card, turns[n]))  # loss on the reply and its end token
+    batch = collate([sample, …])                                 # padded on the right
 
-Supervised fine-tuning and GRPO both build their tokens here, from the prompt builder, the overlay and the
-image processor of ibis_agent. Where the states come from is in training.sft.turn_data.
+Supervised fine-tuning and GRPO both build their tokens here, with the prompt builder, the overlay and the image
+processor of ibis_agent. The states of fine-tuning come from training.sft.turn_data.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ IGNORED = -100
 def turn_of(
     card: ModelCard, rgb: np.ndarray, question: str, turns: Sequence[Mapping[str, Any]], n: int
 ) -> Turn:
-    """What the policy is asked before it says `turns[n]`, as an Episode that got there would ask it.
+    """What the policy sees before its reply `turns[n]`, the same as in inference.
 
     Args:
         rgb: (H, W, 3) uint8, the picture without a mask.
-        turns: of one trajectory, from its first: "kind", "reply", "mask_before_rle", and maybe "note".
+        turns: of one trajectory from the first: "kind", "reply", "mask_before_rle", optionally "note".
     """
 
     def mask_after(done: int) -> np.ndarray | None:
@@ -53,20 +53,20 @@ def turn_of(
 
 
 def reply_of(card: ModelCard, turn: Mapping[str, Any]) -> str:
-    """What a policy of this card says in a turn: its reply in the card's action language."""
+    """The reply of a turn in the card's action language."""
     return reply_in(card.speech, str(turn["reply"]))
 
 
 def build_request(chat: Chat, card: ModelCard, turn: Turn) -> Encoded:
-    """The request that LocalPolicy sends for this turn. Raises InputError for a question it would refuse."""
+    """The request that inference sends for this turn. Raises InputError if the question is refused."""
     return chat.encode(build_messages(card, turn), pictures_of(card, turn))
 
 
 def add_reply(chat: Chat, request: Encoded, reply: str | Sequence[int]) -> Encoded:
-    """The request with a reply behind it; `learn` marks the reply's tokens.
+    """The request followed by a reply; `learn` marks the reply's tokens.
 
-    A text gets the token that ends a reply. The tokens of a rollout are taken as they are: what was sampled
-    is what is learned, also where the same text would be cut into other tokens.
+    A text is tokenized and gets the end-of-reply token. The tokens of a rollout are used as sampled, even if the
+    same text would be tokenized differently.
     """
     said = chat.reply_tokens(reply) if isinstance(reply, str) else list(reply)
     start = int(request.positions.max()) + 1 if request.ids.size else 0
@@ -83,7 +83,7 @@ def add_reply(chat: Chat, request: Encoded, reply: str | Sequence[int]) -> Encod
 
 
 def labels_of(sample: Encoded) -> np.ndarray:
-    """(L,) int64: the sample's tokens where they are learned, IGNORED elsewhere. Not shifted."""
+    """(L,) int64: the tokens that are learned, IGNORED elsewhere. Not shifted."""
     return np.where(sample.learn, sample.ids, IGNORED)
 
 
@@ -92,7 +92,9 @@ def collate(samples: Sequence[Encoded], pad: int = 0) -> dict[str, Tensor]:
 
     Returns what a Qwen2.5-VL takes: "input_ids", "attention_mask" (B, L), "position_ids" (3, B, L),
     "pixel_values" (all patches), "image_grid_thw" (all pictures), and "labels" (B, L).
-    Padding does not change the numbers of what stands before it: attention is causal, positions are given.
+    Padding does not change the outputs before it: attention is causal and positions are given.
+
+    Raises InputError for no samples.
     """
     if not samples:
         raise InputError("a batch needs at least one sample")
@@ -118,10 +120,10 @@ def collate(samples: Sequence[Encoded], pad: int = 0) -> dict[str, Tensor]:
 
 
 def where_said(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(K,) positions whose logits predict a learned token in any row, and the (B, K) labels that they predict.
+    """(K,) positions whose logits predict a learned token in any row, and the (B, K) labels they predict.
 
-    A large model's logits take more memory than all its layers; with `logits_to_keep` set to the positions
-    only those of the replies are computed.
+    A large model's logits take more memory than all its layers. With `logits_to_keep` set to these positions, only
+    those of the replies are computed.
     """
     following = labels[:, 1:]
     keep = (following != IGNORED).any(0).nonzero()[:, 0]

@@ -1,9 +1,9 @@
-"""One policy, many replies at a time: sampled in batches with their log-probabilities, and scored again.
+"""Sampling replies of a policy in batches with their log-probabilities, and scoring them again.
 
-Requests are encoded exactly as inference encodes them (see samples). What costs is done once: a picture's
-features, and a request that several rollouts share, in sampling (its keys and values are copied) and in
-scoring (its replies stand side by side behind it, each seeing the request and itself).
-What is asked, and what becomes of a reply, is in roller; losses are in grpo.objective.
+Requests are encoded exactly as in inference (see samples). The expensive parts are computed once: the features of a
+picture, and a request shared by several rollouts. In sampling its keys and values are copied; in scoring its replies
+are packed behind it in one row, each attending to the request and itself. Episodes are in roller, losses in
+grpo.objective.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KEPT_PICTURES = 1024
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One turn as the model takes it. `key` is equal for equal requests; `pictures` one key a picture."""
+    """One turn as tokens. `key` is equal for equal requests; `pictures` has one key per picture."""
 
     encoded: Encoded
     key: bytes
@@ -39,15 +39,15 @@ class Request:
 
     @property
     def next_position(self) -> int:
-        """Of the first token of the reply, for the rotary embedding."""
+        """Position of the reply's first token, for the rotary embedding."""
         return int(self.encoded.positions.max()) + 1
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """What the policy said: text, its tokens, and (n,) float32 log-probabilities at the sampling temperature.
+    """A reply: its text, its n tokens, and their (n,) float32 log-probabilities at the sampling temperature.
 
-    A stop token that it chose is among the tokens; a reply that was complete before has none.
+    The tokens include the stop token if the policy chose one; a reply that was complete earlier has none.
     """
 
     text: str
@@ -56,7 +56,7 @@ class Sample:
 
 
 class BatchPolicy:
-    """A Qwen2.5-VL that answers many requests at once. Its `model` may be trained in between.
+    """A Qwen2.5-VL that replies to many requests at once. Its `model` may be trained in between.
 
     policy = BatchPolicy.load(folder)
     requests = [policy.request(turn) for turn in turns]
@@ -75,7 +75,7 @@ class BatchPolicy:
 
     @classmethod
     def load(cls, folder: Path, device: str = "auto", precision: str = "fp32") -> BatchPolicy:
-        """Load a policy's folder as inference does. Raises ModelError."""
+        """Load a policy folder as inference does. Raises ModelError."""
         chat = policies.trainable(folder).chat(card := load_card(folder))
         local: Any = policies.open(folder, device, precision)
         return cls(local.model, chat, card)
@@ -85,7 +85,7 @@ class BatchPolicy:
         return torch.device(self.model.device)
 
     def forget_pictures(self) -> None:
-        """Drop the kept features: the vision tower has changed."""
+        """Drop the cached features after the vision tower has changed."""
         self._features.clear()
 
     def request(self, turn: Turn) -> Request:
@@ -108,9 +108,9 @@ class BatchPolicy:
         generator: torch.Generator | None = None,
         batch: int = 256,
     ) -> list[Sample]:
-        """One reply to each request; temperature 0 is greedy (its log-probabilities are those at 1).
+        """One reply to each request. Temperature 0 is greedy, with log-probabilities at temperature 1.
 
-        Equal requests are computed once and answered independently. `batch` bounds the replies at a time.
+        Equal requests are encoded once and answered independently. batch: most replies at a time.
         """
         samples: list[Sample] = []
         for start in range(0, len(requests), batch):
@@ -130,7 +130,7 @@ class BatchPolicy:
         said: list[list[int]] = [[] for _ in requests]
         scores: list[list[float]] = [[] for _ in requests]
         active = np.arange(len(requests))
-        going = np.ones(len(requests), dtype=bool)  # of the rows that are still computed
+        going = np.ones(len(requests), dtype=bool)  # for the rows still computed
         for step in range(most):
             tokens, chosen = self._choose(hidden, temperature, generator)
             for row, (token, score) in enumerate(zip(tokens.tolist(), chosen.tolist(), strict=True)):
@@ -159,12 +159,12 @@ class BatchPolicy:
         ]
 
     def score(self, said: Sequence[tuple[Request, Sequence[int]]], temperature: float = 1.0) -> list[Tensor]:
-        """(n,) log-probabilities of the n tokens of each reply, with gradients where they are on.
+        """(n,) log-probabilities of the n tokens of each reply, with gradients if they are enabled.
 
-        What is passed is one batch: bound it with `batches`.
+        All of `said` is one batch; use `batches` to split it.
         """
         unique, owner = _distinct([request for request, _ in said])
-        replies: list[list[int]] = [[] for _ in unique]  # of each request, by their number in `said`
+        replies: list[list[int]] = [[] for _ in unique]  # for each request, indices into `said`
         for n, which in enumerate(owner):
             replies[which].append(n)
         lengths = [
@@ -175,7 +175,7 @@ class BatchPolicy:
         ids = torch.full((rows, longest), self._pad, device=device)
         positions = torch.zeros(3, rows, longest, dtype=torch.long, device=device)
         allowed = torch.eye(longest, dtype=torch.bool, device=device).repeat(rows, 1, 1)
-        places: list[list[int]] = [[] for _ in said]  # where the token before each token of a reply stands
+        places: list[list[int]] = [[] for _ in said]  # where the token before each reply token is
         for row, (request, mine) in enumerate(zip(unique, replies, strict=True)):
             end = len(request.encoded.ids)
             ids[row, :end] = torch.from_numpy(request.encoded.ids)
@@ -203,7 +203,7 @@ class BatchPolicy:
 
     @staticmethod
     def batches(said: Sequence[tuple[Request, Sequence[int]]], tokens: int) -> Iterator[list[int]]:
-        """Numbers of `said` in batches of about `tokens` computed tokens, equal requests together."""
+        """Indices into `said` in batches of at most about `tokens` tokens; equal requests stay together."""
         unique, owner = _distinct([request for request, _ in said])
         groups: list[list[int]] = [[] for _ in unique]
         for n, which in enumerate(owner):
@@ -214,7 +214,7 @@ class BatchPolicy:
         ]
         batch: list[int] = []
         longest = rows = 0
-        for which in np.argsort(sizes, kind="stable")[::-1]:  # alike in length: less padding
+        for which in np.argsort(sizes, kind="stable")[::-1]:  # similar lengths together, for less padding
             if batch and (rows + 1) * max(longest, sizes[which]) > tokens:
                 yield batch
                 batch, longest, rows = [], 0, 0
@@ -224,7 +224,7 @@ class BatchPolicy:
             yield batch
 
     def _prefill(self, requests: Sequence[Request], more: int) -> tuple[_Cache, Tensor, Tensor]:
-        """(cache with room for `more` tokens, (B, L) bool of real tokens, (B, hidden) of the last ones)."""
+        """(cache with room for `more` tokens, (B, L) bool mask of real tokens, (B, hidden) last states)."""
         longest = max(len(each.encoded.ids) for each in requests)
         ids = torch.full((len(requests), longest), self._pad, device=self.device)
         positions = torch.zeros(3, len(requests), longest, dtype=torch.long, device=self.device)
@@ -235,7 +235,9 @@ class BatchPolicy:
             positions[:, row, start:] = torch.from_numpy(request.encoded.positions)
             keep[row, start:] = True
         allowed = keep[:, None] & _triangle(longest, self.device)
-        allowed |= torch.eye(longest, dtype=torch.bool, device=self.device)  # padding looks at itself
+        allowed |= torch.eye(
+            longest, dtype=torch.bool, device=self.device
+        )  # padding attends to itself, or softmax would be NaN
         cache = _Cache(longest + more)
         hidden = self._language(
             inputs_embeds=self._embedded(requests, ids, left=True),
@@ -247,7 +249,7 @@ class BatchPolicy:
         return cache, keep, hidden[:, -1]
 
     def _embedded(self, requests: Sequence[Request], ids: Tensor, left: bool) -> Tensor:
-        """(B, L, hidden) of (B, L) tokens, pictures in their places; `left`: padded on the left."""
+        """(B, L, hidden) embeddings of (B, L) tokens and pictures. left: padded on the left."""
         embedded = self._language.embed_tokens(ids)
         seen = torch.zeros(ids.shape, dtype=torch.bool, device=ids.device)
         for row, request in enumerate(requests):
@@ -260,7 +262,7 @@ class BatchPolicy:
         return embedded.masked_scatter(seen[..., None], features)
 
     def _seen(self, requests: Sequence[Request]) -> list[Tensor]:
-        """Features of all pictures of all requests; kept between calls unless the vision tower is trained."""
+        """Features of all pictures of all requests; cached between calls unless the vision tower is trained."""
         trained = torch.is_grad_enabled() and any(
             p.requires_grad for p in self.model.model.visual.parameters()
         )
@@ -289,7 +291,7 @@ class BatchPolicy:
     def _choose(
         self, hidden: Tensor, temperature: float, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        """(B,) tokens and their log-probabilities after (B, hidden)."""
+        """(B,) next tokens and their (B,) log-probabilities from (B, hidden)."""
         found = self._logprobs(hidden, temperature or 1.0)
         if temperature:
             tokens = torch.multinomial(found.exp(), 1, generator=generator)
@@ -310,7 +312,7 @@ class BatchPolicy:
 
 
 class _Cache:
-    """Keys and values with room made beforehand: growing by a token copies nothing."""
+    """Preallocated keys and values, so that adding a token copies nothing."""
 
     def __init__(self, room: int) -> None:
         self._room = room
@@ -319,7 +321,7 @@ class _Cache:
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """What transformers calls in every layer: append, and give back all that is there."""
+        """Called by transformers in every layer: append, and return all keys and values so far."""
         if layer_idx not in self._layers:
             shape = (*keys.shape[:2], self._room, keys.shape[3])
             self._layers[layer_idx] = (keys.new_empty(shape), values.new_empty(shape), 0)
@@ -330,7 +332,7 @@ class _Cache:
         return all_keys[:, :, :stop], all_values[:, :, :stop]
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows, in this order; one may come several times."""
+        """Keep these rows in this order; rows may be repeated."""
         self._layers = {n: (k[rows], v[rows], stop) for n, (k, v, stop) in self._layers.items()}
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -338,7 +340,7 @@ class _Cache:
 
 
 def _distinct(requests: Sequence[Request]) -> tuple[list[Request], list[int]]:
-    """The different requests, and which of them each one is."""
+    """The distinct requests, and the index of each request among them."""
     places: dict[bytes, int] = {}
     unique: list[Request] = []
     for request in requests:
@@ -352,7 +354,7 @@ def _triangle(size: int, device: torch.device) -> Tensor:
 
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool mask as what is added to attention scores."""
+    """A bool mask as a term added to attention scores."""
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(
         ~allowed, torch.finfo(dtype).min
     )

@@ -1,4 +1,4 @@
-"""One turn as rewards and credit see it: what was said, what was done, and the masks around it."""
+"""One turn as rewards and credit see it: the reply, the action, and the masks before and after."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class State:
 
     Attributes:
         reply: the policy's text.
-        action: what it asked for; None where the reply could not be read.
-        before, after: (H, W) bool, the masks around the action; the same array after an end or no action.
+        action: its action; None if the reply could not be parsed.
+        before, after: (H, W) bool masks before and after the action; the same array if the action has no prompt.
         truth: (H, W) bool.
-        number: of the turn, from 1; None where it is not known (the published rows).
-        iou_before, iou_after: of the masks with the truth.
-        language: that the policy is to write.
+        number: of the turn, from 1; None if unknown (as in the published rows).
+        iou_before, iou_after: IoU of the masks with the truth.
+        language: the policy's action language.
     """
 
     reply: str
@@ -46,10 +46,11 @@ class State:
         number: int | None,
         language: Language = IBIS,
     ) -> State:
-        """A state whose IoUs are computed here. Raises InputError for masks of different sizes."""
+        """A state with its IoUs computed. Raises InputError for masks of different sizes."""
         if not before.shape == after.shape == truth.shape:
             raise InputError(
-                "masks and truth must be of one size", value=f"{before.shape}, {after.shape}, {truth.shape}"
+                "masks and truth must have the same size",
+                value=f"{before.shape}, {after.shape}, {truth.shape}",
             )
         overlaps = iou(before, truth), iou(after, truth)
         return cls(reply, action, before, after, truth, number, *overlaps, language)

@@ -1,15 +1,16 @@
-"""Trajectories → LLaMA-Factory: the same samples as training.sft learns from, for that package's trainer.
+"""Export trajectories for LLaMA-Factory: the samples of training.sft, for that package's trainer.
 
     python -m training.sft.llamafactory training/configs/sft-7b-lora.yaml --out build/llamafactory
     llamafactory-cli train build/llamafactory/sft.yaml          # in its own environment, see training/README.md
 
-OUT gets `ibis.json` (one turn a sample, in its "sharegpt" form), `dataset_info.json`, `sft.yaml`, `card/` with
-the model card of the policy that comes of it, and `pictures/` as the policy sees them: masks painted over, in the
-size that its image processor gives them, for the package would scale them in another way. Its loader drops a sample
-that breaks its rules with a mere warning; here they are checked (`check_export`).
+OUT gets `ibis.json` (one turn per sample, in its "sharegpt" form), `dataset_info.json`, `sft.yaml`, `card/` with the
+model card of the resulting policy, and `pictures/` as the policy sees them: with the mask overlaid, and in the size of
+the policy's image processor, because the package would resize them differently. Its loader drops samples that break
+its rules with only a warning, so they are checked here (`check_export`).
 
-The loader of version 0.9.5 gives the same tokens, labels and pixels as training.rollouts.samples, but for a line break
-behind the end of a reply, which it learns too (Testing/Python/test_llamafactory.py, where that package is at hand).
+The loader of version 0.9.5 gives the same tokens, labels and pixels as training.rollouts.samples, except for a line
+break after the end of a reply, which it also trains on (Testing/Python/training/test_llamafactory.py tests this if the
+package is installed).
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ _TAGS = {
 
 
 def export(settings: SftSettings, out: Path, file: str | None = None) -> dict[str, int]:
-    """Write the folder; returns how many samples and pictures it holds.
+    """Write the folder and return its numbers of "samples", "held" (samples held out) and "pictures".
 
-    Raises IbisError; `out` appears when it is whole, or not at all.
+    `out` is written completely or not at all. Raises IbisError.
     """
     check_free(out)
     taught = policies.trainable(settings.model)
@@ -66,7 +67,7 @@ def export(settings: SftSettings, out: Path, file: str | None = None) -> dict[st
     for each in data.refused:
         print(f"left out: {each}", file=sys.stderr)
     if settings.digits != 1:
-        print("LLaMA-Factory weighs all tokens alike: `digits` is left out", file=sys.stderr)
+        print("LLaMA-Factory gives all tokens the same weight: `digits` is ignored", file=sys.stderr)
     counts = {"samples": 0, "pictures": 0, "held": 0}
     with new_folder(out) as folder:
         (folder / "pictures").mkdir()
@@ -91,9 +92,9 @@ def export(settings: SftSettings, out: Path, file: str | None = None) -> dict[st
 
 
 def sample_of(chat: Chat, card: ModelCard, place: Place, folder: Path, written: set[str]) -> dict[str, Any]:
-    """One turn as messages and pictures; pictures that are not in `written` yet are put into the folder.
+    """One turn as messages and pictures. Writes pictures that are not in `written` to the folder.
 
-    Raises InputError for a text with the marker in it, which would be taken for a further picture.
+    Raises InputError for a text that contains the marker, which would be taken for another picture.
     """
     record = read_record(place)
     rgb = read_picture(place.folder / record["image"])
@@ -102,7 +103,7 @@ def sample_of(chat: Chat, card: ModelCard, place: Place, folder: Path, written: 
     for message in build_messages(card, turn):
         if MARKER in message.text:
             raise InputError(
-                f"a text holds the marker {MARKER}",
+                f"a text contains the marker {MARKER}",
                 file=record["id"],
                 value=message.text,
                 remedy="Reword it.",
@@ -121,10 +122,10 @@ def sample_of(chat: Chat, card: ModelCard, place: Place, folder: Path, written: 
 
 
 def check_export(folder: Path) -> int:
-    """Check an export by the package's rules, which it enforces by dropping samples. Returns their number.
+    """Check an export against the package's rules and return the number of samples. Raises InputError.
 
-    A system message may come first; then user and assistant take turns, the user first, the assistant last;
-    as many markers as pictures, all of them files. Raises InputError.
+    The rules: an optional system message first; then user and assistant alternate, user first, assistant last; as
+    many markers as pictures; every picture is a file.
     """
     count = 0
     for name, entry in json.loads((folder / "dataset_info.json").read_text("utf-8")).items():
@@ -141,7 +142,7 @@ def _problems(sample: dict[str, Any], folder: Path) -> Iterator[str]:
     roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if not turns or len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):
-        yield f"the roles do not take turns: {roles}"
+        yield f"the roles do not alternate: {roles}"
     markers = sum(message["content"].count(MARKER) for message in messages)
     if markers != len(sample["images"]):
         yield f"{markers} markers for {len(sample['images'])} pictures"
@@ -162,7 +163,7 @@ def _entry(name: str) -> dict[str, Any]:
 
 
 def _recipe(settings: SftSettings, chat: Chat, out: Path, longest: int, sets: list[str]) -> str:
-    """The package's own YAML for the same training."""
+    """The package's YAML for the same training."""
     values: dict[str, Any] = {
         "model_name_or_path": os.fspath(settings.model),
         "image_max_pixels": chat.pictures.most,
@@ -177,7 +178,7 @@ def _recipe(settings: SftSettings, chat: Chat, out: Path, longest: int, sets: li
         "media_dir": os.fspath(out),
         "template": "qwen2_vl",
         "cutoff_len": min(longest, 30000),
-        # Of a conversation with history only the last reply is learned: the earlier ones are samples too.
+        # Only the last reply of a conversation is learned: earlier ones are samples of their own.
         "mask_history": True,
         "train_on_prompt": False,
         "preprocessing_num_workers": max(1, settings.workers),

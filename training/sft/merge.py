@@ -1,10 +1,10 @@
-"""An adapter (LoRA) merged into its base: a policy's folder, ready for the Slicer module and `ibis-agent run`.
+"""Merge a LoRA adapter into its base: a policy folder for the Slicer module and `ibis-agent run`.
 
     python -m training.sft.merge runs/sft/adapter --base DIR --out policies/liver
     ibis-agent info policies/liver
 
-Adapters of training.sft carry the model card of the policy that they make; for others, such as LLaMA-Factory's,
-the base's card is taken. A full fine-tuning needs no merging: its `model/` is such a folder already.
+Adapters of training.sft contain the model card of the resulting policy; for others, such as LLaMA-Factory's, the
+base's card is used. Full fine-tuning needs no merging: its `model/` is already such a folder.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ _ADAPTER, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def merge(adapter: Path, base: Path, out: Path, name: str = "", any_base: bool = False) -> PolicyFolder:
-    """Merge and write the folder `out`. Computed in fp32 where there is memory for it, stored as the base is.
+    """Merge and write the folder `out`, completely or not at all.
+
+    Merges in fp32 if memory allows, and stores in the base's precision.
 
     Args:
-        name: of the new policy; empty: what the adapter's card says.
-        any_base: take a base whose weights are not those that the adapter was trained on.
+        name: of the new policy; empty: as the adapter's card says.
+        any_base: accept a base with other weights than the adapter was trained on.
 
-    Raises IbisError naming the file and the remedy; `out` appears when it is whole, or not at all.
+    Raises IbisError naming the file and the remedy.
     """
     _check_adapter(adapter)
     found = policies.trainable(base).inspect()
@@ -48,7 +50,7 @@ def merge(adapter: Path, base: Path, out: Path, name: str = "", any_base: bool =
                 file=base,
                 value=found.sha256[:12],
                 remedy=f"Give the folder of {trained.get('name')} ({str(trained_on)[:12]}), "
-                "or --any-base if you know that it is the same model.",
+                "or --any-base if you know it is the same model.",
             )
     check_free(out)
     if (adapter / CARD_NAME).is_file():
@@ -72,7 +74,7 @@ def _check_adapter(adapter: Path) -> None:
             raise ModelError(
                 f"is not an adapter: {file} is missing",
                 file=adapter,
-                remedy="Give the folder `adapter` that training.sft made.",
+                remedy="Give the folder `adapter` made by training.sft.",
             )
     kind = read_json(adapter / _ADAPTER).get("peft_type")
     if kind != "LORA":
@@ -109,10 +111,12 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("adapter", type=Path)
-    parser.add_argument("--base", type=Path, required=True, help="the policy's folder it was trained from")
+    parser.add_argument("--base", type=Path, required=True, help="the policy folder it was trained from")
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
-    parser.add_argument("--name", default="", help="what the policy is called in the module")
-    parser.add_argument("--any-base", action="store_true", help="do not compare the base's weights")
+    parser.add_argument("--name", default="", help="of the policy, as shown in the module")
+    parser.add_argument(
+        "--any-base", action="store_true", help="do not check that the base is the one it was trained on"
+    )
     args = parser.parse_args()
     with ending():
         made = merge(args.adapter, args.base, args.out, args.name, args.any_base)

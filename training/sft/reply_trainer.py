@@ -1,6 +1,6 @@
-"""transformers' Trainer for replies: loss on what the policy says, curves, a clean stop, whole checkpoints.
+"""transformers' Trainer for replies: loss on the policy's tokens, curves, a clean stop, complete checkpoints.
 
-The Trainer does the steps, the schedule, the mixed precision, several devices and the resuming.
+The Trainer provides the steps, the schedule, mixed precision, several devices and resuming.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from training.common.resuming import Curves
 from training.rollouts.samples import IGNORED, collate, where_said
 
 _WHOLE = "whole"
-# In either action language.
+# The coordinates of an action, in either action language.
 _COORDINATES = re.compile(r"(?<=\()[^()<]*(?=\)\s*</action>)|(?<=_2d\": \[)[^\]]*")
 _PLOT_EVERY = 60  # seconds
 _SHOWN = {
@@ -39,10 +39,9 @@ _SHOWN = {
 
 
 class Batches:
-    """Samples → a batch, with the weight of every token in the loss.
+    """Collates samples into a batch, with the weight of every token in the loss.
 
-    digits: the weight of the digits of a coordinate. A click's place is a few of the tokens of a reply, and
-    all that the segmenter hears of it.
+    digits: weight of the digits of coordinates. They are few of a reply's tokens, but all the segmenter gets of it.
     """
 
     def __init__(self, chat: Chat, digits: float = 1.0) -> None:
@@ -73,10 +72,10 @@ class Batches:
 
 
 class ReplyTrainer(Trainer):
-    """Only the logits of replies are computed; the loss is the mean over their tokens in a whole step.
+    """Computes the logits of replies only; the loss is the mean over their tokens in an optimiser step.
 
-    Every token of a step counts the same, however the step is cut into batches and devices. `accuracy` is the
-    share of tokens that greedy decoding would have got right, given the ones before.
+    Every token of a step has the same weight, however the step is split into batches and devices. `accuracy` is
+    the share of tokens that greedy decoding predicts correctly, given the ones before.
     """
 
     def __init__(self, **given: Any) -> None:
@@ -86,7 +85,7 @@ class ReplyTrainer(Trainer):
         self._right = {True: [0, 0], False: [0, 0]}
 
     def get_batch_samples(self, *given: Any, **named: Any) -> Any:
-        """None once all steps are done: the Trainer, going on from its last checkpoint, would do one more."""
+        """No batch after the last step: resumed from its last checkpoint, the Trainer would do one more."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return [], None
@@ -112,9 +111,9 @@ class ReplyTrainer(Trainer):
         return each.sum() / count
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As the Trainer does, which would however leave a whole Qwen2.5-VL as it is, without a word.
+        """Load a full model by this project's loader; the Trainer would silently load nothing.
 
-        It is saved under the names that its family's files have, and the Trainer looks for those of its modules.
+        The checkpoint has the weight names of the model family's files; the Trainer expects those of its modules.
         """
         model = self.model if model is None else model
         if self.is_fsdp_enabled or not isinstance(model, PreTrainedModel):
@@ -134,10 +133,10 @@ class ReplyTrainer(Trainer):
 
 
 class Plotted(TrainerCallback):
-    """The curves as JSON lines, a plot and TensorBoard files; rewound when a run goes on from a checkpoint."""
+    """The curves as JSON lines, a plot and TensorBoard files; truncated when a run resumes from a checkpoint."""
 
     def __init__(self, folder: Path, title: str, resumed_at: int, watch: Any = None) -> None:
-        """watch: what asks the held questions before this is called; its `figures` are shown, too."""
+        """watch: a Watch called before this; its `figures` are added to the curves."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._curves, self._folder, self._title = Curves(folder, resumed_at), folder, title
@@ -179,9 +178,9 @@ class Plotted(TrainerCallback):
 
 
 class Stopping(TrainerCallback):
-    """Ctrl-C, or a cluster's SIGTERM: the step is finished, a checkpoint written, the run ends.
+    """On Ctrl-C or SIGTERM, finishes the step, writes a checkpoint and ends the run.
 
-    A second one ends at once, and the last checkpoint counts.
+    A second signal ends it at once, leaving the last checkpoint.
     """
 
     def __init__(self) -> None:
@@ -189,7 +188,7 @@ class Stopping(TrainerCallback):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """While the block runs, signals are requests. Only in the main thread of a program."""
+        """Handle signals while the block runs. Has no effect outside the main thread."""
         before: dict[signal.Signals, Any] = {}
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -204,11 +203,11 @@ class Stopping(TrainerCallback):
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        print("stopping after this step; once more to stop at once", flush=True)
+        print("stopping after this step; press Ctrl-C again to stop at once", flush=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         if args.world_size > 1:
-            # Signals reach the processes at different steps; they must stop at the same one.
+            # Signals reach processes at different steps, but all must stop at the same one.
             asked = torch.tensor([int(self.asked)], device=args.device)
             torch.distributed.all_reduce(asked)
             self.asked = bool(asked.item())
@@ -218,7 +217,7 @@ class Stopping(TrainerCallback):
 
 
 class Marked(TrainerCallback):
-    """Marks a checkpoint as whole once everything in it is written."""
+    """Marks a checkpoint as complete after everything in it is written."""
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
@@ -226,7 +225,7 @@ class Marked(TrainerCallback):
 
 
 def last_checkpoint(folder: Path, clear: bool = True) -> tuple[Path | None, int]:
-    """(the newest whole checkpoint, its step), or (None, 0); `clear` removes those that a kill left in parts."""
+    """(newest complete checkpoint, its step), or (None, 0). clear: remove incomplete ones left by a kill."""
     newest, step = None, 0
     for path in sorted(folder.glob("checkpoint-*")):
         number = path.name.partition("-")[2]

@@ -1,4 +1,4 @@
-"""What a fine-tuning can be told, key by key; the YAML files in configs/ are made of these."""
+"""The settings of a fine-tuning run; each attribute is a key of the YAML files in configs/."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ibis_agent.policy.card import ModelCard, card_from_json, card_to_json
 
 from training.common.settings import setting
 
-# Keys that do not change what comes out, so that a run may go on with others.
+# Keys that do not change the result, so they may differ when a run is resumed.
 FREE = ("log_every", "save_every", "keep", "workers", "threads", "evaluate_every", "out")
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """rank: of the update of each weight matrix. alpha: its scale is alpha / rank."""
+    """rank: of the update of each weight matrix; alpha: the update is scaled by alpha / rank."""
 
     rank: int = setting(8, least=1, most=1024)
     alpha: float = setting(16.0, above=0)
@@ -27,32 +27,34 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class SftSettings:
-    """A supervised fine-tuning.
+    """A supervised fine-tuning run.
 
     Attributes:
-        model: a policy's folder to start from.
-        data: folders that training.trajectories made.
-        out: a new folder, or that of the same run, which then goes on.
-        name: what the new policy is called; empty: after the old one.
+        model: folder of the policy to start from.
+        data: folders made by training.trajectories.
+        out: a new folder, or that of the same run to resume it.
+        name: name of the new policy; empty: derived from the old one.
         tune: "lora" trains small added matrices, "full" the weights themselves.
-        vision: also the vision tower; without it only the language model.
-        card: what the new policy's card says otherwise than the old one's, such as {history: 4}.
-        epochs, steps: how long; steps above 0 wins.
-        batch, accumulate: samples at a time on a device, and how many such batches make one step.
-        rate, schedule, warmup: peak learning rate, its course, the share of the steps in which it rises.
-        digits: weight in the loss of the digits of a coordinate; other tokens have 1.
+        vision: train the vision tower too, not only the language model.
+        card: changes to the model card for the new policy, such as {history: 4}.
+        epochs, steps: length of the training; steps above 0 takes precedence.
+        batch, accumulate: samples at a time per device, and batches per optimiser step.
+        rate, schedule, warmup: peak learning rate, its schedule, and the share of steps spent warming up.
+        clip: greatest norm of the gradient.
+        digits: weight of the digits of coordinates in the loss; other tokens have 1.
         optimiser: "adamw_8bit" keeps its state in a quarter of the memory (CUDA, bitsandbytes).
-        precision: "bf16" computes in bf16 and keeps what is trained in fp32; "auto": bf16 on CUDA devices.
-        checkpointing: computes activations twice instead of keeping them.
-        longest: tokens of a sample; 0: as many as the policy reads.
-        held: share of the scans that is measured on and not learned from.
-        asked: so many held questions are answered, with the segmenter, at every measurement; 0: none.
-        segmenter: a checkpoint, for them; None for the demo's.
-        keep_state: the "best" of the states in which they were asked becomes the policy, or the "last".
-        collapse: the run ends where their quality falls below this share of the best; 0: never.
-        evaluate_every, save_every, log_every: steps; evaluate_every 0 measures at the end only.
-        keep: checkpoints; at least two, so that a kill while one is written leaves the other.
-        bad_data: "skip" lists what cannot be used in data.json and goes on, "refuse" stops at the first.
+        precision: "bf16" computes in bf16 and keeps trainable weights in fp32; "auto": bf16 on CUDA devices.
+        checkpointing: recompute activations instead of storing them.
+        longest: most tokens of a sample; 0: the policy's context length.
+        held: share of the scans held out.
+        asked: held-out questions answered, with the segmenter, at every evaluation; 0: none.
+        segmenter: a checkpoint for these; None for the demo segmenter.
+        keep_state: which state becomes the new policy: the "best" on these questions, or the "last".
+        collapse: stop when their quality falls below this share of the best; 0: never.
+        evaluate_every, save_every, log_every: in steps; evaluate_every 0 evaluates at the end only.
+        keep: checkpoints kept; at least two, so that a kill while one is written leaves the other.
+        bad_data: "skip" lists unusable data in data.json and continues, "refuse" stops at the first.
+        workers: processes that prepare pictures; threads: of the CPU, 0 for torch's default.
         trainer: further arguments of transformers' TrainingArguments, such as {fsdp: true}.
     """
 
@@ -96,7 +98,7 @@ class SftSettings:
 
 
 def changed_card(card: ModelCard, changes: dict[str, Any], file: str | None = None) -> ModelCard:
-    """The card with the settings' changes; `prompts` may name some of the texts only.
+    """The card with the settings' changes; `prompts` may contain only some of the texts.
 
     Raises InputError naming the key.
     """

@@ -1,15 +1,15 @@
-"""Supervised fine-tuning of a policy on trajectories: LoRA or full, on one GPU, several, or a CPU.
+"""Supervised fine-tuning of a policy on trajectories: LoRA or full, on one or several GPUs or a CPU.
 
     python -m training.sft training/configs/sft-demo.yaml
     python -m training.sft training/configs/sft-7b-lora.yaml out=runs/liver rate=2e-5
     torchrun --nproc_per_node 8 -m training.sft training/configs/sft-7b-full.yaml
 
-Every key is explained in training/sft/settings.py. The samples are the very requests that inference makes
-(training/rollouts/samples.py), and the loss is on what the policy says. OUT gets the curves (curves.jsonl, curves.png,
-tensorboard/), `data.json` (what was learned from and what could not be), checkpoints, and in the end
-`adapter/` (LoRA; then: python -m training.sft.merge OUT/adapter --out DIR) or `model/` (full), ready for use.
+The keys are explained in training/sft/settings.py. Samples are the requests that inference makes
+(training/rollouts/samples.py), with the loss on the policy's replies. OUT gets curves (curves.jsonl, curves.png,
+tensorboard/), `data.json` (what was used and what could not be), checkpoints, and at the end `adapter/` (LoRA; then run
+python -m training.sft.merge OUT/adapter --base MODEL --out DIR) or `model/` (full), ready for use.
 
-A run that was stopped, by Ctrl-C or a kill, goes on with the same command and ends as one left alone.
+A run stopped by Ctrl-C or a kill resumes with the same command, with the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from training.common.run_folder import SETTINGS, same_run
 from training.common.settings import read_settings, settings_to_json
 from training.sft.reply_trainer import Batches, Marked, Plotted, ReplyTrainer, Stopping, last_checkpoint
 from training.sft.settings import FREE, SftSettings, changed_card
-from training.sft.turn_data import Checked, Turns, check_data, seen_otherwise
+from training.sft.turn_data import Checked, Turns, check_data, frame_mismatch
 from training.sft.watch import Watch, held_questions, trained_of
 
 _LANGUAGE = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
@@ -54,17 +54,19 @@ _VISION = r"model\.visual\.(blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate|up|down)_p
 
 
 def fine_tune(settings: SftSettings, file: str | None = None) -> Path:
-    """Train, or go on training, and return the folder of the adapter or of the new policy.
+    """Train, or resume, and return the folder of the adapter or of the new policy.
 
-    `file` is named in errors about the settings. Raises IbisError before slow work where something is wrong,
-    and Cancelled where the run was stopped; the same call goes on then.
+    `file` is named in errors about the settings. Raises IbisError before slow work if something is wrong, and
+    Cancelled if the run was stopped; the same call then resumes it.
     """
     begun = time.perf_counter()
     taught = policies.trainable(settings.model)
     found = taught.inspect()
     card = changed_card(load_card(settings.model), settings.card, file)
     chat = taught.chat(card)
-    device, precision = _device(settings)
+    device, precision = device_of(settings.device, settings.precision)
+    if settings.optimiser == "adamw_8bit" and device == "cpu":
+        raise InputError("adamw_8bit needs a CUDA device", file=file, remedy="Set optimiser: adamw.")
     reads = int(found.text_config.get("max_position_embeddings") or 2**31)
     longest = min(settings.longest or reads, reads)
     out = check_writable_folder(settings.out)
@@ -76,18 +78,18 @@ def fine_tune(settings: SftSettings, file: str | None = None) -> Path:
     same_run(out / SETTINGS, settings_to_json(settings), facts, FREE, SftSettings, write=first)
     result = out / ("adapter" if settings.tune == "lora" else "model")
     if (result / HISTORY).is_file():
-        print(f"{result} is finished already", flush=True)
+        print(f"{result} is already finished", flush=True)
         return result
     if first:
-        for told in filter(None, (seen_otherwise(folder, card) for folder in settings.data)):
-            print(told, file=sys.stderr)
-        _tell(settings, data, out)
+        for warning in filter(None, (frame_mismatch(folder, card) for folder in settings.data)):
+            print(warning, file=sys.stderr)
+        _report(settings, data, out)
 
     set_seed(settings.seed)
     model = trainable_model(settings, found, device, precision)
     checkpoint, step = last_checkpoint(out / "checkpoints", clear=first)
     if checkpoint and first:
-        print(f"going on from step {step}", flush=True)
+        print(f"resuming from step {step}", flush=True)
     stopping, watch = Stopping(), _watch(settings, data, chat, card, device)
     trainer = ReplyTrainer(
         model=model,
@@ -107,9 +109,9 @@ def fine_tune(settings: SftSettings, file: str | None = None) -> Path:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     collapsed = watch.collapsed if watch else ""
     if watch and collapsed:
-        print(f"{collapsed}; the state of step {watch.best.step} is kept", file=sys.stderr, flush=True)
+        print(f"{collapsed}; keeping the state of step {watch.best.step}", file=sys.stderr, flush=True)
     if stopping.asked and not collapsed and trainer.state.global_step < trainer.state.max_steps:
-        raise Cancelled(f"stopped at step {trainer.state.global_step}; the same command goes on from there")
+        raise Cancelled(f"stopped at step {trainer.state.global_step}; run the same command to resume")
     now = trainer.state.global_step
     if data.held and not any("eval_loss" in row and row["step"] == now for row in trainer.state.log_history):
         trainer.evaluate()
@@ -118,7 +120,7 @@ def fine_tune(settings: SftSettings, file: str | None = None) -> Path:
 
 
 def _watch(settings: SftSettings, data: Checked, chat: Chat, card: ModelCard, device: str) -> Watch | None:
-    """Who asks the held questions. Sharded weights cannot be asked without being brought together each time."""
+    """Evaluates on the held-out questions; not with sharded weights, which would have to be gathered each time."""
     if not data.held or not settings.asked or settings.trainer.get("fsdp"):
         return None
     segmenter = segmenters.open(settings.segmenter, device=device)
@@ -127,15 +129,15 @@ def _watch(settings: SftSettings, data: Checked, chat: Chat, card: ModelCard, de
 
 
 def trainable_model(settings: SftSettings, found: PolicyFolder, device: str, precision: str) -> Any:
-    """The model with what is trained in fp32 and everything else frozen.
+    """The model with trainable weights in fp32 and all others frozen.
 
-    Whatever the weights are stored in: an update of a millionth is lost in bf16, which keeps three digits.
+    Always fp32, because bf16 keeps three digits and would lose updates of a millionth.
     """
     whole = "bf16" if settings.tune == "lora" and precision == "bf16" else "fp32"
     where = "cpu" if settings.trainer.get("fsdp") else device
     model = policies.trainable(found.folder).network(found, where, whole)
     if hasattr(model, "hf_device_map"):
-        del model.hf_device_map  # would tell the Trainer that the model is spread over devices
+        del model.hf_device_map  # makes the Trainer assume a model split over devices
     if settings.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if settings.tune == "full":
@@ -152,26 +154,23 @@ def trainable_model(settings: SftSettings, found: PolicyFolder, device: str, pre
             target_modules=targets,
             task_type="CAUSAL_LM",
         )
-        # Adapters of a model in bf16 are made in fp32 (autocast_adapter_dtype).
+        # peft makes the adapters of a bf16 model in fp32 (autocast_adapter_dtype).
         with quietly():
             model = get_peft_model(model, lora)
     return model.train()
 
 
-def _device(settings: SftSettings) -> tuple[str, str]:
-    """(device, precision) of this process."""
+def device_of(device: str, precision: str) -> tuple[str, str]:
+    """(device, precision) of this process, with "auto" resolved. Raises InputError if CUDA is missing."""
     there = torch.cuda.is_available()
-    if settings.device == "cuda" and not there:
+    if device == "cuda" and not there:
         raise InputError(
             "there is no CUDA device, or torch was installed without CUDA", remedy="Set device: cpu."
         )
-    device = "cpu" if settings.device == "cpu" or not there else f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    if settings.optimiser == "adamw_8bit" and device == "cpu":
-        raise InputError("adamw_8bit needs a CUDA device", remedy="Set optimiser: adamw.")
-    precision = settings.precision
+    found = "cpu" if device == "cpu" or not there else f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     if precision == "auto":
-        precision = "bf16" if device != "cpu" and torch.cuda.is_bf16_supported() else "fp32"
-    return device, precision
+        precision = "bf16" if found != "cpu" and torch.cuda.is_bf16_supported() else "fp32"
+    return found, precision
 
 
 def _arguments(settings: SftSettings, device: str, precision: str, file: str | None) -> TrainingArguments:
@@ -215,21 +214,21 @@ def _arguments(settings: SftSettings, device: str, precision: str, file: str | N
                 if key in values
                 else "is not a TrainingArguments field of transformers"
             )
-            raise InputError(f"trainer.{key} {why}", file=file, remedy="Take it out.")
+            raise InputError(f"trainer.{key} {why}", file=file, remedy="Remove it.")
     try:
         arguments = TrainingArguments(**values, **settings.trainer)
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"trainer: {error}", file=file, remedy="Correct it.") from error
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    # Several devices are torchrun's business: in one process the Trainer would split batches between them.
+    # For several devices use torchrun; in one process the Trainer would split batches between them.
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments
 
 
 def _check_memory(settings: SftSettings, found: PolicyFolder, device: str, precision: str) -> None:
-    """Refuse what cannot fit: weights, gradients and the optimiser's state, leaving activations aside."""
+    """Refuse what cannot fit: weights, gradients and optimiser state; activations are not counted."""
     count = found.parameters
     if settings.tune == "lora":
         needed = count * (2 if precision == "bf16" else 4)
@@ -243,11 +242,11 @@ def _check_memory(settings: SftSettings, found: PolicyFolder, device: str, preci
             f"training needs at least {gigabytes(needed)} of memory on {device}",
             file=settings.model,
             value=f"{gigabytes(free)} free",
-            remedy="Set tune: lora, or spread it over several devices (see training/README.md).",
+            remedy="Set tune: lora, or use several devices (see training/README.md).",
         )
 
 
-def _tell(settings: SftSettings, data: Checked, out: Path) -> None:
+def _report(settings: SftSettings, data: Checked, out: Path) -> None:
     write_json(out / "data.json", data.to_json())
     for each in data.refused[:20]:
         print(f"left out: {each}", file=sys.stderr)
@@ -277,7 +276,7 @@ def _finish(
             kept, asked = watch.best.step, watch.best.figures
             watch.best.restore(trained_of(trainer.model))
     model = trainer.accelerator.unwrap_model(trainer.model)
-    # Sharded weights are brought together by all processes.
+    # All processes take part in gathering sharded weights.
     state = trainer.accelerator.get_state_dict(trainer.model) if trainer.args.world_size > 1 else None
     if trainer.args.process_index != 0:
         return

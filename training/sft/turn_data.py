@@ -1,8 +1,8 @@
-"""Trajectory folders → the turns to learn from, checked first, and read one by one while training runs.
+"""The turns of trajectory folders: checked before training, then read one by one during it.
 
-A folder holds `trajectories.jsonl`: a line is one question about one picture with its turns. Every turn that
-is to be learned becomes a sample of its own. Deliberate mistakes carry no loss; their recovery does. How a turn
-becomes tokens is in training.rollouts.samples.
+A folder has `trajectories.jsonl`, one question about one picture with its turns per line. Every turn with loss is a
+sample. Deliberate mistakes have no loss; the turns that recover from them do. training.rollouts.samples turns them
+into tokens.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from training.rollouts.samples import add_reply, build_request, reply_of, turn_o
 from training.trajectories.generate import NAME as FILE
 from training.trajectories.turns import action_of, kind_of
 
-# Small policies write two decimals of the coordinates that were clicked.
+# Small policies write clicked coordinates with two decimals.
 _ROUNDED = 0.0051
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a turn is found: the folder, the line's first byte, and its number in the trajectory, from 0."""
+    """Where a turn is: its folder, the offset of its line in bytes, and its number in the trajectory, from 0."""
 
     folder: Path
     offset: int
@@ -45,16 +45,16 @@ class Place:
 
 @dataclass
 class Checked:
-    """What the check of the data brought.
+    """The result of checking the data.
 
     Attributes:
-        places: of the turns to learn, in the files' order.
-        held: of turns to measure on, from pictures that no place shares.
-        refused: "id: why" of everything that cannot be used.
-        questions: usable ones, the held ones included.
-        pictures: different ones.
-        mistakes: turns that are shown but not learned.
-        scans: digests of the scans that the places are from, where the folders tell them.
+        places: of the turns to learn, in file order.
+        held: of held-out turns; no scan is in both.
+        refused: "id: reason" for everything unusable.
+        questions: number of usable questions, including held-out ones.
+        pictures: number of distinct pictures.
+        mistakes: turns shown without loss.
+        scans: digests of the scans of `places`, as far as the folders give them.
         sha256: of the files' contents.
     """
 
@@ -68,7 +68,7 @@ class Checked:
     sha256: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The report that is kept beside a run."""
+        """The report that is saved with a run."""
         return {
             "questions": self.questions,
             "pictures": self.pictures,
@@ -88,16 +88,14 @@ def check_data(
     longest: int = 2**31,
     skip_bad: bool = True,
 ) -> Checked:
-    """Read every line and look at every picture once.
+    """Check every line and every picture once.
 
     Args:
-        held: share of the scans whose turns are held out; all questions about the pictures of one go
-            together.
-        longest: tokens that a sample may have.
-        skip_bad: leave out what cannot be used and list it; False refuses the first of it.
+        held: share of the scans to hold out, with all questions about them.
+        longest: most tokens of a sample.
+        skip_bad: leave out and list unusable data; False raises at the first.
 
-    Raises InputError for a folder without trajectories, for bad data where it is not skipped, and where
-    nothing is left.
+    Raises InputError for a folder without trajectories, for bad data that is not skipped, and if no turn is left.
     """
     found = Checked()
     seen: set[str] = set()
@@ -114,12 +112,12 @@ def check_data(
                 where = f"{record.get('id')} ({where})"
                 _check_record(record, folder, chat, card, longest, pictures)
                 if record["id"] in seen:
-                    raise InputError("the id stands there twice", value=record["id"])
+                    raise InputError("the id occurs twice", value=record["id"])
             except (IbisError, KeyError, TypeError, ValueError) as error:
                 why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
                 if not skip_bad:
                     raise InputError(
-                        why.rstrip("."), file=where, remedy="Mend it, or set bad_data: skip."
+                        why.rstrip("."), file=where, remedy="Correct it, or set bad_data: skip."
                     ) from error
                 found.refused.append(f"{where}: {why}")
                 continue
@@ -142,26 +140,26 @@ def check_data(
             "no turn is left to learn from",
             file=folders[0],
             value=found.refused[0] if found.refused else f"{len(found.held)} turns held out",
-            remedy="See the reasons; make trajectories with training.trajectories, or hold out fewer.",
+            remedy="Make trajectories with training.trajectories, or hold out fewer.",
         )
     return found
 
 
-def seen_otherwise(folder: Path, card: ModelCard) -> str:
-    """Why a policy of this card is shown other pictures than a folder's; empty where it is not, or nothing tells."""
+def frame_mismatch(folder: Path, card: ModelCard) -> str:
+    """A warning if a folder's pictures have another frame than a policy with this card sees; empty if not."""
     file = folder / "options.json"
     made = read_json(file) if file.is_file() else {}
     frame = ((made.get("settings") or {}).get("choice") or {}).get("frame")
     if frame in (None, card.frame):
         return ""
     return (
-        f"{folder}: its pictures are cut to the frame {frame}, and at work the policy sees the {card.frame}. "
+        f"{folder}: its pictures show the {frame}, but in use the policy sees the {card.frame}. "
         "Make them with --card and the policy's folder."
     )
 
 
 class Turns(Dataset[Encoded]):
-    """The samples at some places; read from the files when they are asked for, so that no data fills memory."""
+    """The samples at some places, read from the files when needed to save memory."""
 
     def __init__(self, places: Sequence[Place], chat: Chat, card: ModelCard) -> None:
         self.places = list(places)
@@ -180,7 +178,7 @@ class Turns(Dataset[Encoded]):
 
 
 def read_record(place: Place) -> dict[str, Any]:
-    """The trajectory that a place belongs to."""
+    """The trajectory of a place."""
     with open(place.folder / FILE, "rb") as stream:
         stream.seek(place.offset)
         return _parsed(stream.readline())
@@ -210,7 +208,7 @@ def _lines(folder: Path) -> Iterator[tuple[int, int, bytes]]:
         raise InputError(
             f"cannot be read: {error.strerror}",
             file=path,
-            remedy="Give a folder that training.trajectories made.",
+            remedy="Give a folder made by training.trajectories.",
         ) from error
 
 
@@ -229,17 +227,17 @@ def _check_record(
     longest: int,
     pictures: dict[Path, tuple[int, int]],
 ) -> None:
-    """Raises InputError, KeyError, TypeError or ValueError for what could not be learned from."""
+    """Raises InputError, KeyError, TypeError or ValueError if the record cannot be learned from."""
     height, width = int(record["height"]), int(record["width"])
     path = folder / record["image"]
     if path not in pictures:
         pictures[path] = _picture_size(path)
     if pictures[path] != (height, width):
         raise InputError(
-            "the picture is of another size", file=path, value=f"{pictures[path]}, not {(height, width)}"
+            "the picture has another size", file=path, value=f"{pictures[path]}, not {(height, width)}"
         )
     if not isinstance(record["id"], str) or not record["turns"]:
-        raise InputError("it needs an id and at least one turn")
+        raise InputError("the record needs an id and at least one turn")
     decode_rle(record.get("target_rle") or "", (height, width))
     blank = np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (height, width, 3))
     for number, turn in enumerate(record["turns"]):
@@ -255,20 +253,21 @@ def _check_record(
                     f"the {turn['kind']} of turn {number + 1} is not the one in its reply", value=here
                 )
         elif number + 1 < len(record["turns"]):
-            raise InputError("there are turns after the end", value=f"turn {number + 1}")
-        # The picture's content does not matter for the length, nor for whether the question will do.
+            raise InputError("there are turns after termination", value=f"turn {number + 1}")
+        # Neither the length nor the check of the question depends on the picture's content.
         asked = turn_of(card, blank, record["question"], record["turns"], number)
         messages = build_messages(card, asked)
         length = chat.length(messages, [(height, width)] * (len(asked.past) + 1))
         length += len(chat.reply_tokens(reply))
         if length > longest:
             raise InputError(
-                f"turn {number + 1} is longer than the policy reads", value=f"{length} of {longest} tokens"
+                f"turn {number + 1} is longer than the policy's context",
+                value=f"{length} of {longest} tokens",
             )
 
 
 def _picture_size(path: Path) -> tuple[int, int]:
-    """(height, width) after a look through the whole file."""
+    """(height, width), after checking the whole file. Raises InputError."""
     try:
         with Image.open(path) as image:
             size = image.height, image.width
@@ -279,16 +278,13 @@ def _picture_size(path: Path) -> tuple[int, int]:
 
 
 def scan_of(folder: Path, record: Mapping[str, Any]) -> str:
-    """What a question shares with others: the scan that its picture is from, by its content.
-
-    Folders of older versions do not tell it: there by the number in the picture's name.
-    """
+    """A key for the scan of a question: its digest, or in older folders the number in the picture's name."""
     if record.get("scan"):
         return str(record["scan"])
     return f"{folder.name}/{Path(record['image']).stem.partition('-')[0]}"
 
 
 def held_out(groups: Sequence[str], share: float) -> set[str]:
-    """Which groups are measured on: chosen by their names alone, at least one, never all."""
+    """The groups to hold out, chosen by a hash of their names: at least one, never all."""
     count = min(max(round(share * len(groups)), 1), len(groups) - 1) if share else 0
     return set(sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest())[:count])

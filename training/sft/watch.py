@@ -1,6 +1,6 @@
-"""A fine-tuning watched by what it is for: greedy episodes on held questions, the best state kept, collapse seen.
+"""Evaluation during fine-tuning: greedy episodes on held-out questions, the best state, detection of collapse.
 
-A loss on an expert's words does not show that a policy has forgotten how to answer; asking it does.
+The loss on expert replies does not show that a policy no longer answers properly; episodes do.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TURNS = 5
 
 
 def held_questions(places: Sequence[Place], most: int) -> list[Question]:
-    """At most so many of the questions that held-out turns belong to, evenly spread."""
+    """At most `most` questions of held-out turns, evenly spread."""
     first = list({(place.folder, place.offset): place for place in places}.values())
     if len(first) > most:
         first = [first[int((n + 0.5) * len(first) / most)] for n in range(most)]
@@ -43,13 +43,13 @@ def held_questions(places: Sequence[Place], most: int) -> list[Question]:
 
 
 class Watch(TrainerCallback):
-    """Asks the held questions whenever the Trainer evaluates.
+    """Runs episodes on held-out questions whenever the Trainer evaluates.
 
-    share: the training ends where their quality falls below this share of the best; 0: never.
+    share: training stops if their quality falls below this share of the best; 0: never.
 
     Attributes:
-        best: the best state so far; `collapsed`: why the training was ended, or empty.
-        figures: of the last measurement, "held_…".
+        best: the best state so far; collapsed: why training was stopped, or empty.
+        figures: of the last evaluation, "held_…".
     """
 
     def __init__(
@@ -76,17 +76,17 @@ class Watch(TrainerCallback):
             self.measure(model, state.global_step)
             state.log_history.append({"step": state.global_step, **self.figures})
         stop = bool(self.collapsed)
-        if args.world_size > 1:  # the others wait here, and stop at the same step
-            told = torch.tensor([int(stop)], device=args.device)
-            torch.distributed.broadcast(told, 0)
-            stop = bool(told.item())
+        if args.world_size > 1:  # other processes wait here, to stop at the same step
+            flag = torch.tensor([int(stop)], device=args.device)
+            torch.distributed.broadcast(flag, 0)
+            stop = bool(flag.item())
         if stop:
             control.should_training_stop = True
         return control
 
     @torch.no_grad()
     def measure(self, model: Any, step: int) -> None:
-        """Greedy episodes by the model as it is now."""
+        """Run greedy episodes with the current model."""
         bare = model.get_base_model() if hasattr(model, "get_base_model") else model
         was, kept = model.training, bare.config.use_cache
         model.eval()
@@ -104,5 +104,5 @@ class Watch(TrainerCallback):
 
 
 def trained_of(model: Any) -> dict[str, torch.Tensor]:
-    """The parameters that are trained, by name."""
+    """The trainable parameters by name."""
     return {name: each for name, each in model.named_parameters() if each.requires_grad}

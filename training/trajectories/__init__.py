@@ -1,1 +1,1 @@
-"""Trajectories to learn from: simulated clicks with reasoning."""
+"""Trajectories for training: simulated clicks with reasoning."""

@@ -1,8 +1,7 @@
-"""Simulated clicks: what a patient expert would click next, given the truth.
+"""Simulated clicks: the next click of an expert who knows the ground truth.
 
-The published rule: click the deepest point of what is wrong, positive in what the mask missed, negative in
-what it took wrongly. Used to make trajectories for training and to measure segmenters ("oracle clicks").
-Deliberately wrong clicks and texts are made elsewhere.
+The published rule: click the deepest point of the largest error, positive where the mask misses the structure,
+negative where it covers something else. Used to make trajectories and to evaluate segmenters ("oracle clicks").
 """
 
 from __future__ import annotations
@@ -16,11 +15,10 @@ from ibis_agent.actions import Click, Prompt
 from ibis_agent.errors import InputError
 from ibis_agent.mask.masks import iou
 
-# The published simulation measures depth with OpenCV's 5×5 chamfer distance: lengths of the step to a
-# neighbour, to a diagonal one and of a knight's move, here in 1/10000 of a pixel. OpenCV rounds them in one
-# of two ways, depending on its build and the picture's size, which at most decides between points of equal
-# depth. (The exact Euclidean distance puts 6 of the 80 recorded clicks a pixel or two elsewhere; these
-# lengths none.)
+# The published simulation measures depth with OpenCV's 5×5 chamfer distance. These are the lengths of a step to a
+# neighbour, to a diagonal neighbour, and of a knight's move, in 1/10000 of a pixel. OpenCV rounds them in one of two
+# ways, depending on its build and the picture's size, which only matters for points of equal depth. These lengths
+# reproduce all 80 recorded clicks; the exact Euclidean distance moves 6 of them by a pixel or two.
 _SIDE, _DIAGONAL, _KNIGHT = 10000, 14000, 21969
 _FAR = 2**40
 _REACH = 2
@@ -28,13 +26,13 @@ _REACH = 2
 
 @dataclass(frozen=True)
 class ClickStep:
-    """One simulated click, or box, and what came of it.
+    """One simulated click or box and its result.
 
     Attributes:
         click: at the centre of the clicked pixel.
         mask: (H, W) bool, after it.
-        logits: (S/4, S/4) float32, to go on from here.
-        score: the segmenter's own estimate.
+        logits: (S/4, S/4) float32 low-resolution logits for the next prediction (S: the segmenter's input size).
+        score: the segmenter's own estimate of the IoU.
         iou: of the mask with the truth.
     """
 
@@ -46,16 +44,18 @@ class ClickStep:
 
 
 def next_click(mask: np.ndarray | None, truth: np.ndarray) -> Click | None:
-    """Where the (H, W) `mask` is most wrong, or None where nothing is.
+    """The next click for the (H, W) `mask` (None: empty), or None if it equals the truth.
 
-    The deepest point of the missed or of the wrongly taken pixels, whichever is deeper; a tie goes to the
-    missed ones (a positive click), a tie between points to the first in reading order. `mask` None is an
-    empty one.
+    The deepest point of the false-negative or of the false-positive pixels, whichever is deeper. A tie between the
+    two goes to the false negatives (a positive click), a tie between points to the first in reading order.
+    Raises InputError if the masks are not (H, W) of the same size.
     """
     truth = np.asarray(truth) != 0
     mask = np.zeros_like(truth) if mask is None else np.asarray(mask) != 0
     if truth.ndim != 2 or mask.shape != truth.shape:
-        raise InputError("mask and truth must be (H, W) of one size", value=f"{mask.shape} and {truth.shape}")
+        raise InputError(
+            "mask and truth must be (H, W) of the same size", value=f"{mask.shape} and {truth.shape}"
+        )
     missed, row, column = deepest(truth & ~mask)
     wrong, other_row, other_column = deepest(mask & ~truth)
     if missed <= 0 and wrong <= 0:
@@ -77,16 +77,16 @@ def simulate(
     embedding: Any = None,
     choose: Callable[[np.ndarray | None, np.ndarray], Prompt | None] = next_click,
 ) -> list[ClickStep]:
-    """Click until the IoU reaches the threshold, nothing is wrong, or `max_steps` are made.
+    """Click until the IoU reaches the threshold, `choose` returns None, or `max_steps` are made.
 
     Args:
         segmenter: an ibis_agent.segmenter.contract.Segmenter.
         rgb: (H, W, 3) uint8.
         truth: (H, W), nonzero inside.
-        embedding: of `rgb` where it is already there, for several structures of one picture.
+        embedding: of `rgb` if already computed, for several structures of one picture.
         choose: the rule for the next click, given the mask so far (None at first) and the truth.
 
-    An empty truth gives no steps.
+    With the default rule, an empty truth gives no steps.
     """
     if embedding is None and np.any(truth):
         embedding = segmenter.embed(rgb)
@@ -108,12 +108,12 @@ def simulate(
 def deepest(region: np.ndarray) -> tuple[float, int, int]:
     """(depth in pixels, row, column) of the deepest point of an (H, W) bool region; depth 0 for an empty one.
 
-    A region that fills the whole picture has no depth that could be measured: its middle is taken.
+    For a region that fills the whole picture the depth is infinite, and the point is its middle.
     """
     rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
     if not rows.size:
         return 0.0, 0, 0
-    # Two pixels around it are as far as a chamfer step reaches: the distances inside are those of the whole.
+    # With a margin of two pixels, the reach of a chamfer step, distances inside are the same as in the whole picture.
     top, left = max(int(rows[0]) - _REACH, 0), max(int(columns[0]) - _REACH, 0)
     part = region[top : rows[-1] + _REACH + 1, left : columns[-1] + _REACH + 1]
     if part.all():
@@ -124,15 +124,14 @@ def deepest(region: np.ndarray) -> tuple[float, int, int]:
 
 
 def chamfer_distance(region: np.ndarray) -> np.ndarray:
-    """(H, W) float32: how many pixels each pixel of an (H, W) bool region lies from the nearest one outside.
+    """(H, W) float32: distance in pixels of each pixel of an (H, W) bool region to the nearest one outside.
 
-    Borgefors' 5×5 chamfer distance, which is what OpenCV's `distanceTransform(…, DIST_L2, 5)` gives;
-    nothing is known beyond the picture's edge. Two passes over the rows; within a row the step to the side
-    is a running minimum, exact because the lengths are whole numbers. Infinite where nothing lies outside
-    the region.
+    Borgefors' 5×5 chamfer distance, as OpenCV's `distanceTransform(…, DIST_L2, 5)`; the picture's edge does not
+    count as outside. Two passes over the rows; within a row the step to the side is a running minimum, exact because
+    the lengths are integers. Infinite if the region fills the picture.
     """
     height, width = region.shape
-    # A frame of two, so that every neighbour has a place to be read from.
+    # A margin of two, so that every neighbour can be read.
     field = np.full((height + 2 * _REACH, width + 2 * _REACH), _FAR, dtype=np.int64)
     inside = field[_REACH:-_REACH, _REACH:-_REACH]
     inside[~region] = 0

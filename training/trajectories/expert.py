@@ -1,7 +1,7 @@
-"""An expert's run over one question: the published click simulation, with boxes, slips and recoveries where wanted.
+"""A simulated expert's run for one question: the published click simulation, optionally with boxes and mistakes.
 
-The segmenter is in the loop: every mask is what it makes of the prompts. What comes out are the turns as a
-policy should write them. Which pictures and structures there are is in common.pictures; files are in generate.
+The segmenter is in the loop: every mask is its prediction. The result is the turns as a policy should write them.
+Pictures and structures are chosen in common.pictures; files are written in generate.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from training.trajectories.clicks import ClickStep, next_click, simulate
 from training.trajectories.turns import turn_row
 from training.trajectories.wrong_clicks import KINDS, wrong_click
 
-_AROUND = 3  # pixels around an earlier click where none is made again
-_TRIES, _HARM = 3, 0.05  # places tried for a slip; IoU that it must cost, or it was none
-_FURTHEST = 20  # pixels that an edge of a box is off at most; so the boxes that SAM was trained with
+_AROUND = 3  # radius in pixels around an earlier click where no other is made
+_TRIES, _HARM = 3, 0.05  # attempts at a mistake, and the IoU it must cost to count as one
+_FURTHEST = 20  # greatest error of a box's edge in pixels, as in the training of SAM
 _When = Literal["never", "first", "later"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an expert works; the defaults are the published generator's where it has them.
+    """The settings of the expert. Defaults are the published generator's where it has them.
 
     Attributes:
-        iou_threshold: the mask is good enough and the expert stops.
-        max_steps: clicks and boxes at most.
-        unfinished: what becomes of a run that never reached the threshold. "best": it ends after the click
-            with the best mask if that has `least_iou`, else it is left out; "keep": all clicks and no end, as
-            published; "drop": it is left out.
-        patience: stop after so many clicks without a better mask; 0: never.
-        repeats: whether a click may fall on an earlier one of the same sign (as published). The agent ends an
-            episode at the third, so the default is another place.
-        decimals: of the coordinates; fewer are learnt faster by small policies.
-        mistake_share: of the questions, those in which one wrong click is made and recovered from.
-        mistake_kinds: which (see wrong_clicks).
+        iou_threshold: the expert stops when the mask has this IoU.
+        max_steps: most clicks and boxes.
+        unfinished: for runs that never reach the threshold. "best": end after the click with the best mask if that
+            has `least_iou`, otherwise leave the run out; "keep": keep all clicks without termination, as published;
+            "drop": leave the run out.
+        patience: stop after this many clicks without a better mask; 0: never.
+        repeats: allow a click on an earlier one of the same sign (as published). The agent ends an episode at the
+            third, so by default another point is clicked.
+        decimals: of coordinates; small policies learn fewer decimals faster.
+        mistake_share: share of questions with one wrong click and its recovery.
+        mistake_kinds: which kinds (see wrong_clicks).
         style: of the thinking, see templates.
-        box_share: of the questions, those that begin with a box around the structure; clicks go on from its mask.
-        box_later: of the others, those in which a first click that leaves a mask below `least_iou` is followed by a
-            box, which begins anew.
-        box_jitter: how far the edges of a box are off: the standard deviation, in parts of the box's side.
+        box_share: share of questions that start with a box around the structure, followed by clicks.
+        box_later: of the others, the share in which a first click that leaves a mask below `least_iou` is followed
+            by a box, which starts again.
+        box_jitter: standard deviation of the error of a box's edges, as a share of its side.
     """
 
     iou_threshold: float = 0.8
@@ -65,12 +65,12 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """An expert's way through one question.
+    """An expert's run for one question.
 
     Attributes:
-        steps: every click or box and what came of it.
-        ended: whether the expert then ends the episode.
-        slip: which step is a deliberate mistake, and its kind; None without one.
+        steps: every click or box and its result.
+        ended: whether the expert then terminates.
+        slip: (index of the step that is a deliberate mistake, its kind), or None.
     """
 
     steps: tuple[ClickStep, ...]
@@ -80,7 +80,7 @@ class Run:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A question without a run, and why."""
+    """A question left out, and why."""
 
     reason: str
 
@@ -94,10 +94,14 @@ def work(
     recipe: Recipe,
     rng: np.random.Generator,
 ) -> Run | LeftOut:
-    """Prompt for the structure `truth` until it is good enough; LeftOut where there is nothing to learn from.
+    """Prompt for the structure `truth` until the mask is good enough; LeftOut if it never is.
 
-    Whether a mistake is made, when and of which kind is drawn from `rng`: among the clicks that the same
-    expert needs without one, so that the share is met.
+    Args:
+        embedding, rgb: of the picture, (H, W, 3) uint8.
+        truth: (H, W) bool; others: the same for the picture's other structures.
+
+    `rng` decides whether there is a mistake, when, and of which kind. Its time is one of the steps that the expert
+    needs without a mistake, so that `mistake_share` is met.
     """
     box = _box_of_a_run(recipe, rng)
     run = _finished(_clicked(segmenter, embedding, rgb, truth, others, recipe, rng, box), recipe)
@@ -107,7 +111,7 @@ def work(
     at = int(rng.integers(len(run.steps)))
     for kind in kinds:
         when = max(at, 1) if kind == "repeat" else at
-        for _ in range(_TRIES if kind == "beside" else 1):  # the one that often does no harm
+        for _ in range(_TRIES if kind == "beside" else 1):  # this kind often does no harm
             tried = _clicked(segmenter, embedding, rgb, truth, others, recipe, rng, box, (when, kind))
             slipped = _finished(tried, recipe) if _hurts(tried, run) else None
             if isinstance(slipped, Run):
@@ -116,7 +120,7 @@ def work(
 
 
 def _hurts(tried: Run, clean: Run) -> bool:
-    """Whether the slip left a worse mask than the right click would have. A repetition wastes a click."""
+    """Whether the mistake left a worse mask than the right click. A repetition always counts."""
     if tried.slip is None:
         return False
     at, kind = tried.slip
@@ -127,13 +131,13 @@ def _hurts(tried: Run, clean: Run) -> bool:
 def turns_of(
     run: Run, structure: str, truth: np.ndarray, recipe: Recipe, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
-    """The turns as trajectories.jsonl holds them; an empty truth is answered with "not there"."""
+    """The turns for trajectories.jsonl; with an empty truth, one turn that answers "not there"."""
     present = bool(truth.any())
     turns: list[dict[str, Any]] = []
     mask, overlap, after = np.zeros_like(truth), 0.0 if present else 1.0, None
     for number, step in enumerate(run.steps):
         kind = run.slip[1] if run.slip is not None and run.slip[0] == number else None
-        # Who writes the wrong sign thinks of the right one.
+        # With the wrong sign, the thinking is that of the right one.
         meant = step.click
         if kind == "sign" and isinstance(meant, Click):
             meant = Click(meant.x, meant.y, not meant.positive)
@@ -160,7 +164,7 @@ def _clicked(
     box: _When,
     slip: tuple[int, str] | None = None,
 ) -> Run:
-    """All clicks and boxes of one run; `slip` (which one, kind) was made only if the run says so."""
+    """All clicks and boxes of a run. The mistake `slip` (index, kind) is not always possible: see Run.slip."""
     clicks: list[Prompt] = []
     best: list[float] = []
     slipped: list[tuple[int, str]] = []
@@ -189,20 +193,13 @@ def _clicked(
             return clicks[-1]
         return None
 
-    steps = simulate(
-        segmenter,
-        rgb,
-        truth,
-        recipe.iou_threshold,
-        recipe.max_steps,
-        embedding=embedding,
-        choose=choose,
-    )
+    limits = recipe.iou_threshold, recipe.max_steps
+    steps = simulate(segmenter, rgb, truth, *limits, embedding=embedding, choose=choose)
     return Run(tuple(steps), False, slipped[0] if slipped else None)
 
 
 def _box_of_a_run(recipe: Recipe, rng: np.random.Generator) -> _When:
-    """Whether and when a run has a box. Draws nothing for an expert without boxes, whose runs stay as they were."""
+    """When a run has a box. Does not use `rng` if boxes are off, so that runs without them are reproduced."""
     if not recipe.box_share and not recipe.box_later:
         return "never"
     if rng.random() < recipe.box_share:
@@ -211,14 +208,14 @@ def _box_of_a_run(recipe: Recipe, rng: np.random.Generator) -> _When:
 
 
 def drawn_box(truth: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> Box:
-    """A box around an (H, W) bool structure, not an empty one, as drawn by hand: its edges are off by `box_jitter`."""
+    """A box around a non-empty (H, W) bool structure with errors of `box_jitter`, as if drawn by hand."""
     own, unit = box_around(truth), 10.0**-recipe.decimals
     assert own is not None
     edges = {}
     for low, high, pixels in (("x0", "x1", truth.shape[1]), ("y0", "y1", truth.shape[0])):
         ends = np.array([getattr(own, low), getattr(own, high)])
         side = ends[1] - ends[0]
-        most = min(_FURTHEST / pixels, 0.4 * side)  # it keeps an inside
+        most = min(_FURTHEST / pixels, 0.4 * side)  # the box stays open
         ends += np.clip(rng.normal(0, 1, 2) * recipe.box_jitter * side, -most, most)
         first = min(max(round(float(ends[0]), recipe.decimals), 0.0), 1.0 - unit)
         last = min(max(round(float(ends[1]), recipe.decimals), first + unit), 1.0)
@@ -227,7 +224,7 @@ def drawn_box(truth: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> Bo
 
 
 def _finished(run: Run, recipe: Recipe) -> Run | LeftOut:
-    """The run with its end, by the recipe's rule for unfinished ones."""
+    """The run with its termination, by the recipe's rule for unfinished ones."""
     steps = run.steps
     if not steps:
         return LeftOut("there is nothing to click on")
@@ -236,13 +233,13 @@ def _finished(run: Run, recipe: Recipe) -> Run | LeftOut:
     if recipe.unfinished == "keep":
         return Run(steps, False, run.slip)
     best = max(range(len(steps)), key=lambda n: steps[n].iou)
-    reached = f"the best of {len(steps)} clicks came to IoU {steps[best].iou:.2f}"
+    reached = f"the best of {len(steps)} clicks reached IoU {steps[best].iou:.2f}"
     if recipe.unfinished == "drop":
         return LeftOut(f"{reached}, below --iou-threshold {recipe.iou_threshold:g}")
-    # A recovery must stay: what comes before it is not looked at.
+    # Only steps after the mistake count, so that its recovery is kept.
     first = 0 if run.slip is None else run.slip[0] + 1
     if first >= len(steps):
-        return LeftOut("the mistake was never recovered from")
+        return LeftOut("no recovery from the mistake")
     best = max(range(first, len(steps)), key=lambda n: steps[n].iou)
     if steps[best].iou < recipe.least_iou:
         return LeftOut(f"{reached}, below --least-iou {recipe.least_iou:g}")
@@ -250,11 +247,11 @@ def _finished(run: Run, recipe: Recipe) -> Run | LeftOut:
 
 
 def _next(mask: np.ndarray | None, truth: np.ndarray, past: list[Prompt]) -> Click | None:
-    """The published next click; another place where it would fall on an earlier one of its sign."""
+    """The published next click; if that repeats an earlier one of its sign, the next best point."""
     mask = np.zeros_like(truth) if mask is None else mask
     click = next_click(mask, truth)
     while click is not None and any(_same(click, other, truth.shape) for other in past):
-        # What is as it should be is not clicked: so the surroundings are taken for right.
+        # Treat the surroundings of the click as correct, so that they are not clicked again.
         height, width = truth.shape
         row, column = int(click.y * height), int(click.x * width)
         rows, columns = np.ogrid[:height, :width]
@@ -273,7 +270,7 @@ def _same(a: Click, b: Prompt, shape: tuple[int, ...]) -> bool:
 
 
 def _rounded(click: Click, decimals: int, region: np.ndarray | None = None) -> Click:
-    """The click with so many decimals, still in the (H, W) `region`; with four where that cannot be."""
+    """The click rounded to `decimals`, still in the (H, W) bool `region`; to four if that is not possible."""
     for places in (decimals, 4):
         unit = 10.0**-places
         best = None

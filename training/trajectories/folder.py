@@ -1,7 +1,6 @@
-"""A folder of trajectories: which scan has which number, and finished parts put together as the final files.
+"""A folder of trajectories: the numbers of its scans, and merging finished parts into the final files.
 
-Scans keep the numbers that they were given first, so that more of them can be added to a finished folder: what
-is there stays, line by line, and the new ones come behind it.
+Scans keep their numbers, so that more can be added to a finished folder: existing lines stay, new ones follow.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ _GROUPS, _MERGED = "groups.json", "merged.json"
 
 
 def numbered(out: Path, groups: Sequence[Group]) -> list[tuple[int, Group]]:
-    """Every group with its number in the folder; new ones get the next numbers, and are written down.
+    """Every group with its number in the folder. New groups get the next numbers, which are saved.
 
-    Raises InputError where one that the folder has is missing, or was labelled otherwise.
+    Raises InputError if a group of the folder is missing or has other labels.
     """
     file = out / _GROUPS
     if (out / NAME).is_file() and not file.is_file():
         raise InputError(
-            "the folder is finished, by an older version that cannot be added to",
+            "the folder was finished by an older version and cannot be added to",
             file=out,
             remedy="Choose another folder.",
         )
@@ -50,7 +49,7 @@ def numbered(out: Path, groups: Sequence[Group]) -> list[tuple[int, Group]]:
                 f"a scan of this folder {what}",
                 file=out,
                 value=key,
-                remedy="Scans can be added, not changed or taken away: choose another folder.",
+                remedy="Choose another folder: scans can be added, but not changed or removed.",
             )
     for group in groups:
         if group.key not in places:
@@ -62,7 +61,7 @@ def numbered(out: Path, groups: Sequence[Group]) -> list[tuple[int, Group]]:
 
 
 def finished(out: Path, count: int) -> dict[str, Any] | None:
-    """The report of a folder in which all of `count` groups are merged, else None."""
+    """The report of a folder in which all `count` groups are merged, else None."""
     files = [out / name for name in (NAME, PUBLISHED, REPORT, _MERGED)]
     if not all(file.is_file() for file in files) or read_json(out / _MERGED)["groups"] != count:
         return None
@@ -70,14 +69,14 @@ def finished(out: Path, count: int) -> dict[str, Any] | None:
 
 
 def merged(out: Path) -> int:
-    """How many groups, the first ones, are in the final files already."""
+    """The number of groups already in the final files; these are the first ones."""
     return int(read_json(out / _MERGED)["groups"]) if (out / _MERGED).is_file() else 0
 
 
 def merge(
     out: Path, count: int, problems: Sequence[Problem], identity: dict[str, str], strict: bool
 ) -> dict[str, Any]:
-    """The parts of `count` groups behind what was merged before, as the final files; returns the report."""
+    """Append the parts of `count` groups to the final files and return the report. `strict` raises for problems."""
     before: dict[str, Any] = {"groups": 0, "questions": 0, "published": 0, "left_out": [], "problems": []}
     if (out / _MERGED).is_file():
         before = read_json(out / _MERGED)
@@ -91,7 +90,7 @@ def merge(
             published.open("w", encoding="utf-8") as json_file,
         ):
 
-            def also(each: Any) -> None:
+            def publish(each: Any) -> None:
                 nonlocal written
                 json_file.write((",\n" if written else "[\n") + json.dumps(each, ensure_ascii=False))
                 written += 1
@@ -101,7 +100,7 @@ def merge(
                     line_file.write(text)
                     tally_of.add(json.loads(text))
                 for each in json.loads((out / PUBLISHED).read_text(encoding="utf-8"))[: before["published"]]:
-                    also(each)
+                    publish(each)
             for number in range(before["groups"], count):
                 for part in read_parts(out, number):
                     found += [Problem(**each) for each in part["problems"]]
@@ -111,7 +110,7 @@ def merge(
                         tally_of.add(sample)
                     for each in part.get("published", []):
                         if each is not None:
-                            also(each)
+                            publish(each)
             json_file.write("\n]\n" if written else "[]\n")
         if strict:
             refuse([*problems, *found])
@@ -133,7 +132,7 @@ def merge(
 
 
 class _Tally:
-    """What a report counts."""
+    """Counts for the report."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()

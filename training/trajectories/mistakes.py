@@ -1,7 +1,7 @@
-"""Masks as a segmenter leaves them half-way, made from the truth without running one.
+"""Imperfect masks made from the truth, without running a segmenter.
 
-For teaching a policy to judge a mask: good ones to stop at, incomplete and spilled ones to correct, and masks
-that sit on the wrong structure altogether, as a wrong click leaves them.
+They teach a policy to judge a mask: good ones to stop at, incomplete and spilled ones to correct, and masks of the
+wrong structure, as after a wrong click. All masks are (H, W) bool.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-GOOD, BAD = 0.84, 0.72  # masks with an IoU in between teach nothing clear and are not used
+GOOD, BAD = 0.84, 0.72  # masks with an IoU in between are ambiguous and not used
 
 
 def smooth_noise(shape: tuple[int, int], scale: float, rng: np.random.Generator) -> np.ndarray:
-    """(H, W) float32, zero mean, unit spread."""
+    """(H, W) smooth noise with zero mean and unit standard deviation; scale: in pixels."""
     coarse = rng.standard_normal((int(shape[0] / scale) + 3, int(shape[1] / scale) + 3))
     field = ndimage.zoom(coarse, (shape[0] / coarse.shape[0], shape[1] / coarse.shape[1]), order=1)[
         : shape[0], : shape[1]
@@ -22,7 +22,7 @@ def smooth_noise(shape: tuple[int, int], scale: float, rng: np.random.Generator)
 
 
 def good_mask(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The truth with a wavering edge; (H, W) bool."""
+    """The truth with a slightly irregular edge."""
     signed = ndimage.distance_transform_edt(truth) - ndimage.distance_transform_edt(~truth)
     size = np.sqrt(truth.sum() / np.pi)
     return (
@@ -32,7 +32,7 @@ def good_mask(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def incomplete_mask(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A part of the truth: one side of a wavering line through it."""
+    """A part of the truth: one side of an irregular line through it."""
     y, x = np.nonzero(truth)
     angle = rng.uniform(0, 2 * np.pi)
     along = (
@@ -44,7 +44,7 @@ def incomplete_mask(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def spilled_mask(truth: np.ndarray, others: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """The truth and a neighbour, or a blob beside it."""
+    """The truth plus a neighbour or a blob at its edge."""
     near = [o for o in others if o.any() and (ndimage.binary_dilation(truth, iterations=6) & o).any()]
     if near and rng.random() < 0.7:
         return good_mask(truth, rng) | near[int(rng.integers(len(near)))]
@@ -56,7 +56,7 @@ def spilled_mask(truth: np.ndarray, others: list[np.ndarray], rng: np.random.Gen
 
 
 def wrong_mask(truth: np.ndarray, others: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Something else: another structure, or a blob that misses the truth."""
+    """Another structure, or a blob outside the truth."""
     elsewhere = [o & ~truth for o in others if (o & ~truth).sum() > 40]
     if elsewhere and rng.random() < 0.75:
         return elsewhere[int(rng.integers(len(elsewhere)))]

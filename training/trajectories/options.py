@@ -1,4 +1,4 @@
-"""The options of training.trajectories: what there is to choose, checked before anything is read or written."""
+"""The command-line options of training.trajectories, checked before anything is read or written."""
 
 from __future__ import annotations
 
@@ -28,46 +28,56 @@ def arguments(description: str = "") -> argparse.ArgumentParser:
     add = parser.add_argument
     add("source", type=Path, nargs="?", help="a folder, a .csv or a .json manifest")
     add("--out", type=Path, required=True)
-    add("--phantoms", type=int, help="so many phantom pictures instead of a source")
+    add("--phantoms", type=int, help="number of phantom pictures, instead of a source")
     add("--seed", type=int, default=0)
-    add("--workers", type=int, default=1, help="processes, each with one core and a segmenter of its own")
-    add("--shard", type=Shard.parse, default=Shard(), metavar="I/N", help="only part I of N of the scans")
-    add("--names", type=Path, help="JSON: the names of the masks' values")
+    add("--workers", type=int, default=1, help="processes, each with one core and its own segmenter")
+    add("--shard", type=Shard.parse, default=Shard(), metavar="I/N", help="do only part I of N of the scans")
+    add("--names", type=Path, help="JSON with the names of the label values")
     add("--strict", action="store_true", help="refuse bad data instead of skipping it")
-    add("--image", type=Path, help="a single scan or picture, with --mask (and --names) instead of a source")
+    add("--image", type=Path, help="a single scan or picture, with --mask (and --names), instead of a source")
     add("--mask", type=Path)
     which = add_choice(parser).add_argument
-    which("--per-picture", type=int, default=0, help="structures of a picture, at random; default: all")
-    which("--absent-share", type=float, default=0.1, help="share of questions about what is not there")
-    which("--absent", nargs="*", default=None, help="names that no picture shows, for such questions")
+    which("--per-picture", type=int, default=0, help="structures per picture, chosen at random; default: all")
+    which("--absent-share", type=float, default=0.1, help="share of questions about absent structures")
+    which("--absent", nargs="*", default=None, help="further names of absent structures, for these questions")
     which("--question", default="", help='such as "Segment the {structure}"; default: many wordings')
-    how = parser.add_argument_group("how the expert works").add_argument
+    how = parser.add_argument_group("the simulated expert").add_argument
     how("--iou-threshold", type=float, default=0.8)
     how("--max-steps", type=int, default=20)
-    how("--unfinished", choices=("best", "keep", "drop"), default="best", help="runs below the threshold")
-    how("--least-iou", type=float, default=0.5, help="with best: of the mask it ends with")
-    how("--patience", type=int, default=3, help="clicks without a better mask; 0: no limit")
-    how("--repeats", action="store_true", help="click the same place again, as published")
+    how(
+        "--unfinished",
+        choices=("best", "keep", "drop"),
+        default="best",
+        help="what to do with runs below the threshold",
+    )
+    how("--least-iou", type=float, default=0.5, help="with best: least IoU of the final mask")
+    how("--patience", type=int, default=3, help="stop after this many clicks without improvement; 0: never")
+    how("--repeats", action="store_true", help="allow repeated clicks, as published")
     how("--as-published", action="store_true", help="--unfinished keep --patience 0 --repeats")
-    how("--decimals", type=int, default=4, choices=(2, 3, 4), help="of the coordinates")
+    how("--decimals", type=int, default=4, choices=(2, 3, 4), help="decimals of coordinates")
     how("--mistake-share", type=float, default=0.0, help="share of questions with one wrong click")
     how("--mistake-kinds", nargs="+", default=list(KINDS), choices=KINDS)
-    how("--box-share", type=float, default=0.0, help="share of questions that begin with a box")
+    how("--box-share", type=float, default=0.0, help="share of questions that start with a box")
     how(
         "--box-later", type=float, default=0.0, help="share of the others with a box after a poor first click"
     )
-    how("--box-jitter", type=float, default=0.05, help="how far edges of a box are off, in parts of its side")
-    how("--style", choices=templates.STYLES, default="varied", help="of the thinking")
-    how("--ours", action="store_true", help="also write each as ibis-trajectory/1")
+    how(
+        "--box-jitter",
+        type=float,
+        default=0.05,
+        help="standard deviation of a box's edges, as a share of its side",
+    )
+    how("--style", choices=templates.STYLES, default="varied", help="style of the thinking")
+    how("--ours", action="store_true", help="also write each trajectory as ibis-trajectory/1")
     model = parser.add_argument_group("the segmenter").add_argument
-    model("--segmenter", "--model-path", type=Path, help="a checkpoint (the demo segmenter)")
-    model("--config", help="its architecture, where the checkpoint does not tell")
+    model("--segmenter", "--model-path", type=Path, help="a checkpoint; default: the demo segmenter")
+    model("--config", help="its architecture, if the checkpoint does not say")
     model("--device", default="auto")
     return parser
 
 
 def work_of(args: argparse.Namespace) -> Work:
-    """The options, checked. Raises InputError."""
+    """The Work given by the options. Raises InputError."""
     _check(args)
     published = args.as_published
     return Work(
@@ -125,18 +135,16 @@ def _check(args: argparse.Namespace) -> None:
             option = "--" + name.replace("_", "-")
             raise InputError(f"{option} must be from {low} to {high}", value=value)
     if args.question and "{structure}" not in args.question:
-        raise InputError(
-            "--question never names the structure", value=args.question, remedy="Put {structure} into it."
-        )
+        raise InputError("--question must contain {structure}", value=args.question, remedy="Add it.")
     sources = [args.source is not None, args.phantoms is not None, args.image is not None]
     if sum(sources) != 1 or (args.image is None) != (args.mask is None):
         raise InputError(
-            "nothing to work on, or too much", remedy="Give a SOURCE, --phantoms N, or --image with --mask."
+            "exactly one source is needed", remedy="Give a SOURCE, --phantoms N, or --image with --mask."
         )
 
 
 def groups_for(args: argparse.Namespace) -> tuple[list[Group], list[Problem]]:
-    """What to work on, and what is wrong with the rest. Raises InputError."""
+    """(groups, problems with the rest of the data). Raises InputError."""
     if args.phantoms is not None:
         return phantom_groups(args.phantoms, args.seed), []
     if args.image is not None:

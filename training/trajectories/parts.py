@@ -1,8 +1,8 @@
-"""The work behind training.trajectories: one picture after the other, in several processes, and after a stop.
+"""The work of training.trajectories, picture by picture, in one or several processes, and resumable.
 
-Every picture leaves one small file in `parts/` when it is done, whole or not at all, and so does every scan
-for what is wrong with it. A run that was killed finds them again; what is made of them in the end does not
-depend on how often it was stopped nor on the number of processes, for every question draws from its own seed.
+Each finished picture is a small file in `parts/`, written completely or not at all, and so are the problems of each
+scan. A resumed run finds them. The result does not depend on interruptions or the number of processes, because every
+question has a seed of its own.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ from training.trajectories.turns import action_of
 
 @dataclass(frozen=True)
 class Work:
-    """All that a run is made of, besides its groups.
+    """The settings of a run, besides its groups.
 
     Attributes:
         out: the folder.
-        choice, recipe: which pictures, which expert.
-        question: with {structure} in it; empty for many wordings.
-        per_picture: structures asked for in one picture, drawn at random; 0 for all.
-        absent_share: share of all questions that ask for what is not there.
-        absent: further names, of what no picture shows, for such questions.
+        choice, recipe: of the pictures, and of the expert.
+        question: a wording with {structure}; empty for many wordings.
+        per_picture: structures asked for per picture, chosen at random; 0 for all.
+        absent_share: share of all questions that ask for absent structures.
+        absent: further names of absent structures, for these questions.
         trajectories: also write every run as ibis-trajectory/1.
-        seed: of everything that is drawn.
-        segmenter, config, device: what segmenter.open takes.
+        seed: of all random choices.
+        segmenter, config, device: arguments of segmenter.open.
         store: a folder of pictures shared with other commands, see training.common.store.
         root: folder of the source; the published form names files relative to it.
     """
@@ -72,24 +72,24 @@ class Work:
     store: Path | None = None
     root: Path | None = None
 
-    def called(self, file: Path) -> str:
-        """A file of the source as records name it."""
+    def name_of(self, file: Path) -> str:
+        """The name of a source file in records."""
         if self.root is not None and file.resolve().is_relative_to(self.root.resolve()):
             return file.resolve().relative_to(self.root.resolve()).as_posix()
         return file.name
 
 
-class Bench:
-    """One process's place of work: the segmenter, and the scan that was read last."""
+class Worker:
+    """The state of one process: the segmenter, and the scan read last."""
 
     def __init__(self, work: Work, segmenter: Any) -> None:
         self.work, self.segmenter = work, segmenter
         self._read: tuple[str, Source | Kept] | None = None
 
     def pictures(self, number: int, group: Group, share: tuple[int, int]) -> Iterator[tuple[int, int]]:
-        """Do every n-th picture of a group that is not done yet; yields (done, of how many) after each.
+        """Do the missing pictures among every n-th picture of a group; yields (done, total) after each.
 
-        share: (which, n).
+        share: (first, n).
         """
         source = self._source(group)
         names = [part_name(number, n) for n in range(len(source.places))]
@@ -105,7 +105,7 @@ class Bench:
 
     def _source(self, group: Group) -> Source | Kept:
         if self._read is None or self._read[0] != group.key:
-            self._read = None  # before the next scan takes its memory
+            self._read = None  # free its memory before the next scan is read
             self._read = (group.key, opened(group, self.work.choice, self.work.store))
         return self._read[1]
 
@@ -116,14 +116,14 @@ class Bench:
         whole, shown = shown, within_frame(shown)
         file = f"pictures/{number:06d}-{slug(shown.key)}.png"
         part: dict[str, Any] = {"samples": [], "published": [], "left_out": [], "problems": []}
-        rng = drawn_for(self.work.seed, shown.key)
+        rng = rng_for(self.work.seed, shown.key)
         wanted, absent = self._questions(shown, rng)
         for name, reason in self._unasked(whole, shown, wanted).items():
             part["left_out"].append({"picture": shown.key, "structure": name, "reason": reason})
         embedding = self.segmenter.embed(shown.picture.rgb) if wanted else None
         everything = {**shown.truths, **shown.traces}
         for name in [*wanted, *absent]:
-            rng = drawn_for(self.work.seed, shown.key, name)
+            rng = rng_for(self.work.seed, shown.key, name)
             truth = everything.get(name, np.zeros(shown.picture.rgb.shape[:2], bool))
             others = {other: each for other, each in everything.items() if other != name}
             run: expert.Run | expert.LeftOut = expert.Run((), True)
@@ -148,13 +148,13 @@ class Bench:
                 "turns": turns,
             }
             part["samples"].append(sample)
-            self._also(shown, sample, run, part, file)
+            self._write_forms(shown, sample, run, part, file)
         if part["samples"]:
             write_png(self.work.out / file, shown.picture.rgb)
         return part
 
     def _questions(self, shown: Shown, rng: np.random.Generator) -> tuple[list[str], list[str]]:
-        """(structures asked for, absent ones asked for)."""
+        """(present structures to ask for, absent ones)."""
         wanted = list(shown.truths)
         if self.work.per_picture and len(wanted) > self.work.per_picture:
             kept = set(rng.permutation(wanted)[: self.work.per_picture].tolist())
@@ -167,7 +167,7 @@ class Bench:
         return wanted, [str(name) for name in rng.permutation(could)[:count]] if count else []
 
     def _unasked(self, whole: Shown, shown: Shown, wanted: Sequence[str]) -> dict[str, str]:
-        """Structure → why it is not asked for, of all that a picture shows, as cut (`whole`) and as it is seen."""
+        """Structure → why it is not asked for, for the picture as cut (`whole`) and as seen (`shown`)."""
         least = f"below --least-area {self.work.choice.least_area:g} of the picture"
         found = {name: f"{int(trace.sum())} pixels, {least}" for name, trace in shown.traces.items()}
         others = f"--per-picture {self.work.per_picture} asks for others"
@@ -175,18 +175,18 @@ class Bench:
         gone = {**whole.truths, **whole.traces}.keys() - {**shown.truths, **shown.traces}.keys()
         return found | dict.fromkeys(sorted(gone), "outside the frame that the models see")
 
-    def _also(
+    def _write_forms(
         self, shown: Shown, sample: dict[str, Any], run: expert.Run, part: dict[str, Any], file: str
     ) -> None:
-        """The same run in the published form, and in ours where that is wanted."""
+        """Add the run in the published form, and save it as ibis-trajectory/1 if wanted."""
         name = sample["structure"]
         trajectory = recorded(shown, sample, run, self.segmenter.identity)
         mask, value = shown.masks.get(name, (None, None))
         try:
             published = from_trajectory(
                 trajectory,
-                self.work.called(shown.file) if shown.file else file,
-                self.work.called(mask) if mask else "",
+                self.work.name_of(shown.file) if shown.file else file,
+                self.work.name_of(mask) if mask else "",
                 value,
                 reverse=shown.reverse,
             )
@@ -201,7 +201,7 @@ class Bench:
 
 
 def recorded(shown: Shown, sample: dict[str, Any], run: expert.Run, identity: dict[str, str]) -> Trajectory:
-    """The run as a trajectory of ours: its steps count as a person's, the expert's."""
+    """The run as a Trajectory; its steps are marked as made by a person."""
     steps: list[Step] = []
     for turn in sample["turns"]:
         action = action_of(turn)
@@ -219,29 +219,31 @@ def recorded(shown: Shown, sample: dict[str, Any], run: expert.Run, identity: di
         sample["question"],
         steps,
         status="ended" if run.ended else "ready",
-        reason="The expert ended." if run.ended else "",
+        reason="The expert terminated." if run.ended else "",
         segmenter=dict(identity),
         source=source,
-        note="Simulated clicks of an expert who knows the truth.",
+        note="Simulated clicks of an expert who knows the ground truth.",
     )
 
 
 def do_all(
     work: Work, groups: Sequence[tuple[int, Group]], workers: int, segmenter: Any, progress: Any
 ) -> None:
-    """Make the parts of numbered groups that are not there yet.
+    """Make the missing parts of numbered groups.
 
-    Raises KeyboardInterrupt once all processes have stopped.
+    Args:
+        segmenter: used if there is only one worker.
+        progress: a tqdm bar, in pictures.
 
-    segmenter: the one to use where there is but one worker. progress: a tqdm bar, in pictures.
+    Raises KeyboardInterrupt once all processes have stopped, ModelError if a process died.
     """
     todo = [(number, group) for number, group in groups if not is_done(work.out, number)]
-    progress.total = len(todo)  # one picture for each group, until it is read
+    progress.total = len(todo)  # one picture per group until it is read
     if workers <= 1:
-        bench = Bench(work, segmenter)
+        worker = Worker(work, segmenter)
         for number, group in todo:
             before = 0
-            for done, of in bench.pictures(number, group, (0, 1)):
+            for done, of in worker.pictures(number, group, (0, 1)):
                 if done == 0:
                     progress.total += of - 1
                 progress.update(done - before)
@@ -253,15 +255,15 @@ def do_all(
     with ProcessPoolExecutor(
         workers, mp_context=context, initializer=_begin, initargs=(work, news, stop)
     ) as pool:
-        # The group's own part comes with share 0, which is begun first and so usually ends first; the others
-        # are found missing by `is_done` if the run is killed between them.
+        # Share 0 also writes the group's own part, usually before other shares end; `is_done` finds those missing
+        # if the run is killed in between.
         waiting: set[Future[None]] = {
             pool.submit(_share, number, group, (k, shares)) for number, group in todo for k in range(shares)
         }
         try:
             while waiting:
                 ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                _tell(news, progress)
+                _update(news, progress)
                 for each in ended:
                     each.result()
         except BaseException as error:
@@ -269,37 +271,37 @@ def do_all(
             pool.shutdown(wait=True, cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
                 raise ModelError(
-                    "a process was ended from outside, perhaps because the memory was full",
+                    "a worker process was killed, perhaps because memory ran out",
                     value=f"{workers} workers",
-                    remedy="Start again with fewer --workers; what is done is kept.",
+                    remedy="Run it again with fewer --workers; finished pictures are kept.",
                 ) from error
             raise
-        _tell(news, progress)
+        _update(news, progress)
 
 
-_place: tuple[Bench, Any, Any] | None = None
+_process: tuple[Worker, Any, Any] | None = None
 
 
 def _begin(work: Work, news: Any, stop: Any) -> None:
-    """Once in every process. Ctrl-C is the parent's business."""
-    global _place
+    """Set up a worker process. The parent handles Ctrl-C."""
+    global _process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
-    _place = (Bench(work, load_segmenter(work)), news, stop)
+    _process = (Worker(work, load_segmenter(work)), news, stop)
 
 
 def _share(number: int, group: Group, share: tuple[int, int]) -> None:
-    assert _place is not None
-    bench, news, stop = _place
+    assert _process is not None
+    worker, news, stop = _process
     before = -1
-    for done, of in bench.pictures(number, group, share):
+    for done, of in worker.pictures(number, group, share):
         news.put((max(0, done - max(before, 0)), of - (share[0] == 0) if before < 0 else 0))
         before = done
         if stop.is_set():
             return
 
 
-def _tell(news: Any, progress: Any) -> None:
+def _update(news: Any, progress: Any) -> None:
     while True:
         try:
             done, more = news.get_nowait()
@@ -310,13 +312,13 @@ def _tell(news: Any, progress: Any) -> None:
 
 
 def load_segmenter(work: Work) -> Any:
-    """The segmenter of a run, with one thread for each process on a CPU: two would wait for each other."""
+    """The segmenter of a run, with one CPU thread per process, so that processes do not compete."""
     import ibis_agent.segmenter as segmenters
     import torch
 
     torch.set_num_threads(1)
     segmenter: Any = segmenters.open(work.segmenter, work.config, work.device)
-    segmenter.kept.limit = 2**26  # bytes: every picture comes once, and there are several processes
+    segmenter.kept.limit = 2**26  # bytes; small, as every picture comes once and there are several processes
     return segmenter
 
 
@@ -333,7 +335,7 @@ def write_part(out: Path, name: str, part: dict[str, Any]) -> None:
 
 
 def read_parts(out: Path, number: int) -> Iterator[dict[str, Any]]:
-    """A group's own part, then its pictures' in their order."""
+    """A group's own part, then those of its pictures in order."""
     own = json.loads((out / "parts" / group_name(number)).read_text(encoding="utf-8"))
     yield own
     for n in range(own["pictures"]):
@@ -341,7 +343,7 @@ def read_parts(out: Path, number: int) -> Iterator[dict[str, Any]]:
 
 
 def is_done(out: Path, number: int) -> bool:
-    """Whether all parts of a group are there."""
+    """Whether all parts of a group exist."""
     own = out / "parts" / group_name(number)
     if not own.is_file():
         return False
@@ -358,12 +360,12 @@ def write_png(path: Path, rgb: np.ndarray) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def drawn_for(seed: int, *names: str) -> np.random.Generator:
-    """Random numbers that depend on nothing but the seed and these names."""
+def rng_for(seed: int, *names: str) -> np.random.Generator:
+    """A generator that depends only on the seed and these names."""
     digest = hashlib.sha256("\0".join(names).encode()).digest()
     return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
 
 
 def slug(text: str) -> str:
-    """A file name of a key; of a long one its end, where slices of one scan differ."""
+    """A file name for a key; for a long key, from its end, where slices of one scan differ."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[-80:].strip("-.") or "picture"

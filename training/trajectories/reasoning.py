@@ -4,14 +4,13 @@
     python -m training.trajectories.reasoning DIR --teacher http://localhost:8000/v1 --model NAME
     python -m training.trajectories.reasoning DIR --teacher https://HOST/v1 --model NAME --price-in 2.5 --price-out 10
 
-With a teacher, PICTURES LEAVE THIS MACHINE unless it runs here: each turn's picture is sent to the address,
-and whoever runs it can see and keep it. What will be sent, to whom and at what cost is said first, and nothing
-is sent before a yes (--yes for scripts). The key is read from OPENAI_API_KEY.
+With a teacher, PICTURES LEAVE THIS MACHINE unless the teacher runs on it: each turn's picture is sent to the address,
+and its operator can see and keep it. The command first says what will be sent, to whom and at what cost, and sends
+nothing without a yes (--yes for scripts). The key is read from OPENAI_API_KEY.
 
-Every answer is checked (see reasoning_checks), asked for again if it cannot be used, and kept in
-`reasoning_cache.jsonl` as it comes: a run that was stopped pays for nothing twice. At the end
-`trajectories.jsonl` is rewritten with the new thinking, and `reasoning.json` says what came of it. Deliberate
-mistakes keep the thinking that they have, for nothing is learnt from them.
+Every answer is checked (see reasoning_checks), requested again if it cannot be used, and saved at once in
+`reasoning_cache.jsonl`, so that a resumed run pays for nothing twice. At the end `trajectories.jsonl` is rewritten with
+the new thinking, and `reasoning.json` has the statistics. Deliberate mistakes, which have no loss, are left alone.
 """
 
 from __future__ import annotations
@@ -41,21 +40,21 @@ from ibis_agent.scan.picture import overlay
 from PIL import Image
 from tqdm import tqdm
 
-from training.common.commands import ending
+from training.common.commands import RESUMABLE, ending
 from training.trajectories import templates
 from training.trajectories.generate import NAME, read_trajectories
-from training.trajectories.parts import drawn_for, slug
+from training.trajectories.parts import rng_for, slug
 from training.trajectories.reasoning_checks import VERSION, checked, messages_for, slip_before, tokens_of
 from training.trajectories.teacher import KEY_VARIABLE, Teacher, Unanswered
 from training.trajectories.turns import action_of
 
 CACHE, REPORT = "reasoning_cache.jsonl", "reasoning.json"
-_SILENT = 8  # turns in a row without an answer: then nobody is there
+_SILENT = 8  # turns in a row without an answer that end the run
 
 
 @dataclass(frozen=True)
 class Task:
-    """One turn to think about."""
+    """One turn that needs thinking."""
 
     key: str
     sample: dict[str, Any]
@@ -67,7 +66,7 @@ class Task:
 
 
 def from_templates(folder: Path, style: str = "varied", seed: int = 0) -> int:
-    """Write all thinking anew from templates; returns how many turns."""
+    """Rewrite all thinking from templates. Returns the number of turns."""
     thoughts: dict[tuple[str, int], str] = {}
     for sample in read_trajectories(folder):
         after = None
@@ -80,7 +79,7 @@ def from_templates(folder: Path, style: str = "varied", seed: int = 0) -> int:
             moment = templates.Moment(
                 sample["structure"], meant, turn["number"] == 1, present, turn["iou_before"], after
             )
-            rng = drawn_for(seed, sample["id"], str(turn["number"]))
+            rng = rng_for(seed, sample["id"], str(turn["number"]))
             thoughts[sample["id"], turn["number"]] = templates.thinking(moment, style, rng)
             after = turn["mistake"]
     rewrite(folder, thoughts)
@@ -90,14 +89,13 @@ def from_templates(folder: Path, style: str = "varied", seed: int = 0) -> int:
 def from_teacher(
     folder: Path, teacher: Teacher, parallel: int = 4, attempts: int = 3, keep_failed: bool = True
 ) -> dict[str, Any]:
-    """Ask for every turn that is learnt from and is not in the cache, then rewrite the trajectories.
+    """Ask for every turn with loss that is not in the cache, rewrite the trajectories, and return the report.
 
     Args:
-        attempts: how often an answer that cannot be used is asked for again.
-        keep_failed: turns without a usable answer keep the thinking that they have; else InputError.
+        attempts: most requests per turn while answers are unusable.
+        keep_failed: turns without a usable answer keep their thinking; if False, they raise InputError.
 
-    Returns the report. Raises ModelError where the teacher refuses or stays silent; what was answered is
-    kept in the cache.
+    Raises ModelError if the teacher refuses or does not answer; answers so far are kept in the cache.
     """
     known = read_cache(folder)
     tasks = list(tasks_of(folder, teacher.model))
@@ -111,7 +109,7 @@ def from_teacher(
         ThreadPoolExecutor(parallel) as pool,
         tqdm(total=len(todo), desc="turns", mininterval=1) as progress,
     ):
-        # By the thread that has it: an answer that came while the run was stopped is paid for, too.
+        # Called in the worker thread, so that answers that arrive while the run is stopping are saved too.
         def keep(task: Task, thinking: str) -> None:
             line = {"key": task.key, "model": teacher.model, "thinking": thinking}
             with teacher.spent.lock:
@@ -141,7 +139,7 @@ def from_teacher(
                             raise ModelError(
                                 "the teacher does not answer",
                                 value=reasons[-1],
-                                remedy="Try later; nothing is lost.",
+                                remedy="Try again later; nothing is lost.",
                             )
                         continue
                     silent = 0
@@ -180,7 +178,7 @@ def from_teacher(
 
 
 def tasks_of(folder: Path, model: str) -> Iterator[Task]:
-    """The turns to think about; their keys change with whatever the answer depends on."""
+    """The turns that need thinking; their keys depend on everything the answer depends on."""
     for sample in read_trajectories(folder):
         for turn in sample["turns"]:
             if turn["learn"]:
@@ -193,7 +191,7 @@ def tasks_of(folder: Path, model: str) -> Iterator[Task]:
 
 
 def read_cache(folder: Path) -> dict[str, str]:
-    """key → thinking. A last line that a kill left unfinished is passed over, and closed."""
+    """key → thinking. A last line cut off by a kill is ignored and ended."""
     path = folder / CACHE
     if not path.exists():
         return {}
@@ -212,7 +210,7 @@ def read_cache(folder: Path) -> dict[str, str]:
 
 
 def rewrite(folder: Path, thoughts: dict[tuple[str, int], str]) -> None:
-    """Put the thinking (sample id, turn number) → text into trajectories.jsonl, and into our own form."""
+    """Put thoughts, (sample id, turn number) → text, into trajectories.jsonl and the ibis-trajectory/1 files."""
     with atomic_write(folder / NAME) as path, path.open("w", encoding="utf-8") as lines:
         for sample in read_trajectories(folder):
             for turn in sample["turns"]:
@@ -246,8 +244,7 @@ def seen_at(folder: Path, sample: Any, turn: Any) -> np.ndarray:
 
 
 def estimate(tasks: Iterable[Task], price_in: float | None, price_out: float | None) -> dict[str, Any]:
-    """What asking for these turns will about cost: requests, pictures, tokens, and money if prices are known
-    (for a million tokens)."""
+    """The estimated requests, pictures, tokens and cost of these turns; prices are per million tokens."""
     tasks = list(tasks)
     pairs = [tokens_of(task.sample["height"], task.sample["width"]) for task in tasks]
     tokens_in, tokens_out = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
@@ -264,7 +261,7 @@ def estimate(tasks: Iterable[Task], price_in: float | None, price_out: float | N
 
 
 def agreed(teacher: Teacher, expected: dict[str, Any], per_minute: float, yes: bool) -> bool:
-    """Say what will be sent where and what it will cost, and ask for a yes."""
+    """Say what will be sent, where and at what cost, and ask for a yes. Raises InputError without a terminal."""
     if not expected["requests"]:
         return True
     minutes = expected["requests"] / per_minute if per_minute else 0
@@ -279,15 +276,15 @@ def agreed(teacher: Teacher, expected: dict[str, Any], per_minute: float, yes: b
         print("The teacher runs on this machine: no picture leaves it.")
     else:
         print(
-            f"{expected['pictures']} PICTURES WILL LEAVE THIS MACHINE. Whoever runs {teacher.host} can see and "
-            "keep them. Be sure that you may send them, and that no names are written into them."
+            f"{expected['pictures']} PICTURES WILL LEAVE THIS MACHINE. The operator of {teacher.host} can see and "
+            "keep them. Make sure that you may send them, and that they show no names."
         )
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise InputError("nobody is here to agree", remedy="Add --yes if it is meant so.")
+        raise InputError("sending needs a yes, and there is no terminal to ask", remedy="Add --yes to agree.")
     try:
-        return input("Go on? Type yes: ").strip().lower() == "yes"
+        return input("Continue? Type yes: ").strip().lower() == "yes"
     except EOFError:
         return False
 
@@ -300,7 +297,7 @@ def _thought(
     stop: threading.Event,
     keep: Callable[[Task, str], None],
 ) -> tuple[str | None, list[str]]:
-    """(thinking or None, why answers were refused)."""
+    """(thinking or None, reasons why answers were refused)."""
     messages = messages_for(task.sample, task.turn, seen_at(folder, task.sample, task.turn))
     reasons: list[str] = []
     for _ in range(attempts):
@@ -316,7 +313,7 @@ def _thought(
             return thinking, reasons
         except ValueError as error:
             reasons.append(str(error))
-            again = f"That cannot be used: {error}. Answer again, keeping to all that was asked."
+            again = f"That cannot be used: {error}. Answer again and follow all instructions."
             messages = [
                 *messages[:2],
                 {"role": "assistant", "content": text[:2000]},
@@ -344,29 +341,27 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("folder", type=Path, help="what training.trajectories wrote")
+    add("folder", type=Path, help="made by training.trajectories")
     add("--templates", action="store_true", help="no teacher, no network")
     add("--style", choices=templates.STYLES, default="varied", help="of templates")
     add("--seed", type=int, default=0, help="of templates")
     add("--teacher", help=f"address of an OpenAI-compatible API; the key is read from {KEY_VARIABLE}")
-    add("--model", help="the teacher's name there")
+    add("--model", help="the teacher's model name there")
     add("--yes", action="store_true", help="agree to the cost and to sending the pictures")
-    add("--price-in", type=float, help="for a million tokens in")
-    add("--price-out", type=float, help="for a million tokens out")
-    add("--per-minute", type=float, default=60, help="requests at most")
+    add("--price-in", type=float, help="per million input tokens")
+    add("--price-out", type=float, help="per million output tokens")
+    add("--per-minute", type=float, default=60, help="most requests per minute")
     add("--parallel", type=int, default=4)
-    add("--max-tokens", type=int, default=400, help="of one answer; one that thinks needs thousands")
-    add("--temperature", type=_temperature, default=0.4, help="a number, or none for the teacher's own")
-    add("--timeout", type=float, default=120, help="seconds for one answer")
-    add("--tries", type=int, default=6, help="for one answer, where the server is busy or fails")
-    add("--attempts", type=int, default=3, help="for one turn, where answers cannot be used")
-    add("--strict", action="store_true", help="refuse to end with turns that have no usable answer")
+    add("--max-tokens", type=int, default=400, help="of one answer; reasoning models need thousands")
+    add("--temperature", type=_temperature, default=0.4, help="a number, or none for the teacher's default")
+    add("--timeout", type=float, default=120, help="seconds per answer")
+    add("--tries", type=int, default=6, help="tries per answer if the server is busy or fails")
+    add("--attempts", type=int, default=3, help="answers per turn if they cannot be used")
+    add("--strict", action="store_true", help="fail if turns have no usable answer")
     args = parser.parse_args()
-    with ending("stopped; the same command goes on from here and pays for nothing twice"):
+    with ending(RESUMABLE):
         if args.templates == bool(args.teacher):
-            raise InputError(
-                "where shall the thinking come from?", remedy="Give --templates or --teacher URL."
-            )
+            raise InputError("a source of thinking is needed", remedy="Give --templates or --teacher URL.")
         if args.templates:
             print(f"{from_templates(args.folder, args.style, args.seed)} turns from templates")
             return
@@ -390,8 +385,8 @@ def main() -> None:
             raise SystemExit("nothing was sent")
         report = from_teacher(args.folder, teacher, args.parallel, args.attempts, not args.strict)
     print(
-        f"{report['turns']} turns: {report['from_cache']} known before, {report['asked']} asked in "
-        f"{report['requests']} requests, {report['without_answer']['count']} keep what they had; "
+        f"{report['turns']} turns: {report['from_cache']} from the cache, {report['asked']} asked in "
+        f"{report['requests']} requests, {report['without_answer']['count']} unchanged; "
         f"{report['tokens_in']} tokens in, {report['tokens_out']} out"
     )
 

@@ -1,8 +1,8 @@
-"""What a teacher is asked for one turn, and whether its answer can be used.
+"""The request to a teacher for one turn, and the checks of its answer.
 
-The teacher sees what the policy sees, with a ring where the click will be, or with the box; it is never given
-coordinates, so that it has none to repeat. An answer that tells what a policy cannot know, or argues for another step
-than the one taken, is refused with the reason.
+The teacher sees what the policy sees, plus a ring where the click will be, or the box. It never gets coordinates, so
+it cannot repeat them. An answer is refused, with the reason, if it contains what a policy cannot know or argues for
+another step than the one taken.
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ from ibis_agent.actions import Action, Box, Click
 from training.trajectories.templates import WELL
 from training.trajectories.turns import action_of
 
-VERSION = 2  # of the texts below; answers to another one are asked for anew
-SIDE = 768  # pixels of the longer side of the picture that is sent
+VERSION = 3  # of the prompts below; cached answers to other versions are not used
+SIDE = 768  # longer side in pixels of the picture sent
 LONGEST, SHORTEST = 700, 20
 
 SYSTEM = (
-    "You help to train an assistant that outlines structures in medical pictures with positive and negative "
-    "points. For one turn you are shown what it sees and which step it takes. Put into words why a careful "
+    "You help to train an assistant that segments structures in medical pictures with positive and negative "
+    "points. For one turn you are shown what it sees and which step it takes. Explain why a careful "
     "radiologist would take that step: what is visible, what the green area covers or misses, which border or "
     "neighbour matters.\n"
     "Write one to three sentences in the first person and the present tense, as if the step were your own "
-    "idea. Use words for places, no figures of any kind. Speak only of what the picture shows: not of the "
-    "ring, not of being told anything, not of how good the mask was measured to be.\n"
+    "idea. Describe places in words, without any numbers. Mention only what the picture shows: not the ring, "
+    "not that you were told anything, not any measurement of the mask.\n"
     'Answer with one JSON object and nothing else: {"thinking": "...", "step": "positive"}, where step is '
     "positive, negative or terminate, whichever fits your words."
 )
 _STEPS = {
     "positive": "It places a positive point at the yellow ring, to add what lies there.",
-    "negative": "It places a negative point at the yellow ring, to take out what is green there.",
-    "box": 'It draws the yellow box around what it takes for the structure; your step is then "box".',
+    "negative": "It places a negative point at the yellow ring, to remove what is green there.",
+    "box": 'It draws the yellow box around what it takes for the structure; step is then "box".',
     "terminate": "It ends: the green area is good enough.",
     "stop": "It ends: the green area is not exact, but further points no longer improve it.",
-    "absent": "It ends without a point: what is asked for is not in the picture.",
+    "absent": "It ends without a point: the structure is not in the picture.",
 }
 _SLIPS = {
-    "beside": "The point before this one missed the structure",
-    "neighbour": "The point before this one went to another structure",
-    "sign": "The point before this one had the wrong sign",
-    "repeat": "The point before this one only repeated an earlier one",
+    "beside": "The previous point missed the structure",
+    "neighbour": "The previous point was on another structure",
+    "sign": "The previous point had the wrong sign",
+    "repeat": "The previous point only repeated an earlier one",
 }
-_TOLD = re.compile(
+_LEAK = re.compile(
     r"ground[- ]truth|gold standard|reference (?:mask|segmentation|standard|outline)|annotat|"
     r"\b(?:true|correct|target|expert|given|provided) (?:mask|outline|segmentation|step|action|label)|"
     r"\biou\b|\bdice\b|intersection over|\bjaccard\b|\byellow\b|\bring\b|\bmarker\b|\bcircle[ds]?\b|"
     r"\b(?:was|am|are|were|been) (?:told|given|instructed|shown)\b|\bcoordinates?\b|\bpixels?\b|<[^>]{0,40}>",
     re.IGNORECASE,
 )
-# Levels of the spine and the like (L2, T12) are names; a digit by itself is a figure.
+# Names such as L2 or T12 are allowed; other digits are not.
 _FIGURE = re.compile(r"(?<![A-Za-z])\d")
 _END = r"\bterminat|\bstop(?:ping)? here\b|\bi (?:am|'m) done\b|\bno (?:further|more) (?:points?|clicks?)"
 _AGAINST = {
@@ -90,7 +90,7 @@ _PLACES = re.compile(
 
 
 def step_of(sample: Mapping[str, Any], turn: Mapping[str, Any]) -> str:
-    """ "positive", "negative", "box", "terminate", or "absent" for an end because nothing is there."""
+    """ "positive", "negative", "box", "terminate", or "absent" for terminating without a mask."""
     if turn["kind"] == "box":
         return "box"
     if turn["kind"] == "click":
@@ -107,17 +107,19 @@ def slip_before(sample: Mapping[str, Any], turn: Mapping[str, Any]) -> str | Non
 def messages_for(
     sample: Mapping[str, Any], turn: Mapping[str, Any], seen: np.ndarray
 ) -> list[dict[str, Any]]:
-    """The conversation that asks for one turn's thinking.
+    """The messages that ask for the thinking of one turn.
 
-    seen: (H, W, 3) uint8, the picture as the policy sees it at that turn, mask and all.
+    seen: (H, W, 3) uint8, the picture as the policy sees it at that turn, with the mask.
     """
     step = step_of(sample, turn)
     state = "Nothing is segmented yet." if turn["number"] == 1 else "The mask so far is green."
     slip = slip_before(sample, turn)
     if slip is not None:
-        state += f" {_SLIPS[slip]}; say how one sees that it was a mistake, and that this step mends it."
-    told = "stop" if _falls_short(step, turn) else step
-    text = f'The question is: "{sample["question"]}"\n{state} {_STEPS[told]}'
+        state += (
+            f" {_SLIPS[slip]}; say how one can see that it was a mistake, and that this step corrects it."
+        )
+    shown = "stop" if _falls_short(step, turn) else step
+    text = f'The question is: "{sample["question"]}"\n{state} {_STEPS[shown]}'
     picture = picture_url(seen, action_of(turn))
     return [
         {"role": "system", "content": SYSTEM},
@@ -132,14 +134,14 @@ def messages_for(
 
 
 def checked(text: str, sample: Mapping[str, Any], turn: Mapping[str, Any]) -> str:
-    """The thinking of a teacher's answer. Raises ValueError saying what is wrong with it."""
+    """The thinking in a teacher's answer. Raises ValueError with the reason if it cannot be used."""
     begin, end = text.find("{"), text.rfind("}")
     try:
         values = json.loads(text[begin : end + 1]) if 0 <= begin < end else None
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict) or not isinstance(values.get("thinking"), str):
-        raise ValueError("the answer is not a JSON object with a thinking")
+        raise ValueError("the answer is not a JSON object with thinking")
     step = step_of(sample, turn)
     expected = "terminate" if step == "absent" else step
     if str(values.get("step", "")).strip().lower() != expected:
@@ -147,20 +149,20 @@ def checked(text: str, sample: Mapping[str, Any], turn: Mapping[str, Any]) -> st
     thinking = " ".join(values["thinking"].split())
     if not SHORTEST <= len(thinking) <= LONGEST:
         raise ValueError(f"the thinking has {len(thinking)} characters, not {SHORTEST} to {LONGEST}")
-    told = _TOLD.search(thinking)
-    if told:
-        raise ValueError(f'the thinking tells what a policy cannot know: "{told.group()}"')
+    leak = _LEAK.search(thinking)
+    if leak:
+        raise ValueError(f'the thinking mentions what a policy cannot know: "{leak.group()}"')
     if _FIGURE.search(thinking):
-        raise ValueError("the thinking holds figures")
+        raise ValueError("the thinking contains numbers")
     against = _AGAINST[expected].search(thinking)
     if against:
         raise ValueError(f'the thinking contradicts the step: "{against.group()}"')
     if step in ("positive", "box", "terminate") and _NOT_THERE.search(thinking):
-        raise ValueError("the thinking says that what is there is not")
+        raise ValueError("the thinking says that a structure which is present is not")
     if _falls_short(step, turn) and _FLAWLESS.search(thinking):
-        raise ValueError("the thinking praises a mask that is not a good one")
+        raise ValueError("the thinking praises a mask that is not good")
     if step == "absent" and _COVERED.search(thinking):
-        raise ValueError("the thinking sees a mask where there is none")
+        raise ValueError("the thinking mentions a mask, but there is none")
     action = action_of(turn)
     if isinstance(action, Click):
         _check_places(thinking, action.x, action.y)
@@ -170,7 +172,7 @@ def checked(text: str, sample: Mapping[str, Any], turn: Mapping[str, Any]) -> st
 
 
 def picture_url(rgb: np.ndarray, action: Action) -> str:
-    """The picture as a data URL, its longer side SIDE pixels, with a ring around a click, or with the box."""
+    """A data URL of the (H, W, 3) uint8 picture at SIDE pixels, with a ring around the click, or with the box."""
     from PIL import Image, ImageDraw
 
     scale = SIDE / max(rgb.shape[:2])
@@ -189,18 +191,18 @@ def picture_url(rgb: np.ndarray, action: Action) -> str:
 
 
 def tokens_of(height: int, width: int) -> tuple[int, int]:
-    """(in, out): about how many tokens one turn costs. A picture counts one token for 28 × 28 pixels."""
+    """(input, output) tokens of one turn, estimated with one token per 28 × 28 pixels of the picture."""
     scale = SIDE / max(height, width) / 28
     return int(height * scale + 1) * int(width * scale + 1) + len(SYSTEM) // 4 + 90, 110
 
 
 def _falls_short(step: str, turn: Mapping[str, Any]) -> bool:
-    """Whether the turn ends on a mask that must not be called a good one."""
+    """Whether the turn terminates on a mask that must not be called good."""
     return step == "terminate" and float(turn["iou_before"]) < WELL
 
 
 def _check_places(thinking: str, x: float, y: float) -> None:
-    """Words for the place in the picture must not point to its other side."""
+    """Raises ValueError if words for a place in the picture contradict (x, y)."""
     for found in _PLACES.finditer(thinking):
         for word in re.findall(r"left|right|upper|top|lower|bottom", found.group().lower()):
             wrong = {
@@ -212,4 +214,4 @@ def _check_places(thinking: str, x: float, y: float) -> None:
                 "bottom": y < 0.4,
             }[word]
             if wrong:
-                raise ValueError(f'the thinking points elsewhere than the step: "{found.group()}"')
+                raise ValueError(f'the thinking names another place than the step: "{found.group()}"')

@@ -1,8 +1,7 @@
-"""Asking a teacher model behind an OpenAI-compatible API, politely: paced, patient, and never twice the same.
+"""Requests to a teacher model behind an OpenAI-compatible API, with rate limit and retries.
 
-What is asked and what a good answer is, reasoning_checks knows; here is the connection only. A server that is
-busy or fails is tried again, longer and longer apart; one that refuses (a wrong key, an unknown model) ends
-the run at once, for asking again would only cost.
+Requests and checks of answers are in reasoning_checks. If the server is busy or fails, the request is retried with
+growing pauses; if it refuses (wrong key, unknown model), the run ends at once.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 _LONGEST_WAIT = 120.0
 
 
-class Unanswered(Exception):  # noqa: N818 - a teacher that did not answer is not a failure of the program
-    """The teacher did not answer this one, however often it was asked."""
+class Unanswered(Exception):  # noqa: N818 - not an error of the program
+    """The teacher did not answer a request after all tries."""
 
 
 @dataclass
 class Spent:
-    """What was used so far: requests, tries again, tokens in and out as the server counts them."""
+    """Usage so far: requests, retries, input and output tokens as counted by the server."""
 
     requests: int = 0
     retries: int = 0
@@ -45,7 +44,7 @@ class Spent:
 
 
 class Pace:
-    """At most so many requests a minute, evenly spaced, for all threads together."""
+    """A limit of requests per minute, evenly spaced, for all threads together."""
 
     def __init__(
         self,
@@ -66,17 +65,16 @@ class Pace:
             self._sleep(at - now)
 
     def hold(self, seconds: float) -> None:
-        """No request before so many seconds from now: the server asked for a pause."""
+        """Send no request for this many seconds, as the server asked."""
         with self._lock:
             self._next = max(self._next, self._clock() + seconds)
 
 
 class Teacher:
-    """One model behind one address. `max_tokens`: of an answer, thinking included; `temperature` None: its own.
+    """One model at one address. Raises InputError for an invalid address.
 
-    Newer servers refuse `max_tokens`, or any temperature: they are then asked in their way, which is told once.
-
-    Raises InputError for what is not an address.
+    max_tokens: of an answer, including reasoning; temperature: None for the server's default. If a server refuses
+    `max_tokens` or a temperature, requests are adapted, with one message.
     """
 
     def __init__(
@@ -94,16 +92,13 @@ class Teacher:
         key = os.environ.get(KEY_VARIABLE) if key is None else key
         self._connection = Connection(url, key, KEY_VARIABLE)
         self.host, self.local, self.model = self._connection.host, self._connection.local, model
-        self.stopped = threading.Event()  # once set nothing is waited for, and nothing asked again
+        self.stopped = threading.Event()  # when set, waits end and nothing is retried
         self._timeout, self._tries, self._sleep = timeout, tries, sleep or self.stopped.wait
         self.pace, self.spent = Pace(per_minute, self._sleep), Spent()
         self._max_tokens, self._limit, self._temperature = max_tokens, "max_tokens", temperature
 
     def ask(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The text of one answer.
-
-        Raises Unanswered where it stays silent, ModelError where it refuses.
-        """
+        """The text of one answer. Raises Unanswered after all tries, ModelError if the server refuses."""
         reason = ""
         for number in range(self._tries):
             if number:
@@ -124,9 +119,7 @@ class Teacher:
                         if answer.status_code in (400, 422):
                             if self._adapts(str(refusal.value), body):
                                 continue
-                            refusal.remedy = (
-                                f"{refusal.remedy} What is asked for: --max-tokens, --temperature."
-                            )
+                            refusal.remedy = f"{refusal.remedy} See also --max-tokens and --temperature."
                         raise refusal
                     reason = f"{answer.status_code} {answer.reason}"
                     asked = retry_after(answer.headers.get("Retry-After"))
@@ -136,7 +129,7 @@ class Teacher:
             except TROUBLE as error:
                 reason = type(error).__name__
             except requests.RequestException as error:
-                raise ModelError("the teacher cannot be asked", value=type(error).__name__) from error
+                raise ModelError("the request to the teacher failed", value=type(error).__name__) from error
             except ValueError as error:
                 reason = str(error)
             if number + 1 < self._tries:
@@ -148,18 +141,16 @@ class Teacher:
         return body if self._temperature is None else {**body, "temperature": self._temperature}
 
     def _adapts(self, said: str, body: Mapping[str, Any]) -> bool:
-        """Whether a refusal of this body names a parameter that can be given otherwise; from now on it is."""
+        """Adapt later requests if the refusal `said` names a parameter that can be changed; whether it does."""
         with self.spent.lock:
             if "max_tokens" in body and "max_tokens" in said and "max_completion_tokens" in said:
                 if self._limit == "max_tokens":
-                    print(
-                        "the teacher refuses max_tokens: asking with max_completion_tokens", file=sys.stderr
-                    )
+                    print("the teacher refuses max_tokens; using max_completion_tokens", file=sys.stderr)
                 self._limit = "max_completion_tokens"
                 return True
             if "temperature" in body and "temperature" in said:
                 if self._temperature is not None:
-                    print("the teacher refuses a temperature: asking without one", file=sys.stderr)
+                    print("the teacher refuses temperature; using its default", file=sys.stderr)
                 self._temperature = None
                 return True
         return False
@@ -175,14 +166,14 @@ class Teacher:
             content = choice["message"]["content"]
             if not content and choice.get("finish_reason") == "length":
                 raise ModelError(
-                    f"the teacher used all of its {self._max_tokens} tokens for thinking and said nothing",
+                    f"the teacher used all {self._max_tokens} tokens for reasoning, without an answer",
                     value="finish_reason length",
-                    remedy="Give it more with --max-tokens, or switch its thinking off where it runs.",
+                    remedy="Raise --max-tokens, or turn off its reasoning on the server.",
                 )
             if isinstance(content, list):
                 content = "".join(part.get("text", "") for part in content)
             if not isinstance(content, str):
                 raise TypeError
         except (AttributeError, KeyError, IndexError, TypeError) as error:
-            raise ValueError("an answer of another form") from error
+            raise ValueError("an answer in an unknown format") from error
         return content

@@ -1,7 +1,7 @@
-"""Thinking and answers without a teacher: sentences of our own for what an expert sees at each turn.
+"""Thinking and answers from templates, without a teacher.
 
-"plain" is one sentence a situation, as small policies learn it; "varied" has several wordings and says more:
-where, how much, and what went wrong before. Nothing here tells a coordinate or a number.
+"plain" has one sentence per situation, for small policies; "varied" has several wordings and says more: where, how
+much, and what went wrong before. They never contain coordinates or numbers.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from training.common import questions
 from training.common.questions import zone
 
 STYLES = ("plain", "varied")
-WELL = 0.8  # IoU from which a mask may be called a good one: the published expert's own threshold
+WELL = 0.8  # IoU from which a mask counts as good: the published expert's threshold
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What is the case at one turn.
+    """The situation at one turn.
 
     Attributes:
-        structure: what is asked for.
-        action: what is about to be done.
-        first: there is no mask yet.
-        present: the picture shows the structure.
+        structure: the structure asked for.
+        action: the next action.
+        first: whether there is no mask yet.
+        present: whether the picture shows the structure.
         iou: of the mask so far.
-        after: the kind of the wrong click just before, or None.
+        after: the kind of the deliberate mistake just before, or None.
     """
 
     structure: str
@@ -40,51 +40,51 @@ class Moment:
 
 
 _FIRST = (
-    "The {n} is in the {z} of the picture. I begin in its middle.",
+    "The {n} is in the {z} of the picture. I start in its middle.",
     "I look for the {n} and find it in the {z}. A point well inside it should catch most of it.",
-    "In the {z} lies the {n}, with a border that can be followed. I place the first point inside.",
+    "The {n} is in the {z} and has a visible border. I place the first point inside it.",
     "The structure in the {z} is the {n}; nothing is segmented yet, so I start there.",
 )
 _FIRST_BOX = (
     "The {n} is in the {z} of the picture. I draw a box around all of it.",
-    "I look for the {n} and find it in the {z}. A box around it tells how far it reaches.",
-    "The structure in the {z} is the {n}; nothing is segmented yet, so I frame it with a box.",
+    "I look for the {n} and find it in the {z}. A box around it shows its extent.",
+    "The structure in the {z} is the {n}; nothing is segmented yet, so I draw a box around it.",
 )
 _LATER_BOX = (
-    "The mask is far from the {n}. I begin anew with a box around it in the {z}.",
-    "One point was not enough for the {n} in the {z}; a box around all of it tells how far it reaches.",
+    "The mask does not fit the {n}. I start again with a box around it in the {z}.",
+    "One point was not enough for the {n} in the {z}; a box around all of it shows its extent.",
 )
 _MISSED = (
     "The green area leaves out {m} of the {n} in the {z}. A point there should add it.",
-    "Part of the {n} in the {z} is still without green, so I add a point there.",
+    "Part of the {n} in the {z} is not green yet, so I add a point there.",
     "The mask stops short of the {n}'s border in the {z}. I extend it there.",
-    "In the {z} the {n} goes on beyond the green area; it belongs to it.",
+    "In the {z} the {n} extends beyond the green area, so I add that part.",
 )
 _SPILLED = (
-    "In the {z} the green area goes beyond the {n}. I take that part out.",
-    "The mask runs into tissue next to the {n} in the {z}; a negative point should hold it back.",
-    "What is green in the {z} is not {n}, so it has to go.",
-    "The border of the {n} is crossed in the {z}. I exclude what lies outside.",
+    "In the {z} the green area extends beyond the {n}. I remove that part.",
+    "The mask runs into tissue next to the {n} in the {z}; a negative point should remove that.",
+    "The green area in the {z} is not {n}, so I remove it.",
+    "The mask crosses the border of the {n} in the {z}. I exclude the part outside.",
 )
 _AFTER = {
     "beside": "The last point missed the {n}.",
-    "neighbour": "The last point went to another structure, not to the {n}.",
+    "neighbour": "The last point was on another structure, not on the {n}.",
     "sign": "The last point had the wrong sign.",
-    "repeat": "The same point again changed nothing.",
+    "repeat": "Repeating the point changed nothing.",
 }
 _DONE = (
-    "The green area follows the border of the {n}. Nothing needs to be added or taken away.",
-    "The mask covers the {n} and keeps to it, so I stop here.",
+    "The green area follows the border of the {n}. Nothing needs to be added or removed.",
+    "The mask covers the {n} and nothing else, so I stop here.",
     "The {n} is covered up to its border; further points would not improve it.",
 )
-_AS_FAR_AS_IT_GOES = (
-    "The green area covers most of the {n}, not all of its border. More points did not bring it closer.",
-    "The mask of the {n} is not exact, but further points have stopped improving it, so I end here.",
-    "Parts of the {n}'s border are still off. I leave it at that, since points no longer help.",
+_NOT_EXACT = (
+    "The green area covers most of the {n}, but not its whole border. More points did not improve it.",
+    "The mask of the {n} is not exact, but further points no longer improve it, so I stop here.",
+    "Parts of the {n}'s border are still wrong. I stop here, because further points do not help.",
 )
 _ABSENT = (
     "I look through the picture for the {n} and do not find it.",
-    "None of the structures here is the {n}; this slice does not reach it.",
+    "None of the structures here is the {n}; this slice does not show it.",
     "There is nothing here that looks like the {n}, so there is nothing to segment.",
 )
 _DONE_ANSWERS = (
@@ -93,7 +93,7 @@ _DONE_ANSWERS = (
     "The green area shows the {n}.",
 )
 _PART_ANSWERS = (
-    "The {n} is segmented in part; its border needs a second look.",
+    "The {n} is partly segmented; its border should be checked.",
     "Most of the {n} is segmented.",
     "The green area shows the {n}, though not exactly.",
 )
@@ -105,12 +105,12 @@ _ABSENT_ANSWERS = (
 
 
 def thinking(moment: Moment, style: str, rng: np.random.Generator) -> str:
-    """What the expert thinks at this moment."""
+    """The expert's thinking at this turn, in one of the STYLES."""
     name, action = moment.structure, moment.action
     if style == "plain":
         return _plain(moment)
     if isinstance(action, Terminate):
-        ends = _ABSENT if not moment.present else _DONE if moment.iou >= WELL else _AS_FAR_AS_IT_GOES
+        ends = _ABSENT if not moment.present else _DONE if moment.iou >= WELL else _NOT_EXACT
         return _pick(ends, rng).format(n=name)
     action = _pointed(action)
     where = zone(action.x, action.y)
@@ -125,7 +125,7 @@ def thinking(moment: Moment, style: str, rng: np.random.Generator) -> str:
 
 
 def answer(structure: str, present: bool, style: str, rng: np.random.Generator, iou: float = 1.0) -> str:
-    """What the question is answered with at the end; `iou` is that of the mask."""
+    """The answer on termination; iou: of the final mask."""
     if style == "plain":
         if present and iou < WELL:
             return questions.part_answer(structure)
@@ -147,7 +147,7 @@ def _plain(moment: Moment) -> str:
 
 
 def _pointed(action: Action) -> Click:
-    """The click itself, or the middle of the box."""
+    """The click, or the centre of the box."""
     if isinstance(action, Box):
         return Click((action.x0 + action.x1) / 2, (action.y0 + action.y1) / 2)
     assert isinstance(action, Click)

@@ -1,4 +1,4 @@
-"""One turn of a trajectory as it is kept: what the policy saw, what it is to write, and how good the mask was."""
+"""One turn of a trajectory as stored: what the policy sees, its reply, and the IoU of the mask."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class _Turn(TypedDict):
 
 
 class Turn(_Turn, total=False):
-    """One turn: what the policy saw and what it is to write.
+    """One turn: what the policy sees and its reply.
 
-    The mask before is what lies over the picture (run-length text of ibis_agent.mask.masks); `x`, `y`, `positive`
-    of a click, `box` of a box (left, upper, right and lower edge), `answer` of an end; `reply` is the whole text, in
-    the published language: see `reply_in`. `learn` is false for a deliberate mistake, whose kind `mistake` tells: it
-    carries no loss, its recovery does.
+    `mask_before_rle` is the mask over the picture, as run-length text (ibis_agent.mask.masks). A click has `x`, `y`
+    (0 to 1) and `positive`; a box has `box` (left, upper, right, lower edge, 0 to 1); a termination has `answer`.
+    `reply` is the whole text in the published language, see `reply_in`. `learn` is false for a deliberate mistake
+    (of the kind `mistake`), which has no loss.
     """
 
     box: list[float]
@@ -76,18 +76,18 @@ def kind_of(action: Action) -> str:
 
 
 def action_of(turn: Mapping[str, Any]) -> Action:
-    """The click, box or end of a turn. Raises InputError, KeyError or TypeError for a turn that has none."""
+    """The action of a turn. Raises InputError, KeyError or TypeError if it is invalid."""
     if turn["kind"] == "terminate":
         return Terminate(turn.get("answer") or "")
     if turn["kind"] == "box":
         return Box(*turn["box"])
     if turn["kind"] == "click":
         return Click(turn["x"], turn["y"], turn["positive"])
-    raise InputError("there is no such kind of turn", value=turn["kind"])
+    raise InputError("unknown kind of turn", value=turn["kind"])
 
 
 def reply_in(language: Language, reply: str) -> str:
-    """A turn's reply as a policy of this language says it: unchanged where it is in it already, or in none."""
+    """A turn's reply in this action language; unchanged if it is in it already, or in no known one."""
     for written in (language, *LANGUAGES.values()):
         try:
             said = written.parse(reply)

@@ -1,7 +1,7 @@
-"""Clicks that a policy gets wrong, for teaching it to recover from them.
+"""Deliberately wrong clicks, to teach a policy to recover from them.
 
-Each kind is what policies really do: beside the structure, on a neighbour, with the wrong sign, or the same
-click again. What to do after one is the expert's (training.trajectories.clicks); half-way masks are in mistakes.
+Each kind is one that policies make: beside the structure, on a neighbour, with the wrong sign, or the same click
+again. The recovery is in clicks; imperfect masks are in mistakes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from scipy import ndimage
 from training.trajectories.clicks import deepest, next_click
 
 KINDS = ("beside", "neighbour", "sign", "repeat")
-_NEAR = 0.6  # how far "beside" reaches, in radii of a circle of the structure's area
-_SMALLEST = 12  # pixels that a neighbour must show
+_NEAR = 0.6  # distance of "beside" from the structure, in radii of a circle of its area
+_SMALLEST = 12  # pixels of a neighbour, at least
 
 
 def wrong_click(
@@ -27,13 +27,15 @@ def wrong_click(
     past: Sequence[Prompt],
     rng: np.random.Generator,
 ) -> Prompt | None:
-    """A click of the given kind, at the centre of a pixel; None where that kind is not possible here.
+    """A click of the given kind, at the centre of a pixel; None if that kind is not possible here.
 
     Args:
         kind: one of KINDS.
         mask, truth: (H, W) bool; mask None before the first click.
-        others: the further structures of the picture, (H, W) bool each.
+        others: the other structures of the picture, (H, W) bool each.
         past: the clicks and boxes so far.
+
+    Raises ValueError for an unknown kind.
     """
     if kind == "repeat":
         return past[-1] if past else None
@@ -48,7 +50,7 @@ def wrong_click(
 
 
 def _beside(truth: np.ndarray, others: Mapping[str, np.ndarray], rng: np.random.Generator) -> Click | None:
-    """A positive click just outside: nearer at hand than a neighbour, and on none where that can be."""
+    """A positive click just outside the structure, if possible not on another one."""
     radius = float(np.sqrt(truth.sum() / np.pi))
     away = ndimage.distance_transform_edt(~truth)
     ring = (away >= max(2.0, 0.1 * radius)) & (away <= max(4.0, _NEAR * radius))
@@ -63,7 +65,7 @@ def _beside(truth: np.ndarray, others: Mapping[str, np.ndarray], rng: np.random.
 def _neighbour(
     mask: np.ndarray | None, truth: np.ndarray, others: Mapping[str, np.ndarray], rng: np.random.Generator
 ) -> Click | None:
-    """A positive click in the middle of another structure, rather a near one than a far one."""
+    """A positive click in the middle of another structure; near ones are more likely."""
     covered = np.zeros_like(truth) if mask is None else mask
     away = ndimage.distance_transform_edt(~truth)
     parts = [part for other in others.values() if (part := other & ~truth & ~covered).sum() >= _SMALLEST]

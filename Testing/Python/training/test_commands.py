@@ -47,7 +47,7 @@ def test_a_command_ends_with_a_line_and_its_status(
 
 
 def test_a_graphics_card_without_room_is_said_and_other_faults_are_not_hidden() -> None:
-    with pytest.raises(SystemExit, match="no room left"), ending():
+    with pytest.raises(SystemExit, match="out of memory"), ending():
         raise torch.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(RuntimeError, match="sizes"), ending():
         raise RuntimeError("sizes do not match")

@@ -150,7 +150,7 @@ def test_figures_tell_what_is_there_from_what_is_not() -> None:
         ("group=1", "at least 2"),
         ("rewards.least=4", "smaller than rewards.least"),
         ("rewards.turn_credit=0 rewards.outcome_credit=0", "no reward has a weight"),
-        ("held.phantom_seed=101", "held phantoms are among"),
+        ("held.phantom_seed=101", "held-out phantoms overlap"),
         ("lora.dropout=0.1", "must be 0"),
         ("questoins=3", "Did you mean"),
         ("model=nowhere", "does not exist"),

@@ -65,7 +65,7 @@ def test_a_held_scan_that_is_also_learned_from_is_refused_whatever_it_is_called(
     _scan(tmp_path / "scans", "b.nii.gz", 2)
     _scan(tmp_path / "held", "patient.nii", 2)
     given = [f"tasks.cases={tmp_path / 'scans'}", f"held.cases={tmp_path / 'held'}"]
-    with pytest.raises(InputError, match=r"1 of 1 held scans .* \(got patient is b\)"):
+    with pytest.raises(InputError, match=r"1 of 1 held-out scans .* \(got patient is b\)"):
         grpo.Run(_grpo(tmp_path / "out", *given))
     assert len(case_tasks(tmp_path / "scans").scans) == 2
 
@@ -132,7 +132,7 @@ def test_what_the_policy_learned_in_an_earlier_stage_is_not_held(tmp_path: Path)
     shutil.copytree(demo_folder(), policy)
     (policy / HISTORY).write_text(json.dumps({"scans": [learned]}), "utf-8")
     given = [f"tasks.cases={tmp_path / 'scans'}", f"held.cases={tmp_path / 'held'}", f"model={policy}"]
-    with pytest.raises(InputError, match=r"patient is what the policy has learned from before"):
+    with pytest.raises(InputError, match=r"patient is what the policy was trained on before"):
         grpo.Run(_grpo(tmp_path / "out", *given))
 
 

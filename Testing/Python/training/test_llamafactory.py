@@ -113,7 +113,7 @@ def test_the_packages_own_loader_takes_every_sample_as_ours(made, data, tiny, tm
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda sample: sample["messages"].pop(), "take turns"),
+        (lambda sample: sample["messages"].pop(), "alternate"),
         (lambda sample: sample["images"].append("pictures/none.png"), "2 pictures"),
         (lambda sample: sample["messages"][-1].update(content=" "), "empty"),
     ],
@@ -140,5 +140,5 @@ def test_a_question_with_their_marker_is_refused_and_nothing_is_left(data, tiny,
     assert not (tmp_path / "ibis").exists()
     (tmp_path / "ibis").mkdir()
     (tmp_path / "ibis" / "mine.txt").touch()
-    with pytest.raises(OutputError, match="is there already"):
+    with pytest.raises(OutputError, match="already exists"):
         export(settings(data, tiny), tmp_path / "ibis")

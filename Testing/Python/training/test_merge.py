@@ -115,7 +115,7 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(base, adapter, tmp_path
 
 def test_a_folder_that_is_there_is_not_written_over(base, adapter, tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(OutputError, match="is there already"):
+    with pytest.raises(OutputError, match="already exists"):
         merge(adapter, base, tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "keep"
 

@@ -324,10 +324,10 @@ def test_a_teacher_that_thinks_all_its_tokens_away_is_asked_once_and_the_option_
     message = {"role": "assistant", "content": None, "reasoning_content": "Let me look ..."}
     thought = {"choices": [{"finish_reason": "length", "message": message}]}
     school.behave = lambda number, body: (200, {}, json.dumps(thought).encode())
-    with pytest.raises(ModelError, match=r"all of its 400 tokens for thinking.*--max-tokens"):
+    with pytest.raises(ModelError, match=r"all 400 tokens for reasoning.*--max-tokens"):
         reasoning.from_teacher(folder, teacher(school), parallel=1)
     assert len(school.bodies) == 1
-    with pytest.raises(ModelError, match="all of its 4000 tokens"):
+    with pytest.raises(ModelError, match="all 4000 tokens"):
         teacher(school, max_tokens=4000).ask(school_messages())
     assert school.bodies[-1]["max_tokens"] == 4000
 
@@ -347,7 +347,7 @@ def test_answers_that_cannot_be_used_are_asked_for_again_with_the_reason(
     report = reasoning.from_teacher(folder, teacher(school), parallel=1)
     assert thoughts(folder)[1] == GOOD["positive"]
     assert sum(report["answers_refused"].values()) == 2
-    assert "figures" in school.bodies[2]["messages"][-1]["content"]
+    assert "numbers" in school.bodies[2]["messages"][-1]["content"]
     school.behave = lambda number, body: (200, {}, answer("never"))
     (folder / reasoning.CACHE).unlink()
     report = reasoning.from_teacher(folder, teacher(school))
@@ -426,8 +426,8 @@ def test_good_answers_are_taken_with_or_without_words_around_them(folder: Path, 
 @pytest.mark.parametrize(
     ("step", "thinking", "reason"),
     [
-        ("positive", "The organ goes on at 0.52, 0.48 without green there.", "figures"),
-        ("positive", "About 40% of the organ is still missing on this side.", "figures"),
+        ("positive", "The organ goes on at 0.52, 0.48 without green there.", "numbers"),
+        ("positive", "About 40% of the organ is still missing on this side.", "numbers"),
         ("positive", "The ground truth reaches further than the green area here.", "cannot know"),
         ("positive", "The correct mask reaches further than the green area.", "cannot know"),
         ("positive", "The yellow ring lies on the organ, so a point fits there.", "cannot know"),
@@ -438,10 +438,10 @@ def test_good_answers_are_taken_with_or_without_words_around_them(folder: Path, 
         ("positive", "Everything is covered and I am done with this organ.", "contradicts"),
         ("positive", "The organ is not visible in this slice, so I look on.", "is not"),
         ("negative", "The organ goes on here; a positive point should add it.", "contradicts"),
-        ("negative", "On the right side of the picture the green spills over into fat.", "elsewhere"),
+        ("negative", "On the right side of the picture the green spills over into fat.", "another place"),
         ("terminate", "I place another point at the border of the organ.", "contradicts"),
         ("terminate", "The organ cannot be seen in this slice at all.", "is not"),
-        ("absent", "The green area covers the organ up to its border.", "where there is none"),
+        ("absent", "The green area covers the organ up to its border.", "but there is none"),
         ("positive", "Too short.", "characters"),
         ("positive", "So " * 400, "characters"),
     ],
@@ -474,7 +474,7 @@ def test_the_estimate_counts_what_would_be_sent_and_a_yes_is_needed(
     assert expected["cost"] == pytest.approx(cost)
     far = Teacher("https://teacher.example/v1", "wise", key="")
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    with pytest.raises(InputError, match="nobody is here to agree"):
+    with pytest.raises(InputError, match="no terminal to ask"):
         reasoning.agreed(far, expected, 60, yes=False)
     told = capsys.readouterr().out
     assert "1 PICTURES WILL LEAVE THIS MACHINE" in told and "teacher.example" in told and "4 requests" in told
@@ -489,7 +489,7 @@ def test_the_command_works_end_to_end_and_sends_nothing_without_a_yes(folder: Pa
     command += ["--model", "wise", "--per-minute", "100000"]
     options: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
     refused = subprocess.run(command, env={"PYTHONPATH": "Logic"}, **options)
-    assert refused.returncode == 1 and "nobody is here" in refused.stderr and not school.bodies
+    assert refused.returncode == 1 and "no terminal to ask" in refused.stderr and not school.bodies
     done = subprocess.run([*command, "--yes"], env={"PYTHONPATH": "Logic"}, **options)
     assert done.returncode == 0, done.stderr
     assert "4 asked" in done.stdout and thoughts(folder)[1] == GOOD["positive"]

@@ -215,5 +215,5 @@ def test_a_reply_that_cannot_be_read_answers_nothing_even_where_the_mask_is_righ
 
 
 def test_masks_of_different_sizes_are_refused() -> None:
-    with pytest.raises(InputError, match="one size"):
+    with pytest.raises(InputError, match="same size"):
         State.of("", None, EMPTY, EMPTY, np.zeros((5, 10), bool), 1)

@@ -265,7 +265,7 @@ def test_rollouts_that_mix_boxes_and_clicks_are_the_episodes_alone(
 
 
 def test_a_truth_of_another_size_is_refused() -> None:
-    with pytest.raises(InputError, match="another size"):
+    with pytest.raises(InputError, match="different sizes"):
         Question("a", np.zeros((4, 5, 3), np.uint8), "liver", "Segment the liver", np.zeros((5, 4), bool))
 
 

@@ -62,7 +62,7 @@ def test_what_is_written_is_read_and_changes_win(tmp_path):
         ("model: a\npart: 4", "part must have parts"),
         ("model: a\nkind: ful", "kind must be lora or full (got ful). Did you mean full?"),
         ("model: a\nloud: yes please", "loud must be true or false"),
-        ("model: a\nmodel: b", "stands twice"),
+        ("model: a\nmodel: b", "occurs twice"),
         ("model: [a", "is not YAML"),
         ("model: [3]", "model must be a path"),
         ("model:", "model must be a path"),

@@ -36,7 +36,7 @@ from training.sft import merge
 from training.sft import train as sft
 from training.sft.reply_trainer import Batches, ReplyTrainer, last_checkpoint
 from training.sft.settings import SftSettings, changed_card
-from training.sft.turn_data import Turns, check_data, read_record, seen_otherwise
+from training.sft.turn_data import Turns, check_data, frame_mismatch, read_record
 from training.trajectories.expert import Recipe, drawn_box
 from training.trajectories.turns import action_of, turn_row
 
@@ -319,10 +319,10 @@ def adapter_folder(tmp_path):
 
 def test_pictures_that_show_another_frame_than_the_card_are_told(data, tmp_path):
     card = load_card(demo_folder())
-    assert seen_otherwise(data, card) == "", "older folders do not tell"
+    assert frame_mismatch(data, card) == "", "older folders do not tell"
     (tmp_path / "options.json").write_text(json.dumps({"settings": {"choice": {"frame": "slice"}}}))
-    assert "the policy sees the body" in seen_otherwise(tmp_path, card)
-    assert seen_otherwise(tmp_path, dataclasses.replace(card, frame="slice")) == ""
+    assert "the policy sees the body" in frame_mismatch(tmp_path, card)
+    assert frame_mismatch(tmp_path, dataclasses.replace(card, frame="slice")) == ""
 
 
 def test_the_length_is_known_before_the_pictures_are_read(chat):
@@ -401,7 +401,7 @@ def test_what_is_held_out_shares_no_scan_with_what_is_learned(data, chat):
 
 
 def test_a_sample_that_is_too_long_is_left_out(data, chat):
-    with pytest.raises(InputError, match="longer than the policy reads"):
+    with pytest.raises(InputError, match="longer than the policy's context"):
         check_data([data], chat, load_card(demo_folder()), longest=60)
 
 

@@ -129,7 +129,7 @@ def test_a_scan_that_another_process_is_cutting_is_waited_for(
     scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group, waits, found = _groups(scans)[0], threading.Event(), []
-    lock = store.one_at_a_time
+    lock = store.FileLock
 
     def told(path: Path) -> Any:
         waits.set()
@@ -142,7 +142,7 @@ def test_a_scan_that_another_process_is_cutting_is_waited_for(
     folder = tmp_path / store._key(group, CHOICES[0])
     with lock(tmp_path / f".{folder.name}.lock"), monkeypatch.context() as patch:
         source = Source(group, CHOICES[0])
-        patch.setattr(store, "one_at_a_time", told)
+        patch.setattr(store, "FileLock", told)
         patch.setattr(store, "Source", reads)
         thread.start()
         assert waits.wait(60)
@@ -160,7 +160,7 @@ def test_a_process_that_is_stopped_while_it_waits_leaves_the_lock_to_the_one_tha
     def stopped(path: Path) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store, "one_at_a_time", stopped)
+    monkeypatch.setattr(store, "FileLock", stopped)
     lock.touch()  # held by another process
     with pytest.raises(KeyboardInterrupt):
         opened(group, CHOICES[0], tmp_path)

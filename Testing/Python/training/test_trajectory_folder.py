@@ -79,7 +79,7 @@ def test_a_finished_folder_is_not_begun_again(tmp_path: Path, capsys: pytest.Cap
     again = Truthful()
     assert _made(tmp_path / "a", 2, again) == report
     assert again.embedded == 0 and _files(tmp_path / "a") == before
-    assert "finished already" in capsys.readouterr().err
+    assert "already finished" in capsys.readouterr().err
 
 
 def test_scans_that_came_later_are_added_and_what_was_there_stays(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_teacher_is_shown_the_box_and_argues_for_it() -> None:
         ("box", words, ""),
         ("positive", words, "another step than box"),
         ("box", "A positive point in the middle of the liver should do it.", "contradicts"),
-        ("box", "In the upper left part of the picture lies the liver; I frame it.", "points elsewhere"),
+        ("box", "In the upper left part of the picture lies the liver; I frame it.", "another place"),
     ):
         answer = json.dumps({"thinking": thinking, "step": step})
         if refused:

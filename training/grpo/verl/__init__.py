@@ -1,16 +1,16 @@
-"""The same reinforcement learning on a cluster, by verl (Ray, vLLM, FSDP): what verl needs from us, and no more.
+"""GRPO on a cluster with verl (Ray, vLLM, FSDP): the parts that verl needs from this project.
 
-rows         parquet files in verl's columns
-player       one episode, reply by reply (no verl needed)
-reward       the custom reward function
-tool         the segmenter as a tool; tool.yaml describes it
-shared_segmenter  segmenters that all workers share: Ray actors, batched (no verl needed)
-loop         the episode as verl's agent loop; agent.yaml registers it
-coding       what a turn earned and its state, in the numbers that reach an estimator (no verl needed)
-advantage    the laptop's credit as verl's advantage estimator
-grpo.yaml    what is changed in verl's own configuration; launch.sh starts it on one node or several
+rows              parquet files in verl's columns
+player            one episode, reply by reply (does not need verl)
+reward            the custom reward function
+tool              the segmenter as a tool; described by tool.yaml
+shared_segmenter  segmenters shared by all workers: Ray actors that answer in batches (does not need verl)
+loop              the episode as verl's agent loop; registered by agent.yaml
+coding            a turn's return and state, encoded in the numbers that reach an estimator (does not need verl)
+advantage         the advantages of training.grpo.credit as verl's estimator
+grpo.yaml         overrides of verl's own configuration; launch.sh starts it on one or several nodes
 
-verl has its own environment (requirements.txt, requirements.lock): its versions of transformers and others are not
-ours. Installed there are also this project (`pip install -e .`) and sam2; the commands run from the project's
-folder. What was run of it without a GPU, and what was not: training/README.md.
+verl has its own environment (requirements.txt, requirements.lock), because it needs other versions of transformers
+and others. Install this project (`pip install -e .`) and sam2 there too; run the commands from the project's folder.
+training/README.md says which parts were run without a GPU, and which were not.
 """

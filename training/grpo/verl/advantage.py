@@ -1,7 +1,7 @@
-"""The laptop's credit as verl's advantage estimator: algorithm.adv_estimator=ibis_state.
+"""The advantages of training.grpo.credit as verl's estimator: algorithm.adv_estimator=ibis_state.
 
-verl imports this module where VERL_USE_EXTERNAL_MODULES names it (launch.sh does). What it computes is
-training.grpo.credit's; how a turn's state gets here is in coding.
+verl imports this module if VERL_USE_EXTERNAL_MODULES names it, as launch.sh does. How a turn's state gets here is
+explained in coding.
 """
 
 from __future__ import annotations
@@ -20,6 +20,6 @@ NAME = "ibis_state"
 def state_advantage(
     token_level_rewards: Tensor, response_mask: Tensor, index: Any = None, **_: Any
 ) -> tuple[Tensor, Tensor]:
-    """((B, L), (B, L)) advantages, and the same as returns. index: (B,) the questions' ids."""
+    """((B, L), (B, L)): the advantages, twice, as verl also wants returns. index: (B,) ids of the questions."""
     found = advantages_of(token_level_rewards, response_mask, index)
     return found, found

@@ -1,8 +1,8 @@
-"""What a turn tells the advantage estimator through the only numbers that reach it: its token-level rewards.
+"""A turn's return and state, encoded in its token-level rewards.
 
-verl hands an estimator the rewards of tokens, the mask of replies and the question's id, nothing else. So what the
-turn earned from there on stands at its last token, and before it the state that it was in: a whole number times
-2⁻⁶⁰, exact in float32 and far too small to be seen in a sum. Needs no verl.
+verl passes an advantage estimator only token-level rewards, the response mask and the question's id. So the turn's
+return is put at its last token, and its state at the token before: an integer times 2⁻⁶⁰, exact in float32 and too
+small to matter in a sum. Does not need verl.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from training.grpo.credit import band_of, compare, state_of
 from training.rollouts.roller import Rollout
 
 _UNIT = 2.0**-60
-_BANDS = 16  # room for what band_of gives
-_MOST = 2**24  # whole numbers below it are exact in float32
+_BANDS = 16  # at least as many as band_of has
+_MOST = 2**24  # integers up to it are exact in float32
 
 
 def state_code(rollout: Rollout, turn: int) -> int:
-    """From 1 to 2²⁴: which state the turn was in (by a hash), and what it is alike (by its rest over 16)."""
+    """1 to 2²⁴: a hash of the turn's state in the upper bits, its quality band as (code − 1) modulo 16."""
     digest = hashlib.blake2b(repr(state_of(rollout, turn)).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") % (_MOST // _BANDS - 1) * _BANDS + band_of(rollout, turn) + 1
 
 
 def encoded(earned: float, state: int, length: int) -> Tensor:
-    """(length,) float32, what `decoded` reads. A reply of one token has no room for its state, and no credit."""
+    """(length,) float32, read by `decoded`. A reply of one token has no room for its state and gets no advantage."""
     values = torch.zeros(length, dtype=torch.float32)
     values[-1] = earned
     if length > 1:
@@ -38,7 +38,7 @@ def encoded(earned: float, state: int, length: int) -> Tensor:
 
 
 def decoded(rewards: Tensor, mask: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """((B,) earned, (B,) state) of (B, L) token-level rewards; state 0 where there is none, as in padding."""
+    """((B,) returns, (B,) states) of (B, L) token-level rewards; state 0 if there is none, as for padding."""
     lengths = mask.long().sum(-1)
     rows = torch.arange(len(rewards))
     earned = rewards[rows, (lengths - 1).clamp(min=0)].double()
@@ -49,7 +49,7 @@ def decoded(rewards: Tensor, mask: Tensor) -> tuple[np.ndarray, np.ndarray]:
 def advantages_of(
     rewards: Tensor, mask: Tensor, index: Any, least: int = 4, divisor: str = "batch"
 ) -> Tensor:
-    """(B, L) the advantages of training.grpo.credit, "state", for a batch of turns. index: (B,) question ids."""
+    """(B, L) "state" advantages of training.grpo.credit for a batch of turns. index: (B,) ids of the questions."""
     earned, states = decoded(rewards.detach().cpu(), mask.cpu())
     there = np.flatnonzero(states > 0)
     values = np.zeros(len(states))

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# GRPO with verl, on one node or several. From the project's folder, in verl's own environment:
+# GRPO with verl on one or several nodes. Run it from the project's folder, in verl's own environment:
 #
 #   MODEL=policies/sft DATA=build/verl training/grpo/verl/launch.sh                       # one node, all its GPUs
 #   MODEL=… DATA=… GPUS=1 training/grpo/verl/launch.sh data.train_batch_size=32          # one GPU
 #
-# Several nodes: run it on every one of them, with the same folder on all; NODE_RANK 0 is the head:
+# For several nodes, run it on each of them, with the same folder on all; NODE_RANK 0 is the head:
 #
 #   NODES=4 NODE_RANK=0 HEAD=10.0.0.1 MODEL=… DATA=… training/grpo/verl/launch.sh
 #   NODES=4 NODE_RANK=1 HEAD=10.0.0.1 training/grpo/verl/launch.sh                        # and 2, 3
 #
-# SEGMENTER is a checkpoint (empty: the one that tool.yaml names, or the demo segmenter); the head tells it to all
-# nodes. What follows changes verl's configuration.
+# SEGMENTER is a checkpoint (empty: the one in tool.yaml, or the demo segmenter); the head passes it to all nodes.
+# Further arguments override verl's configuration.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 NODES=${NODES:-1} NODE_RANK=${NODE_RANK:-0} PORT=${PORT:-6379} OUT=${OUT:-runs/verl}
@@ -29,7 +29,7 @@ if [ "$NODES" -gt 1 ]; then
     fi
     ray start --head --node-ip-address="$HEAD" --port="$PORT"
     trap 'ray stop' EXIT
-    # The others may come up later.
+    # Wait for the other nodes.
     until [ "$(python -c 'import ray; ray.init(address="auto", log_to_driver=False); print(len(ray.nodes()))' 2>/dev/null)" = "$NODES" ]; do
         sleep 5
     done

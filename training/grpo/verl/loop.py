@@ -1,9 +1,8 @@
-"""The agent's episode as verl's agent loop: the policy writes, the segmenter answers with a picture, and so on.
+"""The agent's episode as verl's agent loop: the policy replies, the segmenter updates the mask, and so on.
 
-Registered by agent.yaml under the name that rows writes into the column `agent_name`. Every turn is an output of
-its own (verl's V1 trainer takes a list): its prompt is, token by token, what the agent asks in that state, so that
-a policy trains as it is used, with a history or without. What a turn earned from there on travels with it to the
-advantage estimator, see advantage.
+agent.yaml registers it under the name that rows writes into the column `agent_name`. Each turn is an output of its
+own (verl's V1 trainer takes a list). Its prompt is token by token the agent's request in that state, so a policy is
+trained as it is used, with or without history. A turn's return travels with it to the estimator, see coding.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ from training.rollouts.sampling import Sample
 
 
 class TurnOutput(AgentLoopOutput):
-    """One turn. `earned`: from it to the episode's end; `state`: that it was in (see coding)."""
+    """One turn. earned: its return; state: its state_code (see coding)."""
 
     earned: float = 0.0
     state: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """verl gives all outputs of an episode the last one's score: the turn's own is put in its place."""
+        """verl gives all outputs of an episode the score of the last; this puts the turn's own in its place."""
         output = super().as_dict()
         for name in ("earned", "state"):
             output.pop(name, None)
@@ -47,7 +46,7 @@ class TurnOutput(AgentLoopOutput):
 
 
 class IbisAgentLoop(AgentLoopBase):
-    """One episode a row. Needs the tool of tool.yaml and a policy's folder with a model card."""
+    """One episode per row. Needs the tool of tool.yaml and a policy folder with a model card."""
 
     def __init__(self, *args: Any, tools: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -62,16 +61,16 @@ class IbisAgentLoop(AgentLoopBase):
         self.chat, self.card = chat_of(str(self.config.actor_rollout_ref.model.path))
 
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> list[AgentLoopOutput]:
-        """Play one episode; the row is one that training.grpo.verl.rows wrote. One output a turn."""
+        """Run one episode of a row written by training.grpo.verl.rows. Returns one output per turn."""
         info, truth = dict(row["extra_info"]), str(row["reward_model"]["ground_truth"])
         name, _ = await self.tool.create(info=info, ground_truth=truth, picture=_picture(row["raw_prompt"]))
-        told: list[dict[str, Any]] = []
+        done: list[dict[str, Any]] = []
         most = min(self.room, self.card.max_new_tokens)
         try:
             rollout, request, over = self.tool.player(name).rollout, uuid4().hex, False
             while not over:
-                turn = await self._apart(rollout.observed, self.card)
-                asked = await self._apart(build_request, self.chat, self.card, turn)
+                turn = await self._in_thread(rollout.observed, self.card)
+                asked = await self._in_thread(build_request, self.chat, self.card, turn)
                 images = [Image.fromarray(np.asarray(each)) for each in pictures_of(self.card, turn)]
                 timing: dict[str, float] = {}
                 with simple_timer("generate_sequences", timing):
@@ -85,10 +84,10 @@ class IbisAgentLoop(AgentLoopBase):
                 chances = np.asarray(output.log_probs or [0.0] * len(ids), np.float32)[: len(ids)]
                 said = Sample(self.chat.decode(_without_stop(ids, self.chat)), tuple(ids), chances)
                 with simple_timer("tool_calls", timing):
-                    over = await self._apart(self.tool.take, name, said)
-                told.append({"prompt": asked.ids.tolist(), "images": images, "said": said, "timing": timing})
-                # Which weights wrote it, and the like: the V1 trainer reads them.
-                told[-1]["fields"] = dict(getattr(output, "extra_fields", None) or {})
+                    over = await self._in_thread(self.tool.take, name, said)
+                done.append({"prompt": asked.ids.tolist(), "images": images, "said": said, "timing": timing})
+                # Such as the version of the weights; the V1 trainer reads these.
+                done[-1]["fields"] = dict(getattr(output, "extra_fields", None) or {})
             scores = self.tool.scores(name)
         finally:
             await self.tool.release(name)
@@ -101,7 +100,7 @@ class IbisAgentLoop(AgentLoopBase):
                 response_logprobs=each["said"].logprobs.tolist() if sampling_params.get("logprobs") else None,
                 multi_modal_data={"images": each["images"]},
                 reward_score=scores["score"],
-                num_turns=2 * len(told),
+                num_turns=2 * len(done),
                 metrics=each["timing"],
                 extra_fields={
                     **each["fields"],
@@ -112,17 +111,17 @@ class IbisAgentLoop(AgentLoopBase):
                 earned=float(earned[n]),
                 state=state_code(rollout, n),
             )
-            for n, each in enumerate(told)
+            for n, each in enumerate(done)
         ]
 
-    async def _apart(self, work: Any, *args: Any) -> Any:
-        """In a thread: the other episodes of this worker wait for their tokens meanwhile."""
+    async def _in_thread(self, work: Any, *args: Any) -> Any:
+        """Run in a thread, so that the worker's other episodes go on meanwhile."""
         return await asyncio.get_running_loop().run_in_executor(None, functools.partial(work, *args))
 
 
 @functools.cache
 def chat_of(folder: str) -> tuple[Chat, ModelCard]:
-    """Tokenizer, picture settings and card of a policy; once in a process."""
+    """(tokenizer and image settings, card) of a policy; loaded once per process."""
     card = load_card(folder)
     return policies.trainable(folder).chat(card), card
 

@@ -1,7 +1,4 @@
-"""One episode, reply by reply: the rollout so far, and the segmenter that does its clicks.
-
-Needs no verl: the agent loop, the tool and the reward function drive it.
-"""
+"""One episode, reply by reply. The agent loop, the tool and the reward function use it; it does not need verl."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from training.rollouts.sampling import Sample
 
 
 class Player:
-    """Plays one episode's replies: the rollout so far, and the segmenter that does its clicks and boxes."""
+    """The rollout of one episode so far, and the segmenter that does its clicks and boxes."""
 
     def __init__(
         self,
@@ -29,7 +26,7 @@ class Player:
         self.segmenter, self.limits = segmenter, limits
 
     def take(self, said: Sample) -> bool:
-        """Do what a reply asks for; whether the episode is over. Slow: the segmenter runs."""
+        """Do a reply's action and return whether the episode is over. Slow: runs the segmenter."""
         rollout, found = self.rollout, None
         action = read_action(said.text, rollout.language)
         if isinstance(action, Prompt) and not rollout.repeats(action, self.limits):
@@ -39,5 +36,5 @@ class Player:
         return bool(rollout.reason)
 
     def take_text(self, text: str) -> bool:
-        """`take` for a reply whose tokens nobody needs."""
+        """`take` for a reply whose tokens are not needed."""
         return self.take(Sample(text, (), np.zeros(0, np.float32)))

@@ -1,9 +1,9 @@
-"""verl's custom reward function: an episode's text, played again, scored as training.grpo scores.
+"""verl's custom reward function: replays an episode's text and scores it as training.grpo does.
 
     reward.custom_reward_function.path=training/grpo/verl/reward.py reward.custom_reward_function.name=compute_score
 
-The agent loop scores its episodes itself, with the masks at hand; verl calls this one for answers that come
-without a score, such as those of another loop or a recorded file.
+The agent loop scores its episodes itself, as it has the masks. verl calls this for answers without a score, such as
+those of another loop or of a recorded file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from training.grpo.verl.player import Player
 from training.rollouts.roller import Question
 
 SEGMENTER, DEVICE = "IBIS_SEGMENTER", "IBIS_SEGMENTER_DEVICE"
-"""Environment: the segmenter's checkpoint (the demo segmenter), and its device (cpu)."""
+"""Environment variables: the segmenter's checkpoint (default: the demo segmenter) and its device (cpu)."""
 _REPLY = {
     "ibis": re.compile(r"<think>.*?(?:</action>(?:\s*<answer>.*?</answer>)?|(?=<think>)|\Z)", re.DOTALL),
     "tool_calls": re.compile(r".*?</tool_call>", re.DOTALL),
@@ -49,10 +49,12 @@ def compute_score(
     """`score` and every reward, for verl.
 
     Args:
-        solution_str: the text of the whole answer, one turn or several.
-        ground_truth: the truth as run-length text; empty where the structure is not there.
+        solution_str: the text of the whole answer, of one or more turns.
+        ground_truth: the true mask as run-length text; empty if the structure is absent.
         extra_info: of the row, see rows.
         rewards: fields of training.grpo.settings.RewardSettings.
+
+    Raises InputError if the row is incomplete.
     """
     info = extra_info or {}
     player = player_of(info, question_of(info, ground_truth))
@@ -63,14 +65,14 @@ def compute_score(
 
 
 def scored(player: Player, settings: RewardSettings) -> dict[str, float]:
-    """What verl is told of an episode: `score`, every reward, and where it ended."""
+    """What verl is told of an episode: `score`, every reward, the final IoU, number of clicks, first-click hit."""
     rollout = player.rollout
     more = {"iou": rollout.iou, "clicks": float(len(rollout.prompts)), "hit": float(rollout.hit)}
     return {**score(rollout, settings), **more}
 
 
 def question_of(info: Mapping[str, Any], ground_truth: str, picture: Any = None) -> Question:
-    """A row's question; the picture is the given one, or read from the row's file."""
+    """A row's question, with the given picture or the one in the row's file. Raises InputError."""
     if not all(key in info for key in ("id", "height", "width", "picture", "question")):
         raise InputError(
             "the row lacks what an episode needs",
@@ -83,27 +85,27 @@ def question_of(info: Mapping[str, Any], ground_truth: str, picture: Any = None)
 
 
 def limits_of(info: Mapping[str, Any]) -> Limits:
-    """Where a row's episodes are stopped."""
+    """The limits of a row's episodes."""
     return Limits(max_turns=int(info.get("max_turns") or 8))
 
 
 def language_of(info: Mapping[str, Any]) -> str:
-    """The action language of the policy that a row was made for, see policy.language."""
+    """The action language of the policy that a row was made for, see ibis_agent.policy.language."""
     return str(info.get("language") or "ibis")
 
 
 def player_of(info: Mapping[str, Any], question: Question, shared: PictureSegmenter | None = None) -> Player:
-    """Ready to play a row's episode, with the process's own segmenter where there is not a shared one."""
+    """A player for a row's episode, with the shared segmenter or else the process's own."""
     return Player(question, shared or segmenter(), limits_of(info), LANGUAGES[language_of(info)])
 
 
 def replies_in(text: str, language: str = "ibis") -> list[str]:
-    """The replies in the text of a whole answer; all of it is one where there is none in the language's form."""
+    """The replies in the text of a whole answer; the whole text if none has the language's form."""
     return [each.strip() for each in _REPLY[language].findall(text)] or [text]
 
 
 def read_picture(source: Any) -> np.ndarray:
-    """(H, W, 3) uint8 of a path, of a picture file's bytes, or of a PIL image."""
+    """(H, W, 3) uint8 from a path, the bytes of a picture file, or a PIL image. Raises InputError."""
     if isinstance(source, Image.Image):
         return np.asarray(source.convert("RGB"))
     if isinstance(source, (bytes, bytearray)):
@@ -116,5 +118,5 @@ def read_picture(source: Any) -> np.ndarray:
 
 @functools.cache
 def segmenter() -> Segmenter:
-    """The one of this process; which, the environment says."""
+    """This process's segmenter, chosen by the environment variables."""
     return segmenters.open(os.environ.get(SEGMENTER) or None, device=os.environ.get(DEVICE, "cpu"))

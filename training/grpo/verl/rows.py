@@ -2,10 +2,9 @@
 
     python -m training.grpo.verl.rows build/trajectories --model policies/sft --out build/verl --held 0.05
 
-Reads what training.trajectories made (a folder or several) and writes OUT/train.parquet, OUT/test.parquet and
-the pictures. A row is one question: verl rolls out whole episodes from it, so that an expert's clicks, which
-the published rows carry, are not needed; `ground_truth` is the truth itself, as run-length text. All questions
-about the pictures of one scan fall on the same side.
+Reads folders made by training.trajectories and writes OUT/train.parquet, OUT/test.parquet and the pictures. A row is
+one question: verl samples whole episodes from it, so the expert's clicks, which the published rows contain, are not
+needed. `ground_truth` is the true mask as run-length text. All questions about one scan are in the same split.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ SOURCE, AGENT, ABILITY = "ibis-seg", "ibis_agent", "segmentation"
 
 
 def checked_picture(folder: Path, sample: Any) -> np.ndarray:
-    """(H, W, 3) uint8: a sample's picture. Raises InputError where it, its size and its truth do not fit."""
+    """(H, W, 3) uint8: a sample's picture. Raises InputError if it or its mask does not have the stated size."""
     rgb = read_picture(folder / sample["image"])
     shape = (int(sample["height"]), int(sample["width"]))
     if rgb.shape[:2] != shape:
-        raise InputError("the picture is of another size", file=folder / sample["image"], value=shape)
+        raise InputError("the picture has another size", file=folder / sample["image"], value=shape)
     decode_rle(sample["target_rle"], shape)
     return rgb
 
@@ -48,7 +47,7 @@ def checked_picture(folder: Path, sample: Any) -> np.ndarray:
 def row_of(
     sample: Any, rgb: np.ndarray, card: ModelCard, split: str, index: int, out: Path, max_turns: int
 ) -> dict[str, Any]:
-    """One row; its picture is also written to OUT/pictures, where the reward function finds it."""
+    """One row. Also writes its picture to OUT/pictures, where the reward function finds it."""
     picture = _png(rgb)
     path = out / "pictures" / f"{hashlib.sha256(picture).hexdigest()[:16]}.png"
     if not path.is_file():
@@ -83,7 +82,7 @@ def row_of(
 def write(
     folders: Sequence[Path], card: ModelCard, out: Path, held: float = 0.05, max_turns: int = 8
 ) -> dict[str, int]:
-    """Write both files; how many rows each has. Raises InputError, OutputError; ModelError without pyarrow."""
+    """Write both files and return their numbers of rows. Raises InputError, OutputError; ModelError without pyarrow."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -100,7 +99,7 @@ def write(
             made[split].append(row_of(sample, rgb, card, split, len(made[split]), out, max_turns))
     for split, listed in made.items():
         if not listed and (split == "train" or held):
-            remedy = "It takes two scans at least." if held else None
+            remedy = "Give at least two scans." if held else None
             raise InputError(f"no question is left for {split}.parquet", file=folders[0], remedy=remedy)
     for split, listed in made.items():
         if listed:
@@ -121,8 +120,8 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folders", type=Path, nargs="+", help="that training.trajectories made")
-    parser.add_argument("--model", type=Path, required=True, help="the policy's folder: its prompts")
+    parser.add_argument("folders", type=Path, nargs="+", help="made by training.trajectories")
+    parser.add_argument("--model", type=Path, required=True, help="the policy's folder, for its prompts")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--held", type=float, default=0.05, help="share of the scans for test.parquet")
     parser.add_argument("--max-turns", type=int, default=8)

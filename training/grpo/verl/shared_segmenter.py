@@ -1,11 +1,11 @@
-"""Segmenters that all rollout workers share: Ray actors, each with a share of a GPU, which answer in batches.
+"""Segmenters shared by all rollout workers: Ray actors, each with a share of a GPU, that answer in batches.
 
     segmenter = Shared("models/MedSAM2_latest.pt", "cuda", count=2, share=0.25)    # in any worker of the job
     found = segmenter.predict(segmenter.embed(rgb), prompts, previous_logits)
 
-A picture belongs to one of the actors by its content. So all rollouts of a question, whoever plays them, share one
-embedding. What is asked while an actor computes is answered together next. An actor ends with the job; one that dies
-starts anew, and what was asked of it is asked again. Ray is imported when one is opened.
+A hash of its content assigns each picture to one actor, so all rollouts of a question share one embedding, whichever
+worker runs them. Requests that arrive while an actor computes are answered together next. Actors end with the job; one
+that dies is restarted, and its requests are repeated. Ray is imported when the first is opened.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from ibis_agent.segmenter.contract import Prediction
 from ibis_agent.segmenter.embeddings import key_of
 
 _NAME = "ibis_segmenter"
-_PICTURES = 256  # that an actor holds; one that it lacks is sent again
-_AT_ONCE = 1024  # questions that may wait in an actor
+_PICTURES = 256  # kept by an actor; others are sent again
+_AT_ONCE = 1024  # requests that may wait in an actor
 _TRIES = 8
 _PAUSE = 0.1  # seconds before the second try, twice as long before each further one
 
 
 @dataclass(frozen=True)
 class Sent:
-    """A picture on its way to an actor, by its content: what `embed` gives here."""
+    """What `embed` returns here: a picture and the hash of its content."""
 
     key: str
     rgb: np.ndarray
@@ -52,9 +52,9 @@ class _Asked:
 
 
 class Host:
-    """What an actor does: one segmenter, whose questions wait for each other. Runs without Ray, too.
+    """The code of an actor: one segmenter and its queue of requests. Runs without Ray, too.
 
-    most: states that are computed together; what the memory of a GPU allows.
+    most: the greatest batch; limited by GPU memory.
     """
 
     def __init__(self, checkpoint: str | None, device: str, most: int = 64) -> None:
@@ -70,13 +70,13 @@ class Host:
         return dict(self._segmenter.identity)
 
     async def counts(self) -> dict[str, int]:
-        """How many questions were answered, in how many batches, about how many pictures that it holds."""
+        """Numbers of requests answered and of batches computed so far, and of pictures kept."""
         return {"answered": self._answered, "batches": self._batches, "pictures": len(self._pictures)}
 
     async def predict(
         self, key: str, rgb: np.ndarray | None, prompts: Sequence[Prompt], logits: np.ndarray | None
     ) -> Prediction | None:
-        """The mask for all prompts so far; None where the picture has to be sent (`rgb`)."""
+        """The mask for all prompts so far; None if the picture is not kept and `rgb` is needed."""
         rgb = self._pictures.get(key) if rgb is None else rgb
         if rgb is None:
             return None
@@ -84,7 +84,7 @@ class Host:
         self._pictures.move_to_end(key)
         if len(self._pictures) > _PICTURES:
             self._pictures.popitem(last=False)
-        # With its picture: more pictures than are held may arrive before its turn comes.
+        # Keeps its picture: others may push it out before it is computed.
         asked = _Asked(rgb, prompts, logits, asyncio.get_running_loop().create_future())
         self._waiting.append(asked)
         if self._serving is None:
@@ -98,7 +98,7 @@ class Host:
             found = await loop.run_in_executor(self._thread, self._compute, part)
             self._batches, self._answered = self._batches + 1, self._answered + len(part)
             for asked, answer in zip(part, found, strict=True):
-                if asked.answer.done():  # who asked was cancelled
+                if asked.answer.done():  # the caller was cancelled
                     continue
                 if isinstance(answer, Exception):
                     asked.answer.set_exception(answer)
@@ -107,7 +107,7 @@ class Host:
         self._serving = None
 
     def _compute(self, part: Sequence[_Asked]) -> list[Prediction | Exception]:
-        """Together; one by one where that fails, so that a fault is told to whoever asked for it alone."""
+        """Compute as a batch; one by one if that fails, so that only the faulty request gets the error."""
         try:
             return list(self._predict(part))
         except Exception as error:
@@ -124,43 +124,41 @@ class Host:
 
 
 class Shared:
-    """The job's shared segmenters, as one PictureSegmenter. Blocks while an actor computes: call it from threads.
+    """The job's shared segmenters as one PictureSegmenter. Blocks while an actor computes: call it from threads.
 
     Args:
         checkpoint, device: of each actor.
-        count: actors; share: of a GPU for each, 0 on a CPU.
-        patience: seconds for the first actor to start and load its weights.
+        count: number of actors; share: of a GPU for each, 0 on a CPU.
+        patience: seconds to wait for the first actor to start and load its weights.
     """
 
     def __init__(
         self, checkpoint: str | None, device: str, count: int = 1, share: float = 0.0, patience: float = 600.0
     ) -> None:
-        """Raises InputError without Ray, ModelError where an actor does not start."""
+        """Raises InputError without Ray, ModelError if an actor does not start."""
         try:
             import ray
         except ImportError as error:
             remedy = 'Install it: pip install "ibis-agent[ray]".'
-            raise InputError(
-                "shared segmenters are Ray's actors, and Ray is not installed", remedy=remedy
-            ) from error
+            raise InputError("shared segmenters need Ray, which is not installed", remedy=remedy) from error
         self._ray = ray
         made: Any = ray.remote(Host)
         lasting: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1, "get_if_exists": True}
         takes = {"num_cpus": 1, "num_gpus": share, "max_concurrency": _AT_ONCE}
         kind = hashlib.sha256(f"{checkpoint}|{device}".encode()).hexdigest()[:8]
         names = [f"{_NAME}-{kind}-{n}" for n in range(count)]
-        # Whichever worker comes first begins an actor, and begins it again where the one that had is gone.
-        self._begin = lambda n: made.options(name=names[n], **takes, **lasting).remote(checkpoint, device)
-        self._actors: list[Any] = [self._begin(n) for n in range(count)]  # they load side by side
-        self._told: OrderedDict[str, None] = OrderedDict()
+        # The first worker starts an actor; any worker restarts it if the one that started it is gone.
+        self._start = lambda n: made.options(name=names[n], **takes, **lasting).remote(checkpoint, device)
+        self._actors: list[Any] = [self._start(n) for n in range(count)]  # they load in parallel
+        self._sent: OrderedDict[str, None] = OrderedDict()
         try:
             self.identity: dict[str, str] = ray.get(self._actors[0].identity.remote(), timeout=patience)
         except ray.exceptions.GetTimeoutError as error:
             free = ray.available_resources()
             raise ModelError(
                 f"a shared segmenter did not start within {patience:g} s",
-                value=f"{free.get('GPU', 0):g} GPUs and {free.get('CPU', 0):g} CPUs free, asked for {share:g} and 1",
-                remedy="Leave a GPU to it (verl takes whole ones), or set share: 0.",
+                value=f"{free.get('GPU', 0):g} GPUs and {free.get('CPU', 0):g} CPUs free, {share:g} and 1 needed",
+                remedy="Leave a GPU for it (verl takes whole ones), or set share: 0.",
             ) from error
         except ray.exceptions.ActorDiedError as error:
             raise ModelError(
@@ -168,33 +166,33 @@ class Shared:
             ) from error
 
     def embed(self, rgb: np.ndarray) -> Sent:
-        """Costs nothing but a digest of the (H, W, 3) uint8 picture: its actor makes the embedding, once."""
+        """Only hashes the (H, W, 3) uint8 picture; its actor computes the embedding, once."""
         return Sent(key_of(rgb).hex(), rgb)
 
     def predict(
         self, embedding: Sent, prompts: Sequence[Prompt], previous_logits: np.ndarray | None = None
     ) -> Prediction:
-        """See contract.PictureSegmenter. Raises ModelError where the actor died again and again."""
+        """See contract.PictureSegmenter. Raises ModelError if the actor keeps dying."""
         which = int(embedding.key[:8], 16) % len(self._actors)
         question = (embedding.key, prompts, previous_logits)
         for n in range(_TRIES):
             try:
                 found = None
-                if embedding.key in self._told:
+                if embedding.key in self._sent:
                     found = self._ask(which, None, *question)
-                if found is None:  # never sent, let go since, or the actor is a new one
+                if found is None:  # never sent, dropped since, or the actor is new
                     found = self._ask(which, embedding.rgb, *question)
             except self._ray.exceptions.ActorDiedError:
-                time.sleep(_PAUSE * 2**n)  # until Ray has forgotten its name
-                self._actors[which] = self._begin(which)
+                time.sleep(_PAUSE * 2**n)  # until Ray has released its name
+                self._actors[which] = self._start(which)
                 continue
             assert found is not None, "an actor holds the picture that was just sent"
-            self._told[embedding.key] = None
-            self._told.move_to_end(embedding.key)
-            if len(self._told) > _PICTURES * len(self._actors):
-                self._told.popitem(last=False)
+            self._sent[embedding.key] = None
+            self._sent.move_to_end(embedding.key)
+            if len(self._sent) > _PICTURES * len(self._actors):
+                self._sent.popitem(last=False)
             return found
-        raise ModelError("a shared segmenter died again and again", value=f"{_TRIES} tries")
+        raise ModelError("a shared segmenter keeps dying", value=f"{_TRIES} tries")
 
     def _ask(self, which: int, rgb: np.ndarray | None, *question: Any) -> Prediction | None:
         key, prompts, logits = question
@@ -204,14 +202,14 @@ class Shared:
         return found
 
     def counts(self) -> list[dict[str, int]]:
-        """Of each actor, see Host.counts."""
+        """Host.counts of each actor."""
         found: list[dict[str, int]] = self._ray.get([actor.counts.remote() for actor in self._actors])
         return found
 
 
 def shared(checkpoint: str | None, device: str, count: int, share: float) -> Shared:
-    """The one of this process, also for threads that ask at once."""
-    # Of two, the one that is dropped would take its actors with it.
+    """This process's Shared with these arguments; made once, even if threads ask at the same time."""
+    # If two were made, dropping one would end the actors of both.
     with _MAKING:
         return _made(checkpoint, device, count, share)
 

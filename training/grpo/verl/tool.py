@@ -1,7 +1,7 @@
-"""The segmenter as verl's tool: `create` opens an episode, `execute` does a reply, `release` closes it.
+"""The segmenter as verl's tool: `create` opens an episode, `execute` does a click, `release` closes it.
 
 The agent loop keeps one instance through an episode. The tool's schema (tool.yaml) is for verl's own loops and
-for templates that list tools; our policies write clicks as text, not as calls.
+for templates that list tools; this project's policies write clicks as text, not as tool calls.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from training.grpo.verl.reward import DEVICE, SEGMENTER, player_of, question_of,
 from training.grpo.verl.shared_segmenter import shared
 from training.rollouts.sampling import Sample
 
-# A segmenter of the process's own does one episode at a time: it would not be faster otherwise.
+# The process's own segmenter handles one request at a time; more at once would not be faster.
 _ONE = threading.Lock()
 
 
 class SegmentTool(BaseTool):
     """config: "segmenter" (a checkpoint; empty for the demo segmenter), "device", "rewards" (RewardSettings), and
-    "actors" that all workers share, each with the "share" of a GPU; 0: every worker has a segmenter of its own."""
+    the number of "actors" shared by all workers, each with its "share" of a GPU; 0: one segmenter per worker."""
 
     def __init__(self, config: dict[str, Any], tool_schema: OpenAIFunctionToolSchema) -> None:
         super().__init__(config, tool_schema)
@@ -50,26 +50,26 @@ class SegmentTool(BaseTool):
         return name, ToolResponse()
 
     def player(self, instance_id: str) -> Player:
-        """The episode behind an instance."""
+        """The episode of an instance. Raises InputError."""
         if instance_id not in self._players:
             raise InputError("there is no such episode", value=instance_id, remedy="Create it first.")
         return self._players[instance_id]
 
     def take(self, instance_id: str, said: Sample) -> bool:
-        """Do a reply of the policy; whether the episode is over. Blocks: call it from a thread."""
+        """Do the action of a reply and return whether the episode is over. Blocks: call it from a thread."""
         with self._alone():
             return self.player(instance_id).take(said)
 
     async def execute(
         self, instance_id: str, parameters: dict[str, Any], **kwargs: Any
     ) -> tuple[ToolResponse, float, dict[str, Any]]:
-        """A click as a call: {"x", "y", "positive"}. Returns the new state in words, and the IoU that it gained."""
+        """A click as a call: {"x", "y", "positive"}. Returns the new state in words, the gain of IoU, and the IoU."""
         from ibis_agent.actions import Click, Reply
 
         try:
             click = Click(parameters["x"], parameters["y"], bool(parameters.get("positive", True)))
         except (KeyError, InputError) as error:
-            return ToolResponse(text=f"This is not a click: {error}"), 0.0, {}
+            return ToolResponse(text=f"Not a click: {error}"), 0.0, {}
         player = self.player(instance_id)
         said = player.rollout.language.format(Reply("A call.", click))
         over = await asyncio.to_thread(self._take_text, player, said)
@@ -91,13 +91,13 @@ class SegmentTool(BaseTool):
 
     def _segmenter(self) -> PictureSegmenter:
         if not self._actors:
-            with _ONE:  # loaded once, not by each thread that comes first
+            with _ONE:  # several threads must not load it at once
                 return segmenter()
         asked = os.environ.get(SEGMENTER) or None
         return shared(asked, os.environ.get(DEVICE, "cpu"), self._actors, self._share)
 
     def _alone(self) -> AbstractContextManager[Any]:
-        """Shared segmenters want to be asked by many at once."""
+        """Shared segmenters take requests at the same time; the process's own does not."""
         return nullcontext() if self._actors else _ONE
 
     async def release(self, instance_id: str, **kwargs: Any) -> None:
