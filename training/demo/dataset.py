@@ -1,10 +1,10 @@
-"""The phantom slices that the demo models learn from, made once and kept on disk.
+"""The phantom slices that the demo models are trained on, made once and kept on disk.
 
     python -m training.demo.dataset --count 7000 --out build/phantoms
     python -m training.demo.dataset --clips 400 --out build/clips   # neighbouring slices
 
-Each slice lies stretched on a square grid (both models look at pictures through a resize anyway), as HU and
-as one bit per structure; its true width and height stay with it. A run that was stopped goes on where it was.
+Each slice is stored resized to a square grid (both models resize pictures anyway), as HU and one bit per structure,
+with its aspect ratio. A stopped run resumes where it was.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ibis_agent.files import check_writable_folder
 from PIL import Image
 from tqdm import tqdm
 
-from training.common.commands import ending
+from training.common.commands import RESUMABLE, ending
 from training.phantoms.phantom import EXTRAS, STRUCTURES, Z_RANGE, Anatomy, PhantomSlice, random_slice
 
 SIDE = 192
 NAMES = (*STRUCTURES, *EXTRAS)
-ALIKE = ("spleen", "stomach")  # hard to tell from what lies beside
-HARD = ("lesion", *ALIKE)  # or rare: practised more
-TRAINING_SEEDS = 1_000_000_000  # measurements use seeds below this, so that they never meet
+ALIKE = ("spleen", "stomach")  # hard to tell from their neighbours
+HARD = ("lesion", *ALIKE)  # or rare: trained on more often
+TRAINING_SEEDS = 1_000_000_000  # evaluation uses smaller seeds, so the two share no phantom
 CLIP_SEEDS = 2_000_000_000
 FRAMES = 8
 
@@ -58,7 +58,7 @@ def _one(seed: int) -> tuple[np.ndarray, np.ndarray, float, bool]:
 
 
 def stored(s: PhantomSlice, side: int = SIDE) -> tuple[np.ndarray, np.ndarray, float, bool]:
-    """A slice as it is kept: HU and bits stretched on a square, its aspect, whether it is mirrored."""
+    """A slice as stored: (side, side) int16 HU and uint16 bits, its width / height, whether it is mirrored."""
     height, width = s.hu.shape
     hu = np.asarray(Image.fromarray(s.hu).resize((side, side), Image.Resampling.BILINEAR))
     bits = np.zeros((side, side), np.uint16)
@@ -72,7 +72,7 @@ def stored(s: PhantomSlice, side: int = SIDE) -> tuple[np.ndarray, np.ndarray, f
 
 
 def _clip_slice(number: int) -> tuple[np.ndarray, np.ndarray, float, bool]:
-    """Slice `number` of the clips: FRAMES neighbours of one patient, 2 to 8 mm apart."""
+    """Slice `number` of the clips: FRAMES neighbouring slices of one phantom, 2 to 8 mm apart."""
     clip, frame = divmod(number, FRAMES)
     seed = CLIP_SEEDS + clip
     r = np.random.default_rng([seed, 9])
@@ -89,7 +89,7 @@ def make(
     first: int = TRAINING_SEEDS,
     side: int = SIDE,
 ) -> None:
-    """Fill `out` with `count` slices, one(first), one(first + 1), …"""
+    """Fill `out` with `count` slices, one(first), one(first + 1), … Raises InputError."""
     if count < 1 or workers < 1:
         raise InputError("slices and workers must be at least 1", value=(count, workers))
     check_writable_folder(out)
@@ -103,11 +103,8 @@ def make(
         return np.lib.format.open_memmap(path, mode="r+")
 
     hu, bits = field("hu", "<i2", (count, side, side)), field("bits", "<u2", (count, side, side))
-    aspect, mirrored, done = (
-        field("aspect", "<f4", (count,)),
-        field("mirrored", "?", (count,)),
-        field("done", "?", (count,)),
-    )
+    aspect, mirrored = field("aspect", "<f4", (count,)), field("mirrored", "?", (count,))
+    done = field("done", "?", (count,))
     todo = [n for n in range(count) if not done[n]]
     with ProcessPoolExecutor(workers) as pool:
         results = pool.map(one, [first + n for n in todo], chunksize=16)
@@ -119,7 +116,7 @@ def make(
 
 
 class Joined:
-    """Arrays of several folders as one: by a number, or by an array of them, which gives a stack."""
+    """Arrays of several folders as one, indexed by a number, or by an array of numbers, which gives a stack."""
 
     def __init__(self, parts: Sequence[np.ndarray | Joined]) -> None:
         self._parts = parts
@@ -136,7 +133,7 @@ class Joined:
 
 
 def load(*folders: Path) -> Slices:
-    """The slices made so far under `folders`, all of one side. Raises InputError where there are none."""
+    """The slices made so far in `folders`, all of the same size. Raises InputError if there are none."""
     each = [_load(folder) for folder in folders]
     if len(each) == 1:
         return each[0]
@@ -166,11 +163,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--count", type=int, default=7000)
-    parser.add_argument("--clips", type=int, help="runs of neighbouring slices instead of single ones")
+    parser.add_argument(
+        "--clips", type=int, help="number of clips of neighbouring slices, instead of single slices"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/phantoms"))
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
-    with ending("stopped; the same command goes on from here"):
+    with ending(RESUMABLE):
         if args.clips is not None:
             make(args.out, args.clips * FRAMES, args.workers, _clip_slice, 0)
         else:

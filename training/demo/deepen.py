@@ -1,10 +1,10 @@
-"""Give a trained demo policy more vision layers, without changing what it answers.
+"""Add vision layers to a trained demo policy without changing its replies.
 
     python -m training.demo.deepen build/policy --depth 8 --out build/deeper
     python -m training.demo.train_policy --start build/deeper --out build/policy2
 
-A new layer begins as an exact copy of its input: what it would add is multiplied by weights that are zero, as in
-Zhang, Dauphin, Ma 2019 (Fixup). It learns at once, and nothing that was learnt is lost.
+A new layer starts as the identity: its output projections are zero, as in Zhang, Dauphin, Ma 2019 (Fixup). It learns
+from the first step, and nothing learned is lost.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from training.common.commands import ending
 from training.demo.empty_policy import save_folder, weights_folder
 
-ADDS = ("attn.proj.", "mlp.down_proj.")  # what a layer adds to its input comes out of these
+ADDS = ("attn.proj.", "mlp.down_proj.")  # output projections of a layer
 
 
 def deepened(model: Qwen2_5_VLForConditionalGeneration, depth: int) -> Qwen2_5_VLForConditionalGeneration:
-    """A model whose vision tower has `depth` layers: those of `model`, then new ones that change nothing yet.
+    """A model with `depth` vision layers: those of `model`, then new identity layers.
 
-    Raises InputError where that is not more than it has.
+    Raises InputError if `model` has as many already.
     """
     vision: Any = model.config.vision_config
     has = vision.depth
     if depth <= has:
-        raise InputError("the vision tower has as many layers already", value=f"{depth}, it has {has}")
+        raise InputError("the vision tower already has as many layers", value=f"{depth}, it has {has}")
     config = copy.deepcopy(model.config)
     vision = config.vision_config
     vision.depth, vision.fullatt_block_indexes = depth, list(range(depth))
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument(
         "policy", type=Path, help="a folder made by training.demo.train_policy, or its `model`"
     )
-    parser.add_argument("--depth", type=int, required=True, help="vision layers it shall have")
+    parser.add_argument("--depth", type=int, required=True, help="new number of vision layers")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     with ending():

@@ -1,6 +1,6 @@
-"""The demo policy as an empty vessel: its card, its tokenizer, its Qwen2.5-VL configuration, its folder.
+"""The untrained demo policy: its card, tokenizer, Qwen2.5-VL configuration and folder.
 
-How it is trained is in training.demo.train_policy.
+It is trained by training.demo.train_policy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from training.common import questions
 
 PATCH = 12  # pixels; a visual token is a cell of two by two patches
-TOKENS = 64  # visual tokens of a picture, at most
+TOKENS = 64  # most visual tokens of a picture
 SPECIAL = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -28,7 +28,7 @@ SPECIAL = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-# What every reply is made of, one token each: a third fewer tokens to write.
+# Parts of every reply, one token each: a third fewer tokens per reply.
 PIECES = (
     "<think>",
     "</think>\n<action>",
@@ -129,7 +129,7 @@ def make_config(tokenizer: Tokenizer, width: int = 128, layers: int = 4, depth: 
 
 
 def token_id(tokenizer: Tokenizer, text: str) -> int:
-    """Raises ValueError for what is not one token."""
+    """The id of a token. Raises ValueError if `text` is not one token."""
     number = tokenizer.token_to_id(text)
     if number is None:
         raise ValueError(f"the tokenizer has no token {text!r}")
@@ -137,20 +137,20 @@ def token_id(tokenizer: Tokenizer, text: str) -> int:
 
 
 def weights_folder(policy: Path) -> Path:
-    """Where the weights of a policy made by training.demo.train_policy lie: in `policy`, or in its `model`.
+    """The folder with the weights of a policy made by training.demo.train_policy: `policy` or its `model`.
 
     Raises InputError.
     """
     for folder in (policy, policy / "model"):
         if (folder / "config.json").is_file():
             return folder
-    raise InputError("is not a policy's folder: it has no config.json", file=policy)
+    raise InputError("is not a policy folder: config.json is missing", file=policy)
 
 
 def save_folder(
     model: Qwen2_5_VLForConditionalGeneration, tokenizer: Tokenizer, folder: Path, **card: Any
 ) -> None:
-    """A folder as any Qwen2.5-VL has it: configuration, safetensors (bf16), tokenizer, image processor, card."""
+    """Write a Qwen2.5-VL folder: configuration, safetensors (bf16), tokenizer, image processor, card."""
     folder.mkdir(parents=True, exist_ok=True)
     model.bfloat16().save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -182,7 +182,7 @@ def save_folder(
 
 
 def drafts() -> list[str]:
-    """Replies of every kind, for decoding to guess ahead from; the numbers are filled in anyway."""
+    """Replies of every kind, as drafts for speculative decoding; their coordinates do not matter."""
     add, away = Click(0.5, 0.5), Click(0.5, 0.5, False)
     kinds = (
         lambda n: questions.first_reply(n, add),

@@ -1,12 +1,12 @@
-"""The loop that the demo trainings share: exact resuming, schedules, averaged weights, curves.
+"""The training loop shared by the demo trainings: exact resuming, schedule, averaged weights, curves.
 
-What is learnt in a step is the trainings' own: training.demo.train_policy, train_segmenter, train_memory. Under
-torchrun every process draws a batch of its own and the gradients are averaged, as if the batches were one. On two
-cores two processes of one thread see half as many pictures again in an hour as one process of two threads:
+Their steps are in training.demo.train_policy, train_segmenter and train_memory. Under torchrun every process draws its
+own batch and the gradients are averaged, as if it were one batch. On two cores, two processes with one thread process
+1.5 times as many pictures per hour as one process with two threads:
 
     torchrun --standalone --nproc-per-node 2 -m -- training.demo.train_policy --threads 1
 
-(The `--` keeps torchrun from taking --start for an option of its own.)
+(Without `--`, torchrun would take --start for its own option.)
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ def add_options(
     parser.add_argument("--data", type=Path, nargs="+", default=[Path("build/phantoms")])
     parser.add_argument("--out", type=Path, default=out)
     parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument("--rate", type=float, default=rate, help="the peak of the learning rate")
+    parser.add_argument("--rate", type=float, default=rate, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--checkpoint-every", type=int, default=every, help="steps; a killed run goes on from there"
+        "--checkpoint-every", type=int, default=every, help="in steps; a killed run resumes from there"
     )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--held", type=int, default=60, help="slices, the last ones, that are measured on")
+    parser.add_argument("--held", type=int, default=60, help="number of held-out slices, the last ones")
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Threads, seed, the output folder, and the other processes if there are any."""
+    """Set threads and seed, join other processes if there are any, and make the output folder."""
     torch.set_num_threads(args.threads)
     if "WORLD_SIZE" in os.environ and not distributed.is_initialized():
         distributed.init_process_group("gloo")
@@ -52,12 +52,12 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def rank() -> int:
-    """Which process this is; 0, the only one or the first, is the one that writes."""
+    """The rank of this process; rank 0 writes the files."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def once(make: Callable[[], object]) -> None:
-    """Let the first process alone `make` a file, and the others wait for it."""
+    """Call `make` in rank 0 only; the others wait for it."""
     if rank() == 0:
         make()
     if distributed.is_initialized():
@@ -65,12 +65,12 @@ def once(make: Callable[[], object]) -> None:
 
 
 def random(args: argparse.Namespace, step: int, *more: int) -> np.random.Generator:
-    """What chance decides in a step: the same whenever it is made, another one in each process."""
+    """The random generator of a step: the same if the step is repeated, different in each process."""
     return np.random.default_rng([args.seed, step, *more, rank()])
 
 
 def share_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Their mean over all processes; a parameter that a batch did not need counts as 0."""
+    """Average the gradients over all processes; parameters without a gradient count as 0."""
     if not distributed.is_initialized():
         return
     flat = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -82,9 +82,9 @@ def share_gradients(parameters: Sequence[nn.Parameter]) -> None:
 
 
 class Training:
-    """A model that learns step by step in `args.out`; goes on from `resume.pt` there if a run was killed.
+    """A training run in `args.out`; resumes from its `resume.pt` if there is one.
 
-    `heads` exist in training only. Parameter groups may have a "scale" of their own for the learning rate.
+    `heads` exist in training only. Parameter groups may have a "scale" for the learning rate.
     """
 
     def __init__(
@@ -128,9 +128,10 @@ class Training:
         measure_every: int = 1000,
         measure_after: int = 0,
     ) -> dict[str, Tensor]:
-        """`learn(step)` gives the loss of a step and its figures; `measure(weights)` judges averaged weights.
+        """Train to the last step and return the averaged weights.
 
-        Returns the averaged weights. Same seed, same step, same loss: that is the caller's part of resuming.
+        learn(step) gives the loss of a step and its figures; it must depend only on the weights, the seed and the
+        step, for resuming to be exact. measure(weights) evaluates averaged weights.
         """
         steps, every = self.args.steps, self.args.checkpoint_every
         trained = [p for group in self.optimiser.param_groups for p in group["params"]]

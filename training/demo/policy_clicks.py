@@ -1,4 +1,4 @@
-"""The clicks that the demo policy is taught: the deepest point of a region, and what other points are worth."""
+"""Target clicks of the demo policy: the deepest point of a region, and the worth of other points."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _PIXEL = np.arange(STEPS) * SIDE // STEPS
 
 
 def depth_of(region: np.ndarray, aspect: float) -> np.ndarray:
-    """(SIDE, SIDE) bool stretched from `aspect` → how far each pixel lies from the region's edge, 0 outside."""
+    """(SIDE, SIDE) float32: distance of each pixel to the edge of the (SIDE, SIDE) bool region, 0 outside.
+
+    In pixels of the picture's height; `aspect` is its width / height before resizing.
+    """
     depth = np.zeros(region.shape, np.float32)
     ys, xs = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
     part = np.s_[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
@@ -25,13 +28,13 @@ def depth_of(region: np.ndarray, aspect: float) -> np.ndarray:
 
 
 def deepest(depth: np.ndarray) -> tuple[float, float]:
-    """The point with the greatest depth, as normalised x, y."""
+    """The deepest point as (x, y), 0 to 1."""
     r, c = np.unravel_index(int(depth.argmax()), depth.shape)
     return (c + 0.5) / SIDE, (r + 0.5) / SIDE
 
 
 def correction(mask: np.ndarray, truth: np.ndarray, aspect: float) -> tuple[bool, np.ndarray]:
-    """Whether to add or take away, and where: what is missed or what is wrong, the deeper; ties: missed."""
+    """(whether to click positive, the region to click in): the deeper of false negatives and false positives."""
     missed, wrong = truth & ~mask, mask & ~truth
 
     def depth(region: np.ndarray) -> float:
@@ -42,7 +45,7 @@ def correction(mask: np.ndarray, truth: np.ndarray, aspect: float) -> tuple[bool
 
 
 def another(region: np.ndarray, taken: Click, aspect: float) -> np.ndarray | None:
-    """What is left of `region` away from `taken`; None where nothing worth a click is."""
+    """The part of `region` away from the click `taken`; None if it is too small."""
     y, x = np.ogrid[:SIDE, :SIDE]
     away = (((x + 0.5) / SIDE - taken.x) * aspect) ** 2 + ((y + 0.5) / SIDE - taken.y) ** 2
     left = region & (away > 0.16 * region.sum() / np.pi / SIDE**2 * aspect + 0.02**2)
@@ -50,23 +53,23 @@ def another(region: np.ndarray, taken: Click, aspect: float) -> np.ndarray | Non
 
 
 def worth(depth: np.ndarray, click: Click) -> np.ndarray:
-    """(STEPS, STEPS) float32 [x, y]: what a click at each point with two decimals is worth, 1 at most.
+    """(STEPS, STEPS) float32 [x, y]: the worth, 0 to 1, of a click at each point with two decimals.
 
-    It grows with the square of the depth; outside it is 0, and in other zones than the click's too, for the zone
-    was named before.
+    It grows with the square of the depth. It is 0 outside the region, and in other zones than the click's, because
+    the reply has already named the zone.
     """
     depth = depth[np.ix_(_PIXEL, _PIXEL)].T
     depth = np.where(zone(click.x, click.y) == _ZONES, depth, 0)
     x, y = round(click.x * STEPS), round(click.y * STEPS)
-    if x < STEPS and y < STEPS:  # rounded, it may lie beside a thin region
+    if x < STEPS and y < STEPS:  # the rounded click may miss a thin region
         depth[x, y] = max(depth[x, y], depth.max(), 1e-3)
     return (depth / depth.max()) ** 2
 
 
 def digit_worth(worth: np.ndarray, x: int, y: int) -> np.ndarray:
-    """(4, 10): what each digit is worth at best, as second digit and so on of a click (x, y) is written.
+    """(4, 10): the greatest worth that each digit can lead to, while a click (x, y) in hundredths is written.
 
-    x and y count hundredths. Two digits of x, then two of y, each after the ones before it.
+    Rows: the two digits of x, then the two of y, each given the digits before it.
     """
     tens = worth.reshape(10, 10, STEPS)
     column = worth[x].reshape(10, 10)
@@ -75,7 +78,7 @@ def digit_worth(worth: np.ndarray, x: int, y: int) -> np.ndarray:
 
 
 def good_click(depth: np.ndarray, positive: bool, rng: np.random.Generator) -> tuple[Click, np.ndarray]:
-    """A click to teach, and what others are worth: mostly the deepest, else another good one in its zone."""
+    """A target click and the worth of others: mostly the deepest point, else another good one in its zone."""
     click = Click(*deepest(depth), positive)
     value = worth(depth, click)
     if rng.random() < 0.3:

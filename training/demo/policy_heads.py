@@ -1,6 +1,6 @@
-"""What the demo policy learns beside its replies: heads over its layers, and where one of them looks.
+"""Auxiliary losses of the demo policy: extra heads on its layers, and a target for one attention head.
 
-They exist in training only and are thrown away with it.
+They exist in training only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from training.phantoms.phantom import STRUCTURES
 
 
 class ExtraHeads(nn.Module):
-    """Training only: structures, click targets and the painted mask at every visual token; the aim in words."""
+    """Heads for structures, click targets and the overlaid mask at visual tokens, and for the click while replying."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -32,7 +32,7 @@ class ExtraHeads(nn.Module):
         self.seen_place, self.mid_offsets = nn.Linear(width, 2), nn.Linear(width, 2 * len(STRUCTURES))
 
     def aim_loss(self, late: Tensor, goals: Tensor) -> Tensor:
-        """`late` (B, L, width): while a reply with a click is written, it is known where the click will be."""
+        """Loss of predicting the click from `late` (B, L, width). goals: (B, L, 2) x, y, or NaN where there is none."""
         known = ~goals[..., 0].isnan()
         return F.l1_loss(self.aim(late[known]), goals[known]) if known.any() else torch.zeros(())
 
@@ -45,7 +45,14 @@ class ExtraHeads(nn.Module):
         covered: Tensor,
         grid: tuple[int, int],
     ) -> Tensor:
-        """`seen`, `mid` (B, T, width): the vision tower's output and a middle layer of the language model."""
+        """Loss over the T = rows × columns visual tokens.
+
+        Args:
+            seen, mid: (B, T, width), the vision tower's output, and a middle layer of the language model or None.
+            cells: (B, T, 4 · structures) shares of the structures in each patch.
+            targets: (B, structures, 3) token of the deepest point or -1, and its offset in the token.
+            covered: (B, T) share covered by the mask.
+        """
         rows, columns = grid
         bce = F.binary_cross_entropy_with_logits
         total = 4 * bce(self.shares(seen), cells) + bce(self.covered(seen)[..., 0], covered)
@@ -70,9 +77,9 @@ class ExtraHeads(nn.Module):
 
 
 def gaze_loss(attention: Tensor, goals: Tensor, first: int, grid: tuple[int, int]) -> Tensor:
-    """How little one attention head looks at the cell that will be clicked on while the reply is written.
+    """Negative log of the attention of one head to the clicked token, while the reply is written.
 
-    `attention` (B, L, L) of that head, `goals` (B, L, 2) x, y or NaN, `first` the first visual token's place.
+    attention: (B, L, L) of that head; goals: (B, L, 2) x, y or NaN; first: index of the first visual token.
     """
     rows, columns = grid
     b, at = torch.nonzero(~goals[..., 0].isnan(), as_tuple=True)
@@ -84,7 +91,7 @@ def gaze_loss(attention: Tensor, goals: Tensor, first: int, grid: tuple[int, int
 
 
 def show_attention(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Let the language model's middle layer hand out its attention weights, for `gaze_loss`."""
+    """Make the language model's middle layer return its attention weights, for `gaze_loss`."""
     layers = model.model.language_model.layers
     attention = layers[len(layers) // 2].self_attn
     attention.config = copy.deepcopy(attention.config)

@@ -1,4 +1,4 @@
-"""Questions and replies of the demo policy as token ids, each with its weight in the loss."""
+"""Questions and replies of the demo policy as token ids with loss weights."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _POINT = re.compile(r"Point \(([\d.]+), ([\d.]+)\)")
 
 @dataclass
 class Asked:
-    """One question about one picture: prompt and reply as token ids and loss weights, and where it clicks.
+    """The prompt and reply of one question as token ids and loss weights.
 
-    `worth` has (place in ids, (10,) worth of each digit there) for the digits that a click is written with.
+    goal: the reply's click (x, y), 0 to 1. worth: (index in ids, (10,) worth of each digit) for the click's digits.
     """
 
     ids: list[int]
@@ -34,9 +34,9 @@ class Asked:
 
 
 class Writer:
-    """Turns questions and replies into token ids with the weight of each in the loss.
+    """Turns questions and replies into token ids with loss weights.
 
-    What is asked is built as everywhere (observe, build_messages, Chat); of the picture only its place is known here,
+    Requests are built as in inference (observe, build_messages, Chat), but with only a placeholder for the picture,
     so that several questions can share its tokens.
     """
 
@@ -50,7 +50,7 @@ class Writer:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def _around(self, question: str, masked: bool = False, note: str = "") -> tuple[list[int], list[int]]:
-        """The tokens before the picture, the same for every question, and those after it."""
+        """(tokens before the picture, which are the same for every question; tokens after it)."""
         nothing = np.zeros((1, 1, 3), np.uint8)
         before = Situation(nothing, question, note=note)
         if masked:
@@ -61,7 +61,7 @@ class Writer:
         return ids[:at], ids[at + 1 :]
 
     def start(self, grid: tuple[int, int]) -> tuple[list[int], np.ndarray]:
-        """The tokens up to and with a picture of (rows, columns) of them, and their (3, L) rotary positions."""
+        """The L tokens up to and including a picture of (rows, columns) tokens, and their (3, L) rotary positions."""
         visual = grid[0] * grid[1]
         types = np.repeat([0, 1], [len(self.prefix), visual])
         ids = self.prefix + [self.chat.picture_token] * visual
@@ -79,8 +79,8 @@ class Writer:
         """One question and its reply.
 
         Args:
-            worth: (STEPS, STEPS) [x, y]: of the points that the reply could click on instead of its own.
-            masked: a mask is painted over the picture.
+            worth: (STEPS, STEPS) [x, y] of clicks at other points than the reply's.
+            masked: whether a mask is over the picture.
             note: see prompts.rejection_note and prompts.retry_note.
         """
         _, before = self._around(question, masked, note)
@@ -89,7 +89,7 @@ class Writer:
         run = 0
         for i, token in enumerate(said):
             run = run + 1 if token in self.digits else 0
-            # "0.dd00": digits two and three of each number are the ones that point somewhere.
+            # "0.dd00": only the second and third digit of each number matter.
             if token in self.digits:
                 dotted = i >= 1 and self.tokenizer.id_to_token(said[i - 1]) == "."
                 weights[i] = 8.0 if dotted else 4.0 if run == 2 else 0.3

@@ -1,6 +1,6 @@
-"""What the demo segmenter practises on: phantom slices moved and windowed anew each time, structures, prompts.
+"""Training samples of the demo segmenter: augmented phantom slices, structures and prompts.
 
-Clicks are found at half the picture's size. How it learns is in train_segmenter.
+Clicks are computed at half resolution. The training is in train_segmenter.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from training.demo.dataset import HARD, NAMES, SIDE, Slices
 PIXEL_MEAN = torch.tensor([0.485, 0.456, 0.406])[None, :, None, None]
 PIXEL_STD = torch.tensor([0.229, 0.224, 0.225])[None, :, None, None]
 LEARNED = len(NAMES)
-# Share of a picture below which a structure is not a target; training.evaluate asks from 1.1e-3 on.
+# Structures below this share of the picture are not targets; training.evaluate asks from 1.1e-3 on.
 SLIVER = 7e-4
 
 
@@ -28,10 +28,10 @@ def batch_of(
     augment: float = 1.0,
     masses: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Pictures (B, 3, side, side) normalised and structure bits (B, side, side) int64 of slices `numbers`.
+    """(B, 3, side, side) normalised pictures and (B, side, side) int64 structure bits of the slices `numbers`.
 
-    `augment`: how much they are moved, windowed and grained, 0 not at all; `masses`: in how many of the pictures
-    one more lesion is put.
+    augment: strength of random transforms, windows and noise, 0 for none; masses: share of the pictures that get one
+    more lesion.
     """
     hu = torch.from_numpy(np.asarray(data.hu[numbers], np.float32))[:, None]
     bits = torch.from_numpy(data.bits[numbers].astype(np.float32))[:, None]
@@ -65,7 +65,7 @@ def batch_of(
         :, None, None, None
     ]
     for n in map(int, np.flatnonzero(rng.random(count) < 0.25 * min(1.0, 2 * augment))):
-        # wide ones, or the picture's own
+        # wide windows, or the picture's own range
         if rng.random() < 0.6:
             lower[n] = float(rng.uniform(-1000, -120))
             width[n] = float(rng.uniform(150, 900)) - lower[n]
@@ -74,7 +74,7 @@ def batch_of(
             lower[n], width[n] = float(low), float(max(high - low, 100))
     grey = ((hu - lower) / width).clamp(0, 1)
     if augment:
-        if rng.random() < 0.3 * augment:  # the look of coarse pixels
+        if rng.random() < 0.3 * augment:  # low resolution
             coarse = int(rng.integers(90, 160))
             grey = F.interpolate(
                 F.interpolate(grey, size=(coarse, coarse), mode="area"), size=(side, side), mode="bicubic"
@@ -91,9 +91,9 @@ def batch_of(
 
 
 def _grow_mass(hu: np.ndarray, bits: np.ndarray, rng: np.random.Generator) -> None:
-    """Put a mass of any shape and shade somewhere into the body: the phantoms' own lesions are few and alike.
+    """Add a lesion of random shape and density somewhere in the body, as the phantoms' own are few and similar.
 
-    `hu` and `bits` (S, S) are changed. As for those lesions, what a mass covers is not a part of the organ.
+    Changes `hu` and `bits` (S, S). As for other lesions, the organ loses what the lesion covers.
     """
     rows, columns = np.nonzero((hu > -140) & (hu < 250))
     if not len(rows):
@@ -103,18 +103,22 @@ def _grow_mass(hu: np.ndarray, bits: np.ndarray, rng: np.random.Generator) -> No
     y, x = (y - rows[at]) * SIDE / hu.shape[0], (x - columns[at]) * SIDE / hu.shape[1]
     angle, reach = np.arctan2(y, x) + rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(np.log(3), np.log(14)))
     outline = 1 + sum(rng.normal(0, 0.25 / k) * np.cos(k * angle + rng.uniform(0, 6.3)) for k in (1, 2, 3, 4))
-    inside = 1 / (1 + np.exp((np.hypot(y, x) - reach * np.maximum(outline, 0.3)) * 2))  # an edge of a pixel
+    inside = 1 / (
+        1 + np.exp((np.hypot(y, x) - reach * np.maximum(outline, 0.3)) * 2)
+    )  # an edge one pixel wide
     around = hu[rows[at], columns[at]]
-    way = 1 if around < -20 else -1 if around > 150 else rng.choice([-1, 1])  # in fat, darker is not seen
+    way = (
+        1 if around < -20 else -1 if around > 150 else rng.choice([-1, 1])
+    )  # darker would be invisible in fat
     hu += (inside * way * rng.uniform(30, 120)).astype(hu.dtype)
     covered = inside > 0.5
     bits[covered] = 1 << NAMES.index("lesion")
 
 
 def choose_objects(bits: Tensor, each: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """`each` structures a picture: what is hard or small more often, neighbours that nobody asks for less often.
+    """`each` random structures per picture of (B, S, S) bits: hard and small ones more often, extra ones less often.
 
-    Slivers are left out. Returns masks (N, S, S), which picture (N,), which of NAMES (N,).
+    Slivers are left out. Returns (N, S, S) masks, (N,) index of the picture, (N,) index into NAMES.
     """
     masks, owner, names = [], [], []
     for b in range(len(bits)):
@@ -134,7 +138,7 @@ def choose_objects(bits: Tensor, each: int, rng: np.random.Generator) -> tuple[T
 
 
 def first_clicks(masks: Tensor, rng: np.random.Generator) -> Tensor:
-    """(N, S, S) → (N, 2) x, y pixels: half of them deep inside, half anywhere inside."""
+    """(N, 2) x, y in pixels for (N, S, S) masks: half at the deepest point, half anywhere inside."""
     points = []
     deep = deepest(masks)
     for n, m in enumerate(masks):
@@ -147,9 +151,9 @@ def first_clicks(masks: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def corners(masks: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """(N, S, S) → a box around each, drawn by a hand that is not quite steady, as SAM2's two corner points.
+    """A slightly imprecise box around each of (N, S, S) masks, as SAM2's two corner points.
 
-    Points (N, 2, 2) x, y pixels and their labels (N, 2), 2 for the first corner and 3 for the last.
+    Returns (N, 2, 2) points x, y in pixels, and their (N, 2) labels: 2 for the first corner, 3 for the last.
     """
     boxes = []
     for m in masks:
@@ -163,7 +167,7 @@ def corners(masks: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
 
 
 def corrective_clicks(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the thresholded low-resolution mask is most wrong → points (N, 2) pixels, labels (N,) 1 or 0."""
+    """Clicks at the deepest error of (N, 1, s, s) logits: (N, 2) points in pixels, (N,) labels 1 or 0."""
     predicted = F.interpolate(logits, size=masks.shape[-2:], mode="bilinear")[:, 0] > 0
     truth = masks > 0.5
     points = deepest((predicted ^ truth).float())
@@ -172,7 +176,7 @@ def corrective_clicks(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def deepest(regions: Tensor) -> Tensor:
-    """(N, S, S) 0 or 1 → (N, 2) x, y pixels: the deepest point of each, found at half the size."""
+    """(N, 2) x, y in pixels: the deepest point of each of (N, S, S) regions of 0 and 1, at half resolution."""
     half = F.avg_pool2d(regions[:, None], 2)[:, 0].numpy()
     points = []
     for covered, region in zip(half, regions, strict=True):
@@ -182,16 +186,16 @@ def deepest(regions: Tensor) -> Tensor:
         part = np.pad(inside[y0 : ys[-1] + 1, x0 : xs[-1] + 1], 1)
         r, c = np.unravel_index(ndimage.distance_transform_edt(part).argmax(), part.shape)
         y, x = 2 * int(y0 + r - 1), 2 * int(x0 + c - 1)
-        # The half-size cell may be covered in part: take a pixel of it that is inside.
+        # The half-size cell may be covered only partly: take a pixel that is inside.
         dy, dx = divmod(int(region[y : y + 2, x : x + 2].argmax()), 2)
         points.append([x + dx, y + dy])
     return torch.tensor(points, dtype=torch.float32)
 
 
 def nearness(points: Tensor, side: int, reach: float = 14.0) -> Tensor:
-    """(N, 2) x, y pixels → (N, 1, side / 2, side / 2) weights: 7 at the click, 1 away from it.
+    """(N, 1, side / 2, side / 2) weights: 7 at each of (N, 2) clicks x, y in pixels, 1 far from it.
 
-    Without it a correction of a large structure hardly counts: its pixels are few among many that are right.
+    Without them the few pixels that correct a large structure would hardly matter.
     """
     at = torch.arange(side // 2) * 2.0 + 1
     x, y = ((at - points[:, :1]) / reach) ** 2, ((at - points[:, 1:]) / reach) ** 2

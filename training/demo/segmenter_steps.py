@@ -1,4 +1,7 @@
-"""A step of the demo segmenter's training: prompts in a row on some structures of a batch, and what they cost."""
+"""Training steps of the demo segmenter: successive prompts on structures of a batch, and their losses.
+
+S is the model's input size.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +23,18 @@ from training.demo.segmenter_prompts import (
     nearness,
 )
 
-HOLE = 2.7  # the cost of losing a structure that goes on, where it costs 1 to go on with one that has ended
+HOLE = 2.7  # loss weight of a structure wrongly ended; of one wrongly continued it is 1
 
 
 class DenseHead(nn.Module):
-    """Training only: which structures lie at each point of the finest and the coarsest feature map."""
+    """Training only: predicts the structures at each point of the finest and the coarsest feature map."""
 
     def __init__(self, width: int):
         super().__init__()
         self.fine, self.coarse = nn.Conv2d(width, LEARNED, 1), nn.Conv2d(width, LEARNED, 1)
 
     def loss(self, features: list[Tensor], bits: Tensor) -> Tensor:
-        """`features` are the three FPN levels, `bits` (B, side, side) int."""
+        """features: the three FPN levels; bits: (B, S, S) int."""
         planes = torch.stack([(bits >> b & 1) for b in range(LEARNED)], 1).float()
         total = torch.zeros(())
         for head, f in ((self.fine, features[0]), (self.coarse, features[2])):
@@ -46,7 +49,7 @@ class DenseHead(nn.Module):
 
 
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """(…, H, W) logits against soft masks → (…) soft Dice loss; empty targets count as background."""
+    """(…) soft Dice loss of (…, H, W) logits against soft masks; defined for empty targets too."""
     p = logits.sigmoid()
     inter = (p * target).sum((-2, -1))
     return 1 - (2 * inter + 1) / (p.sum((-2, -1)) + target.sum((-2, -1)) + 1)
@@ -61,11 +64,10 @@ def decode(
     prior: Tensor | None,
     several: bool = True,
 ):
-    """One prompt turn on N objects → three low-resolution logits (N, 3, S/4, S/4), their scores (N, 3), and the
-    logit of the object's presence (N,).
+    """One prompt turn on N objects: (N, 3, S/4, S/4) logits, (N, 3) scores, (N,) logits of the object's presence.
 
-    `points` (N, P, 2) are pixels at the model's input size, `labels` (N, P) 1 or 0, or 2 and 3 for the corners of
-    a box. Not `several`: SAM's other head, which draws one mask of a prompt that leaves little in doubt.
+    points: (N, P, 2) pixels at the model's input size; labels: (N, P), 1 or 0, or 2 and 3 for the corners of a box;
+    prior: (N, 1, S/4, S/4) logits or None. several=False uses SAM's single-mask head, for unambiguous prompts.
     """
     sparse, dense = model.sam_prompt_encoder(points=(points, labels), boxes=None, masks=prior)
     out = model.sam_mask_decoder(
@@ -81,7 +83,7 @@ def decode(
 
 
 def encode(model: SAM2Base, pictures: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Feature maps for the mask decoder, and the neck's own (for the dense head)."""
+    """Feature maps for the mask decoder, and those of the neck (for the dense head), of (B, 3, S, S) pictures."""
     out = model.image_encoder(pictures)
     raw = out["backbone_fpn"]
     decoder = model.sam_mask_decoder
@@ -92,9 +94,9 @@ def encode(model: SAM2Base, pictures: Tensor) -> tuple[list[Tensor], list[Tensor
 def mask_loss(
     logits: Tensor, scores: Tensor, masks: Tensor, near: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The best of three masks carries the loss (the others a little); scores learn the true IoU.
+    """(loss, (N, 3) IoU) of (N, 3, S/4, S/4) logits: mainly of the best mask, and of the scores against the true IoU.
 
-    `near` (N, 1, S/2, S/2) weighs pixels: what a corrective click is about.
+    masks: (N, S, S); near: (N, 1, S/2, S/2) pixel weights, higher near a corrective click.
     """
     half, quarter = F.avg_pool2d(masks[:, None], 2), F.avg_pool2d(masks[:, None], 4)
     each = _mask_loss(logits, quarter.expand_as(logits))
@@ -107,9 +109,9 @@ def mask_loss(
 
 
 def _mask_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """(N, M, s, s) against soft masks → (N, M) cross entropy and Dice.
+    """(N, M) cross entropy plus Dice loss of (N, M, s, s) logits against soft masks.
 
-    Cross entropy counts within the structure's neighbourhood scale, so that small ones are not drowned.
+    Cross entropy is scaled by the structure's area, so that small ones count too.
     """
     bce = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").mean((-2, -1))
     return bce / (target.mean((-2, -1)) * 6 + 0.04).clamp(max=1.0) + dice_loss(logits, target)
@@ -118,7 +120,7 @@ def _mask_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> 
 def train_step(
     model, head, data, numbers, rng, objects: int, clicks: int, boxes: float = 0.0, augment: float = 1.0
 ) -> tuple[Tensor, dict[str, float]]:
-    """One batch: `clicks` turns on `objects` structures a picture; `boxes` is how often a box comes first."""
+    """(loss, figures) of `clicks` turns on `objects` structures per picture; boxes: share of batches with a box first."""
     pictures, bits = batch_of(data, numbers, rng, model.image_size, augment, masses=0.25 * augment)
     features, raw = encode(model, pictures)
     dense = head.loss(raw, bits)
@@ -147,22 +149,22 @@ def carried_step(
     clicks: int,
     augment: float = 1.0,
 ) -> tuple[Tensor, dict[str, float]]:
-    """As `train_step`, on slices whose neighbour's mask is known: how a volume is gone through, and corrected.
+    """As `train_step`, starting from the mask of a neighbouring slice, as in propagation through a volume.
 
-    `numbers` are slices of clips. The first prompt has the logits of the neighbour's mask, found by a click, and
-    half of the time a click where that mask is deepest, else one where it does not fit the slice.
+    `numbers` are slices of clips. The first prompt is the logits of the neighbour's mask, made by a click, plus a
+    click: half of the time where that mask is deepest, else where it is most wrong in this slice.
     """
     frames = numbers % FRAMES
     steps = np.where(frames == 0, 1, np.where(frames == FRAMES - 1, -1, rng.choice([-1, 1], len(numbers))))
-    (pictures, bits), (beside, beside_bits) = pairs(model, clips, numbers, steps, rng, augment)
+    (pictures, bits), (neighbour, neighbour_bits) = pairs(model, clips, numbers, steps, rng, augment)
     features, raw = encode(model, pictures)
     dense = head.loss(raw, bits)
     masks, owner, names = choose_objects(bits, objects, rng)
     with torch.no_grad():
-        before = (beside_bits[owner] >> names[:, None, None] & 1).float()
+        before = (neighbour_bits[owner] >> names[:, None, None] & 1).float()
         there = before.flatten(1).sum(1) >= 24
         masks, owner, before = masks[there], owner[there], before[there]
-        seen, _ = encode(model, beside)
+        seen, _ = encode(model, neighbour)
         prior = carried_prior(model, seen, owner, before)
     found = (F.interpolate(prior, size=masks.shape[-2:], mode="bilinear")[:, 0] > 0).float()
     point, label = corrective_clicks(prior, masks)
@@ -177,16 +179,16 @@ def carried_step(
 def ending_step(
     model: SAM2Base, clips: Slices, numbers: np.ndarray, rng: np.random.Generator, augment: float = 1.0
 ) -> tuple[Tensor, dict[str, float]]:
-    """As `carried_step`, for the object score alone: whether what is carried goes on in the slices `numbers`.
+    """As `carried_step`, for the object score alone: whether a propagated structure continues in the slices `numbers`.
 
     The masks come from any other slice of the same clip, so that more structures have ended.
     """
     frames = numbers % FRAMES
     steps = (frames + rng.integers(1, FRAMES, len(numbers))) % FRAMES - frames
-    (pictures, bits), (beside, beside_bits) = pairs(model, clips, numbers, steps, rng, augment)
+    (pictures, bits), (neighbour, neighbour_bits) = pairs(model, clips, numbers, steps, rng, augment)
     with torch.no_grad():
-        features, seen = encode(model, pictures)[0], encode(model, beside)[0]
-    return ending_loss(model, features, seen, bits, beside_bits, rng)
+        features, seen = encode(model, pictures)[0], encode(model, neighbour)[0]
+    return ending_loss(model, features, seen, bits, neighbour_bits, rng)
 
 
 def pairs(
@@ -197,7 +199,7 @@ def pairs(
     rng: np.random.Generator,
     augment: float,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Pictures and bits of slices of clips, and of those so many `steps` away, moved and windowed alike."""
+    """(pictures, bits) of the slices `numbers` of clips, and of those `steps` away, with the same augmentation."""
     seed = rng.integers(2**31)
     return [
         batch_of(clips, each, np.random.default_rng(seed), model.image_size, augment)
@@ -206,7 +208,7 @@ def pairs(
 
 
 def carried_prior(model: SAM2Base, features: list[Tensor], owner: Tensor, masks: Tensor) -> Tensor:
-    """(N, 1, S/4, S/4) logits that a click in the middle of each of N masks brings: what is carried on."""
+    """(N, 1, S/4, S/4) logits of a click at the deepest point of each of N masks: the mask to propagate."""
     one = torch.ones(len(masks), 1, dtype=torch.int)
     logits, scores, _ = decode(model, features, owner, deepest(masks)[:, None], one, None)
     return logits[torch.arange(len(logits)), scores.argmax(1)][:, None].clamp(-32, 32)
@@ -217,23 +219,23 @@ def ending_loss(
     features: list[Tensor],
     seen: list[Tensor],
     bits: Tensor,
-    beside_bits: Tensor,
+    neighbour_bits: Tensor,
     rng: np.random.Generator,
     each: int = 5,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Whether a carried mask's structure goes on in the slice, as the object score has to tell it.
+    """The loss of the object score as a prediction of whether a propagated structure continues in the slice.
 
-    features, bits: of the slices; seen, beside_bits: of their neighbours, from which up to `each` structures a slice
-    are carried. Those that end come first; a third is carried to another place, as a mask that has drifted off.
-    A structure goes on where it is under the carried mask. Returns the loss, and how many are told right of those
-    that go on and of those that do not.
+    features, bits: of the slices; seen, neighbour_bits: of their neighbours, from which up to `each` structures per
+    slice are propagated, those that end first. A third of the masks is shifted, as if it had drifted. A structure
+    continues if it overlaps the propagated mask. Returns the loss, and the accuracy for structures that continue and
+    for those that end.
     """
     carried: list[tuple[int, Tensor]] = []
-    for b, (here, there) in enumerate(zip(bits, beside_bits, strict=True)):
+    for b, (here, there) in enumerate(zip(bits, neighbour_bits, strict=True)):
         known = [n for n in range(LEARNED) if int((there >> n & 1).sum()) >= 60]
         known.sort(key=lambda n: (int((here >> n & 1).sum()) > 0, rng.random()))
         carried += [(b, torch.stack([(x >> n & 1).float() for x in (there, here)])) for n in known[:each]]
-    nothing = torch.zeros((), requires_grad=True)  # what a step without any carried mask learns from
+    nothing = torch.zeros((), requires_grad=True)  # the loss of a step without propagated masks
     if not carried:
         return nothing, {}
     owner = torch.tensor([b for b, _ in carried])
@@ -253,13 +255,13 @@ def ending_loss(
         goes_on = (share > 0.3).float()
     one = torch.ones(len(prior), 1, dtype=torch.int)
     presence = decode(model, features, owner, deepest(shown.float())[:, None], one, prior)[2]
-    # However many there are of each kind, each kind counts as a whole.
+    # Both classes have fixed total weights, whatever their numbers.
     counts = goes_on.sum().clamp_min(1), (1 - goes_on).sum().clamp_min(1)
     weight = torch.where(goes_on > 0, HOLE / counts[0], 1 / counts[1]) / (1 + HOLE)
     loss = (F.binary_cross_entropy_with_logits(presence, goes_on, reduction="none") * weight).sum()
     right = ((presence > 0) == (goes_on > 0)).float()
-    told = {"goes_on": right[goes_on > 0], "ended": right[goes_on == 0]}
-    return loss, {name: float(each.mean()) for name, each in told.items() if len(each)}
+    figures = {"goes_on": right[goes_on > 0], "ended": right[goes_on == 0]}
+    return loss, {name: float(each.mean()) for name, each in figures.items() if len(each)}
 
 
 def turns(
@@ -273,9 +275,9 @@ def turns(
     clicks: int,
     several: bool = True,
 ) -> tuple[Tensor, list[float]]:
-    """`clicks` prompts in a row, the first as given, each later one a click more where the mask is most wrong.
+    """`clicks` successive prompts: the first as given, then one more click each at the deepest error.
 
-    Returns the mean loss and the mean IoU of each turn. Not `several`: the first prompt is a box (see decode).
+    Returns the mean loss and the mean IoU of each turn. several=False: the first prompt is a box (see decode).
     """
     near, total, ious = None, torch.zeros(()), []
     for turn in range(clicks):

@@ -1,12 +1,12 @@
-"""Teach the demo segmenter to carry a mask from slice to slice: SAM2's memory, and whether all has ended.
+"""Train the demo segmenter's SAM2 memory and object score, to propagate a mask from slice to slice.
 
     python -m training.demo.dataset --clips 400 --out build/clips
     python -m training.demo.train_memory --start build/segmenter/resume.pt --clips build/clips --out build/memory
 
-One slice of a clip gets a click (or the true mask), the others are found from memory alone, up or down the
-stack. The image encoder stays as it is; the mask decoder learns on, with single slices mixed in so that it
-forgets no clicks. The object score decides what the memory is told; while it is being learned, it is told the
-truth in half of the clips. Resuming is exact.
+One slice of a clip gets a click (or the true mask); the others are segmented from memory alone, up or down the stack.
+The image encoder is frozen. The mask decoder is trained further, with single slices mixed in so that it keeps its
+accuracy on clicks. The object score affects the memory; in half of the clips it is replaced by the truth. Resuming is
+exact.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ibis_agent.errors import InputError
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
-from training.common.commands import ending
+from training.common.commands import RESUMABLE, ending
 from training.demo import loop
 from training.demo.dataset import FRAMES, Slices, load
 from training.demo.segmenter_prompts import LEARNED, batch_of, choose_objects, first_clicks
@@ -30,9 +30,9 @@ from training.demo.train_segmenter import CONFIG, build, measure, save_model
 
 
 class Heard:
-    """Listens to the mask decoder: keeps its raw masks and scores, and may put the truth in the score's place.
+    """A hook on the mask decoder: keeps its raw masks and scores, and can replace the object score by the truth.
 
-    SAM2 blanks the masks of an object that it takes for absent before anyone could learn from them.
+    SAM2 clears the masks of objects that it considers absent, so their gradient would be lost.
     """
 
     def __init__(self, model: SAM2Base):
@@ -48,13 +48,13 @@ class Heard:
 
 
 def clip_objects(bits: Tensor, each: int, rng: np.random.Generator) -> tuple[Tensor, int]:
-    """(FRAMES, S, S) structure bits → masks (N, FRAMES, S, S) of structures that are in one common key slice."""
+    """((N, FRAMES, S, S) masks of structures in a common key slice, the key slice) of (FRAMES, S, S) structure bits."""
     areas = torch.stack([(bits >> b & 1).flatten(1).sum(1) for b in range(LEARNED)], 1)
     weight = (areas >= 60).float() @ torch.tensor([1.0] * 8 + [0.3] * (LEARNED - 8)) + 1e-3
     odds = weight.double().numpy()
     key = int(rng.choice(len(bits), p=odds / odds.sum()))
     odds = np.where(areas[key].numpy() >= 40, 1.0, 0.0) * np.array([1.0] * 7 + [3.0] + [0.3] * (LEARNED - 8))
-    # Structures that end within the clip teach the end.
+    # Prefer structures that end within the clip.
     odds = odds * np.where((areas == 0).any(0).numpy(), 2.0, 1.0)
     if odds.sum() == 0:
         return torch.empty(0), key
@@ -65,14 +65,13 @@ def clip_objects(bits: Tensor, each: int, rng: np.random.Generator) -> tuple[Ten
 def track(
     model: SAM2Base, heard: Heard, clips: Slices, numbers: np.ndarray, objects: int, rng: np.random.Generator
 ) -> tuple[Tensor, dict[str, float]]:
-    """The loss over a batch of clips; each clip runs from its key slice to one end of it."""
+    """(loss, figures) over a batch of clips; each clip is followed from its key slice to one end."""
     total, ious, right, frames = torch.zeros(()), [], [], 0
-    told = rng.random() < 0.5
+    use_truth = rng.random() < 0.5
     for clip in numbers:
         order = np.arange(FRAMES) + int(clip) * FRAMES
         if rng.random() < 0.5:
             order = order[::-1]
-        # One look for the whole clip: the same random numbers for each of its slices would need one call.
         pictures, bits = clip_batch(clips, order, rng, model.image_size)
         masks, key = clip_objects(bits, objects, rng)
         if not len(masks):
@@ -95,7 +94,7 @@ def track(
             truth = masks[:, frame]
             present = (truth.flatten(1).sum(1) >= 12).float()
             first = frame == key
-            heard.truth = present if told or first else None
+            heard.truth = present if use_truth or first else None
             points, given = None, None
             if first and rng.random() < 0.7:
                 points = {
@@ -139,14 +138,14 @@ def track(
 def clip_batch(
     clips: Slices, order: np.ndarray, rng: np.random.Generator, side: int
 ) -> tuple[Tensor, Tensor]:
-    """The slices `order` of one clip, all moved and windowed alike."""
+    """The slices `order` of one clip, all augmented in the same way."""
     seed = int(rng.integers(2**31))
     pairs = [batch_of(clips, np.array([n]), np.random.default_rng(seed), side) for n in order]
     return torch.cat([p for p, _ in pairs]), torch.cat([b for _, b in pairs])
 
 
 def single_slices(model: SAM2Base, data: Slices, numbers: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """Clicks on single slices, as in training.demo.train_segmenter, with the encoder as it is."""
+    """The loss of clicks on single slices, as in training.demo.train_segmenter, with a frozen encoder."""
     pictures, bits = batch_of(data, numbers, rng, model.image_size)
     with torch.no_grad():
         raw = model.image_encoder(pictures)["backbone_fpn"]
@@ -169,15 +168,15 @@ def main() -> None:
     parser.add_argument("--start", type=Path, default=Path("build/segmenter/resume.pt"))
     parser.add_argument("--config", type=Path, default=CONFIG, help="the architecture, as a SAM2 .yaml")
     parser.add_argument("--clips", type=Path, default=Path("build/clips"))
-    parser.add_argument("--batch", type=int, default=2, help="clips a step")
+    parser.add_argument("--batch", type=int, default=2, help="clips per step")
     parser.add_argument("--objects", type=int, default=4)
     args = parser.parse_args()
-    with ending("stopped; the same command goes on from the last checkpoint"):
+    with ending(RESUMABLE):
         train(args)
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train, or go on training, and write the model. Raises InputError for what is not there."""
+    """Train, or resume, and write the model. Raises InputError if a file is missing."""
     if not args.start.is_file():
         remedy = "Make it: python -m training.demo.train_segmenter."
         raise InputError("there is no such checkpoint", file=args.start, remedy=remedy)
@@ -203,7 +202,7 @@ def train(args: argparse.Namespace) -> None:
 
     def learn(step: int) -> tuple[Tensor, loop.Figures]:
         rng = loop.random(args, step, 3)
-        torch.manual_seed(args.seed * 100_003 + step)  # the attention's dropout
+        torch.manual_seed(args.seed * 100_003 + step)  # for the attention's dropout
         chosen = rng.choice(count, args.batch, replace=False)
         loss, figures = track(model, heard, clips, chosen, args.objects, rng)
         loss = loss + single_slices(model, data, np.sort(rng.choice(singles, 3, replace=False)), rng)

@@ -1,20 +1,19 @@
-"""Train the demo policy on phantom slices, from nothing: picture and question in, thought and click out.
+"""Train the demo policy on phantom slices from scratch: picture and question in, thinking and click out.
 
     python -m training.demo.dataset --out build/phantoms
     python -m training.demo.train_policy --data build/phantoms --out build/policy
 
-A Qwen2.5-VL of about 3.1 M parameters learns by supervised fine-tuning on simulated turns: the first click, the
-judgement of a mask painted over the picture (stop, add, take away), and the answer that a structure is not
-there. Simplifications, and why:
-- masks of later turns are made from the truth (training.trajectories.mistakes): good, incomplete, spilled, or
-  elsewhere;
-- heads that name structures and click targets at every visual token exist in training only: without them
-  a model of this size takes ten times longer to find out what the digits of a coordinate are about;
-- one attention head is shown where to look: while a reply with a click is written, at the cell clicked on;
-- coordinates have two decimals and their digits weigh more, the first one most; they are not learnt as the one
-  right text, but by what the best click that begins with them is worth (training.demo.policy_clicks);
-- the questions of one picture share its tokens: one sequence, each question sees the picture and itself.
-Resuming is exact: every step's random numbers depend on the seed and the step alone.
+A Qwen2.5-VL of about 3.1 M parameters is trained by supervised fine-tuning on simulated turns: the first click, the
+judgement of a mask over the picture (stop, add, remove), and the answer that a structure is absent. Simplifications,
+and why:
+- masks of later turns are made from the truth (training.trajectories.mistakes): good, incomplete, spilled, or wrong;
+- heads for structures and click targets at every visual token exist in training only: without them a model of this
+  size takes ten times longer to learn what the digits of a coordinate mean;
+- one attention head is trained to attend to the clicked token while a reply with a click is written;
+- coordinates have two decimals, whose digits have a higher weight, the first most of all; instead of one correct text
+  they learn the worth of the best click that starts with them (training.demo.policy_clicks);
+- the questions about a picture share its tokens: one sequence, in which each question sees the picture and itself.
+Resuming is exact: the random numbers of a step depend only on the seed and the step.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from training.common import questions as q
-from training.common.commands import ending
+from training.common.commands import RESUMABLE, ending
 from training.demo import loop
 from training.demo.dataset import ALIKE, NAMES, SIDE, Slices, load
 from training.demo.empty_policy import make_config, make_tokenizer, save_folder, weights_folder
@@ -52,7 +51,7 @@ from training.demo.policy_turns import (
 from training.demo.policy_writer import Writer
 from training.phantoms.phantom import STRUCTURES
 
-SMALL = 500  # pixels on the SIDE grid: below, one structure in four was missed
+SMALL = 500  # pixels on the SIDE grid; of smaller structures, one in four was missed
 
 
 def train_step(
@@ -64,7 +63,7 @@ def train_step(
     extra: float,
     language: bool = True,
 ) -> tuple[Tensor, dict[str, float]]:
-    """One batch: `extra` weighs the heads; without `language` only the vision tower and its heads learn."""
+    """(loss, figures) of a batch. extra: weight of the heads; without `language` only the vision tower is trained."""
     rows, columns = grid
     count = len(batch["pictures"])
     thw = torch.tensor([[1, rows * 2, columns * 2]] * count)
@@ -124,9 +123,9 @@ def train_step(
 
 
 def reply_loss(logits: Tensor, labels: Tensor, worth: Tensor, digits: list[int]) -> Tensor:
-    """Cross entropy of each token (N,); of a click's digits, minus the log of what they are worth on average.
+    """(N,) cross entropy of each token; for a click's digits, minus the log of their expected worth.
 
-    `worth` (N, 10) of each digit, all 0 where the token is none: whatever lies well inside is as good an answer.
+    worth: (N, 10) of each digit, all 0 for other tokens. Any click well inside the structure is a good answer.
     """
     each = F.cross_entropy(logits, labels, reduction="none")
     clicked = worth.any(-1)
@@ -135,7 +134,7 @@ def reply_loss(logits: Tensor, labels: Tensor, worth: Tensor, digits: list[int])
 
 
 def worth_of(logits: Tensor, worth: Tensor, digits: list[int]) -> Tensor:
-    """Mean worth of the digits that would be written."""
+    """Mean worth of the most likely digits."""
     clicked = worth.any(-1)
     best = logits[clicked][:, digits].argmax(-1, keepdim=True)
     return worth[clicked].gather(1, best).mean()
@@ -143,7 +142,7 @@ def worth_of(logits: Tensor, worth: Tensor, digits: list[int]) -> Tensor:
 
 @torch.inference_mode()
 def measure(model, writer: Writer, data: Slices, numbers: np.ndarray) -> dict[str, float]:
-    """First clicks by greedy decoding on unchanged slices: hit rate, absent recall, false absences, format."""
+    """First clicks by greedy decoding without augmentation: hit rate, absent recall, false absences, unreadable."""
     model.eval()
     hits: dict[str, list[bool]] = {n: [] for n in STRUCTURES}
     missing, false, bad = [], [], 0
@@ -194,7 +193,7 @@ def measure(model, writer: Writer, data: Slices, numbers: np.ndarray) -> dict[st
 def greedy(
     model, writer: Writer, seen: Tensor, grid: tuple[int, int], suffix: list[int], limit: int = 80
 ) -> str:
-    """The reply to one question about one picture whose visual tokens are `seen`; batch of one."""
+    """The greedy reply to one question about the picture with visual tokens `seen`."""
     opening, places = writer.start(grid)
     after = int(places.max()) + 1
     language = model.model.language_model
@@ -219,8 +218,8 @@ def greedy(
     return writer.tokenizer.decode(said)
 
 
-def how_often(data: Slices, n: int) -> float:
-    """How much oftener than others slice n is shown: lesions are rare, and what is small is missed most."""
+def sampling_weight(data: Slices, n: int) -> float:
+    """The sampling weight of slice n: higher with lesions, which are rare, and with small, hard structures."""
     if data.mask(n, "lesion").sum() >= SMALLEST:
         return 2.0
     return 2.5 if any(SMALLEST <= data.mask(n, name).sum() < SMALL for name in ALIKE) else 1.0
@@ -231,23 +230,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     loop.add_options(parser, Path("build/policy"), steps=9000, rate=1.0e-3)
+    parser.add_argument("--start", type=Path, help="a folder made by this command, to start from its weights")
     parser.add_argument(
-        "--start", type=Path, help="a folder made by this command to go on from, not from nothing"
-    )
-    parser.add_argument(
-        "--vision-steps", type=int, default=1200, help="first steps that train the vision tower alone"
+        "--vision-steps",
+        type=int,
+        default=1200,
+        help="number of first steps that train only the vision tower",
     )
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument(
-        "--later-turns", type=float, default=0.35, help="share of batches with a painted mask"
-    )
+    parser.add_argument("--later-turns", type=float, default=0.35, help="share of batches with a mask")
     args = parser.parse_args()
-    with ending("stopped; the same command goes on from the last checkpoint"):
+    with ending(RESUMABLE):
         train(args)
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train, or go on training, and write the model. Raises InputError for what is not there."""
+    """Train, or resume, and write the model. Raises InputError if a file is missing."""
     start = weights_folder(args.start) if args.start else None
     data = load(*args.data)
     loop.prepare(args)
@@ -262,7 +260,7 @@ def train(args: argparse.Namespace) -> None:
     loop.once(put_tokenizer)
     writer = Writer(Tokenizer.from_file(str(tokenizer_file)))
     if start:
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(start).float()  # a folder is kept in bf16
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(start).float()  # stored in bf16
     else:
         model = Qwen2_5_VLForConditionalGeneration(make_config(writer.tokenizer))
     config = model.config
@@ -274,7 +272,9 @@ def train(args: argparse.Namespace) -> None:
         [*model.parameters(), *heads.parameters()], lr=args.rate, weight_decay=0.05, betas=(0.9, 0.98)
     )
     count = len(data) - args.held
-    buckets = Buckets(np.asarray(data.aspect[:count]), np.array([how_often(data, n) for n in range(count)]))
+    buckets = Buckets(
+        np.asarray(data.aspect[:count]), np.array([sampling_weight(data, n) for n in range(count)])
+    )
 
     def learn(step: int) -> tuple[Tensor, loop.Figures]:
         rng = loop.random(args, step)

@@ -1,18 +1,18 @@
-"""Train the demo segmenter on phantom slices, from nothing: clicks or a box in, masks out.
+"""Train the demo segmenter on phantom slices from scratch: clicks or a box in, masks out.
 
     python -m training.demo.dataset --out build/phantoms
     python -m training.demo.dataset --clips 400 --out build/clips
     python -m training.demo.train_segmenter --data build/phantoms --clips build/clips --out build/segmenter
 
-A SAM2 of 4.0 M parameters learns as SAM does: a click or a box, a mask, a corrective click where the mask is
-most wrong, and so on; every click sees the mask of before. Simplifications, and why:
-- a dense head names every structure at every point of the feature maps while training, and is thrown away:
-  from scratch, clicks alone teach the encoder too slowly;
-- the object score stays "present" until all else is learnt: an untrained score silences the masks and with them the
-  gradient. `--score-only` then teaches it whether a carried mask's structure goes on in a slice, and nothing else;
-- what lies near a corrective click counts more in the loss;
-- in a part of the steps the first prompt brings the mask of a neighbouring slice, as in runs over volumes.
-Resuming is exact: every step's random numbers depend on the seed and the step alone.
+A SAM2 of 4.0 M parameters is trained as SAM: a click or a box, a mask, a corrective click at the deepest error, and so
+on, each with the previous mask as input. Simplifications, and why:
+- in training only, a dense head predicts every structure at every point of the feature maps: from scratch, clicks
+  alone train the encoder too slowly;
+- the object score stays at "present" until the rest is trained: an untrained score suppresses masks and their
+  gradient. `--score-only` then trains only the score, to say whether a propagated structure continues in a slice;
+- pixels near a corrective click have a higher weight in the loss;
+- in some of the steps the first prompt includes the mask of a neighbouring slice, as in volume runs.
+Resuming is exact: the random numbers of a step depend only on the seed and the step.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
-from training.common.commands import ending
+from training.common.commands import RESUMABLE, ending
 from training.demo import loop
 from training.demo.dataset import NAMES, SIDE, Slices, load
 from training.demo.segmenter_prompts import batch_of, corrective_clicks, deepest
@@ -42,7 +42,7 @@ CONFIG = Path(__file__).parents[2] / "Logic/ibis_agent/demo/segmenter/model.yaml
 
 
 def build(config: Path = CONFIG) -> SAM2Base:
-    """The SAM2Base of `config`, with random weights; the object score begins at 'present'."""
+    """The SAM2Base of `config` with random weights, and an object score of "present"."""
     model = instantiate(OmegaConf.load(config).model)
     last = model.sam_mask_decoder.pred_obj_score_head.layers[-1]
     nn.init.zeros_(last.weight)
@@ -92,13 +92,13 @@ def measure(model: SAM2Base, data: Slices, numbers: np.ndarray, clicks: int = 5)
 
 
 def save_model(state: dict[str, Tensor], file: Path, config: Path = CONFIG) -> None:
-    """Weights as safetensors of 8 bits, with the configuration beside them: what a segmenter loads."""
+    """Save weights as 8-bit safetensors, with the configuration next to them, as segmenter.open expects."""
     save_file(packed(state), file)
     file.with_suffix(".yaml").write_text(config.read_text(encoding="utf-8"), encoding="utf-8")
 
 
-def freed_score(model: SAM2Base) -> list[nn.Parameter]:
-    """The parameters of the object score, undecided to begin with; all others no longer learn."""
+def train_score_only(model: SAM2Base) -> list[nn.Parameter]:
+    """Freeze all parameters except those of the object score, reset the score's bias, and return them."""
     score = model.sam_mask_decoder.pred_obj_score_head
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -113,35 +113,42 @@ def main() -> None:
     )
     loop.add_options(parser, Path("build/segmenter"), steps=7000, rate=1.2e-3)
     parser.add_argument(
-        "--start", type=Path, help="weights to go on from (.safetensors), in place of random ones"
+        "--start", type=Path, help="weights to start from (.safetensors), instead of random ones"
     )
     parser.add_argument("--config", type=Path, default=CONFIG, help="the architecture, as a SAM2 .yaml")
     parser.add_argument(
-        "--dense-steps", type=int, default=700, help="first steps that train the encoder alone"
+        "--dense-steps", type=int, default=700, help="number of first steps that train only the encoder"
     )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--objects", type=int, default=4)
-    parser.add_argument("--clicks", type=int, default=5, help="at most so many in a row")
-    parser.add_argument("--boxes", type=float, default=0.12, help="how often a box comes first, not a click")
-    parser.add_argument("--clips", type=Path, default=Path("build/clips"), help="neighbouring slices")
+    parser.add_argument("--clicks", type=int, default=5, help="most clicks per structure")
     parser.add_argument(
-        "--carried", type=float, default=0.25, help="how often a neighbour's mask comes first; 0: no clips"
+        "--boxes", type=float, default=0.12, help="share of steps that start with a box, not a click"
     )
     parser.add_argument(
-        "--augment", type=float, default=1.0, help="how much pictures are changed; less is for the last steps"
+        "--clips", type=Path, default=Path("build/clips"), help="folder of clips of neighbouring slices"
     )
     parser.add_argument(
-        "--score-only", action="store_true", help="teach the object score alone; the masks stay as they are"
+        "--carried",
+        type=float,
+        default=0.25,
+        help="share of steps that start from a neighbour's mask; 0: no clips",
+    )
+    parser.add_argument(
+        "--augment", type=float, default=1.0, help="strength of augmentation; use less for the last steps"
+    )
+    parser.add_argument(
+        "--score-only", action="store_true", help="train only the object score; masks do not change"
     )
     args = parser.parse_args()
-    with ending("stopped; the same command goes on from the last checkpoint"):
+    with ending(RESUMABLE):
         train(args)
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train, or go on training, and write the model. Raises InputError for what is not there."""
+    """Train, or resume, and write the model. Raises InputError if a file is missing."""
     if args.start and not args.start.is_file():
-        raise InputError("there are no such weights", file=args.start)
+        raise InputError("there is no such file", file=args.start)
     data = load(*args.data)
     clips = load(args.clips) if args.carried or args.score_only else None
     loop.prepare(args)
@@ -156,7 +163,7 @@ def train(args: argparse.Namespace) -> None:
         *head.parameters(),
     ]
     if args.score_only:
-        learned = freed_score(model)
+        learned = train_score_only(model)
     optimiser = torch.optim.AdamW(learned, lr=args.rate, weight_decay=0.05, betas=(0.9, 0.98))
     count = len(data) - args.held
 

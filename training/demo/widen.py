@@ -1,12 +1,12 @@
-"""Give a trained demo segmenter more channels after its trunk, without changing what it answers.
+"""Double the channels of a trained demo segmenter after its trunk, without changing its masks.
 
     python -m training.demo.widen build/segmenter/model.safetensors --config wider.yaml --out build/wider.safetensors
     python -m training.demo.train_segmenter --start build/wider.safetensors --config wider.yaml --out build/segmenter2
 
-A mask is drawn from `d_model` / 8 channels: 8 are too few to put a correction where the click is, and training
-a wider model from nothing costs hours. Every channel is doubled, as in Net2Net (Chen, Goodfellow, Shlens 2016):
-what reads a doubled channel shares its weight between the two, unevenly, so that they learn different things.
-The memory is not carried over: it is made anew, untrained.
+A mask is computed from `d_model` / 8 channels. 8 are too few to place a correction at the click, and training a wider
+model from scratch takes hours. Every channel is duplicated, as in Net2Net (Chen, Goodfellow, Shlens 2016): layers that
+read a duplicated channel split its weight unevenly between the two, so that they can diverge. The memory is not copied
+but initialised anew.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ KEPT = ("image_encoder.", "sam_prompt_encoder.", "sam_mask_decoder.", "no_mem_em
 
 
 def widened(old: dict[str, Tensor], model: nn.Module, seed: int = 1) -> dict[str, Tensor]:
-    """The weights of `model`, whose `d_model` is twice that of `old`, giving the masks and scores of `old`.
+    """Weights for `model`, whose `d_model` is twice that of `old`, with the same masks and scores as `old`.
 
-    Raises InputError where the two differ in more than the width.
+    Raises InputError if the two differ in more than the width.
     """
     generator = torch.Generator().manual_seed(seed)
     modules = dict(model.named_modules())
@@ -43,7 +43,7 @@ def widened(old: dict[str, Tensor], model: nn.Module, seed: int = 1) -> dict[str
                 continue
             if has != 2 * had:
                 raise InputError(
-                    f"{name} has {had} channels and the configuration asks for {has}: only doubling is possible."
+                    f"{name} has {had} channels and the configuration {has}: only doubling is possible"
                 )
             weight = weight.repeat_interleave(2, axis)
             if name.endswith(".weight") and axis == reads:
@@ -53,9 +53,9 @@ def widened(old: dict[str, Tensor], model: nn.Module, seed: int = 1) -> dict[str
                 share = 0.2 + 0.6 * share
                 weight = weight * torch.stack([share, 1 - share], axis + 1).flatten(axis, axis + 1)
         if ".q_proj." in name and target.shape[0] == 2 * old[name].shape[0]:
-            weight = weight / 2**0.5  # twice the products, divided by the root of twice the channels
+            weight = weight / 2**0.5  # twice the products, scaled by the root of twice the channels
         if ".output_hypernetworks_mlps." in name and ".layers.2." in name:
-            weight = weight / 2  # twice the products with the channels of the picture
+            weight = weight / 2  # twice the products with the picture's channels
         new[name] = weight
     return new
 

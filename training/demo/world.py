@@ -1,4 +1,4 @@
-"""A wide world of pictures for the demo models: many phantoms' bodies, and one real patient bent a thousand ways.
+"""More varied training pictures for the demo models: random phantoms, and deformations of one real patient.
 
 python -m training.demo.world --count 6000 --patient SCAN.nii.gz --out build/patient
 python -m training.demo.world --count 3000 --out build/wide      # phantoms alone
@@ -14,7 +14,7 @@ import numpy as np
 from ibis_agent.errors import InputError
 from ibis_agent.scan.frame import find_frame
 
-from training.common.commands import ending
+from training.common.commands import RESUMABLE, ending
 from training.demo.dataset import CLIP_SEEDS, FRAMES, make, stored
 from training.phantoms.patient import SIDE, Patient
 from training.phantoms.phantom import random_slice
@@ -31,13 +31,13 @@ def _patient(scan: str) -> Patient:
     return Patient.load(path, labels, path.with_name(stem + "_labels.json"))
 
 
-def _bent(seed: int, scan: str, held: bool) -> tuple[np.ndarray, np.ndarray, float, bool]:
+def _deformed(seed: int, scan: str, held: bool) -> tuple[np.ndarray, np.ndarray, float, bool]:
     hu, bits, aspect, _ = _patient(scan).picture(seed, held=held)
     return np.round(hu).astype(np.int16), bits, aspect, False
 
 
-def _bent_clip(number: int, scan: str) -> tuple[np.ndarray, np.ndarray, float, bool]:
-    """Slice `number` of the clips: FRAMES neighbours of one bent body, 2 to 8 mm apart."""
+def _deformed_clip(number: int, scan: str) -> tuple[np.ndarray, np.ndarray, float, bool]:
+    """Slice `number` of the clips: FRAMES neighbouring slices of one deformed body, 2 to 8 mm apart."""
     clip, frame = divmod(number, FRAMES)
     patient = _patient(scan)
     gap = np.random.default_rng([clip, 9]).uniform(2, 8) / patient.step
@@ -45,7 +45,7 @@ def _bent_clip(number: int, scan: str) -> tuple[np.ndarray, np.ndarray, float, b
     return np.round(hu).astype(np.int16), bits, aspect, False
 
 
-def _imagined(seed: int) -> tuple[np.ndarray, np.ndarray, float, bool]:
+def _wide(seed: int) -> tuple[np.ndarray, np.ndarray, float, bool]:
     from training.phantoms.wide import wide_slice
 
     hu, bits, aspect, _ = wide_slice(seed)
@@ -53,7 +53,7 @@ def _imagined(seed: int) -> tuple[np.ndarray, np.ndarray, float, bool]:
 
 
 def _plain(seed: int) -> tuple[np.ndarray, np.ndarray, float, bool]:
-    """A phantom of training.phantoms, framed as the models see it."""
+    """A phantom of training.phantoms, cropped to the frame that the models see."""
     made = random_slice(seed, mirrored=False)
     frame = find_frame(made.hu, made.spacing)
     inside = {name: frame.crop(mask) for name, mask in made.masks.items()}
@@ -65,24 +65,28 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--count", type=int, default=6000)
-    parser.add_argument("--patient", type=Path, help="a labelled CT to bend, in place of phantoms")
+    parser.add_argument("--patient", type=Path, help="a labelled CT to deform, instead of phantoms")
     parser.add_argument(
-        "--clips", type=int, help="runs of neighbouring slices of the patient instead of single ones"
+        "--clips",
+        type=int,
+        help="number of clips of neighbouring slices of the patient, instead of single slices",
     )
-    parser.add_argument("--plain", action="store_true", help="the phantoms of training.phantoms, framed")
-    parser.add_argument("--held", action="store_true", help="levels kept for measuring")
+    parser.add_argument(
+        "--plain", action="store_true", help="the phantoms of training.phantoms, cropped to the frame"
+    )
+    parser.add_argument("--held", action="store_true", help="use the levels held out for evaluation")
     parser.add_argument("--out", type=Path, default=Path("build/world"))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--first", type=int, default=WORLD_SEEDS)
     args = parser.parse_args()
     if args.clips is not None and not args.patient:
         raise InputError("clips are made from a patient", remedy="Give --patient.")
-    one = functools.partial(_bent, scan=str(args.patient), held=args.held) if args.patient else _imagined
+    one = functools.partial(_deformed, scan=str(args.patient), held=args.held) if args.patient else _wide
     if args.plain:
         one = _plain
-    with ending("stopped; the same command goes on from here"):
+    with ending(RESUMABLE):
         if args.clips is not None:
-            one = functools.partial(_bent_clip, scan=str(args.patient))
+            one = functools.partial(_deformed_clip, scan=str(args.patient))
             make(args.out, args.clips * FRAMES, args.workers, one, 0, SIDE)
             return
         make(args.out, args.count, args.workers, one, args.first, SIDE)

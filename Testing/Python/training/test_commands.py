@@ -81,7 +81,7 @@ def test_ctrl_c_while_cases_are_read_is_no_crash(tmp_path: Path, monkeypatch: py
         (train_policy, ["--data", "nowhere"], "contains no slices"),
         (train_policy, ["--start", "nowhere"], "no config.json"),
         (train_segmenter, ["--data", "nowhere"], "contains no slices"),
-        (train_segmenter, ["--start", "nowhere.safetensors"], "there are no such weights"),
+        (train_segmenter, ["--start", "nowhere.safetensors"], "there is no such file"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_any_work(

@@ -119,7 +119,7 @@ def test_the_object_score_learns_whether_a_carried_structure_goes_on(clips):
 
 def test_the_object_score_is_learnt_alone_and_the_masks_stay_as_they_are(clips):
     model = train_segmenter.build()
-    learned = train_segmenter.freed_score(model)
+    learned = train_segmenter.train_score_only(model)
     before = {name: each.clone() for name, each in model.state_dict().items()}
     optimiser = torch.optim.SGD(learned, lr=1.0)
     loss, figures = segmenter_steps.ending_step(model, clips, np.arange(4), np.random.default_rng(1))

@@ -19,7 +19,7 @@ from training.demo.empty_policy import PATCH, make_config, make_tokenizer, save_
 from training.demo.policy_clicks import STEPS, correction, deepest, depth_of, digit_worth, good_click, worth
 from training.demo.policy_turns import MEAN, STD, Shown, collate, grid_of, patches_of, show
 from training.demo.policy_writer import Asked, Writer
-from training.demo.train_policy import how_often, reply_loss
+from training.demo.train_policy import reply_loss, sampling_weight
 
 
 @pytest.fixture(scope="module")
@@ -224,4 +224,4 @@ def test_lesions_and_what_is_small_are_shown_oftener():
     shows = {"liver": 9, "spleen": 9, "stomach": 30, "lesion": 9}  # radius of each, one to a slice
     bits = np.stack([disc(96, 96, radius).astype(np.uint16) << NAMES.index(n) for n, radius in shows.items()])
     slices = Slices(np.zeros(bits.shape, np.int16), bits, np.ones(4, np.float32), np.zeros(4, bool))
-    assert [how_often(slices, n) for n in range(4)] == [1, 2.5, 1, 2]
+    assert [sampling_weight(slices, n) for n in range(4)] == [1, 2.5, 1, 2]
