@@ -79,7 +79,7 @@ def test_ctrl_c_while_cases_are_read_is_no_crash(tmp_path: Path, monkeypatch: py
         (train_memory, ["--start", "nowhere.pt"], "there is no such checkpoint"),
         (train_memory, ["--start", __file__, "--clips", "nowhere"], "contains no slices"),
         (train_policy, ["--data", "nowhere"], "contains no slices"),
-        (train_policy, ["--start", "nowhere"], "no config.json"),
+        (train_policy, ["--start", "nowhere"], "config.json is missing"),
         (train_segmenter, ["--data", "nowhere"], "contains no slices"),
         (train_segmenter, ["--start", "nowhere.safetensors"], "there is no such file"),
     ],

@@ -106,7 +106,7 @@ def test_a_deeper_policy_sees_the_same_and_can_learn_in_every_layer(policy, tmp_
 
 
 def test_a_depth_that_is_not_more_and_a_folder_that_is_no_policy_are_refused(policy, tmp_path, monkeypatch):
-    for folder, depth, words in ((policy, 2, "as many layers"), (tmp_path, 4, "no config.json")):
+    for folder, depth, words in ((policy, 2, "as many layers"), (tmp_path, 4, "config.json is missing")):
         with pytest.raises(SystemExit, match=words):
             run(monkeypatch, folder, "--depth", depth, "--out", tmp_path / "deeper")
         assert not (tmp_path / "deeper").exists()
