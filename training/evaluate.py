@@ -1,5 +1,5 @@
-"""Measure an agent: the published columns (IoU, DSC, F1), clicks, first-click hits, absence, and what the
-segmenter does with one and five oracle clicks and with a box.
+"""Evaluate an agent: the published columns (IoU, DSC, F1), clicks, first-click hits, absence, and the segmenter alone
+with one and five oracle clicks and with a box.
 
     python -m training.evaluate --phantoms 200 --seed 7 --json figures.json
     python -m training.evaluate --data FOLDER_OR_MANIFEST --policy DIR --segmenter FILE --out results
@@ -9,13 +9,13 @@ segmenter does with one and five oracle clicks and with a box.
     python -m training.evaluate --phantom-volumes 10 --seed 7 --json figures.json
     python -m training.evaluate --lesion-volumes lesion_1.npz lesion_2.npz
 
-With --out every picture is kept when it is done: started again, the command goes on where it was stopped or
-killed, and ends with the same figures. The folder gets evaluation.json, table.md and page.html (the worst
-answers as pictures) once all pictures are done; with shards, by the one that ends last, or by --merge.
+With --out the result of every picture is saved when it is done; a stopped or killed run resumes with the same command
+and ends with the same figures. When all pictures are done, the folder gets evaluation.json, table.md and page.html (the
+worst answers as pictures); with shards, from the last one to end, or from --merge.
 
-Each phantom is asked for `--questions` structures that it shows and one that it does not; other data for
-everything that a picture shows and one structure that it does not. A structure counts as shown from 0.11 % of
-the picture on; slivers below that are neither asked for nor counted as absent.
+For each phantom, `--questions` present structures and one absent structure are asked for; for other data, all present
+structures and one absent one. Structures that cover less than 0.11 % of the picture are neither asked for nor counted
+as absent.
 """
 
 from __future__ import annotations
@@ -59,25 +59,25 @@ def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    what = parser.add_argument_group("what to measure on (one of them)")
+    what = parser.add_argument_group("what to evaluate on (one of these)")
     what.add_argument("--phantoms", type=int, metavar="N", help="N phantom pictures")
-    what.add_argument("--data", type=Path, help="a folder or manifest, as training/cases.py describes them")
+    what.add_argument("--data", type=Path, help="a folder or manifest of cases, see ibis_agent.cases.cases")
     what.add_argument("--scan", type=Path, help="a labelled CT, with --labels and --label-names")
     what.add_argument("--phantom-volumes", type=int, metavar="N", help="N phantom patients, in 3D")
     what.add_argument("--lesion-volumes", type=Path, nargs="+", help="MedSAM2-style .npz with imgs and gts")
-    more = parser.add_argument_group("more about it")
-    more.add_argument("--seed", type=int, default=1, help="0 to 9999, where no training seed lies (1)")
+    more = parser.add_argument_group("details")
+    more.add_argument("--seed", type=int, default=1, help="0 to 9999, which no training uses (1)")
     more.add_argument(
-        "--questions", type=int, help="structures asked for in a picture (phantoms: 2, else all)"
+        "--questions", type=int, help="structures asked for per picture (phantoms: 2, else all)"
     )
     more.add_argument("--labels", type=Path, help="of --scan")
-    more.add_argument("--label-names", type=Path, help="JSON: label number → name (of --scan, or --data)")
+    more.add_argument("--label-names", type=Path, help="JSON: label value → name, for --scan or --data")
     more.add_argument("--plane", default="axial", help="of the slices of --data (axial)")
     more.add_argument(
         "--per-volume",
         type=int,
         default=8,
-        help="slices of each volume of --data, 0 for all that show something (8)",
+        help="slices of each volume of --data, 0 for all with a structure (8)",
     )
     more.add_argument(
         "--store",
@@ -85,26 +85,29 @@ def options() -> argparse.ArgumentParser:
         help="a folder that keeps the pictures of --data, see training.store (with --shard: OUT/store)",
     )
     more.add_argument("--window", type=float, nargs=2, metavar=("MIN", "MAX"), help="of --data")
-    more.add_argument("--bad", choices=("skip", "refuse"), default="skip", help="bad data of --data (skip)")
     more.add_argument(
-        "--follow", choices=("auto", "memory", "linked", "carry"), default="auto", help="in volumes"
+        "--bad", choices=("skip", "refuse"), default="skip", help="what to do with bad data in --data (skip)"
     )
     more.add_argument(
-        "--seen", action="store_true", help="also measure on scans that the policy learned from"
+        "--follow",
+        choices=("auto", "memory", "linked", "carry"),
+        default="auto",
+        help="how masks are propagated in volumes",
     )
+    more.add_argument("--seen", action="store_true", help="allow scans that the policy was trained on")
     agent = parser.add_argument_group("the agent")
-    agent.add_argument("--policy", type=Path, help="a policy's folder (the demo policy)")
-    agent.add_argument("--segmenter", type=Path, help="a checkpoint (the demo segmenter)")
-    agent.add_argument("--segmenter-config", help="its architecture, where the checkpoint does not tell")
-    agent.add_argument("--oracle-only", action="store_true", help="the segmenter alone")
+    agent.add_argument("--policy", type=Path, help="a policy folder (default: the demo policy)")
+    agent.add_argument("--segmenter", type=Path, help="a checkpoint (default: the demo segmenter)")
+    agent.add_argument("--segmenter-config", help="its architecture, if the checkpoint does not say")
+    agent.add_argument("--oracle-only", action="store_true", help="evaluate only the segmenter")
     agent.add_argument("--max-turns", type=int, default=8)
     agent.add_argument("--device", default="auto")
     agent.add_argument("--precision", default="auto", help="of the policy")
     out = parser.add_argument_group("results")
-    out.add_argument("--json", type=Path, help="write the figures there")
-    out.add_argument("--out", type=Path, help="keep every picture's row there, and the table and the page")
-    out.add_argument("--shard", type=Shard.parse, default=Shard(), metavar="I/N", help="only part I of N")
-    out.add_argument("--merge", type=Path, nargs="+", metavar="DIR", help="put the --out of shards together")
+    out.add_argument("--json", type=Path, help="write the figures to this file")
+    out.add_argument("--out", type=Path, help="save results here: rows, table and page")
+    out.add_argument("--shard", type=Shard.parse, default=Shard(), metavar="I/N", help="do only part I of N")
+    out.add_argument("--merge", type=Path, nargs="+", metavar="DIR", help="merge the --out folders of shards")
     out.add_argument("--worst", type=int, default=24, help="answers shown on the page (24)")
     return parser
 
@@ -123,12 +126,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """What can be seen without reading any data. Raises InputError."""
+    """Check the options without reading any data. Raises InputError."""
     chosen = [args.phantoms, args.data, args.scan]
     volumes = args.phantom_volumes is not None or args.lesion_volumes is not None
     if sum(each is not None for each in chosen) + volumes != 1:
         raise InputError(
-            "one thing is measured at a time",
+            "exactly one source is needed",
             remedy="Give --phantoms N, --data, --scan with --labels and --label-names, or volumes.",
         )
     for name in ("phantoms", "phantom_volumes", "questions", "max_turns"):
@@ -136,11 +139,9 @@ def check(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1", value=value)
     if volumes and (args.out is not None or args.merge or args.shard.count > 1):
-        raise InputError(
-            "of volumes no rows are kept", remedy="Give --json instead of --out, --shard or --merge."
-        )
+        raise InputError("volumes have no --out, --shard or --merge", remedy="Give --json instead.")
     if args.phantoms is not None and args.phantoms > MOST_PHANTOMS:
-        raise InputError(f"a seed has {MOST_PHANTOMS} phantoms at most", value=args.phantoms)
+        raise InputError(f"a seed has at most {MOST_PHANTOMS} phantoms", value=args.phantoms)
     for name in ("per_volume", "worst"):
         if getattr(args, name) < 0:
             raise InputError(f"--{name.replace('_', '-')} cannot be negative", value=getattr(args, name))
@@ -150,15 +151,15 @@ def check(args: argparse.Namespace) -> None:
         check_window(args.window)
     if not 0 <= args.seed < 10_000:
         raise InputError(
-            "--seed must be from 0 to 9999", value=args.seed, remedy="Larger ones could meet the training's."
+            "--seed must be from 0 to 9999", value=args.seed, remedy="Larger ones are used for training."
         )
     if (args.shard.count > 1 or args.merge) and args.out is None:
-        raise InputError("shards need a folder to keep their rows in", remedy="Give --out.")
+        raise InputError("shards need a folder for their results", remedy="Give --out.")
     check_output(args.json)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure what is not measured yet, and write the results once all is. Raises IbisError."""
+    """Evaluate the remaining pictures, and write the results when all are done. Raises IbisError."""
     if args.out is not None:
         check_writable_folder(args.out)
     pictures = pictures_of(args)
@@ -167,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.oracle_only:
         if args.policy is not None and isinstance(pictures, LabelledData) and not args.seen:
             learned = scans_learned(args.policy)
-            refuse_overlap(dict.fromkeys(learned, "what the policy learned from"), pictures.scans)
+            refuse_overlap(dict.fromkeys(learned, "what the policy was trained on"), pictures.scans)
         policy = policies.open(args.policy, args.device, args.precision)
     how = measures_of(args, pictures)
     settings = settings_of(pictures, how, policy.identity if policy else None, segmenter.identity)
@@ -189,7 +190,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def merge(args: argparse.Namespace) -> int:
-    """The results of several folders, together in --out. Raises IbisError."""
+    """Merge the results of several folders into --out. Raises IbisError."""
     pictures = pictures_of(args)
     settings = read_settings(args.merge[0])
     check_same({**settings, "source": pictures.identity}, settings, args.merge[0])
@@ -202,7 +203,7 @@ def merge(args: argparse.Namespace) -> int:
 
 
 def pictures_of(args: argparse.Namespace) -> Pictures:
-    """What is measured on. Raises InputError."""
+    """The pictures to evaluate on. Raises InputError."""
     if args.oracle_only:
         card = ModelCard(name="none", orientation=Orientation.RADIOLOGICAL)
     else:
@@ -222,7 +223,7 @@ def pictures_of(args: argparse.Namespace) -> Pictures:
         frame=card.frame,
     )
     store = args.store
-    if store is None and args.shard.count > 1:  # else every part would read everything
+    if store is None and args.shard.count > 1:  # otherwise every shard would read all scans
         store = args.out / "store"
     return labelled_data(args.data, args.label_names, choice, args.bad == "refuse", store, args.shard)
 
@@ -235,7 +236,7 @@ def measures_of(args: argparse.Namespace, pictures: Pictures) -> Measures:
 def settings_of(
     pictures: Pictures, how: Measures, policy: dict[str, str] | None, segmenter: dict[str, str]
 ) -> dict[str, Any]:
-    """What the rows of one evaluation have in common, in plain values."""
+    """The settings that all rows of an evaluation share, as JSON values."""
     return {
         "source": pictures.identity,
         "questions": how.questions,
@@ -249,7 +250,7 @@ def settings_of(
 def results(
     args: argparse.Namespace, pictures: Pictures, settings: dict[str, Any], rows: dict[int, Row]
 ) -> dict[str, Any]:
-    """The figures, and what they were measured on and with."""
+    """The figures, with the pictures and models they are for."""
     result = figures([row for _, row in sorted(rows.items())])
     result["bad"] = [{"name": each.case, "problem": each.text} for each in pictures.problems] + result["bad"]
     if args.phantoms is not None:
@@ -263,13 +264,13 @@ def results(
 def finish(
     args: argparse.Namespace, pictures: Pictures, settings: dict[str, Any], rows: dict[int, Row]
 ) -> int:
-    """Print and write the results, if every picture is done."""
+    """Print the results, and write them if every picture is done."""
     if args.out is not None:
-        rows = read_rows(args.out)  # what other shards did meanwhile is in there
+        rows = read_rows(args.out)  # including those of other shards
     result = results(args, pictures, settings, rows)
     print(table.text(result))
     if len(rows) < len(pictures):
-        print(f"\n{len(rows)} of {len(pictures)} pictures are done; the other shards are missing.")
+        print(f"\n{len(rows)} of {len(pictures)} pictures are done; the rest belong to other shards.")
         return 0
     if args.json is not None:
         write_json(args.json, result)
@@ -285,10 +286,10 @@ def finish(
 def stopped(
     args: argparse.Namespace, pictures: Pictures, settings: dict[str, Any], rows: dict[int, Row]
 ) -> int:
-    """Ctrl-C: say what there is, and how to go on."""
+    """After Ctrl-C, print the results so far and how to resume."""
     if rows:
         print(table.text(results(args, pictures, settings, rows)))
-    kept = "The same command goes on from there." if args.out else "With --out they would have been kept."
+    kept = "Run the same command to resume." if args.out else "Give --out to save results."
     print(f"\nStopped after {len(rows)} of {len(pictures)} pictures. {kept}")
     return STOPPED
 

@@ -1,1 +1,1 @@
-"""Benchmarks: where the seconds go."""
+"""Benchmarks of speed and memory."""

@@ -1,11 +1,11 @@
-"""What a graphics card makes of a 7B policy and MedSAM2, with random weights of their full shapes.
+"""Time and memory of a 7B policy and MedSAM2 on a GPU, with random weights of their full shapes.
 
     python -m training.bench.card [--precision bf16|fp16|fp8|int4] [--compile] [--no-generate] [--write BENCHMARKS.md]
 
-First the card's copy rate is measured: a token cannot come faster than the weights can be read once. Then a block of
+First it measures the GPU's copy rate, because a token takes at least the time to read all weights once. Then a block of
 tokens through the language model (a captured graph), the prompt, the picture and the segmenter; then transformers'
-plain `generate` with the same shape. No download, no picture, no knowledge: only time and memory. Where there is no
-card it says so and measures nothing; `--device cpu --tiny` runs every line of it with narrow layers.
+plain `generate` with the same shape. It needs no downloads. Without a GPU it says so and measures nothing;
+`--device cpu --tiny` runs the whole script with narrow layers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BEGIN, END = "<!-- a card -->", "<!-- the card's end -->"
 def measure(
     config: dict[str, Any], device: str, precision: str, repeats: int = 30, compiled: bool = False
 ) -> dict[str, float]:
-    """Milliseconds of a block, a prompt of 700 tokens and a picture of 504 pixels, and the floor of the memory."""
+    """Milliseconds of a block, a prompt of 700 tokens and a picture of 504 pixels, and the limit set by memory."""
     rate = copy_rate(device)
     shape = shape_of(config)
     network = random_network(shape, device, precision)
@@ -87,13 +87,13 @@ def _of_a_block(network: Network, blocks: Blocks, memory: Memory, repeats: int) 
 
 
 def copy_rate(device: str, size: int = 2**28) -> float:
-    """Bytes a second that a copy reads and writes."""
+    """Bytes per second read and written by a copy."""
     one, other = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
     return 2000 * size / _milliseconds(lambda: other.copy_(one), 10, device)
 
 
 def open_segmenter(device: str, tiny: bool) -> Any:
-    """MedSAM2 with random weights; `tiny`: the demonstration's."""
+    """MedSAM2 with random weights; tiny: the demo segmenter."""
     import ibis_agent.segmenter as segmenters
     from ibis_agent.segmenter.sam2 import architecture
 
@@ -107,7 +107,7 @@ def open_segmenter(device: str, tiny: bool) -> Any:
 
 
 def measure_segmenter(segmenter: Any, device: str, repeats: int = 10) -> dict[str, float]:
-    """Milliseconds of embedding a picture, of a click, and of following to the next slice."""
+    """Milliseconds to embed a picture, for a click, and for a click propagated through SLICES slices."""
     rgb = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
     embedding = segmenter.encode(rgb)
 
@@ -121,12 +121,12 @@ def measure_segmenter(segmenter: Any, device: str, repeats: int = 10) -> dict[st
     return {
         "embed": _milliseconds(lambda: segmenter.encode(rgb), repeats, device),
         "click": _milliseconds(lambda: segmenter.predict(embedding, [Click(0.5, 0.5)]), repeats, device),
-        f"a click and {SLICES} slices followed": _milliseconds(follow, max(1, repeats // 5), device),
+        f"a click propagated through {SLICES} slices": _milliseconds(follow, max(1, repeats // 5), device),
     }
 
 
 def plain_model(config: dict[str, Any], device: str, dtype: torch.dtype) -> Any:
-    """transformers' model of a shape, with random weights made on the device."""
+    """transformers' model of this shape, with random weights made on the device."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     before = torch.get_default_dtype()
@@ -139,7 +139,7 @@ def plain_model(config: dict[str, Any], device: str, dtype: torch.dtype) -> Any:
 
 
 def measure_generate(config: dict[str, Any], device: str, tokens: int) -> float:
-    """Milliseconds a token of transformers' `generate`, in bf16."""
+    """Milliseconds per token of transformers' `generate`, in bf16."""
     model = plain_model(config, device, torch.bfloat16)
     ids = torch.randint(3, int(config["vocab_size"]) // 2, (1, PROMPT), device=device)
 
@@ -152,28 +152,28 @@ def measure_generate(config: dict[str, Any], device: str, tokens: int) -> float:
 
 
 def table(found: dict[str, Any]) -> str:
-    """For people, and for BENCHMARKS.md."""
+    """The figures in Markdown, for the terminal and BENCHMARKS.md."""
     policy, block, floor = found["policy"], found["policy"]["block"], found["policy"]["floor"]
     lines = [found["card"], "", "| milliseconds | |", "| --- | ---: |"]
     lines += [f"| {name} | {value:.2f} |" for name, value in policy.items()]
     lines += [f"| segmenter: {name} | {value:.2f} |" for name, value in found["segmenter"].items()]
-    lines.append(f"| a block over the memory's floor | {block / floor:.2f} |")
+    lines.append(f"| a block, relative to the limit | {block / floor:.2f} |")
     if "generate" in found:
-        lines.append(f"| generate, a token | {found['generate']:.2f} |")
+        lines.append(f"| generate, per token | {found['generate']:.2f} |")
         lines.append(
-            f"| generate over a block, where one token of it is right | {found['generate'] / block:.2f} |"
+            f"| generate relative to a block, if one of its tokens is right | {found['generate'] / block:.2f} |"
         )
-        lines.append(f"| the same, where three are | {3 * found['generate'] / block:.2f} |")
+        lines.append(f"| the same, if three are | {3 * found['generate'] / block:.2f} |")
     return "\n".join(lines)
 
 
 def write_table(file: Path, text: str) -> None:
-    """Put the table between its two marks in a Markdown file. Raises SystemExit where they are not there."""
-    told = file.read_text("utf-8")
-    if told.count(BEGIN) != 1 or told.count(END) != 1:
-        raise SystemExit(f"error: {file} has no place for the table: {BEGIN} and {END}, once each.")
+    """Put the table between its two marks in a Markdown file. Raises SystemExit if they are missing."""
+    before = file.read_text("utf-8")
+    if before.count(BEGIN) != 1 or before.count(END) != 1:
+        raise SystemExit(f"error: {file} needs a place for the table: {BEGIN} and {END}, once each.")
     between = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    file.write_text(between.sub(lambda _: f"{BEGIN}\n{text}\n{END}", told), "utf-8")
+    file.write_text(between.sub(lambda _: f"{BEGIN}\n{text}\n{END}", before), "utf-8")
 
 
 def _bytes(product: Any) -> int:
@@ -183,7 +183,7 @@ def _bytes(product: Any) -> int:
 
 
 def _milliseconds(work: Callable[[], object], repeats: int, device: str) -> float:
-    """The median, after two to warm up."""
+    """The median time, after two warm-up calls."""
     seconds = []
     for _ in range(repeats + 2):
         begun = time.perf_counter()
@@ -203,22 +203,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16", "fp8", "int4"), default="bf16")
-    parser.add_argument("--tokens", type=int, default=64, help="that generate writes")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens that generate writes")
     parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--compile", action="store_true", help="measure a block with torch.compile, too")
+    parser.add_argument("--compile", action="store_true", help="also measure a block with torch.compile")
     parser.add_argument("--generate", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--write", type=Path, help="put the table into this Markdown file")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="narrow layers, to try the script")
+    parser.add_argument("--tiny", action="store_true", help="use narrow layers, to try the script")
     chosen = parser.parse_args()
     if chosen.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("There is no CUDA card here, or torch was installed without CUDA: nothing was measured.")
-    name = torch.cuda.get_device_name(0) if chosen.device == "cuda" else "A processor"
+        sys.exit("There is no CUDA device, or torch was installed without CUDA: nothing was measured.")
+    name = torch.cuda.get_device_name(0) if chosen.device == "cuda" else "CPU"
     shape = narrow(SEVEN_B, layers=2) if chosen.tiny else SEVEN_B
-    what = "narrow layers, which say nothing of a 7B" if chosen.tiny else "7B"
+    what = "narrow layers, not comparable to 7B" if chosen.tiny else "7B"
     found: dict[str, Any] = {"card": f"{name}, torch {torch.__version__}, {chosen.precision}, {what}"}
-    segmenter = open_segmenter(chosen.device, chosen.tiny)  # stays, so that the memory is that of both
+    segmenter = open_segmenter(chosen.device, chosen.tiny)  # stays loaded, so that the memory is that of both
     found["segmenter"] = measure_segmenter(segmenter, chosen.device, max(1, chosen.repeats // 3))
     found["policy"] = measure(shape, chosen.device, chosen.precision, chosen.repeats, chosen.compile)
     gc.collect()

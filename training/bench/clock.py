@@ -1,4 +1,4 @@
-"""Which clock the benchmarks read: the one on the wall, or how long one core worked for this process."""
+"""The clock of the benchmarks: wall time, or CPU time of this process."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 
 def use_processor_time() -> None:
-    """Let every clock, here and in the agent, tick with this process's work only, on one thread.
+    """Make time.perf_counter count CPU time of this process, with one thread, also in the agent.
 
-    On an idle core that is the time on the wall; on a busy one the wall's clock would measure the others.
-    CUDA's work is not counted.
+    On an idle core this equals wall time; on a busy one, wall time would include other processes. GPU time is not
+    counted.
     """
     torch.set_num_threads(1)
     time.perf_counter = time.process_time

@@ -1,12 +1,12 @@
-"""How long the steps from a folder of scans to a policy take with a 7B: computed, not measured.
+"""Estimated time of the steps from a folder of scans to a 7B policy: computed, not measured.
 
     python -m training.bench.costs                                # the table of training/README.md
     python -m training.bench.costs --scans 50 --gpus 1 4 --tflops 120
 
-Counts floating-point operations (Kaplan et al. 2020: 2 a weight and token forward, 2 for the gradient of
-what a layer was given, 2 for that of its weights) and divides by what a GPU is assumed to reach. Decoding is
-not bound by arithmetic but by reading the weights for every token, so it has a time of its own. Attention,
-reading files and waiting are left out: expect half as much again, and measure the first hundred steps.
+Counts floating-point operations (Kaplan et al. 2020: per weight and token, 2 forward, 2 for the gradient of the inputs,
+2 for that of the weights) and divides them by the assumed speed of a GPU. Decoding is bound by reading the weights for
+every token, so its time is a separate assumption. Attention, reading files and waiting are left out: expect half as
+much again, and measure the first hundred steps.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ HOUR = 3600.0
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the times are computed from.
+    """The assumptions of the estimate.
 
     Attributes:
-        scans, slices, structures, clicks: of the data: slices of a scan, structures of a slice, clicks of a
-            question, after which one more turn ends it.
-        picture, prompt, reply: tokens of a turn. 334 is a picture of 262,144 pixels in cells of 28 × 28.
-        weights: that every token passes (28 layers of 233 million, and the output); the embedding is a look-up.
-        vision: operations of the vision tower on a picture: 1,337 patches, 0.63 billion weights.
-        tflops: 10¹² operations a second that a GPU reaches: 35 % of the 989 of an H100 or H200 in bf16.
-        shared: of the time that n GPUs should take, how much is computing.
-        token: seconds to write one token of a batch, in plain PyTorch; vllm: the same with vLLM.
+        scans, slices, structures, clicks: number of scans, slices per scan, structures per slice, and clicks per
+            question, followed by one terminating turn.
+        picture, prompt, reply: tokens per turn. 334 is a picture of 262,144 pixels in cells of 28 × 28.
+        weights: used for every token (28 layers of 233 million, and the output); the embedding is a look-up.
+        vision: operations of the vision tower per picture: 1,337 patches, 0.63 billion weights.
+        tflops: 10¹² operations per second of a GPU: 35 % of the 989 of an H100 or H200 in bf16.
+        shared: efficiency of several GPUs.
+        token: seconds per token of a batch in plain PyTorch; vllm: the same with vLLM.
         sft_epochs, full_epochs: of training/configs/sft-7b-lora.yaml and sft-7b-full.yaml.
-        updates, questions, group: of training/configs/grpo-7b-lora.yaml; replies written at a time.
+        updates, questions, group: of training/configs/grpo-7b-lora.yaml; replies sampled at a time.
         asked: questions of an evaluation.
         embed, predict: seconds of the segmenter: MedSAM2's architecture at 512 pixels, measured on two cores.
     """
@@ -67,32 +67,32 @@ class Assumptions:
 
     @property
     def turns(self) -> int:
-        """Of all trajectories: each is a sample of the fine-tuning."""
+        """Number of turns of all trajectories; each is a sample for fine-tuning."""
         return self.pictures * self.structures * (self.clicks + 1)
 
     @property
     def length(self) -> int:
-        """Tokens of a sample."""
+        """Tokens per sample."""
         return self.picture + self.prompt + self.reply
 
 
 def trajectories(a: Assumptions) -> float:
-    """Seconds of the segmenter on two CPU cores: a picture is embedded once, every click predicted."""
+    """Seconds of the segmenter on two CPU cores: one embedding per picture, one prediction per click."""
     return a.pictures * (a.embed + a.structures * a.clicks * a.predict)
 
 
 def learning(a: Assumptions, turns: float, passes: int, gpus: int) -> float:
-    """Seconds to learn from so many turns.
+    """Seconds to train on `turns` turns.
 
-    passes: times 2 operations a weight: 3 with LoRA (forward, again for checkpointing, gradient of the inputs),
-    4 where the weights learn too. The vision tower is frozen and only goes forward.
+    passes: of 2 operations per weight: 3 with LoRA (forward, again for checkpointing, gradient of the inputs), 4 with
+    all weights. The vision tower is frozen and runs forward only.
     """
     operations = turns * (2 * passes * a.weights * a.length + a.vision)
     return operations / (a.tflops * 1e12) / speed(a, gpus)
 
 
 def rollouts(a: Assumptions, episodes: float, gpus: int, token: float, at_a_time: int) -> float:
-    """Seconds of episodes with a turn for every click and one to end: reading the prompts, writing the replies."""
+    """Seconds for episodes with a turn per click and one to terminate: prompts plus replies."""
     turns = a.clicks + 1
     read = episodes * turns * (2 * a.weights * (a.picture + a.prompt) + a.vision) / (a.tflops * 1e12)
     batches = max(1.0, episodes / gpus / at_a_time)
@@ -100,7 +100,7 @@ def rollouts(a: Assumptions, episodes: float, gpus: int, token: float, at_a_time
 
 
 def grpo_update(a: Assumptions, gpus: int) -> float:
-    """Seconds of an update: on one GPU training.grpo with LoRA, on several verl with vLLM and all weights."""
+    """Seconds per update: on one GPU training.grpo with LoRA, on several verl with vLLM and all weights."""
     episodes, turns = a.questions * a.group, a.questions * a.group * (a.clicks + 1)
     if gpus == 1:
         return rollouts(a, episodes, 1, a.token, a.replies) + learning(a, turns, 3, 1)
@@ -108,12 +108,12 @@ def grpo_update(a: Assumptions, gpus: int) -> float:
 
 
 def speed(a: Assumptions, gpus: int) -> float:
-    """How many times as fast as one GPU."""
+    """Speed relative to one GPU."""
     return 1.0 if gpus == 1 else gpus * a.shared
 
 
 def rows(a: Assumptions, gpus: Sequence[int]) -> list[list[str]]:
-    """Header and rows: what each step takes on so many GPUs."""
+    """Header and rows: the time of each step on these numbers of GPUs."""
     table = [["step", "how much", *(f"{n} GPU{'s' if n > 1 else ''}" for n in gpus)]]
     cpu = f"{_time(trajectories(a))} on two CPU cores"
     table.append(["trajectories", f"{a.pictures:,} pictures, {a.turns:,} turns", *[cpu] * len(gpus)])
@@ -122,7 +122,7 @@ def rows(a: Assumptions, gpus: Sequence[int]) -> list[list[str]]:
         table.append([name, much, *(_time(learning(a, epochs * a.turns, passes, n)) for n in gpus)])
     much = f"{a.updates} updates of {a.questions} × {a.group} episodes"
     table.append(["GRPO", much, *(_time(a.updates * grpo_update(a, n)) for n in gpus)])
-    # One question at a time on each GPU, as training.evaluate asks.
+    # training.evaluate asks one question at a time on each GPU.
     times = [_time(a.asked / n * rollouts(a, 1, 1, a.token, 1)) for n in gpus]
     table.append(["evaluate", f"{a.asked} questions", *times])
     return table

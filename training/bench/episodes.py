@@ -1,9 +1,9 @@
-"""Whole episodes of the policy, of 5 and of 20 turns, without history and with all of it: ours against `generate`.
+"""Whole episodes of 5 and 20 turns, without history and with all of it: this policy's decoder against `generate`.
 
-The turns are given: a phantom with the mask of the turn before painted over it, growing by a disc at every turn.
-Both ways answer the same turns with the same weights in the same process, in alternation. Ours keeps within an
-episode what it keeps in a run and nothing from the episode before; the published manner computes each turn anew
-and writes each reply to its end token. The segmenter, which is the same for both, is left out.
+The turns are given: a phantom with the mask of the turn before, a disc that grows with every turn. Both answer the same
+turns with the same weights, alternating in one process. Our decoder keeps what it keeps in a run, but nothing from the
+episode before; `generate` computes each turn from scratch and writes each reply to its end token. The segmenter, which
+is the same for both, is left out.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ HISTORY = 1000
 
 
 def masks_of(count: int, size: tuple[int, int]) -> list[np.ndarray | None]:
-    """The (H, W) bool masks that so many turns are shown; None at the first."""
+    """The (H, W) bool mask of each of `count` turns; None for the first."""
     rows, columns = np.mgrid[: size[0], : size[1]]
     away = (rows - size[0] / 2) ** 2 + (columns - size[1] / 2) ** 2
     return [None, *(away <= (min(size) * 0.3 * number / count) ** 2 for number in range(1, count))]
 
 
 def measure(policy: LocalPolicy, repeats: int) -> list[dict[str, Any]]:
-    """Seconds and passes of every kind of episode: the median over the repeats, after one to warm up."""
+    """Median seconds and passes of each kind of episode over the repeats, after one warm-up."""
     card, found = policy.card, []
     for history in (0, HISTORY):
         policy.card = dataclasses.replace(card, history=history)
@@ -73,7 +73,7 @@ def measure(policy: LocalPolicy, repeats: int) -> list[dict[str, Any]]:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """For people: milliseconds an episode, and how many times `generate` takes as long."""
+    """A table for the terminal: milliseconds per episode, and the ratio."""
     lines = [
         f"{'episode, milliseconds':32}{'ours':>10}{'generate':>10}{'ratio':>8}{'tokens':>8}{'passes':>8}"
     ]

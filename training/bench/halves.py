@@ -1,9 +1,9 @@
-"""Whether a segmenter's masks stay the same in half precision: Dice against those in fp32, of clicks on phantoms.
+"""Masks in half precision compared with fp32: Dice of clicks on phantoms.
 
     python -m training.bench.halves [--segmenter F] [--device cuda] [--pictures 8]
 
-On CUDA a segmenter runs in fp16, as published. bf16 would do where 0.999 is kept. On a processor the same is asked with
-its own autocast, which rounds as a card does and is slower.
+On CUDA a segmenter runs in fp16, as published; bf16 would be acceptable with a Dice of 0.999. On a CPU, autocast rounds
+as on a GPU, but is slower.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def measure(segmenter: Any, pictures: int) -> dict[str, np.ndarray]:
-    """Dice of every click's mask by precision; `segmenter` is one in fp32."""
+    """Dice of every click's mask by precision. segmenter: in fp32."""
     random = np.random.default_rng(0)
     found: dict[str, list[float]] = {name: [] for name in PRECISIONS}
     for number in range(pictures):
@@ -45,7 +45,7 @@ def masks_of(segmenter: Any, rgb: np.ndarray, clicks: list[Click]) -> list[np.nd
 
 
 def table(found: dict[str, np.ndarray]) -> str:
-    """For people."""
+    """A table for the terminal."""
     lines = [f"{'Dice against fp32':20}{'mean':>8}{'least':>8}{'0.999 and more':>16}"]
     lines += [
         f"{name:20}{values.mean():8.4f}{values.min():8.4f}{(values >= 0.999).mean():16.0%}"

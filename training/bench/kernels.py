@@ -1,10 +1,10 @@
-"""How many operations a block of tokens is: what a card's driver has to start for it, and what a graph saves.
+"""The number of operations of a block of tokens: the kernel launches that a captured graph saves.
 
     python -m training.bench.kernels
 
-Counted on any machine, with the 28 layers of a 7B and small widths, since numbers do not depend on widths: every
-operation that torch dispatches, and those of them that start work on a card (views of memory do not). The same is
-counted for a token of transformers' `generate`.
+Counted on any machine, with the 28 layers of a 7B and narrow widths, which do not change the number: every operation
+that torch dispatches, and those that launch a kernel on a GPU (views do not). The same for a token of transformers'
+`generate`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PROMPT = 40
 
 
 class Counting(TorchDispatchMode):
-    """Counts by name what is dispatched inside of it."""
+    """Counts dispatched operations by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ _STARTS_NOTHING = frozenset({"_unsafe_view", "_reshape_alias", "empty", "empty_l
 
 
 def of_a_block(config: dict[str, Any]) -> tuple[int, int]:
-    """Operations of a block of eight tokens, and those of them that start work."""
+    """(operations, kernel launches) of a block of eight tokens."""
     shape = shape_of(config)
     network = random_network(shape, "cpu", "fp32")
     blocks = Blocks(network, capture=False, fixed=True)
@@ -56,7 +56,7 @@ def of_a_block(config: dict[str, Any]) -> tuple[int, int]:
 
 
 def of_a_token(config: dict[str, Any]) -> tuple[int, int]:
-    """The same of one token of transformers' `generate`: what two tokens more have more, halved."""
+    """(operations, kernel launches) of one token of transformers' `generate`: half of what two more tokens add."""
     from training.bench.card import plain_model
 
     model = plain_model(config, "cpu", torch.float32)

@@ -1,11 +1,11 @@
-"""How fast a policy makes rollouts and learns from them: in step, against one episode at a time.
+"""Speed of rollouts and learning: all rollouts together, against one episode at a time.
 
     python -m training.bench.rollouts [--json F] [--questions 4] [--group 4] [--clock cpu]
 
-One update of training.grpo on phantoms: its rollouts (all of them taking their turns together, equal states
-computed once), then the learning from them. Against that, as many episodes of the same questions one after
-another, with nothing kept between them. Replies are sampled, so the ways differ in their turns: what counts is
-turns a second. `--clock` is explained in training.bench.
+Measures one update of training.grpo on phantoms: its rollouts (all advance together, equal states are computed once)
+and the learning step. For comparison, as many episodes of the same questions run one after another, with nothing kept
+between them. Replies are sampled, so the number of turns differs: compare turns per second. `--clock` is explained in
+training.bench.
 """
 
 from __future__ import annotations
@@ -31,14 +31,12 @@ from training.rollouts.roller import Roller, Rollout
 
 
 def measure_rollouts(settings: GrpoSettings, single: int = 0) -> dict[str, Any]:
-    """The figures that `--json` writes; single: episodes one at a time, 0 for as many as in step.
+    """The figures that `--json` writes. single: episodes one at a time; 0 for as many as together.
 
     Raises IbisError.
     """
     run = Run(settings)
-    run.roller.run(
-        [run.tasks.draw(1, np.random.default_rng(0), 0.0)[0]], 1
-    )  # what torch does at its first time only
+    run.roller.run([run.tasks.draw(1, np.random.default_rng(0), 0.0)[0]], 1)  # warm-up
     _forget(run)
     begun = time.perf_counter()
     groups = run.rollouts()
@@ -74,12 +72,12 @@ def measure_rollouts(settings: GrpoSettings, single: int = 0) -> dict[str, Any]:
 
 
 def table_of(result: dict[str, Any]) -> str:
-    """The figures for people."""
+    """A table for the terminal."""
     lines = [
         result["machine"],
         f"{'':34}{'episodes':>10}{'turns':>8}{'seconds':>9}{'turns/s':>9}{'tokens/s':>10}",
     ]
-    for name, key in (("rollouts in step", "in_step"), ("one episode at a time", "one_at_a_time")):
+    for name, key in (("rollouts together", "in_step"), ("one episode at a time", "one_at_a_time")):
         row = result[key]
         lines.append(
             f"{name:34}{row['episodes']:10}{row['turns']:8}{row['seconds']:9.2f}"
@@ -88,7 +86,7 @@ def table_of(result: dict[str, Any]) -> str:
     row = result["learning"]
     name = f"learning, {row['epochs']} epochs of the turns"
     lines.append(f"{name:34}{'':10}{row['turns']:8.0f}{row['seconds']:9.2f}{row['turns_per_second']:9.2f}")
-    lines.append(f"in step is {result['ratio']:.1f} times as fast, a turn")
+    lines.append(f"together, a turn is {result['ratio']:.1f} times as fast")
     return "\n".join(lines)
 
 
@@ -104,7 +102,7 @@ def _speed(rollouts: list[Rollout], seconds: float) -> dict[str, Any]:
 
 
 def _forget(run: Run) -> None:
-    """Keep no features and no embeddings."""
+    """Clear cached features and embeddings."""
     run.policy.forget_pictures()
     assert isinstance(run.segmenter, Sam2Segmenter)
     run.segmenter.kept.forget()
@@ -115,15 +113,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--policy", type=Path, help="a policy's folder (the demo policy)")
-    parser.add_argument("--segmenter", type=Path, help="a segmenter's checkpoint (the demo segmenter)")
+    parser.add_argument("--policy", type=Path, help="a policy folder (default: the demo policy)")
+    parser.add_argument("--segmenter", type=Path, help="a checkpoint (default: the demo segmenter)")
     parser.add_argument("--questions", type=int, default=4)
     parser.add_argument("--group", type=int, default=4)
-    parser.add_argument("--single", type=int, default=0, help="episodes one at a time (as many as in step)")
+    parser.add_argument(
+        "--single", type=int, default=0, help="episodes one at a time (default: as many as together)"
+    )
     parser.add_argument("--tune", choices=("lora", "full"), default="full")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
     if args.clock == "cpu":
         use_processor_time()

@@ -1,4 +1,4 @@
-"""The shape of Qwen2.5-VL-7B, whole for cards, and with small widths for where there is none."""
+"""The shape of Qwen2.5-VL-7B, and the same with narrow layers for machines without a GPU."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SEVEN_B: dict[str, Any] = {
 
 
 def narrow(config: dict[str, Any], layers: int | None = None) -> dict[str, Any]:
-    """The same with narrow layers, so that any processor runs it at once; `layers`: so many of them in both parts."""
+    """The configuration with narrow layers, fast on any CPU. layers: number of them in both parts."""
     eyes = config["vision_config"]
     depth = layers or eyes["depth"]
     small_eyes = {

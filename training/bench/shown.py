@@ -1,4 +1,4 @@
-"""What the benchmarks show a policy, and how `generate` is given the same."""
+"""The pictures and questions of the benchmarks, and the inputs of `generate` for them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def phantom_picture(seed: int) -> Picture:
 
 
 def tensors_for_generate(policy: LocalPolicy, turn: Turn, shown: np.ndarray) -> dict[str, torch.Tensor]:
-    """What `generate` is given for a turn whose picture came back as `shown`, (H, W, 3) uint8."""
+    """The inputs of `generate` for a turn with the picture `shown`, (H, W, 3) uint8."""
     pictures = [*pictures_of(policy.card, turn)[:-1], shown]
     request = policy.chat.encode(build_messages(policy.card, turn), pictures)
     given = {
@@ -35,6 +35,6 @@ def tensors_for_generate(policy: LocalPolicy, turn: Turn, shown: np.ndarray) -> 
 
 
 def synchronize(policy: LocalPolicy) -> None:
-    """CUDA works behind the program's back; wait for it before reading the clock."""
+    """Wait for CUDA, which works asynchronously, before reading the clock."""
     if policy.device.startswith("cuda"):
         torch.cuda.synchronize()

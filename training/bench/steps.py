@@ -1,12 +1,11 @@
-"""Where the seconds of a step go, and what plain `generate` would have taken for the same work.
+"""Time of the parts of a step, compared with transformers' `generate` for the same work.
 
     python -m training.bench [--json F] [--policy DIR] [--segmenter FILE] [--pictures 3] [--repeats 5]
 
-Runs real episodes on phantoms, then the very same turns in the published manner: every turn goes through a
-PNG file, the whole prompt is computed again by transformers' `generate`, and the reply is written to its last
-token. Both run alternately in one process, with the same weights, precision, pictures and clicks. What is kept
-between turns is let go before every episode, so nothing is gained from repeating. On a machine that others use
-at the same time, `--clock cpu` counts the seconds that one core worked for this process, and no others.
+Runs episodes on phantoms, then the same turns as published: every turn goes through a PNG file, `generate` computes
+the whole prompt again, and the reply is written to its last token. Both alternate in one process, with the same
+weights, precision, pictures and clicks. Caches are cleared before every episode, so that repeats gain nothing. On a
+busy machine, `--clock cpu` counts only CPU time of this process.
 
 Every figure is the median over the repeats, averaged over the turns. The rows about volumes are explained in
 training.bench.volume.
@@ -51,27 +50,27 @@ from training.common.commands import check_output, ending
 
 # Parts of a step, in the order of the table.
 PARTS = {
-    "pictures and tokens": "painting the mask, tokens, patches (published: through a PNG file)",
-    "policy prefill": "from the tokens to the first new one, the vision encoder in it",
-    "policy decode": "every further token",
+    "pictures and tokens": "overlay, tokens, patches (published: through a PNG file)",
+    "policy prefill": "from the tokens to the first new one, including the vision encoder",
+    "policy decode": "all further tokens",
     "segmenter predict": "clicks to mask",
-    "rest": "reading the reply, keeping the state",
+    "rest": "parsing the reply, saving the state",
 }
 
 
 @dataclass(frozen=True)
 class Work:
-    """One turn of an episode as it was done: enough to do it again in another way."""
+    """One turn of an episode: what is needed to repeat it with `generate`."""
 
     turn: Turn
     clicks: tuple[Click, ...]
     logits: np.ndarray | None
-    """What the prediction started from, (h, w) or None."""
+    """(S/4, S/4) that the prediction started from, or None."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one turn took: seconds of every part, tokens written, passes through the language model."""
+    """Cost of a turn: seconds by part, tokens written, passes through the language model."""
 
     seconds: dict[str, float]
     tokens: int
@@ -79,7 +78,7 @@ class Cost:
 
 
 class FirstToken(BaseStreamer):
-    """Notes when `generate` has its first new token; the call before that one brings the prompt."""
+    """Records when `generate` has its first new token; its first call is for the prompt."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -97,14 +96,14 @@ class FirstToken(BaseStreamer):
 def ours(
     picture: Picture, question: str, policy: LocalPolicy, segmenter: Sam2Segmenter, turns: int
 ) -> tuple[list[Work], list[Cost], float]:
-    """An episode: the work that it was, what every turn took, and the seconds of embedding the picture.
+    """An episode: its turns, their costs, and the seconds to embed the picture.
 
-    Stops before a turn whose reply could not be read at once.
+    Stops at the first unreadable reply.
     """
     policy.forget()
     segmenter.kept.forget()
     begun = time.perf_counter()
-    segmenter.embed(picture.rgb)  # a run does it beside the policy's first turn
+    segmenter.embed(picture.rgb)  # a run does this during the policy's first turn
     synchronize(policy)
     embedding = time.perf_counter() - begun
     run = Run.on_picture(picture, question, policy, segmenter, Settings(Limits(max_turns=turns)))
@@ -134,7 +133,7 @@ def ours(
 def plain(
     picture: Picture, work: list[Work], policy: LocalPolicy, segmenter: Sam2Segmenter, folder: Path
 ) -> tuple[list[Cost], float]:
-    """The same turns by `generate`: what every turn took, and the seconds of embedding the picture."""
+    """The same turns with `generate`: their costs, and the seconds to embed the picture."""
     segmenter.kept.forget()
     begun = time.perf_counter()
     embedding = segmenter.embed(picture.rgb)
@@ -177,9 +176,9 @@ def measure(
     turns: int,
     progress: Callable[[str], object],
 ) -> dict[str, Any]:
-    """Run both kinds alternately. Returns the figures that `--json` writes, in seconds.
+    """Run both alternately and return the figures that `--json` writes, in seconds.
 
-    Raises ModelError where the policy gives no readable reply.
+    Raises ModelError if the policy gives no readable reply.
     """
     costs: dict[str, dict[tuple[int, int], list[Cost]]] = {"ours": {}, "generate": {}}
     embeddings: dict[str, list[float]] = {"ours": [], "generate": []}
@@ -190,7 +189,7 @@ def measure(
             work, mine, embedded = ours(picture, question, policy, segmenter, turns)
             theirs, embedded_again = plain(picture, work, policy, segmenter, Path(folder))
             if not repeat:
-                continue  # the first round pays for lazy imports and caches
+                continue  # the first round is warm-up
             embeddings["ours"].append(embedded)
             embeddings["generate"].append(embedded_again)
             for kind, rows in (("ours", mine), ("generate", theirs)):
@@ -230,7 +229,7 @@ def averaged(by_turn: list[list[float]] | list[list[int]]) -> float:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The figures for people: milliseconds a step, and how many times `generate` takes as long."""
+    """A table for the terminal: milliseconds per step, and the ratio."""
     mine, theirs = result["ours"], result["generate"]
     rows = [(part, mine["seconds"][part], theirs["seconds"][part]) for part in PARTS]
     rows.append(("a step", mine["step"], theirs["step"]))
@@ -245,15 +244,15 @@ def table(result: dict[str, Any]) -> str:
     for name, one, other in rows:
         ratio = f"{other / one:8.2f}" if min(one, other) > 5e-4 else ""
         lines.append(f"{name:24}{1000 * one:10.1f}{1000 * other:10.1f}{ratio}")
-    for name, key in (("tokens a reply", "tokens"), ("passes for them", "passes")):
+    for name, key in (("tokens per reply", "tokens"), ("passes per reply", "passes")):
         lines.append(f"{name:24}{mine[key]:10.1f}{theirs[key]:10.1f}")
     one, other = mine["tokens_per_second"], theirs["tokens_per_second"]
-    lines.append(f"{'tokens a second':24}{one:10.1f}{other:10.1f}{one / other:8.2f}")
+    lines.append(f"{'tokens per second':24}{one:10.1f}{other:10.1f}{one / other:8.2f}")
     return "\n".join(lines)
 
 
 def clicks_of(steps: tuple[Step, ...]) -> tuple[tuple[Click, ...], np.ndarray | None]:
-    """All clicks up to the last step and the logits that its prediction started from; none if it is not a click."""
+    """All clicks up to the last step, and the logits before it; ((), None) if it is not a click."""
     if not isinstance(steps[-1].action, Click):
         return (), None
     before = [step for step in steps[:-1] if isinstance(step.action, Click)]
@@ -262,7 +261,7 @@ def clicks_of(steps: tuple[Step, ...]) -> tuple[tuple[Click, ...], np.ndarray | 
 
 
 def machine(device: str) -> str:
-    """Processor or graphics card, threads, and the versions that matter."""
+    """CPU or GPU, threads, and versions of torch and transformers."""
     import transformers
 
     name = platform.processor() or platform.machine()
@@ -285,22 +284,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--policy", type=Path, help="a policy's folder (the demo policy)")
-    parser.add_argument("--segmenter", type=Path, help="a segmenter's checkpoint (the demo segmenter)")
-    parser.add_argument("--segmenter-config", help="its architecture, where the checkpoint does not tell")
+    parser.add_argument("--policy", type=Path, help="a policy folder (default: the demo policy)")
+    parser.add_argument("--segmenter", type=Path, help="a checkpoint (default: the demo segmenter)")
+    parser.add_argument("--segmenter-config", help="its architecture, if the checkpoint does not say")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--pictures", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--turns", type=int, default=4, help="longest episode")
-    parser.add_argument("--slices", type=int, default=100, help="of the volume; 0 leaves it out")
+    parser.add_argument("--turns", type=int, default=4, help="most turns of an episode")
+    parser.add_argument("--slices", type=int, default=100, help="slices of the volume; 0: no volume")
     parser.add_argument(
-        "--episodes", action=argparse.BooleanOptionalAction, default=True, help="of 5 and 20 turns"
+        "--episodes",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure episodes of 5 and 20 turns",
     )
-    parser.add_argument(
-        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: see above; on CPUs only"
-    )
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time, see above")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     chosen = parser.parse_args()
     if chosen.clock == "cpu":
         use_processor_time()
@@ -328,6 +328,6 @@ def main() -> None:
 
 
 def show_progress(text: str) -> None:
-    """One line that is written over, on a terminal only."""
+    """Show a progress line, on a terminal only."""
     if sys.stderr.isatty():
         print(f"\r{text:60}\r", end="", file=sys.stderr, flush=True)

@@ -1,10 +1,10 @@
-"""What the store costs: minutes, MB and memory over made volumes of 512 × 512 × 100 voxels with 20 labels.
+"""Time, disk and memory of the store, for synthetic volumes of 512 × 512 × 100 voxels with 20 labels.
 
     python -m training.bench.store --volumes 25 50 100 --out build/bench-store --json figures.json
 
-Eight volumes are made; more are the same files under other names, which are read and cut like any other. For each
-number, in a process of its own: processor time to fill an empty store (8 slices of each volume) and to open the full
-one, its bytes on the disk, and the most memory that the process held. Reading comes from the system's cache.
+Eight volumes are made; further ones are links to them, which are read and cut like any other. For each number, in its
+own process: CPU time to fill an empty store (8 slices per volume) and to open the full one, its size on disk, and the
+peak memory of the process. Files are read from the system's cache.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CHOICE = Choice(per_plane=8)
 
 
 def make_volume(folder: Path, number: int, shape: tuple[int, int, int] = SHAPE) -> None:
-    """`vNNNN.nii` and its labels: ellipsoids in noise."""
+    """Write `vNNNN.nii` and its labels: ellipsoids in noise."""
     rng = np.random.default_rng(number)
     size = np.array(shape)
     labels = np.zeros(shape, np.uint8)
@@ -70,7 +70,7 @@ def gather(made: Path, folder: Path, count: int) -> Path:
 
 
 def measure(scans: Path, store: Path) -> dict[str, float]:
-    """Fill an empty store and open it again; call it in a process of its own, for its memory's sake."""
+    """Fill an empty store and open it again. Call it in its own process, as it reports peak memory."""
     begun = time.process_time()
     pictures, _, _ = fill(groups_of(read_cases(scans)[0]), CHOICE, store)
     filled = time.process_time()
@@ -88,8 +88,8 @@ def measure(scans: Path, store: Path) -> dict[str, float]:
 
 
 def table(rows: list[dict[str, float]]) -> str:
-    """In Markdown."""
-    text = "| volumes | pictures | fill, s | s a volume | open again, s | on the disk, MB | memory, MB |\n"
+    """The rows in Markdown."""
+    text = "| volumes | pictures | fill, s | s per volume | open again, s | on disk, MB | memory, MB |\n"
     text += "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
     for row in rows:
         each = row["fill_s"] / row["volumes"]
@@ -114,7 +114,7 @@ def main() -> None:
         check_output(args.json)
         if args.out.exists():
             raise InputError(
-                "is there already", file=args.out, remedy="Choose a new folder: it is removed at the end."
+                "already exists", file=args.out, remedy="Choose a new folder: it is removed at the end."
             )
         made = args.out / "made"
         made.mkdir(parents=True)

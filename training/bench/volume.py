@@ -1,13 +1,12 @@
-"""What a volume costs: first propagation, again after a correction, and sam2's own predictor the plain way.
+"""Time of propagation through a volume and of a correction, compared with sam2's own video predictor.
 
     python -m training.bench.volume [--json F] [--segmenter FILE] [--slices 100] [--clock cpu]
 
-One click in the middle of a phantom's liver, followed both ways to the ends of the stack; then a corrective
-click a fifth of the stack further on, and what depends on it. The same clicks and slices go through the
-video predictor of the sam2 package as it is meant to be used: it keeps no features, so that every pass encodes
-every slice, and it knows no end of what a correction changes. Same weights, one process, one after the other. On
-the CPU seconds are of processor time: on a machine that does other things too, the clock on the wall decides by chance
-which of the two looks faster.
+One click in the middle of a phantom's liver is propagated both ways to the ends of the stack; then a corrective click
+is made a fifth of the stack further on, and what depends on it is propagated again. The same clicks and slices go
+through the video predictor of the sam2 package as intended: it keeps no features, so every pass encodes every slice,
+and it propagates corrections to the ends. Both use the same weights in one process. On the CPU, times are CPU time,
+because wall time would depend on other processes.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ WINDOW = (-160.0, 240.0)
 
 
 class PreparedSlices:
-    """Slices as sam2's predictor takes its frames: (3, S, S), made when they are asked for."""
+    """Slices as frames for sam2's predictor: (3, S, S), prepared when needed."""
 
     def __init__(self, segmenter: Sam2Segmenter, grey: np.ndarray) -> None:
         self._segmenter, self._grey = segmenter, grey
@@ -53,7 +52,7 @@ class PreparedSlices:
 
 
 class VolumePredictor(SAM2VideoPredictor):
-    """sam2's video predictor on slices in memory instead of a folder of JPEGs; all else is its own."""
+    """sam2's video predictor on slices in memory instead of a folder of JPEGs."""
 
     @torch.inference_mode()
     def init_state(self, frames: PreparedSlices, height: int, width: int) -> dict[str, Any]:
@@ -80,9 +79,9 @@ class VolumePredictor(SAM2VideoPredictor):
 
 
 def plain_predictor(segmenter: Sam2Segmenter) -> VolumePredictor:
-    """sam2's predictor with the segmenter's network and weights; corrected slices condition the others."""
+    """sam2's predictor with the segmenter's network and weights; corrected slices are conditioning frames."""
     network = copy.copy(segmenter.model)
-    # The predictor only adds methods and these settings to the network: no second copy of the weights.
+    # The predictor only adds methods and these settings to the network, so the weights are not copied.
     network.__class__ = VolumePredictor
     network.fill_hole_area, network.non_overlap_masks = 0, False
     network.clear_non_cond_mem_around_input, network.add_all_frames_to_correct_as_cond = False, True
@@ -95,7 +94,7 @@ def as_rgb(grey: np.ndarray) -> np.ndarray:
 
 
 def phantom_stack(slices: int, seed: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    """(N, H, W) uint8 windowed axial slices of a phantom, radiological, and its liver (N, H, W) bool."""
+    """((N, H, W) uint8 windowed axial slices of a phantom in radiological orientation, (N, H, W) bool liver)."""
     made = make_volume(seed, (2.5, 2.5, 150.0 / slices), (-62.0, 88.0))
     grey = apply_window(made.hu, WINDOW)[::-1, ::-1].transpose(2, 1, 0)[:slices]
     truth = made.masks["liver"][::-1, ::-1].transpose(2, 1, 0)[:slices]
@@ -103,7 +102,7 @@ def phantom_stack(slices: int, seed: int = 5) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measure_volume(segmenter: Sam2Segmenter, slices: int) -> dict[str, Any]:
-    """The figures that `--json` writes, in seconds: of the clock on CUDA, of processor time on the CPU."""
+    """The figures that `--json` writes, in seconds: wall time on CUDA, CPU time on the CPU."""
     now = time.perf_counter if segmenter.device.type == "cuda" else time.process_time
     grey, truth = phantom_stack(slices)
     count, height, width = grey.shape
@@ -177,18 +176,18 @@ def measure_volume(segmenter: Sam2Segmenter, slices: int) -> dict[str, Any]:
 
 
 def table_of(result: dict[str, Any]) -> str:
-    """The figures for people."""
+    """A table for the terminal."""
     mine, theirs, count = result["correction"], result["sam2"], result["slices"]
     rows = [
         (f"first propagation, {count} slices", result["first_pass"], theirs["first_pass"]),
         (f"after a correction ({mine['visited']} slices redone)", mine["seconds"], theirs["correction"]),
-        ("the corrected slice alone", mine["slice"], None),
-        ("… on to the next anchor and the end", mine["up_to_anchor_and_end"], None),
+        ("the corrected slice only", mine["slice"], None),
+        ("… to the next anchor and the end", mine["up_to_anchor_and_end"], None),
     ]
     lines = [f"{'seconds':44}{'ours':>9}{'sam2':>9}{'ratio':>8}"]
     for name, one, other in rows:
         lines.append(f"{name:44}{one:9.2f}" + ("" if other is None else f"{other:9.2f}{other / one:8.2f}"))
-    lines.append(f"{'a correction costs, of the first pass':44}{mine['of_first_pass']:9.1%}")
+    lines.append(f"{'a correction, relative to the first pass':44}{mine['of_first_pass']:9.1%}")
     lines.append(f"{'features kept, MB':44}{result['features_bytes'] / 1e6:9.1f}")
     return "\n".join(lines)
 
@@ -196,7 +195,7 @@ def table_of(result: dict[str, Any]) -> str:
 def _ask(
     predictor: VolumePredictor, state: dict[str, Any], index: int, click: Click, size: tuple[int, int]
 ) -> None:
-    """A click, and the way both ways through the whole stack, by sam2's own predictor."""
+    """A click propagated both ways through the whole stack by sam2's own predictor."""
     points = np.array([[min(int(click.x * size[1]), size[1] - 1), min(int(click.y * size[0]), size[0] - 1)]])
     sign = np.array([int(click.positive)], np.int32)
     predictor.add_new_points_or_box(state, index, 1, points.astype(np.float32), sign)
@@ -213,12 +212,12 @@ def _wait(segmenter: Sam2Segmenter) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--segmenter", type=Path, help="a segmenter's checkpoint (the demo segmenter)")
-    parser.add_argument("--segmenter-config", help="its architecture, where the checkpoint does not tell")
+    parser.add_argument("--segmenter", type=Path, help="a checkpoint (default: the demo segmenter)")
+    parser.add_argument("--segmenter-config", help="its architecture, if the checkpoint does not say")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--slices", type=int, default=100)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="see training.bench.clock")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     chosen = parser.parse_args()
     if chosen.clock == "cpu":
         use_processor_time()

@@ -120,7 +120,7 @@ def _mask_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> 
 def train_step(
     model, head, data, numbers, rng, objects: int, clicks: int, boxes: float = 0.0, augment: float = 1.0
 ) -> tuple[Tensor, dict[str, float]]:
-    """(loss, figures) of `clicks` turns on `objects` structures per picture; boxes: share of batches with a box first."""
+    """(loss, figures) of `clicks` turns on `objects` structures per picture; a share `boxes` starts with a box."""
     pictures, bits = batch_of(data, numbers, rng, model.image_size, augment, masses=0.25 * augment)
     features, raw = encode(model, pictures)
     dense = head.loss(raw, bits)

@@ -1,1 +1,1 @@
-"""What training.evaluate is made of: pictures with their truth, measuring, keeping, figures, table, page."""
+"""The parts of training.evaluate: pictures with ground truth, evaluation, saved rows, figures, table, page."""

@@ -1,7 +1,4 @@
-"""The segmenter asked with a box, as a third way to compare with: what a person with a mouse would draw.
-
-Drawn to the pixel as sam2 draws boxes in training.
-"""
+"""The segmenter prompted with the structure's bounding box, as a baseline."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from ibis_agent.segmenter.contract import Embedding, Segmenter
 
 
 def box_of(truth: np.ndarray) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom): the outermost pixels of an (H, W) mask, as sam2 draws boxes in training.
+    """(left, top, right, bottom): the outermost pixels of an (H, W) mask, as in the training of sam2.
 
     Raises InputError for an empty mask.
     """
@@ -27,11 +24,11 @@ def predict_box(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The (H, W) bool mask for a box in the picture's pixels, and its (S/4, S/4) float32 logits.
 
-    Raises ModelError when the network fails.
+    Raises ModelError if the network fails.
     """
     width, height = embedding.width, embedding.height
     left, top = box[:2]
-    # A structure of one column has an inside, too.
+    # A box of one column or row must not be empty.
     right, bottom = max(box[2], left + 0.5), max(box[3], top + 0.5)
     prompt = Box(left / width, top / height, min(1.0, right / width), min(1.0, bottom / height))
     found = segmenter.predict(embedding, [prompt])

@@ -1,6 +1,6 @@
-"""One answer drawn for the page: picture, mask, the truth's outline, numbered clicks, as inline SVG.
+"""One answer as inline SVG: picture, mask, outline of the truth, numbered clicks.
 
-Pixels are those of the arrays; the drawing is stretched to millimetres where the picture has them.
+Pixels are stretched to the aspect ratio in millimetres if the picture has a spacing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from ibis_agent.scan.picture import Picture
 from PIL import Image
 
-_WIDTH = 480.0  # of the drawing's own units; the marks' sizes are made for it
+_WIDTH = 480.0  # width in SVG units
 
 
 def drawing(
@@ -21,7 +21,7 @@ def drawing(
 ) -> str:
     """An `<svg>` of the (H, W) picture. `label` must be escaped.
 
-    clicks: (x, y, positive), or (x0, y0, x1, y1) of a box, normalised.
+    mask, truth: (H, W) bool. clicks: (x, y, positive), or (x0, y0, x1, y1) for a box, 0 to 1.
     """
     height, width = mask.shape
     geometry = picture.geometry
@@ -38,30 +38,30 @@ def drawing(
     if truth is not None:
         path = "".join(f"M{x} {y}{way}{length}" for x, y, way, length in edges(truth))
         parts.append(f'<path class="truth" transform="scale({across:.4f} {down:.4f})" d="{path}"/>')
-    numbers: dict[tuple, list[int]] = {}  # clicks on one spot share a mark
+    numbers: dict[tuple, list[int]] = {}  # clicks on the same point share a mark
     for number, click in enumerate(clicks, 1):
         numbers.setdefault(tuple(click), []).append(number)
     for (x, y, *rest), those in numbers.items():
-        told = ",".join(map(str, those))
+        text = ",".join(map(str, those))
         if len(rest) == 2:
             left, top = x * _WIDTH, y * height * down
             parts.append(
                 f'<g class="plus"><rect x="{left:.1f}" y="{top:.1f}" width="{(rest[0] - x) * _WIDTH:.1f}" '
                 f'height="{(rest[1] - y) * height * down:.1f}"/>'
-                f'<text x="{left + 3:.1f}" y="{top - 3:.1f}">{told}</text></g>'
+                f'<text x="{left + 3:.1f}" y="{top - 3:.1f}">{text}</text></g>'
             )
             continue
         positive = rest[0]
         kind, sign = ("plus", "+") if positive else ("minus", "−")
         parts.append(
             f'<g class="{kind}" transform="translate({x * _WIDTH:.1f} {y * height * down:.1f})">'
-            f'<circle r="5"/><text x="8" y="5">{told}{sign}</text></g>'
+            f'<circle r="5"/><text x="8" y="5">{text}{sign}</text></g>'
         )
     return "".join([*parts, "</svg>"])
 
 
 def edges(mask: np.ndarray) -> Iterator[tuple[int, int, str, int]]:
-    """The border of an (H, W) bool mask between pixels: (x, y, "h" or "v", length), straight pieces whole."""
+    """The border of an (H, W) bool mask along pixel edges, as straight pieces (x, y, "h" or "v", length)."""
     framed = np.pad(mask.astype(np.int8), 1)
     for way, changes in (
         ("h", framed[1:, 1:-1] != framed[:-1, 1:-1]),
@@ -81,7 +81,7 @@ def _picture_png(rgb: np.ndarray) -> bytes:
 
 
 def _mask_png(mask: np.ndarray) -> bytes:
-    """Two colours, the first transparent; how strongly it is painted is said in the page's style."""
+    """A PNG with two colours, the first transparent; the opacity of the other is set in page.css."""
     image = Image.fromarray(mask.astype(np.uint8)).convert("P")
     image.putpalette([0, 0, 0, 40, 215, 230])
     return _png(image, transparency=0)

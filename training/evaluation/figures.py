@@ -1,8 +1,7 @@
 """From rows to figures: means over questions and structures.
 
-F1 is that of finding: a mask with IoU ≥ 0.5 is a find, any other mask a false one, any other structure a
-missed one. That is our reading: the paper prints an F1 and does not say of what. An answer "not there" about a
-structure that is there scores IoU 0.
+F1 is that of detection: a mask with IoU ≥ 0.5 is a true positive, any other mask a false positive, any other structure
+a false negative. This is our interpretation: the paper does not define its F1. A false "not there" has IoU 0.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ _OF_A_STRUCTURE = ("iou", "dsc", "clicks", "first_click_hit", "absent_recall", "
 
 
 def figures(rows: Iterable[Row]) -> dict[str, Any]:
-    """All figures of an evaluation, in plain values, none of them NaN: what cannot be known is left out.
+    """All figures of an evaluation as JSON values; undefined ones are left out.
 
-    "agent", "oracle" (simulated clicks on the segmenter alone), "box", "methods" (the same four measures for
-    each way of asking), "per_structure", and "bad" (what could not be measured, and why).
+    "agent", "oracle" (simulated clicks on the segmenter alone), "box", "methods" (the same measures for each way of
+    prompting), "per_structure", and "bad" (what could not be evaluated, and why).
     """
     rows = list(rows)
     asked = [each for row in rows for each in row.get("asked", ())]
@@ -46,7 +45,7 @@ def figures(rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def agent_figures(asked: Sequence[Row], embedding: float = 0.0) -> dict[str, float]:
-    """The agent by itself. "seconds" is a question's time with `embedding`, that of embedding its picture."""
+    """The agent's figures. embedding: seconds to embed a picture, added to the time of each question."""
     present = [each for each in asked if each["present"]]
     absent = [each for each in asked if not each["present"]]
     false = sum(each["clicks"] > 0 and each["iou"] < FOUND for each in asked)
@@ -66,7 +65,7 @@ def agent_figures(asked: Sequence[Row], embedding: float = 0.0) -> dict[str, flo
 
 
 def _methods(agent: Row, prompted: Sequence[Row], embedding: float) -> dict[str, Any]:
-    """Way of asking → IoU, DSC, F1, clicks and seconds: the rows of the table."""
+    """Way of prompting → IoU, DSC, F1, clicks and seconds: the rows of the table."""
     methods = {}
     if "iou" in agent:
         methods["agent"] = {name: agent[name] for name in ("iou", "dsc", "f1", "clicks", "seconds")}
@@ -104,7 +103,7 @@ def _structure(asked: Sequence[Row], prompted: Sequence[Row], embedding: float) 
 
 
 def _at(each: Row, clicks: int) -> Row:
-    """What stood after so many simulated clicks, or after the last one where fewer were needed."""
+    """The result after `clicks` simulated clicks, or after the last one if there are fewer."""
     return dict(each["clicks"][min(clicks, len(each["clicks"])) - 1])
 
 

@@ -1,7 +1,7 @@
-"""Measure one labelled picture: the agent by itself, simulated clicks on the segmenter alone, a box from the truth.
+"""Evaluate one labelled picture: the agent, simulated clicks on the segmenter alone, and a box from the truth.
 
-The picture is embedded once for all of them. What comes out are plain rows that can be written down as they
-are; what follows from many of them is in training.evaluation.figures.
+The picture is embedded once for all of them. The result is a row of JSON values; figures over rows are in
+training.evaluation.figures.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Measures:
-    """How a run measures; what a row depends on besides its picture and the models.
+    """The settings of an evaluation that a row depends on.
 
     Attributes:
-        questions: structures asked for in each picture, of those that it shows; None asks for all.
+        questions: number of present structures asked for per picture; None for all.
         seed: of the choice of structures and wordings.
         limits: of an episode.
     """
@@ -49,12 +49,12 @@ class Measures:
 
 
 class OnePicture:
-    """A segmenter that knows the embedding of one picture already, and times its predictions."""
+    """A segmenter with the embedding of one picture already computed. Records the time of its predictions."""
 
     def __init__(self, segmenter: Segmenter, picture: Picture) -> None:
         self.identity = segmenter.identity
         self._segmenter, self._rgb = framed(segmenter, picture.frame), picture.rgb
-        self.frame = picture.frame  # an episode need not put it around this
+        self.frame = picture.frame  # so that a run does not crop to it again
         begun = time.perf_counter()
         self.embedding = self._segmenter.embed(picture.rgb)
         self.embedded = time.perf_counter() - begun
@@ -79,10 +79,10 @@ def measure(
     segmenter: Segmenter,
     how: Measures,
 ) -> Row:
-    """Everything about one labelled picture; the same for the same `index`, whatever was measured before.
+    """The row of one labelled picture; depends only on its `index`, not on what was evaluated before.
 
-    "prompted" has a row for each structure shown, "asked" one for each question; policy None asks none.
-    Raises InputError for data, or a question, that cannot be used, and ModelError.
+    "prompted" has an entry for each structure shown, "asked" one for each question (none without a policy).
+    Raises InputError for data or a question that cannot be used, and ModelError.
     """
     shown = pictures.show(index)
     view = OnePicture(segmenter, shown.picture) if shown.truths or policy is not None else None
@@ -99,7 +99,7 @@ def measure(
 
 
 def questions(pictures: Pictures, index: int, shown: Shown, how: Measures) -> list[tuple[str, str]]:
-    """(structure, wording): some or all of what the picture shows, and one structure that it does not."""
+    """(structure, wording) of some or all present structures and of one absent structure."""
     rng = np.random.default_rng([how.seed, 11, index])
     wanted = list(shown.truths)
     if how.questions is not None and wanted:
@@ -110,9 +110,9 @@ def questions(pictures: Pictures, index: int, shown: Shown, how: Measures) -> li
 
 
 def prompted(segmenter: Segmenter, view: OnePicture, shown: Shown, truth: np.ndarray) -> Row:
-    """IoU, DSC and seconds after 1 … 5 simulated clicks, and with a box; seconds are of the segmenter alone.
+    """IoU, DSC and seconds of the segmenter after 1 to 5 simulated clicks, and with a box.
 
-    A mask without fault is clicked no further.
+    Clicking stops at a perfect mask.
     """
     view.spent.clear()
     steps = simulate(view, shown.picture.rgb, truth, 1.01, CLICKS, embedding=view.embedding)
@@ -132,9 +132,9 @@ def prompted(segmenter: Segmenter, view: OnePicture, shown: Shown, truth: np.nda
 
 
 def ask(shown: Shown, structure: str, wording: str, policy: Policy, view: OnePicture, limits: Limits) -> Row:
-    """The agent by itself, from a question to its end. `truths` without the structure: it is not there.
+    """The agent's run for one question. The structure is absent if `shown.truths` does not have it.
 
-    "clicks" counts boxes, too; "hit" is a first click on the structure, or a first box around it.
+    "clicks" includes boxes; "hit" is a first click on the structure, or a first box around it.
     """
     begun = time.perf_counter()
     episode = Run.on_picture(shown.picture, wording, policy, cast("Segmenter", view), Settings(limits))
@@ -162,7 +162,7 @@ def ask(shown: Shown, structure: str, wording: str, policy: Policy, view: OnePic
 
 
 def _step(step: Any, truth: np.ndarray | None) -> Row:
-    """ "click" is [x, y, positive] or, of a box, [x0, y0, x1, y1]; None for the end."""
+    """ "click" is [x, y, positive], or [x0, y0, x1, y1] for a box; None for termination."""
     prompt = step.action if isinstance(step.action, Prompt) else None
     return {
         "thinking": step.thinking,

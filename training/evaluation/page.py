@@ -1,6 +1,6 @@
-"""An evaluation as one HTML file that needs nothing else: the tables, and the worst answers as pictures.
+"""An evaluation as one self-contained HTML file: the tables, and the worst answers as pictures.
 
-No script, so that a policy's words, which it shows, can do nothing; the switches are the style's own.
+It has no script, so that the policy's text, which it shows, can do no harm; the switches are made with CSS.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _STYLE = Path(__file__).with_name("page.css")
 
 
 def page(result: Mapping[str, Any], rows: Iterable[Row], pictures: Pictures, worst: int = 24) -> str:
-    """The whole page. The pictures are drawn again; one that is gone is said so.
+    """The HTML page. Pictures are read again; for a missing one the page shows the error.
 
-    worst: how many answers to show, in turn from every structure, the worst of each first.
+    worst: number of answers to show, see choose_worst.
     """
     rows = list(rows)
     style = _STYLE.read_text(encoding="utf-8")
@@ -45,7 +45,7 @@ def page(result: Mapping[str, Any], rows: Iterable[Row], pictures: Pictures, wor
         f"<body><main><h1>Evaluation: {_safe(measured.get('pictures', ''))}</h1>",
         f'<p class="soft">{_safe(_models(measured))}</p>',
         '<p class="warning">Research use only</p>',
-        "<h2>How good</h2>",
+        "<h2>Results</h2>",
         _table(method_cells(result)),
         f'<p class="soft">{_safe(absence_line(result))}</p><p class="soft">{_safe(NOTE)}</p>',
         "<h2>Per structure</h2>",
@@ -59,7 +59,7 @@ def page(result: Mapping[str, Any], rows: Iterable[Row], pictures: Pictures, wor
             '<label><input type="checkbox" id="show-mask" checked> mask</label>'
             '<label><input type="checkbox" id="show-truth" checked> outline of the truth</label>'
             '<label><input type="checkbox" id="show-clicks" checked> clicks</label>'
-            '<span class="key">cyan: the mask; yellow: the truth; 1+ and 2−: clicks in their order; '
+            '<span class="key">cyan: the mask; yellow: the truth; 1+ and 2−: clicks in order; '
             "dashed: a box</span></div>"
             '<div class="cases">'
         )
@@ -69,9 +69,9 @@ def page(result: Mapping[str, Any], rows: Iterable[Row], pictures: Pictures, wor
 
 
 def choose_worst(rows: Iterable[Row], count: int) -> list[tuple[Row, Row]]:
-    """(row, question) of the lowest IoU, one of each structure in turn, so that the worst does not fill all.
+    """(row, question) of the answers with the lowest IoU, taking structures in turn so that all are shown.
 
-    A find where nothing is counts as IoU 0; an answer without fault is never among them.
+    A mask for an absent structure has IoU 0. Perfect answers are left out.
     """
     by_structure: dict[str, list[tuple[float, int, Row, Row]]] = {}
     for row in rows:
@@ -99,7 +99,7 @@ def _case(row: Row, asked: Row, pictures: Pictures) -> str:
     if asked["present"]:
         fact = f"IoU {asked['iou']:.3f}, DSC {asked['dsc']:.3f}"
     else:
-        fact = "not in the picture, but a mask was made"
+        fact = "absent, but a mask was made"
     steps = "".join(f"<li>{_step(step)}</li>" for step in asked["steps"])
     end = f"<strong>{_safe(asked['answer'])}</strong>" if asked["answer"] else _safe(asked["reason"])
     return (
@@ -133,7 +133,7 @@ def _table(cells: Cells) -> str:
 
 
 def _spread(ious: list[float]) -> str:
-    """How many answers lie in each tenth of IoU, as bars."""
+    """A histogram of IoU in ten bins, as SVG."""
     if not ious:
         return ""
     counts = np.histogram(ious, bins=10, range=(0, 1))[0].tolist()
@@ -144,10 +144,10 @@ def _spread(ious: list[float]) -> str:
         f'{count}</text><text x="{64 * n + 32}" y="114">{n / 10:.1f}–{(n + 1) / 10:.1f}</text>'
         for n, count in enumerate(counts)
     )
-    told = ", ".join(f"{count} from {n / 10:.1f}" for n, count in enumerate(counts))
+    label = ", ".join(f"{count} from {n / 10:.1f}" for n, count in enumerate(counts))
     return (
         f"<h2>IoU of {len(ious)} answers</h2>"
-        f'<svg class="spread" viewBox="0 0 640 120" role="img" aria-label="{told}">{bars}</svg>'
+        f'<svg class="spread" viewBox="0 0 640 120" role="img" aria-label="{label}">{bars}</svg>'
     )
 
 
@@ -155,7 +155,7 @@ def _bad(bad: list[Mapping[str, str]]) -> str:
     if not bad:
         return ""
     items = "".join(f"<li>{_safe(each['name'])}: {_safe(each['problem'])}</li>" for each in bad)
-    return f"<h2>Not measured: {len(bad)}</h2><ul>{items}</ul>"
+    return f"<h2>Not evaluated: {len(bad)}</h2><ul>{items}</ul>"
 
 
 def _models(measured: Mapping[str, Any]) -> str:
@@ -168,6 +168,6 @@ def _models(measured: Mapping[str, Any]) -> str:
 
 
 def _safe(text: object) -> str:
-    """For between tags and in attributes. What is not a character of HTML becomes a question mark."""
+    """Escaped for text and attributes; characters that HTML does not allow become question marks."""
     plain = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in str(text))
     return html.escape(plain, quote=True)

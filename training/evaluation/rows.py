@@ -1,8 +1,7 @@
-"""The rows of an evaluation as they are kept: one JSON line a picture, so that a killed run can go on.
+"""The rows of an evaluation on disk: one JSON line per picture, so that a killed run can be resumed.
 
-A folder holds `settings.json` (what was measured, how, with which models) and a `rows-I-of-N.jsonl` for every
-shard that worked on it. All of them count together; a line that a kill cut off is as if it had not been
-written, and a picture that two shards measured counts once.
+A folder has `settings.json` (pictures, settings, models) and a `rows-I-of-N.jsonl` per shard. All rows are read
+together; a line cut off by a kill is ignored, and a picture evaluated by two shards counts once.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ SETTINGS = "settings.json"
 
 
 class RowStore:
-    """The rows of one run. Without a folder nothing outlives the process.
+    """The rows of one run. Without a folder they are kept in memory only.
 
     store = RowStore(folder, settings, Shard())
-    store.add(row)          # on the disk when this returns
+    store.add(row)          # on disk when this returns
     """
 
     def __init__(self, folder: Path | None, settings: dict[str, Any], shard: Shard) -> None:
-        """Raises InputError where the folder holds an evaluation of something else, OutputError."""
+        """Raises InputError if the folder has an evaluation with other settings, OutputError."""
         self.rows: dict[int, Row] = {}
         self._stream: BinaryIO | None = None
         if folder is None:
@@ -43,7 +42,7 @@ class RowStore:
         self.rows = read_rows(folder)
         self._path = folder / f"rows-{shard.number}-of-{shard.count}.jsonl"
         try:
-            _cut_off_torn_end(self._path)
+            _remove_unfinished_line(self._path)
             # Unbuffered: a row is one write, so that two processes cannot mix their lines.
             self._stream = self._path.open("ab", buffering=0)
         except OSError as error:
@@ -71,9 +70,9 @@ class RowStore:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What a folder's evaluation is of. Raises InputError."""
+    """The settings of a folder's evaluation. Raises InputError."""
     path = folder / SETTINGS
-    remedy = "Give a folder that an evaluation was written to with --out."
+    remedy = "Give the --out folder of an evaluation."
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -83,26 +82,26 @@ def read_settings(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError("is not JSON", file=path, value=str(error), remedy=remedy) from error
     if not isinstance(settings, dict) or settings.get("schema") != SCHEMA:
-        raise InputError("is not of an evaluation", file=path, remedy=remedy)
+        raise InputError("is not the settings of an evaluation", file=path, remedy=remedy)
     return {name: value for name, value in settings.items() if name != "schema"}
 
 
 def check_same(ours: dict[str, Any], theirs: dict[str, Any], folder: Path) -> None:
-    """Raises InputError naming the first setting in which an evaluation differs from that in `folder`."""
-    # Through JSON, which makes lists of tuples.
+    """Raises InputError naming the first setting that differs from the evaluation in `folder`."""
+    # Through JSON, which turns tuples into lists.
     ours = json.loads(json.dumps(ours))
     for name in sorted({*ours, *theirs}):
         if ours.get(name) != theirs.get(name):
             raise InputError(
-                f"was measured with another {name}",
+                f"was evaluated with another {name}",
                 file=folder,
                 value=f"{json.dumps(theirs.get(name))} there, {json.dumps(ours.get(name))} now",
-                remedy="Choose another folder, or go on with the same settings.",
+                remedy="Choose another folder, or use the same settings.",
             )
 
 
 def read_rows(folder: Path) -> dict[int, Row]:
-    """Index → row, of every shard in the folder, ordered. Raises InputError for a line that is not a row."""
+    """Index → row for all shards in the folder, ordered. Raises InputError for a line that is not a row."""
     found: dict[int, Row] = {}
     for path in sorted(folder.glob("rows-*-of-*.jsonl")):
         for row in _lines(path):
@@ -111,7 +110,7 @@ def read_rows(folder: Path) -> dict[int, Row]:
 
 
 def merged(folders: Sequence[Path], total: int) -> dict[int, Row]:
-    """The rows of several folders, which together must hold each of the `total` pictures.
+    """The rows of several folders, which together must have all `total` pictures.
 
     Raises InputError, also for folders with different settings.
     """
@@ -124,26 +123,26 @@ def merged(folders: Sequence[Path], total: int) -> dict[int, Row]:
     missing = [index for index in range(total) if index not in found]
     if missing:
         raise InputError(
-            f"{len(missing)} of {total} pictures are not measured yet",
+            f"{len(missing)} of {total} pictures are not evaluated yet",
             value=", ".join(map(str, missing[:5])) + (" …" if len(missing) > 5 else ""),
-            remedy="Run the shards that are missing, or start a stopped one again.",
+            remedy="Run the missing shards, or resume a stopped one.",
         )
     return dict(sorted(found.items()))
 
 
 def is_done(row: Row | None) -> bool:
-    """Whether a picture was measured; one that could not be is tried again."""
+    """Whether a picture was evaluated; one with a problem is tried again."""
     return row is not None and "problem" not in row
 
 
 def _take(found: dict[int, Row], row: Row) -> None:
-    """The first row of a picture counts, unless it only says that it could not be measured."""
+    """Keep the first row of a picture, unless it only has a problem."""
     if not is_done(found.get(row["index"])):
         found[row["index"]] = row
 
 
 def _lines(path: Path) -> Iterator[Row]:
-    """The rows of one file; a last line without its end is left out."""
+    """The rows of one file, without an unfinished last line."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -154,15 +153,15 @@ def _lines(path: Path) -> Iterator[Row]:
             if not isinstance(row["index"], int):
                 raise TypeError("index")
         except (ValueError, KeyError, TypeError) as error:
-            remedy = "Remove that line; its picture is measured again."
+            remedy = "Remove that line; its picture will be evaluated again."
             raise InputError(
                 f"line {number} is not a row", file=path, value=line[:60], remedy=remedy
             ) from error
         yield row
 
 
-def _cut_off_torn_end(path: Path) -> None:
-    """Remove what a kill left of a last line, so that the next row begins on a line of its own."""
+def _remove_unfinished_line(path: Path) -> None:
+    """Remove an unfinished last line, so that the next row starts on a new line."""
     if not path.exists():
         return
     with path.open("r+b") as stream:

@@ -1,7 +1,7 @@
-"""What an agent is measured on: numbered pictures with the truth of everything they show.
+"""The pictures that an agent is evaluated on, numbered, with ground truth.
 
-The n-th picture comes by itself, whatever was asked for before: so the work can be shared out, and a picture
-can be drawn again for the page. How cases become pictures is in training.common.pictures.
+Pictures can be read in any order, so the work can be split into shards and a picture can be drawn again for the page.
+training.common.pictures makes pictures from cases.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from training.common.processes import Shard
 from training.common.questions import question
 from training.common.store import Kept, opened
 
-SMALLEST = 0.0011  # share of the picture: slivers below are neither asked for nor counted as absent
-MOST_PHANTOMS = 100_000  # of one seed; the next one's begin behind them
-# The labels of TotalSegmentator that make up our structures.
+SMALLEST = 0.0011  # share of the picture; smaller structures are neither asked for nor counted as absent
+MOST_PHANTOMS = 100_000  # per seed; those of the next seed follow
+# Prefixes of the TotalSegmentator labels that make up the structures.
 ORGANS = {
     "liver": ("liver",),
     "spleen": ("spleen",),
@@ -42,12 +42,12 @@ ORGANS = {
 
 
 class Pictures(Protocol):
-    """Numbered pictures to be measured on.
+    """Numbered pictures to evaluate on.
 
     Attributes:
-        identity: plain values in which a run that goes on must agree.
-        problems: what of the data cannot be used, known before anything is measured.
-        questions: how many structures of a picture are asked for where nobody says it; None is all.
+        identity: JSON values that must be the same when a run is resumed.
+        problems: data that cannot be used, known before anything is evaluated.
+        questions: default number of structures asked for per picture; None is all.
     """
 
     identity: dict[str, Any]
@@ -57,7 +57,7 @@ class Pictures(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What picture `index` is called, also where it cannot be read; no two are called alike."""
+        """The unique name of picture `index`, also if it cannot be read."""
         ...
 
     def show(self, index: int) -> Shown:
@@ -65,12 +65,12 @@ class Pictures(Protocol):
         ...
 
     def wording(self, structure: str, rng: np.random.Generator) -> str:
-        """How a structure is asked for."""
+        """The wording of a question for a structure."""
         ...
 
 
 class Phantoms:
-    """Pictures of patients never trained on, as Slicer shows them, in a soft-tissue window."""
+    """Phantoms never trained on, oriented as Slicer shows them, in a soft-tissue window."""
 
     def __init__(self, count: int, seed: int, frame: Kind = "slice") -> None:
         self._count, self._seed, self._choice = count, seed, Choice(frame=frame)
@@ -93,10 +93,10 @@ class Phantoms:
 
 
 class LabelledData:
-    """Slices and pictures of people's own cases.
+    """Slices and pictures of cases.
 
-    All of it is read once at the start, so that bad data is known before slow work; then one scan at a time. With
-    a `store`, parts that begin side by side read each scan once between them: everyone begins with its own.
+    All scans are read once at the start, so that bad data is known before slow work; then one at a time. With a
+    `store`, shards that start together read each scan only once, because each starts with its own.
 
     Attributes:
         scans: digest of each scan → its name.
@@ -110,7 +110,7 @@ class LabelledData:
         store: Path | None = None,
         shard: Shard | None = None,
     ) -> None:
-        """What cannot be used is in `problems` afterwards. A scan that the `store` holds is not read."""
+        """Collects unusable data in `problems`. Scans in the `store` are not read."""
         self._store = store
         self.problems = list(problems)
         self.questions: int | None = None
@@ -121,7 +121,7 @@ class LabelledData:
         self.scans: dict[str, str] = {}
         if store is not None and shard is not None and shard.count > 1:
             for number in shard.indices(len(self._groups)):
-                with contextlib.suppress(InputError):  # told below
+                with contextlib.suppress(InputError):  # reported below
                     self._read(number)
         for number, group in enumerate(tqdm(self._groups, desc="reading", mininterval=2, leave=False)):
             try:
@@ -163,7 +163,7 @@ class LabelledData:
 
     def _read(self, number: int) -> Source | Kept:
         if self._held is None or self._held[0] != number:
-            self._held = None  # before the next scan takes its memory
+            self._held = None  # free its memory before the next scan is read
             self._held = (number, opened(self._groups[number], self._choice, self._store))
         return self._held[1]
 
@@ -176,21 +176,21 @@ def labelled_data(
     store: Path | None = None,
     shard: Shard | None = None,
 ) -> LabelledData:
-    """A folder or manifest as ibis_agent.cases.cases understands it; strict refuses data with any problem.
+    """A folder or manifest of cases (ibis_agent.cases.cases).
 
-    Raises InputError.
+    Raises InputError if nothing can be used, and with `strict` for any problem.
     """
     cases, problems = read_cases(source, names)
     found = LabelledData(cases, choice, problems, store, shard)
     if strict or not len(found):
         refuse(found.problems)
     if not len(found):
-        raise InputError("shows nothing large enough to be measured", file=source)
+        raise InputError("shows no structure large enough to evaluate", file=source)
     return found
 
 
 def labelled_scan(scan: Path, labels: Path, names: Path, card: ModelCard) -> LabelledData:
-    """Every axial slice of one labelled CT, in the window that the demo models know. Raises InputError."""
+    """Every axial slice of one labelled CT, in the window that the demo models were trained on. Raises InputError."""
     choice = Choice(
         slices="all",
         least_area=SMALLEST,
@@ -216,25 +216,25 @@ def _shown(source: Source | Kept, place: tuple[str, int]) -> Shown:
 
 
 def _organs(names_file: Path) -> dict[str, tuple[int, ...]]:
-    """Structure → its label numbers, of those that are measured. Raises InputError."""
+    """Structure of ORGANS → its label values. Raises InputError."""
     remedy = 'It must be an object such as {"5": "liver", "1": "spleen"}.'
     names = read_json(names_file, remedy=remedy)
     if not isinstance(names, dict) or not all(number.isdecimal() for number in names):
-        raise InputError("contains no names of labels", file=names_file, remedy=remedy)
+        raise InputError("contains no label names", file=names_file, remedy=remedy)
     found = {
         organ: tuple(int(number) for number, name in names.items() if str(name).startswith(starts))
         for organ, starts in ORGANS.items()
     }
     found = {organ: numbers for organ, numbers in found.items() if numbers}
     if not found:
-        remedy = f"They are {', '.join(start for starts in ORGANS.values() for start in starts)}."
-        raise InputError("names none of the structures that are measured", file=names_file, remedy=remedy)
+        remedy = f"Use names such as {', '.join(start for starts in ORGANS.values() for start in starts)}."
+        raise InputError("names none of the structures to evaluate", file=names_file, remedy=remedy)
     return found
 
 
 def _fingerprint(cases: Sequence[Case]) -> str:
-    """SHA-256 of what the cases are made of: names and sizes of files, labels, windows."""
-    told = [
+    """SHA-256 of names and sizes of the cases' files, labels and windows."""
+    parts = [
         [
             case.id,
             *_file(case.image),
@@ -245,7 +245,7 @@ def _fingerprint(cases: Sequence[Case]) -> str:
         ]
         for case in cases
     ]
-    return hashlib.sha256(json.dumps(told).encode("utf-8")).hexdigest()
+    return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()
 
 
 def _file(path: Path) -> tuple[str, int]:

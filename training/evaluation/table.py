@@ -7,16 +7,16 @@ from typing import Any
 
 Cells = Sequence[Sequence[str]]
 NOTE = (
-    "IoU and DSC are means over the structures asked for; F1 is that of finding (a mask with IoU ≥ 0.5 is a "
-    "find), which is our reading of the paper's: it does not say of what its F1 is. Oracle clicks are simulated "
-    "from the truth and the box is drawn around it: what the segmenter can do with perfect prompts. One that "
-    "was never trained with boxes does badly with them. Seconds include embedding the picture."
+    "IoU and DSC are means over the structures asked for. F1 is that of detection (a mask with IoU ≥ 0.5 is a true "
+    "positive); this is our interpretation, as the paper does not define its F1. Oracle clicks and the box are made "
+    "from the truth and show what the segmenter does with perfect prompts; a segmenter that was not trained with "
+    "boxes does badly with them. Seconds include embedding the picture."
 )
-_METHODS = {"agent": "agent, by itself"}
+_METHODS = {"agent": "the agent"}
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The tables of an evaluation, ready for a README."""
+    """The tables of an evaluation in Markdown."""
     parts = [
         _measured(result),
         _md(method_cells(result)),
@@ -29,22 +29,22 @@ def markdown(result: Mapping[str, Any]) -> str:
         parts.insert(3, absence)
     bad = result.get("bad") or []
     if bad:
-        parts.append(f"### Not measured: {len(bad)}")
+        parts.append(f"### Not evaluated: {len(bad)}")
         parts.append("\n".join(f"- {_escaped(each['name'])}: {_escaped(each['problem'])}" for each in bad))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """The same for a terminal."""
+    """The tables of an evaluation as plain text for a terminal."""
     parts = [_plain(method_cells(result)), _plain(structure_cells(result)), absence_line(result)]
     bad = result.get("bad") or []
     if bad:
-        parts.append(f"not measured: {len(bad)}, such as {bad[0]['name']}: {bad[0]['problem']}")
+        parts.append(f"not evaluated: {len(bad)}, such as {bad[0]['name']}: {bad[0]['problem']}")
     return "\n\n".join(part for part in parts if part)
 
 
 def method_cells(result: Mapping[str, Any]) -> Cells:
-    """Header and rows: how each way of asking did."""
+    """Header and rows: the results of each way of prompting."""
     rows = [["", "IoU", "DSC", "F1", "clicks", "seconds"]]
     for name, each in result["methods"].items():
         rows.append(
@@ -59,7 +59,7 @@ def method_cells(result: Mapping[str, Any]) -> Cells:
 
 
 def structure_cells(result: Mapping[str, Any]) -> Cells:
-    """Header and rows: each structure, the agent and the segmenter with perfect prompts."""
+    """Header and rows: the agent, and the segmenter with perfect prompts, for each structure."""
     keys = ("iou", "dsc", "first_click_hit")
     oracle = ("oracle_iou_at_1", "oracle_iou_at_5", "box_iou")
     head = ["", "shown", "IoU", "DSC", "first click inside", "clicks", "absent found", "false absence"]
@@ -78,7 +78,7 @@ def structure_cells(result: Mapping[str, Any]) -> Cells:
 
 
 def absence_line(result: Mapping[str, Any]) -> str:
-    """First clicks, absences and unreadable replies in a sentence; empty without an agent."""
+    """First clicks, absences and unreadable replies in one line; empty without an agent."""
     agent = result.get("agent") or {}
     words = {
         "first_click_hit": "first click inside",
@@ -128,6 +128,6 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _escaped(cell: str) -> str:
-    """Names come from other people's files: no cell may end a row or begin markup."""
+    """Escape a name from a file, so that it cannot end a cell or start markup."""
     flat = " ".join(str(cell).split())
     return flat.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")

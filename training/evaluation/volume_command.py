@@ -1,4 +1,4 @@
-"""training.evaluate on whole volumes, as its command line asks for it; the measuring is in volumes."""
+"""The command line of training.evaluate for whole volumes; the evaluation is in volumes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.evaluation.volumes import measure_lesions, measure_phantoms
 
 
 def run_volumes(args: argparse.Namespace) -> None:
-    """Measure, print, and write --json. Raises IbisError."""
+    """Evaluate, print, and write --json. Raises IbisError."""
     segmenter = segmenters.open(args.segmenter, args.segmenter_config, args.device)
     result: dict[str, Any] = {}
     policy = None

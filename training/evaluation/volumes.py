@@ -1,8 +1,8 @@
-"""Measure volume runs: 3D Dice of propagation from one oracle click, and of the agent alone.
+"""Evaluate volume runs: 3D Dice of propagation from one oracle click, and of the agent.
 
-Called by training.evaluate (`--phantom-volumes`, `--lesion-volumes`). Propagation starts on the slice where the
-structure is largest, with one click at its deepest point. The agent is measured twice in one run: as it stands
-after growing, and after its second looks. A structure that the agent does not find counts with Dice 0.
+Used by training.evaluate (`--phantom-volumes`, `--lesion-volumes`). Propagation starts on the slice where the structure
+is largest, with one click at its deepest point. The agent is evaluated twice in one run: after propagation, and after
+its second looks. A structure that it does not find has Dice 0.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SMALLEST_ML = 5.0
 
 
 def phantom_scan(seed: int) -> tuple[Scan, dict[str, np.ndarray]]:
-    """A phantom patient's scan, and the (I, J, K) bool masks of its organs."""
+    """A phantom's scan, and the (I, J, K) bool masks of its organs of at least SMALLEST_ML."""
     made = make_volume(seed, SPACING)
     name = f"phantom-{seed}"
     scan = Scan(made.hu, made.affine, "volume", Path(f"{name}.nii.gz"), name, "CT")
@@ -51,9 +51,9 @@ def oracle_propagation(
     key: int | None = None,
     follow: Follow = "auto",
 ) -> float:
-    """3D Dice after one click at the deepest point of the slice `key`, followed both ways.
+    """3D Dice after one click at the deepest point of slice `key`, propagated both ways.
 
-    truth: (I, J, K) bool. key: None takes the slice with the largest area.
+    truth: (I, J, K) bool. key: None for the slice with the largest area. Raises InputError for an empty slice.
     """
     axis = stack.geometry(stack.first).axis
     if key is None:
@@ -75,7 +75,7 @@ def agent_alone(
     segmenter: Segmenter,
     limits: Settings,
 ) -> dict[str, float]:
-    """3D Dice after growing ("dsc_without_second_looks") and at the end ("dsc"), and how many looks it took."""
+    """3D Dice after propagation ("dsc_without_second_looks") and at the end ("dsc"), and the number of looks."""
     run = Run(stack, question, policy, segmenter, limits)
     while run.stage in ("look", "work", "grow") and run.status == "ready":
         run.step()
@@ -92,7 +92,7 @@ def agent_alone(
 def measure_phantoms(
     count: int, seed: int, policy: Policy | None, segmenter: Segmenter, limits: Settings | None = None
 ) -> dict[str, Any]:
-    """The figures over `count` phantom patients and all their organs; policy None: propagation only."""
+    """Figures over `count` phantoms and all their organs; without a policy, of propagation only."""
     limits = limits or Settings()
     spread: dict[str, list[float]] = {}
     agent: list[dict[str, Any]] = []
@@ -128,21 +128,21 @@ def measure_phantoms(
 
 
 def measure_lesions(files: list[Path], segmenter: Segmenter, follow: Follow = "auto") -> dict[str, float]:
-    """File stem → 3D Dice of one oracle click on the middle slice of the lesion, followed both ways.
+    """File stem → 3D Dice of one oracle click on the middle slice of the lesion, propagated both ways.
 
-    The files are MedSAM2's kind of `.npz`: `imgs` (K, H, W) uint8 and `gts` of the same shape.
+    files: MedSAM2-style `.npz` with `imgs` (K, H, W) uint8 and `gts` of the same shape. Raises InputError.
     """
     found = {}
     for file in files:
         scan = load_scan(file)
         with np.load(file) as held:
             if "gts" not in held:
-                raise InputError("contains no truth", file=file, remedy="Give a file with gts.")
+                raise InputError("contains no ground truth", file=file, remedy="Give a file with gts.")
             truth = (np.asarray(held["gts"]) != 0).transpose()
         if truth.shape != scan.voxels.shape:
             raise InputError("truth and scan differ in size", file=file, value=truth.shape)
         shown = np.flatnonzero(truth.any((0, 1)))
-        # The slices of such a file lie along its last axis, however the patient lay.
+        # The slices of such a file are along its last axis, whatever the orientation.
         middle = int(shown[len(shown) // 2])
         found[file.stem] = oracle_propagation(stack_of(scan, "z"), truth, segmenter, middle, follow)
     return found

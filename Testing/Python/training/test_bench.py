@@ -53,7 +53,7 @@ def test_the_same_turns_are_done_both_ways_and_the_parts_add_up(policy, segmente
         assert result[kind]["step"] == pytest.approx(sum(seconds.values()))
         assert seconds["policy decode"] > 0 and seconds["segmenter predict"] > 0 and result[kind]["embed"] > 0
     assert json.dumps(result)
-    for part in ("policy prefill", "segmenter embed", "tokens a second", "tiny", result["machine"]):
+    for part in ("policy prefill", "segmenter embed", "tokens per second", "tiny", result["machine"]):
         assert part in bench.table(result)
 
 
@@ -98,7 +98,7 @@ def test_what_the_card_would_be_asked_runs_on_a_processor_too(monkeypatch, capsy
         assert line in printed and line in written
     assert written.startswith("# Before") and written.endswith("After\n") and "older" not in written
     document.write_text("no marks", "utf-8")
-    with pytest.raises(SystemExit, match="no place for the table"):
+    with pytest.raises(SystemExit, match="needs a place for the table"):
         card.write_table(document, "x")
 
 
@@ -144,6 +144,6 @@ def test_what_half_precision_changes_of_the_masks_is_measured():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_without_a_card_it_says_so_and_measures_nothing(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["card"])
-    with pytest.raises(SystemExit, match=r"no CUDA card here.*nothing was measured"):
+    with pytest.raises(SystemExit, match=r"no CUDA device.*nothing was measured"):
         card.main()
     assert capsys.readouterr().out == ""

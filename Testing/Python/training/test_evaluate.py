@@ -258,12 +258,12 @@ def test_shards_in_folders_of_their_own_are_put_together(
         lines = "".join(json.dumps(rows[index]) + "\n" for index in held)
         (tmp_path / str(number) / f"rows-{number}-of-2.jsonl").write_text(lines)
     merge = [*PHANTOMS, "--out", str(tmp_path / "all"), "--merge"]
-    with pytest.raises(SystemExit, match="1 of 3 pictures are not measured yet"):
+    with pytest.raises(SystemExit, match="1 of 3 pictures are not evaluated yet"):
         evaluate.main([*merge, str(tmp_path / "1")])
     assert evaluate.main([*merge, str(tmp_path / "1"), str(tmp_path / "2")]) == 0
     assert read_rows(tmp_path / "all") == rows
     assert (tmp_path / "all" / "page.html").exists() and "five oracle clicks" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="was measured with another source"):
+    with pytest.raises(SystemExit, match="was evaluated with another source"):
         evaluate.main(["--phantoms", "3", "--seed", "8", *PHANTOMS[4:], *merge[5:], str(tmp_path / "1")])
 
 
@@ -295,7 +295,7 @@ def test_the_shard_that_ends_last_writes_the_results(tmp_path: Path, monkeypatch
 
 
 def test_a_folder_is_not_gone_on_with_for_something_else(left_alone: Path) -> None:
-    with pytest.raises(SystemExit, match="was measured with another seed"):
+    with pytest.raises(SystemExit, match="was evaluated with another seed"):
         evaluate.main(["--phantoms", "3", "--seed", "8", "--oracle-only", "--out", str(left_alone)])
 
 
@@ -312,20 +312,20 @@ def test_shards_share_every_picture_once() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "one thing is measured at a time"),
-        (["--phantoms", "2", "--data", "x"], "one thing is measured at a time"),
+        ([], "exactly one source is needed"),
+        (["--phantoms", "2", "--data", "x"], "exactly one source is needed"),
         (["--phantoms", "0"], "--phantoms must be at least 1"),
         (["--phantoms", "2", "--seed", "10000"], "--seed must be from 0 to 9999"),
         (["--phantoms", "2", "--shard", "0/4"], "--shard needs a number"),
         (["--phantoms", "2", "--shard", "5/4", "--out", "x"], "--shard needs a number"),
         (["--phantoms", "2", "--shard", "1/4"], "Give --out"),
-        (["--phantoms", "100001"], "a seed has 100000 phantoms at most"),
+        (["--phantoms", "100001"], "a seed has at most 100000 phantoms"),
         (["--phantoms", "2", "--json", "."], "is a folder, not a file"),
         (["--phantoms", "2", "--json", "no/such/folder/f.json"], "there is no such folder"),
         (["--scan", "ct.nii.gz"], "--scan needs --labels"),
         (["--data", "no-such-folder", "--oracle-only"], "there is no such file or folder"),
         (["--data", ".", "--window", "5", "5"], "no width"),
-        (["--phantom-volumes", "1", "--out", "x"], "of volumes no rows are kept"),
+        (["--phantom-volumes", "1", "--out", "x"], "volumes have no --out"),
     ],
 )
 def test_a_command_that_cannot_be_done_says_why_before_any_model_loads(
