@@ -91,9 +91,9 @@ def test_what_the_card_would_be_asked_runs_on_a_processor_too(monkeypatch, capsy
     assert all(value > 0 for part in ("policy", "segmenter") for value in found[part].values())
     printed, written = capsys.readouterr().out, document.read_text("utf-8")
     for line in (
-        "narrow layers, which say nothing of a 7B",
-        "a block over the memory's floor",
-        "slices followed",
+        "narrow layers, not comparable to 7B",
+        "a block, relative to the limit",
+        "through 3 slices",
     ):
         assert line in printed and line in written
     assert written.startswith("# Before") and written.endswith("After\n") and "older" not in written

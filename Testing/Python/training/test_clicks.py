@@ -104,7 +104,7 @@ def test_a_structure_that_fills_the_picture_is_clicked_in_the_middle() -> None:
 
 
 def test_masks_of_two_sizes_are_refused() -> None:
-    with pytest.raises(InputError, match="one size"):
+    with pytest.raises(InputError, match="same size"):
         next_click(np.zeros((3, 4), bool), np.zeros((4, 3), bool))
 
 

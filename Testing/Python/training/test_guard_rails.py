@@ -203,7 +203,7 @@ def test_turns_without_an_advantage_do_not_change_the_scale_of_the_loss(tmp_path
 def test_a_policys_folder_has_its_cards_limits_of_pixels_for_other_programs(tmp_path: Path) -> None:
     shutil.copyfile(demo_folder() / "preprocessor_config.json", tmp_path / "preprocessor_config.json")
     card = dataclasses.replace(load_card(demo_folder()), min_pixels=784, max_pixels=262144)
-    with pytest.raises(InputError, match=r"min_pixels is not that of the model card"):
+    with pytest.raises(InputError, match=r"min_pixels is not the model card"):
         check_picture_limits(card, tmp_path)
     write_picture_limits(card, tmp_path)
     check_picture_limits(card, tmp_path)

@@ -101,7 +101,7 @@ def test_a_scan_is_read_once_and_again_only_when_it_has_changed(
 def test_a_shard_reads_its_own_part_only(
     scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for part, said in (("1/2", "1 scans, of 2"), ("2/2", "1 scans, of 2")):
+    for part, said in (("1/2", "1 scans (2 in total)"), ("2/2", "1 scans (2 in total)")):
         given = ["store", str(scans), "--out", str(tmp_path / "store"), "--shard", part]
         monkeypatch.setattr("sys.argv", given)
         command.main()
