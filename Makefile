@@ -95,7 +95,7 @@ test-host: venv venv-host
 # verl has an environment of its own, without vLLM: its V1 worker and one update, on a CPU.
 VENV_VERL ?= .venv-verl
 $(VENV_VERL)/.up-to-date: training/grpo/verl/requirements.lock
-	@test -x $(VENV_VERL)/bin/python || $(PYTHON) -m venv $(VENV_VERL)
+	@$(VENV_VERL)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV_VERL)
 	$(VENV_VERL)/bin/python -m pip --disable-pip-version-check install --quiet $(TORCH)
 	$(VENV_VERL)/bin/python -m pip --disable-pip-version-check install --quiet -r training/grpo/verl/requirements.txt \
 		-c training/grpo/verl/requirements.lock

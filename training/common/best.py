@@ -65,6 +65,15 @@ class Best:
             f"{100 * unreadable:.0f} % of the replies are unreadable"
         )
 
+    def warning(self) -> str:
+        """A message if the start answered better than the state that is kept; else empty."""
+        if self.step <= 0 or self.peak[0] <= self.figures["held_quality"]:
+            return ""
+        return (
+            f"the training has not helped: quality on the held-out questions was {self.peak[0]:.2f} at step "
+            f"{self.peak[1]}, and at best {self.figures['held_quality']:.2f} since, at step {self.step}, which is kept"
+        )
+
     @torch.no_grad()
     def restore(self, trained: Mapping[str, torch.Tensor]) -> None:
         """Copy the best state's weights into `trained`."""

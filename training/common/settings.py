@@ -14,6 +14,7 @@ import difflib
 import json
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ import yaml
 from ibis_agent.errors import InputError
 
 _LARGEST = 2**20
+# Numbers that YAML 1.1 takes for octal ones and for minutes and seconds: 010 is 8, 1:30 is 90.
+_MISREAD = re.compile(r"[-+]?(0[0-7_]+|[0-9_]+(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 T = TypeVar("T")
@@ -180,6 +183,8 @@ def _value(value: Any, hint: Any, key: str, file: str | None) -> Any:
     if origin is tuple:
         # A single value is a list of one.
         values = value if isinstance(value, list) else [value]
+        if not values:
+            raise _wrong(value, "one or more", key, file)
         if parts[-1] is not Ellipsis and len(values) != len(parts):
             raise _wrong(value, f"a list of {len(parts)}", key, file)
         kinds = [parts[0]] * len(values) if parts[-1] is Ellipsis else list(parts)
@@ -188,6 +193,8 @@ def _value(value: Any, hint: Any, key: str, file: str | None) -> Any:
             for n, (one, kind) in enumerate(zip(values, kinds, strict=True))
         )
     if origin is dict or hint is dict:
+        for name, each in value.items() if isinstance(value, dict) else ():
+            _check_decimal(each, f"{key}.{name}", file)
         value = _bare(value)
         if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
             raise _wrong(value, "`key: value` lines", key, file)
@@ -196,6 +203,11 @@ def _value(value: Any, hint: Any, key: str, file: str | None) -> Any:
 
 
 def _plain(value: Any, hint: Any, key: str, file: str | None) -> Any:
+    told = value.text if isinstance(value, _Scalar) else ""
+    if _bare(value) is None and told:  # a run would go to a folder called null
+        raise _wrong(told, f"{_WORDS.get(hint, hint)}, in quotes if it is meant", key, file)
+    if hint in (int, float):
+        _check_decimal(value, key, file)
     value = _bare(value, text=hint in (Path, str))
     if hint is Path and isinstance(value, str) and value.strip():
         return Path(value).expanduser()
@@ -210,6 +222,11 @@ def _plain(value: Any, hint: Any, key: str, file: str | None) -> Any:
     if type(value) is not hint or (hint is float and not math.isfinite(value)):
         raise _wrong(value, _WORDS.get(hint, str(hint)), key, file)
     return value
+
+
+def _check_decimal(value: Any, key: str, file: str | None) -> None:
+    if isinstance(value, _Scalar) and _MISREAD.fullmatch(value.text):
+        raise _wrong(value.text, f"a number in decimal (YAML reads {value.value})", key, file)
 
 
 def _limits(value: Any, limits: Mapping[str, float], key: str, file: str | None) -> None:

@@ -71,7 +71,7 @@ class Learner:
                 turns += list(zip(rollout.turns, each.tolist(), strict=True))[rollout.own :]
         self._before = {}
         if settings.importance_cap:
-            self._score_before([turn for turn, value in turns if value])
+            self._score_before([turn for turn, value in turns if value or settings.kl])
         chances = np.concatenate([turn.said.logprobs for turn, _ in turns])
         self._set_rate(update)
         sums = {"clipped": 0.0, "kl": 0.0, "gradient": 0.0, "tokens": 0.0, "steps": 0.0}

@@ -96,7 +96,8 @@ class GrpoSettings:
         tune, lora, vision: as in training.sft.
         replies, tokens: replies sampled at a time, and tokens scored at a time; limited by memory.
         evaluate_every, save_every: in updates; evaluate_every 0 evaluates at the end only.
-        keep: which state becomes the new policy: the "best" on the held-out set, or the "last".
+        keep: which state becomes the new policy: the "best" on the held-out set, the start aside, or the
+            "last".
         collapse: stop when the held-out quality falls below this share of the best; 0: never.
         precision: "bf16" computes in bf16 on CUDA; trainable weights stay fp32.
         threads: of the CPU; 0: torch's default.
@@ -121,7 +122,7 @@ class GrpoSettings:
     weight_decay: float = setting(0.0, least=0, most=10)
     clip: float = setting(1.0, above=0)
     clip_low: float = setting(0.2, above=0, most=1)
-    clip_high: float = setting(0.2, above=0)
+    clip_high: float = setting(0.2, above=0, most=10)
     ratio: Literal["token", "sequence", "cispo"] = "token"
     average: Literal["token", "reply", "constant"] = "token"
     importance_cap: float = setting(0.0, least=0)
@@ -146,7 +147,63 @@ class GrpoSettings:
 
 def check(settings: GrpoSettings, file: str | None = None) -> None:
     """Check what the types cannot express. Raises InputError."""
-    given = settings.rewards
+    check_rewards(settings.rewards, file)
+    if settings.group < settings.rewards.least:
+        raise InputError(
+            "the group is smaller than rewards.least, so nothing could be compared",
+            file=file,
+            value=f"group {settings.group}, rewards.least {settings.rewards.least}",
+            remedy="Raise group or lower rewards.least.",
+        )
+    if settings.branch_states and settings.rewards.credit != "state":
+        raise InputError(
+            "branch_states needs rewards.credit: state; with credit: turn, the turns of a branch would count twice",
+            file=file,
+            value=f"branch_states {settings.branch_states}, rewards.credit {settings.rewards.credit}",
+            remedy="Set branch_states: 0, or rewards.credit: state.",
+        )
+    if settings.warmup > settings.updates:
+        raise InputError(
+            "warmup is longer than the run, so the rate would never be reached",
+            file=file,
+            value=f"warmup {settings.warmup}, updates {settings.updates}",
+            remedy="Make warmup shorter.",
+        )
+    if 0 < settings.importance_cap < 1:
+        raise InputError(
+            "importance_cap must be 0 (off) or at least 1: a lower cap only makes every step smaller",
+            file=file,
+            value=settings.importance_cap,
+            remedy="Such as 2.",
+        )
+    if settings.lora.dropout:
+        raise InputError(
+            "lora.dropout must be 0: the policy must learn from what it sampled",
+            file=file,
+            value=settings.lora.dropout,
+            remedy="Remove it.",
+        )
+    for name, part in (("tasks", settings.tasks), ("held", settings.held)):
+        if part.store is not None and part.cases is None:
+            raise InputError(
+                f"{name}.store needs {name}.cases",
+                file=file,
+                value=part.store,
+                remedy=f"Give {name}.cases or remove {name}.store.",
+            )
+    if settings.tasks.cases is not None and settings.tasks.cases == settings.held.cases:
+        raise InputError(
+            "the held-out cases are the training cases",
+            file=file,
+            value=settings.held.cases,
+            remedy="Give held.cases other patients.",
+        )
+    if settings.tasks.cases is None and settings.held.cases is None:
+        _check_phantoms(settings.tasks, settings.held, file)
+
+
+def check_rewards(given: RewardSettings, file: str | None = None) -> None:
+    """Raises InputError for an unknown reward, a weight that is not a number, and where there is none."""
     for part, weights, known in (
         ("turn", given.turn, rewards.TURN),
         ("outcome", given.outcome, rewards.OUTCOME),
@@ -157,32 +214,22 @@ def check(settings: GrpoSettings, file: str | None = None) -> None:
                 raise InputError(f"rewards.{part} has no such reward", file=file, value=name, remedy=remedy)
             number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
             if not number or not math.isfinite(weight):
-                raise InputError(f"rewards.{part}.{name} must be a number", file=file, value=weight)
+                remedy = "Such as 1 or 0.5."
+                raise InputError(
+                    f"rewards.{part}.{name} must be a number", file=file, value=weight, remedy=remedy
+                )
     turn = given.turn_credit * sum(abs(w) for w in given.turn.values())
     outcome = given.outcome_credit * sum(abs(w) for w in given.outcome.values())
     if not turn and not outcome:
         raise InputError("no reward has a weight", file=file, remedy="Give at least one under rewards.")
-    if settings.group < given.least:
+
+
+def _check_phantoms(tasks: TaskSettings, held: TaskSettings, file: str | None) -> None:
+    mine, other = (range(each.first, each.first + each.phantoms) for each in (tasks, held))
+    if tasks.phantom_seed == held.phantom_seed and mine[0] <= other[-1] and other[0] <= mine[-1]:
         raise InputError(
-            "the group is smaller than rewards.least, so nothing could be compared",
+            "the held-out phantoms overlap the training phantoms",
             file=file,
-            value=f"group {settings.group}, rewards.least {given.least}",
-            remedy="Raise group or lower rewards.least.",
+            value=f"seed {held.phantom_seed}",
+            remedy="Give held.phantom_seed another number.",
         )
-    if settings.lora.dropout:
-        raise InputError(
-            "lora.dropout must be 0: the policy must learn from what it sampled",
-            file=file,
-            value=settings.lora.dropout,
-        )
-    same = settings.tasks.cases is None and settings.held.cases is None
-    if same and settings.tasks.phantom_seed == settings.held.phantom_seed:
-        mine = range(settings.tasks.first, settings.tasks.first + settings.tasks.phantoms)
-        other = range(settings.held.first, settings.held.first + settings.held.phantoms)
-        if mine[0] <= other[-1] and other[0] <= mine[-1]:
-            raise InputError(
-                "the held-out phantoms overlap the training phantoms",
-                file=file,
-                value=f"seed {settings.held.phantom_seed}",
-                remedy="Give held.phantom_seed another number.",
-            )

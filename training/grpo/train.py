@@ -28,6 +28,7 @@ import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
 import numpy as np
 import torch
+from ibis_agent.cases.cases import read_cases
 from ibis_agent.errors import Cancelled
 from ibis_agent.files import check_writable_folder, write_json
 from ibis_agent.policy.card import ModelCard, load_card, save_card
@@ -74,6 +75,8 @@ class Run:
         device, _ = device_of(settings.device, settings.precision)
         self.segmenter = segmenter or segmenters.open(settings.segmenter, device=device)
         self.out = check_writable_folder(settings.out)
+        if held is None and settings.held.cases is not None:
+            read_cases(settings.held.cases)  # what is wrong there is told before the other scans are cut
         self.tasks = tasks or tasks_of(settings.tasks, self.card)
         self.held = held or tasks_of(settings.held, self.card)
         before = dict.fromkeys(scans_learned(settings.model), "what the policy was trained on before")
@@ -257,6 +260,8 @@ def train(
         board.close()
     if run.collapsed:
         print(f"{run.collapsed}; keeping the state of update {run.best.step}", file=sys.stderr, flush=True)
+    elif settings.keep == "best" and (told := run.best.warning()):
+        print(told, file=sys.stderr, flush=True)
     return run.finish(time.perf_counter() - begun)
 
 

@@ -72,8 +72,10 @@ def fine_tune(settings: SftSettings, file: str | None = None) -> Path:
     out = check_writable_folder(settings.out)
     arguments = _arguments(settings, device, precision, file)
     first = arguments.process_index == 0
-    data = check_data(settings.data, chat, card, settings.held, longest, settings.bad_data == "skip")
     _check_memory(settings, found, device, precision)
+    if settings.held and settings.asked and not settings.trainer.get("fsdp"):
+        segmenters.find(settings.segmenter).inspect()
+    data = check_data(settings.data, chat, card, settings.held, longest, settings.bad_data == "skip")
     facts = {"model": found.sha256, "data": data.sha256}
     same_run(out / SETTINGS, settings_to_json(settings), facts, FREE, SftSettings, write=first)
     result = out / ("adapter" if settings.tune == "lora" else "model")
@@ -115,6 +117,8 @@ def fine_tune(settings: SftSettings, file: str | None = None) -> Path:
     now = trainer.state.global_step
     if data.held and not any("eval_loss" in row and row["step"] == now for row in trainer.state.log_history):
         trainer.evaluate()
+    if watch and not collapsed and settings.keep_state == "best" and (told := watch.best.warning()):
+        print(told, file=sys.stderr, flush=True)
     _finish(settings, found, card, trainer, data, result, time.perf_counter() - begun, watch)
     return result
 
@@ -252,6 +256,9 @@ def _report(settings: SftSettings, data: Checked, out: Path) -> None:
         print(f"left out: {each}", file=sys.stderr)
     if len(data.refused) > 20:
         print(f"left out: {len(data.refused) - 20} more, see {out / 'data.json'}", file=sys.stderr)
+    if settings.held and not data.held:
+        why = "all questions are about one scan, so that a collapse will not be noticed"
+        print(f"nothing is held out: {why}", file=sys.stderr)
     print(
         f"{data.questions} questions about {data.pictures} pictures: {len(data.places)} turns to learn, "
         f"{len(data.held)} held out, {data.mistakes} shown without loss, {len(data.refused)} left out",

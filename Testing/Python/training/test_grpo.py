@@ -151,6 +151,13 @@ def test_figures_tell_what_is_there_from_what_is_not() -> None:
         ("rewards.least=4", "smaller than rewards.least"),
         ("rewards.turn_credit=0 rewards.outcome_credit=0", "no reward has a weight"),
         ("held.phantom_seed=101", "held-out phantoms overlap"),
+        ("rewards.credit=turn", "branch_states needs rewards.credit: state"),
+        ("importance_cap=0.5", "at least 1"),
+        ("warmup=3", "longer than the run"),
+        ("clip_high=28", "at most 10"),
+        ("tasks.store=kept", "tasks.store needs tasks.cases"),
+        ("tasks.cases=scans held.cases=scans", "held-out cases are the training cases"),
+        ("tasks.cases=nowhere held.cases=missing", "missing: there is no such file"),
         ("lora.dropout=0.1", "must be 0"),
         ("questoins=3", "Did you mean"),
         ("model=nowhere", "does not exist"),
@@ -215,11 +222,18 @@ def test_questions_that_have_nothing_to_teach_are_replaced(
 
 
 def test_an_importance_correction_learns_as_without_where_both_are_one_model(
-    tmp_path: Path, segmenter: Segmenter, tasks: Tasks
+    tmp_path: Path, segmenter: Segmenter, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def one_idle(*given: Any) -> Any:
+        found = advantages(*given)
+        found[0][0][:] = 0
+        return found
+
+    monkeypatch.setattr("training.grpo.learner.advantages", one_idle)
     gradients = []
     for cap in (0, 2):
         changes = (f"importance_cap={cap}", "temperature=3", "questions=2", "group=6", "branch_states=0")
+        changes += ("kl=0.1",)  # with a divergence turns without an advantage are computed, too
         run = grpo.Run(_settings(tmp_path / str(cap), *changes), None, segmenter, tasks)
         gradients.append(run.learn(run.rollouts())["gradient"])
     assert gradients[0] == pytest.approx(gradients[1], rel=1e-2) and gradients[0] > 0
@@ -262,7 +276,7 @@ def _figures_of(policy: Path) -> dict[str, float]:
 def test_lora_with_a_divergence_leaves_an_adapter_that_merges(
     tmp_path: Path, segmenter: Segmenter, tasks: Tasks
 ) -> None:
-    changes = ["tune=lora", "lora.rank=2", "kl=0.1", "updates=1", "epochs=2"]
+    changes = ["tune=lora", "lora.rank=2", "kl=0.1", "updates=1", "warmup=1", "epochs=2"]
     adapter = grpo.train(_settings(tmp_path / "run", *changes), None, segmenter, tasks)
     row = json.loads((tmp_path / "run" / "curves.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert row["kl"] > 0

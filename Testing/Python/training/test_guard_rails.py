@@ -104,6 +104,8 @@ def test_the_best_state_is_kept_and_a_collapse_is_told_from_a_bad_day(tmp_path: 
     assert "collapsed" in again.note(5, {"held_quality": 0.44, "held_unreadable": 0.4}, {"w": weights})
     again.restore({"w": weights})
     assert again.step == 2 and weights.tolist() == [2, 2]  # the start is not a result of the training
+    # … but it is told that it was better.
+    assert "was 0.90 at step 0, and at best 0.80 since, at step 2" in again.warning()
     assert not Best(tmp_path / "best.pt", share=0.0).collapse({"held_quality": 0.0})  # not asked for
 
 
@@ -111,7 +113,7 @@ def test_a_collapse_at_once_goes_back_to_the_start(tmp_path: Path) -> None:
     best, weights = Best(tmp_path / "best.pt"), torch.zeros(2)
     assert not best.note(0, {"held_quality": 0.9}, {"w": weights})
     assert best.note(1, {"held_quality": 0.1}, {"w": weights + 1})
-    assert best.step == 0
+    assert best.step == 0 and not best.warning()
 
 
 def test_replies_that_can_no_longer_be_read_are_a_collapse_also_where_none_was_good(tmp_path: Path) -> None:

@@ -66,6 +66,16 @@ def test_what_is_written_is_read_and_changes_win(tmp_path):
         ("model: [a", "is not YAML"),
         ("model: [3]", "model must be a path"),
         ("model:", "model must be a path"),
+        ("model: null", "model must be a path, in quotes if it is meant (got null)"),
+        ("model: [~]", "model must be a path"),
+        ("model: a\ndata: [~]", "data[0] must be a path"),
+        (
+            "model: a\npart: {rank: 010}",
+            "part.rank must be a number in decimal (YAML reads 8) (got 010)",
+        ),
+        ("model: a\nrate: 1:30", "(YAML reads 90)"),
+        ("model: a\ncard: {history: 010}", "card.history must be a number in decimal (YAML reads 8)"),
+        ("model: a\ndata: []", "data must be one or more"),
         ("- a", "contains no settings"),
     ],
 )

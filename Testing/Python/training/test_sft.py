@@ -418,6 +418,8 @@ def test_wrong_settings_are_refused_before_any_work(data, tmp_path):
             continue
         with pytest.raises(error, match=why):
             sft.fine_tune(settings(data, tmp_path / "out", **given))
+    with pytest.raises(ModelError, match=r"no\.pt"):  # also before the data are read: here there are none
+        sft.fine_tune(settings(tmp_path, tmp_path / "out", segmenter=str(tmp_path / "no.pt"), held=0.3))
 
 
 def test_the_card_can_be_changed_by_parts():

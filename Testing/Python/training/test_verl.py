@@ -168,6 +168,27 @@ def test_the_reward_function_scores_what_is_no_reply(row: dict[str, Any]) -> Non
         reward.compute_score("other", "Hello.", "", {"split": "train"})
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"actor": 2}, 'unknown key (got actor). Did you mean "actors"?'),
+        ({"actors": -1}, "actors must be at least 0"),
+        ({"share": "half"}, "share must be a number"),
+        ({"rewards": {"turns": {}}}, 'Did you mean "rewards.turn"?'),
+        ({"rewards": {"turn": {"gian": 1}}}, "rewards.turn has no such reward (got gian)"),
+        ({"rewards": {"turn": {"gain": "1"}}}, "rewards.turn.gain must be a number"),
+        ({"rewards": {"turn": {"gain": 0}, "outcome": {}}}, "no reward has a weight"),
+        ({"rewards": {"turn": {"gain": 1}, "least": 2}}, "rewards.least has no effect in verl"),
+    ],
+)
+def test_a_mistake_in_the_tools_settings_is_named(change: dict[str, Any], said: str) -> None:
+    (tool,) = yaml.safe_load((FOLDER / "tool.yaml").read_text(encoding="utf-8"))["tools"]
+    assert reward.tool_settings(tool["config"]).rewards.turn["ending"] == 0.5
+    with pytest.raises(InputError) as caught:
+        reward.tool_settings({**tool["config"], **change}, "tool.yaml")
+    assert said in str(caught.value) and "tool.yaml" in str(caught.value)
+
+
 def test_replies_are_found_one_by_one() -> None:
     click = "<think>a</think>\n<action>Positive Point (0.1, 0.2)</action>"
     assert reward.replies_in(f"{click}\nuser\nThe mask.\nassistant\n{END}") == [click, END]
@@ -200,8 +221,13 @@ def test_the_launch_tells_all_nodes_which_segmenter_was_given(tmp_path: Path, gi
     python.chmod(0o755)
     checkpoint = tmp_path / "a b.pt"
     checkpoint.touch()
-    found = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "MODEL": "m", "DATA": "d", "GPUS": "1"}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    found = {**os.environ, "PATH": path, "MODEL": str(demo_folder()), "DATA": str(tmp_path), "GPUS": "1"}
     found["SEGMENTER"] = os.path.relpath(checkpoint, FOLDER.parents[2]) if given else ""
+    refused = subprocess.run([FOLDER / "launch.sh"], env=found, capture_output=True, text=True)
+    assert refused.returncode == 1 and f"{tmp_path / 'train.parquet'} is missing" in refused.stderr
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.parquet").touch()
     ran = subprocess.run([FOLDER / "launch.sh", "x=1"], env=found, check=True, capture_output=True, text=True)
     told = [line for line in ran.stdout.splitlines() if reward.SEGMENTER in line]
     name = f"+ray_kwargs.ray_init.runtime_env.env_vars.{reward.SEGMENTER}"
@@ -321,6 +347,10 @@ def test_the_agent_loop_runs_on_recorded_replies(
     assert outputs[0].earned > outputs[1].earned > 0
     with pytest.raises(InputError, match="tool_config_path"):
         IbisAgentLoop(DictConfigWrap(config), Server(), tools=ToolListWrap([]))
+    few = config.copy()
+    few.actor_rollout_ref.rollout.n = 2
+    with pytest.raises(InputError, match=r"must be 4 at least.*rollout\.n=2"):
+        IbisAgentLoop(DictConfigWrap(few), Server(), tools=ToolListWrap(tools))
 
 
 @verl

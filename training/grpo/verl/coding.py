@@ -19,6 +19,8 @@ from training.rollouts.roller import Rollout
 
 _UNIT = 2.0**-60
 _BANDS = 16  # at least as many as band_of has
+LEAST = 4
+"""Turns that a comparison needs."""
 _MOST = 2**24  # integers up to it are exact in float32
 
 
@@ -47,7 +49,7 @@ def decoded(rewards: Tensor, mask: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def advantages_of(
-    rewards: Tensor, mask: Tensor, index: Any, least: int = 4, divisor: str = "batch"
+    rewards: Tensor, mask: Tensor, index: Any, least: int = LEAST, divisor: str = "batch"
 ) -> Tensor:
     """(B, L) "state" advantages of training.grpo.credit for a batch of turns. index: (B,) ids of the questions."""
     earned, states = decoded(rewards.detach().cpu(), mask.cpu())

@@ -36,6 +36,25 @@ if [ "$NODES" -gt 1 ]; then
 fi
 
 : "${MODEL:?MODEL is the folder of the policy to start from}" "${DATA:?DATA is the folder that training.grpo.verl.rows made}"
+for file in "$MODEL/ibis_model.json" "$DATA/train.parquet" "$DATA/test.parquet"; do
+    [ -f "$file" ] || { echo "$file is missing: MODEL is a policy's folder with its card, DATA what training.grpo.verl.rows made (with --held above 0)" >&2; exit 1; }
+done
+# Told now, not by a worker when all is loaded.
+python - "$MODEL" "${SEGMENTER:-}" <<'CHECK'
+import sys
+from pathlib import Path
+import ibis_agent.segmenter as segmenters
+import yaml
+from ibis_agent.policy.card import load_card
+from training.common.commands import ending
+from training.common.policy_folder import check_picture_limits
+from training.grpo.verl.reward import tool_settings
+with ending():
+    check_picture_limits(load_card(sys.argv[1]), Path(sys.argv[1]))
+    for tool in yaml.safe_load(Path("training/grpo/verl/tool.yaml").read_text())["tools"]:
+        told = tool_settings(tool["config"], "training/grpo/verl/tool.yaml")
+        segmenters.find(sys.argv[2] or told.segmenter or None).inspect()
+CHECK
 GPUS=${GPUS:-$(nvidia-smi -L | wc -l)}
 python -m verl.trainer.main_ppo --config-path "$PWD/training/grpo/verl" --config-name grpo \
     data.train_files="$DATA/train.parquet" data.val_files="$DATA/test.parquet" \

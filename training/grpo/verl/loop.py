@@ -23,7 +23,7 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutp
 from verl.utils.profiler import simple_timer
 
 from training.grpo.credit import returns
-from training.grpo.verl.coding import encoded, state_code
+from training.grpo.verl.coding import LEAST, encoded, state_code
 from training.grpo.verl.rows import AGENT
 from training.grpo.verl.tool import SegmentTool
 from training.rollouts.samples import build_request
@@ -55,6 +55,13 @@ class IbisAgentLoop(AgentLoopBase):
             raise InputError(
                 f"{AGENT} needs the segmenter's tool",
                 remedy="Set actor_rollout_ref.rollout.multi_turn.tool_config_path=training/grpo/verl/tool.yaml.",
+            )
+        rollouts = int(self.rollout_config.n)
+        if rollouts < LEAST:
+            raise InputError(
+                f"rollouts of a question must be {LEAST} at least: fewer are compared with nothing",
+                value=f"actor_rollout_ref.rollout.n={rollouts}",
+                remedy=f"Set actor_rollout_ref.rollout.n={LEAST} or more.",
             )
         self.tool = found[0]
         self.room = int(self.rollout_config.response_length)

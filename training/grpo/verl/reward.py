@@ -13,6 +13,7 @@ import io
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from ibis_agent.run.episode import Limits
 from ibis_agent.segmenter.contract import PictureSegmenter, Segmenter
 from PIL import Image
 
+from training.common.settings import setting, settings_from
 from training.grpo.objective import score
-from training.grpo.settings import RewardSettings
+from training.grpo.settings import RewardSettings, check_rewards
+from training.grpo.verl.coding import LEAST
 from training.grpo.verl.player import Player
 from training.rollouts.roller import Question
 
@@ -36,6 +39,18 @@ _REPLY = {
     "ibis": re.compile(r"<think>.*?(?:</action>(?:\s*<answer>.*?</answer>)?|(?=<think>)|\Z)", re.DOTALL),
     "tool_calls": re.compile(r".*?</tool_call>", re.DOTALL),
 }
+
+
+@dataclass(frozen=True)
+class ToolSettings:
+    """What tool.yaml's `config` may hold: see there. Also the rewards that are given to `compute_score`."""
+
+    type: str = "native"
+    segmenter: str | None = None
+    device: str | None = None
+    actors: int = setting(0, least=0)
+    share: float = setting(0.0, least=0, most=1)
+    rewards: RewardSettings = field(default_factory=RewardSettings)
 
 
 def compute_score(
@@ -61,7 +76,23 @@ def compute_score(
     for reply in replies_in(solution_str, language_of(info)):
         if player.take_text(reply):
             break
-    return scored(player, RewardSettings(**(rewards or {})))
+    return scored(player, tool_settings({"rewards": rewards or {}}).rewards)
+
+
+def tool_settings(values: Mapping[str, Any], file: str | None = None) -> ToolSettings:
+    """Raises InputError for what is unknown or of the wrong kind, and for rewards' keys that only the laptop reads."""
+    found = settings_from(values, ToolSettings, file)
+    for key in ("credit", "divisor", "least"):
+        if key in (given := values.get("rewards") or {}):
+            raise InputError(
+                f"rewards.{key} has no effect in verl: its estimator compares states, {LEAST} turns or more, and "
+                "divides by the batch's deviation",
+                file=file,
+                value=given[key],
+                remedy="Remove it.",
+            )
+    check_rewards(found.rewards, file)
+    return found
 
 
 def scored(player: Player, settings: RewardSettings) -> dict[str, float]:

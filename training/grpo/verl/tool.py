@@ -18,9 +18,16 @@ from ibis_agent.segmenter.contract import PictureSegmenter
 from verl.tools.base_tool import BaseTool
 from verl.tools.schemas import OpenAIFunctionToolSchema, ToolResponse
 
-from training.grpo.settings import RewardSettings
 from training.grpo.verl.player import Player
-from training.grpo.verl.reward import DEVICE, SEGMENTER, player_of, question_of, scored, segmenter
+from training.grpo.verl.reward import (
+    DEVICE,
+    SEGMENTER,
+    player_of,
+    question_of,
+    scored,
+    segmenter,
+    tool_settings,
+)
 from training.grpo.verl.shared_segmenter import shared
 from training.rollouts.sampling import Sample
 
@@ -34,11 +41,11 @@ class SegmentTool(BaseTool):
 
     def __init__(self, config: dict[str, Any], tool_schema: OpenAIFunctionToolSchema) -> None:
         super().__init__(config, tool_schema)
-        for key, variable in (("segmenter", SEGMENTER), ("device", DEVICE)):
-            if config.get(key) and not os.environ.get(variable):
-                os.environ[variable] = str(config[key])
-        self.rewards = RewardSettings(**(config.get("rewards") or {}))
-        self._actors, self._share = int(config.get("actors") or 0), float(config.get("share") or 0)
+        told = tool_settings(config, "training/grpo/verl/tool.yaml")
+        for value, variable in ((told.segmenter, SEGMENTER), (told.device, DEVICE)):
+            if value and not os.environ.get(variable):
+                os.environ[variable] = value
+        self.rewards, self._actors, self._share = told.rewards, told.actors, told.share
         self._players: dict[str, Player] = {}
 
     async def create(self, instance_id: str | None = None, **kwargs: Any) -> tuple[str, ToolResponse]:
