@@ -7,7 +7,6 @@ The supported folders and manifests are described in ibis_agent.cases.cases.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from pathlib import Path
@@ -15,13 +14,11 @@ from pathlib import Path
 from ibis_agent.cases.cases import read_cases, tally
 from ibis_agent.cases.data import load_case
 
-from training.common.commands import ending
+from training.common.commands import command_parser, ending
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("check_cases", __doc__)
     parser.add_argument("source", type=Path, help="a folder, a .csv or a .json manifest")
     parser.add_argument("--names", type=Path, help="JSON with the names of the label values")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")

@@ -35,7 +35,7 @@ from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.picture import check_window
 from tqdm import tqdm
 
-from training.common.commands import STOPPED, check_output, ending
+from training.common.commands import STOPPED, check_output, command_parser, ending
 from training.common.pictures import Choice, refuse_overlap
 from training.common.policy_folder import scans_learned
 from training.common.processes import Shard
@@ -56,9 +56,7 @@ from training.evaluation.sources import (
 
 
 def options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("evaluate", __doc__)
     what = parser.add_argument_group("what to evaluate on (one of these)")
     what.add_argument("--phantoms", type=int, metavar="N", help="N phantom pictures")
     what.add_argument("--data", type=Path, help="a folder or manifest of cases, see ibis_agent.cases.cases")

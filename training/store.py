@@ -10,7 +10,6 @@ training/common/store.py.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from ibis_agent.cases.cases import read_cases
 from ibis_agent.errors import InputError
 
 from training.common.choices import add_choice, choice_of
-from training.common.commands import RESUMABLE, ending
+from training.common.commands import RESUMABLE, command_parser, ending
 from training.common.pictures import groups_of
 from training.common.processes import Shard
 from training.common.store import fill
@@ -27,11 +26,7 @@ from training.evaluation.sources import SMALLEST
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.store",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("store", __doc__)
     parser.add_argument("source", type=Path, help="a folder or manifest of cases, see ibis_agent.cases")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--names", type=Path, help="JSON with the names of the label values")

@@ -30,6 +30,7 @@ from ibis_agent.policy.qwen25.compiling import compile_layer
 from ibis_agent.policy.qwen25.network import Memory, Network
 
 from training.bench.shapes import SEVEN_B, narrow, shape_of
+from training.common.commands import command_parser
 
 PROMPT, SIDE, SLICES = 700, 504, 3
 BEGIN, END = "<!-- a card -->", "<!-- the card's end -->"
@@ -199,9 +200,7 @@ def _nothing() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("bench.card", __doc__)
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16", "fp8", "int4"), default="bf16")
     parser.add_argument("--tokens", type=int, default=64, help="tokens that generate writes")
     parser.add_argument("--repeats", type=int, default=30)

@@ -11,10 +11,11 @@ much again, and measure the first hundred steps.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from training.common.commands import command_parser
 
 HOUR = 3600.0
 
@@ -133,9 +134,7 @@ def _time(seconds: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("bench.costs", __doc__)
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8])
     for each in dataclasses.fields(Assumptions):
         option = f"--{each.name.replace('_', '-')}"

@@ -8,7 +8,6 @@ as on a GPU, but is slower.
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import ibis_agent.segmenter as segmenters
@@ -18,6 +17,7 @@ from ibis_agent.actions import Click
 from ibis_agent.mask.masks import dice
 
 from training.bench.shown import phantom_picture
+from training.common.commands import command_parser
 
 CLICKS = 4
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -55,9 +55,7 @@ def table(found: dict[str, np.ndarray]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("bench.halves", __doc__)
     parser.add_argument("--segmenter", default="demo")
     parser.add_argument("--segmenter-config")
     parser.add_argument("--device", default="cpu")

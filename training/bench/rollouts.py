@@ -10,7 +10,6 @@ training.bench.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ from ibis_agent.segmenter.sam2.segmenter import Sam2Segmenter
 
 from training.bench.clock import use_processor_time
 from training.bench.steps import machine
-from training.common.commands import check_output, ending
+from training.common.commands import check_output, command_parser, ending
 from training.grpo.settings import GrpoSettings, TaskSettings
 from training.grpo.train import Run
 from training.rollouts.roller import Roller, Rollout
@@ -110,9 +109,7 @@ def _forget(run: Run) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("bench.rollouts", __doc__)
     parser.add_argument("--policy", type=Path, help="a policy folder (default: the demo policy)")
     parser.add_argument("--segmenter", type=Path, help="a checkpoint (default: the demo segmenter)")
     parser.add_argument("--questions", type=int, default=4)

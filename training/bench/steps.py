@@ -46,7 +46,7 @@ from training.bench import episodes
 from training.bench.clock import use_processor_time
 from training.bench.shown import QUESTIONS, phantom_picture, synchronize, tensors_for_generate
 from training.bench.volume import measure_volume, table_of
-from training.common.commands import check_output, ending
+from training.common.commands import check_output, command_parser, ending
 
 # Parts of a step, in the order of the table.
 PARTS = {
@@ -281,9 +281,7 @@ def machine(device: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("bench", __doc__)
     parser.add_argument("--policy", type=Path, help="a policy folder (default: the demo policy)")
     parser.add_argument("--segmenter", type=Path, help="a checkpoint (default: the demo segmenter)")
     parser.add_argument("--segmenter-config", help="its architecture, if the checkpoint does not say")

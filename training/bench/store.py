@@ -9,7 +9,6 @@ peak memory of the process. Files are read from the system's cache.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -25,7 +24,7 @@ from ibis_agent.cases.cases import read_cases
 from ibis_agent.errors import InputError
 from ibis_agent.files import write_json
 
-from training.common.commands import check_output, ending
+from training.common.commands import check_output, command_parser, ending
 from training.common.pictures import Choice, groups_of
 from training.common.processes import end_with_parent
 from training.common.store import fill
@@ -99,11 +98,7 @@ def table(rows: list[dict[str, float]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.bench.store",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("bench.store", __doc__)
     parser.add_argument("--volumes", type=int, nargs="+", default=[25, 50, 100])
     parser.add_argument(
         "--out", type=Path, default=Path("build/bench-store"), help="a new folder, removed at the end"

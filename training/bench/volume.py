@@ -11,7 +11,6 @@ because wall time would depend on other processes.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import io
@@ -31,7 +30,7 @@ from ibis_agent.segmenter.sam2.source import Sam2File
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from training.bench.clock import use_processor_time
-from training.common.commands import check_output, ending
+from training.common.commands import check_output, command_parser, ending
 from training.phantoms.phantom import make_volume
 from training.trajectories.clicks import next_click
 
@@ -211,7 +210,7 @@ def _wait(segmenter: Sam2Segmenter) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = command_parser("bench.volume", __doc__)
     parser.add_argument("--segmenter", type=Path, help="a checkpoint (default: the demo segmenter)")
     parser.add_argument("--segmenter-config", help="its architecture, if the checkpoint does not say")
     parser.add_argument("--device", default="auto")

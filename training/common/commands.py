@@ -52,13 +52,18 @@ def check_output(file: Path | None) -> None:
     check_writable_folder(folder)
 
 
-def settings_parser(name: str, about: str | None, example: str, changes: str) -> argparse.ArgumentParser:
-    """A parser with a YAML file (`config`, such as `example`) and `changes` to it."""
-    parser = argparse.ArgumentParser(
+def command_parser(name: str, about: str | None) -> argparse.ArgumentParser:
+    """A parser for `python -m training.NAME`, described by its module's docstring."""
+    return argparse.ArgumentParser(
         prog=f"python -m training.{name}",
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def settings_parser(name: str, about: str | None, example: str, changes: str) -> argparse.ArgumentParser:
+    """A parser with a YAML file (`config`, such as `example`) and `changes` to it."""
+    parser = command_parser(name, about)
     parser.add_argument("config", type=Path, help=f"YAML, such as training/configs/{example}")
     parser.add_argument("changes", nargs="*", help=f"key=value, such as {changes}")
     return parser

@@ -9,7 +9,6 @@ with its aspect ratio. A stopped run resumes where it was.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from ibis_agent.files import check_writable_folder
 from PIL import Image
 from tqdm import tqdm
 
-from training.common.commands import RESUMABLE, ending
+from training.common.commands import RESUMABLE, command_parser, ending
 from training.phantoms.phantom import EXTRAS, STRUCTURES, Z_RANGE, Anatomy, PhantomSlice, random_slice
 
 SIDE = 192
@@ -159,9 +158,7 @@ def _load(folder: Path) -> Slices:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("demo.dataset", __doc__)
     parser.add_argument("--count", type=int, default=7000)
     parser.add_argument(
         "--clips", type=int, help="number of clips of neighbouring slices, instead of single slices"

@@ -9,7 +9,6 @@ from the first step, and nothing learned is lost.
 
 from __future__ import annotations
 
-import argparse
 import copy
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from training.common.commands import ending
+from training.common.commands import command_parser, ending
 from training.demo.empty_policy import save_folder, weights_folder
 
 ADDS = ("attn.proj.", "mlp.down_proj.")  # output projections of a layer
@@ -48,9 +47,7 @@ def deepened(model: Qwen2_5_VLForConditionalGeneration, depth: int) -> Qwen2_5_V
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("demo.deepen", __doc__)
     parser.add_argument(
         "policy", type=Path, help="a folder made by training.demo.train_policy, or its `model`"
     )

@@ -21,7 +21,7 @@ from ibis_agent.errors import InputError
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
-from training.common.commands import RESUMABLE, ending
+from training.common.commands import RESUMABLE, command_parser, ending
 from training.demo import loop
 from training.demo.dataset import FRAMES, Slices, load
 from training.demo.segmenter_prompts import LEARNED, batch_of, choose_objects, first_clicks
@@ -161,9 +161,7 @@ def single_slices(model: SAM2Base, data: Slices, numbers: np.ndarray, rng: np.ra
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("demo.train_memory", __doc__)
     loop.add_options(parser, Path("build/memory"), steps=900, rate=8e-4, every=100)
     parser.add_argument("--start", type=Path, default=Path("build/segmenter/resume.pt"))
     parser.add_argument("--config", type=Path, default=CONFIG, help="the architecture, as a SAM2 .yaml")

@@ -32,7 +32,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from training.common import questions as q
-from training.common.commands import RESUMABLE, ending
+from training.common.commands import RESUMABLE, command_parser, ending
 from training.demo import loop
 from training.demo.dataset import ALIKE, NAMES, SIDE, Slices, load
 from training.demo.empty_policy import make_config, make_tokenizer, save_folder, weights_folder
@@ -226,9 +226,7 @@ def sampling_weight(data: Slices, n: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("demo.train_policy", __doc__)
     loop.add_options(parser, Path("build/policy"), steps=9000, rate=1.0e-3)
     parser.add_argument("--start", type=Path, help="a folder made by this command, to start from its weights")
     parser.add_argument(

@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
-from training.common.commands import RESUMABLE, ending
+from training.common.commands import RESUMABLE, command_parser, ending
 from training.demo import loop
 from training.demo.dataset import NAMES, SIDE, Slices, load
 from training.demo.segmenter_prompts import batch_of, corrective_clicks, deepest
@@ -108,9 +108,7 @@ def train_score_only(model: SAM2Base) -> list[nn.Parameter]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("demo.train_segmenter", __doc__)
     loop.add_options(parser, Path("build/segmenter"), steps=7000, rate=1.2e-3)
     parser.add_argument(
         "--start", type=Path, help="weights to start from (.safetensors), instead of random ones"

@@ -11,7 +11,6 @@ but initialised anew.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from ibis_agent.errors import InputError
 from ibis_agent.segmenter.sam2.checkpoint import read_weights
 from torch import Tensor, nn
 
+from training.common.commands import command_parser
 from training.demo.train_segmenter import build, save_model
 
 KEPT = ("image_encoder.", "sam_prompt_encoder.", "sam_mask_decoder.", "no_mem_embed")
@@ -61,9 +61,7 @@ def widened(old: dict[str, Tensor], model: nn.Module, seed: int = 1) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("demo.widen", __doc__)
     parser.add_argument("weights", type=Path, help="a .safetensors made by training.demo.train_segmenter")
     parser.add_argument("--config", type=Path, required=True, help="the wider architecture, as a SAM2 .yaml")
     parser.add_argument("--out", type=Path, required=True)

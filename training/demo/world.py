@@ -6,7 +6,6 @@ python -m training.demo.world --count 3000 --out build/wide      # phantoms alon
 
 from __future__ import annotations
 
-import argparse
 import functools
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 from ibis_agent.errors import InputError
 from ibis_agent.scan.frame import find_frame
 
-from training.common.commands import RESUMABLE, ending
+from training.common.commands import RESUMABLE, command_parser, ending
 from training.demo.dataset import CLIP_SEEDS, FRAMES, make, stored
 from training.phantoms.patient import SIDE, Patient
 from training.phantoms.phantom import random_slice
@@ -61,9 +60,7 @@ def _plain(seed: int) -> tuple[np.ndarray, np.ndarray, float, bool]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("demo.world", __doc__)
     parser.add_argument("--count", type=int, default=6000)
     parser.add_argument("--patient", type=Path, help="a labelled CT to deform, instead of phantoms")
     parser.add_argument(

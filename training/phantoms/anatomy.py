@@ -1,7 +1,7 @@
-"""One imaginary patient: where every organ lies, what it is filled with, and what a scanner makes of it.
+"""One simulated patient: the position and contents of every organ, and the acquisition by a scanner.
 
-Millimetres in RAS (x to the patient's right, y anterior, z superior; z = 0 at the kidneys). Not a simulator:
-proportions and grey values are those of a textbook, not of a population.
+In millimetres (x to the patient's right, y anterior, z superior; z = 0 at the kidneys). Proportions and grey values
+are typical ones; they do not follow the distribution of a population.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from training.phantoms.tissues import EXTRAS, PHASE_ODDS, PHASES, STRUCTURES
 
 
 class Anatomy:
-    """One imaginary patient. `slice_at(z)` paints the canonical anatomy on a grid in mm."""
+    """One simulated patient, drawn from `seed`; `slice_at(z)` gives an axial slice."""
 
     def __init__(self, seed: int):
         self.seed = seed
@@ -33,7 +33,7 @@ class Anatomy:
         u = r.uniform
         self.phase = str(r.choice(list(PHASE_ODDS), p=list(PHASE_ODDS.values())))
         self.density = {k: r.normal(m, s) for k, (m, s) in PHASES[self.phase].items()}
-        shift = r.normal(0, 8)  # scanners and patients differ together more than organs do one by one
+        shift = r.normal(0, 8)  # a common shift of all organs, larger than their individual ones
         self.density = {k: v + shift for k, v in self.density.items()}
         self.muscle = u(42, 65) + shift / 2
         self.fat = u(-118, -88)
@@ -51,8 +51,8 @@ class Anatomy:
         self._place(r)
 
     def _place(self, r: np.random.Generator) -> None:
-        """Draw every organ's pose once, so that all slices of a patient agree."""
-        lean = r.uniform(0.98, 1.16)  # lean patients: less fat between the organs
+        """Draw the pose of every organ once, so that all slices of a patient agree."""
+        lean = r.uniform(0.98, 1.16)  # above 1: less fat between the organs
 
         def ellipsoid(centre, radii, jitter=8.0, spread=0.13, tilt=0.25):
             c = np.array(centre, float) + r.normal(0, jitter, 3)
@@ -159,7 +159,7 @@ class Anatomy:
                 )
 
     def canonical(self, x: Array, y: Array, z: Array) -> tuple[Array, Array, Array]:
-        """Patient mm → the textbook body's mm: roll, scale and a smooth warp (the same at every slice)."""
+        """Patient mm → mm of the canonical body: roll, scale and a smooth warp, the same for every slice."""
         c, s = np.cos(self.roll), np.sin(self.roll)
         p = [(c * x - s * y) / self.scale[0], (s * x + c * y) / self.scale[1], z / self.scale[2]]
         q = [a.astype(np.float32) for a in p]
@@ -170,11 +170,11 @@ class Anatomy:
         return q[0], q[1], q[2]
 
     def body_half_widths(self) -> tuple[float, float]:
-        """Half the body's width and depth in mm, without the warp."""
+        """Half the width and half the depth of the body in mm, without the warp."""
         return ((140 + self.fat_thickness) * self.scale[0], (104 + self.fat_thickness) * self.scale[1])
 
-    def paint(self, x: Array, y: Array, z: float, rng: np.random.Generator) -> Canvas:
-        """HU (before blur and noise) and masks at the points (x, y, z) mm; x, y are 2D grids."""
+    def paint(self, x: Array, y: Array, z: float | Array) -> Canvas:
+        """HU (before blur and noise) and masks at the points (x, y, z) mm, each an (H, W) grid; z may be a number."""
         cx, cy, cz = self.canonical(x, y, np.full_like(x, z))
         art = Canvas(cx, cy, cz, np.full(x.shape, -1000.0, np.float32))
         for name in (*STRUCTURES[:-1], *EXTRAS):
@@ -242,7 +242,7 @@ class Anatomy:
             a.paint((field_of(a, *self.gallbladder) < 0) & inside, 8.0, "gallbladder")
 
     def _content(self, a: Canvas, kind: str, y0: float, depth: float, k: Array | None) -> Array:
-        """What fills a hollow organ: gas rises to the front (the patient lies on the back)."""
+        """(H, W) HU of the contents of a hollow organ; gas is anterior, as the patient lies supine."""
         level = self.stomach_level if k is None else k[1] * 1.6 - 0.8
         gas = a.y > y0 + level * depth
         if kind == "gas":
@@ -348,7 +348,7 @@ class Anatomy:
             lesion |= spot
             inner = self.density["liver" if host == "liver" else host.split()[-1]] + contrast
             a.hu = np.where(spot, 5.0 if cyst and contrast < 0 else inner + 6 * np.sin(d / 2.5 + k[2]), a.hu)
-        # An organ's mask keeps its lesion, as in clinical practice.
+        # The organ's mask includes its lesions, as in clinical practice.
         a.masks["lesion"] = lesion
 
     def slice_at(
@@ -359,20 +359,20 @@ class Anatomy:
         mirrored: bool = False,
         noise: bool = True,
     ) -> PhantomSlice:
-        """An axial slice at `z` mm; `margin` (left, right, top, bottom) mm beyond the body may be negative."""
+        """An axial slice at `z` mm. margin: (left, right, top, bottom) mm around the body, may be negative."""
         half_x, half_y = self.body_half_widths()
         xs = np.arange(half_x + margin[0], -half_x - margin[1], -spacing, dtype=np.float32)
         ys = np.arange(half_y + margin[2], -half_y - margin[3], -spacing, dtype=np.float32)
         x, y = np.meshgrid(xs, ys)
         rng = np.random.default_rng([self.seed, round(z * 10) + 100000])
-        art = self.paint(x, y, z, rng)
+        art = self.paint(x, y, z)
         hu, masks = self._acquire(art, spacing, rng) if noise else art.hu, art.masks
         if mirrored:
             hu, masks = hu[:, ::-1].copy(), {k: m[:, ::-1].copy() for k, m in masks.items()}
         return PhantomSlice(hu, masks, (spacing, spacing), z, mirrored)
 
     def _acquire(self, art: Canvas, spacing: float, rng: np.random.Generator) -> Array:
-        """What a scanner makes of it: slow texture, partial volume, correlated noise, now and then streaks."""
+        """Add the effects of a scanner: texture, partial volume, correlated noise, sometimes a table and streaks."""
         r = np.random.default_rng([self.seed, 77])
         blur, level, grain, texture = (
             r.uniform(0.5, 1.7),

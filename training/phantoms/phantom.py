@@ -1,18 +1,17 @@
-"""Procedural abdominal-CT phantoms: what the demo models are trained and measured on.
+"""Procedural abdominal CT phantoms, on which the demo models are trained and evaluated.
 
-An `Anatomy` is one imaginary patient, drawn from a seed: implicit surfaces in millimetres (RAS: x to the
-patient's right, y anterior, z superior; z = 0 at the kidneys), bent by a smooth random warp. It can be
-sampled on any grid, so a single slice costs a single slice, and a volume's slices fit together.
+An `Anatomy` is one simulated patient, drawn from a seed: implicit surfaces in millimetres (x to the patient's right,
+y anterior, z superior; z = 0 at the kidneys), deformed by a smooth random warp. It can be sampled on any grid, so a
+single slice is cheap, and the slices of a volume fit together.
 
     python -m training.phantoms --seed 7 --out phantom.nii.gz        # a volume with labels, as NIfTI
     python -m training.phantoms --gallery gallery.png                # pictures to look at
 
-Not a simulator: proportions and grey values are those of a textbook, not of a population.
+Proportions and grey values are typical ones; they do not follow the distribution of a population.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from training.common.commands import command_parser
 from training.phantoms.anatomy import Anatomy
 from training.phantoms.shapes import Array, PhantomSlice
 from training.phantoms.tissues import EXTRAS, STRUCTURES
@@ -37,7 +37,7 @@ class PhantomVolume:
 
 
 def random_slice(seed: int, spacing: float | None = None, mirrored: bool | None = None) -> PhantomSlice:
-    """A patient and a slice through the patient, both from `seed`; field of view and pixel size vary."""
+    """A random slice of a random patient, both from `seed`, with random field of view and pixel size."""
     r = np.random.default_rng([seed, 5])
     anatomy = Anatomy(seed)
     margin = tuple(r.choice([r.uniform(-6, 12), r.uniform(5, 60)]) for _ in range(4))
@@ -50,7 +50,7 @@ def random_slice(seed: int, spacing: float | None = None, mirrored: bool | None 
 def make_volume(
     seed: int, spacing: tuple[float, float, float] = (2.5, 2.5, 5.0), z_range: tuple[float, float] = Z_RANGE
 ) -> PhantomVolume:
-    """A whole volume in RAS order; memory is about 16 bytes a voxel while it is made."""
+    """A volume in RAS order. spacing, z_range: in mm. Takes about 16 bytes of memory per voxel."""
     anatomy = Anatomy(seed)
     half_x, half_y = anatomy.body_half_widths()
     xs = np.arange(-half_x - 14, half_x + 14, spacing[0], dtype=np.float32)
@@ -61,7 +61,7 @@ def make_volume(
     masks: dict[str, Array] = {n: np.zeros(hu.shape, bool) for n in (*STRUCTURES, *EXTRAS)}
     for k, z in enumerate(zs):
         rng = np.random.default_rng([seed, k + 1])
-        art = anatomy.paint(x, y, float(z), rng)
+        art = anatomy.paint(x, y, float(z))
         hu[:, :, k] = np.round(anatomy._acquire(art, spacing[0], rng))
         for name, mask in art.masks.items():
             masks[name][:, :, k] = mask
@@ -71,7 +71,7 @@ def make_volume(
 
 
 def write_volume(volume: PhantomVolume, out: Path) -> None:
-    """The scan as NIfTI, and beside it `*_labels.nii.gz`: 1… in the order of STRUCTURES (lesion on top), with
+    """Write the scan as NIfTI, `*_labels.nii.gz` with values 1… in the order of STRUCTURES (lesion on top), and
     their names in `*_labels.json`."""
     import nibabel as nib
 
@@ -79,14 +79,16 @@ def write_volume(volume: PhantomVolume, out: Path) -> None:
     labels = np.zeros(volume.hu.shape, np.uint8)
     for number, name in enumerate(STRUCTURES, 1):
         labels[volume.masks[name]] = number
-    beside = out.with_name(out.name.replace(".nii", "_labels.nii"))
-    nib.save(nib.Nifti1Image(labels, volume.affine), beside)
+    labels_file = out.with_name(out.name.replace(".nii", "_labels.nii"))
+    nib.save(nib.Nifti1Image(labels, volume.affine), labels_file)
     present = {n: name for n, name in enumerate(STRUCTURES, 1) if (labels == n).any()}
-    beside.with_name(beside.name.split(".nii")[0] + ".json").write_text(json.dumps(present), encoding="utf-8")
+    labels_file.with_name(labels_file.name.split(".nii")[0] + ".json").write_text(
+        json.dumps(present), encoding="utf-8"
+    )
 
 
 def gallery(out: Path, first_seed: int = 1, rows: int = 4, columns: int = 5) -> None:
-    """Pictures of random phantoms with their outlines, for a person to look at."""
+    """Write one picture of random phantoms with and without outlines."""
     from PIL import Image
 
     colours = np.array(
@@ -116,9 +118,7 @@ def gallery(out: Path, first_seed: int = 1, rows: int = 4, columns: int = 5) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("phantoms", __doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="write a volume (.nii.gz) and its labels")
     parser.add_argument("--spacing", type=float, nargs=3, default=(2.5, 2.5, 5.0), help="voxel size in mm")

@@ -1,4 +1,4 @@
-"""What a scanner and what comes after it make of a painted slice: arms, table, blur, noise, streaks, grey steps."""
+"""The effects of a scanner and of later storage on a slice: arms, table, blur, noise, streaks, quantisation, JPEG."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scipy import ndimage
 
 
 def scanned(hu: np.ndarray, body: np.ndarray, mm: tuple[float, float], r: np.random.Generator) -> np.ndarray:
-    """(H, W) float32 painted HU → as acquired. `body`: what is patient; `mm`: size of a pixel (row, column)."""
+    """(H, W) float32 HU as acquired. body: (H, W) bool; mm: size of a pixel (row, column)."""
     u = r.uniform
     hu = hu.astype(np.float32)
     if u() < 0.55:
@@ -21,10 +21,10 @@ def scanned(hu: np.ndarray, body: np.ndarray, mm: tuple[float, float], r: np.ran
     hu += level * grain(hu.shape, mm, r)
     if u() < 0.1:
         hu += _streaks(hu.shape, r) * float(u(5, 25))
-    if u() < 0.12:  # a bias, as of beam hardening or of another modality
+    if u() < 0.12:  # a bias field, as from beam hardening or in other modalities
         y, x = np.mgrid[-1 : 1 : hu.shape[0] * 1j, -1 : 1 : hu.shape[1] * 1j].astype(np.float32)
         hu += float(r.normal(0, 10)) * x + float(r.normal(0, 10)) * y
-    if u() < 0.3:  # kept as 8-bit pictures
+    if u() < 0.3:  # as if stored with 8 bits
         step = float(u(2, 12))
         hu = np.round(hu / step) * step
     if u() < 0.08:
@@ -33,27 +33,27 @@ def scanned(hu: np.ndarray, body: np.ndarray, mm: tuple[float, float], r: np.ran
 
 
 def grain(shape: tuple[int, int], mm: tuple[float, float], r: np.random.Generator) -> np.ndarray:
-    """(H, W) float32 of unit spread: noise with the spectrum of CT, which rises to a peak and falls."""
+    """(H, W) float32 noise with unit standard deviation and the spectrum of CT, which has a peak."""
     fy = np.fft.fftfreq(shape[0], mm[0])[:, None].astype(np.float32)
     fx = np.fft.rfftfreq(shape[1], mm[1])[None].astype(np.float32)
     f = np.hypot(fy, fx)
-    peak = float(r.uniform(0.12, 0.4))  # cycles a mm
+    peak = float(r.uniform(0.12, 0.4))  # cycles per mm
     power = (f / peak + 0.15) * np.exp(-((f / peak) ** 2))
     made = np.fft.irfft2(np.fft.rfft2(r.standard_normal(shape, dtype=np.float32)) * power, s=shape)
     return (made / (made.std() + 1e-6)).astype(np.float32)
 
 
 def _as_jpeg(hu: np.ndarray, r: np.random.Generator) -> np.ndarray:
-    """(H, W) float32: kept as a windowed JPEG and read back."""
+    """(H, W) float32 after storage as a windowed JPEG."""
     lower, upper = (-1000.0, float(r.uniform(250, 1000))) if r.uniform() < 0.5 else (-200.0, 300.0)
     grey = np.clip((hu - lower) / (upper - lower) * 255, 0, 255).astype(np.uint8)
-    kept = io.BytesIO()
-    Image.fromarray(grey).save(kept, "JPEG", quality=int(r.integers(45, 96)))
-    return np.asarray(Image.open(kept), np.float32) / 255 * (upper - lower) + lower
+    stream = io.BytesIO()
+    Image.fromarray(grey).save(stream, "JPEG", quality=int(r.integers(45, 96)))
+    return np.asarray(Image.open(stream), np.float32) / 255 * (upper - lower) + lower
 
 
 def _streaks(shape: tuple[int, int], r: np.random.Generator) -> np.ndarray:
-    """(H, W): streaks between two dense things, as of arms beside the body or metal."""
+    """(H, W) streaks between two dense objects, as from arms next to the body or metal."""
     y, x = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j].astype(np.float32)
     angle = r.normal(0, 0.3) if r.uniform() < 0.7 else r.uniform(0, np.pi)
     across = -np.sin(angle) * x + np.cos(angle) * y
@@ -64,7 +64,7 @@ def _streaks(shape: tuple[int, int], r: np.random.Generator) -> np.ndarray:
 
 
 def _lay_on_table(hu: np.ndarray, body: np.ndarray, mm: tuple[float, float], r: np.random.Generator) -> None:
-    """A table below the body (seldom above it), now and then arms and clothes; only where nothing is yet."""
+    """Add a table below the body (rarely above it), and sometimes arms and clothes, outside the body only."""
     height, width = hu.shape
     rows, columns = np.flatnonzero(body.any(1)), np.flatnonzero(body.any(0))
     if not len(rows):

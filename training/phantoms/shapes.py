@@ -1,4 +1,4 @@
-"""The solids that phantoms are built of, as functions that are negative inside; and the slice they are painted on."""
+"""The solids of phantoms, as functions that are negative inside, and the slice they are painted on."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ Array = np.ndarray
 
 @dataclass
 class PhantomSlice:
-    """One axial slice: `hu` (H, W) float32, `masks` name → (H, W) bool, rows towards posterior.
+    """One axial slice: `hu` (H, W) float32, `masks` name → (H, W) bool.
 
-    Columns run towards the patient's left (radiological) unless `mirrored`. `spacing` is (row, column) mm.
+    Rows run to posterior, columns to the patient's left (radiological) unless `mirrored`. `spacing`: (row, column)
+    mm; `z`: mm.
     """
 
     hu: Array
@@ -26,7 +27,7 @@ class PhantomSlice:
 
 @dataclass
 class Canvas:
-    """The slice being painted: canonical coordinates of every pixel, HU so far, masks so far."""
+    """The slice being painted: (H, W) canonical coordinates, HU and masks so far."""
 
     x: Array
     y: Array
@@ -53,7 +54,7 @@ def rotation(angles: Array) -> Array:
 
 
 def field_of(a: Canvas, centre: Array, radii: Array, turn: Array) -> Array:
-    """Ellipsoid: squared normalised radius minus one."""
+    """An ellipsoid: the squared normalised radius minus one. turn: (3, 3) rotation."""
     d = (a.x - centre[0], a.y - centre[1], a.z - centre[2])
     total = np.zeros_like(a.x)
     for i in range(3):
@@ -91,7 +92,7 @@ def smooth_min(a: Array, b: Array, k: float) -> Array:
 
 
 def smooth(r: np.random.Generator, cells: int, side: int) -> np.ndarray:
-    """(side, side) float32: smooth noise of about `cells` waves, unit spread."""
+    """(side, side) float32 smooth noise of about `cells` waves, with unit standard deviation."""
     coarse = r.standard_normal((cells + 3, cells + 3), dtype=np.float32)
     wide = ndimage.zoom(coarse, (side + 8) / cells, order=3, grid_mode=False)
     return wide[4 : 4 + side, 4 : 4 + side]

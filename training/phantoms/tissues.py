@@ -1,12 +1,12 @@
-"""The structures that training pictures show, and how bright contrast phases make them."""
+"""The structures of training pictures, and their HU in contrast phases."""
 
 from __future__ import annotations
 
 STRUCTURES = ("liver", "spleen", "left kidney", "right kidney", "aorta", "spine", "stomach", "lesion")
 EXTRAS = ("gallbladder", "inferior vena cava", "pancreas", "bowel", "psoas", "back muscle", "lung")
-NAMES = (*STRUCTURES, *EXTRAS)  # the bits of a kept picture, in this order
+NAMES = (*STRUCTURES, *EXTRAS)  # the bits of a stored picture, in this order
 
-# Mean HU and spread between patients: native, arterial, portal venous, delayed.
+# Mean HU and standard deviation between patients: native, arterial, portal venous, delayed.
 PHASES = {
     "native": {"liver": (52, 10), "spleen": (42, 7), "kidney": (28, 8), "aorta": (40, 6), "vein": (38, 6)},
     "arterial": {

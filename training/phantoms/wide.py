@@ -1,8 +1,8 @@
-"""Phantoms of a wider world: other bodies, levels, fillings and scanners than those of `training.phantoms`.
+"""More varied phantoms: other bodies, levels, contents and scanners than in `phantom`.
 
-A patient is an `Anatomy` whose measures are drawn more widely: children to the obese, fatty or nodular livers, large
-spleens, missing and shrunken kidneys, cysts, wide and calcified aortas, bent spines, from the chest to the pelvis.
-A picture shows the patient's body framed as the models see it, sometimes less well framed.
+A patient is an `Anatomy` with wider distributions: children to obese adults, fatty or nodular livers, large spleens,
+missing and small kidneys, cysts, wide and calcified aortas, scoliosis, from the chest to the pelvis. A picture shows
+the body cropped as the models see it, sometimes less precisely.
 
     hu, bits, aspect, mm = wide_slice(seed)
 """
@@ -17,10 +17,10 @@ from training.phantoms.anatomy import Anatomy
 from training.phantoms.patient import SIDE
 from training.phantoms.scanner import scanned
 from training.phantoms.shapes import Canvas, rotation, smooth
-from training.phantoms.tissues import EXTRAS, NAMES, STRUCTURES
+from training.phantoms.tissues import NAMES
 
 Z_RANGE = (-190.0, 175.0)
-DRAWN = 0.72  # of a picture's side is painted: organs have no finer edges
+DRAWN = 0.72  # painted at this share of the resolution; organs have no finer edges
 _TEXTURED = {
     "liver": 5,
     "spleen": 4,
@@ -33,13 +33,13 @@ _TEXTURED = {
 
 
 class WideAnatomy(Anatomy):
-    """One imaginary patient of the wider world."""
+    """One simulated patient with wider variation."""
 
     def __init__(self, seed: int):
         super().__init__(seed)
         r = np.random.default_rng([seed, 777])
         u = r.uniform
-        size = float(np.exp(r.normal(0, 0.1))) if u() < 0.9 else float(u(0.55, 0.75))  # now and then a child
+        size = float(np.exp(r.normal(0, 0.1))) if u() < 0.9 else float(u(0.55, 0.75))  # sometimes a child
         self.scale = self.scale * size * np.exp(r.normal(0, 0.06, 3))
         self.fat_thickness = float(u(1, 14) if u() < 0.35 else u(6, 40) if u() < 0.8 else u(35, 75))
         self.roll = float(np.deg2rad(r.normal(0, 7)))
@@ -73,7 +73,7 @@ class WideAnatomy(Anatomy):
         self._more_bowel(r)
 
     def _resize(self, r: np.random.Generator) -> None:
-        """Organs of unlike sizes."""
+        """Vary the sizes of organs."""
 
         def scaled(part, spread, shift=0.0):
             centre, radii, turn = part
@@ -112,7 +112,7 @@ class WideAnatomy(Anatomy):
             )
 
     def _more_bowel(self, r: np.random.Generator) -> None:
-        """The lower abdomen is full of bowel: loops in a row, collapsed, with fluid, gas, contrast."""
+        """Add bowel loops in the lower abdomen: collapsed, or with fluid, gas, stool or contrast agent."""
         u = r.uniform
         odds = r.dirichlet([2, 3, 2, 1, 4]) if u() < 0.8 else np.array([0.05, 0.1, 0.05, 0.7, 0.1])
         for _ in range(int(r.integers(5, 45))):
@@ -157,7 +157,7 @@ class WideAnatomy(Anatomy):
 
 
 def wide_slice(seed: int, side: int = SIDE) -> tuple[np.ndarray, np.ndarray, float, tuple[float, float]]:
-    """HU (side, side) float32, bits (side, side) uint16 of NAMES, width / height, (row, column) mm of a pixel."""
+    """((side, side) float32 HU, (side, side) uint16 bits of NAMES, width / height, (row, column) mm of a pixel)."""
     r = np.random.default_rng([seed, 43])
     u = r.uniform
     anatomy = WideAnatomy(seed)
@@ -172,15 +172,15 @@ def wide_slice(seed: int, side: int = SIDE) -> tuple[np.ndarray, np.ndarray, flo
     ys = np.linspace(reach[1], -reach[1], side, dtype=np.float32) + np.float32(shift[1])
     x, y = np.meshgrid(xs, ys)
     mm = (float(2 * reach[1] / side), float(2 * reach[0] / side))
-    # Bodies are not superellipses: bend the outline and what is inside.
+    # Bodies are not superellipses: deform the outline and the inside.
     bent_x = x + np.float32(u(0, 5)) * smooth(r, 4, side) + np.float32(u(0, 2)) * smooth(r, 9, side)
     bent_y = y + np.float32(u(0, 5)) * smooth(r, 4, side) + np.float32(u(0, 2)) * smooth(r, 9, side)
-    flat = float(u(0, 0.28))  # a back flattened by the table, a belly that hangs or is hollow
+    flat = float(u(0, 0.28))  # a back flattened by the table; a protruding or hollow belly
     back = bent_y * (1 + flat * np.abs(bent_y) / half_y * 0.5)
     belly = bent_y * (1 - u(-0.1, 0.12) * (1 - (bent_x / half_x) ** 2))
     bent_y = np.where(bent_y < 0, back, belly)
     tilt = r.normal(0, 0.06, 2)
-    art = _paint(anatomy, bent_x, bent_y.astype(np.float32), z + tilt[0] * x + tilt[1] * y, r)
+    art = anatomy.paint(bent_x, bent_y.astype(np.float32), z + tilt[0] * x + tilt[1] * y)
     hu = _textured(art, anatomy, r)
     _nodules(hu, art, anatomy, r)
     bits = np.zeros(hu.shape, np.uint16)
@@ -194,23 +194,8 @@ def wide_slice(seed: int, side: int = SIDE) -> tuple[np.ndarray, np.ndarray, flo
     return scanned(hu, body, mm, r), bits, float(reach[0] / reach[1]), mm
 
 
-def _paint(anatomy: Anatomy, x: np.ndarray, y: np.ndarray, z: np.ndarray, r: np.random.Generator) -> Canvas:
-    """`Anatomy.paint` on a plane that need not be axial."""
-    cx, cy, cz = anatomy.canonical(x, y, z.astype(np.float32))
-    art = Canvas(cx, cy, cz, np.full(x.shape, -1000.0, np.float32))
-    for name in (*STRUCTURES[:-1], *EXTRAS):
-        art.masks[name] = np.zeros(x.shape, bool)
-    anatomy._wall(art)
-    anatomy._soft_organs(art)
-    anatomy._retroperitoneum(art)
-    anatomy._lungs(art)
-    anatomy._bones(art)
-    anatomy._lesions(art)
-    return art
-
-
 def _textured(art: Canvas, anatomy: Anatomy, r: np.random.Generator) -> np.ndarray:
-    """Fat is stranded, muscle feathered, bone spongy, organs have vessels: filtered noise of two scales."""
+    """(S, S) HU with texture: filtered noise at two scales, and strands and vessels in fat."""
     side = art.hu.shape[0]
     hu = art.hu.copy()
     fine, coarse = smooth(r, 48, side), smooth(r, 14, side)
@@ -221,7 +206,7 @@ def _textured(art: Canvas, anatomy: Anatomy, r: np.random.Generator) -> np.ndarr
     for name, amount in _TEXTURED.items():
         strength[art.masks[name]] = amount * r.uniform(0.3, 1.5)
     hu += mixed * strength
-    # Strands and small vessels in the fat inside the body.
+    # Strands and small vessels in visceral fat.
     inner = (anatomy.cavity < 0) & (hu < -50) & (hu > -250)
     strands = np.abs(smooth(r, 22, side)) < r.uniform(0.02, 0.12)
     hu[inner & strands] += float(r.uniform(15, 80))

@@ -43,7 +43,7 @@ def turn_of(
     """
 
     def mask_after(done: int) -> np.ndarray | None:
-        if not _is_prompted(turns[:done]):
+        if all(turn["kind"] == "terminate" for turn in turns[:done]):
             return None
         return decode_rle(str(turns[done]["mask_before_rle"]), (rgb.shape[0], rgb.shape[1]))
 
@@ -128,7 +128,3 @@ def where_said(labels: Tensor) -> tuple[Tensor, Tensor]:
     following = labels[:, 1:]
     keep = (following != IGNORED).any(0).nonzero()[:, 0]
     return keep, following[:, keep]
-
-
-def _is_prompted(turns: Sequence[Mapping[str, Any]]) -> bool:
-    return any(turn["kind"] != "terminate" for turn in turns)

@@ -36,7 +36,7 @@ from training.common.commands import ending, settings_parser
 from training.common.policy_folder import check_free, new_folder
 from training.common.settings import read_settings
 from training.rollouts.samples import reply_of, turn_of
-from training.sft.settings import SftSettings, changed_card
+from training.sft.settings import SftSettings, changed_card, trainer_values
 from training.sft.turn_data import Place, check_data, read_picture, read_record
 from training.trajectories.parts import write_png
 
@@ -68,7 +68,6 @@ def export(settings: SftSettings, out: Path, file: str | None = None) -> dict[st
         print(f"left out: {each}", file=sys.stderr)
     if settings.digits != 1:
         print("LLaMA-Factory gives all tokens the same weight: `digits` is ignored", file=sys.stderr)
-    counts = {"samples": 0, "pictures": 0, "held": 0}
     with new_folder(out) as folder:
         (folder / "pictures").mkdir()
         sets = {NAME: data.places, f"{NAME}_held": data.held} if data.held else {NAME: data.places}
@@ -183,20 +182,9 @@ def _recipe(settings: SftSettings, chat: Chat, out: Path, longest: int, sets: li
         "train_on_prompt": False,
         "preprocessing_num_workers": max(1, settings.workers),
         "output_dir": os.fspath(out / "adapter" if settings.tune == "lora" else out / "model"),
-        "per_device_train_batch_size": settings.batch,
-        "per_device_eval_batch_size": settings.batch,
-        "gradient_accumulation_steps": settings.accumulate,
-        "learning_rate": settings.rate,
-        "lr_scheduler_type": "constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+        **trainer_values(settings),
         "warmup_ratio": settings.warmup,
-        "weight_decay": settings.weight_decay,
-        "max_grad_norm": settings.clip,
-        "optim": "adamw_torch" if settings.optimiser == "adamw" else "adamw_bnb_8bit",
         "bf16": settings.precision != "fp32",
-        "seed": settings.seed,
-        "logging_steps": settings.log_every,
-        "save_steps": settings.save_every,
-        "save_total_limit": settings.keep,
         "plot_loss": True,
         "report_to": "none",
     }

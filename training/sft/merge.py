@@ -9,7 +9,6 @@ base's card is used. Full fine-tuning needs no merging: its `model/` is already 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from ibis_agent.policy.card import CARD_NAME, load_card
 from ibis_agent.policy.folder import PolicyFolder, read_header, read_json
 from ibis_agent.policy.required_memory import free_bytes, gigabytes
 
-from training.common.commands import ending
+from training.common.commands import command_parser, ending
 from training.common.policy_folder import check_free, history_of, named, quietly, read_history, write_policy
 
 _ADAPTER, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -105,11 +104,7 @@ def _merged(adapter: Path, base: PolicyFolder) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.sft.merge",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("sft.merge", __doc__)
     parser.add_argument("adapter", type=Path)
     parser.add_argument("--base", type=Path, required=True, help="the policy folder it was trained from")
     parser.add_argument("--out", type=Path, required=True, help="a new folder")

@@ -98,6 +98,24 @@ class SftSettings:
     trainer: dict[str, Any] = field(default_factory=dict)
 
 
+def trainer_values(settings: SftSettings) -> dict[str, Any]:
+    """The settings that transformers' TrainingArguments and LLaMA-Factory name alike."""
+    return {
+        "per_device_train_batch_size": settings.batch,
+        "per_device_eval_batch_size": settings.batch,
+        "gradient_accumulation_steps": settings.accumulate,
+        "learning_rate": settings.rate,
+        "lr_scheduler_type": "constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.clip,
+        "optim": "adamw_torch" if settings.optimiser == "adamw" else "adamw_bnb_8bit",
+        "seed": settings.seed,
+        "logging_steps": settings.log_every,
+        "save_steps": settings.save_every,
+        "save_total_limit": settings.keep,
+    }
+
+
 def changed_card(card: ModelCard, changes: dict[str, Any], file: str | None = None) -> ModelCard:
     """The card with the settings' changes; `prompts` may contain only some of the texts.
 

@@ -45,7 +45,7 @@ from training.common.policy_folder import (
 from training.common.run_folder import SETTINGS, same_run
 from training.common.settings import read_settings, settings_to_json
 from training.sft.reply_trainer import Batches, Marked, Plotted, ReplyTrainer, Stopping, last_checkpoint
-from training.sft.settings import FREE, SftSettings, changed_card
+from training.sft.settings import FREE, SftSettings, changed_card, trainer_values
 from training.sft.turn_data import Checked, Turns, check_data, frame_mismatch
 from training.sft.watch import Watch, held_questions, trained_of
 
@@ -180,32 +180,21 @@ def device_of(device: str, precision: str) -> tuple[str, str]:
 def _arguments(settings: SftSettings, device: str, precision: str, file: str | None) -> TrainingArguments:
     known = {each.name for each in dataclasses.fields(TrainingArguments)}
     values: dict[str, Any] = {
+        **trainer_values(settings),
         "output_dir": str(settings.out / "checkpoints"),
-        "per_device_train_batch_size": settings.batch,
-        "per_device_eval_batch_size": settings.batch,
-        "gradient_accumulation_steps": settings.accumulate,
         "num_train_epochs": settings.epochs,
         "max_steps": settings.steps or -1,
-        "learning_rate": settings.rate,
-        "lr_scheduler_type": "constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
         "warmup_steps": settings.warmup,
-        "weight_decay": settings.weight_decay,
-        "max_grad_norm": settings.clip,
-        "optim": "adamw_torch" if settings.optimiser == "adamw" else "adamw_bnb_8bit",
         "bf16": precision == "bf16",
         "use_cpu": device == "cpu",
         "logging_strategy": "steps",
-        "logging_steps": settings.log_every,
         "save_strategy": "steps",
-        "save_steps": settings.save_every,
-        "save_total_limit": settings.keep,
         "eval_strategy": "steps" if settings.evaluate_every and settings.held else "no",
         "eval_steps": settings.evaluate_every or None,
         "dataloader_num_workers": settings.workers,
         "remove_unused_columns": False,
         "label_names": ["labels"],
         "prediction_loss_only": True,
-        "seed": settings.seed,
         "report_to": [],
         "disable_tqdm": True,
         "ddp_find_unused_parameters": False,

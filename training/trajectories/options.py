@@ -10,6 +10,7 @@ from ibis_agent.cases.cases import read_cases
 from ibis_agent.errors import InputError
 
 from training.common.choices import add_choice, choice_of
+from training.common.commands import command_parser
 from training.common.pictures import Group, groups_of, phantom_groups
 from training.common.processes import Shard
 from training.common.questions import NEVER_PRESENT
@@ -20,11 +21,7 @@ from training.trajectories.wrong_clicks import KINDS
 
 
 def arguments(description: str = "") -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.trajectories",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("trajectories", description)
     add = parser.add_argument
     add("source", type=Path, nargs="?", help="a folder, a .csv or a .json manifest")
     add("--out", type=Path, required=True)

@@ -15,7 +15,6 @@ the new thinking, and `reasoning.json` has the statistics. Deliberate mistakes, 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import hashlib
@@ -40,7 +39,7 @@ from ibis_agent.scan.picture import overlay
 from PIL import Image
 from tqdm import tqdm
 
-from training.common.commands import RESUMABLE, ending
+from training.common.commands import RESUMABLE, command_parser, ending
 from training.trajectories import templates
 from training.trajectories.generate import NAME, read_trajectories
 from training.trajectories.parts import rng_for, slug
@@ -335,11 +334,7 @@ def _temperature(text: str) -> float | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.trajectories.reasoning",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("trajectories.reasoning", __doc__)
     add = parser.add_argument
     add("folder", type=Path, help="made by training.trajectories")
     add("--templates", action="store_true", help="no teacher, no network")

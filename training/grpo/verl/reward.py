@@ -115,11 +115,6 @@ def question_of(info: Mapping[str, Any], ground_truth: str, picture: Any = None)
     return Question(str(info["id"]), rgb, str(info.get("structure") or ""), str(info["question"]), truth)
 
 
-def limits_of(info: Mapping[str, Any]) -> Limits:
-    """The limits of a row's episodes."""
-    return Limits(max_turns=int(info.get("max_turns") or 8))
-
-
 def language_of(info: Mapping[str, Any]) -> str:
     """The action language of the policy that a row was made for, see ibis_agent.policy.language."""
     return str(info.get("language") or "ibis")
@@ -127,7 +122,8 @@ def language_of(info: Mapping[str, Any]) -> str:
 
 def player_of(info: Mapping[str, Any], question: Question, shared: PictureSegmenter | None = None) -> Player:
     """A player for a row's episode, with the shared segmenter or else the process's own."""
-    return Player(question, shared or segmenter(), limits_of(info), LANGUAGES[language_of(info)])
+    limits = Limits(max_turns=int(info.get("max_turns") or 8))
+    return Player(question, shared or segmenter(), limits, LANGUAGES[language_of(info)])
 
 
 def replies_in(text: str, language: str = "ibis") -> list[str]:

@@ -9,7 +9,6 @@ needed. `ground_truth` is the true mask as run-length text. All questions about 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import os
@@ -26,7 +25,7 @@ from ibis_agent.policy.messages import build_messages
 from ibis_agent.policy.observation import Situation, observe
 from PIL import Image
 
-from training.common.commands import ending
+from training.common.commands import command_parser, ending
 from training.common.policy_folder import check_picture_limits
 from training.sft.turn_data import held_out, read_picture, scan_of
 from training.trajectories.generate import read_trajectories
@@ -115,11 +114,7 @@ def _png(rgb: np.ndarray) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.grpo.verl.rows",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("grpo.verl.rows", __doc__)
     parser.add_argument("folders", type=Path, nargs="+", help="made by training.trajectories")
     parser.add_argument("--model", type=Path, required=True, help="the policy's folder, for its prompts")
     parser.add_argument("--out", type=Path, required=True)
