@@ -33,7 +33,7 @@ from training.demo import (
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
-        (InputError("is bad", file="a.nii", remedy="Correct it."), "error: a.nii: is bad. Mend it.", ""),
+        (InputError("is bad", file="a.nii", remedy="Correct it."), "error: a.nii: is bad. Correct it.", ""),
         (Cancelled("stopped at update 3"), STOPPED, "stopped at update 3."),
         (KeyboardInterrupt(), STOPPED, "gone"),
     ],
