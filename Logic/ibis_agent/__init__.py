@@ -1,7 +1,7 @@
 """IBIS agent: ask a question about a scan and watch an agent answer it, click by click.
 
-Importing it is cheap and needs no torch. The main path: scan → picture → policy and segmenter → run → record; each
-module's docstring says what it contains.
+Importing this package is cheap and needs no torch. The main path: scan → picture → policy and segmenter → run →
+record.
 """
 
 from __future__ import annotations

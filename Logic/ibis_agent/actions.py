@@ -1,21 +1,18 @@
-"""The policy's text, read and written: one parser and one formatter for inference, training and rewards.
-
-A reply is data: it is parsed here and never evaluated. What an action does is implemented elsewhere.
+"""Actions, and the published text format for them: one parser and one formatter for inference, training and rewards.
 
 What is accepted, and how ambiguous replies are resolved:
 - Tags may have any case and some spaces. Text between `<think>` and `</think>` is thinking, whatever it
   contains. A `<think>` that is never closed ends at the first `<action>` or `<answer>`.
 - The first well-formed, complete action outside the thinking counts; later and malformed ones are ignored.
 - A missing `</action>` is accepted if the action is clearly complete (a closed bracket, or Terminate), and so are
-  missing action tags if a piece of text outside all tags begins with an action. A click that is cut off within a
-  number is never guessed: without its closing bracket only `</action>` says that it is whole, and then no number may
-  end in its point.
+  missing action tags if a piece of text outside all tags begins with an action.
+- A click that was cut off inside a number is refused: without a closing bracket it needs `</action>`, and no number
+  may end with its decimal point.
 - A box is `Box (x0, y0, x1, y1)`, always in brackets.
 - Coordinates are numbers from 0 to 1; percentages, pixels and anything else are refused, with the reason.
 - Full-width digits, brackets and commas are read as their ASCII forms.
 
-Every pattern below has bounded repeats and is tried at positions that do not overlap, so the parsing time is linear in
-the length of the text.
+All patterns have bounded repeats and are tried at positions that do not overlap, so parsing takes linear time.
 """
 
 from __future__ import annotations
@@ -29,16 +26,16 @@ from ibis_agent.errors import InputError, ReplyError
 
 
 class Prompt:
-    """A prompt for the segmenter: a Click, or a Box, which is always positive."""
+    """A prompt for the segmenter: a Click or a Box. A Box is always positive."""
 
     positive: bool = True
 
 
 @dataclass(frozen=True)
 class Click(Prompt):
-    """A click at normalised picture coordinates: x to the right, y down, both 0 to 1.
+    """A click at normalised picture coordinates from 0 to 1: x to the right, y down.
 
-    Raises InputError for anything that is not a finite number in that range.
+    Raises InputError for anything but finite numbers in that range.
     """
 
     x: float
@@ -52,10 +49,10 @@ class Click(Prompt):
 
 @dataclass(frozen=True)
 class Box(Prompt):
-    """A box around the structure: its left, upper, right and lower edge, normalised as for a click.
+    """A box around the structure: left, upper, right and lower edge, normalised like a click.
 
-    A later box replaces an earlier one and the clicks before it. Raises InputError for numbers that are
-    not from 0 to 1, and for an empty box.
+    A later box replaces an earlier one and the clicks before it. Raises InputError for numbers outside 0 to 1, and
+    for an empty box.
     """
 
     x0: float
@@ -128,8 +125,10 @@ _ASCII_FORMS[ord("、")] = ord(",")
 
 
 def parse_reply(text: str) -> Reply:
-    """Parse one action and the thinking before it. Raises ReplyError, and nothing else, if the reply contains no
-    action."""
+    """Parse the first action and the thinking before it.
+
+    Raises ReplyError, and nothing else, if the reply contains no valid action.
+    """
     found = _scan(text)
     if found.action is None:
         raise found.error or ReplyError(
@@ -141,10 +140,10 @@ def parse_reply(text: str) -> Reply:
 
 
 def format_reply(reply: Reply) -> str:
-    """Write a reply in the one form that policies are trained on; coordinates get four decimals.
+    """Write a reply in the format that policies are trained on, with four decimals.
 
-    `parse_reply` gives the same reply back, up to those four decimals and to white space around the texts.
-    Raises InputError if the thinking or the answer contains one of the tags.
+    `parse_reply` returns the same reply, up to rounding and white space around the texts. Raises InputError if the
+    thinking or the answer contains one of the tags.
     """
     for part, text in (("thinking", reply.thinking), ("answer", getattr(reply.action, "answer", ""))):
         tag = _TAG.search(text)
@@ -174,8 +173,8 @@ def format_click(click: Click) -> str:
 def reply_is_complete(text: str) -> bool:
     """Whether no further text can change the action: after a click's `</action>`, or Terminate's `</answer>`.
 
-    Inside an open `<think>` nothing is final, because its end may still follow. Cheap on a growing text: before a
-    closing tag other than `</think>` begins, it only counts `</`.
+    Inside an open `<think>` nothing is final, because its end may still follow. Cheap on a growing text: it only
+    counts `</` until a closing tag other than `</think>` begins.
     """
     closings = text.count("</")
     if closings == 0 or (closings == 1 and "</t" in text.lower()):
@@ -257,7 +256,7 @@ def _name(tag: re.Match[str] | None) -> str:
 
 
 def _read_action(body: str, *, cut: bool) -> Action | ReplyError:
-    """The action at the start of `body`, or why it cannot be parsed. `cut`: no `</action>` marks its end.
+    """The action at the start of `body`, or why it cannot be parsed. cut: `</action>` is missing.
 
     Text after a click is ignored; only punctuation may follow Terminate.
     """

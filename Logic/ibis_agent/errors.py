@@ -1,7 +1,7 @@
 """The errors shown to people.
 
-Every error names the file, the value and the remedy. Only these classes leave the package; exceptions of libraries are
-translated where the library is called.
+Errors name the file, the value and the remedy. Exceptions of libraries are translated where the library is called, so
+that only these classes leave the package.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _LONGEST_VALUE = 160
 
 
 class IbisError(Exception):
-    """A problem that a person can solve.
+    """A problem that the user can solve.
 
     `str(error)` reads ``FILE: problem (got VALUE). REMEDY``; the parts stay available as attributes.
     """
@@ -58,18 +58,18 @@ class OutputError(IbisError):
 
 
 class ReplyError(IbisError):
-    """A reply of the policy without a readable action."""
+    """A reply of the policy without a valid action."""
 
 
 class Cancelled(IbisError):  # noqa: N818 - requested, not a failure
-    """The person stopped the work."""
+    """The user stopped the work."""
 
     def __init__(self, problem: str = "stopped on request", **parts: Any) -> None:
         super().__init__(problem, **parts)
 
 
 def _shown(value: Any) -> str:
-    """`value` on one line, shortened to about a hundred characters."""
+    """`value` on one line, shortened to _LONGEST_VALUE characters."""
     text = str(value[:_LONGEST_VALUE] if isinstance(value, (str, bytes)) else value)
     if not text.isprintable() or text != text.strip() or not text:
         text = repr(text)  # line breaks, white space and control characters are escaped

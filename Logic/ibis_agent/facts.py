@@ -1,4 +1,4 @@
-"""A fact as text for people, with its value for programs."""
+"""Facts about a model or a scan: text for people, with a value for programs."""
 
 from __future__ import annotations
 

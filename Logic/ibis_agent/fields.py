@@ -1,7 +1,4 @@
-"""Reading untrusted JSON field by field; errors name the file and the field.
-
-The meaning of the fields is in the modules that read them: trajectory, published.
-"""
+"""Reading untrusted JSON field by field; errors name the file and the field."""
 
 from __future__ import annotations
 
@@ -59,7 +56,7 @@ class Fields:
         self.values: Mapping[str, Any] = values if isinstance(values, dict) else {}
 
     def error(self, key: str, problem: str, value: Any = _MISSING) -> InputError:
-        """An InputError about one field; the value is added from the record."""
+        """An InputError about one field; `value` defaults to the field's own."""
         shown = self.values.get(key) if value is _MISSING else value
         return InputError(
             f"{self._name(key)} {problem}",

@@ -1,7 +1,4 @@
-"""Atomic writing of files.
-
-A file is written beside its final path, and renamed when it is complete and on the disk.
-"""
+"""Atomic writing: a file is written beside its final path, and renamed when it is complete and on the disk."""
 
 from __future__ import annotations
 
@@ -33,13 +30,12 @@ _REMEDIES = {
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to; move it to `path` when the block ends well.
+    """Yield a temporary path beside `path`; flush it and move it to `path` when the block succeeds.
 
-    The temporary name keeps the end of the file's name, for writers that check the suffix. The data is flushed to the
-    disk before the move. If the block fails (also by Ctrl-C), the temporary file is removed and what
-    stood at `path` before is untouched.
+    The temporary name keeps the suffix, for writers that check it. If the block fails (also by Ctrl-C), the temporary
+    file is removed and `path` stays untouched.
 
-    Raises OutputError for whatever the operating system refuses, inside the block too.
+    Raises OutputError for every OSError, also inside the block.
     """
     if "\0" in os.fspath(path):
         raise OutputError("is not a valid file name", file=path, remedy="Choose another name.")
@@ -50,9 +46,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise OutputError("is a folder, not a file", file=path, remedy="Choose another file name.")
         if final.exists() and not final.is_file():
             raise OutputError("is not a regular file", file=path, remedy="Choose another file name.")
-        # At most 40 characters of the name: with four bytes each and the prefix that stays below 255 bytes.
+        # 40 characters of at most four bytes each, plus the prefix, stay below 255 bytes.
         temporary = final.with_name(f".{secrets.token_hex(6)}-{final.name[-40:]}")
-        # Exclusive, and with the permissions that the umask asks for; mkstemp's 0600 would outlive the move.
+        # Permissions from the umask; mkstemp's 0600 would outlive the move.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
             yield temporary
@@ -69,7 +65,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove_unfinished(path: str | os.PathLike[str]) -> None:
-    """Remove temporary files that a killed program left beside `path`. Nobody may be writing to it now."""
+    """Remove temporary files that a killed program left beside `path`. No other process may be writing it."""
     final = Path(os.path.realpath(path))
     for each in final.parent.glob(f".{'[0-9a-f]' * 12}-{glob.escape(final.name[-40:])}"):
         with contextlib.suppress(OSError):
@@ -95,7 +91,7 @@ def write_json(
 ) -> None:
     """Write `value` as indented JSON, atomically. Raises OutputError, and ValueError for NaN and infinity.
 
-    rows: a last key of `value` and the items of its list, one by one, if they would not fit in memory together.
+    rows: a last key and the items of its list, written one by one if they do not fit in memory together.
     """
     whole = _json(value)
     if rows is None:
@@ -113,11 +109,10 @@ def write_json(
 
 
 def append_line(path: str | os.PathLike[str], value: dict[str, Any], more: tuple[str, Iterable[Any]]) -> None:
-    """Add a line of JSON to a file and bring it to the disk, whole or not at all. Raises OutputError, ValueError.
+    """Append a line of JSON to a file and flush it to the disk, whole or not at all. Raises OutputError, ValueError.
 
     value: not empty.
-    more: a last key of `value` and the (key, value) of its object, one by one, where they would not fit in memory
-    together.
+    more: a last key and the (key, value) pairs of its object, written one by one.
     """
     name, items = more
     before = os.path.getsize(path) if os.path.exists(path) else 0
@@ -130,7 +125,7 @@ def append_line(path: str | os.PathLike[str], value: dict[str, Any], more: tuple
             stream.flush()
             os.fsync(stream.fileno())
     except BaseException as error:
-        with contextlib.suppress(OSError):  # what follows would be read as a part of this line
+        with contextlib.suppress(OSError):  # a later line would be joined to this one
             os.truncate(path, before)
         if isinstance(error, OSError):
             raise output_error(error, path) from error
@@ -146,10 +141,9 @@ def _json(value: Any) -> str:
 
 
 def check_writable_folder(path: str | os.PathLike[str], need_bytes: int = 0) -> Path:
-    """Create the folder if it is missing and test with a small file that it is writable. Returns it.
+    """Create the folder if it is missing, and test with a small file that it is writable. Returns the folder.
 
-    `need_bytes` is how much room the caller will want. Raises OutputError; folders made on the way are
-    removed again in that case.
+    need_bytes: free space that the caller needs. Raises OutputError, and then removes the folders it created.
     """
     folder = Path(path)
     made: list[Path] = []

@@ -1,13 +1,12 @@
-"""A second action language: tool calls with boxes, points and stop, as MedSAM-Agent's policies write them.
+"""The second action language: tool calls with boxes, points and stop, as MedSAM-Agent's policies write them.
 
     <tool_call>
     {"name": "add_point", "arguments": {"point_2d": [412, 300], "point_type": "negative"}}
     </tool_call>
 
-`add_bbox` takes "bbox_2d" [x0, y0, x1, y1]; `stop_action` takes nothing. Coordinates are whole numbers from 0 to 999 in
-thousandths of the picture's sides. What stands before the call is thinking. The format follows the public sources of
-MedSAM-Agent (CUHK-AIM-Group); the texts are ours. `actions` is the module for the published IBIS text; both read and
-write the same actions.
+`add_bbox` takes "bbox_2d" [x0, y0, x1, y1]; `stop_action` takes no arguments. Coordinates are integers from 0 to 999:
+thousandths of the picture's width and height. Text before the call is thinking. The format follows the public sources
+of MedSAM-Agent (CUHK-AIM-Group); the texts are ours. The other language is in `actions`.
 """
 
 from __future__ import annotations
@@ -52,13 +51,11 @@ TOOLS: tuple[dict[str, Any], ...] = tuple(
         ("stop_action", "The mask fits the structure, or there is none.", {}),
     )
 )
-"""What a policy is told of its tools, as JSON schemas."""
+"""The tools as JSON schemas, for the policy's prompt."""
 
 
 def parse_call(text: str) -> Reply:
-    """Parse the first valid tool call and the thinking before it. Raises ReplyError, and nothing else, if there is
-    none.
-    """
+    """Parse the first valid tool call and the thinking before it. Raises ReplyError, and nothing else."""
     found = _first(text)
     if isinstance(found, ReplyError):
         raise found
@@ -66,7 +63,7 @@ def parse_call(text: str) -> Reply:
 
 
 def format_call(reply: Reply) -> str:
-    """Write a reply in this language; an answer, which the format does not include, follows the call.
+    """Write a reply in this language. The format has no answer: it follows the call.
 
     Raises InputError if the thinking or the answer contains one of the tags.
     """
@@ -85,9 +82,9 @@ def format_call(reply: Reply) -> str:
 
 
 def call_is_complete(text: str) -> bool:
-    """Whether nothing that follows can change the action: a call that can be done is closed.
+    """Whether no further text can change the action: a valid call is closed and is not `stop_action`.
 
-    After `stop_action` the answer may come, which ends with the text itself. Cheap on a text that grows.
+    An answer may follow `stop_action` and ends with the text. Cheap on a growing text.
     """
     if "</" not in text or "tool_call" not in text.lower():
         return False

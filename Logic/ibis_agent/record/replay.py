@@ -10,9 +10,9 @@ import numpy as np
 
 from ibis_agent.mask.masks import iou
 from ibis_agent.run.action import RunAction
-from ibis_agent.run.alone import Alone
 from ibis_agent.run.episode import Step
 from ibis_agent.run.given import Given
+from ibis_agent.run.single_slice import SingleSlice
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Replay:
         return [step.mask for step in self.steps]
 
 
-def steps_again(memory: Alone, actions: Iterable[RunAction], given: Given) -> list[Step]:
+def steps_again(memory: SingleSlice, actions: Iterable[RunAction], given: Given) -> list[Step]:
     """The steps of a single slice with reproduced masks, logits and scores."""
     memory.begin(given.start)
     redone: list[Step] = []

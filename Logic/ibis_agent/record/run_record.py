@@ -25,7 +25,7 @@ from ibis_agent.fields import Fields
 from ibis_agent.mask.masks import decode_rle
 from ibis_agent.record.forms import put_together
 from ibis_agent.record.steps import begun, click_from_json
-from ibis_agent.run.trail import Trail
+from ibis_agent.run.undo import UndoHistory
 from ibis_agent.scan.frame import Frame, frame_from
 from ibis_agent.scan.geometry import PictureGeometry
 from ibis_agent.scan.picture import Picture
@@ -66,7 +66,7 @@ class RunRecord:
         self.head: Json = {}
         self._known: dict[str, Json] = {}
         self._state = Position()
-        self._trail: Trail[Position] = Trail()
+        self._history: UndoHistory[Position] = UndoHistory()
         self.changes = 0
 
     @property
@@ -130,10 +130,10 @@ class RunRecord:
         return cut
 
     def can_undo(self) -> bool:
-        return bool(self._trail.past)
+        return bool(self._history.past)
 
     def can_redo(self) -> bool:
-        return bool(self._trail.future)
+        return bool(self._history.future)
 
     def can_reject(self) -> bool:
         """Whether the last step was made by the policy, so that it can be rejected."""
@@ -271,19 +271,19 @@ class RunRecord:
     def undo(self) -> None:
         """Undo the last change, if there is one."""
         if self.can_undo():
-            self._trail.undo(self._state, self._stand)
+            self._history.undo(self._state, self._stand)
 
     def redo(self) -> None:
         """Redo the last undone change, if there is one."""
         if self.can_redo():
-            self._trail.redo(self._state, self._stand)
+            self._history.redo(self._state, self._stand)
 
     def _stand(self, position: Position) -> None:
         self._state = position
         self.changes += 1
 
     def _go(self, position: Position) -> None:
-        self._trail.leave(self._state)
+        self._history.leave(self._state)
         self._stand(position)
 
     def _ends(self, step: Json) -> bool:
@@ -326,7 +326,7 @@ class RunRecord:
         }
 
     def _all(self) -> dict[str, Json]:
-        kept = [self._state, *self._trail.past, *self._trail.future]
+        kept = [self._state, *self._history.past, *self._history.future]
         used = {uid for state in kept for uid in (*state.steps, state.rejected)}
         return {uid: step for uid, step in self._known.items() if uid in used}
 
@@ -339,8 +339,8 @@ class RunRecord:
             "head": self.head,
             "known": self._all(),
             "state": _position_to_json(self._state),
-            "undo": [_position_to_json(state) for state in self._trail.past],
-            "redo": [_position_to_json(state) for state in self._trail.future],
+            "undo": [_position_to_json(state) for state in self._history.past],
+            "redo": [_position_to_json(state) for state in self._history.future],
         }
 
     @classmethod
@@ -355,7 +355,7 @@ class RunRecord:
             run._known = {str(uid): dict(step) for uid, step in record["known"].items()}
             run._state = run._checked(record["state"])
             past, future = ([run._checked(each) for each in record[key]] for key in ("undo", "redo"))
-            run._trail = Trail(past, future)
+            run._history = UndoHistory(past, future)
             if run._known:
                 PictureGeometry.from_json(run._cut["geometry"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -50,13 +50,13 @@ from ibis_agent.record.steps import (
     step_to_json,
 )
 from ibis_agent.run.action import RunAction, Watch
-from ibis_agent.run.alone import Alone
 from ibis_agent.run.caveats import caveats
 from ibis_agent.run.episode import Limits, Status, Step
 from ibis_agent.run.given import Given
 from ibis_agent.run.plan import key_of, spans_of, steps_on
 from ibis_agent.run.run import Run
 from ibis_agent.run.settings import Settings
+from ibis_agent.run.single_slice import SingleSlice
 from ibis_agent.scan.picture import Picture
 from ibis_agent.scan.slices import Slices, Stack, one_slice
 from ibis_agent.segmenter.contract import Segmenter
@@ -337,7 +337,7 @@ class Trajectory:
             run.go_to(self.actions)
             return Replay(self.steps, run.volume(), tuple(self.differences(run)), tuple(notes))
         geometry = self.slices.geometry(self.slices.first)
-        memory = Alone(self.slices, segmenter, (geometry.height, geometry.width))
+        memory = SingleSlice(self.slices, segmenter, (geometry.height, geometry.width))
         redone = steps_again(memory, self.actions, self.given)
         differences = tuple(
             Difference.between(old.number, old.mask, new.mask)

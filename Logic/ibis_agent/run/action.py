@@ -1,4 +1,4 @@
-"""What a run consists of: its actions; and who watches it. No models, no torch."""
+"""The actions of a run, and the callbacks of whoever watches it. No models, no torch."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Stage = Literal["look", "work", "grow", "review", "finish", "end"]
 
 @dataclass(frozen=True)
 class Way:
-    """Slices that were visited one after the other.
+    """One direction of a propagation: neighbouring slices, visited in order.
 
     Attributes:
-        start: where the way begins, not visited itself.
-        last: the last slice visited, `start` if there was none.
-        ended: the object ends here; what was known further on is gone.
+        start: the slice it starts from, which is not visited itself.
+        last: the last slice visited; `start` if there was none.
+        ended: the object ends here; masks beyond it were removed.
     """
 
     start: int
@@ -33,24 +33,24 @@ class Way:
 
 @dataclass(frozen=True, eq=False)
 class RunAction:
-    """One thing that was done.
+    """One action of a run.
 
     Attributes:
         number: from 1.
-        kind: "look" at a slice for the key slice; "click": a slice was worked on and is an anchor now; "done":
-            the policy is done with the key slice; "grow": neighbouring slices were found again; "review": a
-            second look that changed nothing; "end": the agent has nothing left to do.
+        kind: "look": the policy looked at a slice while it searched for the key slice; "click": a slice was prompted
+            and is now an anchor; "done": the policy has finished the key slice; "grow": the mask was propagated to
+            neighbouring slices; "review": a second look that changed nothing; "end": the agent has finished.
         index: the slice.
         by: who acted.
-        words: what was seen or why, for people.
-        steps: on that slice.
-        clicks: all clicks that the slice stands on after it.
-        ways: the slices visited.
-        touched: the slices that are known otherwise than before, or not any more.
-        look: which second look it belongs to, from 1; 0 for none.
-        afresh: its clicks begin without the mask that was there.
-        stopped: the ways are not at their ends, somebody stopped them.
-        seconds: it took.
+        words: a description for people.
+        steps: the steps on that slice.
+        clicks: all prompts of the slice after the action.
+        ways: the slices visited by a "grow".
+        touched: the slices whose mask changed or was removed.
+        look: the number of the second look it belongs to, from 1; 0 for none.
+        afresh: its clicks start without the previous mask of the slice.
+        stopped: the propagation was stopped before its end.
+        seconds: duration.
     """
 
     number: int
@@ -69,19 +69,19 @@ class RunAction:
 
     @property
     def changes(self) -> bool:
-        """Whether it is of a kind that changes masks."""
+        """Whether actions of this kind change masks."""
         return self.kind in ("click", "grow")
 
     @property
     def answer(self) -> str | None:
-        """What its last step answered; None where that is not an end."""
+        """The answer of its last step; None unless that step is Terminate."""
         last = self.steps[-1].action if self.steps else None
         return last.answer if isinstance(last, Terminate) else None
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far growing is: slices done, the most that there can be, and the seconds that those left may take."""
+    """How far a propagation has got: slices done, their largest possible number, and the estimated seconds left."""
 
     index: int
     done: int
@@ -95,14 +95,14 @@ def _nothing(*_: object) -> None:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told of what happens, and who may stop it.
+    """Callbacks of a run.
 
     Attributes:
-        action: gets every RunAction when it is done.
-        progress: gets the Progress and what was Found, for every slice.
-        text: gets the policy's reply in pieces.
-        retry: gets the reason when a reply could not be read and the policy is asked again.
-        cancelled: asked often; once it says True the work ends in Cancelled.
+        action: called with every RunAction once it is done.
+        progress: called with Progress and Found for every propagated slice.
+        text: called with the policy's reply in pieces.
+        retry: called with the reason when a reply could not be parsed and the policy is asked again.
+        cancelled: polled often; once it returns True, the work ends with Cancelled.
     """
 
     action: Callable[[RunAction], object] = _nothing
@@ -112,6 +112,6 @@ class Watch:
     cancelled: Callable[[], bool] = lambda: False
 
     def check(self) -> None:
-        """Raises Cancelled if it was asked for."""
+        """Raise Cancelled if requested."""
         if self.cancelled():
             raise Cancelled()

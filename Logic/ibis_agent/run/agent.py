@@ -1,7 +1,7 @@
-"""The agent's part in a run: what it does next, one action at a time.
+"""The agent's part in a run: it chooses and performs the next action.
 
-A slice alone is worked on, turn by turn. In a volume: look for the key slice, work on it, grow, look again where it
-is doubtful, end.
+On a single slice it only clicks. In a volume it searches for the key slice, segments it, propagates the mask, takes
+second looks at doubtful slices, and ends.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ibis_agent.run.plan import (
     why_nothing,
     worked_out,
 )
+from ibis_agent.run.slice_episode import episode_on, key_episode
 from ibis_agent.run.state import RunState
-from ibis_agent.run.work import episode_on, key_episode
 
 _FOLLOWED = "The mask was propagated to the end of the object."
 
 
 def stage_of(run: RunState) -> Stage:
-    """What `act` would do now. A slice alone is worked on, and that is all."""
+    """What `act` would do now. On a single slice always "work" or "end"."""
     actions, key = run.actions, run.key
     if run.status == "ended":
         return "end"
@@ -45,7 +45,7 @@ def stage_of(run: RunState) -> Stage:
         if run.policy is None:
             return "finish"
         if run.rejected is not None:
-            return "look"  # again where it was wrong: what it saw there must not be begun with
+            return "look"  # again at the rejected slice: the run must not start from what was seen there
         search = _search(run)
         return "look" if search.wanted is not None else "finish" if search.best is None else "work"
     if run.policy is None or worked_out(actions, key):
@@ -55,7 +55,7 @@ def stage_of(run: RunState) -> Stage:
 
 
 def act(run: RunState, watch: Watch) -> RunAction | None:
-    """Do what comes next. None: no action came of it, and the run says why. Raises as Run.step."""
+    """Perform the next action. Returns None if there was none; the run's `reason` says why. Raises as Run.step."""
     stage = stage_of(run)
     if run.policy is None and (run.alone or (stage == "finish" and run.key is None)):
         raise InputError("there is no policy to act", remedy="Add a click, or load a policy.")
@@ -74,15 +74,15 @@ def act(run: RunState, watch: Watch) -> RunAction | None:
 
 
 def _doubtful(run: RunState) -> bool:
-    """Whether the policy is to look at a slice again."""
+    """Whether the policy should take a second look at a slice."""
     return run.policy is not None and run.looks < run.settings.looks and bool(run.doubts())
 
 
 def _to_grow(run: RunState) -> dict[int, tuple[Way, ...]]:
-    """See plan.unfinished; from a slice without a mask there is nothing to follow.
+    """The slices to propagate from, see plan.unfinished; slices with an empty mask are skipped.
 
-    A mask to begin from that is on one slice alone is followed from there as if it had been clicked. A segmenter of
-    volumes has found all slices already.
+    A starting mask on a single slice is propagated as if the slice had been clicked. A volume segmenter has already
+    segmented all slices.
     """
     if run.segmenter.can.volume:
         return {}
@@ -103,31 +103,31 @@ def _look(run: RunState, watch: Watch) -> RunAction:
     assert index is not None
     episode = episode_on(run, index)
     if run.rejected is None and run.policy is not None:
-        _ask_ahead(run)
-        episode.policy = run.ahead.policy_for(index, run.policy)
+        _prefetch(run)
+        episode.policy = run.prefetch.policy_for(index, run.policy)
     try:
         step = episode.step(watch.text, watch.cancelled, watch.retry)
     except BaseException:
-        run.ahead.stop()
+        run.prefetch.stop()
         raise
     steps = () if step is None else (step,)
     words = look_at(index, steps, run.row_mm * run.col_mm).words
     return run.done("look", index, "policy", run.in_units(words), begun, watch, steps=steps)
 
 
-def _ask_ahead(run: RunState) -> None:
-    """Have several of the first looks asked at once, where the policy can answer so many."""
+def _prefetch(run: RunState) -> None:
+    """Request several of the first looks at once, if the policy can answer in parallel."""
     together = int(getattr(run.policy, "together", 1))
     if together < 2 or run.policy is None:
         return
     slices, known = run.slices, _search(run).known
     first = spread_out(slices.first, slices.last, run.gap_mm, run.settings.search)
     waiting = [index for index in first if index not in known][:together]
-    run.ahead.ask(run.policy, {n: episode_on(run, n).turn() for n in waiting if n not in run.ahead})
+    run.prefetch.ask(run.policy, {n: episode_on(run, n).turn() for n in waiting if n not in run.prefetch})
 
 
 def _turn(run: RunState, watch: Watch) -> RunAction | None:
-    """One turn of the policy on the key slice. The first one was its look there."""
+    """One turn of the policy on the key slice. The first turn was the look that chose it."""
     begun, key = time.perf_counter(), run.key
     if key is None:
         look = _search(run).best

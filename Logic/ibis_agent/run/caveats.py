@@ -1,4 +1,4 @@
-"""What a reader has to know before trusting a run's result: told beside the answer, kept in the record."""
+"""Warnings about a run's result, shown beside the answer and kept in the record."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ibis_agent.run.state import RunState
 
 
 def caveats(run: RunState) -> tuple[str, ...]:
-    """The caveats of a run as it stands; empty where there are none.
+    """The caveats of a run in its present state:
 
     - the policy was not trained on scans of this kind;
-    - a thought or an answer speaks of another structure than the question asks for;
-    - slices of a volume are doubtful and nobody has looked again;
-    - the mask reaches the end of the scan or of the range that was asked about.
+    - a reply names a different structure from the question;
+    - slices of a volume are doubtful and had no second look;
+    - the mask reaches the first or last slice of the scan, or of the range asked about.
     """
     found = [run.unfamiliar] if run.unfamiliar else []
     found += dict.fromkeys(_other_structures(run))

@@ -1,7 +1,6 @@
-"""Where a propagation is doubtful: the slices that deserve a second look, and why.
+"""Which slices of a propagation are doubtful and deserve a second look, and why.
 
-Measured in millimetres, so that thick and thin slices are judged alike. No models here: masks and scores in,
-reasons out.
+Measured in millimetres, so that thick and thin slices are judged alike. Masks and scores in, reasons out; no models.
 """
 
 from __future__ import annotations
@@ -19,17 +18,18 @@ from ibis_agent.segmenter.contract import Found
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From where on a slice is doubtful.
+    """Thresholds beyond which a slice is doubtful.
 
     Attributes:
-        steeper: a mask changes its area from slice to slice at most as a ball of its own size does, times this…
-        least_change: … and only changes of this share of the larger area count at all.
-        part: of the area, from which on a piece counts as a part of its own.
-        low_score: a mask of less is doubtful.
-        unsure: how near the presence must be to 0 or 1.
-        least_weight: less is not worth a look.
-        otherwise: Dice; masks that overlap less are of different things.
-        support: by so much more Dice the looks beside must agree with what was seen than with what grew.
+        steeper: largest change of area between neighbouring slices, as a multiple of the change of a ball of equal
+            size…
+        least_change: … and smallest change that counts, as a fraction of the larger area.
+        part: smallest component that counts, as a fraction of the area.
+        low_score: masks with a lower score are doubtful.
+        unsure: largest uncertainty of presence: 0 if presence is 0 or 1, and 1 if it is 0.5.
+        least_weight: doubts with a lower weight are ignored.
+        otherwise: masks with a lower Dice show different objects.
+        support: by how much more Dice the neighbouring looks must agree with the look than with the propagated mask.
     """
 
     steeper: float = 1.8
@@ -48,9 +48,9 @@ class Doubt:
 
     Attributes:
         index: the slice.
-        reason: in words, for people.
+        reason: for people.
         weight: how doubtful, from 0.
-        seen: what was seen there before anything grew is the better mask.
+        seen: the look made before propagation gave the better mask.
     """
 
     index: int
@@ -62,11 +62,11 @@ class Doubt:
 def seen_otherwise(
     found: Mapping[int, Found], looks: Mapping[int, Found], limits: Thresholds | None = None
 ) -> list[Doubt]:
-    """The slices whose mask grew to something else than was seen there, the most doubtful first.
+    """The slices where the propagated mask differs from an earlier look, the most doubtful first.
 
-    looks: by slice, what single slices gave before anything grew. One of low score, or that no other look or anchor
-    agrees with, is not believed: the nearest on each side are asked. Where at least two looks saw what
-    grew for each that saw something else, none is: they agree with each other on where the object is.
+    looks: by slice, the masks of the search for the key slice. A look counts only if its score is high enough and
+    the nearest looks or anchors on both sides agree with it better than with the propagated mask. If at least twice
+    as many looks agree with the propagation as disagree, the list is empty.
     """
     limits = limits or Thresholds()
     known = {n: each.mask for n, each in looks.items() if each.mask.any()}
@@ -96,7 +96,7 @@ def seen_otherwise(
 def agreed(
     found: Mapping[int, Found], looks: Mapping[int, Found], limits: Thresholds | None = None
 ) -> list[int]:
-    """The slices, in order, whose look agrees with what stands there and with the nearest such look on one side."""
+    """The slices, in order, whose look agrees with the present mask and with a neighbouring look that does so too."""
     limits = limits or Thresholds()
     alike = [
         n
@@ -111,7 +111,7 @@ def agreed(
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured of one mask: area in mm², centre (row, column) in mm, parts that count."""
+    """Measures of one mask: area in mm², centre (row, column) in mm, number of components that count."""
 
     area: float
     centre: tuple[float, float]
@@ -119,11 +119,11 @@ class Measure:
 
 
 def measure(mask: np.ndarray, row_mm: float, col_mm: float, part: float = 0.1) -> Measure:
-    """Of a (H, W) bool mask with pixels of row_mm × col_mm. part: see Thresholds."""
+    """Measure an (H, W) bool mask with pixels of row_mm × col_mm. part: see Thresholds."""
     pixels = int(np.count_nonzero(mask))
     if not pixels:
         return Measure(0.0, (0.0, 0.0), 0)
-    from scipy import ndimage  # slow to import, and most who import this module measure nothing
+    from scipy import ndimage  # slow to import, and seldom needed
 
     rows, columns = np.nonzero(mask)
     labels, count = ndimage.label(mask)
@@ -140,9 +140,9 @@ def doubts(
     gap_mm: float,
     limits: Thresholds | None = None,
 ) -> list[Doubt]:
-    """The doubtful slices among those found from memory, the most doubtful first; one entry a slice.
+    """The doubtful propagated slices, the most doubtful first; one entry per slice.
 
-    found: by slice. gap_mm: from slice to slice.
+    found: by slice. row_mm, col_mm: pixel size. gap_mm: distance between slices.
     """
     limits = limits or Thresholds()
     known = {n: measure(each.mask, row_mm, col_mm, limits.part) for n, each in found.items()}
@@ -163,7 +163,7 @@ def doubts(
         each, here = found[index], known[index]
         unsure = 1 - abs(2 * each.presence - 1)
         if unsure > limits.unsure and min(shown) - 1 <= index <= max(shown) + 1:
-            # An organ's tips are always unsure, and little hangs on them.
+            # The ends of an organ are always uncertain, and their area is small.
             weight = (0.5 + unsure) * here.area / largest
             note(index, f"uncertain whether it is there ({each.presence:.0%})", weight)
         if here.area and each.score < limits.low_score:
@@ -188,6 +188,6 @@ def doubts(
                 note(index, f"it moves by {moved:.0f} mm", min(2.0, moved / max(gap_mm, radius)))
             if here.parts > max(1, before.parts):
                 note(index, f"it splits into {here.parts} parts", 0.6)
-    # Of equal ones the nearest to an anchor: what is mended there mends what lies behind it.
+    # Among equals the nearest to an anchor first: a correction there also corrects the slices beyond it.
     far = {n: min(abs(n - anchor) for anchor in anchors) for n in reasons}
     return sorted(reasons.values(), key=lambda doubt: (-doubt.weight, far[doubt.index], doubt.index))

@@ -1,7 +1,7 @@
-"""The policy at work on one slice: what it is asked, how its reply becomes a step, and where it is stopped.
+"""The policy on one slice: the turn it is asked, the step its reply becomes, and the limits.
 
-An episode only goes on; going back, undoing and the person's clicks are the run's, which opens a fresh episode
-after the steps that count (see one_slice). One thread at a time: an episode has no locks.
+An episode only goes forward. Undo, going back and a person's clicks belong to the run, which opens a new episode
+with the steps that are kept. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Author = Literal["policy", "person"]
 
 @dataclass(frozen=True)
 class Limits:
-    """Where a policy left alone is stopped; the defaults are the published ones.
+    """When the policy is stopped; the defaults are the published ones.
 
     Attributes:
-        max_turns: steps of the policy since the last one of the person.
-        max_repeats: the same action so many times in a row ends the episode; the last of them is not done.
+        max_turns: steps of the policy since the person's last one.
+        max_repeats: the same action this many times in a row ends the episode; the last one is not performed.
     """
 
     max_turns: int = 20
@@ -49,19 +49,20 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One action and what came of it.
+    """One action and its result.
 
     Attributes:
         number: from 1.
-        action: a Click, or Terminate.
+        action: a Click, a Box, or Terminate.
         by: who acted.
         mask: (H, W) bool after the action; read-only.
-        logits: (S/4, S/4) float32 for the segmenter's next turn; None before the first click, and in records.
-        score: the segmenter's own estimate of the mask; None before the first click.
-        thinking: of the policy; empty for the person.
-        reply: the policy's text as it came; empty for the person.
-        unreadable: the reply before it that could not be read, if the policy was asked again.
-        seconds: "policy", "segmenter", "total".
+        logits: (S/4, S/4) float32, input of the segmenter's next prediction (S: its picture size); None before the
+            first prompt, and in records.
+        score: the segmenter's estimate of the mask's quality, 0 to 1; None before the first prompt.
+        thinking: the policy's thinking; empty for the person.
+        reply: the policy's unchanged text; empty for the person.
+        unreadable: the previous reply if it could not be parsed and the policy was asked again.
+        seconds: durations, by "policy", "segmenter" and "total".
     """
 
     number: int
@@ -78,11 +79,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Halt:
-    """Why the policy does not go on, where no step says so: "paused" after two unreadable replies, or "ended".
+    """Why the policy stopped without a step: "paused" after two unreadable replies, or "ended".
 
     Attributes:
         reason: for people.
-        reply: the policy's last one, which no step came of.
+        reply: the policy's last reply, which led to no step.
     """
 
     status: Status
@@ -91,10 +92,7 @@ class Halt:
 
 
 class Episode:
-    """The steps on one picture, and the policy's next ones.
-
-    predict: the clicks so far and the logits before the last → Prediction.
-    """
+    """The steps on one picture, and the policy's next ones."""
 
     def __init__(
         self,
@@ -107,8 +105,10 @@ class Episode:
         steps: Sequence[Step] = (),
         note: str = "",
     ) -> None:
-        """start: a mask that was there before the first step. steps: those that were done; a click without logits is
-        made again for them, its mask and score stay as they are. note: what the policy is told at its next turn.
+        """
+        predict: (all prompts so far, the logits before the last of them) → Prediction.
+        start: the mask before the first step. steps: earlier steps; missing logits are predicted again, masks and
+        scores stay. note: added to the policy's next turn.
         """
         self.picture, self.question, self.policy, self.limits = picture, question, policy, limits
         self._predict, self._start, self.note = predict, start, note
@@ -123,12 +123,12 @@ class Episode:
 
     @property
     def mask(self) -> np.ndarray:
-        """(H, W) bool, read-only: after the last step."""
+        """(H, W) bool, read-only: the mask after the last step."""
         return self._mask_after(len(self.steps))
 
     @property
     def halt(self) -> Halt | None:
-        """Why it does not go on; None while it does."""
+        """Why the policy stopped; None while it goes on."""
         return self._halt or halt_after(self.steps, self.limits)
 
     def step(
@@ -140,14 +140,13 @@ class Episode:
         """Let the policy act once.
 
         Args:
-            on_text: gets the reply in pieces as it comes.
-            cancelled: asked often; once it says True the step ends in Cancelled.
-            on_retry: gets the reason when a reply could not be read and the policy is asked again.
+            on_text: called with the reply in pieces.
+            cancelled: polled often; once it returns True, the step ends with Cancelled.
+            on_retry: called with the reason when a reply could not be parsed and the policy is asked again.
 
-        Returns the new step; None if none came of it: `halt` says why.
+        Returns the new step, or None if there was none; `halt` then says why.
 
-        Raises InputError where there is no policy, Cancelled, and what the models raise; the episode is then as it
-        was.
+        Raises InputError without a policy, Cancelled, and what the models raise; the episode then stays unchanged.
         """
         begun = time.perf_counter()
         text, parsed, unreadable, problem = self._ask(on_text, cancelled, on_retry)
@@ -168,7 +167,7 @@ class Episode:
         return step
 
     def turn(self) -> Turn:
-        """What the policy would be asked now. Raises InputError where there is no policy."""
+        """What the policy would be asked now. Raises InputError without a policy."""
         if self.policy is None:
             raise InputError("there is no policy to act", remedy="Add a click, or load a policy.")
 
@@ -186,7 +185,7 @@ class Episode:
     def _ask(
         self, on_text: OnText | None, cancelled: IsCancelled | None, on_retry: Callable[[str], object] | None
     ) -> tuple[str, ParsedReply | None, str, str]:
-        """Ask once, and once more if need be → (text, parsed or None, the reply before, problem)."""
+        """Ask, and once more if need be → (text, parsed reply or None, unreadable first reply, problem)."""
         turn = self.turn()
         assert self.policy is not None
         speech = self.policy.card.speech
@@ -206,7 +205,7 @@ class Episode:
             return text, None, unreadable, str(error)
 
     def _act(self, action: Action, by: Author, asked: float = 0.0) -> Step:
-        """The step that `action` makes now; changes nothing."""
+        """The step that `action` would make now."""
         begun = time.perf_counter()
         mask, known = self.mask, self.steps[-1] if self.steps else self._start
         logits, score = (known.logits, known.score) if known else (None, None)
@@ -219,12 +218,12 @@ class Episode:
         return Step(len(self.steps) + 1, action, by, mask, logits, score, seconds=seconds)
 
     def _outward(self, action: Action) -> Action:
-        """What the policy said about what it sees, about the whole picture."""
+        """An action in the coordinates of the frame → of the whole picture."""
         frame = self.picture.frame
         return action if frame is None or not isinstance(action, Prompt) else frame.prompt_outward(action)
 
     def _repeats(self, action: Action) -> bool:
-        """Whether the policy asks for the same click as in its steps just before, once too often."""
+        """Whether this prompt would be the same one max_repeats times in a row."""
         tail = self.steps[-(self.limits.max_repeats - 1) :]
         return (
             isinstance(action, Prompt)
@@ -240,7 +239,7 @@ class Episode:
 
 
 def halt_after(steps: Sequence[Step], limits: Limits) -> Halt | None:
-    """Why a policy does not go on after these steps: it ended, the person did, or the limit of turns is reached."""
+    """Why the policy stops after these steps: it or the person terminated, or the turn limit was reached."""
     if steps and isinstance(steps[-1].action, Terminate):
         who = "The person accepted the mask" if steps[-1].by == "person" else "The policy ended"
         return Halt("ended", f"{who}.")
@@ -251,14 +250,14 @@ def halt_after(steps: Sequence[Step], limits: Limits) -> Halt | None:
 
 
 def note_of_rejection(policy: Policy | None, step: Step, frame: Frame | None) -> str:
-    """What a policy is told of a step of its own that the person took back."""
+    """The note to the policy about its step that the person took back; empty for a person's step."""
     if policy is None or step.by != "policy":
         return ""
     return rejection_note(policy.card.prompts, _in_words(_inward(step.action, frame)))
 
 
 def frozen(values: Any) -> np.ndarray:
-    """A read-only copy: steps share their arrays, nobody may paint into them."""
+    """A read-only copy: steps share their arrays."""
     values = np.array(values)
     values.setflags(write=False)
     return values
@@ -269,12 +268,12 @@ def _has_click(steps: Sequence[Step]) -> bool:
 
 
 def _inward(action: Action, frame: Frame | None) -> Action:
-    """An action as the policy would put it."""
+    """An action in the coordinates of the whole picture → of the frame."""
     return action if frame is None or not isinstance(action, Prompt) else frame.prompt_inward(action)
 
 
 def _reply_of(step: Step, frame: Frame | None, speech: Language) -> str:
-    """What stands in the conversation for a step: the policy's text, or the person's action put so."""
+    """A step as a reply in the conversation: the policy's own text, or the person's action in that format."""
     return step.reply or speech.format(ParsedReply(step.thinking, _inward(step.action, frame)))
 
 

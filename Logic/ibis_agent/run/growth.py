@@ -1,4 +1,4 @@
-"""Growing from slice to slice: the object followed both ways from a slice, told slice by slice, stoppable anywhere."""
+"""Propagation: the object is followed from a slice in both directions, reported slice by slice, and can be stopped."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def grow(
     before: Sequence[Way] = (),
     what: str = "followed",
 ) -> RunAction:
-    """Follow the object from `start` both ways until it ends; an action of the run.
+    """Propagate from `start` in both directions until the object ends, as an action of the run.
 
     Args:
-        settle: what is visited was known before: end where it comes out as it was.
-        before: ways that were stopped; it goes on where they had got to.
-        what: is done, for people.
+        settle: end early where the new mask equals the known one.
+        before: stopped ways to continue.
+        what: a verb for the action's description.
 
-    Raises Cancelled when it is stopped; the slices done are an action all the same.
+    Raises Cancelled when stopped; the slices done so far are still recorded as an action.
     """
     begun = time.perf_counter()
     patience = max(1, round(run.settings.patience_mm / run.gap_mm))
@@ -51,7 +51,9 @@ def grow(
             if done % _GIVE_BACK_EVERY == 0:
                 give_back_memory()
             stopped = watch.cancelled()
-            if stopped and missed < patience:  # else it is at its end, and what lies further on has to go
+            if (
+                stopped and missed < patience
+            ):  # otherwise the object has ended, and the slices beyond are removed
                 break
         ways.append(Way(since, last, missed >= patience and last != since))
     reach = sorted({way.last for way in (*before, *ways)} | {start})
@@ -63,13 +65,16 @@ def grow(
 
 
 def give_back_memory() -> None:
-    """Freed memory goes back to the system: left to itself glibc keeps a megabyte of it for every slice."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # another system's library
+    """Return freed memory to the system; otherwise glibc keeps about 1 MB per slice."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _ends(run: RunState, start: int) -> tuple[int, int]:
-    """The last slices to visit, ahead and back. From a slice begun afresh: up to where looks agree on what stands."""
+    """The last slices to visit, forwards and backwards.
+
+    From a slice that was started again: up to the nearest slices where looks agree with the present mask.
+    """
     first, last = run.slices.first, run.slices.last
     clicked = next((a for a in reversed(run.actions) if a.kind == "click" and a.index == start), None)
     if clicked is None or not clicked.afresh:
@@ -81,13 +86,13 @@ def _ends(run: RunState, start: int) -> tuple[int, int]:
 
 
 def _goal(run: RunState, start: int, end: int, before: Sequence[Way]) -> tuple[int, int]:
-    """(where to go on, the last slice to go to); the same slice twice where there is nothing left to do."""
+    """(slice to continue from, last slice to visit); equal if nothing is left to do."""
     since = reached(start, end, before)
     over = {way.last for way in before if way.ended}
-    down = any(way.last < start for way in before)  # which comes second
+    down = any(way.last < start for way in before)  # the second direction
     if since in over or (down and end > start):
         return since, since
     found = run.found
-    while since not in found:  # another growth has found the end of the object before it
+    while since not in found:  # another propagation found the end before it
         since += 1 if since < start else -1
     return since, end

@@ -1,9 +1,8 @@
-"""Where to begin in a volume: looks at slices spread over the stack, then closer and closer ones.
+"""The search for the key slice of a volume: looks spread over the stack, then ever closer to the best one.
 
-A look is the first step of an episode on that slice. What a look was worth is judged by the segmenter's score of
-the mask that the click made, supported by the looks beside it: an object goes through neighbouring slices, a
-mistake seldom does. The mask's size decides between equals alone: a mistake for a small organ is often a large one.
-The search itself knows no models; looks come from the caller.
+A look is the first step of an episode on a slice. It is rated by the segmenter's score of its mask, plus a share of
+the scores of the neighbouring looks: an object continues in neighbouring slices, a mistake seldom does. The area only
+decides between equals, because a wrong mask of a small organ is often large. No models here: the caller takes looks.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ _NEIGHBOURS_COUNT = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What the policy said about one slice.
+    """The policy's look at one slice.
 
     Attributes:
         index: the slice.
-        step: its first step there; None where the reply could not be read.
-        area_mm2: of that mask.
+        step: its first step there; None if the reply could not be parsed.
+        area_mm2: the area of the step's mask.
     """
 
     index: int
@@ -37,19 +36,19 @@ class Look:
 
     @property
     def seen(self) -> bool:
-        """The policy clicked something, and the segmenter made a mask of it."""
+        """Whether the policy made a positive prompt and its mask is not empty."""
         if self.step is None or not isinstance(self.step.action, Prompt):
             return False
         return self.step.action.positive and self.area_mm2 > 0
 
     @property
     def worth(self) -> float:
-        """How good a beginning: the mask's score, 0 to 1; 0 if nothing is seen."""
+        """The mask's score, 0 to 1; 0 if nothing was seen."""
         return max(0.0, self.step.score or 0.0) if self.seen and self.step is not None else 0.0
 
     @property
     def words(self) -> str:
-        """What was seen, for people."""
+        """A description for people."""
         if self.step is None:
             return "the reply could not be read"
         if self.seen:
@@ -61,12 +60,12 @@ class Look:
 
 @dataclass(frozen=True)
 class Search:
-    """How to look.
+    """Settings of the search.
 
     Attributes:
-        apart_mm: spread-out looks are at most so far from each other…
-        fewest, most: … but so many they are, where there are so many slices.
-        rounds: of narrowing, up to two looks each.
+        apart_mm: largest distance between the spread-out looks, in mm…
+        fewest, most: … within these numbers of looks, if there are enough slices.
+        rounds: rounds of narrowing, with up to two looks each.
     """
 
     apart_mm: float = 24.0
@@ -76,7 +75,7 @@ class Search:
 
 
 def spread_out(first: int, last: int, gap_mm: float, search: Search) -> list[int]:
-    """The slices of the first round, from the middle outwards so that the likely ones come first."""
+    """The slices of the first round, from the middle outwards: the most likely ones first."""
     slices = last - first + 1
     wanted = math.ceil(slices * gap_mm / search.apart_mm)
     count = min(slices, max(search.fewest, min(search.most, wanted)))
@@ -88,10 +87,10 @@ def spread_out(first: int, last: int, gap_mm: float, search: Search) -> list[int
 def search_slices(
     first: int, last: int, gap_mm: float, look: Callable[[int], Look], search: Search | None = None
 ) -> Iterator[Look]:
-    """Look at slices from `first` to `last`, one after another; `best` of the looks is the key slice.
+    """Look at slices from `first` to `last`, one at a time; `best` of the looks is the key slice.
 
-    Spread-out slices first, all of them, so that a mistake on one is outvoted. Where nothing was seen, once
-    more halfway between them; else `rounds` times on both sides of the best one, at half the distance each.
+    First all spread-out slices, so that a single mistake is outvoted. If nothing was seen, once more halfway between
+    them; otherwise `rounds` times on both sides of the best slice, halving the distance each time.
     """
     search = search or Search()
     looks: dict[int, Look] = {}
@@ -118,9 +117,9 @@ def search_slices(
 
 
 def best(looks: Mapping[int, Look]) -> Look | None:
-    """The look to begin at: the worthiest, its neighbours among the looks counted in, of equals the largest.
+    """The look to start from: the highest score with its neighbours' share, among equals the largest area.
 
-    None if nothing is seen.
+    None if nothing was seen.
     """
     places = sorted(looks)
     support = {}

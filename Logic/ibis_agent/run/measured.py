@@ -1,4 +1,4 @@
-"""A run's mask, measured: what a question about size is answered with."""
+"""Measurements of a run's mask, for questions about size."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ibis_agent.scan.slices import Slices, Stack
 
 
 def measured(run: RunState) -> Measurements:
-    """The measures of the mask as it stands; in pixels where the scan has no pixel size."""
+    """The measurements of the present mask; in pixels if the scan has no pixel size."""
     return measures_of(run.slices, run.mask() if run.alone else run.volume())
 
 
 def measures_of(slices: Slices, mask: np.ndarray) -> Measurements:
-    """The measures of a (H, W) mask of the first slice, or of an (I, J, K) one in the scan's own voxel order."""
+    """The measurements of an (H, W) mask of the first slice, or of an (I, J, K) mask in the scan's voxel order."""
     one = slices.geometry(slices.first)
     known = one.row_mm is not None and one.col_mm is not None
     if mask.ndim == 2:
@@ -29,7 +29,7 @@ def measures_of(slices: Slices, mask: np.ndarray) -> Measurements:
 
 
 def answer(run: RunState) -> str | None:
-    """The run's answer, with the measures where the question asks for them ("How large is the spleen?")."""
+    """The run's answer, with measurements if the question asks for a size ("How large is the spleen?")."""
     said = run.answer
     if said is None or not asks_for_size(run.question):
         return said

@@ -1,4 +1,4 @@
-"""What comes next in a run, and how it stands: told from its actions alone. No models, no torch."""
+"""The state of a run and what comes next, derived from its actions alone. No models, no torch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ibis_agent.run.key_slice import Look, Search, best, search_slices
 
 @dataclass(frozen=True)
 class Looks:
-    """The search for the key slice as far as it has got.
+    """The state of the search for the key slice.
 
     Attributes:
-        known: what was seen, by slice.
+        known: looks by slice.
         wanted: the slice to look at next; None when the search is over.
     """
 
@@ -26,18 +26,18 @@ class Looks:
 
     @property
     def best(self) -> Look | None:
-        """Where to begin; None where nothing was seen."""
+        """The look to start from; None if nothing was seen."""
         return best(self.known)
 
 
-class _Unknown(Exception):  # noqa: N818 - not a failure: the search asks for a slice that nobody has looked at
-    """Carries the slice."""
+class _Unknown(Exception):  # noqa: N818 - not a failure: the search needs a look that is missing
+    """Its argument is the slice."""
 
 
 def looks_of(
     actions: Sequence[RunAction], first: int, last: int, gap_mm: float, pixel_mm2: float, search: Search
 ) -> Looks:
-    """Which slice the search wants, having seen the looks among `actions`."""
+    """The state of the search after the looks among `actions`. gap_mm: distance between slices."""
     made = (each for each in actions if each.kind == "look")
     known = {each.index: look_at(each.index, each.steps, pixel_mm2) for each in made}
 
@@ -55,13 +55,13 @@ def looks_of(
 
 
 def look_at(index: int, steps: Sequence[Step], pixel_mm2: float) -> Look:
-    """The look that the first of `steps` was; no step: a reply that could not be read."""
+    """The first of `steps` as a look; no steps means a reply that could not be parsed."""
     step = steps[0] if steps else None
     return Look(index, step, 0.0 if step is None else area(step.mask) * pixel_mm2)
 
 
 def seen_at(actions: Sequence[RunAction]) -> dict[int, Step]:
-    """The first clicks of the looks for the key slice, by slice."""
+    """The steps of the looks that made a prompt, by slice."""
     steps = {each.index: each.steps[0] for each in actions if each.kind == "look" and each.steps}
     return {index: step for index, step in steps.items() if isinstance(step.action, Prompt)}
 
@@ -72,13 +72,13 @@ def key_of(actions: Sequence[RunAction]) -> int | None:
 
 
 def clicks_on(actions: Sequence[RunAction], index: int) -> tuple[Prompt, ...]:
-    """All clicks that a slice stands on after the actions."""
+    """All prompts of a slice after the actions."""
     made = [each.clicks for each in actions if each.kind == "click" and each.index == index]
     return made[-1] if made else ()
 
 
 def steps_on(actions: Sequence[RunAction], index: int) -> list[Step]:
-    """The steps that a slice was worked on by, second looks left out; a click that was moved drops those after it."""
+    """The steps on a slice, without second looks. Replacing a click drops the steps after it."""
     steps: list[Step] = []
     for action in actions:
         if action.index == index and action.kind in ("click", "done") and not action.look:
@@ -93,21 +93,21 @@ def steps_on(actions: Sequence[RunAction], index: int) -> list[Step]:
 
 
 def worked_out(actions: Sequence[RunAction], key: int) -> bool:
-    """Whether the policy is done with the key slice, and nobody has clicked there since."""
+    """Whether the policy is done with the key slice and no click followed there."""
     kinds = [each.kind for each in actions if each.index == key and each.kind in ("click", "done")]
     return bool(kinds) and kinds[-1] == "done"
 
 
 def grown(actions: Sequence[RunAction]) -> bool:
-    """Whether anything has grown."""
+    """Whether anything was propagated."""
     return any(each.kind == "grow" for each in actions)
 
 
 def unfinished(actions: Sequence[RunAction]) -> dict[int, tuple[Way, ...]]:
-    """The slices that the object has yet to be followed from, with the ways so far; what is next comes first.
+    """The slices that have yet to be propagated from, with their ways so far; the next one comes first.
 
-    A growth that was stopped goes on, whatever was corrected meanwhile; the one stopped last before others. Then
-    come the slices that were clicked ahead of a growth: it ends at them.
+    Stopped propagations come first, the last stopped one before others, even if slices were corrected meanwhile.
+    Then come slices clicked beyond the reach of a propagation, which ends at them.
     """
     stopped: dict[int, tuple[Way, ...]] = {}
     ahead: dict[int, tuple[Way, ...]] = {}
@@ -127,7 +127,7 @@ def unfinished(actions: Sequence[RunAction]) -> dict[int, tuple[Way, ...]]:
 
 
 def before_growth(actions: Sequence[RunAction]) -> tuple[RunAction, ...]:
-    """The actions without the growth that they end with, however often it was stopped and went on."""
+    """The actions without the propagation at their end, including the parts before it was stopped."""
     kept = tuple(actions)
     while kept and kept[-1].kind == "grow" and kept[-1].index == actions[-1].index:
         kept = kept[:-1]
@@ -135,13 +135,13 @@ def before_growth(actions: Sequence[RunAction]) -> tuple[RunAction, ...]:
 
 
 def reached(start: int, end: int, ways: Sequence[Way]) -> int:
-    """Where ways from `start` towards `end` have got to."""
+    """The last slice reached by ways from `start` towards `end`."""
     ahead = [way.last for way in ways if (way.last - start) * (end - start) > 0]
     return max(ahead, key=lambda n: abs(n - start), default=start)
 
 
 def answer_of(actions: Sequence[RunAction]) -> str | None:
-    """What the policy answered when it was done with a slice; where it saw nothing, what it said most often."""
+    """The policy's answer when it finished a slice; if it saw nothing, its most frequent answer."""
     said = [each.answer for each in actions if each.kind == "done"]
     if said:
         return said[-1]
@@ -161,6 +161,6 @@ def why_nothing(actions: Sequence[RunAction]) -> str:
 
 
 def spans_of(actions: Sequence[RunAction]) -> list[tuple[int, int]]:
-    """First and last of the slices that actions were on or went through."""
+    """(first, last) of the slices of each action and each way."""
     spans = [(each.index, each.index) for each in actions]
     return spans + [(way.start, way.last) for each in actions for way in each.ways]

@@ -1,20 +1,19 @@
-"""A run: the agent's actions and a person's, over one slice or many, and the way back.
+"""A run: the actions of the agent and of a person on one slice or many, with undo.
 
     run = Run(stack, "Segment the liver", policy, segmenter)
     run.run()                                # or: run.step(), one action at a time
     run.click(57, Click(0.4, 0.6))           # the person corrects slice 57 …
-    run.spread(57)                           # … and what depends on it
+    run.spread(57)                           # … and its neighbours
     run.undo()
     run.mask(57), run.volume_ml
 
     run = Run.on_picture(picture, "Segment the liver", policy, segmenter)
     run.run()
-    run.replace(2, Click(0.3, 0.6))          # the second click was wrong: what followed it goes
-    run.run()                                # let the policy go on from there
+    run.replace(2, Click(0.3, 0.6))          # replace the second click; later steps are dropped
+    run.run()                                # the policy continues from there
     run.mask()
 
-Whatever fails or is stopped leaves what was there. One thread at a time: a run has no locks. Records are in
-ibis_agent.record.
+An action that fails or is stopped leaves the run unchanged. Not thread-safe. Records are in ibis_agent.record.
 """
 
 from __future__ import annotations
@@ -27,19 +26,19 @@ from ibis_agent.errors import InputError
 from ibis_agent.policy.contract import Policy, Turn
 from ibis_agent.run import agent, growth
 from ibis_agent.run.action import RunAction, Stage, Watch
-from ibis_agent.run.alone import Alone
 from ibis_agent.run.episode import Halt, Status, Step, note_of_rejection
 from ibis_agent.run.plan import before_growth, clicks_on, unfinished
 from ibis_agent.run.settings import Settings
+from ibis_agent.run.single_slice import SingleSlice
+from ibis_agent.run.slice_episode import key_episode
 from ibis_agent.run.state import Place, RunState
-from ibis_agent.run.work import key_episode
 from ibis_agent.scan.picture import Picture
 from ibis_agent.scan.slices import one_slice
 from ibis_agent.segmenter.contract import Segmenter
 
 
 class Run(RunState):
-    """A run that goes on. What it is made of, and how it stands: RunState."""
+    """A run and what can be done with it. Its state is in RunState."""
 
     @classmethod
     def on_picture(
@@ -50,38 +49,38 @@ class Run(RunState):
         segmenter: Segmenter,
         settings: Settings | None = None,
     ) -> Run:
-        """A run over one picture: a slice, or a photograph."""
+        """A run on one picture: a slice, or a photograph."""
         return cls(one_slice(picture), question, policy, segmenter, settings)
 
     def prepare(self) -> None:
-        """Begin what the first click would have to wait for, while the policy reads the picture."""
-        if isinstance(self.memory, Alone):
+        """Start embedding a single slice in the background, while the policy reads the picture."""
+        if isinstance(self.memory, SingleSlice):
             self.memory.prepare()
 
     # The agent
 
     @property
     def stage(self) -> Stage:
-        """What `step` would do now: "look" for the key slice, "work" on it, "grow", "review" a doubtful slice,
-        "finish"; after the "end" nothing.
+        """What `step` would do now: "look" for the key slice, "work" on it, "grow" (propagate), "review" a doubtful
+        slice, "finish", or nothing after the "end".
         """
         return agent.stage_of(self)
 
     def turn(self) -> Turn:
-        """What the policy would be asked now on the key slice. Raises InputError where there is no policy."""
+        """What the policy would be asked now on the key slice. Raises InputError without a policy."""
         return key_episode(self).turn()
 
     @property
     def note(self) -> str:
-        """What the policy will be told at its next turn, after a rejection."""
+        """The note to the policy for its next turn after a rejection; otherwise empty."""
         if self.rejected is None or not self.rejected.steps:
             return ""
         return note_of_rejection(self.policy, self.rejected.steps[-1], self.slices.frame)
 
     def run(self, watch: Watch | None = None) -> Status:
-        """All of it, from where the run stands; a paused one is tried once more. Returns the status.
+        """Step until the run is paused or ended; a paused run is tried again. Returns the status.
 
-        Stopping raises Cancelled and keeps what is there.
+        Raises as `step`. A stopped run keeps its actions.
         """
         while True:
             self.step(watch)
@@ -89,13 +88,13 @@ class Run(RunState):
                 return self.status
 
     def step(self, watch: Watch | None = None) -> RunAction | None:
-        """Do what comes next. A second look and what depends on it are two actions, done in one step.
+        """Perform the next action. A second look and the propagation of its correction are two actions in one step.
 
-        Returns the last action; None if none came of it: `status` is then "paused" (two unreadable replies) or
-        "ended" (one repetition too many), and `reason` says why.
+        Returns the last action, or None if there was none: `status` is then "paused" (two unreadable replies) or
+        "ended" (too many repetitions), and `reason` says why.
 
-        Raises InputError where there is no policy or the run has ended, Cancelled, and what the models raise. A
-        cancelled growth leaves an action with the slices that were done; all else is then as it was.
+        Raises InputError without a policy or after the end, Cancelled, and what the models raise; the run then stays
+        unchanged, except that a cancelled propagation is recorded with the slices it has done.
         """
         watch = watch or Watch()
         watch.check()
@@ -105,7 +104,7 @@ class Run(RunState):
             return agent.act(self, watch)
 
     def grow(self, watch: Watch | None = None) -> RunAction:
-        """Follow the object from the key slice both ways until it ends."""
+        """Propagate from the key slice in both directions. Raises InputError without a key slice."""
         if self.key is None:
             raise InputError(
                 "there is no slice to propagate from", remedy="Work on the key slice first, or click."
@@ -114,7 +113,7 @@ class Run(RunState):
             return growth.grow(self, self.key, False, watch or Watch())
 
     def add(self, click: Prompt, watch: Watch | None = None) -> RunAction:
-        """A click of the person on the key slice, in whatever status; the run is ready afterwards."""
+        """A person's prompt on the key slice, in any status. Raises InputError without a key slice."""
         if self.key is None:
             raise InputError("there is no key slice yet", remedy="Give the slice number with the click.")
         return self.click(self.key, click, None, watch)
@@ -122,10 +121,10 @@ class Run(RunState):
     def click(
         self, index: int, click: Prompt, replace: int | None = None, watch: Watch | None = None
     ) -> RunAction:
-        """A click of the person on any slice; the slice is corrected at once, its neighbours with `spread`.
+        """A person's prompt on any slice. It corrects this slice; `spread` corrects the neighbours.
 
-        replace: which of the slice's clicks, from 1, it takes the place of; later ones there are dropped.
-        Raises InputError for a slice outside the range, or a click that is not there.
+        replace: the number, from 1, of the slice's prompt to replace; later ones are dropped.
+        Raises InputError for a slice outside the range, or a prompt that does not exist.
         """
         begun = time.perf_counter()
         if not self.slices.first <= index <= self.slices.last:
@@ -149,36 +148,39 @@ class Run(RunState):
         return self.done("click", index, "person", words, begun, watch, steps=(step,), clicks=clicks)
 
     def replace(self, number: int, click: Prompt, watch: Watch | None = None) -> RunAction:
-        """Put a click of the person in the place of action `number`, and drop all later actions."""
+        """Replace action `number`, from 1, by a person's prompt; later actions are dropped. Raises InputError."""
         if number < 1:
             raise InputError("steps are numbered from 1", value=number)
         index = self.actions[self.check_keep(number) - 1].index
-        here, past, future = self.place(), list(self._trail.past), list(self._trail.future)
+        here, past, future = self.place(), list(self._history.past), list(self._history.future)
         try:
             self.go_to(self.actions[: number - 1])
             action = self.click(index, click, None, watch)
         except BaseException:
             self.stand(here)
-            self._trail.past, self._trail.future = past, future
+            self._history.past, self._history.future = past, future
             raise
-        self._trail.past = past  # one change, not two
-        self._trail.leave(here)
+        self._history.past = past  # one change, not two
+        self._history.leave(here)
         return action
 
     def spread(self, index: int, watch: Watch | None = None) -> RunAction:
-        """Redo what depends on an anchor: its neighbours, until they come out as they were or another anchor."""
+        """Propagate a corrected slice again, until the masks no longer change or another anchor is reached.
+
+        Raises InputError for a slice without a prompt, and Cancelled.
+        """
         if not clicks_on(self.actions, index):
             raise InputError(
                 "the slice has no click to propagate from", value=index, remedy="Click there first."
             )
-        # What a growth from here that was stopped has yet to do is done with it.
+        # A stopped propagation from here is completed at the same time.
         settle = not unfinished(self.actions).get(index)
         with self.whole():
             return growth.grow(self, index, settle, watch or Watch(), what="propagated again")
 
     def finish(self, answer: str = "", watch: Watch | None = None) -> RunAction:
-        """Append the person's own end: the mask is accepted. Raises InputError for tags in the answer."""
-        format_reply(ParsedReply("", Terminate(answer)))  # it may stand in the policy's conversation later
+        """The person accepts the mask and ends the run. Raises InputError for tags in the answer."""
+        format_reply(ParsedReply("", Terminate(answer)))  # the policy may see it later in its conversation
         begun, index, words = time.perf_counter(), self.slices.first, "The person accepted the mask."
         if not self.alone:
             index = self.actions[-1].index if self.actions else index
@@ -190,9 +192,10 @@ class Run(RunState):
         return self.done("done", index, "person", words, begun, watch, steps=(end,))
 
     def reject(self) -> None:
-        """Take the policy's last word back, with what grew from it, and tell it so at its next turn there.
+        """Take back the policy's last action and its propagation. The policy is told at its next turn there.
 
-        On a slice alone also the person's own last step, of which nobody is told.
+        On a single slice it also takes back a person's last step, without a note. Raises InputError if there is
+        nothing to reject.
         """
         kept = before_growth(self.actions)
         grown = len(kept) < len(self.actions)
@@ -205,34 +208,34 @@ class Run(RunState):
         self._leave_for(Place(kept[:-1], kept[-1] if said else None))
 
     def back(self, keep: int) -> None:
-        """Keep the first `keep` actions. Can be undone. Raises InputError where there are fewer."""
+        """Keep only the first `keep` actions. Can be undone. Raises InputError if there are fewer."""
         self._leave_for(Place(self.actions[: self.check_keep(keep)]))
 
     def take_up(self, status: Status, reason: str) -> None:
-        """Stand still as a record says: paused, or ended where no action says so."""
+        """Restore a recorded status, "paused" or "ended", that does not follow from the actions."""
         if status != "ready" and status != self.status:
             self._halt = Halt(status, reason)
 
     @property
     def can_undo(self) -> bool:
-        return bool(self._trail.past)
+        return bool(self._history.past)
 
     @property
     def can_redo(self) -> bool:
-        return bool(self._trail.future)
+        return bool(self._history.future)
 
     def undo(self) -> None:
-        """Take the last change back: on a slice alone any, in a volume one of masks, or the last way back.
+        """Undo the last change: on a single slice any action; in a volume a change of masks, or a `back`.
 
-        Raises InputError where there is none.
+        Raises InputError if there is none.
         """
-        self._trail.undo(self.place(), self.stand)
+        self._history.undo(self.place(), self.stand)
 
     def redo(self) -> None:
-        """Do again what `undo` took back. Raises InputError where there is nothing."""
-        self._trail.redo(self.place(), self.stand)
+        """Redo what `undo` took back. Raises InputError if there is nothing."""
+        self._history.redo(self.place(), self.stand)
 
     def _leave_for(self, place: Place) -> None:
         here = self.place()
         self.stand(place)
-        self._trail.leave(here)
+        self._history.leave(here)

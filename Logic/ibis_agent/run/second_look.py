@@ -1,8 +1,8 @@
-"""Second looks: a doubtful slice is shown to the policy again, and its correction is judged before it counts.
+"""Second looks: the policy sees a doubtful slice again, and its correction is kept only if it is better.
 
-A correction counts when its mask is better than the one before it: by the segmenter's own score, and by how well it
-fits the slice beside it, on the side that the object came from. Where the looks for the key slice had seen the object
-elsewhere, and agree with each other, the policy's word is known already: the slice is begun afresh with that click.
+Better means a higher mean of the segmenter's score and the Dice with the neighbouring slice towards the anchor. If an
+earlier look at the slice saw the object elsewhere (see doubt.seen_otherwise), the policy is not asked again: the slice
+is started again from that look's click.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ibis_agent.run.action import RunAction, Watch
 from ibis_agent.run.doubt import Doubt
 from ibis_agent.run.episode import Step
 from ibis_agent.run.plan import seen_at
+from ibis_agent.run.slice_episode import clicks_of, episode_on
 from ibis_agent.run.state import RunState
-from ibis_agent.run.work import clicks_of, episode_on
 
-_BETTER = 0.02  # by so much a correction must be better: a click may always shift an edge a little
+_BETTER = 0.02  # least improvement: any click may shift an edge a little
 
 
 def look_again(run: RunState, doubt: Doubt, watch: Watch) -> RunAction:
-    """One look at a slice; corrected and redone if that makes it better, else told and left."""
+    """Take a second look at a slice. A better correction is kept and propagated; otherwise the mask stays."""
     begun, index, number = time.perf_counter(), doubt.index, run.looks + 1
     words = f"second look {number} of {run.settings.looks}: {doubt.reason}"
     steps: tuple[Step, ...] = (seen_at(run.actions)[index],) if doubt.seen else ()
@@ -48,7 +48,7 @@ def look_again(run: RunState, doubt: Doubt, watch: Watch) -> RunAction:
         "click", index, "policy", f"{words}; {done}", begun, watch, steps=steps, clicks=clicks, look=number,
         afresh=doubt.seen,
     )  # fmt: skip
-    if run.segmenter.can.volume:  # the neighbours are redone already
+    if run.segmenter.can.volume:  # it has updated the neighbours already
         return corrected
     return growth.grow(run, index, True, watch, what="propagated again")
 
@@ -59,14 +59,14 @@ def _standing_worth(run: RunState, index: int) -> float:
 
 
 def _worth(run: RunState, index: int, mask: np.ndarray, score: float | None) -> float:
-    """How good a mask of a slice seems, 0 to 1; one that touches nothing beside it is worth nothing."""
+    """How good a mask of a slice seems, 0 to 1; 0 if it does not overlap the neighbouring mask."""
     if not mask.any():
         return 0.0
     known = [*run.memory.anchors, *([] if run.given.key is None else [run.given.key])]
     anchors = [anchor for anchor in known if anchor != index]
     nearest = min(anchors, key=lambda anchor: abs(anchor - index))
     towards = 1 if nearest > index else -1
-    # Where the object was lost on the way, the slice beyond tells more than the empty one before.
+    # If propagation lost the object before this slice, compare with the slice beyond instead of the empty one.
     beside = next((run.mask(n) for n in (index + towards, index - towards) if run.mask(n).any()), None)
     fit = 0.0 if beside is None else dice(mask, beside)
     return (fit + (score or 0.0)) / 2 if fit else 0.0

@@ -1,4 +1,4 @@
-"""How a run goes about it, and where it stops by itself: part of its record. No models, no torch."""
+"""The settings and limits of a run, which are part of its record. No models, no torch."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Settings:
     """Settings of a run.
 
     Attributes:
-        episode: where the policy is stopped on one slice; None for 20 turns on a slice alone, 6 within a volume.
+        episode: the policy's limits on one slice; None for 20 turns on a single slice, 6 within a volume.
         looks: the most second looks.
-        patience_mm: so far beyond its last slice an object is still searched for: gaps are bridged.
-        search: how the key slice is looked for.
-        follow: from slice to slice by "memory", "linked" or "carry" (see Propagation), or "auto". "alone" is for one
-            slice, which "auto" then comes to.
+        patience_mm: how far propagation continues past the last non-empty slice, to bridge gaps.
+        search: the search for the key slice.
+        follow: how masks are propagated: "memory", "linked" or "carry" (see Propagation), or "auto". "alone" is for a
+            single slice; "auto" chooses it there.
         doubt: which slices deserve a second look.
-        following: what counts as the object while it is followed.
+        following: what counts as the object during propagation.
     """
 
     episode: Limits | None = None

@@ -1,4 +1,4 @@
-"""Whether a policy was trained on scans like this one: modality, plane and part of the body."""
+"""Whether a policy was trained on scans like this one: modality, plane and region of the body."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ibis_agent.scan.slices import Slices, Stack
 
 
 def unfamiliar(card: ModelCard, slices: Slices) -> str:
-    """A warning where the card's policy was not trained on what the middle slice shows; "" where there is none.
+    """A warning if the card's policy was not trained on what the middle slice shows; otherwise "".
 
-    A photograph does not say what it shows; a recorded picture without its scan only its plane, and its modality if
-    that was recorded.
+    Photographs are not checked. Of a recorded picture without its scan only the plane is known, and the modality if
+    it was recorded.
     """
     if not (card.modalities or card.planes or card.regions):
         return ""

@@ -114,8 +114,8 @@ def test_memory_does_not_grow_with_clicks_and_every_one_can_be_taken_back() -> N
         run.click(2 * n + 2, corner if n % 2 else Click(corner.x, corner.y, False))
         run.spread(2 * n + 2)
         volumes.append(run.volume())
-        assert run._moments.held <= limit
-    assert len(run._moments) < len(run.actions) / 2
+        assert run._snapshots.held <= limit
+    assert len(run._snapshots) < len(run.actions) / 2
     for before in reversed(volumes[:-1]):
         run.undo()
         run.undo()

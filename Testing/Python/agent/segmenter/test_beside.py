@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ibis_agent.run.alone import Alone
+from ibis_agent.run.single_slice import SingleSlice
 from ibis_agent.scan.frame import Frame
 from ibis_agent.segmenter.framed import FramedSegmenter
 from ibis_agent.segmenter.sam2.beside import on_own_stream
@@ -97,7 +97,7 @@ def test_a_run_prepares_beside_where_its_segmenter_can_also_through_a_frame(
     picture = type("P", (), {"rgb": np.zeros((8, 9, 3), np.uint8)})()
     for frame, size in ((None, (8, 9, 3)), (Frame(1, 2, 5, 6, 8, 9), None)):
         slices: Any = type("S", (), {"first": 0, "frame": frame, "picture": lambda _self, _n: picture})()
-        alone = Alone(slices, segmenter, (8, 9))
+        alone = SingleSlice(slices, segmenter, (8, 9))
         alone.prepare()
         assert alone.embedding().startswith(said)
         if size:

@@ -1,7 +1,7 @@
-"""Replies that are asked for before they are needed, where a policy answers several at once (one on a server).
+"""Replies requested in advance, for a policy that answers several requests in parallel (one on a server).
 
-The first looks at slices spread over a volume do not depend on each other: they are asked together, and each is taken
-when its turn comes. What is asked, and what is done with it, is as if they were asked one after the other.
+The first looks at slices spread over a volume do not depend on each other. They are requested together, and each reply
+is used when its turn comes. Requests and results are the same as one after the other.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from ibis_agent.policy.contract import IsCancelled, OnText, Policy, Turn
 _TICK = 0.05
 
 
-class Ahead:
-    """The replies that are under way, by slice."""
+class Prefetch:
+    """Replies in progress, by slice."""
 
     def __init__(self) -> None:
         self._asked: dict[int, _Asked] = {}
 
     def ask(self, policy: Policy, turns: Mapping[int, Turn]) -> None:
-        """Begin to ask these, each in a thread; those that are under way already go on."""
+        """Request these replies, each in its own thread; slices already requested are skipped."""
         for index, turn in turns.items():
             if index not in self._asked:
                 self._asked[index] = _Asked(policy, turn)
 
     def policy_for(self, index: int, policy: Policy) -> Policy:
-        """A policy whose next reply is the one that was asked ahead for this slice, if it was."""
+        """A policy whose next reply is the one requested for this slice; `policy` itself if there is none."""
         asked = self._asked.pop(index, None)
         return policy if asked is None else _Answered(policy, asked)
 
@@ -37,14 +37,14 @@ class Ahead:
         return index in self._asked
 
     def stop(self) -> None:
-        """Nobody needs them any more."""
+        """Cancel and drop all requests."""
         for asked in self._asked.values():
             asked.stopped.set()
         self._asked.clear()
 
 
 class _Asked:
-    """One reply, asked in a thread of its own."""
+    """One reply, requested in its own thread."""
 
     def __init__(self, policy: Policy, turn: Turn) -> None:
         self.turn, self.stopped = turn, threading.Event()
@@ -57,13 +57,13 @@ class _Asked:
     def _run(self) -> None:
         try:
             self._text = self._policy.reply(self.turn, None, self.stopped.is_set)
-        except BaseException as error:  # whoever takes the reply gets the failure
+        except BaseException as error:  # raised again by take()
             self._error = error
         finally:
             self._done.set()
 
     def take(self, cancelled: IsCancelled | None) -> str:
-        """The reply. Raises what asking raised, and Cancelled."""
+        """Wait for the reply. Raises Cancelled, and whatever the policy raised."""
         while not self._done.wait(_TICK):
             if cancelled is not None and cancelled():
                 self.stopped.set()
@@ -74,7 +74,7 @@ class _Asked:
 
 
 class _Answered:
-    """A policy that was asked already: the first reply is that one, later ones come from the policy."""
+    """A policy whose first reply was requested in advance; later ones come from the policy itself."""
 
     def __init__(self, policy: Policy, asked: _Asked) -> None:
         self.card: ModelCard = policy.card

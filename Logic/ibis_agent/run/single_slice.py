@@ -1,6 +1,6 @@
-"""What is known of a slice that is worked on alone: the clicks' last mask. No network of its own, and no torch.
+"""The memory of a run over a single slice: the mask of its prompts. No torch.
 
-Stands where a Follower stands in a run over several slices, but there is nowhere to go from here.
+Takes the place of a Follower (segmenter.contract), without propagation.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Known:
         return {id(each): each.nbytes for made in self.standing.values() for each in (made.mask, made.logits)}
 
 
-class Alone:
-    """One slice; the picture is embedded once: beside the policy's first turn by `prepare`, or at the first click."""
+class SingleSlice:
+    """One slice. Its picture is embedded once: by `prepare`, during the policy's first turn, or at the first click."""
 
     way = "alone"
 
@@ -45,7 +45,7 @@ class Alone:
         self._standing: dict[int, Prediction] = {}
 
     def prepare(self) -> None:
-        """Begin to embed the picture, beside whatever is done next. What goes wrong is raised at the first click."""
+        """Start embedding the picture in a thread. A failure is raised at the first click."""
         if self._embedding is not None:
             return
         self._embedding = waiting = Future[Any]()
@@ -54,14 +54,14 @@ class Alone:
         def embed() -> None:
             try:
                 waiting.set_result(beside(self._picture.rgb))
-            except BaseException as error:  # handed to whoever asks for the result
+            except BaseException as error:  # raised again by embedding()
                 waiting.set_exception(error)
 
-        # Not a daemon: Python aborts where one is still inside of the network when the program ends.
+        # Not a daemon: Python aborts if a daemon thread is still inside the network at exit.
         threading.Thread(target=embed, name="embed").start()
 
     def embedding(self) -> Any:
-        """Of the picture, waited for. Raises what embedding raised; the next call tries again."""
+        """The picture's embedding; waits for it. Raises what embedding raised; the next call tries again."""
         if self._embedding is None:
             made = self.segmenter.embed(self._picture.rgb)
             self._embedding = Future[Any]()
@@ -79,7 +79,7 @@ class Alone:
     def predict(
         self, index: int, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
     ) -> Prediction:
-        """The mask for all clicks so far; an anchor of the same clicks does not compute it again."""
+        """The mask for all clicks so far. A following `anchor` with the same clicks reuses the result."""
         if self._last is not None and self._last[1] is previous_logits and self._last[0] == tuple(clicks):
             return self._last[2]
         made = self.segmenter.predict(self.embedding(), list(clicks), previous_logits)
@@ -108,7 +108,7 @@ class Alone:
         return self._standing.get(index)
 
     def show(self, index: int, mask: np.ndarray) -> None:
-        """The mask that a record says there was, even where this machine would round it differently."""
+        """Set the mask to the recorded one; another machine may round differently."""
         self.found[index] = replace(self.found[index], mask=mask)
         self._standing[index] = replace(self._standing[index], mask=mask)
 

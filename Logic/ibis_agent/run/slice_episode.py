@@ -1,4 +1,4 @@
-"""The policy at work on one slice of a run: an episode after the steps that count, with what other slices taught."""
+"""Episodes on the slices of a run."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ibis_agent.segmenter.contract import Prediction
 def episode_on(
     run: RunState, index: int, standing: Prediction | None = None, steps: Sequence[Step] = ()
 ) -> Episode:
-    """An episode on a slice, which knows of the step there that the person took back last.
+    """An episode on a slice, with the note on its step if the person took that back last.
 
-    standing: the mask that is there before `steps`.
+    standing: the mask before `steps`; None if there was none.
     """
 
     def predict(clicks: Sequence[Prompt], previous_logits: np.ndarray | None) -> Prediction:
@@ -35,12 +35,12 @@ def episode_on(
 
 
 def key_episode(run: RunState) -> Episode:
-    """The episode on the key slice as the run's actions there have left it."""
+    """The episode on the key slice, after the run's steps there."""
     key = run.key
     assert key is not None
     return episode_on(run, key, run.base(key), steps_on(run.actions, key))
 
 
 def clicks_of(steps: Sequence[Step]) -> tuple[Prompt, ...]:
-    """The clicks among steps, in their order."""
+    """The prompts of the steps, in order."""
     return tuple(step.action for step in steps if isinstance(step.action, Prompt))

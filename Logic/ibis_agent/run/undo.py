@@ -1,4 +1,4 @@
-"""Undo and redo: the places that something can go back to, and forward again to."""
+"""Undo and redo."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ MOST = 200
 P = TypeVar("P")
 
 
-class Trail(Generic[P]):
-    """Where somebody stood before each change."""
+class UndoHistory(Generic[P]):
+    """The places before each change, at most MOST, and those that were undone."""
 
     def __init__(self, past: list[P] | None = None, future: list[P] | None = None) -> None:
         self.past, self.future = past or [], future or []
 
     def leave(self, place: P) -> None:
-        """A change was made; it began at `place`."""
+        """Note a change that started from `place`."""
         self.past = [*self.past, place][-MOST:]
         self.future = []
 
     def undo(self, here: P, go: Callable[[P], object]) -> None:
-        """Go to before the last change. Raises InputError where there is none, and what `go` raises."""
+        """Go to the place before the last change. Raises InputError if there is none, and what `go` raises."""
         if not self.past:
             raise InputError("there is nothing to undo")
         go(self.past[-1])
@@ -31,7 +31,7 @@ class Trail(Generic[P]):
         self.future.append(here)
 
     def redo(self, here: P, go: Callable[[P], object]) -> None:
-        """Do again what `undo` took back. Raises InputError where there is nothing, and what `go` raises."""
+        """Redo what `undo` took back. Raises InputError if there is nothing, and what `go` raises."""
         if not self.future:
             raise InputError("there is nothing to redo")
         go(self.future[-1])
