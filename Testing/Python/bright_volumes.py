@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
 from ibis_agent.policy.card import ModelCard
-from ibis_agent.policy.contract import ScriptedPolicy, Turn
+from ibis_agent.policy.contract import Turn
 from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.scan import Scan
 from ibis_agent.scan.slices import stack_of
 from ibis_agent.segmenter.contract import Abilities, Following, Found, PictureOf, Prediction, Way
 from scipy import ndimage
+from scripted_policy import ScriptedPolicy
 
 torch = pytest.importorskip("torch")
 

@@ -17,10 +17,10 @@ from ibis_agent.actions import Click, Reply, Terminate, format_reply
 from ibis_agent.cli import commands as cli
 from ibis_agent.cli import request, runner
 from ibis_agent.policy.card import ModelCard, save_card
-from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.policy.qwen25 import source
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.segmenter.contract import Abilities
+from scripted_policy import ScriptedPolicy
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE, AFFINE = (40, 30, 8), np.array([[2.0, 0, 0, -40], [0, 2.0, 0, -30], [0, 0, 4.0, 5], [0, 0, 0, 1]])

@@ -26,8 +26,8 @@ from ibis_agent.cli.cohort_scans import entries_of
 from ibis_agent.cli.cohort_worker import work
 from ibis_agent.cli.request import Request
 from ibis_agent.policy.card import ModelCard
-from ibis_agent.policy.contract import ScriptedPolicy
 from scripted_cli import DiscSegmenter
+from scripted_policy import ScriptedPolicy
 
 ASKED = Request(question="Segment the liver", plane="axial", window=(-1000, 1000))
 REPLIES = (

@@ -9,8 +9,7 @@ from typing import Any
 
 import transformers
 from ibis_agent.policy.card import ModelCard, save_card
-from ibis_agent.policy.prompts import DEMO_PROMPTS
-from tiny_models import make_tiny_tokenizer
+from tiny_models import DEMO_PROMPTS, make_tiny_tokenizer
 
 CARD = ModelCard(name="tiny", prompts=DEMO_PROMPTS, max_new_tokens=12, history=1)
 CHATML = (

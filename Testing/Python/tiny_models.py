@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ibis_agent.policy.prompts import Prompts
+
 if TYPE_CHECKING:
     from ibis_agent.policy.contract import Turn
     from ibis_agent.policy.qwen25.local import LocalPolicy
@@ -29,6 +31,15 @@ SPECIAL_TOKENS = (
     "<|vision_pad|>",
     "<|image_pad|>",
     "<|video_pad|>",
+)
+
+# Short, as the demonstration policies' own: every token costs a tiny model time.
+DEMO_PROMPTS = Prompts(
+    system="Segment by clicks.",
+    first="{question}",
+    refine="Turn {number}. The mask so far is green. {question}",
+    reject="Not {action}.",
+    retry="Reply again.",
 )
 
 _CORPUS = (

@@ -1,4 +1,4 @@
-"""Policies, one package a kind, and `open`, the one place that tells the kinds apart.
+"""Policies, one package per kind. `open` and `find` alone decide which kind a folder or address is.
 
 policy = open("policies/ibis-7b")        # a folder, a server's address, or "demo"
 policy.reply(observe(policy.card, Situation(rgb, "Segment the liver")))
@@ -20,7 +20,7 @@ DEMO = "demo"
 
 
 def is_address(where: object) -> bool:
-    """Whether a policy's place is a server's address."""
+    """Whether a policy is given by a server's address."""
     return isinstance(where, str) and where.lower().startswith(("http://", "https://"))
 
 
@@ -30,13 +30,14 @@ def find(
     card: str | os.PathLike[str] | None = None,
     agreed: str = "",
 ) -> PolicySource:
-    """What lies at `where`, told without loading it: its card, whether it can be used, what it needs.
+    """The policy at `where` without loading it: its card, whether it can be used, and the memory it needs.
 
     Args:
-        where: a policy's folder, a server's address (http:// or https://), or "demo" (None, too) for the
-            demonstration policy of this package. What `find` gave before is given back.
-        model, card, agreed: for a server: the model's name there; its card or the folder that has one (None for the
-            published settings); the host that the person agreed to send pictures to.
+        where: a policy's folder, a server's address (http:// or https://), or "demo" or None for the demonstration
+            policy of this package. A PolicySource is returned unchanged.
+        model: the model's name on a server.
+        card: for a server, the policy's card or a folder with one; None for the published settings.
+        agreed: the host that the user agreed to send pictures to.
 
     Raises InputError, ModelError.
     """
@@ -65,17 +66,17 @@ def find(
 
 
 def trainable(folder: str | os.PathLike[str]) -> Trainable:
-    """The policy in a folder as training takes it. Raises ModelError for families that training does not know."""
+    """The policy in a folder, for training. Raises ModelError for families that cannot be trained."""
     from ibis_agent.policy.generic.source import QWEN25, model_type_of
     from ibis_agent.policy.qwen25.training import Qwen25Training
 
     family = model_type_of(Path(folder))
     if family not in ("", QWEN25):
         raise ModelError(
-            "training knows no other family than Qwen2.5-VL",
+            "only Qwen2.5-VL can be trained",
             file=Path(folder) / "config.json",
             value=f"model_type {family}",
-            remedy="Train it with tools of its own; the result runs here.",
+            remedy="Train it with other tools; the result runs here.",
         )
     return Qwen25Training(folder)
 
@@ -86,13 +87,13 @@ def open(
     precision: str = "auto",
     **server: str,
 ) -> Policy:
-    """Load the policy at `where`, or connect to it; see `find`, which takes `server`, too.
+    """Load the policy at `where`, or connect to it. `where` and `server` are the arguments of `find`.
 
     Args:
-        device: "auto" (CUDA where there is a device), "cpu", "cuda" or "cuda:1".
-        precision: "fp32", "bf16", "fp16", "int4" (bitsandbytes NF4), or "auto": on CUDA bf16, or fp16 on cards
-            without it; on a CPU fp32, or bf16 where only that fits.
+        device: "auto" (CUDA if available), "cpu", "cuda" or "cuda:1".
+        precision: "fp32", "bf16", "fp16", "fp8", "int4" (bitsandbytes NF4), or "auto": on CUDA bf16, or fp16 on cards
+            without it; on a CPU fp32, or bf16 if only that fits.
 
-    Raises ModelError, NotEnoughMemoryError (a ModelError), naming the file and the remedy.
+    Raises InputError, ModelError, NotEnoughMemoryError (a ModelError).
     """
     return find(where, **server).open(device, precision)

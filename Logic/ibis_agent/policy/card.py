@@ -1,7 +1,6 @@
 """The model card: what a policy expects of its pictures and prompts, in `ibis_model.json` beside its weights.
 
-A folder without a card gets the settings of the published system. How prompts are filled in is in prompts;
-what the weights are is in folder.
+A folder without a card gets the settings of the published system.
 """
 
 from __future__ import annotations
@@ -35,35 +34,34 @@ _SCHEMA = "ibis-model/1"
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a policy expects and how it is to be run; the defaults are those of the published system.
+    """What a policy expects and how it is run; the defaults are those of the published system.
 
     Attributes:
-        name: what people see; the folder's name where the card has none.
-        orientation: how its pictures are turned.
-        overlay_colour, overlay_alpha: how the mask is painted over its pictures; 0–255 RGB, 0–1.
-        language: how it writes its actions: "ibis", the published text, or "tool_calls", see ibis_agent.tool_calls.
-        prompts: its texts.
-        history: how many earlier turns, pictures and all, stay in the conversation; 0 for none.
-        max_new_tokens: a reply is cut off here.
-        min_pixels, max_pixels: pictures are scaled into this range, keeping their shape; None takes what the
-            folder's image processor says.
-        cell: pixels of the side of what a token of a picture shows. Pictures are sent to servers in whole cells, so
-            that they are not scaled there; on this machine the folder's image processor knows it.
-        window: grey values shown as black and white where the person chose none; None for the 1st and 99th
-            percentile.
-        frame: what the policy and its segmenter see of a slice: the whole "slice", or the patient's "body".
-        max_question: longest question in characters.
-        script: the one script of the questions that it reads, by its Unicode name ("LATIN"); empty for any.
-            Only a small policy needs it: asked in another script it would answer nonsense.
-        vocabulary: the structures that it knows, and further words for each; empty for a policy that reads any
-            question. See policy.vocabulary.
+        name: for people; by default the folder's name.
+        orientation: the orientation of its pictures.
+        overlay_colour, overlay_alpha: how the mask is painted over its pictures: RGB from 0 to 255, 0 to 1.
+        language: how it writes actions: "ibis" (the published text) or "tool_calls" (see ibis_agent.tool_calls).
+        prompts: the texts it is asked with.
+        history: how many earlier turns, with their pictures, stay in the conversation.
+        max_new_tokens: the longest reply.
+        min_pixels, max_pixels: pictures are scaled into this range of pixels, keeping their aspect ratio; None for
+            the limits of the folder's image processor.
+        cell: side in pixels of the square that one picture token covers. Pictures are sent to servers in whole cells,
+            so that the server does not scale them. Local policies use the folder's image processor instead.
+        window: (black, white) in grey values, unless the user chose a window; None for the 1st and 99th percentile.
+        frame: the part of a slice that policy and segmenter see: the whole "slice", or the patient's "body".
+        max_question: longest question, in characters.
+        script: the only script in which it reads questions, by its Unicode name ("LATIN"); empty for any. For small
+            policies, which answer nonsense in other scripts.
+        vocabulary: the structures it knows, with synonyms; empty for a policy that reads any question. See
+            policy.vocabulary.
         modalities, planes, regions: what it was trained on, such as ("CT",), ("axial",) and ("trunk",); empty for
             anything.
-        drafts: replies that this policy often writes. They only save time (decoding), never change a reply.
-        generation_config: whether the folder's generation_config.json counts (its repetition penalty), as it
-            does in the published inference; else plain greedy choice.
+        drafts: replies it often writes. They speed up decoding and never change a reply.
+        generation_config: whether the repetition penalty of the folder's generation_config.json is applied, as in the
+            published inference; otherwise decoding is plain greedy.
         note: shown wherever the model is named, such as "demonstration on phantoms".
-        origin: how the weights came about.
+        origin: how the weights were made.
     """
 
     name: str = ""
@@ -92,13 +90,13 @@ class ModelCard:
 
     @property
     def speech(self) -> Language:
-        """How its replies are read and written."""
+        """Its action language."""
         return LANGUAGES[self.language]
 
     def outside(self, modality: str, plane: str, region: str = "") -> str:
-        """A warning for a scan of a kind that the policy was not trained on; empty where there is none.
+        """A warning for a kind of scan that the policy was not trained on; otherwise "".
 
-        `modality` is DICOM's, `region` one of scan.region's; what is empty is not known, and warns of nothing.
+        modality: as in DICOM. region: one of scan.region's. Empty values are unknown and not checked.
         """
         odd = []
         if self.modalities and modality and modality not in self.modalities:
@@ -111,9 +109,9 @@ class ModelCard:
 
 
 def load_card(folder: str | os.PathLike[str]) -> ModelCard:
-    """Read the card in a policy's folder, or give the published defaults where there is none.
+    """Read the card of a policy's folder; the published defaults if it has none.
 
-    folder: or the card's file itself. Raises ModelError naming the file, the key and the remedy.
+    folder: the folder, or the card's file. Raises ModelError naming the file, the key and the remedy.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -130,7 +128,7 @@ def load_card(folder: str | os.PathLike[str]) -> ModelCard:
 
 
 def save_card(card: ModelCard, folder: str | os.PathLike[str]) -> Path:
-    """Write the card into a policy's folder. Returns the file. Raises OutputError."""
+    """Write the card into a policy's folder. Returns its path. Raises OutputError."""
     path = Path(folder) / CARD_NAME
     write_json(path, card_to_json(card))
     return path
@@ -144,9 +142,9 @@ def card_to_json(card: ModelCard) -> dict[str, Any]:
 
 
 def card_from_json(values: Mapping[str, Any], file: Path | None = None) -> ModelCard:
-    """A card from JSON values, strictly: an unknown key, a wrong type or an impossible value is refused.
+    """A card from JSON values. Missing keys get the published defaults.
 
-    Keys may be missing; they get the published defaults. Raises ModelError.
+    Raises ModelError for an unknown key, a wrong type or an invalid value.
     """
     given = dict(values)
     schema = given.pop("schema", _SCHEMA)
@@ -321,7 +319,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "origin": _text,
 }
 _EXPECTED = {
-    "name": "a text",
+    "name": "a string",
     "orientation": " or ".join(f'"{each.value}"' for each in Orientation),
     "overlay_colour": "three integers from 0 to 255 (red, green, blue)",
     "overlay_alpha": "a number from 0 to 1",
@@ -334,13 +332,13 @@ _EXPECTED = {
     "window": "two numbers, the smaller first, or null",
     "frame": '"slice" or "body"',
     "max_question": "an integer from 1 to 100000 (characters)",
-    "script": "a text",
-    "vocabulary": 'an object of lists of texts, such as {"liver": ["hepatic parenchyma"]}',
-    "modalities": "a list of texts",
-    "planes": "a list of texts",
-    "regions": "a list of texts",
-    "drafts": "a list of texts",
+    "script": "a string",
+    "vocabulary": 'an object of lists of strings, such as {"liver": ["hepatic parenchyma"]}',
+    "modalities": "a list of strings",
+    "planes": "a list of strings",
+    "regions": "a list of strings",
+    "drafts": "a list of strings",
     "generation_config": "true or false",
-    "note": "a text",
-    "origin": "a text",
+    "note": "a string",
+    "origin": "a string",
 }

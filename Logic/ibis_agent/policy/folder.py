@@ -1,10 +1,9 @@
-"""Which files of a folder are the policy: decided here, once. They are checked, hashed and loaded, and no others.
+"""Which files of a folder are the policy's weights. Only these are checked, hashed and loaded.
 
-Reads config.json and the headers of the safetensors files itself (a length, then JSON), so it needs no torch,
-takes milliseconds for 16 GB, and says what is wrong in words. Loading is in qwen25, memory in required_memory.
+Reads config.json and the headers of the safetensors files, without torch: this takes milliseconds for 16 GB.
 
-The rule: the shards that model.safetensors.index.json names, or else model.safetensors. A folder that holds
-two sets of weights, or whole weights and an adapter, is refused: nothing in it says which was meant.
+The weights are the shards listed in model.safetensors.index.json, or else model.safetensors. A folder with two sets of
+weights, or with complete weights and an adapter, is refused as ambiguous.
 """
 
 from __future__ import annotations
@@ -32,25 +31,25 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 _ARCHITECTURE = "qwen2_5_vl"
 ADAPTER_NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json")
-# Files up to this size enter the identity whole, larger ones by blocks at even distances.
+# Larger files are hashed in evenly spaced blocks.
 _WHOLE = 64 * 2**20
 _BLOCK, _BLOCKS = 64 * 2**10, 64
 
 
 @dataclass(frozen=True)
 class PolicyFolder:
-    """A folder that passed every check that can be made without loading it.
+    """A policy folder that passed all checks that need no loading.
 
     Attributes:
         config: config.json.
         files: the safetensors files.
-        tensors: every tensor by name; of compressed-tensors, as they are when they are unpacked.
+        tensors: every tensor by name; for compressed-tensors, the unpacked ones.
         sha256: of the weights, see `identity_of`.
-        settings_sha256: of what else decides a reply: configuration, tokenizer, pictures, generation.
-        settings_files: the same file by file, the card too: the beginning of each one's hash.
-        stamps: size, time and place of every file when it was hashed, so that a change before or during
-            loading is seen.
-        quantised: how the weights are quantised; None for whole ones.
+        settings_sha256: of the other files that determine a reply: configuration, tokenizer, picture and generation
+            settings.
+        settings_files: the first digits of each of these files' hashes, and of the card's.
+        stamps: `stamp_of` every weight file when it was hashed, to notice changes before and during loading.
+        quantised: how the weights are quantised; None if they are not.
     """
 
     folder: Path
@@ -64,12 +63,12 @@ class PolicyFolder:
     quantised: Quantised | None = None
 
     def identity(self, name: str) -> dict[str, str]:
-        """What a record keeps of a policy that was read from here."""
+        """The policy's identity for records."""
         files = {"settings": self.settings_sha256, "settings_files": self.settings_files}
         return {"name": name, "sha256": self.sha256, **files}
 
     def check_unchanged(self) -> None:
-        """Raises ModelError where a weight file is no longer the one that was hashed."""
+        """Raise ModelError if a weight file has changed since it was hashed."""
         for path, stamp in zip(self.files, self.stamps, strict=True):
             if stamp_of(path) != stamp:
                 raise ModelError(
@@ -88,7 +87,7 @@ class PolicyFolder:
 
     @property
     def stored_as(self) -> str:
-        """What most of its numbers are, such as "BF16", or how they are quantised."""
+        """The data type of most weights, such as "BF16", or how they are quantised."""
         if self.quantised:
             return self.quantised.words
         totals: dict[str, int] = {}
@@ -98,7 +97,7 @@ class PolicyFolder:
 
     @property
     def text_config(self) -> dict[str, Any]:
-        """The language part of the configuration; older files keep it at the top."""
+        """The language model's configuration; in older files it is at the top level."""
         return self.config.get("text_config") or self.config
 
 
@@ -108,16 +107,18 @@ def look_into(
     model_type: str | None = _ARCHITECTURE,
     quantised: Collection[str] = (),
 ) -> PolicyFolder:
-    """Check a policy's folder: architecture, every file present and whole. Loads nothing.
+    """Check the architecture and the files of a policy's folder without loading it.
 
-    weights_only: a checkpoint of a training, which has no tokenizer; only its weights are asked for. model_type: the
-    architecture that it has to have; None for any. quantised: methods of quantising that the caller runs (formats).
+    Args:
+        weights_only: for a training checkpoint, which needs no tokenizer.
+        model_type: the required architecture; None for any.
+        quantised: the quantisation methods that the caller can run, see formats.
 
-    Raises ModelError naming the file, what is wrong and the remedy.
+    Raises ModelError naming the file, the problem and the remedy.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        remedy = "Give the folder that holds config.json and the weights."
+        remedy = "Give the folder that contains config.json and the weights."
         raise ModelError(
             "is not a folder" if folder.exists() else "does not exist", file=folder, remedy=remedy
         )
@@ -138,7 +139,7 @@ def look_into(
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """What the tokenizer is read from: tokenizer.json, or else vocab.json and merges.txt. Raises ModelError."""
+    """The tokenizer's files: tokenizer.json, or else vocab.json and merges.txt. Raises ModelError."""
     whole, parts = folder / "tokenizer.json", [folder / "vocab.json", folder / "merges.txt"]
     if whole.is_file():
         return [whole]
@@ -149,7 +150,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 
 def _tensors(folder: Path, files: list[Path], promised: dict[str, str]) -> dict[str, Tensor]:
-    """Every tensor with its file. Raises ModelError where index and files disagree about them."""
+    """Every tensor by name. Raises ModelError if index and files disagree."""
     tensors: dict[str, Tensor] = {}
     for path in files:
         for name, tensor in read_header(path).items():
@@ -173,11 +174,10 @@ def _tensors(folder: Path, files: list[Path], promised: dict[str, str]) -> dict[
 
 
 def identity_of(files: Iterable[Path]) -> str:
-    """SHA-256 that tells weights apart without reading 16 GB.
+    """A SHA-256 that identifies weights without reading 16 GB.
 
-    For every file in the order of names: name, size, the header's first bytes, and the contents; files above
-    64 MiB by 64 blocks of 64 KiB at even distances, the first and the last included. A header alone would not
-    do: it is equal for every fine-tuned copy of a model.
+    Hashes name, size and contents of every file, sorted by name; of files above 64 MiB only 64 evenly spaced blocks of
+    64 KiB, including the first and the last. Headers alone are the same for every fine-tuned copy of a model.
     """
     digest = hashlib.sha256()
     for path in sorted(files, key=lambda each: each.name):
@@ -195,16 +195,13 @@ def identity_of(files: Iterable[Path]) -> str:
 
 
 def stamp_of(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written or replaced: size, time of change, device and place on it."""
+    """(size, modification time, device, inode) of a file: changes when it is written or replaced."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns, found.st_dev, found.st_ino
 
 
 def _settings_of(folder: Path, config: dict[str, Any], tokenizer: Iterable[Path]) -> tuple[str, str]:
-    """SHA-256 of what beside the weights decides a reply, and the beginning of it for each file, the card's too.
-
-    Notes of the programs that wrote them do not count.
-    """
+    """See PolicyFolder.settings_sha256 and settings_files. Metadata of the program that wrote a file is left out."""
     optional = ("preprocessor_config.json", "processor_config.json", "generation_config.json")
     values = {name: read_json(folder / name) for name in optional if (folder / name).is_file()}
     parts: dict[str, bytes] = {}
@@ -228,7 +225,7 @@ def _config(folder: Path, model_type: str | None) -> dict[str, Any]:
                 file=folder,
                 remedy="Merge it into its base model first: python -m training.sft.merge ADAPTER --base DIR --out DIR.",
             )
-        remedy = "Give the folder that holds config.json and the weights."
+        remedy = "Give the folder that contains config.json and the weights."
         raise ModelError("config.json is missing: this is not a policy folder", file=folder, remedy=remedy)
     config = read_json(path)
     kind = config.get("model_type")
@@ -243,13 +240,13 @@ def _config(folder: Path, model_type: str | None) -> dict[str, Any]:
 
 
 def _files(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """The weight files, and for each tensor that the index promises the name of its file."""
+    """The weight files, and the file name of each tensor listed in the index."""
     index, single = folder / INDEX_NAME, folder / SINGLE_NAME
     _refuse_adapter(folder)
     if index.is_file():
         weight_map: Any = read_json(index).get("weight_map")
         values = list(weight_map.values()) if isinstance(weight_map, dict) else []
-        # A name is a file of this folder: nothing of an index may lead elsewhere.
+        # Names must be files of this folder: an index must not lead elsewhere.
         if not values or not all(isinstance(name, str) and Path(name).name == name for name in values):
             raise ModelError("is not an index of safetensors files", file=index, remedy=AGAIN)
         names = set(values)
@@ -296,7 +293,7 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def _refuse_adapter(folder: Path) -> None:
-    """Weights and an adapter in one folder: merged into them already, or still to be merged? It does not say."""
+    """Refuse weights beside an adapter: it is unknown whether the adapter is merged already."""
     found = [name for name in ADAPTER_NAMES if (folder / name).is_file()]
     if found:
         raise ModelError(

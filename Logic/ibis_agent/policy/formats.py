@@ -1,7 +1,7 @@
-"""Forms of a model: which quantised folders are run and by which library, and which are refused, by name.
+"""Model formats: which quantised folders can be run, by which library, and which are refused.
 
-Quantised folders say what they are in their configuration, or only by what their tensors are called and stored as;
-GGUF, ONNX and MLX by their files. Told before anything is loaded, from the headers alone.
+A quantised folder is recognised from its configuration, or from the names and data types of its tensors; GGUF and ONNX
+from the file names. Reads headers only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ibis_agent.errors import ModelError
 from ibis_agent.policy.headers import Tensor
 
 UNPACKED = "compressed-tensors"
-# What transformers computes with by a library of the format, and the packages that it asks for.
+# Formats that transformers runs through their own libraries, and the packages these need.
 COMPUTED = {
     "awq": ("gptqmodel", "accelerate"),
     "gptq": ("gptqmodel", "optimum", "accelerate"),
@@ -36,35 +36,35 @@ _UNQUANTISED = frozenset({"F16", "BF16", "F32", "F64"})
 _PACKED = re.compile(r"\.(?:qweight|qzeros|weight_packed|g_idx)$")
 _SCALED = re.compile(r"\.weight_scale(?:_inv)?$")
 _BITSANDBYTES = re.compile(r"\.(?:absmax|quant_state\..*|SCB)$")
-# What compressed-tensors stores beside a weight.
+# What compressed-tensors stores in addition to a weight.
 _BESIDE = re.compile(
     r"\.(?:weight_(?:scale|shape|zero_point|g_idx|global_scale)|[a-z]+_(?:scale|zero_point|global_scale))$"
 )
 _INSTEAD = (
-    "Take the model that it was made from, in BF16 safetensors, and choose the precision int4 to save memory; "
-    "or serve this one and give the server's address as the policy"
+    "Use the original model in BF16 safetensors, with the precision int4 to save memory; or run this one on a server "
+    "and give the server's address as the policy"
 )
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """How a folder's weights are quantised: the `method` of its configuration, and for people, "GPTQ, 4 bits"."""
+    """How weights are quantised: `method` as in the configuration, and `words` for people, such as "GPTQ, 4 bits"."""
 
     method: str
     words: str
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The packages, by the names under which pip knows them."""
+        """The packages it needs, by their pip names."""
         return COMPUTED.get(self.method, (self.method,))
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Those that are not installed here."""
+        """Those of `needs` that are not installed."""
         return tuple(each for each in self.needs if not importlib.util.find_spec(each.replace("-", "_")))
 
     def check(self, folder: Path) -> None:
-        """Raises ModelError where its library is not installed."""
+        """Raise ModelError if a needed package is missing."""
         if self.missing:
             raise ModelError(
                 f"is quantised ({self.words}), and the packages for this are not installed: "
@@ -75,7 +75,7 @@ class Quantised:
 
 
 def refuse_other_formats(folder: Path) -> None:
-    """Raises ModelError for a folder whose weights are GGUF or ONNX and that contains no safetensors."""
+    """Raise ModelError for a folder with GGUF or ONNX weights and no safetensors."""
     if any(folder.glob("*.safetensors")):
         return
     for end, kind, server in (
@@ -95,9 +95,9 @@ def refuse_other_formats(folder: Path) -> None:
 def quantised_as(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], allowed: Collection[str]
 ) -> Quantised | None:
-    """What the folder's weights are quantised as; None for whole weights.
+    """How the folder's weights are quantised; None if they are not.
 
-    allowed: methods that the caller can run. Raises ModelError, with the kind's name, for any other.
+    allowed: the methods that the caller can run. Raises ModelError for any other.
     """
     method, words = _by_configuration(config)
     if method in allowed:
@@ -122,12 +122,12 @@ def quantised_as(
 
 
 def method_of(config: Mapping[str, Any]) -> str:
-    """The method of a configuration that is quantised, such as "gptq"; empty for whole weights."""
+    """The quantisation method in a configuration, such as "gptq"; empty if there is none."""
     return _by_configuration(config)[0]
 
 
 def as_unpacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that compressed-tensors makes of what it stored, by the headers and the stored shapes."""
+    """The tensors after compressed-tensors has unpacked them, from the headers and the stored shapes."""
     found = {}
     for name, tensor in tensors.items():
         if name.endswith(".weight_packed"):
@@ -141,7 +141,7 @@ def as_unpacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _stored_shape(shape: Tensor | None, packed: Tensor) -> tuple[int, ...]:
-    if shape is None or shape.file is None:  # four bits, two of them a byte
+    if shape is None or shape.file is None:  # 4 bits: two values per byte
         return (*packed.shape[:-1], 2 * packed.shape[-1])
     kind = {"I64": "q", "I32": "i"}.get(shape.dtype, "q")
     with open(shape.file, "rb") as stream:
@@ -150,7 +150,7 @@ def _stored_shape(shape: Tensor | None, packed: Tensor) -> tuple[int, ...]:
 
 
 def _by_configuration(config: Mapping[str, Any]) -> tuple[str, str]:
-    """Method and words; both empty for whole weights."""
+    """(method, words); both empty if not quantised."""
     text = config.get("text_config")
     for place in (config, text if isinstance(text, dict) else {}):
         for key in ("quantization_config", "quantization", "compression_config"):
@@ -171,7 +171,7 @@ def _by_configuration(config: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _compressed(settings: Mapping[str, Any]) -> str:
-    """compressed-tensors holds several kinds: FP8, and whole numbers of 8 or 4 bits."""
+    """The number format within compressed-tensors: FP8, or integers of 8 or 4 bits."""
     groups = settings.get("config_groups")
     first: Any = next(iter(groups.values()), None) if isinstance(groups, dict) else None
     weights = (first.get("weights") if isinstance(first, dict) else None) or {}

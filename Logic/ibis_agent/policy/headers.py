@@ -1,4 +1,4 @@
-"""The files of a model, read without torch: JSON, and what a safetensors file declares before its numbers."""
+"""Reading a model's JSON files and safetensors headers without torch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _LFS = fields.GIT_LFS.encode()
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a safetensors file: its shape, what its numbers are ("F32", "BF16", …), and where they are."""
+    """A tensor in a safetensors file: shape, data type ("F32", "BF16", …), file, and offset in bytes."""
 
     shape: tuple[int, ...]
     dtype: str
     file: Path | None = field(default=None, compare=False)
-    start: int = field(default=0, compare=False)  # its first byte in the file
+    start: int = field(default=0, compare=False)
 
     @property
     def count(self) -> int:
@@ -32,9 +32,9 @@ class Tensor:
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors that a safetensors file declares, after checking that the file is as long as they need.
+    """The tensors in a safetensors file, by name.
 
-    Raises ModelError for anything that is not a whole safetensors file.
+    Raises ModelError if it is not a safetensors file, or its length does not fit the header.
     """
     try:
         size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""The action language of a policy's card: how its replies are read, written, and known to be complete."""
+"""Action languages: how replies are parsed, written, and recognised as complete."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ibis_agent.tool_calls import call_is_complete, format_call, parse_call
 
 @dataclass(frozen=True)
 class Language:
-    """Reading and writing of replies. `parse` raises ReplyError and nothing else; `format` InputError.
+    """An action language. `parse` raises ReplyError and nothing else; `format` raises InputError.
 
-    words: what it is, for people.
+    words: its name, for people.
     """
 
     words: str
@@ -33,5 +33,5 @@ LANGUAGES = {
 
 
 def is_tag(token: str) -> bool:
-    """Whether it is a tag that replies are written with, which some tokenizers have as a token of its own."""
+    """Whether it is a tag of an action language. Some tokenizers have them as special tokens."""
     return re.fullmatch(r"</?(?:tool_call|think|action|answer)>", token) is not None

@@ -1,4 +1,4 @@
-"""What this machine can do for a policy: its device, the numbers it computes in, and what its failures mean."""
+"""Device and precision for a policy on this machine, and torch's errors in words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ibis_agent.policy.required_memory import PRECISIONS, NotEnoughMemoryError, 
 
 
 def device_of(device: str) -> str:
-    """ "cpu", "cuda" or "cuda:1" for a name, "auto" among them. Raises InputError, ModelError without torch."""
+    """Resolve "auto" to "cpu" or "cuda"; check other names. Raises InputError, and ModelError without torch."""
     torch = _torch()
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -30,7 +30,7 @@ def device_of(device: str) -> str:
 
 
 def precision_for(found: PolicyFolder, device: str, precision: str, max_new_tokens: int) -> str:
-    """What "auto" means for a folder on a device; other names are checked. Raises InputError, ModelError."""
+    """Resolve "auto" for a folder on a device; check other names. Raises InputError, ModelError."""
     if precision != "auto":
         if precision not in PRECISIONS:
             raise InputError(
@@ -58,7 +58,7 @@ def precision_for(found: PolicyFolder, device: str, precision: str, max_new_toke
 
 
 def run_error(error: Exception, folder: object) -> ModelError:
-    """A failure of torch in words: out of memory, or something else."""
+    """An error of torch as a ModelError: NotEnoughMemoryError if memory ran out."""
     text = _first_line(error)
     low = text.lower()
     if isinstance(error, MemoryError) or "out of memory" in low or "can't allocate memory" in low:
@@ -87,7 +87,7 @@ def _torch() -> Any:
 
 @contextlib.contextmanager
 def no_progress_bar() -> Iterator[None]:
-    """transformers' bar on stderr is not for the people who use this."""
+    """Hide transformers' progress bar on stderr."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

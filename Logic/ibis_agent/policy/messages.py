@@ -1,7 +1,6 @@
-"""The conversation that asks a policy for one turn: the one place where prompts, past and picture are put together.
+"""The conversation that asks a policy for one turn, for inference and training alike.
 
-Inference and training both call `build_messages`, so that they cannot drift apart. Turning messages into tokens is
-the work of each kind of policy.
+Each kind of policy turns these messages into its own tokens or requests.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ibis_agent.policy.vocabulary import wording
 
 @dataclass(frozen=True)
 class Message:
-    """One message: for the user's, the picture with the given index stands before the text."""
+    """One message. picture: index of the picture that comes before a user's text."""
 
     role: Literal["system", "user", "assistant"]
     text: str
@@ -28,10 +27,9 @@ class Message:
 
 
 def build_messages(card: ModelCard, turn: Turn) -> list[Message]:
-    """The conversation that asks for one turn, up to the user's last message.
+    """The conversation up to the user's last message.
 
-    Pictures are numbered in the order of `pictures_of(card, turn)`. Raises InputError for a question that is
-    empty, too long or not text.
+    Pictures are numbered as in `pictures_of(card, turn)`. Raises InputError for an invalid question.
     """
     question = wording(check_question(turn.question, card.max_question, card.script), card.vocabulary)
     messages = [Message("system", card.prompts.system)] if card.prompts.system else []
@@ -48,7 +46,7 @@ def build_messages(card: ModelCard, turn: Turn) -> list[Message]:
 
 
 def pictures_of(card: ModelCard, turn: Turn) -> list[np.ndarray]:
-    """The pictures that belong to `build_messages`, earlier turns first; (H, W, 3) uint8 each."""
+    """The pictures of `build_messages`, earlier turns first; each (H, W, 3) uint8."""
     return [picture for picture, _ in _kept(card, turn)] + [turn.picture]
 
 

@@ -1,8 +1,8 @@
-"""What a policy sees and is told before it acts: the one place that builds a Turn.
+"""What a policy sees before it acts: the only place that builds a Turn.
 
     turn = observe(card, Situation(rgb, "Segment the liver"))
 
-Runs, rollouts and training samples all come here, so that a policy is trained on what it will be asked.
+Runs, rollouts and training samples all use it, so that training and inference agree.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ def _nothing_yet(done: int) -> np.ndarray | None:
 
 @dataclass(frozen=True, eq=False)
 class Situation:
-    """How things stand on one picture.
+    """The state of an episode on one picture.
 
     Attributes:
         rgb: (H, W, 3) uint8, the picture without a mask.
-        question: the person's.
-        replies: what was said before each action that was done, oldest first.
-        mask_after: how many of them were done → the (H, W) bool mask then; None while nothing was prompted. Asked only
-            for what the policy is shown.
-        started: there was a mask before the first action; it counts as a turn that was done.
-        note: added to the text, see prompts.rejection_note and prompts.retry_note.
-        frame: the part of the picture that the policy sees; None for all of it. Replies and note are about that part,
-            masks about the whole picture.
+        question: the user's question.
+        replies: the replies so far, oldest first.
+        mask_after: number of replies → the (H, W) bool mask after them; None before the first prompt. Called only for
+            the turns that the policy is shown.
+        started: there was a starting mask, which counts as a turn.
+        note: appended to the text, see prompts.rejection_note and prompts.retry_note.
+        frame: the part of the picture that the policy sees; None for the whole picture. Coordinates in replies and
+            note refer to the frame, masks to the whole picture.
     """
 
     rgb: np.ndarray
@@ -48,7 +48,7 @@ class Situation:
 
 
 def observe(card: ModelCard, state: Situation) -> Turn:
-    """What a policy of this card is asked now: the mask painted over the picture, and what the card keeps of before."""
+    """The next turn of a policy with this card: the picture with the mask, and the card's number of earlier turns."""
     done = len(state.replies)
     past = tuple(
         (_seen(card, state, state.mask_after(n)), state.replies[n])
@@ -66,7 +66,7 @@ def observe(card: ModelCard, state: Situation) -> Turn:
 
 
 def _seen(card: ModelCard, state: Situation, mask: np.ndarray | None) -> np.ndarray:
-    """(H, W, 3) uint8: the picture as the policy sees it; bare while nothing was prompted."""
+    """(H, W, 3) uint8: the picture as the policy sees it, with the mask if there is one."""
     rgb = state.rgb
     if state.frame is not None:
         rgb = np.ascontiguousarray(state.frame.crop(rgb))

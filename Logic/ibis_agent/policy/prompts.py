@@ -1,7 +1,6 @@
-"""The texts that a policy is asked with, and what a question must be like.
+"""The prompts of a policy, and the check of a question.
 
-Which of them a policy wants is in its model card; how they become a conversation is in messages. The published prompts
-are not shipped: published_prompts reads them from a user's own checkout of the published code.
+The published prompts are not shipped: published_prompts reads them from a user's checkout of the published code.
 """
 
 from __future__ import annotations
@@ -10,13 +9,9 @@ import json
 import re
 import unicodedata
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ibis_agent.errors import InputError
 from ibis_agent.tool_calls import TOOLS
-
-if TYPE_CHECKING:
-    pass
 
 PLACEHOLDERS = ("question", "number", "action", "problem")
 
@@ -25,14 +20,14 @@ _PLACEHOLDER = re.compile(r"\{([A-Za-z_]{1,40})\}")
 
 @dataclass(frozen=True)
 class Prompts:
-    """The texts of a conversation. Known words in braces are filled in, everything else stays as it is.
+    """The texts of a conversation. Placeholders such as {question} are filled in; other braces stay.
 
     Attributes:
-        system: the system message. Empty: the one that Qwen's own template puts there.
-        first: the user's text with the bare picture. {question}.
-        refine: the user's text with the mask painted over the picture. {question}, {number} of the turn.
-        reject: added to the text after the person took back the last action. {action}.
-        retry: added to the text after a reply that could not be read. {problem}.
+        system: the system message; if empty, that of Qwen's own template.
+        first: the user's text with a picture without a mask. {question}.
+        refine: the user's text with a picture with a mask. {question}, {number} of the turn.
+        reject: appended after the person took back the last action. {action}.
+        retry: appended after a reply that could not be parsed. {problem}.
     """
 
     system: str
@@ -42,7 +37,7 @@ class Prompts:
     retry: str
 
 
-# For a large policy without prompts of its own: the published format in our words.
+# For a large policy without its own prompts: the published format in our words.
 DEFAULT_PROMPTS = Prompts(
     system=(
         "You segment medical pictures for a radiologist by placing points; a segmentation tool turns your "
@@ -66,7 +61,7 @@ DEFAULT_PROMPTS = Prompts(
     retry="Your last reply could not be used: {problem} Keep to the format: <think>, then one <action>.",
 )
 
-# For a policy that writes tool calls and brings no prompts of its own.
+# For a policy that writes tool calls and has no prompts of its own.
 TOOL_PROMPTS = Prompts(
     system=(
         "You segment medical pictures for a radiologist; a segmentation tool turns your boxes and points into a mask. "
@@ -85,22 +80,12 @@ TOOL_PROMPTS = Prompts(
     retry="Your last reply could not be used: {problem} Call exactly one of the functions.",
 )
 
-# For the small policies that `training` makes: every token costs them time, and they learn the format anyway.
-DEMO_PROMPTS = Prompts(
-    system="Segment by clicks.",
-    first="{question}",
-    refine="Turn {number}. The mask so far is green. {question}",
-    reject="Not {action}.",
-    retry="Reply again.",
-)
-
 
 def check_question(question: str, longest: int = 4_000, script: str = "") -> str:
-    """The question without white space around it.
+    """The question without surrounding white space.
 
-    Any language and direction of writing will do unless `script` names the only one (see ModelCard). Raises
-    InputError where it is empty, longer than `longest` characters, in another script, or holds what is not
-    text (control characters, broken Unicode).
+    longest: in characters. script: see ModelCard. Raises InputError if the question is empty, too long, in another
+    script, or contains control characters or broken Unicode.
     """
     stripped = question.strip() if isinstance(question, str) else ""
     if not any(unicodedata.category(letter)[0] not in "ZC" for letter in stripped):
@@ -116,12 +101,12 @@ def check_question(question: str, longest: int = 4_000, script: str = "") -> str
             remedy="Shorten it.",
         )
     for letter in stripped:
-        # Cs: half a surrogate pair, which no tokenizer can encode.
+        # Cs: a lone surrogate, which no tokenizer can encode.
         if unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\r\t":
             raise InputError(
-                "the question holds a character that is not text", value=ascii(letter), remedy="Remove it."
+                "the question contains a character that is not text", value=ascii(letter), remedy="Remove it."
             )
-        # Below U+0100 stand signs such as µ, which belong to no script.
+        # Below U+0100 there are signs such as µ, which belong to no script.
         foreign = letter.isalpha() and letter > "\u00ff"
         if script and foreign and not unicodedata.name(letter, "").startswith(script.upper()):
             raise InputError(
@@ -133,22 +118,22 @@ def check_question(question: str, longest: int = 4_000, script: str = "") -> str
 
 
 def rejection_note(prompts: Prompts, action: str) -> str:
-    """What a turn's note says after the person took back `action` (as text, see actions.format_click)."""
+    """The note for a turn after the person took back `action` (text, see actions.format_prompt)."""
     return fill(prompts.reject, action=action)
 
 
 def retry_note(prompts: Prompts, problem: str) -> str:
-    """What a turn's note says after a reply that could not be read because of `problem`."""
+    """The note for a turn after a reply that could not be parsed because of `problem`."""
     return fill(prompts.retry, problem=problem)
 
 
 def fill(template: str, **values: object) -> str:
-    """Fill in {question} and its like, once: braces inside the values stay as they are."""
+    """Replace placeholders by `values`; braces inside the values stay."""
     return _PLACEHOLDER.sub(
         lambda found: str(values[found.group(1)]) if found.group(1) in values else found.group(), template
     )
 
 
 def placeholders_in(template: str) -> list[str]:
-    """The words in braces of a prompt, known and unknown."""
+    """The placeholders in a prompt, known and unknown."""
     return _PLACEHOLDER.findall(template)

@@ -1,4 +1,4 @@
-"""The published prompts, read from a user's own checkout of the published code: we do not ship that text."""
+"""Import of the published prompts from a user's checkout of the published code; the text is not shipped."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ibis_agent.errors import InputError
 
-if TYPE_CHECKING:
-    pass
-
 _LARGEST_SOURCE = 2**20
-# The form of a published reply; what stands in it is guessed wrongly and costs nothing.
+# The format of a published reply, as drafts for decoding. Wrong guesses cost nothing.
 PUBLISHED_DRAFTS = (
     "<think>\nThe\n</think>\n<action>\nPositive Point (0.5000, 0.5000)\n</action>",
     "<think>\nThe\n</think>\n<action>\nNegative Point (0.5000, 0.5000)\n</action>",
@@ -24,13 +20,12 @@ PUBLISHED_DRAFTS = (
 
 
 def import_prompts(checkout: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path:
-    """Read the published prompts from a checkout of the published code into the card of a policy's folder.
+    """Copy the published prompts from a checkout of the published code into a policy folder's card.
 
-    The sources are parsed, never run. The rest of an existing card stays; one without drafts gets the published
-    form of a reply, which the decoder guesses from. The published code also sends its
-    picture marker as literal text, in addition to the picture; that is left out here.
+    The sources are parsed, never run. The rest of the card stays, but a card without drafts gets PUBLISHED_DRAFTS. The
+    literal "<image>" that the published code adds to the text is left out.
 
-    Returns the card's file. Raises InputError, ModelError, OutputError.
+    Returns the card's path. Raises InputError, ModelError, OutputError.
     """
     from ibis_agent.policy.card import WITHOUT_CARD, load_card, save_card
 
@@ -71,7 +66,7 @@ def _published_texts(checkout: Path) -> tuple[str, str]:
 
 
 def _assigned_texts(path: Path) -> Iterator[tuple[str, str]]:
-    """(name, text) of every text that is assigned to a name anywhere in a source; f-strings as templates."""
+    """(name, text) of every string assigned to a name in a source file; f-strings as templates."""
     try:
         if path.stat().st_size > _LARGEST_SOURCE:
             return
@@ -96,7 +91,7 @@ def _assigned_texts(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _template(node: ast.expr | None) -> str | None:
-    """A text, a sum of texts, or an f-string that inserts nothing but the user's question; else None."""
+    """The text of a string, a sum of strings, or an f-string that inserts only the question; otherwise None."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):

@@ -1,6 +1,6 @@
-"""How much memory a policy needs, and how much there is: asked before loading, so that no machine is frozen.
+"""The memory a policy needs and the free memory, checked before loading.
 
-Estimates are computed from the shapes in the weights' headers (see headers); they need no torch.
+Estimates use the shapes in the weights' headers, without torch.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from ibis_agent.policy.formats import UNPACKED
 
 PRECISIONS = ("fp32", "bf16", "fp16", "fp8", "int4")
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-# NF4: half a byte a weight, and a scale of one byte for every 64 of them, with a float32 for every 256 scales.
-# FP8: a byte a weight, and four for every row of them.
+# NF4: half a byte per weight, a one-byte scale per 64 weights, and a float32 per 256 scales.
+# FP8: one byte per weight and four per row.
 _PACKED = {"int4": 0.5 + (1 + 4 / 256) / 64, "fp8": 1.002}
 _QUANTIZED = re.compile(r"layers\..*\.weight$")
-# Room that torch, its kernels and fragmentation take beside tensors; a CUDA context alone is about 0.5 GB.
+# Memory of torch, its kernels and fragmentation beyond tensors; a CUDA context alone takes about 0.5 GB.
 _OVERHEAD = {"cpu": 0.3e9, "cuda": 1.0e9}
 _PROMPT_TOKENS = 2048
 
 
 class NotEnoughMemoryError(ModelError):
-    """The model does not fit into this machine's memory."""
+    """The model does not fit into memory."""
 
 
 def weight_bytes(folder: PolicyFolder, precision: str) -> int:
-    """Memory for the weights alone, in bytes. In int4 and FP8 vision tower, embeddings and output stay at 16 bits."""
+    """Memory of the weights in bytes. In int4 and fp8 the vision tower, embeddings and output stay at 16 bits."""
     if folder.quantised and folder.quantised.method != UNPACKED:
         return folder.stored_bytes
     if precision not in _PACKED:
@@ -48,9 +48,9 @@ def run_bytes(
     max_new_tokens: int = 512,
     prompt_tokens: int = _PROMPT_TOKENS,
 ) -> int:
-    """Memory for loading and running, in bytes: weights, keys and values, the largest intermediate results.
+    """Memory for loading and running, in bytes: weights, keys and values, and the largest intermediate results.
 
-    Before a request is known, for one of 2048 tokens (a picture of about a megapixel).
+    The default of 2048 prompt tokens is a picture of about a megapixel.
     """
     text, vision = folder.text_config, folder.config.get("vision_config") or {}
     each = 4 if precision == "fp32" else 2
@@ -75,13 +75,13 @@ def run_bytes(
 
 
 def free_bytes(device: str = "cpu") -> int | None:
-    """Free memory of a device in bytes; None where this machine does not tell."""
+    """Free memory of a device in bytes; None if unknown."""
     if device.startswith("cuda"):
         import torch
 
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
     try:
-        import psutil  # not there in Slicer before the installation
+        import psutil  # missing in Slicer before the installation
     except ImportError:
         return None
     free = int(psutil.virtual_memory().available)
@@ -90,12 +90,12 @@ def free_bytes(device: str = "cpu") -> int | None:
 
 
 def offered(device: str) -> tuple[str, ...]:
-    """The precisions that can be chosen on a device."""
+    """The precisions available on a device."""
     return tuple(each for each in PRECISIONS if each != "fp8" or has_fp8(device))
 
 
 def has_fp8(device: str) -> bool:
-    """Whether a device multiplies in FP8: cards of compute capability 8.9 and above (Ada, Hopper, Blackwell)."""
+    """Whether a device supports FP8: compute capability 8.9 or above (Ada, Hopper, Blackwell)."""
     if not device.startswith("cuda"):
         return False
     import torch
@@ -104,7 +104,7 @@ def has_fp8(device: str) -> bool:
 
 
 def check_memory(folder: PolicyFolder, precision: str, device: str, max_new_tokens: int = 512) -> None:
-    """Raises NotEnoughMemoryError, in plain words and with what would fit, before anything is loaded."""
+    """Raise NotEnoughMemoryError, with a precision that would fit, before anything is loaded."""
     needed, free = run_bytes(folder, precision, device, max_new_tokens), free_bytes(device)
     if free is None or needed <= free:
         if device.startswith("cuda"):
@@ -131,7 +131,7 @@ def check_memory(folder: PolicyFolder, precision: str, device: str, max_new_toke
 def check_request(
     folder: PolicyFolder, precision: str, device: str, max_new_tokens: int, tokens: int
 ) -> None:
-    """Raises NotEnoughMemoryError where a request is far longer than `check_memory` assumed, and does not fit."""
+    """Raise NotEnoughMemoryError for a request that is longer than `check_memory` assumed and does not fit."""
     if tokens <= _PROMPT_TOKENS:
         return
     assumed = run_bytes(folder, precision, device, max_new_tokens)
@@ -145,7 +145,7 @@ def check_request(
 
 
 def _check_main_memory(folder: PolicyFolder) -> None:
-    """On the way to a card one tensor at a time passes through main memory, as stored and as it is needed."""
+    """While loading onto a GPU, one tensor at a time is in main memory, as stored and converted."""
     largest = max((tensor.count for tensor in folder.tensors.values()), default=0)
     needed, free = largest * 8 + _OVERHEAD["cpu"], free_bytes("cpu")
     if free is not None and needed > free:
@@ -157,7 +157,7 @@ def _check_main_memory(folder: PolicyFolder) -> None:
 
 
 def count_words(number: int) -> str:
-    """How many parameters, as people read it: 8.29 billion."""
+    """A number of parameters for people: 8.29 billion."""
     for size, word in ((10**9, "billion"), (10**6, "million")):
         if number >= size:
             return f"{number / size:.2f} {word}"
@@ -165,12 +165,12 @@ def count_words(number: int) -> str:
 
 
 def gigabytes(number: float) -> str:
-    """Bytes as people read them: 16.6 GB, or MB below one."""
+    """Bytes for people: 16.6 GB, or MB below 1 GB."""
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
 
 
 def _free_in_cgroup() -> int | None:
-    """What a container may still take, which psutil does not know; page cache can be given back, and counts as free."""
+    """Free memory of a container, which psutil does not know; page cache counts as free."""
     try:
         group = Path("/sys/fs/cgroup")
         limit = (group / "memory.max").read_text(encoding="ascii").strip()

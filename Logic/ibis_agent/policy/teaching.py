@@ -1,7 +1,4 @@
-"""What training needs of a family of policies: its files, how it reads a conversation, and the network that learns.
-
-`policy.trainable(folder)` tells the families apart; those that training does not know are refused there.
-"""
+"""The contract of a trainable policy: its files, its tokens, and its network. See policy.trainable."""
 
 from __future__ import annotations
 
@@ -19,17 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """One conversation as the network takes it; L tokens, P patches of n pictures.
+    """A conversation as input of the network: L tokens, P patches of n pictures.
 
     Attributes:
         ids: (L,) int64.
-        learn: (L,) bool, the tokens of the reply and its end: what training learns. All False if no reply.
+        learn: (L,) bool, True for the reply and its end token, which training learns. All False without a reply.
         pixels: (P, 3·2·14·14) float32, normalised patches in the model's order.
-        grid: (n, 3) int64, every picture's patches in time, height and width.
-        types: (L,) int64, 1 where a token stands for a part of a picture (`mm_token_type_ids`).
+        grid: (n, 3) int64, number of patches of each picture in time, height and width.
+        types: (L,) int64, 1 for picture tokens (`mm_token_type_ids`).
         positions: (3, L) int64, time, row and column for the rotary embedding (`position_ids`).
-        parts: where the conversation can be cut so that the parts before stay the same in later turns: after
-            the system message, and where the assistant begins to write. Rising, ends with L.
+        parts: rising token positions, ending with L, that cut the conversation into parts which stay the same in
+            later turns: after the system message, and where the assistant starts to write.
     """
 
     ids: np.ndarray
@@ -42,7 +39,7 @@ class Encoded:
 
 
 class Chat(Protocol):
-    """Conversations → tokens and pixels, and tokens → text: the same for inference and training."""
+    """Conversations → tokens and pixels, and tokens → text, for inference and training."""
 
     tokenizer: Any
     pictures: Any
@@ -51,28 +48,28 @@ class Chat(Protocol):
     def encode(
         self, messages: Sequence[Message], pictures: Sequence[np.ndarray], reply: str | None = None
     ) -> Encoded:
-        """A conversation up to where the assistant begins to write, or with its reply. Raises InputError."""
+        """A conversation up to the start of the reply, or with the reply. Raises InputError."""
         ...
 
     def length(self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]]) -> int:
-        """How many tokens `encode` would give for pictures of these (height, width)."""
+        """The number of tokens that `encode` gives for pictures of these (height, width)."""
         ...
 
     def as_seen(self, picture: np.ndarray) -> np.ndarray:
-        """(h, w, 3) uint8: an (H, W, 3) uint8 picture in the size in which the policy sees it."""
+        """An (H, W, 3) uint8 picture in the size that the policy sees: (h, w, 3) uint8."""
         ...
 
     def reply_tokens(self, reply: str) -> list[int]:
-        """A reply as the assistant writes it, with the token that ends it."""
+        """The tokens of a reply, with its end token."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Tokens → text without control tokens."""
+        """Tokens → text, without control tokens."""
         ...
 
 
 class Trainable(Protocol):
-    """The policy of a folder, as training takes it."""
+    """A policy in a folder, for training."""
 
     def inspect(self, weights_only: bool = False) -> PolicyFolder:
         """See folder.look_into. Raises ModelError."""

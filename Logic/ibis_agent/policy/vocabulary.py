@@ -1,11 +1,10 @@
-"""What a small policy knows by name: a question is understood first, and refused where it would be guessed at.
+"""Questions to a small policy: they must name structures of its vocabulary, or they are refused.
 
-A large policy reads any question; its card has no vocabulary, and nothing here applies. A small one answers
-nonsense to words that it never learnt, and says it with confidence. So its card lists the structures that it
-knows, and further words for them; a question must ask for one of these and for nothing else.
+A small policy answers unknown words with confident nonsense, so its card lists the structures it knows and their
+synonyms. A large policy reads any question and has no vocabulary.
 
-No word next to a structure's name is passed over: "liver cyst" and "left lobe of the liver" are not the liver.
-Several structures are several questions, asked one after the other: `questions_in`.
+Words next to a structure's name are not ignored: "liver cyst" and "left lobe of the liver" are not the liver. A
+question for several structures becomes several questions, see `questions_in`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from ibis_agent.policy.prompts import check_question
 
 Vocabulary = Mapping[str, Sequence[str]]
 
-_SHORTEST_TYPO = 5  # letters; shorter words are too like each other
+_SHORTEST_TYPO = 5  # letters; shorter words are too similar
 _SIZE = re.compile(
     r"\b(?:how\s+(?:large|big|long|wide|thick|heavy|much)|size|volume|diameter|measure\w*|millilit\w+|ml"
     r"|hounsfield|hu)\b"
@@ -41,7 +40,7 @@ _NEGATION = {
     "ohne",
     "sin",
 }
-# A part of an organ, or something in it, is not the organ.
+# Words that turn an organ into a part of it, or into something in it.
 _PART_WORDS = """
 lobe lobes cortex medulla wall walls pole poles hilum artery arteries vein veins vessel vessels duct
 ducts head tail neck fundus antrum caudate quadrate capsule pelvis stone stones thrombus aneurysm
@@ -49,7 +48,7 @@ dissection ascending descending arch thoracic branch bifurcation stent graft hal
 parts
 """
 _SEGMENT_NUMBER = re.compile(r"\bsegments?\s+(?:\d|[ivx]+\b)|\b[tlc]\d{1,2}\b")
-# What may stand beside a structure's name without changing what is asked for.
+# Words beside a structure's name that do not change what is asked for.
 _PLAIN_WORDS = """
 a an the this that these those any some all whole entire complete my his her its their patient
 patients please pls and or of in on at with from for to by as is are it there here where what which
@@ -91,8 +90,8 @@ class Asked:
     """What a question asks for.
 
     Attributes:
-        structures: names of the vocabulary, in the order of mention, each once.
-        size: the question is about how large they are, not only where.
+        structures: names in the vocabulary, in order of mention, without duplicates.
+        size: whether the question asks for their size.
     """
 
     structures: tuple[str, ...]
@@ -100,15 +99,12 @@ class Asked:
 
 
 def understand(question: str, vocabulary: Vocabulary, name: str = "") -> Asked:
-    """What a question asks for, in the words of a policy's vocabulary.
+    """What a question asks for, by the names of a policy's vocabulary.
 
-    Letter case, accents, plurals and one wrong letter in a word of five or more do not matter.
+    Case, accents, plurals and one wrong letter in a word of five or more letters are ignored.
 
-    Args:
-        name: of the policy, for the message.
-
-    Raises InputError with the list of what is known: for a question that names nothing known, or something
-    else too, or that says more of a structure than its name.
+    name: the policy's, for the message. Raises InputError, with the list of known structures, for a question that
+    names none of them, names others, or qualifies a structure's name.
     """
     words = _words(question)
     problem = _refusal(question, words, vocabulary)
@@ -127,20 +123,18 @@ def understand(question: str, vocabulary: Vocabulary, name: str = "") -> Asked:
 
 
 def structures_in(question: str, vocabulary: Vocabulary) -> list[str]:
-    """The structures that a question asks for, by the vocabulary's names, in the order of mention, each once.
+    """The structures that a question asks for, see Asked.structures; empty without a vocabulary.
 
-    Empty for a policy without a vocabulary, which is asked as a person typed it. Raises InputError as `understand`.
+    Raises InputError as `understand`.
     """
     return list(understand(question, vocabulary).structures) if vocabulary else []
 
 
 def questions_in(question: str, card: ModelCard) -> list[str]:
-    """A question as the ones that are asked, one after the other: one for each structure that it names.
+    """A question split into one question per structure: "How large are the kidneys?" asks for the size of each.
 
-    A question for one structure, or to a policy without a vocabulary, stays as it was typed. "How large are the
-    kidneys?" asks how large each is.
-
-    Raises InputError as `check_question` and `understand` do.
+    A question for one structure, or to a policy without a vocabulary, stays as typed. Raises InputError as
+    `check_question` and `understand` do.
     """
     question = check_question(question, card.max_question, card.script)
     if not card.vocabulary:
@@ -153,9 +147,9 @@ def questions_in(question: str, card: ModelCard) -> list[str]:
 
 
 def check_asked(question: str, card: ModelCard) -> str:
-    """A new question for one run, without white space around it.
+    """The question of a single run, without surrounding white space.
 
-    Raises InputError as `questions_in` does, and where it asks for several structures.
+    Raises InputError as `questions_in` does, and if it asks for several structures.
     """
     questions = questions_in(question, card)
     if len(questions) > 1:
@@ -169,9 +163,9 @@ def check_asked(question: str, card: ModelCard) -> str:
 
 
 def wording(question: str, vocabulary: Vocabulary) -> str:
-    """How the policy is asked: in the words that it learnt, where it is asked for one structure that it knows.
+    """The question in the words that the policy was trained on, if it asks for one known structure.
 
-    Any other question stays as it is.
+    Other questions stay as they are.
     """
     if not vocabulary:
         return question
@@ -183,10 +177,10 @@ def wording(question: str, vocabulary: Vocabulary) -> str:
 
 
 def _refusal(question: str, words: list[str], vocabulary: Vocabulary) -> str:
-    """Why a question is not understood; empty where it is."""
+    """Why a question is refused; empty if it is not."""
     mentions = list(_mentions(words, vocabulary))
     if not mentions:
-        return "the question contains no structure that it knows"
+        return "the question names no structure that it knows"
     for key, _, _ in mentions:
         if not _known(key, vocabulary):
             return f"it does not know the {key}"
@@ -206,7 +200,7 @@ def _refusal(question: str, words: list[str], vocabulary: Vocabulary) -> str:
 
 
 def _unknown_in_a_list(question: str, vocabulary: Vocabulary) -> str:
-    """What a list names beside structures, such as "the thymus" in "the liver and the thymus"; empty if nothing."""
+    """An unknown item in a list, such as "thymus" in "the liver and the thymus"; otherwise ""."""
     named = False
     for item in _LIST.split(question.casefold()):
         words = [word for word in _words(item) if word not in _ARTICLES]
@@ -218,7 +212,7 @@ def _unknown_in_a_list(question: str, vocabulary: Vocabulary) -> str:
 
 
 def _listed(words: list[str], mentions: list[tuple[str, int, int]]) -> bool:
-    """Whether a finding stands beside an organ in a list: "the liver and the lesions", not "lesions in the liver"."""
+    """Whether a finding and an organ form a list: "the liver and the lesions", not "lesions in the liver"."""
     for (a, _, end), (b, start, _) in itertools.pairwise(mentions):
         between = set(words[end:start])
         if (a == "lesion") != (b == "lesion") and not (
@@ -229,13 +223,13 @@ def _listed(words: list[str], mentions: list[tuple[str, int, int]]) -> bool:
 
 
 def _is_plain(word: str) -> bool:
-    """Whether a word may stand beside a structure's name; small slips of the keyboard are not new words."""
+    """Whether a word may stand beside a structure's name, also with two neighbouring letters swapped."""
     swapped = (word[:n] + word[n + 1] + word[n] + word[n + 2 :] for n in range(len(word) - 1))
     return word in _PLAIN or any(each in _PLAIN for each in swapped)
 
 
 def _known(key: str, vocabulary: Vocabulary) -> list[str]:
-    """The names of the vocabulary that a structure's key stands for; both sides where no side is said."""
+    """The names in the vocabulary that a structure's key stands for; both sides if it has none."""
     if key in vocabulary:
         return [key]
     structure = STRUCTURES.get(key)
@@ -250,7 +244,7 @@ def _known(key: str, vocabulary: Vocabulary) -> list[str]:
 
 
 def _mentions(words: list[str], vocabulary: Vocabulary) -> Iterator[tuple[str, int, int]]:
-    """(key, first word, word after the last) of every structure that is named, longest names first."""
+    """(key, index of the first word, index after the last) of every structure named; longest names first."""
     phrases = _phrases(vocabulary)
     longest = max(map(len, phrases))
     at = 0
@@ -276,7 +270,7 @@ def _phrases(vocabulary: Vocabulary) -> dict[tuple[str, ...], str]:
 
 
 def _key_of(said: tuple[str, ...], phrases: Mapping[tuple[str, ...], str]) -> str:
-    """The structure that these words name: as they are, in the singular, or with one wrong letter."""
+    """The structure that these words name, also in the plural or with one wrong letter; otherwise ""."""
     for form in (said, (*said[:-1], said[-1].removesuffix("s"))):
         if form in phrases:
             return phrases[form]
@@ -291,7 +285,7 @@ def _key_of(said: tuple[str, ...], phrases: Mapping[tuple[str, ...], str]) -> st
 
 
 def _same_but_one_letter(a: str, b: str) -> bool:
-    """Equal, or, in words of five letters and more, one letter wrong, missing, too many, or two swapped."""
+    """Whether words are equal; from five letters on, one letter may be wrong, missing or extra, or two swapped."""
     if a == b:
         return True
     if (
@@ -301,7 +295,7 @@ def _same_but_one_letter(a: str, b: str) -> bool:
     ):
         return False
     start = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    if start == 0 and len(a) == len(b):  # "river" is a word of its own; people rarely miss the first letter
+    if start == 0 and len(a) == len(b):  # "river" is not "liver"; typos rarely affect the first letter
         return False
     swapped = a[start : start + 2] == b[start : start + 2][::-1] and a[start + 2 :] == b[start + 2 :]
     return (
@@ -313,6 +307,6 @@ def _same_but_one_letter(a: str, b: str) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    """Words without case, accents and punctuation; "left and right" of a pair is both."""
+    """Words without case, accents and punctuation; "left and right" becomes "both"."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
     return _BOTH_SIDES.sub("both", " ".join(re.findall(r"[^\W_]+", plain))).split()

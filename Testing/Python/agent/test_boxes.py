@@ -14,7 +14,6 @@ from ibis_agent.cli.terminal import Add, Replace, read_command
 from ibis_agent.errors import InputError, ModelError, ReplyError
 from ibis_agent.mask.masks import box_around, iou
 from ibis_agent.policy.card import ModelCard, card_from_json, card_to_json
-from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.policy.prompts import TOOL_PROMPTS
 from ibis_agent.record.review import review_page
 from ibis_agent.record.trajectory import Trajectory
@@ -23,6 +22,7 @@ from ibis_agent.scan.picture import Picture
 from ibis_agent.segmenter.sam2.carrying import deepest
 from ibis_agent.tool_calls import call_is_complete, format_call, parse_call
 from phantom_pictures import liver_picture
+from scripted_policy import ScriptedPolicy
 
 torch = pytest.importorskip("torch")
 

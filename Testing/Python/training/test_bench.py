@@ -16,10 +16,9 @@ from ibis_agent.actions import Click, Reply, format_reply
 from ibis_agent.errors import ModelError
 from ibis_agent.policy.card import ModelCard, save_card
 from ibis_agent.policy.contract import Turn
-from ibis_agent.policy.prompts import DEMO_PROMPTS
 from ibis_agent.policy.qwen25.compiling import compile_layer
 from ibis_agent.segmenter.contract import Prediction
-from tiny_models import make_tiny_policy, teach
+from tiny_models import DEMO_PROMPTS, make_tiny_policy, teach
 
 from training.bench import card, episodes, halves, kernels
 from training.bench import steps as bench

@@ -14,10 +14,10 @@ from browser import Browser
 from ibis_agent.actions import Box, Click, Reply, Terminate, format_reply
 from ibis_agent.errors import InputError
 from ibis_agent.mask.masks import encode_rle, iou
-from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.run.episode import Limits
 from ibis_agent.scan.picture import Picture, PictureGeometry
 from ibis_agent.segmenter.contract import Segmenter
+from scripted_policy import ScriptedPolicy
 
 from training import evaluate
 from training.bench.volume import PreparedSlices, plain_predictor

@@ -14,11 +14,10 @@ import yaml
 from ibis_agent.errors import InputError, OutputError
 from ibis_agent.policy.card import load_card, save_card
 from ibis_agent.policy.messages import Message
-from ibis_agent.policy.prompts import DEMO_PROMPTS
 from ibis_agent.policy.qwen25.chat import Chat
 from phantom_trajectories import make_trajectories
 from PIL import Image
-from tiny_models import make_tiny_policy
+from tiny_models import DEMO_PROMPTS, make_tiny_policy
 
 from training.common.settings import settings_from
 from training.sft.llamafactory import check_export, export

@@ -15,10 +15,9 @@ from ibis_agent.errors import InputError, ModelError, OutputError
 from ibis_agent.policy.card import load_card, save_card
 from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.folder import look_into
-from ibis_agent.policy.prompts import DEMO_PROMPTS
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_models import make_tiny_policy
+from tiny_models import DEMO_PROMPTS, make_tiny_policy
 
 from training.common.policy_folder import history_of
 from training.sft.merge import merge

@@ -18,14 +18,13 @@ from ibis_agent.errors import Cancelled, InputError, ModelError
 from ibis_agent.mask.masks import decode_rle
 from ibis_agent.policy.card import load_card, save_card
 from ibis_agent.policy.folder import look_into
-from ibis_agent.policy.prompts import DEMO_PROMPTS
 from ibis_agent.policy.qwen25.chat import Chat
 from ibis_agent.policy.qwen25.source import demo_folder
 from phantom_trajectories import make_trajectories
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_families import qwen3_vl
-from tiny_models import make_tiny_policy
+from tiny_models import DEMO_PROMPTS, make_tiny_policy
 
 from training.common.settings import settings_from
 from training.grpo import train as grpo
@@ -297,7 +296,7 @@ def test_the_digits_of_a_tool_call_weigh_more_too(boxed, tiny):
 
 def test_another_family_than_qwens_is_refused_in_a_line_before_anything_is_made(data, tmp_path):
     folder = qwen3_vl(tmp_path / "qwen3")
-    line = r"no other family than Qwen2.5-VL.*model_type qwen3_vl"
+    line = r"only Qwen2.5-VL can be trained.*model_type qwen3_vl"
     for begin in (
         lambda: sft.fine_tune(settings(data, tmp_path / "out", folder)),
         lambda: BatchPolicy.load(folder, "cpu"),

@@ -1,6 +1,6 @@
-"""A policy of any family that transformers runs: slower than the own network for Qwen2.5-VL, and right.
+"""A policy of any family that transformers can run; slower than our own decoder for Qwen2.5-VL.
 
-Every turn is read from its beginning; nothing is kept between turns. Greedy, streamed, cancellable between the layers.
+Nothing is cached between turns. Greedy, streamed, and cancellable between layers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class GenericPolicy:
-    """A folder of any vision-language model on this machine's CPU or CUDA device."""
+    """Any vision-language model, on this machine's CPU or CUDA device."""
 
     def __init__(
         self,
@@ -82,9 +82,9 @@ class GenericPolicy:
 
 
 class _Written(StoppingCriteria):
-    """Gathers what is written, tells whole letters only, and ends with the action, as every policy does.
+    """Collects the text, streams complete characters only, and stops when the action is complete.
 
-    A criterion and not a streamer: some versions of transformers show a streamer each token one step too late.
+    Not a streamer, because some versions of transformers pass each token to a streamer one step late.
     """
 
     def __init__(self, tokenizer: Any, is_complete: Callable[[str], bool], on_text: OnText | None) -> None:
@@ -97,7 +97,7 @@ class _Written(StoppingCriteria):
         )
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        if self._asked < 0:  # one token is new each time
+        if self._asked < 0:  # the first call comes after one new token
             self._asked = input_ids.shape[1] - 1
         self._ids = input_ids[0, self._asked :].tolist()
         self._tell(self._decode(self._ids), whole=False)
@@ -105,7 +105,7 @@ class _Written(StoppingCriteria):
         return torch.full((len(input_ids),), done, dtype=torch.bool, device=input_ids.device)
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """Stream the rest of the text."""
         self._tell(self._decode(self._ids), whole=True)
 
     def _tell(self, text: str, whole: bool) -> None:

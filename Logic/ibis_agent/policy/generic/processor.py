@@ -1,7 +1,7 @@
-"""A folder's own processor: pictures and conversation → what its network takes, also where torchvision is missing.
+"""A folder's own processor: pictures and conversation → input of its network, also without torchvision.
 
-transformers' AutoProcessor wants torchvision for families that also take videos, which this program never shows. There
-the processor is put together from its parts instead: the tokenizer, and the image processor that needs PIL alone.
+transformers' AutoProcessor needs torchvision for families that also take videos. Without it the processor is assembled
+from the tokenizer and the PIL image processor.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ibis_agent.policy.messages import Message
 
 
 class Conversations:
-    """Conversations as one family of networks takes them."""
+    """Conversations in the format of one model family."""
 
     def __init__(self, processor: Any, tokenizer: Any, folder: Path) -> None:
         self.tokenizer = tokenizer
@@ -31,7 +31,7 @@ class Conversations:
 
     @classmethod
     def load(cls, folder: Path, model_type: str) -> Conversations:
-        """Raises ModelError where the folder's processor cannot be used here."""
+        """Load a folder's processor. Raises ModelError."""
         processor = load_processor(folder, model_type)
         found = cls(processor, getattr(processor, "tokenizer", processor), folder)
         if not (getattr(processor, "chat_template", None) or getattr(found.tokenizer, "chat_template", None)):
@@ -43,14 +43,14 @@ class Conversations:
         return found
 
     def encode(self, messages: Sequence[Message], pictures: Sequence[np.ndarray]) -> Any:
-        """A batch of one, up to where the assistant begins to write. Raises ModelError."""
+        """A batch of one, up to the start of the reply. Raises ModelError."""
         try:
             text = self._written(messages)
             images = [Image.fromarray(pictures[m.picture]) for m in messages if m.picture is not None]
             return self._processor(text=[text], images=[images], return_tensors="pt")
         except ModelError:
             raise
-        except Exception as error:  # processors raise all kinds for what does not fit them
+        except Exception as error:  # processors raise many kinds of exceptions
             raise ModelError(
                 "the folder's processor cannot create a request",
                 file=self._folder,
@@ -59,9 +59,9 @@ class Conversations:
             ) from error
 
     def plain(self, text: str) -> str:
-        """`text` without the family's control tokens: what people write must not be obeyed as one.
+        """`text` with control tokens broken up, so that a user's text cannot act as one.
 
-        The tags of an action language stay: prompts and earlier replies are written with them.
+        Tags of action languages stay: prompts and earlier replies contain them.
         """
         for token in self._special:
             if token.strip() and token in text:
@@ -83,7 +83,7 @@ class Conversations:
             return self._templated(told)
         except (
             Exception
-        ):  # some families' templates know no system message: it goes before the first question
+        ):  # templates without a system role: the system message goes before the first question
             if not told or told[0]["role"] != "system":
                 raise
             system, first, *rest = told
@@ -96,12 +96,12 @@ class Conversations:
 
 
 def load_processor(folder: Path, model_type: str) -> Any:
-    """transformers' processor of a folder. Nothing is fetched and no code of the folder is run. Raises ModelError."""
+    """A folder's processor, without downloads and without running the folder's code. Raises ModelError."""
     from transformers import AutoProcessor
 
     try:
         return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as whole:  # without torchvision in many ways
+    except Exception as whole:  # without torchvision: many kinds of exceptions
         try:
             return _from_parts(folder, model_type)
         except Exception as error:
@@ -126,7 +126,7 @@ def _from_parts(folder: Path, model_type: str) -> Any:
     family: Any = getattr(transformers, str(PROCESSOR_MAPPING_NAMES[model_type]))
 
     class WithoutVideos(family):
-        """The family's processor; the part that takes videos is never asked."""
+        """The family's processor without its video part."""
 
         def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
             return (
@@ -145,7 +145,7 @@ def _from_parts(folder: Path, model_type: str) -> Any:
 
 
 class _NoVideos:
-    """Stands where the processor of videos would."""
+    """A placeholder for the video processor."""
 
     model_input_names: tuple[str, ...] = ()
     merge_size, temporal_patch_size = 2, 2

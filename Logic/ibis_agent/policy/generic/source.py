@@ -1,4 +1,4 @@
-"""A folder of a vision-language model other than Qwen2.5-VL: whether transformers knows it, and how it is opened."""
+"""A folder of a vision-language model that runs through transformers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QWEN25 = "qwen2_5_vl"
 
 
 class GenericFolder(Qwen25Folder):
-    """A folder of weights that runs through transformers; see policy.find."""
+    """See policy.find."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         super().__init__(folder)
@@ -33,7 +33,7 @@ class GenericFolder(Qwen25Folder):
         return look_into(self.folder, model_type=None, quantised=(UNPACKED, *COMPUTED))
 
     def check(self) -> None:
-        """Raises ModelError for what `open` would refuse in the files."""
+        """See contract.PolicySource."""
         self.inspect()
         self._known()
 
@@ -43,9 +43,9 @@ class GenericFolder(Qwen25Folder):
         why = (
             f"this is {self.model_type}"
             if self.model_type != QWEN25
-            else f"not for {found.stored_as} weights"
+            else f"without {found.stored_as} weights"
         )
-        way = f"transformers' own processor and generate: the fast way is for Qwen2.5-VL, {why}"
+        way = f"transformers' own processor and generate; the fast implementation is for Qwen2.5-VL, {why}"
         return {**super().facts(), "way": way + unpacked(found)}
 
     def open(self, device: str = "auto", precision: str = "auto") -> GenericPolicy:  # type: ignore[override]
@@ -73,7 +73,7 @@ class GenericFolder(Qwen25Folder):
             raise
         except (MemoryError, RuntimeError) as error:
             raise run_error(error, self.folder) from error
-        except Exception as error:  # the libraries raise all kinds for files that do not fit together
+        except Exception as error:  # the libraries raise many kinds of exceptions
             raise ModelError(
                 "cannot be loaded",
                 file=self.folder,
@@ -100,10 +100,10 @@ class GenericFolder(Qwen25Folder):
 
         from ibis_agent.policy.generic.generic import TYPES
 
-        # The configuration by its class: a folder's own code is never looked for, whatever its files say.
+        # By its class, so that a folder's own code is never run.
         values = {key: value for key, value in found.config.items() if key not in ("auto_map", "model_type")}
         config = AutoConfig.for_model(self.model_type, **values)
-        # With accelerate the weights go to a card file by file; without, all pass through main memory.
+        # With accelerate, weights go to the GPU file by file; otherwise all pass through main memory.
         straight = device.startswith("cuda") and importlib.util.find_spec("accelerate") is not None
         with no_progress_bar():
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -120,7 +120,7 @@ class GenericFolder(Qwen25Folder):
         bad = sorted(report["missing_keys"]) or sorted(
             str(each[0]) for each in report.get("mismatched_keys") or ()
         )
-        if bad:  # transformers would go on with random numbers in their place
+        if bad:  # transformers would use random weights instead
             raise ModelError(
                 f"{len(bad)} tensors of the configuration are missing or have a different size",
                 file=found.folder,
@@ -131,12 +131,12 @@ class GenericFolder(Qwen25Folder):
 
 
 def model_type_of(folder: Path) -> str:
-    """What config.json says; empty where there is none, or none that can be read."""
+    """The model_type in config.json; empty if it cannot be read."""
     return str(_config_of(folder).get("model_type") or "")
 
 
 def has_own_network(folder: Path) -> bool:
-    """Whether Qwen2.5-VL's own network runs it: no other family, no weights of another library."""
+    """Whether our own Qwen2.5-VL network can run it."""
     config = _config_of(folder)
     return config.get("model_type") in (None, "", QWEN25) and method_of(config) not in COMPUTED
 

@@ -1,8 +1,8 @@
-"""One block of tokens through the language model: always of one size, on CUDA as a captured graph.
+"""Passing one fixed-size block of tokens through the language model, on CUDA as a captured graph.
 
-A graph is a recorded sequence of kernels, started by one call: on a card the 28 layers of a 7B otherwise cost
-more time for starting kernels than for computing. What changes between passes (tokens, their places, their
-positions) lies in buffers that the graph reads. Nothing here needs triton, so it works on Windows too.
+A CUDA graph is a recorded sequence of kernels that one call starts. Without it, the 28 layers of a 7B model spend more
+time on kernel launches than on computing. What changes between passes (tokens, memory slots, positions) is copied into
+buffers that the graph reads. Works without triton, and so on Windows.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from ibis_agent.policy.qwen25.network import Check, Memory, Network, Step, round
 from ibis_agent.policy.qwen25.packing import FourBit
 
 BLOCK = 8
-# bitsandbytes multiplies up to so many rows with packed weights; for more it unpacks them first.
+# Up to this many rows bitsandbytes multiplies with packed weights; for more it unpacks them first.
 _BLOCK_OF_FOUR_BIT = 7
-# Keys and values that a graph looks at, and memory for them, in steps: a conversation that grows past one costs a new
-# graph (three passes in eager mode), where looking at 2048 keys too many reads 0.1 GB more of a 7B (computed).
+# Memory for keys and values grows in steps of this many tokens. With graphs, each step needs a new graph (three eager
+# passes), while attending to 2048 unused keys reads 0.1 GB more for a 7B model (computed).
 _STEP_OF_GRAPHS = 2048
 _STEP = 512
 
 
 class Blocks:
-    """Runs blocks of one network; keeps what was captured for one memory."""
+    """Runs blocks of one network, and keeps the graphs captured for one memory."""
 
     def __init__(
         self,
@@ -35,9 +35,9 @@ class Blocks:
         fixed: bool | None = None,
         layer: Step | None = None,
     ) -> None:
-        """capture: as CUDA graphs (where there is CUDA). fixed: shapes as a graph needs them (where captured).
-
-        layer: a compiled layer, taken where it wins (see compiling; where one was asked for).
+        """
+        capture: use CUDA graphs; default: on CUDA. fixed: use fixed shapes, as graphs need them; default: as capture.
+        layer: a compiled layer, used if it is faster; default: see compiling.
         """
         self._network = network
         packed = isinstance(network.language.layers[0].qkv, FourBit)
@@ -46,24 +46,25 @@ class Blocks:
         self._fixed = self._capture if fixed is None else fixed
         self._layer = layer or compiled_layer(network)
         self.step = _STEP_OF_GRAPHS if self._fixed else _STEP
-        """The memory for keys and values is taken in steps of so many tokens."""
+        """The memory for keys and values grows in steps of this many tokens."""
         self._memory: Memory | None = None
         self._passes: dict[int, _Pass] = {}
 
     def forget(self) -> None:
-        """Drop what was captured, and with it the memory that it holds."""
+        """Drop the captured graphs and their memory."""
         self._passes.clear()
         self._memory = None
 
     def run(self, memory: Memory, ids: Sequence[int], ahead: int, room: int, check: Check) -> Tensor:
-        """(size, V) logits after each of up to `size` tokens that stand behind what is in the memory.
+        """(size, V) logits after each of up to `size` tokens that follow those in the memory.
 
         Args:
-            ahead: how much higher than its place a token's position is.
-            room: how many tokens the memory may come to hold in this reply, this block included.
+            ahead: a token's rotary position minus its slot in the memory.
+            room: the most tokens that the memory will contain in this reply, including this block.
+            check: called before every layer, or before the graph.
 
-        Places behind the last token are filled up; what they leave in the memory is overwritten by the next
-        block before anything looks at it. `check` is called before every layer, or before the graph.
+        A shorter block is padded with its last token; the next block overwrites the padding in the memory before it is
+        read.
         """
         if memory is not self._memory:
             self.forget()
@@ -80,7 +81,7 @@ class Blocks:
         return self._passes[width](*inputs)
 
     def _made(self, memory: Memory, width: int, inputs: tuple[Tensor, ...]) -> _Pass:
-        """A pass for this width, compiled where that wins."""
+        """A pass for this width, compiled if that is faster."""
         ways = [_Pass(self._network, memory, self.size, width, self._capture)]
 
         def compiled() -> Callable[[], Tensor]:
@@ -95,7 +96,7 @@ class Blocks:
 
 
 class _Pass:
-    """A pass whose inputs and result lie in buffers; captured, or computed anew every time."""
+    """A pass with fixed input buffers, captured as a graph or computed each time."""
 
     def __init__(
         self,
@@ -116,11 +117,11 @@ class _Pass:
             apart = torch.cuda.Stream()
             apart.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(apart):
-                for _ in range(2):  # libraries choose their kernels and take their memory at the first calls
+                for _ in range(2):  # libraries choose kernels and allocate memory at the first calls
                     self._compute()
             torch.cuda.current_stream().wait_stream(apart)
             self._graph = torch.cuda.CUDAGraph()
-            # The segmenter may take memory in its thread meanwhile, which must not end the capture.
+            # The segmenter's thread may allocate memory meanwhile, which must not abort the capture.
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._logits = self._compute()
 

@@ -1,8 +1,8 @@
-"""A policy's folder → the network, weight by weight: each goes from its file to its place on the device.
+"""Building the network from a policy's folder, tensor by tensor, straight to the device.
 
-Main memory holds one tensor at a time beside what is built there. Merged products (query, key and value; gate
-and up) are filled part by part. In int4 and FP8 the language model's products are packed when they are full, so no
-more than a few of them are ever whole; the vision tower stays at 16 bits.
+Only one tensor at a time is in main memory. Merged layers (query, key and value; gate and up) are filled part by part.
+In int4 and fp8 the language model's layers are packed as soon as they are complete, so that only a few are unpacked at
+a time; the vision tower stays at 16 bits.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ibis_agent.policy.qwen25.shape import Shape, read_shape
 from ibis_agent.policy.qwen25.weights import check_finite, read_tensors
 
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# Older files hold tables that are computed here.
+# Tables stored in older files, which are computed here.
 _COMPUTED = re.compile(r"rotary_(?:pos_)?emb\.(?:original_)?inv_freq$")
 _HEAD, _EMBEDDINGS = "lm_head.weight", "text.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a stored tensor goes: rows of a part of the network, and the shape that it must have."""
+    """Where a stored tensor belongs: the first row within a part of the network, and the required shape."""
 
     part: str
     start: int
@@ -40,7 +40,7 @@ class _Place:
 def build(found: PolicyFolder, device: str, precision: str) -> Network:
     """The network on "cpu", "cuda" or "cuda:1" in "fp32", "bf16", "fp16", "fp8" or "int4".
 
-    Raises ModelError naming the tensor that is missing, surplus, of another size or no number.
+    Raises ModelError naming a tensor that is missing, unexpected, of another size, or not finite.
     """
     shape = read_shape(found.config, found.folder / "config.json")
     packer = packer_for(precision, device)
@@ -64,7 +64,7 @@ def build(found: PolicyFolder, device: str, precision: str) -> Network:
             size = (rows[place.part], *place.shape[1:])
             parts[place.part] = torch.empty(size, dtype=dtype, device=device)
         target = parts[place.part][place.start : place.start + place.shape[0]]
-        if tensor.numel() != target.numel():  # of what was packed, the header does not tell all
+        if tensor.numel() != target.numel():  # headers of packed weights do not tell every shape
             raise _wrong_size(found, stored, 1)
         target.copy_(tensor.reshape(place.shape))
         if dtype == torch.float16:
@@ -74,7 +74,7 @@ def build(found: PolicyFolder, device: str, precision: str) -> Network:
             parts[place.part] = packer.pack(parts[place.part])
     if head is not None and not torch.equal(head.to(dtype).to(device), parts[_EMBEDDINGS]):
         raise ModelError(
-            "says that input and output share their weights, but contains different ones for the output",
+            "says that input and output embeddings are tied, but the weights differ",
             file=found.folder / "config.json",
             value="tie_word_embeddings true",
             remedy="Set it to the value used in training.",
@@ -83,7 +83,7 @@ def build(found: PolicyFolder, device: str, precision: str) -> Network:
 
 
 def random_network(shape: Shape, device: str, precision: str) -> Network:
-    """A network of random weights, for measuring: as fast and as large as one that knows something."""
+    """A network with random weights, for benchmarks."""
     packer = packer_for(precision, device)
     dtype = packer.dtype if packer else TYPES[precision]
     sizes: dict[str, tuple[int, ...]] = {}
@@ -98,7 +98,7 @@ def random_network(shape: Shape, device: str, precision: str) -> Network:
 
 
 def _plain_name(name: str) -> str:
-    """One name for what writers of 2025 and of now call differently: "text.…", "visual.…" or "lm_head.…"."""
+    """A name independent of the transformers version that wrote it: "text.…", "visual.…" or "lm_head.…"."""
     for prefix, plain in (
         ("model.language_model.", "text."),
         ("model.visual.", "visual."),
@@ -112,7 +112,7 @@ def _plain_name(name: str) -> str:
 
 
 def _places(shape: Shape) -> Iterator[tuple[str, _Place]]:
-    """Every stored tensor by its plain name, and its place."""
+    """(plain name, place) of every tensor."""
     text, vision = shape.text, shape.vision
     yield _EMBEDDINGS, _Place(_EMBEDDINGS, 0, (text.vocabulary, text.hidden))
     yield "text.norm.weight", _Place("text.norm.weight", 0, (text.hidden,))
@@ -163,7 +163,7 @@ def _places(shape: Shape) -> Iterator[tuple[str, _Place]]:
 
 
 def _check_names(found: PolicyFolder, shape: Shape, places: dict[str, _Place]) -> None:
-    """Compare what is stored with what the configuration asks for, by the headers alone."""
+    """Compare the stored tensors with the configuration, from the headers alone."""
     stored = {_plain_name(name): (name, tensor) for name, tensor in found.tensors.items()}
     wrong = []
     for name, place in places.items():
@@ -171,7 +171,7 @@ def _check_names(found: PolicyFolder, shape: Shape, places: dict[str, _Place]) -
             wrong.append(name)
             continue
         size = stored[name][1].shape
-        if name == "visual.patch_embed.proj.weight":  # a convolution whose steps do not overlap: a product
+        if name == "visual.patch_embed.proj.weight":  # a convolution without overlap is a matrix product
             size = (size[0], stored[name][1].count // max(size[0], 1)) if size else size
         if size != place.shape:
             wrong.append(name)

@@ -1,10 +1,9 @@
-"""Messages and pictures → tokens and pixels, for a Qwen2.5-VL folder, without torchvision.
+"""Messages and pictures → tokens and pixels for Qwen2.5-VL, in its ChatML format.
 
-The same as transformers' own processor for this family gives (which needs torchvision), in Qwen's ChatML
-form. Training samples and inference requests come from one call, `Chat.encode`, so they agree token by token.
+Equal to transformers' processor for this family, which needs torchvision. Training samples and inference requests both
+come from `Chat.encode`.
 
-What stands in a message is text: written-out control tokens such as `<|im_end|>` or `<|image_pad|>` in a
-question stay letters and never become the tokens themselves.
+Control tokens written out in a message, such as `<|im_end|>` or `<|image_pad|>`, stay plain text.
 """
 
 from __future__ import annotations
@@ -27,24 +26,24 @@ from ibis_agent.policy.teaching import Encoded
 START, END, PICTURE = "<|im_start|>", "<|im_end|>", "<|image_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 _CONTROL = (START, END, PICTURE, VISION_START, VISION_END)
-# Qwen2's control tokens in the order of their numbers, which follow the vocabulary.
+# Qwen2's control tokens in the order of their ids, which follow the vocabulary.
 _QWEN_TOKENS = (
     *("<|endoftext|>", START, END, "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"),
     *("<|box_end|>", "<|quad_start|>", "<|quad_end|>", VISION_START, VISION_END, "<|vision_pad|>"),
     *(PICTURE, "<|video_pad|>", "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>"),
     *("<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"),
 )
-# How its text is cut before pairs are merged: contractions, words, single digits, punctuation, white space.
+# How text is split before byte pairs are merged: contractions, words, single digits, punctuation, white space.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# What Qwen's template says where no system message is given.
+# Qwen's template without a system message.
 _SYSTEM = "You are a helpful assistant."
 
 
 class Chat:
-    """A folder's tokenizer and how it prepares pictures. Loaded with `Chat.load`."""
+    """A folder's tokenizer and picture processor. See teaching.Chat."""
 
     def __init__(self, tokenizer: Any, pictures: PictureProcessor, stops: frozenset[int]) -> None:
         self.tokenizer = tokenizer
@@ -88,10 +87,9 @@ class Chat:
     def encode(
         self, messages: Sequence[Message], pictures: Sequence[np.ndarray], reply: str | None = None
     ) -> Encoded:
-        """A conversation up to where the assistant begins to write, or with its reply, as training needs it.
+        """A conversation up to the start of the reply, or with the reply for training.
 
-        The tokens before the reply are the same in both. Pictures are (H, W, 3) uint8.
-        Raises InputError for a picture that the processor refuses.
+        pictures: (H, W, 3) uint8. Raises InputError for a picture that the processor refuses.
         """
         pixels, grid = self._pixels(pictures)
         ids, parts = self.conversation(messages, grid.prod(axis=1) // self._merge**2)
@@ -107,28 +105,28 @@ class Chat:
         return Encoded(array, np.asarray(learn), pixels, grid, types, positions, tuple(parts))
 
     def length(self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]]) -> int:
-        """How many tokens `encode` would give for pictures of these (height, width), without the pictures."""
+        """The number of tokens that `encode` gives for pictures of these (height, width)."""
         patches = [self.pictures.patches_of(*size) for size in sizes]
         return len(self.conversation(messages, [each // self._merge**2 for each in patches])[0])
 
     def as_seen(self, picture: np.ndarray) -> np.ndarray:
-        """(h, w, 3) uint8: an (H, W, 3) uint8 picture in the size in which the policy sees it."""
+        """An (H, W, 3) uint8 picture in the size that the policy sees: (h, w, 3) uint8."""
         return self.pictures.scaled(picture)
 
     def reply_tokens(self, reply: str) -> list[int]:
-        """A reply as the assistant writes it: its tokens and the one that ends it."""
+        """The tokens of a reply, with its end token."""
         return [*self._text(reply), self._token[END]]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Tokens → text without control tokens. A letter that is not complete yet ends in U+FFFD."""
+        """Tokens → text, without control tokens. An incomplete last character becomes U+FFFD."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def conversation(
         self, messages: Sequence[Message], counts: Sequence[int] | np.ndarray
     ) -> tuple[list[int], list[int]]:
-        """Tokens up to where the assistant begins to write, and where its parts end (see Encoded.parts).
+        """(tokens up to the start of the reply, ends of its parts, see Encoded.parts).
 
-        `counts`: tokens of every picture.
+        counts: number of tokens of each picture.
         """
         ids: list[int] = []
         parts: list[int] = []
@@ -147,13 +145,13 @@ class Chat:
                 ]
                 ids += self._text(message.text)
             elif message.role == "assistant":
-                # Apart from its opening, as it was when it was written.
+                # Tokenised separately from the opening, as when it was generated.
                 ids += [*self._text("assistant\n"), *self._text(message.text)]
             else:
                 ids += self._text(f"{message.role}\n{message.text}")
             ids += [self._token[END], *self._text("\n")]
             if message.role != "assistant":
-                # The assistant's opening belongs to the question: it is the same whatever the reply.
+                # The opening of the reply is the same for every reply, so it belongs to the question.
                 parts.append(len(ids) + (len(opening) if message.role == "user" else 0))
         return ids + opening, parts
 
@@ -169,11 +167,11 @@ class Chat:
 
 
 def rotary_positions(types: np.ndarray, grid: np.ndarray, merge: int) -> np.ndarray:
-    """(3, L) positions in time, row and column of Qwen2.5-VL's multimodal rotary embedding.
+    """(3, L) int64 positions in time, row and column, for Qwen2.5-VL's multimodal rotary embedding.
 
-    Text counts on by one in all three. A still picture's tokens take their place on its grid (of `merge` ×
-    `merge` patches), and the text after it goes on behind its longer side. `types` is (L,), 1 for picture
-    tokens; `grid` (n, 3) in patches. Source: Qwen2-VL technical report, section 2.1.
+    Text tokens count up by one in all three. A picture's tokens have their row and column on its grid of `merge` ×
+    `merge` patches; the text after it continues beyond its longer side. types: (L,), 1 for picture tokens. grid: (n, 3)
+    in patches. Source: Qwen2-VL technical report, section 2.1.
     """
     positions = np.zeros((3, len(types)), np.int64)
     start, reached, picture = 0, 0, 0
@@ -201,7 +199,7 @@ def _load_tokenizer(folder: Path, files: Sequence[Path]) -> Any:
         if len(files) == 1:
             values = read_json(files[0])
             for token in values.get("added_tokens") or []:
-                # Some exports lose this mark; without it, written-out control tokens would be obeyed.
+                # Some exports lose this flag; without it, control tokens in a user's text would take effect.
                 if isinstance(token, dict) and str(token.get("content", "")).startswith("<|"):
                     token["special"] = True
             tokenizer = Tokenizer.from_str(json.dumps(values))
@@ -209,7 +207,7 @@ def _load_tokenizer(folder: Path, files: Sequence[Path]) -> Any:
             tokenizer = _tokenizer_of_parts(folder, *files)
     except ModelError:
         raise
-    except Exception as error:  # the library raises plain Exception for every kind of trouble
+    except Exception as error:  # the library raises plain Exception
         raise ModelError(
             f"the tokenizer cannot be read: {error}",
             file=files[0],
@@ -222,9 +220,10 @@ def _load_tokenizer(folder: Path, files: Sequence[Path]) -> Any:
 
 
 def _tokenizer_of_parts(folder: Path, vocabulary: Path, merges: Path) -> Any:
-    """Qwen2's tokenizer, as its own files of 2024 hold it: byte-level pairs, and the control tokens beside them.
+    """Qwen2's tokenizer from its older files: byte-level BPE and control tokens.
 
-    Their numbers stand in added_tokens.json or tokenizer_config.json, or follow the vocabulary in Qwen's order.
+    The ids of the control tokens are in added_tokens.json or tokenizer_config.json, or follow the vocabulary in Qwen's
+    order.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -242,7 +241,7 @@ def _tokenizer_of_parts(folder: Path, vocabulary: Path, merges: Path) -> Any:
         tokenizer.add_tokens([AddedToken(text, special=special, normalized=False)])
         if tokenizer.token_to_id(text) != numbers.get(text, tokenizer.token_to_id(text)):
             raise ModelError(
-                "the numbers of the control tokens do not follow the vocabulary",
+                "the ids of the control tokens do not follow the vocabulary",
                 file=folder,
                 value=f"{text} {numbers[text]}",
                 remedy="Copy tokenizer.json from the original model.",

@@ -1,8 +1,8 @@
-"""Which token comes next: the likeliest, under what the folder's generation_config.json asks for.
+"""Greedy choice of the next token, with the repetition penalty of the folder's generation_config.json.
 
-The published inference calls transformers' `generate`, which takes that file's settings up (since 4.50): the
-published weights are decoded with a repetition penalty. It is applied here in the same way, to a whole block of
-tokens at once. What would make decoding something else than greedy is refused by name.
+The published inference calls transformers' `generate`, which applies that file's settings (since 4.50), so the
+published weights are decoded with a repetition penalty. Here it is applied in the same way to a whole block of tokens.
+Settings that would make decoding other than greedy are refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BROKEN = -1
-# Settings that change greedy decoding and are not followed here, with the value that asks for nothing.
+# Unsupported settings that change greedy decoding, with their neutral values.
 _OTHERS = {
     "num_beams": 1,
     "min_length": 0,
@@ -42,12 +42,12 @@ _OTHERS = {
 
 @dataclass(frozen=True)
 class Generation:
-    """What a folder asks of decoding beside greedy choice.
+    """A folder's changes to greedy decoding.
 
     Attributes:
-        repetition_penalty: the logits of all tokens of the prompt and of the reply so far are divided by it
-            where they are positive, and multiplied where they are not (Keskar et al. 2019, section 4.1).
-        suppressed: tokens that never come.
+        repetition_penalty: positive logits of all tokens in the prompt and the reply so far are divided by it,
+            negative ones multiplied (Keskar et al. 2019, section 4.1).
+        suppressed: tokens that are never chosen.
     """
 
     repetition_penalty: float = 1.0
@@ -55,20 +55,20 @@ class Generation:
 
     @property
     def words(self) -> str:
-        """For people and for the record; empty for plain greedy choice."""
+        """A description for people and the record; empty for plain greedy decoding."""
         said = [] if self.repetition_penalty == 1 else [f"repetition penalty {self.repetition_penalty:g}"]
         said += [f"{len(self.suppressed)} tokens suppressed"] if self.suppressed else []
         return ", ".join(said)
 
 
 def read_generation(folder: Path) -> Generation:
-    """The settings of generation_config.json; plain greedy choice where there is none.
+    """The settings of generation_config.json; plain greedy decoding without that file.
 
-    Sampling and its temperature do not count: the published inference decodes greedily. Raises ModelError.
+    Sampling and temperature are ignored: the published inference decodes greedily. Raises ModelError.
     """
     file = folder / "generation_config.json"
     values = read_json(file) if file.is_file() else {}
-    remedy = f'Take it out of the file, or set "generation_config": false in {folder / "ibis_model.json"}.'
+    remedy = f'Remove it from the file, or set "generation_config": false in {folder / "ibis_model.json"}.'
     for key, plain in _OTHERS.items():
         if values.get(key) not in (None, plain):
             raise ModelError(
@@ -93,16 +93,16 @@ class Chooser:
     def __init__(
         self, generation: Generation, prompt: Sequence[int], like: Tensor, precision: str = ""
     ) -> None:
-        """prompt: all of the request's tokens. like: a tensor on the device of the logits."""
+        """prompt: the tokens of the request. like: a tensor on the logits' device."""
         self._generation, self._precision, self._device = generation, precision, like.device
         self._prompt = prompt
         self._seen: Any = None
 
     def choose(self, logits: Tensor, tokens: Sequence[int]) -> list[int]:
-        """The next token after each row of (n, V) logits; BROKEN where they are not numbers.
+        """The next token after each row of (n, V) logits; BROKEN for NaN or infinite logits.
 
-        `tokens` are those that the rows stand for; none for the row that ends the prompt. What the caller keeps
-        of them it says by `accept`.
+        tokens: the token of each row; empty for the row at the end of the prompt. The caller reports those it keeps
+        with `accept`.
         """
         import torch
 
@@ -112,7 +112,7 @@ class Chooser:
         return [int(each) for each in torch.where(torch.isfinite(values), found, BROKEN).tolist()]
 
     def broken(self) -> ModelError:
-        """What to say of a row that gave BROKEN."""
+        """The error for a row that gave BROKEN."""
         remedy = "Choose the precision fp32; if that does not help, the weights are damaged."
         if self._precision in ("fp16", "int4"):
             remedy = "Choose the precision bf16, or fp32 on a card without it."
@@ -123,7 +123,7 @@ class Chooser:
         )
 
     def accept(self, tokens: Sequence[int]) -> None:
-        """These tokens now stand in the reply."""
+        """Add tokens to the reply."""
         if self._seen is not None and tokens:
             self._seen[list(tokens)] = True
 

@@ -1,7 +1,7 @@
-"""torch.compile for a layer of a block, where it was asked for, is there and wins.
+"""torch.compile for the layers of a block, if it was requested, is available and is faster.
 
-IBIS_COMPILE=1 asks for it: the first reply then waits for the compiler. It is for CUDA with triton, which torch brings
-on Linux and not on Windows. One layer is compiled, for all of them, and rounds where the plain way rounds.
+IBIS_COMPILE=1 requests it; the first reply then waits for the compiler. It needs CUDA and triton, which torch brings
+on Linux but not on Windows. One compiled layer serves for all, with the same rounding as without compilation.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from ibis_agent.policy.qwen25.packing import FourBit
 
 ASKED = "IBIS_COMPILE"
 _REPEATS = 10
-# It has to be this much faster, since a time is never measured exactly.
+# Required gain, larger than the error of timing.
 _WINS = 0.97
 
 
 def compiled_layer(network: Network, backend: str = "inductor") -> Step | None:
-    """The compiled layer where it was asked for and can be had; None otherwise, with one line of the reason."""
+    """The compiled layer if it was requested and is possible; otherwise None, with a warning of one line."""
     if os.environ.get(ASKED, "") not in ("1", "true", "yes"):
         return None
     why = ""
     if network.device.type != "cuda":
-        why = "is for CUDA"
+        why = "needs CUDA"
     elif not importlib.util.find_spec("triton"):
         why = "needs triton, which is not installed"
     elif isinstance(network.language.layers[0].qkv, FourBit):
-        why = "does not go with int4"
+        why = "does not work with int4"
     if not why:
         return compile_layer(backend)
     _not_used(why)
@@ -43,7 +43,7 @@ def compiled_layer(network: Network, backend: str = "inductor") -> Step | None:
 
 
 def compile_layer(backend: str = "inductor") -> Step:
-    """Compiled at its first call, for the shapes that it is then given."""
+    """Compile layer_of_block; compilation happens at the first call, for its shapes."""
     options: dict[str, Any] | None = {"emulate_precision_casts": True} if backend == "inductor" else None
     made: Step = torch.compile(
         layer_of_block, fullgraph=True, dynamic=False, backend=backend, options=options
@@ -54,9 +54,9 @@ def compile_layer(backend: str = "inductor") -> Step:
 def is_faster(
     make: Callable[[], Callable[[], Tensor]], plain: Callable[[], Tensor], device: torch.device
 ) -> bool:
-    """Whether the way to logits (n, V) that `make` gives is faster than the plain one, and chooses the same tokens.
+    """Whether the function from `make` gives (n, V) logits faster than `plain`, with the same most likely tokens.
 
-    Where it fails, differs or loses, one line says so.
+    Warns in one line if not.
     """
     try:
         other = make()
@@ -65,17 +65,17 @@ def is_faster(
             _not_used("chose other tokens")
             return False
         times = _seconds(plain, device), _seconds(other, device)
-    except Exception as error:  # the compiler raises all kinds
+    except Exception as error:  # the compiler raises many kinds of exceptions
         _not_used(f"failed: {(str(error).strip().splitlines() or [type(error).__name__])[0][:200]}")
         return False
     if times[1] > times[0] * _WINS:
-        _not_used(f"wins nothing ({1000 * times[1]:.2f} ms a block, {1000 * times[0]:.2f} without)")
+        _not_used(f"is not faster ({1000 * times[1]:.2f} ms per block, {1000 * times[0]:.2f} without)")
         return False
     return True
 
 
 def _seconds(work: Callable[[], Tensor], device: torch.device) -> float:
-    """The shortest of several."""
+    """The shortest of several timings, in seconds."""
     found = []
     for _ in range(_REPEATS):
         begun = time.perf_counter()

@@ -1,15 +1,14 @@
-"""The token loop: one encoded request → text, greedily, as fast as plain torch allows.
+"""Greedy decoding of one encoded request.
 
-Faster than transformers' `generate` and equal to it token by token, because it
-- keeps the keys and values of what the last requests began with (the system message; with a history, the
-  turns before) and the features of the last pictures;
+Equal to transformers' `generate` token by token, but faster, because it
+- caches the keys and values of the common beginning of requests (the system message and, with a history, earlier
+  turns), and the features of the last pictures;
 - stops at the token that completes the action;
-- always passes a block of the same few tokens through the model: the last one and a guess of what follows
-  (guesses), and keeps those that greedy choice confirms.
+- decodes speculatively: it passes a block of the last tokens and a guess of the next ones (guesses) through the model,
+  and keeps the tokens that greedy choice confirms.
 
-A block has one size, whatever was guessed, and the conversation is always computed in the same parts
-(Encoded.parts), whether they were kept or not: the same request gives the same text whatever was asked before
-it. Going back in an episode is exact.
+Blocks have a fixed size, and a conversation is always computed in the same parts (Encoded.parts), cached or not. So the
+same request gives the same text whatever came before, and going back in an episode is exact.
 """
 
 from __future__ import annotations
@@ -31,17 +30,19 @@ from ibis_agent.policy.qwen25.network import Memory, Network, rounds_of
 from ibis_agent.policy.teaching import Encoded
 
 _KEPT_PICTURES = 4
-# Text that ends inside a letter waits for its rest, but no longer than this many tokens.
+# The longest wait, in tokens, for the rest of an incomplete character.
 _LONGEST_WAIT = 16
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A reply: its text and tokens, and where the time went (seconds).
+    """A reply.
 
     Attributes:
-        reused: prompt tokens that did not have to be computed.
-        forwards: passes through the model for the new tokens.
+        text, ids: its text and tokens.
+        prefill, decode: seconds for the request and for the reply.
+        reused: number of cached prompt tokens.
+        forwards: passes through the model for the reply.
     """
 
     text: str
@@ -53,7 +54,7 @@ class Decoded:
 
 
 class Decoder:
-    """Generates from one network. Not for several threads at once."""
+    """Generates replies with one network. Not thread-safe."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class Decoder:
         generation: Generation | None = None,
         precision: str = "",
     ) -> None:
-        """decode: tokens → text. stops: tokens that end a reply. drafts: tokens of likely replies."""
+        """decode: tokens → text. stops: end tokens. drafts: the tokens of likely replies."""
         self._network = network
         self._decode = decode
         self._stops = stops
@@ -75,10 +76,10 @@ class Decoder:
         self._features: OrderedDict[bytes, torch.Tensor] = OrderedDict()
         self._cancelled: Callable[[], bool] | None = None
         self._memory: Memory | None = None
-        self._kept: list[tuple[bytes, int]] = []  # key and end of every part in the memory
+        self._kept: list[tuple[bytes, int]] = []  # (key, end) of every part in the memory
 
     def forget(self) -> None:
-        """Drop everything that is kept between requests."""
+        """Drop everything cached between requests."""
         self._memory = None
         self._blocks.forget()
         self._guesses.forget()
@@ -92,18 +93,18 @@ class Decoder:
         cancelled: Callable[[], bool] | None = None,
         is_complete: Callable[[str], bool] | None = None,
     ) -> Decoded:
-        """Generate until a stop token, `is_complete(text)`, or `max_new_tokens`.
+        """Generate until an end token, `is_complete(text)`, or `max_new_tokens`.
 
-        `on_text` gets whole letters only. `cancelled` is asked before every layer, so that it takes effect
-        within a token also on a slow machine; on CUDA before every block. Raises Cancelled, and ModelError where
-        the numbers break off; the next request starts afresh then.
+        on_text: called with complete characters. cancelled: polled before every layer, on CUDA before every block.
+
+        Raises Cancelled, and ModelError for NaN; the cache is then dropped.
         """
         self._cancelled = cancelled
         try:
             with torch.inference_mode():
                 return self._run(request, max_new_tokens, on_text, is_complete)
         except BaseException:
-            self._kept.clear()  # the layers may differ in how far they got
+            self._kept.clear()  # the layers may have got to different tokens
             raise
         finally:
             self._cancelled = None
@@ -126,14 +127,14 @@ class Decoder:
         prefilled = time.perf_counter()
         ahead = (
             int(request.positions.max()) + 1 - len(prompt)
-        )  # of its place in the memory, a token's position
+        )  # a token's position minus its slot in the memory
         reply = _Reply(self._stops, max_new_tokens, is_complete, _Text(self._decode, on_text))
         guesses = self._guesses.beside(request.ids[request.types == 0])
         forwards = 0
         while not reply.take(fresh, self._check):
             ids = reply.ids
             chooser.accept(fresh)
-            # Blocks lie at fixed places of the reply, so that no number depends on what was guessed before.
+            # Blocks start at fixed positions of the reply, so that results do not depend on earlier guesses.
             start = (len(ids) - 1) // self._blocks.size * self._blocks.size
             known = ids[start:]
             room_here = min(self._blocks.size - len(known), max_new_tokens - len(ids) - 1)
@@ -153,10 +154,10 @@ class Decoder:
         return Decoded(text, tuple(reply.ids), prefilled - started, decoded - prefilled, reused, forwards)
 
     def _prefill(self, parts: list[_Part], room: int) -> tuple[Memory, int, torch.Tensor]:
-        """Fill the memory with a request. Returns it, the tokens that were there before, and the last logits."""
+        """Fill the memory with a request → (memory, number of cached tokens, (1, V) last logits)."""
         memory, language = self._memory, self._network.language
         same = 0
-        # The last part is computed in any case: its last token's logits are needed.
+        # The last part is always computed, because the logits of its last token are needed.
         while same < min(len(parts) - 1, len(self._kept)) and self._kept[same][0] == parts[same].key:
             same += 1
         if memory is None:
@@ -175,7 +176,7 @@ class Decoder:
         return memory, reused, language.logits(hidden)
 
     def _embed(self, part: _Part) -> torch.Tensor:
-        """(L, hidden) embeddings of a part, its pictures' features in their places."""
+        """(L, hidden) embeddings of a part, with the features of its pictures."""
         embedded = self._network.language.embed(self._to_device(part.ids))
         if part.pictures:
             features = torch.cat([self._picture_features(*each) for each in part.pictures])
@@ -183,7 +184,7 @@ class Decoder:
         return embedded
 
     def _picture_features(self, key: bytes, pixels: np.ndarray, grid: np.ndarray) -> torch.Tensor:
-        """The language model's tokens for one picture, computed once for the last few pictures."""
+        """(T, hidden) features of one picture, cached for the last few pictures."""
         if key not in self._features:
             rows, columns = (int(each) for each in grid[0, 1:])
             vision = self._network.vision
@@ -203,7 +204,7 @@ class Decoder:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A stretch of a request; `key` tells it from others by its tokens and pictures."""
+    """A part of a request; `key` is a hash of its tokens and pictures."""
 
     key: bytes
     stop: int
@@ -214,9 +215,8 @@ class _Part:
 
 
 def _parts_of(request: Encoded) -> list[_Part]:
-    begins = np.flatnonzero(
-        np.diff(request.types, prepend=0) == 1
-    )  # a picture's tokens never touch another's
+    # The tokens of two pictures are never adjacent.
+    begins = np.flatnonzero(np.diff(request.types, prepend=0) == 1)
     ends = np.cumsum(request.grid.prod(axis=1))
     parts = []
     start = 0
@@ -245,7 +245,7 @@ def _parts_of(request: Encoded) -> list[_Part]:
 
 
 class _Reply:
-    """The tokens so far, and whether they are enough."""
+    """The tokens so far, and whether the reply is complete."""
 
     def __init__(
         self,
@@ -261,7 +261,7 @@ class _Reply:
         self._is_complete = is_complete
 
     def take(self, tokens: Sequence[int], check: Callable[[], object]) -> bool:
-        """Add tokens up to where the reply ends; True if it does. `check` is called before each."""
+        """Add tokens until the reply ends; True if it does. `check` is called before each."""
         for token in tokens:
             check()
             if token in self._stops:
@@ -274,7 +274,7 @@ class _Reply:
 
 
 class _Text:
-    """Tokens → text, handed on in whole letters."""
+    """Tokens → text, streamed in complete characters."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str], on_text: Callable[[str], object] | None):
         self.so_far = ""

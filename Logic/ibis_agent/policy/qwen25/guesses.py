@@ -1,7 +1,7 @@
-"""What may follow in a reply: guesses from replies that are likely. A wrong one costs nothing but its chance.
+"""Guesses of the next tokens, for speculative decoding.
 
-Looked for in this order where several are equally alike: the last replies of this policy, the replies that its
-card calls usual, and the request itself, whose prompt may show the form of a reply.
+Sources, in order of preference among equals: the policy's last replies, its card's drafts, and the prompt, which may
+show the format of a reply.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# How a place is compared: the last twelve tokens, the latest of them counting most.
+# Weights for comparing the last twelve tokens; the latest count most.
 _WEIGHTS = np.array([1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 4, 8], np.int32)
 _REMEMBERED = 8
 
 
 class Guesses:
-    """Sources of guesses, each a list of tokens. `remember` adds a reply; the latest come first."""
+    """The sources of guesses."""
 
     def __init__(self, drafts: Sequence[Sequence[int]] = ()) -> None:
-        """drafts: the tokens of each."""
+        """drafts: the tokens of likely replies."""
         self._drafts = [_Source(each) for each in drafts]
         self._replies: list[_Source] = []
 
     def remember(self, ids: Sequence[int]) -> None:
-        """A reply that was written: the next one is often like it."""
+        """Add a reply as a source; the latest comes first."""
         source = _Source(ids)
         same = [each for each in self._replies if each.ids != source.ids]
         self._replies = [source, *same][:_REMEMBERED]
@@ -33,16 +33,12 @@ class Guesses:
         self._replies.clear()
 
     def beside(self, prompt: Sequence[int] | np.ndarray) -> Proposer:
-        """What proposes for one reply, with the tokens of its prompt as a further source."""
+        """The proposer for one reply, with its prompt's tokens as another source."""
         return Proposer([*self._replies, *self._drafts, _Source(np.asarray(prompt).tolist())])
-
-    def propose(self, ids: Sequence[int], length: int) -> list[int]:
-        """As `Proposer.propose`, without a prompt."""
-        return Proposer([*self._replies, *self._drafts]).propose(ids, length)
 
 
 class Proposer:
-    """Proposes what may follow the tokens so far."""
+    """Proposes the next tokens of a reply."""
 
     def __init__(self, sources: Sequence[_Source]) -> None:
         self._sources = sources
@@ -52,8 +48,8 @@ class Proposer:
     def propose(self, ids: Sequence[int], length: int) -> list[int]:
         """Up to `length` tokens that may follow `ids`.
 
-        They are what follows the place in a source whose last tokens are most like those of `ids`; single ones
-        may differ, as the digits of coordinates do. Of equal places the first wins.
+        They follow the position in a source whose preceding tokens are most similar to the end of `ids`; single tokens
+        may differ, such as digits of coordinates. Among equals the first wins.
         """
         if length < 1 or not len(self._windows):
             return []
@@ -67,7 +63,7 @@ class Proposer:
 
 
 class _Source:
-    """One list of tokens, and the window before every place in it."""
+    """A list of tokens, and the window of tokens up to each position."""
 
     def __init__(self, ids: Sequence[int]) -> None:
         self.ids = [int(each) for each in ids]
@@ -82,6 +78,6 @@ class _Source:
 
 
 def _window(ids: Sequence[int]) -> np.ndarray:
-    """The last tokens; what would lie before the first is -1, as before a source's first."""
+    """The last tokens, padded in front with -1."""
     last = list(ids[-len(_WEIGHTS) :])
     return np.array([-1] * (len(_WEIGHTS) - len(last)) + last, np.int32)

@@ -1,8 +1,4 @@
-"""A Qwen2.5-VL folder on this machine.
-
-Tokens are in chat, the network in network, its building in build, the token loop in decoding, the look at a
-folder before it is loaded in policy.folder. Torch is imported when a policy is loaded, not before.
-"""
+"""A Qwen2.5-VL policy on this machine. Torch is imported when it is loaded, not before."""
 
 from __future__ import annotations
 
@@ -30,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class LocalPolicy:
-    """A Qwen2.5-VL folder on this machine's CPU or CUDA device: greedy, streamed, cancellable.
+    """A Qwen2.5-VL policy on this machine's CPU or CUDA device: greedy, streamed, cancellable.
 
-    The text ends as soon as the action (or the answer of an ending reply) is closed. Nothing is fetched from
-    a network, no pickle is opened and no code of the folder is run.
+    Generation stops when the action (or the answer after Terminate) is closed. Nothing is downloaded, no pickle is
+    opened, and no code of the folder is run.
     """
 
     def __init__(
@@ -53,7 +49,7 @@ class LocalPolicy:
         if self.generation.words:
             self.identity["generation"] = self.generation.words
         self.last: Decoded | None = None
-        """The last reply's tokens and times."""
+        """The last reply, with its tokens and times."""
         drafts = [chat.tokenizer.encode(text, add_special_tokens=False).ids for text in card.drafts]
         self._decoder: Decoder = Decoder(network, chat.decode, chat.stops, drafts, self.generation, precision)
 
@@ -61,15 +57,7 @@ class LocalPolicy:
     def load(
         cls, folder: str | os.PathLike[str], device: str = "auto", precision: str = "auto"
     ) -> LocalPolicy:
-        """Check the folder and this machine, then load.
-
-        Args:
-            device: "auto" (CUDA where there is a device), "cpu", "cuda" or "cuda:1".
-            precision: "fp32", "bf16", "fp16", "int4" (bitsandbytes NF4), or "auto": on CUDA bf16, or fp16 on
-                cards without it; on a CPU fp32, or bf16 where only that fits.
-
-        Raises ModelError, NotEnoughMemoryError (a ModelError), naming the file and the remedy.
-        """
+        """Check the folder and this machine, then load. Arguments and errors as in policy.open."""
         card = load_card(folder)
         found = look_into(folder, quantised=(UNPACKED,))
         if found.quantised:
@@ -92,16 +80,13 @@ class LocalPolicy:
 
     @functools.cached_property
     def model(self) -> Any:
-        """The same weights as a transformers model, loaded at the first use: to compare with, and to train.
-
-        Raises ModelError.
-        """
+        """The same weights as a transformers model, loaded at first use. Raises ModelError."""
         from ibis_agent.policy.qwen25.reference import load_model
 
         return load_model(self.folder, self.device, self.precision)
 
     def forget(self) -> None:
-        """Give back the memory of what is kept between turns; they only cost time again."""
+        """Drop everything cached between turns, to free memory."""
         self._decoder.forget()
 
     def reply(self, turn: Turn, on_text: OnText | None = None, cancelled: IsCancelled | None = None) -> str:

@@ -1,9 +1,8 @@
-"""The Qwen2.5-VL network for inference: one picture to tokens, a stretch of tokens to hidden states.
+"""The Qwen2.5-VL network for inference: a picture to tokens, and tokens to hidden states.
 
-Written for few and equal steps: query, key and value in one product, gate and up in another; keys and values
-in one block of memory that is never copied; windows of the vision tower that are of one size in one attention
-call; position encodings once a pass. Equal to transformers' network within rounding, and without its imports.
-Weights come from `read_tensors`, one at a time, straight to their device. The token loop is in decoding.
+Written for few kernel launches: query, key and value in one product, gate and up in another; keys and values in one
+preallocated memory; vision windows of equal size in one attention call; position encodings once per pass. Equal to
+transformers' network within rounding, without its imports.
 
 Sources: Qwen2.5-VL technical report (2025), sections 2.1 and 2.2; Qwen2-VL (2024), section 2.1 (positions).
 """
@@ -24,7 +23,7 @@ from ibis_agent.policy.qwen25.shape import Shape, TextShape, VisionShape
 Check = Callable[[], object]
 Step = Callable[..., Tensor]
 _VISION_EPSILON = 1e-6
-# Rows of a prompt that are computed at once: bounds the memory of masks and intermediate results.
+# Prompt tokens computed at once; limits the memory of masks and intermediate results.
 _CHUNK = 1024
 
 
@@ -38,7 +37,7 @@ class Dense:
         return F.linear(x, self.weight, self.bias)
 
     def onto(self, rest: Tensor, x: Tensor) -> Tensor:
-        """rest + x Wᵀ + b, in one kernel where there is no bias."""
+        """rest + x Wᵀ + b, in one kernel if there is no bias."""
         if self.bias is None:
             return torch.addmm(rest, x, self.weight.t())
         return rest + self(x)
@@ -46,7 +45,7 @@ class Dense:
 
 @dataclass
 class Block:
-    """One layer of either part."""
+    """One layer of the language model or the vision tower."""
 
     norm_in: Tensor
     qkv: Any
@@ -62,7 +61,7 @@ class Block:
 
 
 class Memory:
-    """Keys and values of `capacity` tokens in every layer, and how many are in it. Going back is counting back."""
+    """Keys and values of up to `capacity` tokens in every layer. To go back, reduce `length`."""
 
     def __init__(self, text: TextShape, capacity: int, like: Tensor) -> None:
         size = (text.layers, 2, text.kept_heads, capacity, text.head)
@@ -74,7 +73,7 @@ class Memory:
         return int(self.values.shape[3])
 
     def grown(self, text: TextShape, capacity: int) -> Memory:
-        """One with more room and the same content."""
+        """A copy with a larger capacity."""
         more = Memory(text, capacity, self.values)
         more.values[:, :, :, : self.length] = self.values[:, :, :, : self.length]
         more.length = self.length
@@ -108,14 +107,14 @@ class Language:
         return self.head(hidden)
 
     def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and signed sine, (L, 1, head), of positions (3, L) in time, row and column."""
+        """Cosine and signed sine, (L, 1, head) each, for (3, L) positions in time, row and column."""
         angles = positions.index_select(0, self._axis).t().to(torch.float32) * self._turns
         return _cosine_and_sine(angles, self.embeddings.dtype)
 
     def read(self, x: Tensor, positions: Tensor, memory: Memory, check: Check) -> Tensor:
-        """Append (L, hidden) embeddings at (3, L) positions to the memory. Returns the last hidden state, (1, hidden).
+        """Append (L, hidden) embeddings at (3, L) positions to the memory → the last hidden state, (1, hidden).
 
-        `check` is called before every layer.
+        check: called before every layer.
         """
         for start in range(0, len(x), _CHUNK):
             stop = min(start + _CHUNK, len(x))
@@ -157,16 +156,19 @@ class Language:
         check: Check,
         step: Step | None = None,
     ) -> Tensor:
-        """Hidden states (n, hidden) of a few tokens (n,) that stand at `places` (n,) of the memory.
+        """(n, hidden) hidden states of a few tokens.
 
-        The keys and values seen are as many as `mask` (n, T) is wide, T at most the memory's capacity; where it
-        is False they are not. No shape depends on where the tokens stand, so that a graph can be captured.
-        The memory's length is the caller's business. step: computes a layer in place of `layer_of_block`.
+        Args:
+            ids, places: (n,) each, the tokens and their slots in the memory, whose length the caller updates.
+            mask: (n, T) bool, which of the first T slots each token attends to. Shapes do not depend on the slots, so
+                that a graph can be captured.
+            check: called before every layer.
+            step: replaces `layer_of_block`.
         """
         step = step or layer_of_block
         shape = self.shape
         groups = shape.heads // shape.kept_heads
-        # The heads that share keys and values become rows of one query: nothing has to be repeated.
+        # Heads that share keys and values become rows of one query, so that nothing is repeated.
         seen_by = mask.repeat(groups, 1) if groups > 1 else mask
         x = self.embed(ids)
         for number, layer in enumerate(self.layers):
@@ -184,7 +186,7 @@ def layer_of_block(
     kept_here: Tensor,
     seen_by: Tensor,
 ) -> Tensor:
-    """One layer of `Language.block`: (n, hidden) → (n, hidden); keys and values go into `kept_here`.
+    """One layer of `Language.block`: (n, hidden) → (n, hidden). Writes keys and values into `kept_here`.
 
     kept_here: (2, kept heads, capacity, head). seen_by: (groups · n, T) bool.
     """
@@ -204,7 +206,7 @@ def layer_of_block(
 def _project(
     shape: TextShape, layer: Block, x: Tensor, rotation: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Queries (L, heads, head), and what is kept: keys and values (2, kept heads, L, head)."""
+    """((L, heads, head) queries, (2, kept heads, L, head) keys and values)."""
     turned = shape.heads + shape.kept_heads
     each = layer.qkv(_norm(x, layer.norm_in, shape.epsilon)).view(len(x), -1, shape.head)
     query_key = _rotated(each[:, :turned], rotation)
@@ -224,9 +226,9 @@ class Vision:
     merge_out: Dense
 
     def look(self, patches: Tensor, rows: int, columns: int, check: Check) -> Tensor:
-        """(T, out) tokens of one picture from its (rows·columns, n) patches, token by token.
+        """(T, out) tokens of a picture from its (rows·columns, n) patches, which are ordered by token.
 
-        `check` is called before every block.
+        check: called before every block.
         """
         shape = self.shape
         order, groups, places = _windows(rows, columns, shape.merge, shape.window)
@@ -262,7 +264,7 @@ class Vision:
         return block.out.onto(x, pieces[0] if len(pieces) == 1 else torch.cat(pieces))
 
     def _rotation(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and signed sine, (P, 1, 1, head), of the (P, 2) rows and columns of patches."""
+        """Cosine and signed sine, (P, 1, 1, head) each, for the (P, 2) rows and columns of patches."""
         half = self.shape.hidden // self.shape.heads // 2
         turns = 1.0 / self.shape.theta ** (torch.arange(0, half, 2, dtype=torch.float32) / half)
         angles = (places.to(torch.float32)[:, :, None] * turns.to(places.device)).flatten(1)
@@ -272,7 +274,7 @@ class Vision:
 
 @dataclass
 class Network:
-    """A whole Qwen2.5-VL, ready to run."""
+    """A complete Qwen2.5-VL network."""
 
     shape: Shape
     vision: Vision
@@ -288,7 +290,7 @@ class Network:
 
     @property
     def parameters(self) -> int:
-        """How many numbers it has, shared ones once."""
+        """The number of parameters; shared ones count once."""
         seen = {id(each): each.numel() for each in _tensors(self)}
         return sum(seen.values())
 
@@ -298,13 +300,13 @@ def _norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 def _cosine_and_sine(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Of (L, head / 2) angles, (L, 1, head), as `_rotated` takes them."""
+    """(L, head / 2) angles → cosine and signed sine, (L, 1, head) each, for `_rotated`."""
     cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
     return torch.cat((cosine, cosine), -1)[:, None], torch.cat((-sine, sine), -1)[:, None]
 
 
 def _rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Each pair (n, n + head / 2) turned by its angle. The sine's sign stands in `rotation`."""
+    """Rotate each pair (n, n + head / 2) by its angle. The sign of the sine is in `rotation`."""
     cosine, sine = rotation
     return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, -1), sine)
 
@@ -312,10 +314,10 @@ def _rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 def _windows(
     rows: int, columns: int, merge: int, window: int
 ) -> tuple[Tensor, list[tuple[int, int, int]], Tensor]:
-    """Where the tokens of a picture go so that windows of one size lie together, and the places of its patches.
+    """The order of a picture's tokens that groups windows of equal size.
 
-    Returns the order of tokens; for every size of window the first and last patch and the patches of a window;
-    and (P, 2) row and column of every patch, token by token.
+    Returns the order of tokens; (first patch, end, patches per window) for each window size; and (P, 2) row and column
+    of every patch, ordered by token.
     """
     high, wide, side = rows // merge, columns // merge, window // merge
     tokens = torch.arange(high * wide).view(high, wide)

@@ -1,6 +1,6 @@
-"""Products whose weights are packed: 4 bits by bitsandbytes, 8 bits (FP8) by torch itself.
+"""Linear layers with packed weights: 4 bits by bitsandbytes, FP8 by torch.
 
-Each kind has `pack(weight)`, (rows, columns) → the product, and is tried out before anything is loaded.
+Each packer has `pack(weight)`, (rows, columns) → layer, and is tested before anything is loaded.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ibis_agent.errors import ModelError
 
-# The largest number of float8_e4m3fn.
+# The largest value of float8_e4m3fn.
 _LARGEST = 448.0
 
 
 @dataclass
 class FourBit:
-    """A product whose weight is packed as NF4 by bitsandbytes."""
+    """A linear layer with NF4 weights of bitsandbytes."""
 
     packed: Tensor
     state: Any
@@ -39,7 +39,7 @@ class FourBit:
 
 @dataclass
 class Eight:
-    """A product in FP8: weights with a scale for each row, what comes in with one for each token."""
+    """A linear layer in FP8: one scale per weight row, and one per token of the input."""
 
     packed: Tensor
     scale: Tensor
@@ -58,7 +58,7 @@ class Eight:
 
 
 def in_eight_bits(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(L, n) → the same in float8_e4m3fn, and (L, 1) float32 that it has to be multiplied by."""
+    """(L, n) → (L, n) float8_e4m3fn, and the (L, 1) float32 scale to multiply it by."""
     scale = x.abs().amax(-1, keepdim=True).float().clamp_min_(1e-12).div_(_LARGEST)
     return (x / scale).to(torch.float8_e4m3fn), scale
 
@@ -86,7 +86,7 @@ class _EightBits:
 
 
 def packer_for(precision: str, device: str) -> Any:
-    """What packs the weights of a precision, None for those that are not packed. Raises ModelError."""
+    """The packer of a precision; None if it has none. Raises ModelError if it does not work on the device."""
     if precision not in ("int4", "fp8"):
         return None
     packer: Any = _FourBits(device) if precision == "int4" else _EightBits()
@@ -94,14 +94,14 @@ def packer_for(precision: str, device: str) -> Any:
         tried = packer.pack(torch.eye(128, dtype=packer.dtype, device=device))
         seen = tried(torch.ones(2, 128, dtype=packer.dtype, device=device))
         works = bool(torch.isclose(seen.float(), torch.ones_like(seen.float()), atol=0.2).all())
-        problem = "" if works else "its products are wrong"
-    except Exception as error:  # a missing library, operator or instruction: all kinds
+        problem = "" if works else "it gives wrong results"
+    except Exception as error:  # missing libraries, operators and instructions raise many kinds
         problem = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     if problem:
         by = "bitsandbytes" if precision == "int4" else "torch"
         where = "processor" if device == "cpu" else "card"
         raise ModelError(
-            f"{by} cannot serve the precision {precision} on this {where}",
+            f"{by} does not support the precision {precision} on this {where}",
             value=problem,
             remedy=f"Choose the precision bf16, or install another version of {by}.",
         )

@@ -1,7 +1,6 @@
-"""A picture → the patches that a Qwen2.5-VL takes: scaled, normalised, cut; with PIL and numpy alone.
+"""A picture → scaled, normalised patches for Qwen2.5-VL, with PIL and numpy alone.
 
-Equal to what transformers' own processor of this family gives, which needs seconds of imports and, in most of
-its forms, torchvision.
+Equal to transformers' processor for this family, which takes seconds to import and mostly needs torchvision.
 """
 
 from __future__ import annotations
@@ -28,11 +27,13 @@ class PictureProcessor:
     """How pictures are prepared.
 
     Attributes:
-        patch_size: side of a patch in pixels; merge_size: so many by so many patches become one token.
-        temporal_patch_size: a still picture is repeated so often.
-        least, most: pixels that a picture is scaled into, keeping its shape as closely as whole tokens allow.
-        mean, std: of red, green and blue, of values from 0 to 1.
-        resample: PIL's number of the filter.
+        patch_size: side of a patch, in pixels.
+        merge_size: merge_size × merge_size patches become one token.
+        temporal_patch_size: how often a still picture is repeated.
+        least, most: the range of pixels that a picture is scaled into, keeping the aspect ratio as far as whole tokens
+            allow.
+        mean, std: of red, green and blue, for values from 0 to 1.
+        resample: the number of PIL's filter.
     """
 
     patch_size: int = 14
@@ -45,7 +46,7 @@ class PictureProcessor:
     resample: int = 3
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) in pixels to which a picture is scaled. Raises InputError for one that is too thin."""
+        """The (height, width) in pixels that a picture is scaled to. Raises InputError for a very thin one."""
         if max(height, width) > _THINNEST * min(height, width):
             raise InputError(
                 "the picture is too thin for the policy",
@@ -63,27 +64,27 @@ class PictureProcessor:
         return sides[0], sides[1]
 
     def patches_of(self, height: int, width: int) -> int:
-        """How many patches a picture of this size in pixels becomes."""
+        """The number of patches of a picture of this size in pixels."""
         return math.prod(self.size_of(height, width)) // self.patch_size**2
 
     def scaled(self, picture: np.ndarray) -> np.ndarray:
-        """(h, w, 3) uint8: an (H, W, 3) uint8 picture in the size in which the policy sees it."""
+        """An (H, W, 3) uint8 picture in the size that the policy sees: (h, w, 3) uint8."""
         height, width = self.size_of(*picture.shape[:2])
         if picture.shape[:2] == (height, width):
             return picture
         return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling(self.resample)))
 
     def patches(self, picture: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
-        """(P, 3·t·p·p) float32 patches, token by token, and their number in time, height and width.
+        """((P, 3·t·p·p) float32 patches ordered by token, their number in time, height and width).
 
-        Raises InputError for a picture that is not (H, W, 3) uint8, or too thin.
+        Raises InputError if the picture is not (H, W, 3) uint8, or is very thin.
         """
         if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
             raise InputError(
                 "a picture must be (height, width, 3) of 8 bits", value=f"{picture.shape} {picture.dtype}"
             )
         seen = self.scaled(picture)
-        # 256 grey values a colour: looking them up is faster than computing each pixel.
+        # A table of 256 values per colour is faster than computing each pixel.
         grey = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
         table = (grey[:, None] - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         p, m, t = self.patch_size, self.merge_size, self.temporal_patch_size
@@ -95,7 +96,7 @@ class PictureProcessor:
 
 
 def load_processor(folder: Path, vision: Mapping[str, Any], card: ModelCard) -> PictureProcessor:
-    """The picture settings of a policy's folder; the card's limits win over the folder's. Raises ModelError."""
+    """The picture settings of a policy's folder; the card's limits take precedence. Raises ModelError."""
     file, values = folder / "preprocessor_config.json", {}
     if file.is_file():
         values = read_json(file)

@@ -1,4 +1,4 @@
-"""The shape of a Qwen2.5-VL, read from config.json in its older (flat) and newer (nested) form. No torch here."""
+"""The dimensions of a Qwen2.5-VL, from the older (flat) or newer (nested) form of config.json. No torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _REMEDY = "Use the config.json of the model that the weights belong to."
 
 @dataclass(frozen=True)
 class VisionShape:
-    """The vision tower: `window` and `merge` in patches, `full`: blocks whose attention sees the whole picture."""
+    """The vision tower. window, merge: in patches. full: the blocks that attend to the whole picture."""
 
     depth: int
     hidden: int
@@ -36,7 +36,7 @@ class VisionShape:
 
 @dataclass(frozen=True)
 class TextShape:
-    """The language model. `sections`: how many frequencies turn with time, row and column."""
+    """The language model. sections: the number of rotary frequencies for time, row and column."""
 
     vocabulary: int
     hidden: int
@@ -62,7 +62,7 @@ class Shape:
 
 
 def read_shape(config: Mapping[str, Any], file: Path) -> Shape:
-    """Raises ModelError, naming the key, for a value that is missing, impossible or not supported."""
+    """Read the dimensions. Raises ModelError, naming the key, for an invalid or unsupported value."""
     text = config.get("text_config") or config
     vision = config.get("vision_config")
     if not isinstance(text, Mapping) or not isinstance(vision, Mapping):

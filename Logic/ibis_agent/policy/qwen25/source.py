@@ -1,4 +1,4 @@
-"""A Qwen2.5-VL folder: what it is, told before it is loaded, and how it becomes a policy."""
+"""A Qwen2.5-VL folder before it is loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DEMO = Path(__file__).parents[2] / "demo" / "policy"
 
 
 class Qwen25Folder:
-    """A folder of weights, with config.json and maybe a card; see policy.find."""
+    """See policy.find and contract.PolicySource."""
 
     kind = "Qwen2.5-VL"
 
@@ -33,7 +33,7 @@ class Qwen25Folder:
 
     @property
     def card(self) -> ModelCard:
-        """Raises ModelError for a folder without a policy, or a bad card."""
+        """The folder's card. Raises ModelError."""
         return load_card(self.folder)
 
     def inspect(self) -> PolicyFolder:
@@ -41,11 +41,11 @@ class Qwen25Folder:
         return look_into(self.folder, quantised=(UNPACKED,))
 
     def check(self) -> None:
-        """Raises ModelError for what `open` would refuse in the files."""
+        """See contract.PolicySource."""
         self.inspect()
 
     def run_bytes(self, precision: str, device: str) -> int:
-        """Memory that it needs, in bytes; see required_memory."""
+        """See required_memory.run_bytes."""
         return required_memory.run_bytes(self.inspect(), precision, device, self.card.max_new_tokens)
 
     def facts(self) -> dict[str, str]:
@@ -67,7 +67,7 @@ class Qwen25Folder:
                 f"{found.stored_as}, {gigabytes(size)} in {files}",
                 {"as": found.stored_as, "bytes": size, "files": count},
             ),
-            "way": "own implementation: fast, reads the beginning of a turn once" + unpacked(found),
+            "way": "own implementation: fast, caches the beginning of a turn" + unpacked(found),
             "sha256": found.sha256,
             "card": CARD_NAME if has_card else "none: the published settings are used",
             "memory to run": Fact(needed, bytes_of),
@@ -82,7 +82,7 @@ class Qwen25Folder:
 
 
 def unpacked(found: PolicyFolder) -> str:
-    """For `facts`: what happens to quantised weights, and what is missing for it; empty for whole ones."""
+    """For `facts`: how quantised weights are run, and missing packages; empty if not quantised."""
     if not found.quantised:
         return ""
     kind, missing = found.quantised, " ".join(found.quantised.missing)
@@ -92,7 +92,7 @@ def unpacked(found: PolicyFolder) -> str:
 
 
 def demo_folder() -> Path:
-    """The demonstration policy's folder. Raises ModelError where it is not installed."""
+    """The demonstration policy's folder. Raises ModelError if it is not installed."""
     if not (_DEMO / "config.json").is_file():
         raise ModelError(
             "the demonstration policy is not in this installation",

@@ -1,4 +1,4 @@
-"""A Qwen2.5-VL folder as training takes it; see policy.trainable."""
+"""A Qwen2.5-VL folder for training, see policy.trainable."""
 
 from __future__ import annotations
 

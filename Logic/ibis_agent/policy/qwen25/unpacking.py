@@ -1,7 +1,7 @@
-"""Weights of compressed-tensors → whole ones, by that library, module by module while the files are read.
+"""Unpacking of compressed-tensors weights by that library, module by module while the files are read.
 
-transformers' way with these folders is the same: it unpacks them before it computes. Here the own network takes the
-unpacked weights, in any precision, FP8 and 4 bits among them. That activations be quantised too is not followed.
+transformers does the same before it computes. The unpacked weights run in any precision, including fp8 and int4.
+Quantisation of activations is ignored.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _WEIGHTS = ("weight_packed", "weight")
 
 
 class Unpacker:
-    """Gathers what belongs to one module and gives its weight when all is there."""
+    """Collects the stored tensors of each module, and unpacks its weight when they are complete."""
 
     def __init__(self, found: PolicyFolder) -> None:
-        """Raises ModelError where the library is missing or does not know the folder's form."""
+        """Raises ModelError if the library is missing or does not know the folder's format."""
         assert found.quantised is not None
         found.quantised.check(found.folder)
         from compressed_tensors.compressors import BaseCompressor
@@ -39,7 +39,7 @@ class Unpacker:
             self._compressor_of = BaseCompressor.get_value_from_registry
             for group in self._config.config_groups.values():
                 self._compressor_of(str(group.format or self._config.format))
-        except Exception as error:  # the library raises all kinds for what it does not know
+        except Exception as error:  # the library raises many kinds of exceptions
             raise self._wrong(error) from error
         names = {name for path in found.files for name in read_header(path)}
         scaled = {name.rpartition(".")[0] for name in names if name.endswith(".weight_scale")}
@@ -47,7 +47,7 @@ class Unpacker:
         self._gathered: dict[str, dict[str, Any]] = {}
 
     def take(self, name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-        """What becomes of one stored tensor: itself, nothing yet, or a whole module's weight and bias."""
+        """(name, tensor) of what one stored tensor completes: itself, nothing yet, or a module's bias and weight."""
         module = name.rpartition(".")[0]
         if module not in self._parts:
             yield name, tensor
@@ -79,5 +79,5 @@ class Unpacker:
             "cannot be unpacked by compressed-tensors",
             file=self._found.folder,
             value=" ".join(str(problem).split())[:200],
-            remedy="A newer compressed-tensors may; or serve the model and give the server's address as the policy.",
+            remedy="Try a newer compressed-tensors, or run the model on a server and give its address as the policy.",
         )

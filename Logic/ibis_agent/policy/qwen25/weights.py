@@ -1,6 +1,6 @@
-"""Reading the tensors of a policy's folder: exactly the files that were checked and hashed, one tensor at a time.
+"""Reading the tensors of a policy's folder one at a time, from exactly the files that were checked and hashed.
 
-Nothing passes through main memory whole: a file is mapped, and a tensor goes from there to where it is used.
+Files are memory-mapped, so that main memory never contains all weights.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def read_tensors(found: PolicyFolder, device: str = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of every tensor, mapped from its file, on the CPU and as it is stored; file by file.
+    """(name, tensor) of every tensor, file by file, on the CPU as stored.
 
-    What is quantised is unpacked on `device`. Raises ModelError where a file changed since it was hashed, or a tensor
-    holds what is not a number.
+    device: where quantised weights are unpacked. Raises ModelError if a file has changed since it was hashed, or a
+    tensor contains NaN or infinite values.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -48,7 +48,7 @@ def read_tensors(found: PolicyFolder, device: str = "cpu") -> Iterator[tuple[str
 
 
 def check_finite(tensor: torch.Tensor, name: str, found: PolicyFolder, precision: str = "") -> None:
-    """Raises ModelError for a tensor with NaN or infinite numbers; `precision`: what it was converted to."""
+    """Raise ModelError for a tensor with NaN or infinite values. precision: what it was converted to."""
     import torch
 
     if not tensor.is_floating_point() or not tensor.numel():

@@ -31,11 +31,11 @@ from ibis_agent.cli.description import describe
 from ibis_agent.errors import ModelError, OutputError
 from ibis_agent.mask import MASK_FORMATS
 from ibis_agent.policy.card import ModelCard, save_card
-from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.scan.geometry import Orientation
 from PIL import Image
 from scan_files import save_nifti
 from scripted_cli import AFFINE, SCRIPT, SHAPE, a_scan, in_use, interruptible, recorded, run, says  # noqa: F401
+from scripted_policy import ScriptedPolicy
 
 
 def test_a_run_leaves_mask_trajectory_and_review_page(use: Any, scan: Path, tmp_path: Path) -> None:

@@ -25,11 +25,12 @@ from ibis_agent.cli import request, runner
 from ibis_agent.cli.request import Request
 from ibis_agent.cli.several import Several
 from ibis_agent.policy.card import ModelCard, load_card, save_card
-from ibis_agent.policy.contract import ScriptedPolicy, Turn
+from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.qwen25 import source
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.scan.geometry import Orientation
 from scripted_cli import DiscSegmenter
+from scripted_policy import ScriptedPolicy
 
 SIDE, SLICES = 32, 12
 # Of every structure: its grey in HU, its rows, its columns and its slices.

@@ -15,7 +15,6 @@ from ibis_agent.cli.runner import Runner
 from ibis_agent.cli.several import Several
 from ibis_agent.errors import InputError
 from ibis_agent.mask.files import write_mask
-from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.record.review_view import view_of
 from ibis_agent.scan.load import load_scan
 from scripted_cli import (  # noqa: F401
@@ -30,6 +29,7 @@ from scripted_cli import (  # noqa: F401
     run,
     says,
 )
+from scripted_policy import ScriptedPolicy
 
 Use = Callable[..., ScriptedPolicy]
 

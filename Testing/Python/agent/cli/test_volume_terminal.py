@@ -25,10 +25,10 @@ from ibis_agent.cli.inspection import inspect
 from ibis_agent.cli.session import Session, Stopped
 from ibis_agent.cli.terminal import Screen
 from ibis_agent.mask.masks import encode_rle
-from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.record import published
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.action import Watch
+from scripted_policy import ScriptedPolicy
 
 
 @pytest.fixture

@@ -9,12 +9,11 @@ import pytest
 import torch
 from ibis_agent.policy.card import ModelCard, save_card
 from ibis_agent.policy.contract import Turn
-from ibis_agent.policy.prompts import DEMO_PROMPTS
 from ibis_agent.policy.qwen25 import compiling
 from ibis_agent.policy.qwen25.block import Blocks
 from ibis_agent.policy.qwen25.local import LocalPolicy
 from test_policy import by_generate, picture
-from tiny_models import make_tiny_policy
+from tiny_models import DEMO_PROMPTS, make_tiny_policy
 
 CPU = torch.device("cpu")
 
@@ -65,7 +64,7 @@ def test_the_faster_way_is_taken_and_the_other_told_in_a_line(clock):
     clock |= {"plain": 2.0, "other": 1.0}
     assert compiling.is_faster(lambda: other, plain, CPU)
     clock |= {"plain": 1.0, "other": 1.0}
-    with pytest.warns(UserWarning, match=r"compile wins nothing \(1000\.00 ms a block.*without it"):
+    with pytest.warns(UserWarning, match=r"compile is not faster \(1000\.00 ms per block.*without it"):
         assert not compiling.is_faster(lambda: other, plain, CPU)
 
 
@@ -93,7 +92,7 @@ def test_it_is_asked_for_and_never_used_without_triton_or_off_cuda(policy, monke
         monkeypatch.delenv(compiling.ASKED, raising=False)
         assert compiling.compiled_layer(policy.network) is None
     monkeypatch.setenv(compiling.ASKED, "1")
-    with pytest.warns(UserWarning, match="is for CUDA"):
+    with pytest.warns(UserWarning, match="needs CUDA"):
         assert compiling.compiled_layer(policy.network) is None
     monkeypatch.setattr(type(policy.network), "device", torch.device("cuda"))
     found = importlib.util.find_spec

@@ -8,8 +8,8 @@ import json
 import pytest
 from ibis_agent.errors import ModelError
 from ibis_agent.policy.card import CARD_NAME, ModelCard, card_from_json, load_card, save_card
-from ibis_agent.policy.prompts import DEMO_PROMPTS
 from ibis_agent.scan.geometry import Orientation
+from tiny_models import DEMO_PROMPTS
 
 
 def test_a_folder_without_a_card_gets_the_published_settings(tmp_path):

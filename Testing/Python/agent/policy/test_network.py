@@ -14,7 +14,6 @@ from ibis_agent.errors import ModelError
 from ibis_agent.policy.card import ModelCard, load_card, save_card
 from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.folder import SINGLE_NAME
-from ibis_agent.policy.prompts import DEMO_PROMPTS
 from ibis_agent.policy.qwen25.block import Blocks
 from ibis_agent.policy.qwen25.build import Dense
 from ibis_agent.policy.qwen25.local import LocalPolicy
@@ -23,7 +22,7 @@ from ibis_agent.policy.qwen25.source import demo_folder as demo_policy
 from safetensors.torch import load_file, save_file
 from test_policy import by_generate, picture
 from test_which_files import case
-from tiny_models import make_tiny_policy, make_tiny_tokenizer
+from tiny_models import DEMO_PROMPTS, make_tiny_policy, make_tiny_tokenizer
 
 CARD = ModelCard(name="tiny", prompts=DEMO_PROMPTS, max_new_tokens=40)
 
@@ -130,7 +129,7 @@ def test_a_head_that_should_be_shared_and_is_another_is_refused(copy):
         copy / SINGLE_NAME,
         {"format": "pt"},
     )
-    with pytest.raises(ModelError, match="share their weights"):
+    with pytest.raises(ModelError, match="embeddings are tied, but the weights differ"):
         LocalPolicy.load(copy, "cpu", "fp32")
 
 
@@ -262,7 +261,7 @@ def test_int4_that_the_processor_cannot_serve_is_one_line_with_the_remedy(folder
     monkeypatch.setitem(sys.modules, "bitsandbytes", package)
     monkeypatch.setitem(sys.modules, "bitsandbytes.functional", functional)
     with pytest.raises(
-        ModelError, match=r"cannot serve the precision int4 on this processor.*no kernel.*bf16"
+        ModelError, match=r"does not support the precision int4 on this processor.*no kernel.*bf16"
     ):
         LocalPolicy.load(folder, "cpu", "int4")
 

@@ -13,16 +13,16 @@ import torch
 from ibis_agent.actions import reply_is_complete
 from ibis_agent.errors import Cancelled, InputError, ModelError
 from ibis_agent.policy.card import ModelCard, save_card
-from ibis_agent.policy.contract import ScriptedPolicy, Turn
+from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.messages import build_messages, pictures_of
-from ibis_agent.policy.prompts import DEMO_PROMPTS
 from ibis_agent.policy.qwen25 import decoding
 from ibis_agent.policy.qwen25.choice import Chooser
 from ibis_agent.policy.qwen25.decoding import Decoder
 from ibis_agent.policy.qwen25.guesses import Guesses
 from ibis_agent.policy.qwen25.local import LocalPolicy
 from ibis_agent.policy.qwen25.network import Language, Vision
-from tiny_models import make_tiny_policy, teach
+from scripted_policy import ScriptedPolicy
+from tiny_models import DEMO_PROMPTS, make_tiny_policy, teach
 
 CARD = ModelCard(name="tiny", prompts=DEMO_PROMPTS, max_new_tokens=40)
 
@@ -256,20 +256,20 @@ def test_drafts_never_change_a_reply(folder):
 
 def test_a_guess_is_what_followed_the_most_similar_ending():
     guesses = Guesses([list(range(1, 21)), [*range(1, 9), 50, 51, 52, 53]])
-    assert guesses.propose([1, 2, 3, 4, 5, 6, 7], 3) == [8, 9, 10]
-    assert guesses.propose([1, 2, 3, 4, 5, 6, 7, 8, 50], 3) == [51, 52, 53]
-    assert guesses.propose([6, 7, 8, 9, 10, 11, 99, 13], 2) == [14, 15]
-    assert guesses.propose(range(80, 100), 2) == []
-    assert guesses.propose([1, 2], 0) == [] == Guesses().propose([1, 2], 5)
+    assert guesses.beside(()).propose([1, 2, 3, 4, 5, 6, 7], 3) == [8, 9, 10]
+    assert guesses.beside(()).propose([1, 2, 3, 4, 5, 6, 7, 8, 50], 3) == [51, 52, 53]
+    assert guesses.beside(()).propose([6, 7, 8, 9, 10, 11, 99, 13], 2) == [14, 15]
+    assert guesses.beside(()).propose(range(80, 100), 2) == []
+    assert guesses.beside(()).propose([1, 2], 0) == [] == Guesses().beside(()).propose([1, 2], 5)
 
 
 def test_the_last_replies_and_the_prompt_are_guessed_from_too():
     guesses = Guesses([[1, 2, 3, 4]])
     assert guesses.beside([7, 8, 9]).propose([7], 2) == [8, 9]
     guesses.remember([1, 2, 5, 6])
-    assert guesses.propose([1, 2], 2) == [5, 6]  # the latest reply before the card
+    assert guesses.beside(()).propose([1, 2], 2) == [5, 6]  # the latest reply before the card
     guesses.forget()
-    assert guesses.propose([1, 2], 2) == [3, 4]
+    assert guesses.beside(()).propose([1, 2], 2) == [3, 4]
 
 
 def test_loading_and_answering_never_touches_the_network(folder, monkeypatch):

@@ -12,12 +12,12 @@ from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.messages import Message, build_messages, pictures_of
 from ibis_agent.policy.prompts import (
     DEFAULT_PROMPTS,
-    DEMO_PROMPTS,
     check_question,
     rejection_note,
     retry_note,
 )
 from ibis_agent.policy.published_prompts import import_prompts
+from tiny_models import DEMO_PROMPTS
 
 CARD = ModelCard(prompts=DEMO_PROMPTS)
 PICTURE = np.zeros((4, 4, 3), np.uint8)

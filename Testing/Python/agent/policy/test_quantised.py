@@ -15,7 +15,6 @@ from ibis_agent.policy.card import ModelCard, save_card
 from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.folder import SINGLE_NAME, look_into
 from ibis_agent.policy.formats import UNPACKED
-from ibis_agent.policy.prompts import DEMO_PROMPTS
 from ibis_agent.policy.qwen25.build import build
 from ibis_agent.policy.qwen25.local import LocalPolicy
 from ibis_agent.policy.qwen25.network import Dense
@@ -24,7 +23,7 @@ from ibis_agent.policy.qwen25.weights import read_tensors
 from safetensors.torch import load_file, save_file
 from test_policy import by_generate, picture
 from tiny_families import QWEN, tokenizer_in
-from tiny_models import make_tiny_policy
+from tiny_models import DEMO_PROMPTS, make_tiny_policy
 
 TURN = Turn(picture(3), "Segment the liver")
 KINDS = {

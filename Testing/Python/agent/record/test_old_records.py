@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
 from ibis_agent.mask.masks import decode_rle
-from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.record.review_view import view_of
 from ibis_agent.record.run_record import RunRecord
 from ibis_agent.record.trajectory import Trajectory
+from scripted_policy import ScriptedPolicy
 
 pytest.importorskip("torch")
 

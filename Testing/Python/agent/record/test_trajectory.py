@@ -23,7 +23,6 @@ from ibis_agent.actions import Click, Reply, Terminate, format_reply
 from ibis_agent.errors import InputError, OutputError
 from ibis_agent.mask.masks import decode_rle
 from ibis_agent.policy.card import ModelCard
-from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.record.forms import SCHEMA
 from ibis_agent.record.pictures import orientation_of, picture_from_json, picture_to_json
 from ibis_agent.record.replay import other_weights
@@ -38,6 +37,7 @@ from ibis_agent.scan.load import load_scan
 from ibis_agent.scan.picture import cut
 from ibis_agent.scan.scan import Scan
 from PIL import Image
+from scripted_policy import ScriptedPolicy
 
 QUESTION = "Где печень? أين الكبد؟ \N{SNOWMAN} </script>"
 

@@ -11,7 +11,6 @@ from bright_volumes import MIDDLE, NOTHING, SEGMENTER, Bright, disc, grown, run_
 from chained_segmenter import ChainedSegmenter, clicking, picture
 from ibis_agent.actions import Reply, Terminate, format_reply
 from ibis_agent.policy.card import ModelCard
-from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.caveats import _in_ranges, caveats
 from ibis_agent.run.measured import answer, measured
@@ -20,6 +19,7 @@ from ibis_agent.run.settings import Settings
 from ibis_agent.scan.picture import cut
 from ibis_agent.scan.scan import Scan
 from ibis_agent.scan.slices import stack_of
+from scripted_policy import ScriptedPolicy
 
 
 def run_of(question: str, *replies: str) -> Run:

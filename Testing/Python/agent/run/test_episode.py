@@ -25,7 +25,7 @@ from ibis_agent.actions import Click, Reply, Terminate, format_click, format_rep
 from ibis_agent.errors import Cancelled, InputError, ModelError
 from ibis_agent.mask.masks import iou
 from ibis_agent.policy.card import ModelCard
-from ibis_agent.policy.contract import ScriptedPolicy, Turn
+from ibis_agent.policy.contract import Turn
 from ibis_agent.run.action import RunAction, Watch
 from ibis_agent.run.episode import Limits
 from ibis_agent.run.run import Run
@@ -33,6 +33,7 @@ from ibis_agent.run.settings import Settings
 from ibis_agent.scan.geometry import PictureGeometry
 from ibis_agent.scan.picture import Picture, overlay
 from PIL import Image
+from scripted_policy import ScriptedPolicy
 
 
 def episode_of(*replies: str, limits: Limits | None = None, **card: Any) -> Run:

@@ -22,12 +22,12 @@ from bright_volumes import (
 )
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
 from ibis_agent.errors import Cancelled, InputError
-from ibis_agent.policy.contract import ScriptedPolicy
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.action import Watch
 from ibis_agent.run.key_slice import Search
 from ibis_agent.run.run import Run
 from ibis_agent.run.settings import Settings
+from scripted_policy import ScriptedPolicy
 
 EVEN = [disc()] * 20
 # One slice shows more than its neighbours, and beside it a thing that is not the object.

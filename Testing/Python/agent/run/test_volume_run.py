@@ -12,8 +12,9 @@ import pytest
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
 from ibis_agent.errors import Cancelled, InputError
 from ibis_agent.mask.masks import area
-from ibis_agent.policy.contract import ScriptedPolicy, Turn
+from ibis_agent.policy.contract import Turn
 from ibis_agent.scan.scan import Scan
+from scripted_policy import ScriptedPolicy
 
 torch = pytest.importorskip("torch")
 
