@@ -74,7 +74,7 @@ def test_missing_keys_keep_the_published_settings(tmp_path):
         ({"min_pixels": 9000, "max_pixels": 1000}, ["min_pixels is larger than max_pixels"]),
         ({"window": [240, -160]}, ["window must be two numbers, the smaller first"]),
         ({"window": 5}, ["window"]),
-        ({"name": None}, ["name must be a text"]),
+        ({"name": None}, ["name must be a string"]),
         ({"drafts": "x"}, ["drafts must be a list"]),
         ({"schema": "ibis-model/9"}, ["different version", "ibis-model/9"]),
     ],
