@@ -1,1 +1,1 @@
-"""The worker process that holds the models, and the side that starts it."""
+"""The worker process that runs the models, and the client that starts it."""

@@ -1,4 +1,4 @@
-"""`python -m ibis_agent.engine`: the worker process; what it does is in process."""
+"""`python -m ibis_agent.engine`: the worker process, see process."""
 
 import sys
 

@@ -1,12 +1,11 @@
-"""The side of the worker that stays alive: it starts workers, feeds them jobs, and outlives them.
+"""The client of the worker process: it starts workers, sends them jobs, and survives their failures.
 
-A `WorkerClient` is given jobs ("one step of this session") and sees to what they need first: a process,
-loaded models, an opened session. A worker may die at any time; the job it was doing fails with plain words,
-and the next job starts a fresh worker and opens the session there again with the steps that exist. So nothing
-that a person made lives only in the worker.
+A `WorkerClient` gets jobs ("one step of this session") and first provides what they need: a process, loaded models, an
+open session. If a worker dies, its job fails with a message, and the next job starts a new worker and reopens the
+session with its steps. So nothing that a user made exists only in the worker.
 
-Here: the order of things. Not here: processes (a `Transport` is passed in), Qt, MRML, and what a run consists
-of. Everything happens in the caller's thread, inside calls of this class or of the transport's callbacks.
+Processes are started through a `Transport`; there is no Qt here. Everything runs in the caller's thread, within calls
+of this class or callbacks of the transport.
 """
 
 from __future__ import annotations
@@ -23,39 +22,39 @@ from ibis_agent.engine.protocol import Framer, Message
 
 
 class Transport(Protocol):
-    """One process, started at once or refusing. Callbacks come in the thread that made it."""
+    """A running process. Its callbacks come in the thread that created it."""
 
     def write(self, data: bytes) -> None:
-        """Send bytes to the process's stdin; never blocks, never raises for a dead process."""
+        """Send bytes to the process's stdin. Never blocks, and never raises for a dead process."""
 
     def finish(self) -> None:
-        """Ask the process to end by closing its stdin; it ends by itself within seconds."""
+        """Close the process's stdin; it then ends within seconds."""
 
     def kill(self, pid: int | None) -> None:
-        """End the process now. `pid`: the worker's own, which may be a child of the one that was started."""
+        """Kill the process. pid: the worker's own, which may be a child of the started process."""
 
 
-# Starts a process. Arguments: on_bytes(chunk), on_end(reason in plain words). Raises OSError where it cannot.
+# Starts a process. Arguments: on_bytes(chunk), on_end(reason for people). Raises OSError.
 StartTransport = Callable[[Callable[[bytes], None], Callable[[str], None]], Transport]
 
 
 @dataclass
 class _Sent:
-    """What the worker is doing now: a job, or something that the job needs first."""
+    """The request that the worker is processing, for a job or for what the job needs first."""
 
     id: int
     request: str
     job: Job
     settings: ModelSettings
-    abandoned: bool = False  # the person does not wait for it any more
-    stopping: bool = False  # it was asked to end early, and is still waited for
+    abandoned: bool = False  # its job has been cancelled
+    stopping: bool = False  # asked to end early; its result is still awaited
 
 
 class WorkerClient:
-    """Gives one worker process at a time one job at a time.
+    """Runs jobs one at a time in one worker process.
 
-    - `start`: starts a process (see `StartTransport`).
-    - `settings`: the models that jobs shall use; set it at any time, it counts from the next job on.
+    - `start`: starts a process, see `StartTransport`.
+    - `settings`: the models for the next jobs; may be set at any time.
     - `changed`: called after every change of `state`, `ready` or `memory`.
     - `logged`: called with each line for the log.
     """
@@ -67,10 +66,10 @@ class WorkerClient:
         logged: Callable[[str], None] = lambda line: None,
     ):
         self.settings = ModelSettings()
-        self.ready: Message | None = None  # the last `ready` event of the living worker, models included
+        self.ready: Message | None = None  # the last `ready` event of the present worker
         self.hello: Message | None = None
-        self.memory: Message | None = None  # device memory as the worker last told it
-        self.loading = ""  # what is being loaded, in words
+        self.memory: Message | None = None  # device memory, as last reported by the worker
+        self.loading = ""  # what is being loaded, for people
         self._start, self._changed, self._logged = start, changed, logged
         self._transport: Transport | None = None
         self._framer = Framer("event")
@@ -97,26 +96,26 @@ class WorkerClient:
 
     @property
     def waiting(self) -> bool:
-        """Whether a job that somebody still waits for is under way or queued."""
+        """Whether an awaited job is running or queued, see Job.is_awaited."""
         under_way = self._sent is not None and not self._sent.abandoned and self._sent.job.is_awaited
         return under_way or any(job.is_awaited for job in self._queue)
 
     @property
     def clicking(self) -> bool:
-        """Whether a click of the person's is under way or queued."""
+        """Whether a user's click is running or queued."""
         under_way = self._sent is not None and not self._sent.abandoned and self._sent.job.is_click
         return under_way or any(job.is_click for job in self._queue)
 
-    # What a session is, and what to do
+    # Sessions and jobs
 
     def open(self, session: str, describe: Callable[[Path], Message]) -> None:
-        """Make a session known. `describe(folder)` writes what the worker needs into its private folder and
-        returns the fields of `ask`; it is called again for every fresh worker, so it must tell of all
-        steps."""
+        """Register a session. `describe(folder)` writes what the worker needs into its private folder and returns the
+        fields of `ask`. It is called again for every new worker, so it must include all steps.
+        """
         self._openers[session] = describe
 
     def close(self, session: str) -> None:
-        """Forget a session: its jobs fail as cancelled, its late events are dropped."""
+        """Forget a session: its jobs fail as cancelled, and late events are dropped."""
         self._openers.pop(session, None)
         self._give_up_jobs(lambda job: job.session == session)
         if session in self._opened:
@@ -124,23 +123,23 @@ class WorkerClient:
             self.submit(Job("close", session=session))
 
     def submit(self, job: Job) -> None:
-        """Do `job` after those already given."""
+        """Queue a job."""
         self._queue.append(job)
         self._pump()
 
     def cancel(self, *, but_clicks: bool = False) -> int:
-        """Stop what is under way and forget what waits; their jobs fail as cancelled before this returns.
+        """Cancel the running job and all queued ones; they fail as cancelled before this returns.
 
-        but_clicks: the person's clicks go on. Returns a token for `end_if_stuck`.
+        but_clicks: except the user's clicks. Returns a token for `end_if_stuck`.
         """
         self._give_up_jobs(lambda job: job.is_awaited and not (but_clicks and job.is_click))
         self._changed()
         return self._sent.id if self._sent else 0
 
     def stop(self, *, but_clicks: bool = False) -> int:
-        """Ask what is under way to come to its end, and forget what waits. What is done by then is still told.
+        """Ask a running step or spread to end early and keep its partial result; cancel queued jobs.
 
-        For work that is worth keeping in parts. As `cancel` otherwise.
+        For other requests as `cancel`.
         """
         if self._sent is None or self._sent.request not in ("step", "spread"):
             return self.cancel(but_clicks=but_clicks)
@@ -155,8 +154,9 @@ class WorkerClient:
         return sent.id
 
     def end_if_stuck(self, token: int) -> bool:
-        """Kill the worker if it still has not stopped what `cancel` or `stop` gave this token for. True if it
-        was killed.
+        """Kill the worker if the request that `cancel` or `stop` gave this token for is still running.
+
+        Returns whether it was killed.
         """
         sent = self._sent
         if not token or sent is None or sent.id != token or not (sent.abandoned or sent.stopping):
@@ -165,11 +165,11 @@ class WorkerClient:
         return True
 
     def kill(self) -> None:
-        """End the worker at once. What waits is done by a fresh one."""
+        """Kill the worker. A new one does the queued jobs."""
         self._end("it was terminated", kill=True)
 
     def shutdown(self) -> None:
-        """End politely and for good: for when the application or the panel goes away."""
+        """Close the worker for good, when the application or the panel is closed."""
         self._queue.clear()
         if self._sent:
             self._sent.job._over = True
@@ -179,7 +179,7 @@ class WorkerClient:
     # The worker's side
 
     def _pump(self) -> None:
-        """Do the next thing that the first job needs."""
+        """Send the next request that the first job needs."""
         while self._queue and self._sent is None:
             job = self._queue[0]
             if self._transport is None:
@@ -191,7 +191,7 @@ class WorkerClient:
                 self._send("load", job, asdict(self.settings))
             elif job.needs_session and job.session not in self._opened:
                 self._open(job)
-            elif job.request in ("load", "ask"):  # nothing is left to do
+            elif job.request in ("load", "ask"):  # already done
                 self._queue.popleft()
                 job.finish(self.ready or {})
             else:
@@ -219,7 +219,7 @@ class WorkerClient:
         try:
             assert self.hello is not None
             fields = self._openers[job.session](Path(self.hello["folder"]))
-        except Exception as error:  # whatever the scene or the disk refuses must not take the panel along
+        except Exception as error:  # an error in the scene or on the disk must not break the panel
             self._drop(job)
             job.fail(protocol.INPUT, str(error))
             return
@@ -244,9 +244,7 @@ class WorkerClient:
                 self._on_event(message)
             except (KeyError, TypeError, ValueError) as error:
                 self._logged(f"unreadable message from the worker: {type(error).__name__}: {error}")
-            if (
-                generation != self._generation
-            ):  # this worker was ended by somebody who was just told something
+            if generation != self._generation:  # a callback has just ended this worker
                 break
         self._pump()
 
@@ -262,7 +260,7 @@ class WorkerClient:
             self._changed()
         elif self._sent is not None and message.get("id") == self._sent.id:
             self._on_answer(self._sent, event, message)
-        # Anything else is late: it belongs to something that is over.
+        # Other events belong to an earlier request and are ignored.
 
     def _on_answer(self, sent: _Sent, event: str, message: Message) -> None:
         job = sent.job
@@ -301,7 +299,7 @@ class WorkerClient:
             self._changed()
 
     def _forget_models(self) -> None:
-        """What was loaded is gone, and the sessions with it: they are asked for again when they are needed."""
+        """Models and sessions are gone; they are loaded and opened again when needed."""
         self.ready, self._loaded = None, None
         self._opened.clear()
 
@@ -325,7 +323,7 @@ class WorkerClient:
             self._end(reason, kill=False)
 
     def _end(self, reason: str, kill: bool) -> None:
-        """Whatever the end was: forget this worker, tell the job it was at, go on with what waits."""
+        """Forget this worker, fail its present job, and continue with the queue."""
         transport, self._transport = self._transport, None
         pid = self.hello["pid"] if self.hello else None
         sent, self._sent = self._sent, None
@@ -335,7 +333,7 @@ class WorkerClient:
         self._forget_models()
         if transport is not None:
             transport.kill(pid if isinstance(pid, int) else None) if kill else transport.finish()
-        # The job that a worker died of is not tried again: the next one might die of it as well.
+        # The job during which a worker died is not repeated: it may be the cause.
         if sent is not None and sent.stopping:
             sent.job.fail(protocol.CANCELLED, "Stopped.")
         for job in (sent.job if sent else None, at_front):

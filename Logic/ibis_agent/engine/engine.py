@@ -1,7 +1,7 @@
-"""What the worker's requests do: the models it holds and the questions that are open.
+"""The worker's requests: its loaded models and its open questions.
 
-No pipes, threads or signals here (process.py). Torch is imported when models are loaded, not before, so that
-the worker answers at once.
+Pipes, threads and signals are in process. Torch is imported only when models are loaded, so that the worker answers at
+once.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ Cancelled = Callable[[], bool]
 
 
 class Engine:
-    """Answers requests one at a time. `do` returns the last event of its request and raises what went wrong."""
+    """Processes requests one at a time. `do` returns the last event of a request, or raises."""
 
-    scopes: Sequence[str] = ("slice", "volume")  # what `ask` can be asked about
-    # Private to the worker: images that come there are removed when they were read.
+    scopes: Sequence[str] = ("slice", "volume")  # the scopes that `ask` supports
+    # Private to the worker: images written there are removed once read.
     folder: Path | None = None
 
     def __init__(self) -> None:
         self._policy: Policy | None = None
         self._segmenter: Any = None
-        self._made_of: dict[str, tuple[str, ...]] = {}  # which settings each loaded part came from
+        self._made_of: dict[str, tuple[str, ...]] = {}  # the settings of each loaded model
         self._questions: dict[str, Question] = {}
-        self._images: set[Path] = set()  # read, and to be removed
+        self._images: set[Path] = set()  # read, to be removed
 
     def do(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
-        """Raises IbisError for what a person can put right, and whatever else went wrong."""
+        """Raises IbisError for problems that the user can solve, and any other exception for others."""
         actions = {
             "load": self._load,
             "ask": self._ask,
@@ -69,7 +69,7 @@ class Engine:
         return segmenters.open(where, config or None, device, agreed=agreed)
 
     def _load(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
-        """Load what is not loaded yet. A part that changes is let go first: both may not fit at once."""
+        """Load the models that are not loaded yet. A replaced model is freed first, because both may not fit."""
         where = {key: str(request.get(key) or default) for key, default in _DEFAULTS.items()}
         policy = tuple(where[key] for key in ("policy", "device", "precision", *_OF_A_SERVER))
         segmenter = tuple(where[key] for key in ("segmenter", "segmenter_config", "device", "send_slices_to"))
@@ -116,7 +116,7 @@ class Engine:
         return {"event": "done"}
 
     def _info(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
-        """Whether the chosen policy fits, told from its files before anything is loaded."""
+        """Whether the chosen policy fits into memory, from its files."""
         where, device = str(request.get("policy") or DEMO), str(request.get("device") or "auto")
         found = policies.find(_source({**_DEFAULTS, **request, "policy": where}))
         found.check()
@@ -145,21 +145,19 @@ class Engine:
         }
 
     def _models(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
-        """The models that a server offers; empty for a policy on this machine, and for a server that does not say."""
+        """The models that a server offers; empty for a local policy, and for a server that does not list them."""
         listed = getattr(policies.find(_source({**_DEFAULTS, **request})), "models", None)
         return {"event": "done", "models": listed() if listed else []}
 
     def free_memory(self) -> None:
-        """Give back what nobody holds any more."""
+        """Free unused memory, also on the GPU."""
         gc.collect()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def memory(self) -> Message:
-        """Memory of the device in use, in bytes: {"device", "total", "free", "used"}; used is this process's
-        own.
-        """
+        """Memory of the device in bytes: {"device", "total", "free", "used"}; "used" is by this process."""
         torch = sys.modules.get("torch")
         device = str(getattr(self._segmenter, "device", "cpu"))
         if torch is None or not device.startswith("cuda"):
@@ -171,7 +169,7 @@ class Engine:
     # Questions
 
     def _ask(self, request: Message, emit: Emit, cancelled: Cancelled) -> Message:
-        """Open a question: about an image, or a run that another worker has begun."""
+        """Open a question about an image, or resume a run."""
         if self._policy is None or self._segmenter is None:
             raise ModelError("no models are loaded", remedy="Load them first.")
         if request.get("scope", "slice") not in self.scopes:
@@ -214,8 +212,9 @@ class Engine:
         self._remove_images()
 
     def _remove_images(self) -> None:
-        """A worker may live for weeks, and a volume takes hundreds of megabytes. A mapped one is not lost by this;
-        Windows refuses it until the question is closed.
+        """Remove images once read: a worker may run for weeks, and a volume takes hundreds of megabytes.
+
+        A memory-mapped file stays readable; Windows refuses its removal until the question is closed.
         """
         for file in tuple(self._images):
             with contextlib.suppress(OSError):
@@ -236,7 +235,7 @@ _DEFAULTS = {
 
 
 def _source(where: Message) -> Any:
-    """Where the policy comes from; of a server also its model, its card, and the yes."""
+    """The policy's source; for a server with its model, card and consent."""
     if not policies.is_address(where["policy"]):
         return where["policy"]
     return policies.find(where["policy"], *(where[key] for key in _OF_A_SERVER))

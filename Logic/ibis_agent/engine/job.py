@@ -1,4 +1,4 @@
-"""What a worker can be given to do, and the models that it shall do it with."""
+"""Jobs for a worker, and the settings of its models."""
 
 from __future__ import annotations
 
@@ -7,41 +7,42 @@ from dataclasses import dataclass, field
 
 from ibis_agent.engine.protocol import Message
 
-DIED = "died"  # a kind of failure that only the client can tell
+DIED = "died"  # a kind of failure that only the client reports
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which models a worker shall hold. "demo" stands for the ones that come with the package."""
+    """The models of a worker. "demo" means those that come with the package."""
 
     policy: str = "demo"
     segmenter: str = "demo"
     segmenter_config: str = ""
     device: str = "auto"
     precision: str = "auto"
-    # Of a policy on a server: its name there, its card, and the host that the person agreed to send pictures to.
+    # For a policy on a server: the model's name there, its card, and the host that may receive pictures.
     model: str = ""
     card: str = ""
     send_pictures_to: str = ""
-    send_slices_to: str = ""  # the same for a segmenter on a server
+    send_slices_to: str = ""  # for a segmenter on a server, the host that may receive slices
 
 
 @dataclass(eq=False)
 class Job:
-    """One thing to do, and whom to tell. Exactly one of `done` and `failed` is called, once."""
+    """A request and its callbacks. Exactly one of `done` and `failed` is called, once."""
 
     request: str
     fields: Message = field(default_factory=dict)
     session: str = ""
     done: Callable[[Message], None] = lambda message: None
-    failed: Callable[[str, str], None] = lambda kind, text: None  # kind of protocol.py or DIED; plain words
+    failed: Callable[[str, str], None] = lambda kind, text: (
+        None
+    )  # a kind of protocol.py or DIED, and a message
     step: Callable[[Message], None] = lambda message: None
     slice: Callable[[Message], None] = lambda message: None
     text: Callable[[str], None] = lambda piece: None
     retry: Callable[[str], None] = lambda reason: None
-    # Takes the answer to `ask`, where one was needed first.
-    opened: Callable[[Message], None] = lambda message: None
-    prepare: Callable[[], Message] = dict  # fields that are settled only when the job's turn comes
+    opened: Callable[[Message], None] = lambda message: None  # the answer to `ask`, if one was needed
+    prepare: Callable[[], Message] = dict  # fields determined when the job is sent
     _over: bool = False
 
     @property
@@ -54,12 +55,12 @@ class Job:
 
     @property
     def is_click(self) -> bool:
-        """Whether it is a click of the person's, which another click of theirs must not take away."""
+        """Whether it is a user's click, which a later click must not cancel."""
         return self.request == "add"
 
     @property
     def is_awaited(self) -> bool:
-        """Whether somebody waits for it. Tidying up goes on behind the scenes, and is not to be stopped."""
+        """Whether the user waits for it. Background requests are not cancelled."""
         return self.request not in ("close", "models")
 
     def fail(self, kind: str, text: str) -> None:

@@ -1,13 +1,11 @@
-"""The process that holds the models: `python -m ibis_agent.engine`, spoken to as protocol.py says.
+"""The worker process, `python -m ibis_agent.engine`: stdin, stdout, threads, the private folder, and the exit.
 
-Here: stdin, stdout, threads, the private folder, and the end. What requests do is in engine.py.
-
-- stdout belongs to the protocol alone: it is taken away before anything heavy is imported, so that what
-  libraries print goes to stderr.
-- Requests are done one after another in the main thread. A second thread reads them, so that a `cancel` is
-  heard in the middle of a generation.
-- When stdin closes, the process ends within two seconds, whatever it is doing: whoever started it is gone.
-  (In 3D Slicer the process that was started is a launcher; killing that would leave this one behind.)
+- stdout is reserved for the protocol. It is redirected before heavy imports, so that what libraries print goes to
+  stderr.
+- The main thread processes requests one at a time. A second thread reads them, so that `cancel` works during a
+  generation.
+- When stdin closes, the process ends within two seconds, whatever it is doing, because its parent is gone. (3D Slicer
+  starts it through a launcher; killing that would leave this process running.)
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ from ibis_agent.engine.protocol import Framer, Message
 from ibis_agent.errors import Cancelled, IbisError, InputError, ModelError, ReplyError
 
 _PREFIX = "ibis-worker-"
-_LAST_WORDS = 2.0  # seconds between the end of stdin and the end of the process
+_GRACE = 2.0  # seconds from the end of stdin to the end of the process
 
 
 class Worker:
@@ -49,7 +47,7 @@ class Worker:
         engine.folder = self.folder
 
     def run(self) -> None:
-        """Serve until stdin closes or `shutdown` comes."""
+        """Process requests until stdin closes or `shutdown` arrives."""
         self.emit(
             {
                 "event": "hello",
@@ -66,7 +64,7 @@ class Worker:
             self._serve(request)
 
     def emit(self, message: Message) -> None:
-        """Send one event. Where nobody listens any more, the process ends."""
+        """Send one event. If nobody reads, the process ends."""
         try:
             with self._writing:
                 self._channel.write(protocol.encode(message))
@@ -75,7 +73,7 @@ class Worker:
             self._ending.set()
 
     def clean_up(self) -> None:
-        """Remove the private folder. Safe to call twice, and from any thread."""
+        """Remove the private folder. May be called twice, and from any thread."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read(self) -> None:
@@ -94,10 +92,10 @@ class Worker:
         self._end()
 
     def _end(self) -> None:
-        """Let the main thread finish; if it cannot (it loads, it computes, it hangs), end without it."""
+        """Let the main thread finish; exit without it if it is still busy after _GRACE."""
         self._ending.set()
         self._requests.put(None)
-        last = threading.Timer(_LAST_WORDS, self._leave)
+        last = threading.Timer(_GRACE, self._leave)
         last.daemon = True
         last.start()
 
@@ -129,7 +127,7 @@ class Worker:
 
 
 def _failure(error: Exception) -> Message:
-    """An `error` event for whatever was raised, in words for the person at the screen."""
+    """The `error` event for an exception, with a message for the user."""
     if _is_out_of_memory(error):
         kind, text = protocol.MEMORY, "The GPU ran out of memory"
         if isinstance(error, MemoryError):
@@ -156,9 +154,7 @@ def _failure(error: Exception) -> Message:
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether this, or what it came from, is a device or the host running out of memory; without importing
-    torch.
-    """
+    """Whether the exception or one of its causes means out of memory, on the host or a GPU; without torch."""
     seen = 0
     while error is not None and seen < 10:
         if isinstance(error, MemoryError) or any(
@@ -178,7 +174,7 @@ def _read_some(source: int) -> bytes:
 
 
 def _take_stdout() -> BinaryIO:
-    """A private stream on what was stdout; from now on stdout is stderr, for Python and for C alike."""
+    """Return a stream to the original stdout, and redirect stdout to stderr for Python and C code."""
     channel = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     sys.stdout = sys.stderr
@@ -186,8 +182,8 @@ def _take_stdout() -> BinaryIO:
 
 
 def _sweep() -> None:
-    """Remove what workers that were killed have left in the temporary folder."""
-    if os.name != "posix":  # asking whether a process lives ends it on Windows
+    """Remove the private folders of killed workers."""
+    if os.name != "posix":  # os.kill(pid, 0) would end the process on Windows
         return
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
         pid = folder.name[len(_PREFIX) :].split("-")[0]
@@ -208,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     source = os.dup(0)
-    with open(os.devnull, "rb") as nothing:  # so that no library, and no child, reads our requests
+    with open(os.devnull, "rb") as nothing:  # so that no library or child process reads our requests
         os.dup2(nothing.fileno(), 0)
     _sweep()
     if options.script:

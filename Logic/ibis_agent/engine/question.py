@@ -1,7 +1,4 @@
-"""One open question, as the worker holds it: a run over a slice or a volume, and all that it may have to go back to.
-
-What requests there are is in protocol, how they come to a question is in engine.
-"""
+"""One open question in the worker: a run over a slice or a volume, with all steps it may have to go back to."""
 
 from __future__ import annotations
 
@@ -52,7 +49,7 @@ class Question:
     """One open question."""
 
     def __init__(self, request: Message, policy: Policy, segmenter: Segmenter) -> None:
-        """request: an `ask`. Raises InputError."""
+        """request: an `ask`, see protocol. Raises InputError."""
         head, scope = request.get("head"), str(request.get("scope") or "slice")
         image = request.get("image") or {}
         if scope == "volume":
@@ -72,7 +69,7 @@ class Question:
         return Trajectory.of(self.run, self._source).head()
 
     def step(self, request: Message, emit: Emit, cancelled: IsCancelled) -> Message:
-        """What comes next: one action, or a second look and what depends on it."""
+        """Perform the next action, or a second look and its propagation. See Run.step."""
         rejected = str(request.get("rejected") or "")
         self._go_to([*request.get("after", self._now), *filter(None, [rejected])], cancelled)
         if rejected:
@@ -81,21 +78,21 @@ class Question:
         return self._watched(self.run.step, emit, cancelled)
 
     def add(self, request: Message, emit: Emit, cancelled: IsCancelled) -> Message:
-        """A click of the person's on any slice."""
+        """A user's prompt on any slice."""
         click, replaced = click_from_json(request["click"]), request.get("replace")
         index = self.run.slices.first if self.run.alone else int(request["slice"])
         self._go_to(request.get("after", self._now), cancelled)
         return self._watched(lambda watch: self.run.click(index, click, replaced, watch), emit, cancelled)
 
     def spread(self, request: Message, emit: Emit, cancelled: IsCancelled) -> Message:
-        """What depends on a clicked slice is found again."""
+        """Propagate a corrected slice again."""
         if self.run.alone:
             raise InputError("this is only possible for volumes", value=request.get("session"))
         self._go_to(request.get("after", self._now), cancelled)
         return self._watched(lambda watch: self.run.spread(int(request["slice"]), watch), emit, cancelled)
 
     def _watched(self, act: Callable[[Watch], object], emit: Emit, cancelled: IsCancelled) -> Message:
-        """Do something, tell of every slice and action, and say how the run stands."""
+        """Call `act`, report every slice and action, and return the `done` event."""
         before = len(self._now)
 
         def progress(done: Progress, found: Found) -> None:
@@ -115,7 +112,7 @@ class Question:
         try:
             act(watch)
         except Cancelled:
-            # A growth that was stopped is an action with the slices that were done.
+            # A stopped propagation is an action with the slices it has done.
             if len(self._now) == before:
                 raise
             stopped = True
@@ -171,7 +168,7 @@ class Question:
 
 
 def _settings(scope: str, limits: dict[str, Any], head: Message | None) -> Settings:
-    """Those asked for; a run that goes on is followed from slice to slice as before."""
+    """The requested settings; a resumed run keeps its kind of propagation."""
     turns: dict[str, int] = {key: limits.pop(key) for key in ("max_turns", "max_repeats") if key in limits}
     if scope == "slice":
         return Settings(Limits(**turns, **limits), follow="alone")
@@ -182,7 +179,7 @@ def _settings(scope: str, limits: dict[str, Any], head: Message | None) -> Setti
 
 
 def single_slice(image: Message, card: ModelCard, head: Message | None) -> tuple[Slices, str]:
-    """The slice that an `ask` is about, and the scan's name; that of `head` where a run goes on. Raises InputError."""
+    """The slice of an `ask`, or of `head` if a run is resumed, and the scan's name. Raises InputError."""
     if not head:
         return one_slice(cut_picture(image, card)), str(image.get("name") or "")
     recorded = head["picture"]
@@ -192,7 +189,7 @@ def single_slice(image: Message, card: ModelCard, head: Message | None) -> tuple
 
 
 def volume_slices(image: Message, card: ModelCard, head: Message | None) -> Slices:
-    """The slices that an `ask` is about; those of `head` where a run goes on. Raises InputError."""
+    """The slices of an `ask`, or of `head` if a run is resumed. Raises InputError."""
     scan, frame = scan_of(image), cast("Kind | Frame", card.frame)
     if head:
         volume = head["volume"]
@@ -208,10 +205,10 @@ def volume_slices(image: Message, card: ModelCard, head: Message | None) -> Slic
 
 
 def given_masks(request: Message, slices: Slices) -> Given:
-    """The masks of an `ask`: "start" to begin from, and "exclude", which the run's mask never enters.
+    """The masks of an `ask`: the starting mask "start", and "exclude", which the run's masks never enter.
 
-    Each is {"file", "name"}: an .npy on the grid of the image and as large as the image's own (see `cut_picture`), in
-    which all that is not zero counts; the name is for people and the record. Raises InputError.
+    Each is {"file", "name"}: an .npy of the same shape as the image's file (see `cut_picture`), where non-zero voxels
+    belong to the mask, and a name for people and the record. Raises InputError.
     """
     masks, names = [], []
     for key in ("start", "exclude"):
@@ -234,19 +231,19 @@ def given_masks(request: Message, slices: Slices) -> Given:
 def cut_picture(image: Message, card: ModelCard) -> Picture:
     """The picture of the slice that an `ask` describes. Raises InputError.
 
-    `image` holds
+    `image` has
 
-    - "file": an .npy in Slicer's order (K, J, I), memory-mapped here. It may hold the slice alone, one voxel
-      thick; it then stands for the whole volume, which costs nothing;
+    - "file": an .npy in Slicer's axis order (K, J, I), memory-mapped here. It may contain only the slice, one voxel
+      thick, which then stands for the whole volume;
     - "shape" (I, J, K) of the volume, "affine" (4, 4) voxel → RAS mm, "axis" and "index" of the slice;
-    - "window": (minimum, maximum) in grey values that must be used, or None;
-    - "shown": the one used where neither a person nor the policy's card (for what may be CT) asks
-      for one, or None for the 1st and 99th percentile;
-    - "range", for a whole volume: first and last slice, and "roi": six voxel indices, see scan.slices.stack_of;
-    - "colour": true where the file has a further axis of red, green and blue (uint8): a photograph, used as it is;
-    - "name", for people, and "modality" as the file has it, or "";
-    - "taken_as": the modality that a person named, or None; "likeness": [whether it looks like CT, the reason], found
-      from the whole volume, where nobody says what it is.
+    - "window": (minimum, maximum) in grey values, if the user chose it, or None;
+    - "shown": the window used if neither the user nor the policy's card (for possible CT) sets one, or None for the
+      1st and 99th percentile;
+    - "range", for a volume: first and last slice; "roi": six voxel indices, see scan.slices.stack_of;
+    - "colour": true if the file has another axis for red, green and blue (uint8): a photograph, used unchanged;
+    - "name", for people; "modality" from the file, or "";
+    - "taken_as": the modality that the user chose, or None; "likeness": [whether it looks like CT, the reason], from
+      the whole volume, if the modality is unknown.
     """
     if image.get("colour"):
         channels = [scan_of(image, channel) for channel in range(3)]
@@ -261,7 +258,7 @@ def cut_picture(image: Message, card: ModelCard) -> Picture:
 
 
 def scan_of(image: Message, channel: int | None = None) -> Scan:
-    """The scan behind an `image`, see `cut_picture`; of one in colours, a channel. Raises InputError."""
+    """The scan of an `image`, see `cut_picture`; channel: of a colour image. Raises InputError."""
     try:
         voxels = np.load(image["file"], mmap_mode="r", allow_pickle=False)
         shape = tuple(int(n) for n in image["shape"])

@@ -1,17 +1,17 @@
-"""A worker without models: it plays the replies and the faults of a file, for tests and for showing a panel.
+"""A worker without models that plays replies and faults from a file, for tests and demonstrations of the panel.
 
-`python -m ibis_agent.engine --script FILE`; all else is the real worker: pipes, episodes, pictures. The file:
+Start it with `python -m ibis_agent.engine --script FILE`; everything else is the real worker. The file:
 
     {"replies": ["<think>…</think>\\n<action>Positive Point (0.3, 0.4)</action>", …],   one for each turn
      "seconds": 0.02,        between two pieces of a reply
-     "loading": 0.5,         seconds that loading the models takes
-     "radius": 0.15,         how far a click reaches, as a part of the picture's width
-     "memory": {…}, "fit": {…}   what to tell of the memory, and of what a policy needs (see Engine.memory, info)
-     "segmenter": "demo",    a real segmenter instead (see protocol.py, `load`), and "config" if it needs one
+     "loading": 0.5,         seconds for loading the models
+     "radius": 0.15,         reach of a click, as a fraction of the picture's width
+     "memory": {…}, "fit": {…}   replies for the memory and for `info` (see Engine.memory, protocol.py)
+     "segmenter": "demo",    a real segmenter instead (see protocol.py, `load`), with "config" if it needs one
      "faults": [{"request": "step", "nth": 2, "fault": "die"}]}
 
-The script's own segmenter paints what is near the clicked place and about as grey. It needs no torch and is
-good for nothing else. Faults: "die", "exit", "hang", "garbage", "memory", "error", "flood".
+The script's own segmenter marks pixels near the click with a similar grey value, without torch. Faults: "die", "exit",
+"hang", "garbage", "memory", "error", "flood".
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,25 +35,25 @@ from ibis_agent.fields import read_json
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import IsCancelled, OnText, Turn
 from ibis_agent.scan.geometry import Orientation
-from ibis_agent.segmenter.contract import Abilities
+from ibis_agent.segmenter.contract import Abilities, Prediction
 
 _PIECE = 4  # letters
-_GREY = 26  # how far grey values of one region may lie apart
+_GREY = 26  # largest difference of grey values within a region
 
 
 class ScriptedEngine(Engine):
-    """A engine whose models are a script, and which fails where the script says so."""
+    """An engine that plays a script instead of models, and fails where the script says so."""
 
     def __init__(self, script: Mapping[str, Any], channel: BinaryIO):
         super().__init__()
         self._script, self._channel = script, channel
         if "segmenter" not in script:
-            self.scopes = ("slice",)  # what it paints cannot be followed from slice to slice
+            self.scopes = ("slice",)  # its masks cannot be propagated
         self._counts: Counter[str] = Counter()
 
     @classmethod
     def read(cls, path: Path, channel: BinaryIO) -> ScriptedEngine:
-        """Raises InputError for a file that is not a script."""
+        """Read a script. Raises InputError."""
         script = read_json(path)
         if not isinstance(script, dict) or not isinstance(script.get("replies"), list):
             raise InputError("this is not a script", file=path, remedy="It must contain a list of replies.")
@@ -111,7 +110,7 @@ class ScriptedEngine(Engine):
 
 
 class _Replies:
-    """A policy that says what stands at the number of the turn, so that going back makes it say it again."""
+    """A policy that gives the reply with the turn's number, and so repeats itself after going back."""
 
     def __init__(self, replies: Sequence[str], seconds: float):
         self.card = ModelCard(
@@ -133,16 +132,6 @@ class _Replies:
         return text
 
 
-@dataclass(frozen=True)
-class _Painted:
-    """What segmenter.Prediction holds; that one is not imported because its module needs torch."""
-
-    mask: np.ndarray
-    logits: np.ndarray
-    score: float
-    scores: np.ndarray
-
-
 class _Painter:
     """A segmenter without a network."""
 
@@ -153,7 +142,7 @@ class _Painter:
         self._radius = radius
 
     def embed(self, rgb: np.ndarray) -> np.ndarray:
-        """The grey picture, each pixel the mean of itself and its neighbours; (H, W) float."""
+        """The grey picture smoothed by a 3 × 3 mean, (H, W) float."""
         height, width = rgb.shape[:2]
         grey = np.pad(rgb.astype(np.float32).mean(axis=2), 1, mode="edge")
         shifts = [grey[r : r + height, c : c + width] for r in range(3) for c in range(3)]
@@ -161,7 +150,7 @@ class _Painter:
 
     def predict(
         self, embedding: np.ndarray, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
-    ) -> _Painted:
+    ) -> Prediction:
         mask = np.zeros(embedding.shape, dtype=bool) if previous_logits is None else previous_logits > 0
         for click in clicks:
             if isinstance(click, Box):
@@ -175,9 +164,9 @@ class _Painter:
             )
         return self.started(mask)
 
-    def started(self, mask: np.ndarray) -> _Painted:
+    def started(self, mask: np.ndarray) -> Prediction:
         logits = np.where(mask, 1.0, -1.0).astype(np.float32)
-        return _Painted(mask, logits, 0.9, np.array([0.9, 0.5, 0.1], dtype=np.float32))
+        return Prediction(mask, logits, 0.9, np.array([0.9, 0.5, 0.1], dtype=np.float32))
 
     def _within(self, shape: tuple[int, ...], box: Box) -> np.ndarray:
         height, width = shape

@@ -1,4 +1,4 @@
-"""Promptable segmenters, one package a kind, and `open`, the one place that tells the kinds apart.
+"""Promptable segmenters, one package per kind. `open` and `find` alone decide which kind a file or address is.
 
 segmenter = open("MedSAM2_latest.pt")    # a file of weights, or "demo"
 segmenter.predict(segmenter.embed(rgb), [Click(0.4, 0.5)]).mask
@@ -18,7 +18,7 @@ DEMO = "demo"
 
 
 def is_address(where: object) -> bool:
-    """Whether it is a segmenter on a server."""
+    """Whether a segmenter is given by a server's address."""
     return isinstance(where, str) and where.startswith("nninteractive:")
 
 
@@ -27,13 +27,13 @@ def find(
     config: str | os.PathLike[str] | None = None,
     agreed: str = "",
 ) -> Sam2File | NnInteractiveAddress:
-    """What lies at `where`, told from its files; nothing is loaded. Raises ModelError.
+    """The segmenter at `where` without loading it. Raises ModelError.
 
     Args:
-        where: a file of weights, "demo" (None, too) for the demonstration segmenter of this package, or
+        where: a weights file, "demo" or None for the demonstration segmenter of this package, or
             "nninteractive:http://HOST:PORT".
-        config: the name of an architecture or a YAML file, where the weights do not tell.
-        agreed: the host that slices may be sent to.
+        config: the name of an architecture or a YAML file, if the weights do not tell.
+        agreed: the host that the user agreed to send slices to.
     """
     if is_address(where):
         from ibis_agent.segmenter.nninteractive.source import NnInteractiveAddress
@@ -52,14 +52,13 @@ def open(
     first_box: bool = False,
     agreed: str = "",
 ) -> Segmenter:
-    """Load the segmenter at `where`, see `find`.
+    """Load the segmenter at `where`, or connect to it. where, config, agreed: see `find`.
 
     Args:
-        device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
-        precision: "auto" (fp16 on CUDA as published, fp32 elsewhere), "fp32", "fp16", "bf16".
-        first_box: ask a first click alone a second time, with a box around the mask that it made, as MedSAM2 was
-            trained.
+        device: "auto" (CUDA if available), "cpu", "cuda" or "cuda:1".
+        precision: "auto" (fp16 on CUDA as published, fp32 elsewhere), "fp32", "fp16" or "bf16".
+        first_box: after a single first click, predict again with a box around its mask, as MedSAM2 was trained.
 
-    Raises ModelError with file, value and remedy.
+    Raises InputError without consent to send slices, and ModelError with file, value and remedy.
     """
     return find(where, config, agreed).open(device, precision, first_box)

@@ -1,7 +1,6 @@
-"""What a run needs to know of a segmenter: pictures are embedded, prompts become masks, masks go from slice to slice.
+"""The contracts of segmenters: pictures are embedded, prompts become masks, and masks propagate through slices.
 
-The kinds of segmenters that there are lie beside this file, a package each; `segmenter.open` tells them apart. No
-torch here: what an embedding holds is its own kind's matter.
+No torch here: each kind of segmenter has its own embeddings.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ PictureOf = Callable[[int], np.ndarray]
 
 @dataclass(frozen=True)
 class Abilities:
-    """What a segmenter can be asked.
+    """What a segmenter supports.
 
     Attributes:
-        clicks: with clicks, in or outside of the object.
-        boxes: with a box around the object.
-        starting_mask: to go on from a mask that it did not make itself.
-        volume: a prompt on one slice gives a mask in all slices at once (3D); without it, the object is followed
-            from slice to slice (2D).
+        clicks: positive and negative clicks.
+        boxes: a box around the object.
+        starting_mask: refining a given mask.
+        volume: a prompt on one slice gives the mask in all slices at once (3D); otherwise the mask is propagated from
+            slice to slice (2D).
     """
 
     clicks: bool = True
@@ -39,7 +38,7 @@ class Abilities:
 
 
 class Embedding(Protocol):
-    """What a segmenter keeps of one picture, so that every prompt on it is cheap."""
+    """A segmenter's features of one picture, which make every prompt on it cheap."""
 
     @property
     def height(self) -> int: ...
@@ -52,23 +51,23 @@ class Embedding(Protocol):
 
     @property
     def on_device(self) -> bool:
-        """It takes memory of a GPU."""
+        """Whether it is in GPU memory."""
         ...
 
     def off_device(self) -> Embedding:
-        """The same in main memory."""
+        """A copy in main memory."""
         ...
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A mask and what the next prompt needs of it.
+    """A mask, and what the next prompt needs.
 
     Attributes:
-        mask: (H, W) bool, in the picture's own pixels.
-        logits: (S/4, S/4) float32 within ±32, to be passed on as `previous_logits`.
-        score: the network's own estimate of the mask's IoU.
-        scores: (n,) float32, of all masks that it offered.
+        mask: (H, W) bool, in the picture's pixels.
+        logits: (S/4, S/4) float32 within ±32, the next `previous_logits` (S: the network's picture size).
+        score: the network's estimate of the mask's IoU.
+        scores: (n,) float32, the estimates for all candidate masks.
     """
 
     mask: np.ndarray
@@ -80,14 +79,14 @@ class Prediction:
 @packed
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What is known of one slice of a volume.
+    """The mask of one slice of a volume.
 
     Attributes:
         index: the slice.
-        mask: (H, W) bool, read-only; kept a bit a pixel, and unpacked whenever it is asked for.
+        mask: (H, W) bool, read-only; stored as one bit per pixel and unpacked at each access.
         score: the network's estimate of the mask's IoU, 0 to 1.
         presence: probability that the object is in the slice, from the object score.
-        anchor: it was clicked or given, not found from other slices.
+        anchor: whether it was prompted or given, not propagated from other slices.
     """
 
     index: int
@@ -103,15 +102,14 @@ class Found:
 
 @dataclass(frozen=True)
 class Following:
-    """What counts as the object while it is followed from slice to slice.
+    """Settings of propagation.
 
     Attributes:
-        settled_iou, settled_slices: so many masks in a row that are so nearly those of before: what follows would be
-            the same too.
-        most_anchors: so many clicked slices, the nearest ones, are attended to: a slice costs no more for clicks far
-            away.
-        least_fit, least_score: carried masks that fit the one beside them less (Dice), or of a lower score, are not
-            the object.
+        settled_iou, settled_slices: propagating a correction stops after this many masks in a row whose IoU with the
+            earlier ones is at least settled_iou.
+        most_anchors: the number of nearest anchors that a slice attends to, which limits its cost.
+        least_fit, least_score: carried masks with a lower Dice with the neighbouring mask, or a lower score, are
+            dropped.
     """
 
     settled_iou: float = 0.985
@@ -122,7 +120,7 @@ class Following:
 
 
 class PictureSegmenter(Protocol):
-    """Answers prompts on one picture with masks. `identity` holds "name", "sha256", and what else tells it apart."""
+    """Segments single pictures. `identity` has at least "name" and "sha256"."""
 
     identity: dict[str, str]
 
@@ -133,18 +131,21 @@ class PictureSegmenter(Protocol):
     def predict(
         self, embedding: Any, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
     ) -> Prediction:
-        """The mask for all prompts so far, in their order. Raises InputError, ModelError."""
+        """The mask for all prompts so far, in order. previous_logits: of the prediction before the last prompt.
+
+        Raises InputError, ModelError.
+        """
         ...
 
 
 class Segmenter(PictureSegmenter, Protocol):
-    """A segmenter of pictures and of stacks of slices."""
+    """Segments pictures and stacks of slices."""
 
     @property
     def can(self) -> Abilities: ...
 
     def started(self, mask: np.ndarray) -> Prediction:
-        """An (H, W) bool mask that it did not make, in the form that prompts go on from; for `can.starting_mask`."""
+        """A given (H, W) bool mask as a prediction that prompts can refine; needs `can.starting_mask`."""
         ...
 
     def predict_many(
@@ -153,7 +154,7 @@ class Segmenter(PictureSegmenter, Protocol):
         clicks: Sequence[Sequence[Prompt]],
         previous_logits: Sequence[np.ndarray | None],
     ) -> list[Prediction]:
-        """`predict` for several pictures or several states of one, together, whatever each was prompted with."""
+        """`predict` for several pictures, or several states of one, in a batch."""
         ...
 
     def follower(
@@ -164,31 +165,31 @@ class Segmenter(PictureSegmenter, Protocol):
         way: Way = "auto",
         following: Following | None = None,
     ) -> Follower:
-        """One object in a stack of slices, of which nothing is known yet.
+        """A follower for one object in a stack of slices.
 
         Args:
-            picture_of: gives a slice as the segmenter is to see it.
-            count: slices along the whole axis.
+            picture_of: slice index → its picture, (H, W, 3) uint8.
+            count: number of slices along the axis.
             size: (H, W) of a slice.
-            way: how the object goes from slice to slice, for segmenters that know several ways.
-            following: what counts as the object on the way; None for the usual.
+            way: the kind of propagation, for segmenters with several.
+            following: settings; None for the defaults.
         """
         ...
 
 
 class FollowerState(Protocol):
-    """All that a follower knows at some time, to come back to; shares everything with its neighbours in time."""
+    """A snapshot of a follower, which shares unchanged arrays with other snapshots."""
 
     @property
     def found(self) -> dict[int, Found]: ...
 
     def pieces(self) -> dict[int, int]:
-        """Bytes by `id` of everything that it keeps alive."""
+        """Size in bytes, by `id`, of everything that it keeps alive."""
         ...
 
 
 class Follower(Protocol):
-    """One object of a stack, from prompts on some slices (anchors) to masks on all."""
+    """Segments one object in a stack: from prompts on some slices (anchors) to masks on all."""
 
     found: dict[int, Found]
     size: tuple[int, int]
@@ -196,11 +197,11 @@ class Follower(Protocol):
 
     @property
     def anchors(self) -> list[int]:
-        """The slices that were clicked or given, in order."""
+        """The slices that were prompted or given, in order."""
         ...
 
     def state(self) -> Any:
-        """A FollowerState: what `restore` takes back. Costs no copies of arrays."""
+        """A FollowerState for `restore`, without copies of arrays."""
         ...
 
     def restore(self, state: Any) -> None: ...
@@ -208,53 +209,47 @@ class Follower(Protocol):
     def predict(
         self, index: int, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
     ) -> Prediction:
-        """What the clicks make of a slice, other slices included; changes nothing."""
+        """The mask of a slice for these prompts, using other slices too. Changes nothing."""
         ...
 
     def standing(self, index: int) -> Prediction | None:
-        """What is known of a slice in the form that clicks go on from; None where nothing is."""
+        """The mask of a slice as a prediction that prompts can refine; None if it has none."""
         ...
 
     def anchor(
         self, index: int, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
     ) -> Found:
-        """Make a slice an anchor as `predict` answers it."""
-        ...
-
-    def anchor_mask(self, index: int, mask: np.ndarray) -> Found:
-        """Make a slice an anchor with a given (H, W) mask, which is kept to the pixel."""
+        """Make a slice an anchor, with the mask that `predict` gives."""
         ...
 
     def begin(self, masks: Mapping[int, np.ndarray]) -> None:
-        """What is known before anything was prompted: (H, W) bool masks by slice, each kept to the pixel.
+        """Start from (H, W) bool masks by slice, which stay unchanged until prompted.
 
-        A single one is an anchor. Of several, prompts on a slice go on from its own mask, and ways from other slices
-        end before one that is not empty. Raises what the network raises.
+        A single mask becomes an anchor. With several, prompts refine a slice's own mask, and propagation from other
+        slices ends before non-empty ones. Raises what the network raises.
         """
-        ...
-
-    def release(self, index: int) -> None:
-        """Take an anchor back: its slice is unknown until it is found again."""
         ...
 
     def follow(
         self, start: int, direction: int, last: int, patience: int | None = None, settle: bool = False
     ) -> Iterator[Found]:
-        """Find the object again in the slices after `start` up to `last`, one by one. Raises InputError.
+        """Propagate from `start` to the following slices, one at a time. Raises InputError.
+
+        Ends before another anchor. Stopping early keeps the slices done.
 
         Args:
-            start: an anchor, or a slice that is known.
+            start: a slice with a mask.
             direction: +1 or -1.
-            last: the last slice to visit, included.
-            patience: end after so many slices in a row without the object; None goes on to `last`.
-            settle: what is visited was known before: end where it comes out as it was.
+            last: the last slice to visit.
+            patience: end after this many slices in a row without the object; None continues to `last`.
+            settle: end where the masks no longer change, see Following.
         """
         ...
 
     def missed(self, start: int, direction: int) -> int:
-        """How many slices in a row are without the object where a way has got to `start`; 0 at an anchor."""
+        """The number of propagated slices without the object up to `start`, in a row; 0 at an anchor."""
         ...
 
     def forget_beyond(self, index: int, direction: int, last: int) -> None:
-        """The object has ended: what was found further on is gone."""
+        """Remove masks beyond `index`, because the object has ended; at most up to `last`."""
         ...

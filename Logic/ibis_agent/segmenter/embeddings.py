@@ -1,9 +1,9 @@
-"""Embeddings of pictures, made once and kept within a stated limit: the one cache of its kind.
+"""The cache of embeddings within a memory limit; each segmenter has one.
 
-Each segmenter has one. A picture is known by its content, so that whoever asks again gets what is there: a run over
-slices, the next run over the same volume, rollouts that share a picture. On CUDA embeddings stay first on the device,
-then in main memory. Beyond the limit those that were longest unused are let go and made again when they are asked
-for, to the same bits: each picture is encoded by itself, since in a batch its last bits would depend on its company.
+The key is a hash of the picture, so that runs over the same volume and rollouts on the same picture share embeddings.
+On CUDA they stay on the device first, then in main memory. Beyond the limit the least recently used ones are dropped
+and computed again when needed, with identical bits: pictures are encoded one at a time, because results in a batch
+depend on the batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from ibis_agent.segmenter.contract import Embedding
 
-# In half precision one slice of MedSAM2 takes 2 MiB, one of the demo segmenter 32 KiB.
+# In half precision a slice takes 2 MiB with MedSAM2 and 32 KiB with the demo segmenter.
 LIMIT = 2**30
 DEVICE_LIMIT = 2**29
 
@@ -26,10 +26,10 @@ class KeptEmbeddings:
     """Embeddings by key.
 
     Attributes:
-        limit, device_limit: bytes that may be kept, the second on a GPU and a part of the first.
-        half: slices of stacks are kept in half precision.
-        made: how many embeddings were made.
-        held: bytes kept now.
+        limit: largest size in bytes. device_limit: the part of it that may be on a GPU.
+        half: whether slices of stacks are kept in half precision.
+        made: number of embeddings computed.
+        held: present size in bytes.
     """
 
     def __init__(self, limit: int = LIMIT, device_limit: int = DEVICE_LIMIT, half: bool = True) -> None:
@@ -39,7 +39,7 @@ class KeptEmbeddings:
         self._lock = threading.RLock()
 
     def get(self, key: Hashable, make: Callable[[], Embedding]) -> Embedding:
-        """What is kept under `key`, else what `make` gives. Raises what that raises."""
+        """The embedding of `key`, from `make` if it is not cached. Raises what that raises."""
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = make()
@@ -50,13 +50,13 @@ class KeptEmbeddings:
             return self._kept[key]
 
     def forget(self) -> None:
-        """Give all the memory back."""
+        """Drop everything."""
         with self._lock:
             self._kept.clear()
             self.held = 0
 
     def _shrink(self) -> None:
-        """Down to the limits: off the device first, then let go; the last one used always stays."""
+        """Enforce the limits; the last used embedding always stays."""
         while self.held > self.limit and len(self._kept) > 1:
             self.held -= self._kept.popitem(last=False)[1].nbytes
         on_device = sum(each.nbytes for each in self._kept.values() if each.on_device)
@@ -69,6 +69,6 @@ class KeptEmbeddings:
 
 
 def key_of(rgb: np.ndarray) -> bytes:
-    """The same for the same picture, whoever holds it."""
+    """A hash of a picture's data type, shape and pixels."""
     kind = f"{rgb.dtype} {rgb.shape}".encode()
     return hashlib.blake2b(kind + rgb.tobytes(), digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""Any segmenter with a frame: it sees a part of every slice, and is asked and answers in the slice's own pixels.
+"""A segmenter that sees only a frame of each slice; prompts and masks refer to the whole slice.
 
 seen = framed(segmenter, picture.frame)
 seen.predict(seen.embed(picture.rgb), clicks).mask      # of the whole picture
@@ -27,14 +27,14 @@ from ibis_agent.segmenter.contract import (
 
 
 def framed(segmenter: Any, frame: Frame | None) -> Any:
-    """The segmenter as it is for no frame, or if it has that frame; else one that sees `frame` alone."""
+    """A segmenter that sees only `frame`; `segmenter` itself if that is None or its own frame."""
     if frame is None or getattr(segmenter, "frame", None) == frame:
         return segmenter
     return FramedSegmenter(segmenter, frame)
 
 
 class FramedSegmenter:
-    """A segmenter.contract.Segmenter of whole slices that shows another one the frame."""
+    """A contract.Segmenter for whole slices around one that sees the frame."""
 
     def __init__(self, segmenter: PictureSegmenter, frame: Frame) -> None:
         self.inner: Any = segmenter
@@ -58,7 +58,7 @@ class FramedSegmenter:
         return replace(made, mask=self.frame.paste(made.mask))
 
     def started(self, mask: np.ndarray) -> Prediction:
-        """What of the mask lies outside of the frame is shown, but the network does not know of it."""
+        """The mask outside the frame stays in the result, but the network does not see it."""
         return replace(self.inner.started(self.frame.crop(mask)), mask=mask)
 
     def predict_many(
@@ -89,7 +89,7 @@ class FramedSegmenter:
 
 @dataclass(frozen=True)
 class FramedState:
-    """A follower's state, with masks of whole slices."""
+    """See contract.FollowerState."""
 
     inner: Any
     found: dict[int, Found]
@@ -100,7 +100,7 @@ class FramedState:
 
 
 class _Outward(Mapping[int, Found]):
-    """What a framed follower has found, in whole slices: made when it is asked for."""
+    """The masks of a framed follower in whole slices, computed at each access."""
 
     def __init__(self, follower: FramedFollower) -> None:
         self._follower = follower
@@ -116,14 +116,12 @@ class _Outward(Mapping[int, Found]):
 
 
 class FramedFollower:
-    """A segmenter.contract.Follower in slices of which another one sees the frame."""
+    """A contract.Follower for whole slices around one that sees the frame."""
 
     def __init__(self, inner: Follower, frame: Frame) -> None:
         self.inner, self.frame = inner, frame
         self.size, self.way = (frame.height, frame.width), inner.way
-        self._whole: dict[
-            int, tuple[Found, Found]
-        ] = {}  # slice → as the other knows it, and of the whole slice
+        self._whole: dict[int, tuple[Found, Found]] = {}  # slice → (in the frame, in the whole slice)
 
     @property
     def found(self) -> Mapping[int, Found]:
@@ -154,16 +152,9 @@ class FramedFollower:
     ) -> Found:
         return self._outward(self.inner.anchor(index, self.frame.clicks_inward(clicks), previous_logits))
 
-    def anchor_mask(self, index: int, mask: np.ndarray) -> Found:
-        """What of the mask lies outside of the frame is lost."""
-        return self._outward(self.inner.anchor_mask(index, self.frame.crop(mask)))
-
     def begin(self, masks: Mapping[int, np.ndarray]) -> None:
-        """What of a mask lies outside of the frame is lost."""
+        """Masks are cut to the frame."""
         self.inner.begin({index: self.frame.crop(mask) for index, mask in masks.items()})
-
-    def release(self, index: int) -> None:
-        self.inner.release(index)
 
     def follow(
         self, start: int, direction: int, last: int, patience: int | None = None, settle: bool = False
@@ -178,7 +169,7 @@ class FramedFollower:
         self.inner.forget_beyond(index, direction, last)
 
     def _outward(self, found: Found) -> Found:
-        """The same object for the same one: who compares what was known before by identity may do so."""
+        """The mask in the whole slice; the same object for the same input, because callers compare by identity."""
         known = self._whole.get(found.index)
         if known is None or known[0] is not found:
             whole = replace(found, mask=self.frame.paste(found.mask))

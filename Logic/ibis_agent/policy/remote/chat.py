@@ -1,7 +1,7 @@
-"""One question to a chat server: streamed, stopped within a moment, tried again where that may help.
+"""One chat completion request: streamed, cancellable, and repeated after failures that may pass.
 
-The connection is read in a thread of its own, so that a server that says nothing keeps nobody waiting: whoever asked
-can stop at any time, and every wait has an end. A question is asked again only as long as no text has come of it.
+A thread reads the connection, so that a silent server blocks nobody: the caller can cancel at any time, and every wait
+has a limit. A request is repeated only if no text has arrived yet.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from ibis_agent.policy.contract import IsCancelled, OnText
 from ibis_agent.policy.remote.connection import AGAIN, TROUBLE, Connection, read_json, retry_after
 from ibis_agent.policy.remote.events import Joiner, Piece, ServerError, pieces
 
-_TICK = 0.05  # seconds between two looks at whether somebody wants to stop
-_MOST_BYTES = 2**24  # of one answer as it is sent
+_TICK = 0.05  # seconds between polls of `cancelled`
+_MOST_BYTES = 2**24  # of one answer, as sent
 _LETTERS_PER_TOKEN = 64
 _LONGEST_PAUSE = 30.0
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a server is waited for.
+    """Timeouts in seconds.
 
     Attributes:
-        connect: seconds for the connection.
-        first: to the first text: pictures are read, a model may have to be loaded.
-        between: from piece to piece.
-        whole: for one answer.
-        tries: how often a question without any answer is asked.
-        pause: seconds before the second try; each further one waits twice as long.
+        connect: for the connection.
+        first: until the first text; the server may have to load the model.
+        between: between two pieces of text.
+        whole: for the whole answer.
+        tries: the number of attempts without an answer.
+        pause: before the second attempt; it doubles before each further one.
     """
 
     connect: float = 10.0
@@ -50,7 +50,7 @@ class Patience:
 
 @dataclass
 class Answer:
-    """What came back: the text, how many tokens the server counts for question and answer (0: it does not tell)."""
+    """The answer. prompt_tokens, tokens: the server's counts for request and answer; 0 if it gives none."""
 
     text: str = ""
     prompt_tokens: int = 0
@@ -65,7 +65,7 @@ class Answer:
 
 
 class _AskAgainError(Exception):
-    """A failure that may pass. `pause`: what the server asks for, in seconds."""
+    """A failure that may pass. pause: the wait in seconds that the server asks for."""
 
     def __init__(self, reason: str, pause: float | None = None) -> None:
         super().__init__(reason)
@@ -74,14 +74,14 @@ class _AskAgainError(Exception):
 
 @dataclass
 class _Reading:
-    """One answer being read by a thread."""
+    """An answer while a thread reads it."""
 
     came: queue.SimpleQueue[Piece | Exception | None] = field(default_factory=queue.SimpleQueue)
     over: threading.Event = field(default_factory=threading.Event)
     answer: requests.Response | None = None
 
     def stop(self) -> None:
-        """Nobody waits for the rest: the server is told by closing the connection."""
+        """Close the connection, so that the server stops writing."""
         self.over.set()
         answer = self.answer
         if answer is not None:
@@ -100,12 +100,12 @@ def ask(
     """The answer to one chat completion request; `stream` is set here.
 
     Args:
-        body: of the request, with "max_tokens".
-        on_text: gets the text in pieces as they come.
-        cancelled: asked twenty times a second.
-        enough: whether the text so far needs nothing more; the rest is then not waited for.
+        body: the request, with "max_tokens".
+        on_text: called with the text in pieces.
+        cancelled: polled twenty times a second.
+        enough: whether the text so far is complete; reading then stops.
 
-    Raises Cancelled; ModelError with the reason where the server refuses, fails or stays silent.
+    Raises Cancelled, and ModelError with the reason if the server refuses, fails or stays silent.
     """
     patience = patience or Patience()
     wait, reason = patience.pause, ""
@@ -175,28 +175,28 @@ def _check_time(now: float, begun: float, heard: float, some: bool, patience: Pa
         raise ModelError(
             "the server stopped in the middle of its reply",
             value=f"nothing for {patience.between:g} s",
-            remedy="Try again; the run is as it was.",
+            remedy="Try again; the run is unchanged.",
         )
     if now - begun > patience.whole:
         raise ModelError("the server took too long to reply", value=f"{patience.whole:g} s")
 
 
 def _explained(error: Exception, connection: Connection, text: str) -> Exception:
-    """What a failure of the reading thread means for who asked."""
+    """The error to raise in the caller for a failure of the reading thread."""
     if isinstance(error, ModelError) or (isinstance(error, _AskAgainError) and not text):
         return error
     reason = connection.hidden(str(error) or type(error).__name__)
     if text:
         return ModelError(
-            "the server's reply was cut off", value=reason, remedy="Try again; the run is as it was."
+            "the server's reply was cut off", value=reason, remedy="Try again; the run is unchanged."
         )
     return ModelError("the server's reply cannot be used", value=reason, remedy="Is it a chat server?")
 
 
 def _read(connection: Connection, body: dict[str, Any], reading: _Reading, patience: Patience) -> None:
-    """In a thread: everything that comes goes into the queue; None at the end."""
+    """Read in a thread: pieces or an exception go into the queue, then None."""
     try:
-        # Later than who asked gives up: this only ends the thread.
+        # Longer than the caller waits: this only ends the thread.
         limits = (patience.connect, 2 * max(patience.first, patience.between) + 1)
         with connection.open("POST", "/chat/completions", {**body, **_STREAMED}, limits) as answer:
             reading.answer = answer
@@ -217,7 +217,7 @@ def _read(connection: Connection, body: dict[str, Any], reading: _Reading, patie
         reading.came.put(_AskAgainError("the reply ended too early"))
     except ServerError as error:
         reading.came.put(_AskAgainError(str(error)))
-    except Exception as error:  # whatever a server makes the libraries do is told to who asked
+    except Exception as error:  # raised again in the caller
         reading.came.put(error)
 
 
@@ -237,7 +237,7 @@ def _bytes(answer: requests.Response, reading: _Reading) -> Iterator[bytes]:
 
 
 def _plain(error: Exception) -> str:
-    """The innermost words of what requests wraps."""
+    """The innermost message of the exceptions that requests nests."""
     inner: Any = error
     while inner.args and isinstance(inner.args[-1], Exception):
         inner = inner.args[-1]

@@ -1,7 +1,7 @@
-"""The one way to a server: where it is, how its key is kept, what may come back, and how failures are told.
+"""HTTP connections to a chat server: address, key, limits on replies, and errors.
 
-Used by the remote policy and by the teacher of `training`. Redirects are not followed: pictures go where the person
-agreed to, and nowhere else. The key stands in one header of requests; whatever a server says is shown without it.
+Used by the remote policy and by the teacher in `training`. Redirects are not followed, so that pictures go only where
+the user agreed to. The key is sent in one header and removed from every message that is shown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import urllib3
 
 from ibis_agent.errors import InputError, ModelError
 
-# A server that is busy, starting or failing: asked again later, it may answer.
+# Status codes of a busy, starting or failing server, which may answer later.
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 TROUBLE = (
     requests.Timeout,
@@ -35,15 +35,15 @@ class Connection:
     """A server's address and the key for it.
 
     Attributes:
-        base: the address, without a slash at its end.
-        host: its host, with the port where one is given.
-        local: it is this machine.
+        base: the address, without a trailing slash.
+        host: the host, with the port if one is given.
+        local: whether it is this machine.
     """
 
     def __init__(self, url: str, key: str | None = None, key_variable: str = "IBIS_API_KEY") -> None:
-        """key_variable: the environment variable that keys belong into, for what is said to people.
+        """key_variable: the environment variable for the key, for messages.
 
-        Raises InputError for what is not an address, and for a key that would travel unencrypted.
+        Raises InputError for an invalid address, and for a key that would be sent unencrypted.
         """
         try:
             parts = urlsplit(url)
@@ -71,14 +71,14 @@ class Connection:
     def open(
         self, method: str, path: str, body: Any = None, timeout: tuple[float, float] = (10, 60)
     ) -> requests.Response:
-        """The answer, its body not read yet. timeout: seconds to connect, and to the next bytes.
+        """Send a request; the body of the answer is not read yet. timeout: seconds to connect, and between bytes.
 
-        Raises requests.RequestException; ModelError for a redirect.
+        Raises requests.RequestException, and ModelError for a redirect.
         """
         session = getattr(self._threads, "session", None)
         if session is None:
             session = self._threads.session = requests.Session()
-            session.trust_env = not self.local  # a proxy has no business between this machine and itself
+            session.trust_env = not self.local  # no proxy to this machine itself
             session.auth = _Key(self._key)
         answer: requests.Response = session.request(
             method,
@@ -100,7 +100,7 @@ class Connection:
         return answer
 
     def refusal(self, answer: requests.Response) -> ModelError:
-        """What a status other than 200 means, with the beginning of what the server says."""
+        """The error for a status other than 200, with the start of the server's message."""
         said = self.hidden(next(iter(answer.iter_content(_SHOWN)), b"").decode("utf-8", errors="replace"))
         remedy = "Check the address, the model's name and the key."
         if answer.status_code in (401, 403):
@@ -113,12 +113,12 @@ class Connection:
         )
 
     def hidden(self, text: str) -> str:
-        """`text` without the key, in whatever it says."""
+        """`text` with the key replaced."""
         return text.replace(self._key, "[key]") if self._key else text
 
 
 class _Key(requests.auth.AuthBase):
-    """Sets the key itself, so that requests does not look for one in the person's .netrc."""
+    """Sets the key, so that requests does not look for one in the user's .netrc."""
 
     def __init__(self, key: str) -> None:
         self._key = key
@@ -130,7 +130,7 @@ class _Key(requests.auth.AuthBase):
 
 
 def read_json(answer: requests.Response, largest: int = _LARGEST_ANSWER) -> Any:
-    """The JSON of an answer. Raises ValueError for anything else, and for more than `largest` bytes."""
+    """The JSON body of an answer. Raises ValueError for anything else, and for more than `largest` bytes."""
     held = bytearray()
     for piece in answer.iter_content(2**16):
         held += piece
@@ -152,7 +152,7 @@ def parsed(text: str | bytes) -> Any:
 
 
 def retry_after(text: str | None) -> float | None:
-    """Seconds that a server's Retry-After asks to wait: a number or a date."""
+    """The seconds to wait from a Retry-After header: a number or a date."""
     if not text:
         return None
     try:

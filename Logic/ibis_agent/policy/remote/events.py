@@ -1,8 +1,8 @@
-"""Server-sent events with pieces of a chat's answer, read from bytes as they come.
+"""Parsing of server-sent events with the pieces of a chat completion.
 
 Format: the WHATWG HTML standard, section 9.2 (server-sent events), and OpenAI's chat completion chunks as llama.cpp,
-LM Studio, Ollama, vLLM, SGLang and transformers send them. Some of them take the thinking and tool calls out of the
-text; here they are put back.
+LM Studio, Ollama, vLLM, SGLang and transformers send them. Some servers move thinking and tool calls out of the text;
+here they are put back.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _LONGEST_LINE = 2**20
 
 @dataclass(frozen=True)
 class Piece:
-    """What one event brought.
+    """The content of one event.
 
     Attributes:
-        prompt_tokens, tokens: as the server counts question and answer; 0 where it does not tell.
-        last: the text ends here.
+        prompt_tokens, tokens: the server's counts for request and answer; 0 if it gives none.
+        last: whether the text ends here.
     """
 
     text: str = ""
@@ -34,14 +34,14 @@ class Piece:
 
 
 class Joiner:
-    """Puts thinking and tool calls that a server sends beside the text back into it, in their tags."""
+    """Puts thinking and tool calls that a server sends separately back into the text, in their tags."""
 
     def __init__(self) -> None:
         self._thinking = False
-        self._call = ""  # the arguments so far of a call that is not closed yet, after a space
+        self._call = ""  # " " and the arguments so far, while a call is open
 
     def join(self, values: Any) -> Piece:
-        """One chunk, or one whole answer. Raises ValueError for anything else."""
+        """The Piece of one chunk, or of a whole answer. Raises ValueError, and ServerError."""
         if not isinstance(values, dict):
             raise ValueError("an answer of another form")
         if values.get("error"):
@@ -84,7 +84,7 @@ class Joiner:
         )
 
     def _called(self, call: Any) -> str:
-        """A call, or what is new of it: its name comes first, its arguments in pieces."""
+        """The new text of a call: its name comes first, then its arguments in pieces."""
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict):
             return ""
@@ -106,14 +106,11 @@ class Joiner:
 
 
 class ServerError(Exception):
-    """The server says, in the middle of an answer, that it failed."""
+    """The server reports an error within an answer."""
 
 
 def pieces(data: Iterable[bytes]) -> Iterator[Piece]:
-    """The pieces of a stream of events, until it says that it is done. Raises ValueError, ServerError.
-
-    A stream that ends before that raises EOFError.
-    """
+    """The pieces of a stream of events. Raises ValueError, ServerError, and EOFError if the stream ends too early."""
     joiner, whole = Joiner(), False
     for event in _events(data):
         if event == "[DONE]":
@@ -154,7 +151,7 @@ def _lines(data: Iterable[bytes]) -> Iterator[str]:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, list):  # parts, as some servers send a whole message
+    if isinstance(value, list):  # some servers send a list of parts
         value = "".join(_text(part.get("text")) for part in value if isinstance(part, dict))
     return value if isinstance(value, str) else ""
 

@@ -1,47 +1,32 @@
-"""A picture as it is sent: scaled here, so that the server need not, and written as a PNG in a data address.
+"""A picture as it is sent to a server: scaled, so that the server does not scale it, and as a PNG data URL.
 
-Scaled as Qwen's image processors do it (sides in whole cells, the shape kept, bicubic), within the card's range of
-pixels: a policy that learnt on small pictures clicks beside the mark on large ones.
+Scaled as by Qwen's image processors (sides in whole cells, aspect ratio kept, bicubic) to the card's range of pixels:
+a policy trained on small pictures clicks inaccurately on large ones.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import math
 
 import numpy as np
 from PIL import Image
 
-from ibis_agent.errors import InputError
 from ibis_agent.policy.card import ModelCard
+from ibis_agent.policy.qwen25.pictures import PictureProcessor
 
 LEAST, MOST = 56 * 56, 512 * 512
-"""The range where the card has none: what the published system was trained on at most."""
+"""The range in pixels if the card has none: the largest that the published system was trained on."""
 
 
 def sent_size(height: int, width: int, card: ModelCard) -> tuple[int, int]:
-    """(height, width) in which a picture is sent. Raises InputError for one that is too thin."""
-    if max(height, width) > 200 * min(height, width):
-        raise InputError(
-            "the picture is too thin for the policy",
-            value=f"{width} × {height} pixels",
-            remedy="Choose another plane or a larger region.",
-        )
-    cell = card.cell
+    """The (height, width) in pixels in which a picture is sent. Raises InputError for a very thin one."""
     least, most = card.min_pixels or LEAST, card.max_pixels or max(MOST, card.min_pixels or 0)
-    rows, columns = (max(cell, round(side / cell) * cell) for side in (height, width))
-    if rows * columns > most:
-        factor = math.sqrt(height * width / most)
-        rows, columns = (max(cell, math.floor(side / factor / cell) * cell) for side in (height, width))
-    elif rows * columns < least:
-        factor = math.sqrt(least / (height * width))
-        rows, columns = (math.ceil(side * factor / cell) * cell for side in (height, width))
-    return rows, columns
+    return PictureProcessor(patch_size=card.cell, merge_size=1, least=least, most=most).size_of(height, width)
 
 
 def data_address(rgb: np.ndarray, card: ModelCard) -> str:
-    """An (H, W, 3) uint8 picture as `data:image/png;base64,…`, scaled."""
+    """An (H, W, 3) uint8 picture, scaled, as `data:image/png;base64,…`."""
     height, width = rgb.shape[:2]
     rows, columns = sent_size(height, width, card)
     image = Image.fromarray(rgb)

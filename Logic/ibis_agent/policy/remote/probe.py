@@ -1,10 +1,9 @@
-"""Does a served policy see pictures as they were sent, and do its clicks land where it means them?
+"""A test of a served policy: does it see pictures as sent, and are its clicks where they should be?
 
-Servers scale pictures, and some models answer in other coordinates. So before the first use the policy is asked about
-made pictures whose answer is known: bright discs and crosses in many places and sizes; for a policy with a vocabulary
-of organs a plain cross-section of a body, also smaller and off the middle (not mirrored: who knows the patient's sides
-looks for the liver where it belongs). Where clicks miss, or the server counts other numbers
-of tokens for a picture than it should, it is refused, with the figures.
+Servers may scale pictures, and some models answer in other coordinates. So before the first use the policy is asked
+about synthetic pictures with a known answer: bright discs and crosses of several sizes; for a policy with a vocabulary
+of organs, a simple cross-section of a body, also smaller and off centre. (Not mirrored: a policy may look for the liver
+only on its side.) If clicks miss, or the server's token counts do not fit the picture, the policy is refused.
 """
 
 from __future__ import annotations
@@ -22,12 +21,10 @@ from ibis_agent.policy.observation import Situation, observe
 from ibis_agent.policy.remote.picture import sent_size
 from ibis_agent.policy.remote.remote import RemotePolicy
 
-_NEAR = 0.75  # of the way from the middle of a thing to its edge
+_NEAR = 0.75  # largest distance of a hit, as a fraction of the way from the centre to the edge
 _MOST_MISSED = 0.2
-_TOKENS = (
-    0.7,
-    1.15,
-)  # what may be counted for a picture, of what it should be: cells may be of 32 pixels, not 28
+# Accepted range of the token count over the expected one; cells may have 32 pixels instead of 28.
+_TOKENS = 0.7, 1.15
 _RESCALED = (
     "Configure the server not to resize pictures: llama.cpp --image-min-tokens 4; vLLM and SGLang min_pixels 3136 "
     "in the processor's settings."
@@ -37,19 +34,19 @@ _ORGANS = {
     "spleen": (0.76, 0.48, 0.07, 0.12),
     "spine": (0.5, 0.68, 0.06, 0.07),
 }
-# How large the body is, and how far its middle lies from the picture's.
+# (size of the body, offset of its centre to the right and down), as fractions of the picture.
 _PLACED = ((1.0, 0.0, 0.0), (0.8, -0.08, 0.06))
 
 
 @dataclass(frozen=True, eq=False)
 class Plate:
-    """A made picture and where the thing asked for is.
+    """A synthetic picture and the position of its target.
 
     Attributes:
         rgb: (H, W, 3) uint8.
-        question: about it.
-        x, y: the middle of the thing, 0 to 1.
-        across, down: from there to its edge.
+        question: asks for the target.
+        x, y: the target's centre, 0 to 1.
+        across, down: distance from there to its edge, horizontally and vertically, as fractions of the picture.
     """
 
     rgb: np.ndarray
@@ -65,14 +62,14 @@ class Plate:
 
 @dataclass(frozen=True)
 class Findings:
-    """What the probe brought.
+    """The results of the probe.
 
     Attributes:
-        wanted: (x, y) of each thing.
-        clicked: (x, y) of each click; None where there was none.
-        hits: of each.
-        tokens: (by the server's count, by ours) by how many tokens a larger picture was larger; None where the server
-            does not count.
+        wanted: (x, y) of each target.
+        clicked: (x, y) of each click; None if there was none.
+        hits: whether each click hit.
+        tokens: additional tokens of a larger picture, (as counted by the server, as expected); None if the server does
+            not count.
     """
 
     wanted: tuple[tuple[float, float], ...]
@@ -81,13 +78,13 @@ class Findings:
     tokens: tuple[int, int] | None
 
     def check(self) -> None:
-        """Raises ModelError, with the figures, where the server cannot be trusted with clicks."""
+        """Raise ModelError, with the figures, if the clicks cannot be trusted."""
         if self.tokens is not None:
             seen, due = self.tokens
             if not _TOKENS[0] * due <= seen <= _TOKENS[1] * due:
                 raise ModelError(
                     "the server resizes pictures, which would shift the clicks",
-                    value=f"a picture with {due} more tokens was counted with {seen} more",
+                    value=f"a picture with {due} more tokens was counted as having {seen} more",
                     remedy=_RESCALED,
                 )
         if self.hits.count(False) > _MOST_MISSED * len(self.hits):
@@ -100,7 +97,7 @@ class Findings:
 
     @property
     def figures(self) -> str:
-        """The places that were missed, and where the clicks were."""
+        """The missed targets and the clicks, for people."""
         missed = [
             f"({x:.2f}, {y:.2f}) → " + ("no click" if click is None else f"({click[0]:.2f}, {click[1]:.2f})")
             for (x, y), click, hit in zip(self.wanted, self.clicked, self.hits, strict=True)
@@ -110,7 +107,7 @@ class Findings:
 
     @property
     def advice(self) -> str:
-        """What the misses look like: exchanged axes, another scale, or nothing in particular."""
+        """A likely reason for the misses: swapped axes, another scale, or a wrong card."""
         pairs = [(w, c) for w, c in zip(self.wanted, self.clicked, strict=True) if c is not None]
         if len(pairs) < 3:
             return "Does the card match the policy? Give its card with --card."
@@ -125,13 +122,13 @@ class Findings:
 
     @property
     def words(self) -> str:
-        """All of it in a line."""
+        """A summary in one line."""
         counted = "their size on the server is unknown" if self.tokens is None else "pictures keep their size"
         return f"{self.hits.count(True)} of {len(self.hits)} known places hit; {counted}"
 
 
 def probe(policy: RemotePolicy, cancelled: IsCancelled | None = None) -> Findings:
-    """Ask about every plate. Raises Cancelled, and ModelError where the server does not answer."""
+    """Ask about every plate. Raises Cancelled, and ModelError if the server does not answer."""
     made = plates(policy.card)
     clicked = [_click(policy, plate, cancelled) for plate in made]
     hits = tuple(click is not None and plate.hit(click) for plate, click in zip(made, clicked, strict=True))
@@ -144,7 +141,7 @@ def probe(policy: RemotePolicy, cancelled: IsCancelled | None = None) -> Finding
 
 
 def plates(card: ModelCard) -> list[Plate]:
-    """The made pictures for a policy of this card. Raises ModelError where its vocabulary has none of their things."""
+    """The synthetic pictures for a policy. Raises ModelError if its vocabulary has none of their organs."""
     if not card.vocabulary:
         places = [(0.2, 0.25), (0.8, 0.3), (0.3, 0.75), (0.72, 0.7), (0.5, 0.5), (0.12, 0.6)]
         sizes = [0.09, 0.06, 0.12, 0.08, 0.05, 0.1]
@@ -178,7 +175,7 @@ def _click(policy: RemotePolicy, plate: Plate, cancelled: IsCancelled | None) ->
 
 
 def _counted(policy: RemotePolicy, question: str, cancelled: IsCancelled | None) -> tuple[int, int] | None:
-    """By how many tokens a large picture is larger than a small one: (as counted by the server, as it should be)."""
+    """See Findings.tokens."""
     counts, due = [], []
     for side in (224, 448):
         shown = np.zeros((side, side, 3), np.uint8)
@@ -191,7 +188,7 @@ def _counted(policy: RemotePolicy, question: str, cancelled: IsCancelled | None)
 
 
 def _marked(shape: tuple[int, int], x: float, y: float, size: float, kind: str) -> Plate:
-    """A disc or a cross on black."""
+    """A white disc or cross on black."""
     height, width = shape
     rows, columns = np.mgrid[:height, :width]
     radius = size * min(shape)
@@ -204,7 +201,7 @@ def _marked(shape: tuple[int, int], x: float, y: float, size: float, kind: str) 
 
 
 def _body(shape: tuple[int, int], organ: str, size: float, right: float, down: float) -> Plate:
-    """A plain cross-section of a body, as a CT shows it; its size and how far it is moved, of the picture's sides."""
+    """A simple cross-section of a body as in CT; its size and offset are fractions of the picture."""
     height, width = shape
     rows, columns = np.mgrid[:height, :width]
     y = ((rows + 0.5) / height - 0.5 - down) / size + 0.5

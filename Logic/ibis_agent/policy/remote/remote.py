@@ -1,4 +1,4 @@
-"""The policy on a server: asked as the one on this machine is, with the same conversation and the same stopping."""
+"""The policy on a server, with the same conversation and stopping rule as a local one."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from ibis_agent.policy.remote.picture import data_address
 
 
 class RemotePolicy:
-    """A model behind an address: greedy, streamed, cancellable within a moment.
+    """A model on a server: greedy, streamed, cancellable.
 
     Attributes:
-        identity: "name" (the model's on the server), "sha256" (empty: nobody can tell), "address" (where pictures
-            and questions went).
-        last: the last answer, with the tokens that the server counts.
+        identity: "name" (of the model on the server), "sha256" (empty, as unknown), "address".
+        last: the last answer, with the server's token counts.
     """
 
-    # Several questions may be under way at once: that is what a server is good at.
+    # The number of requests that may run in parallel.
     together = 4
 
     def __init__(
@@ -37,12 +36,12 @@ class RemotePolicy:
         patience: Patience | None = None,
         repetition_penalty: float = 1.0,
     ) -> None:
-        """repetition_penalty: what the model's own generation_config.json asks for; servers may not read it."""
+        """repetition_penalty: from the model's generation_config.json, which a server may not read."""
         self.connection, self.model, self.card = connection, model, card
         self.identity = {"name": model or card.name, "sha256": "", "address": connection.base}
         self.patience = patience or Patience()
-        # vLLM and SGLang read the first name, llama.cpp and Ollama the second. It is said also where it is 1: some
-        # servers have a penalty of their own (llama-cpp-python 1.1), and digits of coordinates do repeat.
+        # vLLM and SGLang read the first name, llama.cpp and Ollama the second. Also sent if it is 1: some servers have
+        # their own default (llama-cpp-python: 1.1), which would penalise repeated digits of coordinates.
         self._penalty = dict.fromkeys(("repetition_penalty", "repeat_penalty"), repetition_penalty)
         if repetition_penalty != 1:
             self.identity["generation"] = f"repetition penalty {repetition_penalty:g}"
@@ -59,7 +58,7 @@ class RemotePolicy:
         cancelled: IsCancelled | None = None,
         whole: bool = False,
     ) -> Answer:
-        """`reply`, with what the server counts. whole: to the server's own end, not to that of the action."""
+        """As `reply`, with the server's token counts. whole: read until the server ends, also after the action."""
         messages = chat_messages(build_messages(self.card, turn), pictures_of(self.card, turn), self.card)
         body: dict[str, Any] = {
             "model": self.model,
@@ -73,9 +72,7 @@ class RemotePolicy:
             try:
                 self.last = ask(self.connection, said, on_text, cancelled, enough, self.patience)
                 return self.last
-            except (
-                ModelError
-            ) as error:  # some servers refuse fields that they do not know (transformers serve)
+            except ModelError as error:  # some servers refuse unknown fields (transformers serve)
                 unknown = [name for name in self._penalty if name in str(error.value)]
                 if not unknown:
                     raise
@@ -87,7 +84,7 @@ class RemotePolicy:
 def chat_messages(
     messages: Sequence[Message], pictures: Sequence[np.ndarray], card: ModelCard
 ) -> list[dict[str, Any]]:
-    """The conversation in the API's form; a user's picture stands before the text."""
+    """The conversation in the API's format; a user's picture comes before the text."""
     sent: list[dict[str, Any]] = []
     for message in messages:
         content: Any = message.text
@@ -102,7 +99,7 @@ def chat_messages(
 
 
 def models_of(connection: Connection) -> list[str]:
-    """The models that a server offers; empty where it does not say. Raises ModelError where it cannot be reached."""
+    """The models that a server offers; empty if it does not list them. Raises ModelError if it cannot be reached."""
     try:
         with connection.open("GET", "/models", timeout=(10, 20)) as answer:
             if answer.status_code in (401, 403):

@@ -1,7 +1,6 @@
-"""A policy behind an address: which model, with which card, whether pictures may go there, and whether it was probed.
+"""A policy on a server before it is opened: model, card, consent to send pictures, and the probe.
 
-What a person has agreed to, and which servers passed the probe, stands in one small file of the person's settings. A
-yes is for one address: for another one it is asked for again.
+Consent and passed probes are kept in a small settings file. Consent holds for one address only.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ WHAT_IS_SENT = "each slice in use, as a picture, and the question, but no names 
 
 
 class RemoteAddress:
-    """A policy behind an address; see policy.find."""
+    """See policy.find and contract.PolicySource."""
 
     kind = "a server"
-    cancelled: IsCancelled | None = None  # asked often while the probe goes on
+    cancelled: IsCancelled | None = None  # polled during the probe
 
     def __init__(
         self,
@@ -42,11 +41,7 @@ class RemoteAddress:
         agreed: str = "",
         patience: Patience | None = None,
     ) -> None:
-        """card: a policy's folder, or its card itself; None for the published settings. agreed: the host that the
-        person said yes to, for addresses of other machines.
-
-        Raises InputError for what is not an address.
-        """
+        """Arguments as in policy.find. Raises InputError for an invalid address."""
         self.connection = Connection(address, os.environ.get(KEY_VARIABLE), KEY_VARIABLE)
         self.model, self._card, self._agreed = model, card or None, agreed
         self._patience = patience
@@ -60,35 +55,35 @@ class RemoteAddress:
 
     @property
     def card(self) -> ModelCard:
-        """Raises ModelError for a bad card."""
+        """The card that was given, or the published settings. Raises ModelError."""
         card = ModelCard() if self._card is None else load_card(self._card)
         named = self._card is not None and card.name
         return card if named else dataclasses.replace(card, name=self.model or self.host)
 
     @property
     def needs_yes(self) -> bool:
-        """Pictures would leave this machine, and nobody has agreed to that yet."""
+        """Whether pictures would leave this machine without consent."""
         if self.connection.local or self._agreed == self.host:
             return False
         return _settings().get("agreed") != self.connection.base
 
     def agree(self) -> None:
-        """The person said yes: it holds until another address is agreed to. Raises OutputError."""
+        """Store the user's consent for this address; it replaces an earlier one."""
         self._agreed = self.host
         _keep(agreed=self.connection.base)
 
     def check(self) -> None:
-        """Raises InputError where a yes is missing, ModelError where the server or the model cannot be had."""
+        """Raise InputError without consent, and ModelError if the server or the model is not available."""
         self.check_yes()
         self.chosen()
 
     def models(self) -> list[str]:
-        """Those that the server offers; empty where it does not say. Raises InputError, ModelError as `check`."""
+        """The models that the server offers; empty if it does not list them. Raises as `check`."""
         self.check_yes()
         return models_of(self.connection)
 
     def chosen(self) -> str:
-        """The model's name on the server: the one that was named, or the only one. Raises ModelError."""
+        """The model's name on the server: the one given, or the only one. Raises ModelError."""
         listed = models_of(self.connection)
         if self.model:
             if listed and self.model not in listed:
@@ -104,11 +99,11 @@ class RemoteAddress:
         return listed[0]
 
     def run_bytes(self, precision: str, device: str) -> int:
-        """Nothing of this machine."""
+        """0: it runs elsewhere."""
         return 0
 
     def facts(self) -> dict[str, str]:
-        """See contract.PolicySource. Asks the server, which is sent nothing, for its models."""
+        """See contract.PolicySource. Asks the server for its models and sends nothing else."""
         model = self.chosen()
         probed = _settings().get("probed")
         known = probed.get(self._probed_as(model)) if isinstance(probed, dict) else None
@@ -123,7 +118,7 @@ class RemoteAddress:
         }
 
     def open(self, device: str = "auto", precision: str = "auto") -> RemotePolicy:
-        """The policy, probed if this address, model and card were not yet. Raises as `check` and `probe`."""
+        """The policy, after a probe unless this address, model and card passed one. Raises as `check` and `probe`."""
         self.check_yes()
         card, penalty = self.card, 1.0
         if self._card is not None and Path(self._card).is_dir() and card.generation_config:
@@ -132,11 +127,11 @@ class RemoteAddress:
         self.probe(policy)
         return policy
 
-    def probe(self, policy: RemotePolicy, again: bool = False) -> str:
-        """What the probe found, in words; kept, so that it is done once. Raises ModelError where it failed."""
+    def probe(self, policy: RemotePolicy) -> str:
+        """The probe's result in words, kept from an earlier probe if there was one. Raises ModelError if it fails."""
         kept, key = _settings().get("probed"), self._probed_as(policy.model)
         probed = kept if isinstance(kept, dict) else {}
-        if not again and isinstance(probed.get(key), str):
+        if isinstance(probed.get(key), str):
             return str(probed[key])
         findings = probe(policy, self.cancelled)
         findings.check()
@@ -144,7 +139,7 @@ class RemoteAddress:
         return findings.words
 
     def check_yes(self) -> None:
-        """Raises InputError if pictures would leave this machine without consent."""
+        """Raise InputError if pictures would leave this machine without consent."""
         if self.needs_yes:
             raise InputError(
                 "pictures would be sent to another machine",
@@ -158,7 +153,7 @@ class RemoteAddress:
 
 
 def settings_file() -> Path:
-    """Where agreements and probes are kept."""
+    """The file that keeps consent and probes."""
     if sys.platform == "win32":
         base = Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming")
     else:
@@ -175,7 +170,7 @@ def _settings() -> dict[str, Any]:
 
 
 def _keep(**values: Any) -> None:
-    """Write something into the settings; not being able to only means that it is asked for again."""
+    """Update the settings file. If that fails, the question is only asked again."""
     path = settings_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

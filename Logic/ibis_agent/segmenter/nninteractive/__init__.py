@@ -1,1 +1,1 @@
-"""nnInteractive on a server: a click becomes a mask in three dimensions at once."""
+"""nnInteractive on a server: a click gives a 3D mask at once."""

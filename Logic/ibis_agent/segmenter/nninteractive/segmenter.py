@@ -1,7 +1,7 @@
-"""nnInteractive as a segmenter: of slices alone, and of stacks, where every prompt gives all slices at once.
+"""nnInteractive as a segmenter of single slices, and of stacks, where every prompt segments all slices at once.
 
-The server is sent the slices as they are shown (windowed, grey), not the scan's own values. It gives no estimate of a
-mask's quality: scores are 1. The same prompts in the same order give the same masks, so that a run replays.
+The server receives the slices as displayed (windowed, grey), not the scan's values. It does not estimate the quality of
+masks: scores are 1. The same prompts in the same order give the same masks, so that runs can be replayed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ONE = np.ones(1, np.float32)
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """A picture as the server takes it; the same object is the same image there."""
+    """A picture for the server, which is recognised by object identity."""
 
     grey: np.ndarray
 
@@ -46,7 +46,7 @@ class Shown:
 
 
 class NnInteractive:
-    """A segmenter.contract.Segmenter on a server."""
+    """A contract.Segmenter on a server."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -64,21 +64,17 @@ class NnInteractive:
         }
         self._starts: list[tuple[np.ndarray, Start]] = []
 
-    def describe(self) -> dict[str, Any]:
-        """For `ibis-agent info`."""
-        return dict(self.identity)
-
     def embed(self, rgb: np.ndarray) -> Shown:
         return Shown(_grey(rgb))
 
     def started(self, mask: np.ndarray) -> Prediction:
-        """The mask itself is what `predict` takes as the logits before."""
+        """See contract.Segmenter. The logits have the size of the mask."""
         return Prediction(np.array(mask, bool), np.where(mask, 10, -10).astype(np.float32), 1.0, _ONE)
 
     def predict(
         self, embedding: Shown, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
     ) -> Prediction:
-        """previous_logits: as `started` gave them where the picture began from a mask."""
+        """previous_logits: those of `started` if there was a starting mask; others are ignored."""
         if not clicks:
             raise InputError("the segmenter needs a click", remedy="Pass at least one click.")
         begun = previous_logits is not None and previous_logits.shape == embedding.grey.shape
@@ -105,7 +101,7 @@ class NnInteractive:
         way: Way = "auto",
         following: Following | None = None,
     ) -> Volume:
-        """way, following: nothing is followed here."""
+        """See contract.Segmenter. way and following are ignored."""
         return Volume(self.session, picture_of, count, size)
 
     def _start(self, logits: np.ndarray) -> Start:
@@ -128,7 +124,7 @@ class State:
 
 
 class Volume:
-    """A segmenter.contract.Follower whose prompts reach all slices: there is no way to follow."""
+    """A contract.Follower without propagation: every prompt segments all slices."""
 
     way: Way = "auto"
 
@@ -149,7 +145,7 @@ class Volume:
         self._prompts, self.found = state.prompts, dict(state.found)
 
     def begin(self, masks: Mapping[int, np.ndarray]) -> None:
-        """A mask on one slice alone is found in the others at once."""
+        """See contract.Follower. A mask on a single slice is extended to the others."""
         whole = np.zeros((self._count, *self.size), bool)
         for index, mask in masks.items():
             whole[index] = mask
@@ -176,13 +172,6 @@ class Volume:
         self._show(mask)
         return self.found[index]
 
-    def anchor_mask(self, index: int, mask: np.ndarray) -> Found:
-        raise InputError("a mask is given to nnInteractive before the first click", value=f"slice {index}")
-
-    def release(self, index: int) -> None:
-        self._prompts = tuple(each for each in self._prompts if each[0] != index)
-        self._show(self._mask(self._prompts))
-
     def follow(self, start: int, direction: int, last: int, *_: Any, **__: Any) -> Iterator[Found]:
         return iter(())
 
@@ -193,7 +182,7 @@ class Volume:
         return None
 
     def _with(self, index: int, clicks: Sequence[Prompt]) -> tuple[Asked, ...]:
-        """The prompts so far with those of a slice: what is new there comes last, as it was made."""
+        """The prompts so far with those of a slice; new ones come last."""
         before = [prompt for n, prompt in self._prompts if n == index]
         kept, new = self._prompts, list(clicks)
         if new[: len(before)] == before:
@@ -206,7 +195,7 @@ class Volume:
         return self._session.mask(self, self._slices, self._start, prompts)
 
     def _slices(self) -> np.ndarray:
-        """(K, H, W) float32 of the whole axis; slices that a record does not hold are black."""
+        """(K, H, W) float32 along the whole axis; slices missing from a record are black."""
         made = np.zeros((self._count, *self.size), np.float32)
         for index in range(self._count):
             try:
@@ -216,7 +205,7 @@ class Volume:
         return made
 
     def _show(self, whole: np.ndarray) -> None:
-        """Slices that stay as they are keep their Found."""
+        """Update `found`; unchanged slices keep their Found."""
         anchors, found = set(self.anchors), dict[int, Found]()
         there = np.flatnonzero(whole.any(axis=(1, 2)))
         inside = range(int(there[0]), int(there[-1]) + 1) if there.size else range(0)
@@ -229,5 +218,5 @@ class Volume:
 
 
 def _grey(rgb: np.ndarray) -> np.ndarray:
-    """(H, W) float32 of an (H, W, 3) uint8 picture."""
+    """(H, W, 3) uint8 → (H, W) float32."""
     return np.asarray(rgb, np.float32).mean(axis=2)

@@ -1,8 +1,8 @@
-"""One session on an nnInteractive server: which image it holds and which prompts it has been given.
+"""A session on an nnInteractive server: its image and its prompts.
 
-What is asked for is a list of prompts; how the server gets there is decided here: by the ones that are new, by its
-own undo for one that was taken back, or from the start. Its client keeps the lease alive while this object lives. A
-lease that ran out is claimed anew and everything is given again.
+The caller asks for the mask of a list of prompts. The session sends only new prompts, uses the server's undo for the
+last one, or starts again. The client renews the lease while the session exists; if it has expired, everything is sent
+again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """A mask before the first prompt: (K, H, W) bool. Of a mask on one slice alone the rest is found."""
+    """A starting mask, (K, H, W) bool. One on a single slice is extended to the others."""
 
     mask: np.ndarray
 
@@ -34,11 +34,11 @@ class Start:
 
 
 Asked = tuple[int, Prompt]
-"""The slice, and the click or box on it."""
+"""(slice, click or box)."""
 
 
 class Session:
-    """What `nninteractive-client` gives, by image and list of prompts. Raises ModelError for whatever goes wrong."""
+    """Masks from `nninteractive-client`, by image and prompts. All errors become ModelError."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -52,7 +52,7 @@ class Session:
 
     @property
     def licence(self) -> str:
-        """Of the weights on the server, as it tells it."""
+        """The licence of the weights, as the server reports it."""
         said = getattr(self._remote, "license", None)
         return "" if said in (None, "!!MISSING!!") else str(said)
 
@@ -61,7 +61,7 @@ class Session:
         return str(getattr(self._remote, "INFERENCE_SESSION_VERSION", ""))
 
     def can(self, interaction: str) -> bool:
-        """Whether the weights take "points", "bbox2d", "lasso"."""
+        """Whether the weights support "points", "bbox2d" or "lasso"."""
         return bool(self._remote.supported_interactions.get(interaction))
 
     @property
@@ -75,12 +75,12 @@ class Session:
         start: Start | None,
         prompts: Sequence[Asked],
     ) -> np.ndarray:
-        """(K, H, W) bool after these prompts, in their order.
+        """The mask after these prompts in order, (K, H, W) bool.
 
         Args:
-            image: stands for the image: another object, another image.
-            slices: gives it, (K, H, W) float32.
-            start: the same object for the same mask.
+            image: identifies the image: another object is another image.
+            slices: gives the image, (K, H, W) float32.
+            start: the starting mask, recognised by object identity.
         """
         wanted = tuple(prompts)
         with self._lock:
@@ -102,7 +102,7 @@ class Session:
                 self._image, self._remote = None, self._claim()
                 return self._brought(image, slices, start, wanted)
         except BaseException:
-            self._image = None  # what the server has taken is unknown: the next try gives everything anew
+            self._image = None  # the server's state is unknown: the next call sends everything again
             raise
 
     def _brought(
@@ -177,7 +177,7 @@ class Session:
         return nnInteractiveRemoteInferenceSession(self.address)
 
     def _guarded(self, act: Callable[[], T]) -> T:
-        """What the client and the network raise, as a ModelError without keys or paths."""
+        """Call `act`; errors of client and network become a ModelError without keys and paths."""
         import httpx
         from nnInteractive.inference.remote.remote_session import ServerAtCapacityError
 

@@ -1,4 +1,4 @@
-"""A segmenter behind an address: `nninteractive:http://HOST:PORT`, and whether slices may go there."""
+"""An nnInteractive server before it is opened, `nninteractive:http://HOST:PORT`, and consent to send slices."""
 
 from __future__ import annotations
 
@@ -34,10 +34,7 @@ class NnInteractiveAddress:
     kind = "nnInteractive on a server"
 
     def __init__(self, where: str, agreed: str = "") -> None:
-        """agreed: the host that the person said yes to, for addresses of other machines.
-
-        Raises ModelError for what is not an address.
-        """
+        """agreed: the host that the user agreed to send slices to. Raises ModelError for an invalid address."""
         self.address = where.removeprefix(PREFIX).rstrip("/")
         try:
             parts = urlsplit(self.address)
@@ -50,14 +47,14 @@ class NnInteractiveAddress:
 
     @property
     def local(self) -> bool:
-        """Nothing leaves this machine."""
+        """Whether the server is this machine."""
         try:
             return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
 
     def inspect(self) -> NnInteractiveAddress:
-        """Raises InputError where a yes is missing, ModelError where the client is not installed."""
+        """Raise InputError without consent, and ModelError if the client is not installed."""
         if not self.local and self._agreed != self.host:
             raise InputError(
                 "slices would be sent to another machine",
@@ -75,7 +72,7 @@ class NnInteractiveAddress:
         return f"{self.kind} at {self.address}; {_PUBLISHED}"
 
     def facts(self) -> dict[str, str]:
-        """For `ibis-agent info`. Asks nobody."""
+        """Facts for `ibis-agent info`, without asking the server."""
         try:
             client = importlib.metadata.version("nninteractive-client")
         except importlib.metadata.PackageNotFoundError:
@@ -89,11 +86,11 @@ class NnInteractiveAddress:
         }
 
     def run_bytes(self) -> int:
-        """Nothing of this machine."""
+        """0: it runs elsewhere."""
         return 0
 
     def open(self, device: str = "auto", precision: str = "auto", first_box: bool = False) -> NnInteractive:
-        """Claim a session on the server. Raises as `inspect`, and ModelError where the server cannot be reached."""
+        """Open a session on the server. Raises as `inspect`, and ModelError if the server cannot be reached."""
         self.inspect()
         from ibis_agent.segmenter.nninteractive.segmenter import NnInteractive
         from ibis_agent.segmenter.nninteractive.session import Session

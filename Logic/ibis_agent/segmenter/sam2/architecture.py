@@ -1,15 +1,14 @@
-"""Which SAM2 architecture a checkpoint has, and the network of it with the weights in place.
+"""The SAM2 architecture of a checkpoint, and the network with its weights.
 
-Checkpoints and configurations come from strangers: weights are read without running code (checkpoint), a
-configuration is vetted (config). What the network is asked is in predictor.
+Checkpoints and configurations are untrusted: weights are read without running code (checkpoint), configurations are
+checked (config).
 
-How the architecture is found, in this order:
-1. the `config` that the caller gives: a YAML file, or a name of `NAMES`;
-2. a YAML file with the checkpoint's own stem beside it (`segmenter.pt`, `segmenter.yaml`);
-3. the shapes of the weights, for the eight architectures that the sam2 package brings. MedSAM2's weights have
-   the very shapes of `sam2.1_hiera_t` and differ only in the size of the picture, which no weight tells. What
-   tells are names: the file's, and the one that it was saved under, which PyTorch keeps inside. Where they say
-   nothing, or not the same, the caller is asked for `config`.
+The architecture is found from, in this order:
+1. the caller's `config`: a YAML file, or one of `NAMES`;
+2. a YAML file beside the checkpoint with the same stem (`segmenter.pt`, `segmenter.yaml`);
+3. the shapes of the weights, for the eight architectures of the sam2 package. MedSAM2's weights have the same shapes as
+   `sam2.1_hiera_t` and differ only in the picture size. They are told apart by the file name, and by the name in
+   PyTorch's archive. If these are missing or contradictory, the caller has to give `config`.
 """
 
 from __future__ import annotations
@@ -54,8 +53,8 @@ class Architecture:
     Attributes:
         name: one of NAMES, or the stem of the YAML file.
         image_size: side of the square picture that the network sees, in pixels.
-        parameters: how many numbers the weights hold.
-        settings: the `model` part of the configuration, plain values.
+        parameters: number of parameters.
+        settings: the `model` part of the configuration, as plain values.
     """
 
     name: str
@@ -65,10 +64,7 @@ class Architecture:
 
 
 def inspect(checkpoint: str | os.PathLike[str], config: str | os.PathLike[str] | None = None) -> Architecture:
-    """What `load` would build, without building it: quick, for checks before slow work.
-
-    Raises ModelError with file, value and remedy for whatever is wrong with the file or the configuration.
-    """
+    """The architecture that `load` would build, checked against the weights. Raises ModelError."""
     file = Path(checkpoint)
     weights = read_weights(file)
     architecture = _choose(file, weights, config)
@@ -79,11 +75,11 @@ def inspect(checkpoint: str | os.PathLike[str], config: str | os.PathLike[str] |
 def load(
     checkpoint: str | os.PathLike[str], config: str | os.PathLike[str] | None = None
 ) -> tuple[Any, Architecture]:
-    """The SAM2Base of a checkpoint on the CPU, in float32 and evaluation mode, memory parts included.
+    """The SAM2Base of a checkpoint on the CPU, in float32 and evaluation mode, with its memory parts.
 
     Args:
-        checkpoint: `.pt`, `.pth` or `.safetensors`: a state dict, or one under the key "model".
-        config: a name of NAMES or a YAML file; None looks beside the checkpoint, then at the shapes.
+        checkpoint: see checkpoint.read_weights.
+        config: one of NAMES, or a YAML file; None to find the architecture as above.
 
     Raises ModelError.
     """
@@ -110,7 +106,7 @@ def build(settings: Mapping[str, Any], name: str = "the configuration") -> Any:
             remedy=_GET_SAM2,
         ) from error
     except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError, LookupError) as error:
-        # The constructors of sam2 say what they miss in many ways.
+        # The constructors of sam2 raise many kinds of exceptions.
         raise ModelError(
             "describes a network that cannot be built",
             file=name,
@@ -120,7 +116,7 @@ def build(settings: Mapping[str, Any], name: str = "the configuration") -> Any:
 
 
 def named_settings(name: str) -> dict[str, Any]:
-    """The `model` part of one of NAMES; a file name or path such as `sam2.1_hiera_t.yaml` is understood too.
+    """The `model` part of one of NAMES, which may also be given as a path such as `sam2.1_hiera_t.yaml`.
 
     Raises ModelError.
     """
@@ -212,7 +208,7 @@ def _other_architecture(weights: Mapping[str, Tensor], file: Path) -> ModelError
 
 
 def _check_against_weights(architecture: Architecture, weights: Mapping[str, Tensor], file: Path) -> None:
-    """Compare the sizes that decide how much memory building takes, before it is taken."""
+    """Compare the sizes that determine the network's memory with the weights, before it is built."""
     settings = architecture.settings
 
     def setting(*path: str) -> Any:
@@ -262,7 +258,7 @@ def _check_against_weights(architecture: Architecture, weights: Mapping[str, Ten
 
 
 def _value_of(part: Any, key: str) -> Any:
-    """A setting, or what sam2's code takes where the configuration leaves it out (base_plus: its stages)."""
+    """A setting, or sam2's default if the configuration leaves it out (as base_plus does its stages)."""
     if not isinstance(part, dict):
         return None
     if key in part or "_target_" not in part:
@@ -316,7 +312,7 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _instantiate(part: Any) -> Any:
-    """Plain values → objects of sam2, innermost first; `_target_` was checked by `checked_settings`."""
+    """Plain values → objects of sam2, innermost first. `checked_settings` has checked `_target_`."""
     if isinstance(part, dict):
         values = {key: _instantiate(value) for key, value in part.items() if key != "_target_"}
         if "_target_" not in part:

@@ -1,4 +1,4 @@
-"""A mask carried to the next slice: where it is clicked there, and what of the new mask belongs to it."""
+"""Carrying a mask to the next slice: where to click there, and which parts of the new mask to keep."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from ibis_agent.actions import Click
 
-_GAP = 2  # low-resolution pixels: an organ moves by so much from slice to slice
+_GAP = 2  # low-resolution pixels that an organ may move between slices
 
 
 def linked(low: Tensor, beside: Tensor, nothing: float) -> Tensor:
-    """A slice's (1, 1, h, w) logits without the islands that touch nothing of the slice beside it.
+    """A slice's (1, 1, h, w) logits without the components that do not touch the neighbouring slice's mask.
 
-    Such an island is another structure, and would be carried on. beside: that slice's logits, of the same shape.
-    nothing: the logit of what is left out.
+    Such a component is another structure and would be carried further. beside: the neighbouring slice's logits, of the
+    same shape. nothing: the logit for removed pixels.
     """
     shown = (low[0, 0] > 0).cpu().numpy()
     labels, count = ndimage.label(shown, np.ones((3, 3)))
@@ -28,7 +28,7 @@ def linked(low: Tensor, beside: Tensor, nothing: float) -> Tensor:
 
 
 def deepest(mask: np.ndarray) -> Click:
-    """A click on the pixel of an (H, W) mask that is farthest from its outside; beyond the picture is outside."""
+    """A click on the pixel of an (H, W) mask that is farthest from its edge and from the picture's edge."""
     depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     row, column = np.unravel_index(int(depth.argmax()), depth.shape)
     return Click((column + 0.5) / mask.shape[1], (row + 0.5) / mask.shape[0])

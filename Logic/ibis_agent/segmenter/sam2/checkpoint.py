@@ -1,7 +1,6 @@
-"""Reading a segmenter's weights from a file, without running code that the file may hold.
+"""Reading a segmenter's weights from a file without running code in it.
 
-Here: telling weights from everything else that lies under such names (web pages, git-lfs pointers, halves of
-files, pickles with code) and saying so. Which network the weights belong to is in architecture.
+Other content (web pages, git-lfs pointers, incomplete files, pickles with code) is recognised and refused.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ _AGAIN = "Download it again completely."
 
 
 def read_weights(checkpoint: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The state dict in a file by name, on the CPU, mapped from the disk where that works.
+    """The state dict in a file, on the CPU, memory-mapped if possible.
 
-    Understood: `.pt` and `.pth` (new and old form) and `.safetensors`, told by content; weights on top or
-    under "model" or "state_dict". Raises ModelError.
+    checkpoint: `.pt` or `.pth` (new and old format) or `.safetensors`, recognised by content; the weights at the top
+    level, or under "model" or "state_dict". Raises ModelError.
     """
     file = Path(checkpoint)
     try:
@@ -38,7 +37,7 @@ def read_weights(checkpoint: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def saved_as(file: Path) -> str:
-    """The name under which PyTorch saved a checkpoint, which it keeps inside; empty where there is none."""
+    """The name in a checkpoint's PyTorch archive, under which it was saved; empty if there is none."""
     try:
         with zipfile.ZipFile(file) as archive:
             inner = next((name for name in archive.namelist() if name.endswith("/data.pkl")), "")
@@ -49,7 +48,7 @@ def saved_as(file: Path) -> str:
 
 
 def _kind_of(file: Path) -> str:
-    """ "safetensors", "zip" or "pickle", by content; raises ModelError for what is plainly no checkpoint."""
+    """ "safetensors", "zip" or "pickle", by content. Raises ModelError for other files."""
     if file.is_dir():
         raise ModelError("is a folder, not a weights file", file=file, remedy="Give the .pt file inside it.")
     if not file.exists():
@@ -123,15 +122,15 @@ def _read_torch(file: Path, kind: str) -> Any:
         ) from error
     except OSError:
         raise
-    except Exception as error:  # what torch raises on damaged files is of every kind
+    except Exception as error:  # torch raises many kinds of exceptions for damaged files
         problem = " ".join(str(error).split())
         raise ModelError("is damaged or cut off", file=file, value=problem, remedy=_AGAIN) from error
 
 
 def _numbers() -> list[Any]:
-    """What NumPy's scalars and arrays of numbers are pickled as: a training's best score may be one.
+    """The globals in pickles of NumPy scalars and numeric arrays, such as a training's best score.
 
-    They hold bytes and build nothing else; arrays of objects, which could, are refused by torch.
+    They contain only bytes; torch refuses arrays of objects.
     """
     import _codecs
 
@@ -146,7 +145,7 @@ def _numbers() -> list[Any]:
 
 
 def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
-    """Weights by name: the file's content itself, or what lies under "model" or "state_dict"."""
+    """The weights by name: at the top level, or under "model" or "state_dict"."""
     import torch
 
     for key in ("model", "state_dict"):

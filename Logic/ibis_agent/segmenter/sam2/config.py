@@ -1,4 +1,4 @@
-"""A SAM2 configuration from a stranger: plain YAML in which only the parts of sam2's network can be named."""
+"""An untrusted SAM2 configuration: plain YAML that may name only classes of sam2's network."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TARGETS = frozenset(
     )
 )
 _BASE = "sam2.modeling.sam2_base.SAM2Base"
-# Settings of sam2's video predictors, which may stand in the same file; the network does not know them.
+# Settings of sam2's video predictors, which may be in the same file but are not the network's.
 _PREDICTOR_TARGETS = frozenset({"sam2.sam2_video_predictor.SAM2VideoPredictor"})
 _PREDICTOR_SETTINGS = frozenset(
     {
@@ -70,13 +70,13 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def checked_settings(model: Mapping[str, Any], file: str | os.PathLike[str]) -> dict[str, Any]:
-    """A copy of the `model` part in which only known parts of sam2 are named and no number is absurd."""
+    """A copy of the `model` part that names only known classes and has plausible numbers. Raises ModelError."""
     settings = copy.deepcopy(dict(model))
     if str(settings.get("_target_")) in _PREDICTOR_TARGETS:
         settings["_target_"] = _BASE
     for name in _PREDICTOR_SETTINGS & settings.keys():
         del settings[name]
-    # Compiling takes minutes at the first picture and would need a compiler on the user's machine.
+    # Compiling takes minutes at the first picture, and needs a compiler.
     settings["compile_image_encoder"] = False
     if settings.get("_target_") != _BASE:
         raise ModelError(
@@ -98,7 +98,7 @@ def _parse_yaml(text: bytes, file: Path, remedy: str) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """YAML 1.2 floats: 1e-6 is a number there, a text in YAML 1.1. No aliases: they multiply. Not deep."""
+        """With YAML 1.2 floats (1e-6), without aliases, which can grow exponentially, and with limited depth."""
 
         depth = 0
 
@@ -140,12 +140,12 @@ def _check_part(part: Any, file: str | os.PathLike[str], depth: int) -> None:
         for key, value in part.items():
             if not isinstance(key, str) or (key.startswith("_") and key != "_target_"):
                 raise ModelError("has a setting that is not allowed", file=file, value=key)
-            # Hiera would open that path as a pickle that may run code.
+            # Hiera would open this path as a pickle, which may run code.
             if key == "weights_path" and value is not None:
                 raise ModelError(
                     "refers to another weights file, which is not allowed", file=file, value=value
                 )
-            # One complex number for each pair of places and a fraction of the width: keep the table small.
+            # Determines the size of a table: keep it small.
             if key == "feat_sizes" and not (isinstance(value, list) and all(_small(n, 256) for n in value)):
                 raise ModelError("has invalid feat_sizes", file=file, value=value)
             _check_part(value, file, depth - 1)

@@ -1,9 +1,9 @@
-"""Weights in half the room: the rows of large tensors as whole numbers of 8 bits, with a scale for each row.
+"""Storing weights at half the size: rows of large tensors as 8-bit integers with one scale per row.
 
     save_file(packed(state), file)
-    unpacked(load_file(file))       # what a network takes; a state that was never packed comes back as it is
+    unpacked(load_file(file))       # a state that was never packed stays unchanged
 
-Only storage: the network computes with floating-point numbers, and the file's SHA-256 stays its identity.
+Only for storage: the network computes in floating point.
 """
 
 from __future__ import annotations
@@ -15,14 +15,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCALE = ".scale"
-_SMALLEST = 2048  # numbers: smaller tensors stay as they are
+_SMALLEST = 2048  # values; smaller tensors are not packed
 
 
 def packed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each large tensor `name` of two dimensions or more as int8, and beside it `name.scale`, (rows,).
-
-    The rest in half precision.
-    """
+    """Each large tensor `name` with two or more dimensions as int8, with `name.scale`, (rows,); others as float16."""
     import torch
 
     out: dict[str, Tensor] = {}
@@ -40,7 +37,7 @@ def packed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unpacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The reverse of `packed`, up to rounding: no value is off by more than half a step of its row."""
+    """The reverse of `packed`, up to half a quantisation step per row."""
     import torch
 
     out: dict[str, Tensor] = {}

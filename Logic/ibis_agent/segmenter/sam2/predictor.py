@@ -1,9 +1,8 @@
-"""SAM2 as a promptable segmenter: a picture embedded once, then clicks in, a mask out.
+"""SAM2 as a promptable segmenter of pictures.
 
-Drives the network of the sam2 package directly and gives what sam2's own image predictor gives, without
-torchvision. Exactly the published prompt protocol: every click so far, the best low-resolution logits of the
-turn before, several masks, the best score wins. Which network it is, architecture decides; from slice to slice goes
-propagation.
+Drives the network of the sam2 package directly, with the same results as its image predictor but without torchvision.
+Follows the published prompt protocol: all clicks so far, the best low-resolution logits of the previous turn, several
+candidate masks, and the one with the best score.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ from ibis_agent.segmenter.sam2.required_memory import memory_estimate
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
-# The published predictor keeps the logits that it hands on within these bounds.
-_LOGIT_BOUND = 32.0
+# The bounds of the logits that the published predictor passes on.
+LOGIT_BOUND = 32.0
 _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}
 
 
 @dataclass(frozen=True)
 class Sam2Embedding:
-    """What the network keeps of a picture.
+    """The network's features of a picture.
 
     Attributes:
-        levels: of the feature pyramid, finest first: (1, C/8, S/4, S/4), (1, C/4, S/8, S/8), (1, C, S/16, S/16); the
-            last alone for networks that do not use the others.
+        levels: the feature pyramid, finest first: (1, C/8, S/4, S/4), (1, C/4, S/8, S/8), (1, C, S/16, S/16); only the
+            last for networks that do not use the others.
         height, width: of the picture, in pixels.
     """
 
@@ -60,12 +59,12 @@ class Sam2Embedding:
         return self.to(torch.device("cpu"), self.levels[0].dtype)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Sam2Embedding:
-        """Shares what is that way already."""
+        """A copy; tensors that match already are shared."""
         return Sam2Embedding(tuple(level.to(device, dtype) for level in self.levels), self.height, self.width)
 
 
 Mark = tuple[float, float, int]
-"""(column, row, kind) of a point, see marks_of."""
+"""(column, row, kind), see marks_of."""
 _State = tuple[Sam2Embedding, Sequence[Prompt], Union[np.ndarray, None]]  # noqa: UP007 - evaluated by Python 3.9, too
 
 
@@ -79,14 +78,14 @@ class Sam2Predictor:
         second = segmenter.predict(embedding, clicks, first.logits)
 
     Attributes:
-        model: the SAM2Base, memory parts included, in evaluation mode.
-        architecture: what was recognised.
-        identity: "name" (the file's), "sha256" (of the file) and "architecture".
-        image_size: side of the square that the network sees, in pixels.
+        model: the SAM2Base with its memory parts, in evaluation mode.
+        architecture: its architecture.
+        identity: "name" and "sha256" of the file, "architecture", and "first_box" if that is set.
+        image_size: side of the square picture that the network sees, in pixels.
         device: where it runs.
-        precision: "fp32", or what CUDA computes in ("fp16" as published, "bf16").
-        kept: the embeddings of earlier pictures.
-        first_box: a first click alone is asked a second time, with a box around the mask that it made.
+        precision: "fp32", or on CUDA "fp16" (as published) or "bf16".
+        kept: the cache of embeddings.
+        first_box: see segmenter.open.
     """
 
     can = Abilities(boxes=True, starting_mask=True)
@@ -114,7 +113,7 @@ class Sam2Predictor:
         self._std = torch.tensor(PIXEL_STD, device=self.device)[:, None, None]
 
     def prepare(self, rgb: np.ndarray) -> Tensor:
-        """An (H, W, 3) uint8 picture as the network takes it: (3, S, S) float32, resized and normalised."""
+        """An (H, W, 3) uint8 picture → (3, S, S) float32, resized and normalised. Raises InputError."""
         rgb = np.asarray(rgb)
         if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or not rgb.size:
             raise InputError(
@@ -125,14 +124,14 @@ class Sam2Predictor:
         picture = torch.from_numpy(np.array(rgb)).to(self.device).permute(2, 0, 1).float() / 255
         side = self.image_size
         if picture.shape[1:] != (side, side):
-            # As sam2's predictor does it; antialias matters where a large picture is made small.
+            # As in sam2's predictor; antialias matters when a large picture is scaled down.
             picture = F.interpolate(
                 picture[None], (side, side), mode="bilinear", align_corners=False, antialias=True
             )[0]
         return (picture - self._mean) / self._std
 
     def embed(self, rgb: np.ndarray) -> Sam2Embedding:
-        """The embedding of an (H, W, 3) uint8 picture. Raises InputError; ModelError for lack of memory."""
+        """The embedding of an (H, W, 3) uint8 picture. Raises InputError, and ModelError if memory runs out."""
         found = self.kept.get(("whole", key_of(rgb)), lambda: self.encode(rgb))
         assert isinstance(found, Sam2Embedding)
         return found.to(self.device, torch.float32)
@@ -145,7 +144,7 @@ class Sam2Predictor:
 
     @torch.inference_mode()
     def encode(self, rgb: np.ndarray) -> Sam2Embedding:
-        """`embed` without looking at what is kept."""
+        """`embed` without the cache."""
         prepared = self.prepare(rgb)
         with self.computing():
             out = self.model.forward_image(prepared[None])
@@ -157,7 +156,7 @@ class Sam2Predictor:
 
     @property
     def positions(self) -> tuple[Tensor, ...]:
-        """The position encodings of the levels, (1, C, H, W) each: the same for all pictures."""
+        """The position encodings of the levels, (1, C, H, W) each, the same for all pictures."""
         if not self._positions:
             self.encode(np.zeros((self.image_size, self.image_size, 3), np.uint8))
         return self._positions
@@ -171,11 +170,11 @@ class Sam2Predictor:
         return self._places
 
     def without_memory(self, embedding: Sam2Embedding) -> Tensor:
-        """(1, C, S/16, S/16): the coarse level as the mask decoder takes it where nothing is remembered."""
+        """(1, C, S/16, S/16): the coarsest level as input of the mask decoder without memory."""
         return embedding.levels[-1] + self.model.no_mem_embed.reshape(1, -1, 1, 1)
 
     def fine(self, embedding: Sam2Embedding) -> list[Tensor]:
-        """The levels above it, for mask decoders that take them."""
+        """The finer levels, for mask decoders that use them."""
         return list(embedding.levels[:-1])
 
     @torch.inference_mode()
@@ -185,27 +184,27 @@ class Sam2Predictor:
         clicks: Sequence[Prompt],
         previous_logits: np.ndarray | None = None,
     ) -> Prediction:
-        """The best of the masks that the network offers for all `clicks` so far.
+        """The best candidate mask for all prompts so far.
 
         Args:
             embedding: of the picture, from `embed`.
-            clicks: in the order in which they were made; a click lies on pixel int(x·W), int(y·H), clamped.
-            previous_logits: `Prediction.logits` of the click before; None at the first.
+            clicks: in order; a click is on pixel int(x·W), int(y·H), clamped.
+            previous_logits: `Prediction.logits` before the last prompt; None for the first.
 
-        Raises InputError for no clicks or logits of another size, ModelError when the network fails.
+        Raises InputError without prompts or for logits of another size, and ModelError if the network fails.
         """
         return self.predict_many([embedding], [clicks], [previous_logits])[0]
 
     def box_after(
         self, prompts: Sequence[Prompt], previous_logits: np.ndarray | None, mask: np.ndarray
     ) -> Box | None:
-        """The box that `first_box` draws around the mask of a first click; None where it draws none."""
+        """The box that `first_box` adds around the mask of a single first click; otherwise None."""
         alone = len(prompts) == 1 and isinstance(prompts[0], Click) and prompts[0].positive
         return box_around(mask) if self.first_box and alone and previous_logits is None else None
 
     @torch.inference_mode()
     def started(self, mask: np.ndarray) -> Prediction:
-        """An (H, W) bool mask as the mask prompt of the next click, as sam2 takes up a mask: logits of ±10."""
+        """An (H, W) bool mask as a mask prompt for the next click: logits of ±10, as in sam2."""
         side = self.image_size // 4
         given = torch.from_numpy(np.array(mask, dtype=np.float32))[None, None] * 20 - 10
         logits = F.interpolate(given, (side, side), mode="bilinear", align_corners=False, antialias=True)
@@ -218,10 +217,10 @@ class Sam2Predictor:
         clicks: Sequence[Sequence[Prompt]],
         previous_logits: Sequence[np.ndarray | None],
     ) -> list[Prediction]:
-        """`predict` for several pictures or several states of one; those that are alike pass the decoder together.
+        """`predict` for several pictures, or several states of one; similar ones are batched in the decoder.
 
-        Alike are states with equally many points, with a box or without, with previous logits or without: with
-        padding the network would see other prompts than alone. Raises what `predict` raises.
+        A batch has the same number of points, and a box or previous logits for all or none, because padding would
+        change the prompts. Raises as `predict`.
         """
         asked = list(zip(embeddings, clicks, previous_logits, strict=True))
         found = self._predict_all(asked)
@@ -246,7 +245,7 @@ class Sam2Predictor:
         return [found[n] for n in range(len(asked))]
 
     def _together(self, asked: Sequence[_State], marks: Sequence[Sequence[Mark]]) -> list[Prediction]:
-        """One pass through the decoder, for states that are alike; `marks`: of each, see marks_of."""
+        """One pass through the decoder for similar states. marks: of each, see marks_of."""
         embeddings = [embedding for embedding, _, _ in asked]
         points = torch.tensor([[place[:2] for place in each] for each in marks], dtype=torch.float32)
         sizes = torch.tensor([[[each.width, each.height]] for each in embeddings])
@@ -281,18 +280,6 @@ class Sam2Predictor:
                 _best(low[n : n + 1].float(), scores[n], embedding) for n, embedding in enumerate(embeddings)
             ]
 
-    def describe(self) -> dict[str, Any]:
-        """What this is, in plain values: for `ibis-agent info`."""
-        found = self.architecture
-        return {
-            **self.identity,
-            "image_size": found.image_size,
-            "parameters": found.parameters,
-            "device": str(self.device),
-            "precision": self.precision,
-            "memory_bytes": memory_estimate(found),
-        }
-
     def _seen(self, embedding: Sam2Embedding) -> Tensor:
         added = self.model.directly_add_no_mem_embed
         return self.without_memory(embedding) if added else embedding.levels[-1]
@@ -313,7 +300,7 @@ class Sam2Predictor:
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """Autocast on CUDA; what torch raises becomes a ModelError."""
+        """Autocast on CUDA; errors of torch become ModelError."""
         kind = _PRECISIONS[self.precision]
         try:
             with torch.autocast("cuda", kind) if kind is not None else contextlib.nullcontext():
@@ -331,23 +318,23 @@ class Sam2Predictor:
 
 
 def _best(low: Tensor, scores: np.ndarray, embedding: Sam2Embedding) -> Prediction:
-    """The winner of (1, 3, h, w) logits. Only it is brought to the picture's size."""
+    """The candidate with the best score, of (1, 3, h, w) logits; only this one is scaled to the picture."""
     best = int(np.argmax(scores))
     logits = low[:, best : best + 1]
     full = F.interpolate(logits, (embedding.height, embedding.width), mode="bilinear", align_corners=False)
     return Prediction(
         mask=(full[0, 0] > 0).cpu().numpy(),
-        logits=logits[0, 0].clamp(-_LOGIT_BOUND, _LOGIT_BOUND).cpu().numpy(),
+        logits=logits[0, 0].clamp(-LOGIT_BOUND, LOGIT_BOUND).cpu().numpy(),
         score=float(scores[best]),
         scores=scores,
     )
 
 
 def marks_of(prompts: Sequence[Prompt], height: int, width: int) -> list[Mark]:
-    """(column, row, kind) of each point that sam2's prompt encoder is given; kinds 0 and 1 are clicks.
+    """(column, row, kind) of each point for sam2's prompt encoder; kinds 0 and 1 are clicks.
 
-    A click lies on a pixel, by the published rule: truncated, then clamped to the last one. A box is its upper left
-    (2) and lower right corner (3), stands before all clicks, and leaves out what was prompted before it.
+    By the published rule a click's pixel is truncated, then clamped to the last one. A box becomes its upper left (2)
+    and lower right (3) corner; it comes before all clicks and replaces earlier prompts.
     """
     boxes = [n for n, each in enumerate(prompts) if isinstance(each, Box)]
     marks: list[Mark] = []
@@ -364,12 +351,12 @@ def marks_of(prompts: Sequence[Prompt], height: int, width: int) -> list[Mark]:
 
 
 def several(marks: Sequence[Mark]) -> bool:
-    """Whether the network is asked for several masks: a box leaves little in doubt."""
+    """Whether to ask for several candidate masks: not with a box, which is hardly ambiguous."""
     return not any(kind > 1 for _, _, kind in marks)
 
 
 def device_of(name: str | torch.device) -> torch.device:
-    """The device of a name, "auto" among them. Raises ModelError where there is no such device."""
+    """The device of a name or "auto". Raises ModelError if it does not exist."""
     if isinstance(name, str) and name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -384,7 +371,7 @@ def device_of(name: str | torch.device) -> torch.device:
 
 
 def precision_on(name: str, device: torch.device) -> str:
-    """What `name` means on a device. Raises ModelError."""
+    """Resolve "auto" for a device; always "fp32" off CUDA. Raises ModelError."""
     if name == "auto":
         return "fp16" if device.type == "cuda" else "fp32"
     if name not in _PRECISIONS:

@@ -1,16 +1,14 @@
-"""SAM2's memory over a stack of slices: a mask on one slice found again in its neighbours.
+"""Propagation of a mask through a stack of slices with SAM2's memory.
 
-What the network does at one slice is in slice_network. A slice with clicks or a given mask is an anchor (sam2: a
-conditioning frame); all others are found from memory. Which slices to visit, and when to stop, is decided by the run.
+A slice with prompts or a given mask is an anchor (sam2: a conditioning frame); other slices are segmented from memory.
+The run decides which slices to visit.
 
-Weights whose memory was never trained cannot do that: for them a slice is found by a click at the deepest point of
-the last mask on the way, that mask's logits being the ones before the click ("carry"); islands that touch nothing
-of that mask are left out, if it is to be so ("linked").
+If the weights' memory was never trained, a slice is segmented by a click at the deepest point of the last mask, with
+that mask's logits as mask prompt ("carry"); optionally without the components that do not touch that mask ("linked").
 
-Equality with sam2's video predictor: test_propagation.py. Differences, on purpose: clicks are
-answered by the published engine's protocol (several masks at every click, the best score wins), a clicked
-slice shows its object even where the object score says that there is none, and of many anchors only the nearest
-are attended to.
+test_propagation.py compares it with sam2's video predictor. Intended differences: clicks follow the published protocol
+(several candidates at every click, the best score wins); a clicked slice shows its object even if the object score
+says it is absent; only the nearest anchors are attended to.
 """
 
 from __future__ import annotations
@@ -29,22 +27,19 @@ from ibis_agent.errors import InputError, ModelError
 from ibis_agent.mask.masks import dice, iou
 from ibis_agent.segmenter.contract import Following, Found, PictureOf, Prediction, Way
 from ibis_agent.segmenter.sam2.carrying import deepest, linked
-from ibis_agent.segmenter.sam2.predictor import Sam2Predictor
+from ibis_agent.segmenter.sam2.predictor import LOGIT_BOUND, Sam2Predictor
 from ibis_agent.segmenter.sam2.slice_network import ABSENT, Output, SliceNetwork, memory_is_trained
-
-_LOGIT_BOUND = 32.0
 
 
 @dataclass(frozen=True)
 class State:
-    """All that a propagation knows, to come back to: shares everything with its neighbours in time."""
+    """See contract.FollowerState."""
 
     anchors: dict[int, dict[str, Any]]
     tracked: dict[int, dict[str, Any]]
     found: dict[int, Found]
 
     def pieces(self) -> dict[int, int]:
-        """See contract.FollowerState."""
         outs = [*self.anchors.values(), *self.tracked.values()]
         held = {
             id(out): sum(each.nbytes for each in out.values() if isinstance(each, Tensor)) for out in outs
@@ -53,14 +48,14 @@ class State:
 
 
 class Propagation(SliceNetwork):
-    """One object followed through a stack: contract.Follower says what its methods do.
+    """A contract.Follower with SAM2's network.
 
         spread = segmenter.follower(picture_of, len(stack), (512, 512))
         spread.anchor(40, [Click(0.4, 0.5)])
         for found in spread.follow(40, +1, last=79): ...
         spread.found[52].mask
 
-    Several objects of one stack share what the segmenter keeps of its slices.
+    Several objects in one stack share the segmenter's embeddings.
     """
 
     def __init__(
@@ -80,15 +75,13 @@ class Propagation(SliceNetwork):
         self._anchors: dict[int, dict[str, Any]] = {}
         self._tracked: dict[int, dict[str, Any]] = {}
         self.found: dict[int, Found] = {}
-        self._begun: set[int] = set()  # slices that began with a mask of their own
+        self._begun: set[int] = set()  # slices with a non-empty starting mask
 
     @property
     def anchors(self) -> list[int]:
-        """The slices that were clicked or given, in order."""
         return sorted(self._anchors)
 
     def state(self) -> State:
-        """What `restore` takes back. Costs no copies of arrays."""
         return State(dict(self._anchors), dict(self._tracked), dict(self.found))
 
     def restore(self, state: State) -> None:
@@ -98,37 +91,32 @@ class Propagation(SliceNetwork):
     def predict(
         self, index: int, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
     ) -> Prediction:
-        """What the clicks make of a slice, memory of other slices included; changes nothing.
-
-        As Segmenter.predict, which it equals where nothing is known of other slices.
-        """
+        """See contract.Follower. Equal to Segmenter.predict if no other slice has a mask."""
         out = self._clicked(index, clicks, previous_logits)
         return Prediction(
             mask=self._mask(out["pred_masks"]),
-            logits=out["pred_masks"][0, 0].clamp(-_LOGIT_BOUND, _LOGIT_BOUND).cpu().numpy(),
+            logits=out["pred_masks"][0, 0].clamp(-LOGIT_BOUND, LOGIT_BOUND).cpu().numpy(),
             score=float(out["scores"].max()),
             scores=out["scores"],
         )
 
     def standing(self, index: int) -> Prediction | None:
-        """What is known of a slice in the form that clicks go on from; None where nothing is."""
         out = self._anchors.get(index) or self._tracked.get(index)
         if index in self.found and out is None:
             return self.segmenter.started(self.found[index].mask)
         if out is None or index not in self.found:
             return None
-        logits = out["pred_masks"][0, 0].float().clamp(-_LOGIT_BOUND, _LOGIT_BOUND).cpu().numpy()
+        logits = out["pred_masks"][0, 0].float().clamp(-LOGIT_BOUND, LOGIT_BOUND).cpu().numpy()
         found = self.found[index]
         return Prediction(found.mask, logits, found.score, np.array([found.score], np.float32))
 
     def anchor(
         self, index: int, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
     ) -> Found:
-        """Make a slice an anchor as `predict` answers it: all clicks there, and the logits before the last."""
         return self._settle(index, self._clicked(index, clicks, previous_logits))
 
     def begin(self, masks: Mapping[int, np.ndarray]) -> None:
-        """See contract.Follower. Only a single mask is encoded: of others nothing is followed."""
+        """See contract.Follower. Only a single mask is encoded, because several are not propagated."""
         if len(masks) == 1:
             self.anchor_mask(*next(iter(masks.items())))
             return
@@ -138,19 +126,14 @@ class Propagation(SliceNetwork):
                 self._begun.add(index)
 
     def _ends_before(self, index: int) -> bool:
-        """Whether ways end before this slice: it was prompted, or began with a mask of its own."""
+        """Whether propagation ends before this slice: it is an anchor, or has a starting mask."""
         return index in self._anchors or index in self._begun
 
     def anchor_mask(self, index: int, mask: np.ndarray) -> Found:
-        """Make a slice an anchor with a given (H, W) mask, which is kept to the pixel."""
+        """Make a slice an anchor with a given (H, W) bool mask, which stays unchanged. Raises InputError."""
         if mask.shape != self.size:
             raise InputError("the mask and the slice have different sizes", value=mask.shape)
         return self._settle(index, self._given(index, mask), mask)
-
-    def release(self, index: int) -> None:
-        """An anchor that is taken back: its slice is unknown until it is found again."""
-        self._anchors.pop(index, None)
-        self.found.pop(index, None)
 
     def follow(
         self,
@@ -160,18 +143,7 @@ class Propagation(SliceNetwork):
         patience: int | None = None,
         settle: bool = False,
     ) -> Iterator[Found]:
-        """Find the object again in the slices after `start` up to `last`, one by one.
-
-        Args:
-            start: an anchor, or a slice that is known.
-            direction: +1 or -1.
-            last: the last slice to visit, included.
-            patience: end after so many slices in a row without the object; None goes on to `last`.
-            settle: what is visited was known before: end where it comes out as it was.
-
-        Ends before another anchor. What that one's half of the way holds is kept where this one finds nothing. Every
-        slice that came out stays known, also when the caller stops early.
-        """
+        """See contract.Follower. In the half nearer to another anchor, known masks are kept where this finds none."""
         if start not in self.found:
             raise InputError("this slice has no mask to start from", value=start)
         if direction not in (-1, 1) or not 0 <= last < self.count:
@@ -179,7 +151,7 @@ class Propagation(SliceNetwork):
         missed, same, border = self.missed(start, direction), 0, self._border(start, direction)
         for index in range(start + direction, last + direction, direction):
             if self._ends_before(index):
-                # What a click on the other side says still reaches this one: through the memory of all anchors.
+                # An anchor on the other side still has an influence, through the memory of all anchors.
                 return
             before, tracked = self.found.get(index), self._tracked.get(index)
             found = self._track(index, direction < 0)
@@ -203,14 +175,13 @@ class Propagation(SliceNetwork):
                     return
 
     def missed(self, start: int, direction: int) -> int:
-        """How many slices in a row are without the object where a way has got to `start`; 0 at an anchor."""
         count = 0
         while start in self._tracked and not self.found[start].mask.any():
             count, start = count + 1, start - direction
         return count
 
     def forget_beyond(self, index: int, direction: int, last: int) -> None:
-        """The object has ended: what an earlier pass found further on is gone, up to another anchor's half."""
+        """See contract.Follower. Masks in the half nearer to another anchor stay."""
         border = self._border(index, direction)
         for beyond in range(index + direction, last + direction, direction):
             if beyond * direction >= border or self._ends_before(beyond):
@@ -219,8 +190,9 @@ class Propagation(SliceNetwork):
             self.found.pop(beyond, None)
 
     def _border(self, start: int, direction: int) -> float:
-        """From which slice on, times the direction, a way through `start` is nearer to the anchor that it leads to
-        than to the one that it comes from; infinite where it leads to none.
+        """The slice, times the direction, from which the next anchor ahead is nearer than the last one behind.
+
+        Infinite without an anchor on both sides.
         """
         ahead = [n for n in self._anchors if (n - start) * direction > 0]
         behind = [n for n in self._anchors if (n - start) * direction <= 0]
@@ -241,7 +213,7 @@ class Propagation(SliceNetwork):
         return self._keep(index, out, anchor=False)
 
     def _low(self, index: int) -> Tensor:
-        """(1, 1, S/4, S/4) logits of what is known of a slice."""
+        """(1, 1, S/4, S/4) logits of a slice's mask."""
         out = self._anchors.get(index) or self._tracked.get(index)
         if out is not None:
             low: Tensor = out["pred_masks"]
@@ -250,26 +222,25 @@ class Propagation(SliceNetwork):
         return torch.from_numpy(started)[None, None].to(self.segmenter.device)
 
     def _carry(self, index: int, beside: int) -> Found:
-        """A slice found by the last mask on the way to it, and a click where that is deepest."""
+        """Segment a slice from the last mask before it and a click at its deepest point."""
         step = beside - index
         while not self.found[beside].mask.any() and beside + step in self.found:
-            beside += step  # over slices where it was lost; `follow`'s patience says how many those may be
+            beside += step  # skip slices where it was lost; the patience of `follow` limits them
         features, before = self.embedding(index), self.found[beside].mask
         click, carried = Click(0.5, 0.5), None
         if before.any():
-            click, carried = deepest(before), self._low(beside).clamp(-_LOGIT_BOUND, _LOGIT_BOUND)
+            click, carried = deepest(before), self._low(beside).clamp(-LOGIT_BOUND, LOGIT_BOUND)
         with self.segmenter.computing():
             seen = self.segmenter.without_memory(features)
-            # Nobody clicked here: whether the object goes on in this slice is for the object score to say.
+            # Not a user's click: the object score decides whether the object is in this slice.
             out = self._heads(seen, features, [click], carried, believed=False)
         if self.way == "linked" and carried is not None:
-            out["pred_masks"] = linked(out["pred_masks"], carried, -_LOGIT_BOUND)
-        # How well the two masks fit stands for how likely the object is: many segmenters' object score knows only
-        # memories.
+            out["pred_masks"] = linked(out["pred_masks"], carried, -LOGIT_BOUND)
+        # The Dice of the two masks serves as presence: many segmenters' object score was trained only with memory.
         fit = dice(before, self._mask(out["pred_masks"])) if before.any() else 0.0
         if fit < self.following.least_fit or float(out["scores"].max()) < self.following.least_score:
             out["pred_masks"], fit = torch.full_like(out["pred_masks"], ABSENT), 0.0
-        likely = min(max(1 - (1 - fit) ** 2, 1e-6), 1 - 1e-6)  # an organ that tapers off fits by a half
+        likely = min(max(1 - (1 - fit) ** 2, 1e-6), 1 - 1e-6)  # the end of an organ has a Dice of about 0.5
         odds = math.log(likely / (1 - likely))
         out["object_score_logits"] = torch.full_like(out["object_score_logits"], odds)
         self._tracked[index] = out
@@ -283,8 +254,8 @@ class Propagation(SliceNetwork):
             raise InputError("the segmenter needs a click", remedy="Pass at least one click.")
         features = self.embedding(index)
         others = {n: out for n, out in self._anchors.items() if n != index}
-        # As in sam2: the first prompts of a stack, and those of any slice not yet visited, know of no others. It
-        # stays so for later ones there, so that a click that was moved is as if it had been made where it is now.
+        # As in sam2, the first prompts of a stack, and those on a slice not yet visited, do not use memory. Later ones
+        # there do not either, so that a replaced click gives the same result as if it had been made first.
         alone = not others or self._anchors.get(index, {}).get("alone", index not in self.found)
         with self.segmenter.computing():
             if self.way == "memory" and not alone:

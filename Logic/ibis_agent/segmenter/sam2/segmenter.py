@@ -1,4 +1,4 @@
-"""SAM2 as the rest of the program knows it: on pictures (predictor) and through stacks of slices (propagation)."""
+"""SAM2 as a contract.Segmenter: on pictures (predictor) and through stacks of slices (propagation)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Sam2Segmenter", "device_of", "precision_on"]
 
 
 class Sam2Segmenter(Sam2Predictor):
-    """SAM2 on pictures, and through stacks of slices."""
+    """See predictor.Sam2Predictor and contract.Segmenter."""
 
     def follower(
         self,
@@ -20,5 +20,5 @@ class Sam2Segmenter(Sam2Predictor):
         way: Way = "auto",
         following: Following | None = None,
     ) -> Propagation:
-        """See contract.Segmenter. way: "auto" is memory, or "linked" where it was never trained."""
+        """See contract.Segmenter. way: "auto" is "memory", or "linked" if the memory was never trained."""
         return Propagation(self, picture_of, count, size, way, following)

@@ -1,8 +1,8 @@
-"""SAM2's network at one slice of a stack: its heads, and its look at what is remembered of other slices.
+"""SAM2's network at one slice of a stack: prompt encoder, mask decoder, and memory attention.
 
-Drives the memory parts of the sam2 package's network as its own video predictor does. What is kept of a slice is
-small (an Output). The spatial memory that sam2 makes of it is kept for the slices last used: it follows from the
-Output and the slice's embedding, and is made again, to the same bits, where a correction comes to an older slice.
+Drives the memory parts of the sam2 package's network as its video predictor does. Each slice keeps only a small Output.
+Its spatial memory is cached for the slices last used, and computed again when needed, with identical bits, from the
+Output and the slice's embedding.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from ibis_agent.segmenter.contract import Following, PictureOf
 from ibis_agent.segmenter.embeddings import KeptEmbeddings, key_of
 from ibis_agent.segmenter.sam2.predictor import Sam2Embedding, Sam2Predictor, marks_of, several
 
-ABSENT = -1024.0  # sam2's logit of an object that is not there
-# Bytes of spatial memories: of 512 slices of MedSAM2, of which sam2 attends to fifteen.
+ABSENT = -1024.0  # sam2's logit for an absent object
+# Bytes of spatial memories: 512 slices with MedSAM2; sam2 attends to fifteen of them.
 _MEMORIES = 2**26
 
 
 class Output(dict[str, Any]):
-    """What the network made of a slice, under sam2's names: "pred_masks", "obj_ptr", "object_score_logits".
+    """The network's output for a slice, with sam2's keys "pred_masks", "obj_ptr" and "object_score_logits".
 
-    "maskmem_features" and "maskmem_pos_enc" are made when sam2 asks for them, see SliceNetwork.
+    "maskmem_features" and "maskmem_pos_enc" are computed when sam2 reads them, see SliceNetwork.
     """
 
     def __init__(self, made: Mapping[str, Any], network: SliceNetwork, index: int, from_person: bool) -> None:
         super().__init__(made)
         self.index, self.from_person, self.key = index, from_person, object()
-        self._network = weakref.proxy(network)  # else a run that is over would stay until the next collection
+        self._network = weakref.proxy(network)  # otherwise a cycle would keep a finished run in memory
 
     def __missing__(self, name: str) -> Any:
         if name == "maskmem_features":
@@ -46,11 +46,7 @@ class Output(dict[str, Any]):
 
 
 class SliceNetwork:
-    """The slices of one stack, one at a time.
-
-    Attributes:
-        memories: spatial memories of the slices last used.
-    """
+    """The network on the slices of one stack. memories: the cached spatial memories."""
 
     def __init__(
         self,
@@ -69,7 +65,7 @@ class SliceNetwork:
         self._memory_positions: list[Tensor] = []
 
     def embedding(self, index: int) -> Sam2Embedding:
-        """A slice's, rounded to what is kept. Raises what cutting and encoding raise."""
+        """A slice's embedding, with the precision of the cache. Raises what picture_of and encoding raise."""
         kept, segmenter = self.segmenter.kept, self.segmenter
         shown = None
         if index not in self._keys:
@@ -89,13 +85,13 @@ class SliceNetwork:
         return marks_of(prompts, *self.size)
 
     def memory_of(self, out: Output) -> Tensor:
-        """(1, C', h, w) bfloat16, as sam2 keeps it: what later slices attend to."""
+        """(1, C', h, w) bfloat16, as in sam2: the spatial memory that other slices attend to."""
         kept = self.memories.get(out.key, lambda: Sam2Embedding((self._encoded(out),), *self.size))
         assert isinstance(kept, Sam2Embedding)
         return kept.levels[0]
 
     def memory_positions(self, out: Output) -> list[Tensor]:
-        """The position encodings of memories, the same for all slices."""
+        """The position encodings of spatial memories, the same for all slices."""
         if not self._memory_positions:
             self._encoded(out)
         return self._memory_positions
@@ -118,7 +114,7 @@ class SliceNetwork:
 
     @torch.inference_mode()
     def _given(self, index: int, mask: np.ndarray) -> dict[str, Any]:
-        """What sam2 makes of a slice's (H, W) mask that somebody gave."""
+        """sam2's output for a given (H, W) mask of a slice."""
         side = self.segmenter.image_size
         with self.segmenter.computing():
             given = torch.from_numpy(np.array(mask, dtype=np.float32)).to(self.segmenter.device)[None, None]
@@ -145,7 +141,7 @@ class SliceNetwork:
         return {**out, "scores": np.ones(1, np.float32)}
 
     def _mask(self, low: Tensor) -> np.ndarray:
-        """(H, W) bool of (1, 1, S/4, S/4) logits."""
+        """(1, 1, S/4, S/4) logits → (H, W) bool."""
         full = F.interpolate(low, self.size, mode="bilinear", align_corners=False)
         return (full[0, 0] > 0).cpu().numpy()
 
@@ -157,7 +153,7 @@ class SliceNetwork:
         anchors: Mapping[int, dict[str, Any]],
         tracked: Mapping[int, dict[str, Any]],
     ) -> Tensor:
-        """(1, C, h, w): the slice's coarse features after a look at what is remembered of others."""
+        """(1, C, h, w): the slice's coarsest features after attention to the memory of other slices."""
         level, position = features.levels[-1], self.segmenter.positions[-1]
         nearest = sorted(anchors, key=lambda n: (abs(n - index), n))[: self.following.most_anchors]
         return self._model._prepare_memory_conditioned_features(
@@ -184,7 +180,7 @@ class SliceNetwork:
     ) -> dict[str, Any]:
         """sam2's prompt encoder and mask decoder, and the object pointer of the mask with the best score.
 
-        believed: the object is in the slice, because somebody clicked it, whatever the object score says.
+        believed: the user clicked the object, so it counts as present whatever the object score says.
         """
         model, device, side = self._model, self.segmenter.device, self.segmenter.image_size
         if clicks is None:
@@ -225,7 +221,7 @@ class SliceNetwork:
         if believed:
             presence = presence.float().clamp(min=1e-3)
         return {
-            # A copy: a part of the several masks would keep all of them alive.
+            # A copy, because a view would keep all candidates alive.
             "pred_masks": masks[:, best : best + 1].clone(),
             "obj_ptr": pointer,
             "object_score_logits": presence.float(),
@@ -234,7 +230,7 @@ class SliceNetwork:
 
 
 def memory_is_trained(model: Any) -> bool:
-    """Whether anyone ever trained the memory parts of a SAM2: their layer scales start at one and the same value."""
+    """Whether a SAM2's memory parts were ever trained: untrained layer scales all have the same value."""
     scales = [
         value for name, value in model.memory_encoder.fuser.named_parameters() if name.endswith("gamma")
     ]
@@ -242,7 +238,7 @@ def memory_is_trained(model: Any) -> bool:
 
 
 def _tracks_with_several(model: Any) -> bool:
-    """Whether sam2 tracks with several masks, where no click is."""
+    """Whether sam2 uses several candidate masks on slices without a click."""
     return bool(
         model.multimask_output_in_sam
         and model.multimask_output_for_tracking
@@ -251,5 +247,5 @@ def _tracks_with_several(model: Any) -> bool:
 
 
 def _flat(level: Tensor) -> Tensor:
-    """(1, C, H, W) → (H·W, 1, C), as sam2's attention takes it."""
+    """(1, C, H, W) → (H·W, 1, C), for sam2's attention."""
     return level.flatten(2).permute(2, 0, 1)

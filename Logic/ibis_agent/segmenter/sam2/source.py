@@ -1,4 +1,4 @@
-"""A file of SAM2's weights: what it is, told before it is loaded, and how it becomes a segmenter."""
+"""A file of SAM2 weights before it is loaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Sam2File:
         file: str | os.PathLike[str] | None = None,
         config: str | os.PathLike[str] | None = None,
     ) -> None:
-        """file None: the demonstration segmenter. Raises ModelError where that is not installed."""
+        """file: None for the demonstration segmenter. Raises ModelError if that is not installed."""
         if file is None and not _DEMO.is_file():
             raise ModelError(
                 "the demonstration segmenter is not in this installation",
@@ -39,11 +39,11 @@ class Sam2File:
         self.config = config
 
     def inspect(self) -> Architecture:
-        """What `open` would load. Raises ModelError for what it would refuse in the file."""
+        """The architecture that `open` would load. Raises ModelError if it would refuse the file."""
         return architecture.inspect(self.file, self.config)
 
     def run_bytes(self) -> int:
-        """Memory for the weights and one picture, within a fifth."""
+        """See required_memory.memory_estimate."""
         return memory_estimate(self.inspect())
 
     def sha256(self) -> str:
@@ -55,7 +55,7 @@ class Sam2File:
         return digest.hexdigest()
 
     def open(self, device: str = "auto", precision: str = "auto", first_box: bool = False) -> Sam2Segmenter:
-        """Load it; see segmenter.open. An unknown device or precision is refused before the weights are read."""
+        """Load the segmenter, see segmenter.open. Device and precision are checked before the weights are read."""
         from ibis_agent.segmenter.sam2.segmenter import Sam2Segmenter, device_of, precision_on
 
         where = device_of(device)

@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch")
 
 import ibis_agent.segmenter as segmenters
 from ibis_agent.segmenter.sam2 import source as module
+from ibis_agent.segmenter.sam2.required_memory import memory_estimate
 
 
 @pytest.fixture(scope="module")
@@ -139,12 +140,11 @@ def test_the_weights_of_the_memory_are_loaded_too(segmenter: Any, parity: Path) 
 
 
 def test_it_says_what_it_is(segmenter: Any) -> None:
-    told: dict[str, Any] = segmenter.describe()
-    assert told["name"] == "segmenter.pt"
-    assert told["sha256"] == "5d4fde5c6fb98d2d01b92a46bf37729cc91c4a8223ebcfde58b0b86098427dd0"
-    assert told["parameters"] == 2_585_362 and told["image_size"] == 128
-    assert told["memory_bytes"] > 4 * told["parameters"]
-    json.dumps(told)
+    assert segmenter.identity["name"] == "segmenter.pt"
+    assert segmenter.identity["sha256"] == "5d4fde5c6fb98d2d01b92a46bf37729cc91c4a8223ebcfde58b0b86098427dd0"
+    found = segmenter.architecture
+    assert found.parameters == 2_585_362 and segmenter.image_size == found.image_size == 128
+    assert memory_estimate(found) > 4 * found.parameters
 
 
 @pytest.mark.parametrize(("device", "precision"), [("abacus", "auto"), ("cpu", "fp7"), ("cuda:77", "auto")])
