@@ -27,7 +27,7 @@ NEED_TORCH = {
     "policy.qwen25.compiling",
     "policy.qwen25.decoding",
     "policy.qwen25.network",
-    "policy.qwen25.packing",
+    "policy.qwen25.packed_layers",
     "policy.qwen25.reference",
     "segmenter.sam2.beside",
     "segmenter.sam2.carrying",

@@ -21,8 +21,8 @@ import torch
 from ibis_agent.errors import InputError, OutputError
 from ibis_agent.files import check_writable_folder, output_error, write_json
 from ibis_agent.policy.card import WITHOUT_CARD, ModelCard, save_card
+from ibis_agent.policy.device import no_progress_bar
 from ibis_agent.policy.folder import PolicyFolder, look_into, read_json
-from ibis_agent.policy.machine import no_progress_bar
 
 HISTORY = "training.json"
 """The file that says how a policy or an adapter was trained."""

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from hydra.utils import instantiate
 from ibis_agent.errors import InputError
 from ibis_agent.segmenter.sam2.checkpoint import read_weights
-from ibis_agent.segmenter.sam2.eight_bits import packed
+from ibis_agent.segmenter.sam2.int8_storage import packed
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from sam2.modeling.sam2_base import SAM2Base

@@ -23,7 +23,7 @@ from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import Turn
 from ibis_agent.policy.messages import build_messages, pictures_of
 from ibis_agent.policy.observation import Situation, observe
-from ibis_agent.policy.teaching import Chat, Encoded
+from ibis_agent.policy.training_contract import Chat, Encoded
 from torch import Tensor
 
 from training.trajectories.turns import reply_in

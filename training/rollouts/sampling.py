@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from ibis_agent.policy.card import ModelCard, load_card
 from ibis_agent.policy.contract import Turn
-from ibis_agent.policy.teaching import Chat, Encoded
+from ibis_agent.policy.training_contract import Chat, Encoded
 from torch import Tensor
 
 from training.rollouts.samples import build_request

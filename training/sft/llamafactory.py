@@ -30,7 +30,7 @@ from ibis_agent.errors import InputError
 from ibis_agent.files import atomic_write, write_json, write_text
 from ibis_agent.policy.card import ModelCard, load_card, save_card
 from ibis_agent.policy.messages import build_messages, pictures_of
-from ibis_agent.policy.teaching import Chat
+from ibis_agent.policy.training_contract import Chat
 
 from training.common.commands import ending, settings_parser
 from training.common.policy_folder import check_free, new_folder

@@ -17,7 +17,7 @@ from typing import Any
 import ibis_agent.policy as policies
 import torch
 import torch.nn.functional as F
-from ibis_agent.policy.teaching import Chat, Encoded
+from ibis_agent.policy.training_contract import Chat, Encoded
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 

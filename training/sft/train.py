@@ -29,7 +29,7 @@ from ibis_agent.files import check_writable_folder, write_json
 from ibis_agent.policy.card import ModelCard, load_card, save_card
 from ibis_agent.policy.folder import PolicyFolder
 from ibis_agent.policy.required_memory import free_bytes, gigabytes
-from ibis_agent.policy.teaching import Chat
+from ibis_agent.policy.training_contract import Chat
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from training.common.commands import ending, settings_parser

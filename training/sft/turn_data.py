@@ -21,7 +21,7 @@ from ibis_agent.fields import read_json
 from ibis_agent.mask.masks import decode_rle
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.messages import build_messages
-from ibis_agent.policy.teaching import Chat, Encoded
+from ibis_agent.policy.training_contract import Chat, Encoded
 from ibis_agent.record.steps import click_to_json
 from PIL import Image
 from torch.utils.data import Dataset

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from ibis_agent.mask.masks import decode_rle
 from ibis_agent.policy.card import ModelCard
-from ibis_agent.policy.teaching import Chat
+from ibis_agent.policy.training_contract import Chat
 from ibis_agent.run.episode import Limits
 from transformers import TrainerCallback
 

@@ -14,7 +14,7 @@ from ibis_agent.errors import ModelError
 
 if TYPE_CHECKING:
     from ibis_agent.policy.contract import Policy, PolicySource
-    from ibis_agent.policy.teaching import Trainable
+    from ibis_agent.policy.training_contract import Trainable
 
 DEMO = "demo"
 

@@ -89,7 +89,7 @@ def seen_otherwise(
             continue
         more = float(np.mean([dice(seen, each) - dice(grown, each) for each in masks]))
         if more > limits.support:
-            wanted.append(Doubt(index, "it was seen elsewhere earlier", 3.0 + more, seen=True))
+            wanted.append(Doubt(index, "an earlier look saw it elsewhere", 3.0 + more, seen=True))
     return sorted(wanted, key=lambda doubt: (-doubt.weight, doubt.index))
 
 
@@ -176,7 +176,7 @@ def doubts(
             continue
         before = known[towards]
         if not here.area and min(shown) < index < max(shown):
-            note(index, "a gap: nothing here, but there is on both sides", 2.5)
+            note(index, "a gap: no mask here, but masks on both sides", 2.5)
         change = abs(here.area - before.area)
         if change > steepest and change > limits.least_change * max(here.area, before.area):
             words = f"the area jumps from {before.area:.0f} to {here.area:.0f} mm²"

@@ -21,7 +21,7 @@ def grow(
     settle: bool,
     watch: Watch,
     before: Sequence[Way] = (),
-    what: str = "followed",
+    what: str = "propagated",
 ) -> RunAction:
     """Propagate from `start` in both directions until the object ends, as an action of the run.
 

@@ -29,7 +29,7 @@ def look_again(run: RunState, doubt: Doubt, watch: Watch) -> RunAction:
     words = f"second look {number} of {run.settings.looks}: {doubt.reason}"
     steps: tuple[Step, ...] = (seen_at(run.actions)[index],) if doubt.seen else ()
     if doubt.seen:
-        done = "started again there"
+        done = "started again"
     else:
         episode, done = episode_on(run, index, run.base(index)), "corrected"
         while episode.halt is None:
@@ -38,7 +38,7 @@ def look_again(run: RunState, doubt: Doubt, watch: Watch) -> RunAction:
         if not clicks_of(steps):
             left = "unchanged"
         elif _worth(run, index, episode.mask, steps[-1].score) < _standing_worth(run, index) + _BETTER:
-            left = "the correction did not fit better"
+            left = "the correction was no better"
         if left:
             words = f"{words}; {left}"
             return run.done("review", index, "policy", words, begun, watch, steps=steps, look=number)

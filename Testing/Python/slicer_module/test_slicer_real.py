@@ -234,7 +234,7 @@ def test_slices_are_counted_in_words_as_the_views_count_them(panel: Panel) -> No
     from IBISSlicerLib.panels.Texts import countedFromOne
 
     for said, shown in (
-        ("followed from slice 44: slices 38 to 45", "followed from slice 45: slices 39 to 46"),
+        ("propagated from slice 44: slices 38 to 45", "propagated from slice 45: slices 39 to 46"),
         ("reaches the first slice of the range (38): it", "reaches the first slice of the range (39): it"),
         ("slices 3 to 7, 9 and 12 are doubtful", "slices 4 to 8, 10 and 13 are doubtful"),
         ("24 slices of 3 mm", "24 slices of 3 mm"),

@@ -103,7 +103,7 @@ def test_the_mask_grows_while_the_person_watches_and_goes_where_other_segments_s
     assert panel.ui.plotLabel.visible and not panel.ui.plotLabel.pixmap.isNull()
     assert panel.ui.stepsTable.horizontalHeaderItem(2).text() == "mL"
     grew = panel.rows()[kinds(panel).index("grow")]
-    assert f"followed from slice {grew[3]}:" in grew[1]  # words and columns count alike
+    assert f"propagated from slice {grew[3]}:" in grew[1]  # words and columns count alike
     assert panel.rows()[kinds(panel).index("look")][2] == ""  # nothing was measured at a look
 
     whole = panel.shown_mask()

@@ -17,7 +17,7 @@ import numpy as np
 from ibis_agent.errors import InputError
 from ibis_agent.policy.card import ModelCard, load_card
 from ibis_agent.policy.messages import pictures_of
-from ibis_agent.policy.teaching import Chat
+from ibis_agent.policy.training_contract import Chat
 from PIL import Image
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
 from verl.utils.profiler import simple_timer

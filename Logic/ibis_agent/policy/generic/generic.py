@@ -15,9 +15,9 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 from ibis_agent.errors import Cancelled, ModelError
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import IsCancelled, OnText, Turn
+from ibis_agent.policy.device import run_error
 from ibis_agent.policy.folder import PolicyFolder
 from ibis_agent.policy.generic.processor import Conversations
-from ibis_agent.policy.machine import run_error
 from ibis_agent.policy.messages import build_messages, pictures_of
 
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ibis_agent.errors import ModelError
+from ibis_agent.policy.device import device_of, no_progress_bar, precision_for, run_error
 from ibis_agent.policy.folder import PolicyFolder, look_into, read_json
 from ibis_agent.policy.formats import COMPUTED, UNPACKED, method_of
-from ibis_agent.policy.machine import device_of, no_progress_bar, precision_for, run_error
 from ibis_agent.policy.qwen25.source import Qwen25Folder, unpacked
 from ibis_agent.policy.required_memory import check_memory
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ibis_agent.policy.qwen25.compiling import compiled_layer, is_faster
 from ibis_agent.policy.qwen25.network import Check, Memory, Network, Step, rounds_of
-from ibis_agent.policy.qwen25.packing import FourBit
+from ibis_agent.policy.qwen25.packed_layers import FourBit
 
 BLOCK = 8
 # Up to this many rows bitsandbytes multiplies with packed weights; for more it unpacks them first.

@@ -18,7 +18,7 @@ from torch import Tensor
 from ibis_agent.errors import ModelError
 from ibis_agent.policy.folder import PolicyFolder
 from ibis_agent.policy.qwen25.network import Block, Dense, Language, Network, Vision
-from ibis_agent.policy.qwen25.packing import packer_for
+from ibis_agent.policy.qwen25.packed_layers import packer_for
 from ibis_agent.policy.qwen25.shape import Shape, read_shape
 from ibis_agent.policy.qwen25.weights import check_finite, read_tensors
 

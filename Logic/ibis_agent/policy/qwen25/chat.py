@@ -21,7 +21,7 @@ from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.folder import read_json, tokenizer_files
 from ibis_agent.policy.messages import Message
 from ibis_agent.policy.qwen25.pictures import PictureProcessor, load_processor
-from ibis_agent.policy.teaching import Encoded
+from ibis_agent.policy.training_contract import Encoded
 
 START, END, PICTURE = "<|im_start|>", "<|im_end|>", "<|image_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
@@ -43,7 +43,7 @@ _SYSTEM = "You are a helpful assistant."
 
 
 class Chat:
-    """A folder's tokenizer and picture processor. See teaching.Chat."""
+    """A folder's tokenizer and picture processor. See training_contract.Chat."""
 
     def __init__(self, tokenizer: Any, pictures: PictureProcessor, stops: frozenset[int]) -> None:
         self.tokenizer = tokenizer

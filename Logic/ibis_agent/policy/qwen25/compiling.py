@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ibis_agent.policy.qwen25.network import Network, Step, layer_of_block
-from ibis_agent.policy.qwen25.packing import FourBit
+from ibis_agent.policy.qwen25.packed_layers import FourBit
 
 ASKED = "IBIS_COMPILE"
 _REPEATS = 10

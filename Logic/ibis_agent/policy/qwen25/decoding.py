@@ -27,7 +27,7 @@ from ibis_agent.policy.qwen25.block import Blocks
 from ibis_agent.policy.qwen25.choice import BROKEN, Chooser, Generation
 from ibis_agent.policy.qwen25.guesses import Guesses
 from ibis_agent.policy.qwen25.network import Memory, Network, rounds_of
-from ibis_agent.policy.teaching import Encoded
+from ibis_agent.policy.training_contract import Encoded
 
 _KEPT_PICTURES = 4
 # The longest wait, in tokens, for the rest of an incomplete character.

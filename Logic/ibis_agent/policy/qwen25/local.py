@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ibis_agent.errors import InputError, ModelError
 from ibis_agent.policy.card import ModelCard, load_card
 from ibis_agent.policy.contract import IsCancelled, OnText, Turn
+from ibis_agent.policy.device import device_of, precision_for, run_error
 from ibis_agent.policy.folder import PolicyFolder, look_into
 from ibis_agent.policy.formats import UNPACKED
-from ibis_agent.policy.machine import device_of, precision_for, run_error
 from ibis_agent.policy.messages import build_messages, pictures_of
 from ibis_agent.policy.qwen25.shape import read_shape
 from ibis_agent.policy.required_memory import (

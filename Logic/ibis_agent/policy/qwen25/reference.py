@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ibis_agent.errors import ModelError
+from ibis_agent.policy.device import no_progress_bar
 from ibis_agent.policy.folder import PolicyFolder
-from ibis_agent.policy.machine import no_progress_bar
 from ibis_agent.policy.qwen25.build import TYPES
 from ibis_agent.policy.qwen25.choice import read_generation
 from ibis_agent.policy.qwen25.weights import read_tensors

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Qwen25Training:
-    """See teaching.Trainable."""
+    """See training_contract.Trainable."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)

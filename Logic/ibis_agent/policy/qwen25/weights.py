@@ -25,7 +25,7 @@ def read_tensors(found: PolicyFolder, device: str = "cpu") -> Iterator[tuple[str
 
     found.check_unchanged()
     if found.quantised:
-        from ibis_agent.policy.qwen25.unpacking import Unpacker
+        from ibis_agent.policy.qwen25.compressed_tensors import Unpacker
 
         unpacker = Unpacker(found)
     for path in found.files:

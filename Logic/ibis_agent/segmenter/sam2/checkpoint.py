@@ -90,7 +90,7 @@ def _read_safetensors(file: Path) -> Any:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from ibis_agent.segmenter.sam2.eight_bits import unpacked
+    from ibis_agent.segmenter.sam2.int8_storage import unpacked
 
     try:
         return unpacked(load_file(file))

@@ -69,7 +69,7 @@ def test_step_by_step_at_the_terminal_the_person_corrects_any_slice_and_undoes(
     out = tmp_path / "out"
     typed = "?\nall\n20 + 5 5 px\n4 - 16 16 px\n4g\nu\nu\n99 + 0.5 0.5\nb\na\n"
     said = terminal("--prompt", "Segment the liver", "--step", "--out", str(out), typed=typed)
-    assert "add a positive click on slice 57" in said and "followed from slice" in said
+    assert "add a positive click on slice 57" in said and "propagated from slice" in said
     assert "not in the range" in said and "now after action" in said
     recorded = Trajectory.load(out / "trajectory.json")
     assert recorded.actions[-1].index != 4 and recorded.mask_of(4).any()

@@ -18,7 +18,7 @@ from ibis_agent.policy.formats import UNPACKED
 from ibis_agent.policy.qwen25.build import build
 from ibis_agent.policy.qwen25.local import LocalPolicy
 from ibis_agent.policy.qwen25.network import Dense
-from ibis_agent.policy.qwen25.packing import Eight, packer_for
+from ibis_agent.policy.qwen25.packed_layers import EightBit, packer_for
 from ibis_agent.policy.qwen25.weights import read_tensors
 from safetensors.torch import load_file, save_file
 from test_policy import by_generate, picture
@@ -202,7 +202,7 @@ def test_products_in_fp8_are_those_of_whole_weights_within_its_rounding():
 def test_in_fp8_the_language_model_alone_is_packed(whole):
     network = build(look_into(whole), "cpu", "fp8")
     for layer in network.language.layers:
-        assert all(isinstance(each, Eight) for each in (layer.qkv, layer.out, layer.gate_up, layer.down))
+        assert all(isinstance(each, EightBit) for each in (layer.qkv, layer.out, layer.gate_up, layer.down))
     assert isinstance(network.vision.blocks[0].qkv, Dense) and isinstance(network.language.head, Dense)
     assert required_memory.weight_bytes(look_into(whole), "fp8") < required_memory.weight_bytes(
         look_into(whole), "bf16"

@@ -61,7 +61,7 @@ def test_what_was_missed_on_the_way_is_found_in_second_looks(blind: None) -> Non
         ("click", 10, "policy"),
         ("click", 11, "policy"),
     ]
-    assert first.words == "second look 1 of 4: a gap: nothing here, but there is on both sides; corrected"
+    assert first.words == "second look 1 of 4: a gap: no mask here, but masks on both sides; corrected"
     assert run.memory.anchors == [4, 10, 11], "a correction is an anchor, as the first click is"
     record = json.loads(json.dumps(Trajectory.of(run, "made.nii.gz").to_json()))
     assert Trajectory.from_json(record).replay(SEGMENTER).differences == ()
@@ -104,9 +104,7 @@ def test_what_the_first_looks_saw_elsewhere_is_begun_there_afresh() -> None:
     asked = len(run.policy.turns)
     run.run()
     (look,) = [each for each in run.actions if each.look]
-    assert (
-        look.afresh and look.words == "second look 1 of 1: it was seen elsewhere earlier; started again there"
-    )
+    assert look.afresh and look.words == "second look 1 of 1: an earlier look saw it elsewhere; started again"
     assert len(run.policy.turns) == asked, "the policy's word is known already"
     assert shown(run) == list(range(20))
     record = json.loads(json.dumps(Trajectory.of(run, "made.nii.gz").to_json()))
@@ -145,7 +143,7 @@ def test_a_correction_that_fits_no_better_is_told_and_changes_nothing() -> None:
     run = reviewed(ONE_ODD, Clicker(), looks=1)
     (look,) = [each for each in run.actions if each.look]
     assert (look.kind, look.index) == ("review", 10)
-    assert look.words.endswith("the correction did not fit better")
+    assert look.words.endswith("the correction was no better")
     assert look.steps, "what the policy tried is kept for people to see"
     assert np.array_equal(run.mask(10), disc(9, 16, 10)) and run.memory.anchors == [4]
 

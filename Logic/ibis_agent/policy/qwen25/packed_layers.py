@@ -38,15 +38,15 @@ class FourBit:
 
 
 @dataclass
-class Eight:
+class EightBit:
     """A linear layer in FP8: one scale per weight row, and one per token of the input."""
 
     packed: Tensor
     scale: Tensor
     bias: Tensor | None = None
 
-    def with_bias(self, bias: Tensor | None) -> Eight:
-        return Eight(self.packed, self.scale, bias)
+    def with_bias(self, bias: Tensor | None) -> EightBit:
+        return EightBit(self.packed, self.scale, bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         given, scale = in_eight_bits(x)
@@ -63,7 +63,7 @@ def in_eight_bits(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x / scale).to(torch.float8_e4m3fn), scale
 
 
-class _FourBits:
+class _Int4Packer:
     def __init__(self, device: str) -> None:
         plain = device == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
         self.dtype = torch.bfloat16 if plain else torch.float16
@@ -77,19 +77,19 @@ class _FourBits:
         return FourBit(packed, state)
 
 
-class _EightBits:
+class _Fp8Packer:
     dtype = torch.bfloat16
 
-    def pack(self, weight: Tensor) -> Eight:
+    def pack(self, weight: Tensor) -> EightBit:
         packed, scale = in_eight_bits(weight)
-        return Eight(packed, scale.t().contiguous())
+        return EightBit(packed, scale.t().contiguous())
 
 
 def packer_for(precision: str, device: str) -> Any:
     """The packer of a precision; None if it has none. Raises ModelError if it does not work on the device."""
     if precision not in ("int4", "fp8"):
         return None
-    packer: Any = _FourBits(device) if precision == "int4" else _EightBits()
+    packer: Any = _Int4Packer(device) if precision == "int4" else _Fp8Packer()
     try:
         tried = packer.pack(torch.eye(128, dtype=packer.dtype, device=device))
         seen = tried(torch.ones(2, 128, dtype=packer.dtype, device=device))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from ibis_agent.segmenter.sam2.checkpoint import read_weights
-from ibis_agent.segmenter.sam2.eight_bits import packed, unpacked
+from ibis_agent.segmenter.sam2.int8_storage import packed, unpacked
 from safetensors.torch import save_file
 
 
