@@ -82,6 +82,6 @@ def test_a_server_whose_clicks_drift_is_refused_with_the_figures(change: Any, wo
 
 @pytest.mark.parametrize("scale", [1.3, 2.0, 0.5])
 def test_a_server_that_rescales_pictures_is_refused_with_what_to_set(scale: float) -> None:
-    words = r"192 more tokens was counted with .*image-min-tokens"
+    words = r"192 more tokens was counted as having .*image-min-tokens"
     with serving(seeing(pointing(), scale)) as server, pytest.raises(ModelError, match=words):
         opened(server)
