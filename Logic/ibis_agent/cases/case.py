@@ -14,8 +14,6 @@ from ibis_agent.mask.segmentations import numbered, segments_of
 from ibis_agent.scan.checks import stem, suffix_of
 
 ANY = -1  # as a label's value: everything except zero
-
-
 Labels = dict[str, tuple[int, ...]]
 KINDS = ("manifest", "missing", "duplicate", "unreadable", "size", "place", "nan", "empty", "label", "names")
 
@@ -45,7 +43,7 @@ class Case:
 
     @property
     def structures(self) -> tuple[str, ...]:
-        """The unique names."""
+        """The names, without duplicates."""
         return tuple(self.labels)
 
 
@@ -110,7 +108,10 @@ def plain_name(name: str) -> str:
 
 
 def names_for(mask: Path, root: Path, names: Labels | None) -> tuple[Labels, bool]:
-    """(labels, whether they are the mask's own). Raises InputError if there are none."""
+    """(labels, whether they are given for this mask only). Raises InputError if there are none.
+
+    names: for all masks of the data set, if given.
+    """
     own = mask.with_name(f"{stem(mask)}.json")
     if own.is_file():
         return read_labels(own), True
@@ -139,6 +140,7 @@ def _joined(names: Mapping[int, str]) -> Labels:
 
 
 def checked(case: Case) -> Iterator[Case | Problem]:
+    """The case, or a problem if one of its files is missing."""
     for file in dict.fromkeys((case.image, case.mask)):
         if not file.exists():
             yield Problem("missing", case.id, str(file), f"there is no file {file.name}")
@@ -147,7 +149,7 @@ def checked(case: Case) -> Iterator[Case | Problem]:
 
 
 def label_value(value: Any) -> int | None:
-    """A label's value; "any" is ANY."""
+    """A label's value: a whole number from 0, or ANY for "any"; None for anything else."""
     if isinstance(value, bool):
         return None
     if isinstance(value, str) and value.strip().lower() == "any":

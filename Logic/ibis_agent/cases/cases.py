@@ -1,8 +1,7 @@
 """Find the pictures and masks of a data set: a folder, or a CSV or JSON manifest, read into cases.
 
-Only names and files are checked here; a case's voxels are read and checked in data, and `python -m
-training.check_cases SOURCE` does so for a whole data set. A fault in one case becomes a `Problem` and never stops the
-others.
+Only names and files are checked here. A case's voxels are read and checked in data; `python -m training.check_cases
+SOURCE` does so for a whole data set. A problem with one case is reported as a `Problem` and does not stop the others.
 
 Supported folder layouts:
 - pairs beside each other: `scan.nii.gz` with `scan_labels.nii.gz` (or _label, _mask, _seg, _segmentation);
@@ -11,10 +10,9 @@ Supported folder layouts:
 - one folder per patient, with `segmentations/STRUCTURE.nii.gz` beside the one scan;
 - MedSAM2-style `.npz` with `gts`.
 
-A mask's values get their names from `NAME.json` beside it (or beside it without the `.nii`), from the segments
-of a `.seg.nrrd`, from `dataset.json` or `labels.json` of the folder, or from `names`: {"1": "liver"},
-{"liver": 1} or {"organ": [1, 2]}. The key "any" stands for
-everything except zero.
+A mask's values get their names from `NAME.json` beside it (NAME without the extension), from the segments of a
+`.seg.nrrd`, from `names`, or from `dataset.json` or `labels.json` of the folder: {"1": "liver"}, {"liver": 1} or
+{"organ": [1, 2]}. The value "any" stands for everything except zero.
 
 A manifest has the columns (or keys) `image` and `mask`, and optionally `id`, `structure`, `value`, `labels`
 ("1=liver;2=spleen", an object, or a JSON file), `window_min`, `window_max`, `reverse`. Paths are relative to the

@@ -41,7 +41,9 @@ def chosen_labels(path: Path, labels: Sequence[str], scan: Scan, several: bool =
 
 
 def each_label(path: Path, labels: Sequence[str], scan: Scan) -> list[np.ndarray]:
-    """A mask as of chosen_labels for each label, of one reading of the file; an empty label is the file's only one."""
+    """One mask for each label, like `chosen_labels`, but the file is read only once. An empty label stands for the only
+    label of the file. Raises InputError.
+    """
     laid = _Laid(path, scan)
     return [laid.mask([label] if label else [], False) for label in labels]
 
@@ -84,7 +86,7 @@ def names_of(path: Path) -> dict[int, str]:
         return {n: each.name for n, each in numbered(segments_of(path)).items()}
     beside = path.with_name(f"{stem(path)}.json")
     if beside.is_file():
-        # Other programs use a file with this name for a scan's settings, which is not a label table.
+        # Other programs use a file with this name for a scan's settings, not for a label table.
         with contextlib.suppress(InputError):
             return {n: name for name, numbers in read_labels(beside).items() for n in numbers}
     if suffix not in (".nii", ".nii.gz"):

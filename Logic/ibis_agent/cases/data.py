@@ -52,9 +52,12 @@ def load_case(
 ) -> tuple[LoadedCase | None, list[Problem]]:
     """The case's data, or None; and its problems.
 
-    A name given only for this case that does not occur is a problem of kind "label": the case is used without it.
-    keep_empty: a mask without any structure is not a problem; the case is an example of absence. scan: the picture, if
-    it has already been read.
+    If the names were given for this case only and one of them does not occur, that is a problem of kind "label": the
+    case is used without this structure.
+
+    Args:
+        keep_empty: a mask without any structure is not a problem, but an example of absence.
+        scan: the picture, if it has already been read.
     """
 
     def problem(kind: str, file: Path, text: str, skipped: bool = True) -> Problem:
@@ -100,15 +103,23 @@ def load_case(
 
 @dataclass(frozen=True, eq=False)
 class LabelMap:
-    """Labels as stored in a file, their affine, and the codes of segment numbers."""
+    """Labels as stored in a file.
+
+    Attributes:
+        labels: (I, J, K) integers, or (H, W) for a picture.
+        affine: (4, 4) voxel → RAS mm; None for a picture or an .npz.
+        codes: segment number → its values in `labels`, see mask.segmentations; empty for a plain label map.
+        part: the labels may cover only a part of the scan's grid.
+    """
 
     labels: np.ndarray
     affine: np.ndarray | None
     codes: dict[int, tuple[int, ...]]
-    part: bool = False  # it may contain only a part of the scan's grid
+    part: bool = False
 
 
 def read_map(path: Path, reverse: bool = False) -> LabelMap:
+    """Read a mask file, or all segments of a .seg.nrrd. reverse: see `read_mask`. Raises InputError."""
     if suffix_of(path) == ".seg.nrrd" and segments_of(path):
         held = read_segmentation(path)
         labels = (held.labels == 0).astype(np.uint8) if reverse else held.labels
@@ -139,10 +150,10 @@ def values_in(labels: np.ndarray) -> set[int]:
 
 
 def read_mask(path: Path, reverse: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
-    """(labels, affine): integers, (I, J, K) in the file's index order with its (4, 4) affine to RAS mm; or
-    (H, W) of a picture without one.
+    """(labels, affine): integers (I, J, K) in the file's index order and the (4, 4) affine to RAS mm; for a picture
+    (H, W) and None.
 
-    reverse: zero is inside, and everything else is outside. Raises InputError.
+    reverse: zero is inside, everything else outside. Raises InputError.
     """
     if suffix_of(path) in _PICTURES:
         labels, affine = _picture_labels(path), None

@@ -17,6 +17,7 @@ _MASK_FOLDERS = ("masks", "labels", "labelsTr", "mask", "label", "gts", "annotat
 
 
 def in_folder(root: Path, names: Labels | None) -> Iterator[Case | Problem]:
+    """The cases of a folder, and problems. names: see `names_for`."""
     for images in _IMAGE_FOLDERS:
         for masks in _MASK_FOLDERS:
             if (root / images).is_dir() and (root / masks).is_dir():
@@ -46,7 +47,7 @@ def in_folder(root: Path, names: Labels | None) -> Iterator[Case | Problem]:
     for path, bare in bare_names.items():
         key = _key(root, path.with_name(bare + suffix_of(path)))
         if key in matched:
-            yield Problem("duplicate", key, str(path), f"a second mask of the same name: {path.name}")
+            yield Problem("duplicate", key, str(path), f"another mask with the same name: {path.name}")
             continue
         those = sorted(unmatched.pop(key, []), key=lambda each: suffix_of(each) != suffix_of(path))
         if not those:
@@ -94,7 +95,7 @@ def _two_folders(root: Path, images: Path, masks: Path, names: Labels | None) ->
             yield from _case_of(root, key, image, path, names)
         for path in own[1:]:
             used.add(path)
-            text = f"a second mask of the same name: {path.name}"
+            text = f"another mask with the same name: {path.name}"
             yield Problem("duplicate", key, str(path), text)
         for path, structure in split:
             used.add(path)
@@ -108,9 +109,9 @@ def _two_folders(root: Path, images: Path, masks: Path, names: Labels | None) ->
 
 
 def _second_images(key: str, images: list[Path]) -> Iterator[Problem]:
-    """The problem with images of the same name: only the first of them is used."""
+    """A problem for each further image with the same name: only the first one is used."""
     for image in images[1:]:
-        text = f"a second image with the same name: {image.name}; {images[0].name} is used"
+        text = f"another image with the same name: {image.name}; {images[0].name} is used"
         yield Problem("duplicate", key, str(image), text)
 
 

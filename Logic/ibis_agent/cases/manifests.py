@@ -40,6 +40,7 @@ _COLUMNS = (
 
 
 def in_csv(path: Path, names: Labels | None) -> Iterator[Case | Problem]:
+    """The cases of a CSV manifest, and problems. Raises InputError for a wrong file or missing columns."""
     try:
         text = _text(path.read_bytes())
         rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text)))
@@ -53,8 +54,8 @@ def in_csv(path: Path, names: Labels | None) -> Iterator[Case | Problem]:
 
 
 def _text(data: bytes) -> str:
-    """The file's text, also in the encodings of spreadsheet programs: UTF-16 or Windows-1252; a first line `sep=;` is
-    removed.
+    """Decode a file that may come from a spreadsheet program: in UTF-16 or Windows-1252, or with a first line `sep=;`,
+    which is removed.
     """
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         text = data.decode("utf-16")
@@ -74,6 +75,7 @@ def _delimiter(text: str) -> str:
 
 
 def in_json(path: Path, names: Labels | None) -> Iterator[Case | Problem]:
+    """The cases of a JSON manifest, and problems. Raises InputError if it is not a list of cases."""
     content = read_json(path, remedy="A manifest is a list of objects with image and mask.")
     if isinstance(content, Mapping):
         if isinstance(content.get("labels"), Mapping):

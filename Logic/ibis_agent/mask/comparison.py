@@ -17,10 +17,11 @@ class Comparison:
 
     Attributes:
         dice, iou: 0 to 1; 1 if both are empty.
-        hd95: 95th percentile of the distances between the surfaces, the larger of both directions; mean_distance:
-            their mean over both surfaces. In mm ("px" if the size is unknown); None if one mask is empty.
-        size_a, size_b: mL; mm² for one slice; px if the pixel size is unknown. size_unit: this unit.
-        unit: of the distances.
+        hd95: 95th percentile of the distances from one surface to the other, the larger of both directions.
+        mean_distance: average symmetric surface distance: the mean over the voxels of both surfaces.
+        size_a, size_b: in `size_unit`.
+        size_unit: "mL" for a volume, "mm²" for one slice, "px" if the pixel size is unknown.
+        unit: of the distances: "mm", or "px". Distances are None if a mask is empty.
     """
 
     dice: float

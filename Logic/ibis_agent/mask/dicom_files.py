@@ -18,28 +18,27 @@ from ibis_agent import __version__
 from ibis_agent.errors import InputError
 from ibis_agent.files import atomic_write
 from ibis_agent.mask.contours import contours_of
-from ibis_agent.mask.dicom_source import INSTALL, MAY_BE_EMPTY, Frame, frames_of
+from ibis_agent.mask.dicom_source import INSTALL, MAKER, MAY_BE_EMPTY, MODEL, Frame, frames_of, images_of
 from ibis_agent.mask.structures import TISSUE, Code, Structure
+from ibis_agent.scan.picture import FOREST_GREEN
 
-_MAKER, _MODEL = "IBISSlicer", "ibis-agent"
 _RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 _RESEARCH = "Research use only. Not for patients."
 
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """One structure: (I, J, K) mask in the scan's voxels, name, 0-255 RGB, and the coded structure if known."""
+    """One structure: its (I, J, K) mask in the scan's index order, name, 0-255 RGB, and coded structure if known."""
 
     mask: np.ndarray
     name: str
-    colour: Sequence[int] = (34, 139, 34)
+    colour: Sequence[int] = FOREST_GREEN
     structure: Structure | None = None
 
 
 def check_dicom(kind: str, scan: Path | None) -> None:
-    """Check that a "dicom-seg" or an "rtstruct" can be written for a scan. Raises InputError.
-
-    Called before any model is loaded: is the scan DICOM, and are the packages installed?
+    """Check, before slow work, that a "dicom-seg" or "rtstruct" can be written: the scan is DICOM, and the packages are
+    installed. Raises InputError.
     """
     import importlib.util
 
@@ -67,7 +66,11 @@ def write_dicom_seg(
 ) -> Path:
     """Write a DICOM SEG (binary, one segment per structure) atomically.
 
-    scan, affine, series: the DICOM folder or file, its voxel → RAS, and which series of it.
+    Args:
+        scan: the DICOM folder or file.
+        affine: (4, 4) voxel → RAS mm of the scan.
+        series: which series of the folder, as for `load_scan`.
+
     Raises InputError if the scan is not DICOM or all masks are empty, and OutputError.
     """
     try:
@@ -90,7 +93,7 @@ def write_dicom_seg(
             segmented_property_type=concept((each.structure and each.structure.code) or TISSUE),
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC,
             algorithm_identification=highdicom.AlgorithmIdentificationSequence(
-                name=_MODEL,
+                name=MODEL,
                 version=__version__,
                 family=CodedConcept("123110", "DCM", "Artificial Intelligence"),
             ),
@@ -102,7 +105,7 @@ def write_dicom_seg(
         for number, each in enumerate(segments, 1)
     ]
     made = highdicom.seg.Segmentation(
-        source_images=_images(frames),
+        source_images=images_of(frames),
         pixel_array=pixels,
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=descriptions,
@@ -110,12 +113,12 @@ def write_dicom_seg(
         series_number=900,
         sop_instance_uid=highdicom.UID(),
         instance_number=1,
-        manufacturer=_MAKER,
-        manufacturer_model_name=_MODEL,
+        manufacturer=MAKER,
+        manufacturer_model_name=MODEL,
         software_versions=__version__,
         device_serial_number="0",
         content_description=_RESEARCH,
-        series_description=f"{_MAKER} segmentation, research use only",
+        series_description=f"{MAKER} segmentation, research use only",
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
     with atomic_write(path) as temporary:
@@ -187,15 +190,6 @@ def _in_frames(mask: np.ndarray, frames: Sequence[Frame], affine: np.ndarray) ->
     return np.stack([np.asarray(mask)[frame.voxels(affine, mask.shape)] != 0 for frame in frames])
 
 
-def _images(frames: Sequence[Frame]) -> list[Any]:
-    """The unique datasets; a multi-frame one contains all its frames."""
-    found: list[Any] = []
-    for frame in frames:
-        if not any(frame.dataset is each for each in found):
-            found.append(frame.dataset)
-    return found
-
-
 def _label(name: str) -> str:
     return " ".join(name.replace("\\", "/").split())[:64] or "Segment"
 
@@ -247,10 +241,10 @@ def _empty_rtstruct(frames: Sequence[Frame]) -> Any:
         setattr(made, key, getattr(image, key))
     made.StudyInstanceUID, made.SeriesInstanceUID = image.StudyInstanceUID, generate_uid()
     made.Modality, made.SeriesNumber, made.InstanceNumber = "RTSTRUCT", 901, 1
-    made.SeriesDescription = f"{_MAKER} structures, research use only"
-    made.Manufacturer, made.ManufacturerModelName, made.SoftwareVersions = _MAKER, _MODEL, __version__
+    made.SeriesDescription = f"{MAKER} structures, research use only"
+    made.Manufacturer, made.ManufacturerModelName, made.SoftwareVersions = MAKER, MODEL, __version__
     made.OperatorsName = ""
-    made.StructureSetLabel, made.StructureSetDescription = _MAKER, _RESEARCH
+    made.StructureSetLabel, made.StructureSetDescription = MAKER, _RESEARCH
     made.StructureSetDate = made.InstanceCreationDate = now.strftime("%Y%m%d")
     made.StructureSetTime = made.InstanceCreationTime = now.strftime("%H%M%S")
     made.ApprovalStatus = "UNAPPROVED"

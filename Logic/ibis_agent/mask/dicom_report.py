@@ -14,11 +14,9 @@ import numpy as np
 
 from ibis_agent import __version__
 from ibis_agent.files import atomic_write
-from ibis_agent.mask.dicom_source import frames_of
+from ibis_agent.mask.dicom_source import MAKER, MODEL, frames_of, images_of
 from ibis_agent.mask.measurements import Measurements
 from ibis_agent.mask.structures import TISSUE, Structure
-
-_MAKER, _MODEL = "IBISSlicer", "ibis-agent"
 
 
 def write_report(
@@ -33,20 +31,21 @@ def write_report(
 ) -> Path:
     """Write the report atomically.
 
-    seg: the DICOM SEG, whose first segment was measured. scan, affine, series: as in write_dicom_seg; shape: of the
-    scan's voxels. Raises InputError if the scan is not DICOM, and OutputError.
+    Args:
+        seg: the DICOM SEG, whose first segment was measured.
+        scan, affine, series: as in `write_dicom_seg`.
+        shape: (I, J, K) voxels of the scan.
+
+    Raises InputError if the scan is not DICOM, and OutputError.
     """
     import highdicom
     from highdicom import sr
     from pydicom.sr.codedict import codes
 
     segmentation = highdicom.seg.segread(seg)
-    images: list[Any] = []
-    for frame in frames_of(scan, affine, shape, series):
-        if not any(frame.dataset is each for each in images):
-            images.append(frame.dataset)
+    images = images_of(frames_of(scan, affine, shape, series))
     device = sr.DeviceObserverIdentifyingAttributes(
-        uid=highdicom.UID(), name=_MODEL, manufacturer_name=_MAKER, model_name=_MODEL
+        uid=highdicom.UID(), name=MODEL, manufacturer_name=MAKER, model_name=MODEL
     )
     context = sr.ObservationContext(
         observer_device_context=sr.ObserverContext(
@@ -65,7 +64,7 @@ def write_report(
             source_series=sr.SourceSeriesForSegmentation(images[0].SeriesInstanceUID),
         ),
         finding_type=sr.CodedConcept(code.value, code.scheme, code.meaning),
-        algorithm_id=sr.AlgorithmIdentification(name=_MODEL, version=__version__),
+        algorithm_id=sr.AlgorithmIdentification(name=MODEL, version=__version__),
         measurements=list(_measurements(measured)),
     )
     ct = measured.value_unit == "HU"
@@ -82,8 +81,8 @@ def write_report(
         series_number=902,
         sop_instance_uid=highdicom.UID(),
         instance_number=1,
-        manufacturer=_MAKER,
-        series_description=f"{_MAKER} measurements, research use only",
+        manufacturer=MAKER,
+        series_description=f"{MAKER} measurements, research use only",
     )
     with atomic_write(path) as temporary:
         made.save_as(temporary, enforce_file_format=True)

@@ -21,6 +21,7 @@ MAY_BE_EMPTY = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
     "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator",
 )  # fmt: skip
+MAKER, MODEL = "IBISSlicer", "ibis-agent"
 INSTALL = 'Install the packages for it: pip install "ibis-agent[dicom]".'
 
 
@@ -29,10 +30,10 @@ class Frame:
     """One image, or one frame of a multi-frame image.
 
     Attributes:
-        dataset: of its file, without the pixels.
+        dataset: the pydicom dataset of its file, without the pixels.
         number: of the frame, from 1; None for a single-frame image.
-        to_lps: (4, 4) of (column, row, 0, 1) → LPS mm.
-        shape: rows and columns.
+        to_lps: (4, 4) matrix from (column, row, 0, 1) to LPS mm.
+        shape: (rows, columns).
     """
 
     dataset: Any
@@ -92,6 +93,11 @@ def frames_of(path: Path, affine: np.ndarray, shape: Sequence[int], series: str 
         )
     _complete(frames)
     return frames
+
+
+def images_of(frames: Sequence[Frame]) -> list[Any]:
+    """The datasets without duplicates: the frames of a multi-frame image share one."""
+    return list({id(frame.dataset): frame.dataset for frame in frames}.values())
 
 
 def _complete(frames: Sequence[Frame]) -> None:

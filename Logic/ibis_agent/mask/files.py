@@ -1,8 +1,8 @@
 """Writing masks with the correct geometry for other programs.
 
 A volume's mask is written on the scan's own grid: the same index order, the same affine; a NIfTI mask of a NIfTI scan
-gets its sform, qform, codes and unit. Formats: NIfTI, NRRD, 3D Slicer's segmentation
-(.seg.nrrd) with name and colour, and PNG for pictures. Several structures are written as one label file.
+gets its sform, qform, codes and unit. Formats: NIfTI, NRRD, 3D Slicer's segmentation (.seg.nrrd) with name and colour,
+PNG for pictures, and DICOM (see dicom_files). Several structures are written as one label file.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ibis_agent.errors import InputError, OutputError
 from ibis_agent.files import atomic_write
 from ibis_agent.mask.structures import Structure
 from ibis_agent.scan.geometry import PictureGeometry
+from ibis_agent.scan.picture import FOREST_GREEN
 
 if TYPE_CHECKING:
     from ibis_agent.scan.nifti_place import NiftiPlace
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 DICOM_SUFFIXES = {".seg.dcm": "dicom-seg", ".rtstruct.dcm": "rtstruct"}  # see dicom_files
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", *DICOM_SUFFIXES)
 PICTURE_SUFFIXES = (".png",)
-_GREEN = (34, 139, 34)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Named:
     """A label: the segment's name, its 0-255 RGB colour, and the coded structure if known."""
 
     name: str = "Segment"
-    colour: Sequence[int] = _GREEN
+    colour: Sequence[int] = FOREST_GREEN
     structure: Structure | None = None
 
 
@@ -71,7 +71,7 @@ def write_mask(
     source: Scan | PictureGeometry,
     *,
     name: str = "Segment",
-    colour: Sequence[int] = _GREEN,
+    colour: Sequence[int] = FOREST_GREEN,
     structure: Structure | None = None,
     dicom: tuple[Path, str | None] | None = None,
 ) -> Path:

@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 
 class Misplaced(Exception):  # noqa: N818 - converted to a Problem, or to an InputError that names the file
-    """Labels that do not match their scan; kind: whether because of their size or position."""
+    """The labels do not match their scan: `kind` says whether in "size" or in "place"."""
 
     def __init__(self, kind: Literal["size", "place"], text: str) -> None:
         self.kind = kind
@@ -30,12 +30,13 @@ def laid_on(
     part: bool = False,
     slack: float = 0.5,
 ) -> np.ndarray:
-    """The labels in the scan's own index order, (I, J, K) of `shape`.
+    """The labels in the scan's index order: (I, J, K) of `shape`; possibly a view.
 
     Args:
-        labels, affine: (I, J, K) and (4, 4) voxel → mm, of the same grid in any axis order and direction.
-        target: (4, 4), the scan's.
-        part: they may cover only a part of the grid, or extend beyond it if they are zero there.
+        labels: (I, J, K), on the scan's grid but in any axis order and direction.
+        affine: (4, 4) voxel → RAS mm of the labels.
+        target: (4, 4) voxel → RAS mm of the scan.
+        part: the labels may cover only a part of the grid, or extend beyond it if they are zero there.
         slack: allowed distance in voxels, for rounding in headers.
 
     Raises Misplaced.

@@ -1,8 +1,8 @@
 """Measurements of a mask: volume, area, diameters, components, and the grey values inside, with their units.
 
 Diameters are measured between voxel centres, like SimpleITK's and 3D Slicer's Feret diameter, and within one connected
-component; in the plane they follow RECIST: the longest in any slice, and the longest perpendicular to it in the same
-slice. If the pixel size is unknown, everything is in pixels.
+component. In the plane they follow RECIST 1.1 (Eisenhauer et al. 2009): the longest in any slice, and the longest
+perpendicular to it in the same slice. If the pixel size is unknown, everything is in pixels.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Measurements:
     value_unit: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, lengths rounded to 1/100."""
+        """Plain values, rounded to four decimals."""
         values = asdict(self)
         return {key: round(each, 4) if isinstance(each, float) else each for key, each in values.items()}
 

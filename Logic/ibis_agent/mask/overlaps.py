@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-MOST = 255  # largest label that fits in a byte
+MOST = 255  # the largest label in uint8
 
 
 @dataclass
@@ -55,10 +55,6 @@ class Overlaps:
             word = what if count != 1 else what.removesuffix("s")
             told.append(
                 f"{names[a]} and {names[b]} overlapped in {count} {word}; by the higher score "
-                f"{_and(keeps) or 'a third structure keeps them'}."
+                f"{' and '.join(keeps) or 'a third structure keeps them'}."
             )
         return told
-
-
-def _and(words: Sequence[str]) -> str:
-    return " and ".join(words)

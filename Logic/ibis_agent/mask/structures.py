@@ -12,10 +12,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from ibis_agent.scan.picture import FOREST_GREEN
+
 _GENERAL = "Segmentation category and type - 3D Slicer General Anatomy list"
 _MASTER = "Segmentation category and type - DICOM master list"
 _REGIONS = "Anatomic codes - DICOM master list"
-_FALLBACK_COLOUR = (34, 139, 34)
 _LONGEST_NAME = 40
 
 
@@ -159,30 +160,15 @@ _FINDINGS = (
     _finding("abscess, abscesses", (170, 200, 90), "44132006", "Abscess"),
 )
 # "hepatic artery" is not the liver: an organ's adjective before one of these words does not count.
-_OTHER_PARTS = {"artery", "arteries", "vein", "veins", "vessel", "vessels", "duct", "ducts", "hilum", "valve"}
-_OTHER_PARTS |= {"flexure", "arch", "hiatus", "trunk", "fissure"}
+_OTHER_PARTS = {
+    "artery", "arteries", "vein", "veins", "vessel", "vessels", "duct", "ducts", "hilum", "valve", "flexure", "arch",
+    "hiatus", "trunk", "fissure",
+}  # fmt: skip
 _ADJECTIVES = {
-    "hepatic",
-    "splenic",
-    "aortic",
-    "portal",
-    "gastric",
-    "pancreatic",
-    "duodenal",
-    "colonic",
-    "costal",
-}
-_ADJECTIVES |= {
-    "esophageal",
-    "oesophageal",
-    "prostatic",
-    "uterine",
-    "cardiac",
-    "tracheal",
-    "cerebral",
-    "adrenal",
-}
-_ADJECTIVES |= {"vertebral", "renal", "pulmonary"}
+    "hepatic", "splenic", "aortic", "portal", "gastric", "pancreatic", "duodenal", "colonic", "costal", "esophageal",
+    "oesophageal", "prostatic", "uterine", "cardiac", "tracheal", "cerebral", "adrenal", "vertebral", "renal",
+    "pulmonary",
+}  # fmt: skip
 
 
 def _paired() -> Iterator[Structure]:
@@ -288,7 +274,7 @@ def name_for(question: str, answer: str = "") -> str:
 def colour_for(question: str, answer: str = "") -> tuple[int, int, int]:
     """A segment's 0-255 RGB colour from the question or the answer; the overlay's green if unknown."""
     known = structure_for(question, answer)
-    return known.colour if known else _FALLBACK_COLOUR
+    return known.colour if known else FOREST_GREEN
 
 
 def _mentions(text: str) -> list[tuple[Structure, int]]:

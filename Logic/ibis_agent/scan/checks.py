@@ -20,6 +20,7 @@ def suffix_of(path: Path) -> str:
 
 
 def stem(path: Path) -> str:
+    """The file name without its extension (see `suffix_of`)."""
     name = path.name
     suffix = suffix_of(path)
     return name[: -len(suffix)] if suffix else name
@@ -76,7 +77,7 @@ def check_length(path: Path, least: int, *, packing: int = 1032) -> None:
 
 
 def native(array: np.ndarray) -> np.ndarray:
-    """Integers as they are, in this machine's byte order; everything else as float32."""
+    """Integers as they are, in this machine's byte order; booleans as uint8, floats as float32."""
     if array.dtype.kind == "b":
         return array.astype(np.uint8)
     if array.dtype.kind in "iu":
@@ -92,7 +93,7 @@ def whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
     if values.dtype.kind in "iub":
         return native(values)
     if not np.isfinite(values).all():
-        raise InputError("the mask holds NaN or infinite values", file=path)
+        raise InputError("the mask contains NaN or infinite values", file=path)
     whole = np.rint(values)
     odd = np.abs(whole - values) > 1e-3
     if odd.any():
@@ -106,6 +107,7 @@ def whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
 
 
 def damaged(path: Path, error: Exception) -> InputError:
+    """The error for a file that a library could not read; `error` is what the library raised."""
     reason = " ".join(str(error).split()).rsplit("ERROR:", 1)[-1]
     reason = re.sub(r"\w{1,40}\(0x[0-9a-f]{1,16}\):", "", reason).replace(str(path), path.name).strip()
     return InputError(
@@ -117,4 +119,5 @@ def damaged(path: Path, error: Exception) -> InputError:
 
 
 def by(sides: Sequence[int]) -> str:
+    """For example "512 × 512 × 40"."""
     return " × ".join(str(side) for side in sides)

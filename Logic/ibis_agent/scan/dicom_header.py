@@ -162,7 +162,7 @@ def _header(file: Path, whole: Any) -> Header:
             Frame(
                 file,
                 n,
-                places[n] if places else look.numbers("PlanePositionSequence", "ImagePositionPatient", 3),
+                places[n] if places else look.numbers("PlanePositionSequence", _PLACE, 3),
                 look.orientation(),
                 spacing if own is None else _checked_spacing(file, own),
                 slope,
@@ -249,9 +249,9 @@ class _Look:
         return numbers(self.file, self.item(sequence), keyword, count)
 
     def orientation(self) -> np.ndarray | None:
-        turn = self.numbers("PlaneOrientationSequence", "ImageOrientationPatient", 6)
+        turn = self.numbers("PlaneOrientationSequence", _TURN, 6)
         if turn is None:
-            turn = numbers(self.file, first_item(self.whole, "DetectorInformationSequence"), _TURN, 6)
+            turn = _of_detector(self.file, self.whole, _TURN, 6)
         if turn is None:
             return None
         row, column = turn[:3], turn[3:]
@@ -311,17 +311,17 @@ def _places(file: Path, whole: Any, count: int) -> tuple[list[np.ndarray] | None
     thick = numbers(file, whole, "SliceThickness", 1)
     gap = next((float(each[0]) for each in (step, thick) if each is not None and each[0] != 0), None)
     if count == 1 and "PerFrameFunctionalGroupsSequence" not in whole:
-        detector = numbers(file, first_item(whole, "DetectorInformationSequence"), _PLACE, 3)
+        detector = _of_detector(file, whole, _PLACE, 3)
         return (None if detector is None or _PLACE in whole else [detector]), gap
     if "PerFrameFunctionalGroupsSequence" in whole:
         return None, gap
     offsets = numbers(file, whole, "GridFrameOffsetVector", count) if "DoseGridScaling" in whole else None
     origin = numbers(file, whole, _PLACE, 3)
     if origin is None:
-        origin = numbers(file, first_item(whole, "DetectorInformationSequence"), _PLACE, 3)
+        origin = _of_detector(file, whole, _PLACE, 3)
     turn = numbers(file, whole, _TURN, 6)
     if turn is None:
-        turn = numbers(file, first_item(whole, "DetectorInformationSequence"), _TURN, 6)
+        turn = _of_detector(file, whole, _TURN, 6)
     tomographic = "RECON TOMO" in text(whole, "ImageType") and _one_of_each(whole, count)
     if offsets is None and tomographic and gap is not None:
         offsets = np.arange(count) * gap
@@ -332,12 +332,16 @@ def _places(file: Path, whole: Any, count: int) -> tuple[list[np.ndarray] | None
             value=f"{count} frames, {text(whole, 'ImageType') or 'no image type'}",
             remedy="Save the frame as a PNG, or export the reconstructed slices.",
         )
-    if (
-        offsets[0] != 0 and abs(offsets[0] - origin[2]) < 1e-3
-    ):  # the older form: positions instead of steps from the first
+    # The older form has positions instead of distances from the first frame.
+    if offsets[0] != 0 and abs(offsets[0] - origin[2]) < 1e-3:
         offsets = offsets - offsets[0]
     normal = np.cross(turn[:3], turn[3:])
     return [origin + offset * normal for offset in offsets], gap
+
+
+def _of_detector(file: Path, whole: Any, keyword: str, count: int) -> np.ndarray | None:
+    """The numbers of nuclear medicine, which are in the description of the first detector."""
+    return numbers(file, first_item(whole, "DetectorInformationSequence"), keyword, count)
 
 
 def _one_of_each(whole: Any, count: int) -> bool:

@@ -80,13 +80,15 @@ class Frame:
     def crop(self, values: np.ndarray) -> np.ndarray:
         """Crop (height, width, …) to the frame; a view. Raises InputError for another size."""
         if values.shape[:2] != (self.height, self.width):
-            raise InputError("the frame is of another slice", value=f"{self} and {values.shape[:2]}")
+            raise InputError(
+                "the frame belongs to a slice of another size", value=f"{self} and {values.shape[:2]}"
+            )
         return values[self.top : self.bottom, self.left : self.right]
 
     def paste(self, values: np.ndarray) -> np.ndarray:
         """Pad a cropped array to (height, width, …) with zeros. Raises InputError for another size."""
         if values.shape[:2] != self.shape:
-            raise InputError("does not fit the frame", value=f"{values.shape[:2]} and {self.shape}")
+            raise InputError("the array does not fit the frame", value=f"{values.shape[:2]} and {self.shape}")
         whole = np.zeros((self.height, self.width, *values.shape[2:]), dtype=values.dtype)
         whole[self.top : self.bottom, self.left : self.right] = values
         return whole
@@ -119,7 +121,7 @@ def find_frame(
 
     The body is the largest connected part of each slice after cutting thin connections, so that table, clothes and
     separate arms stay outside. Dark regions inside belong to it: lungs behind a thin wall, a dark liver in MR. If no
-    body is found, the frame is the whole slice.
+    body is found, the frame is the whole slice. Raises InputError for an array of another form.
     """
     stack = slices[None] if slices.ndim == 2 else slices
     if stack.ndim != 3 or not stack.size:
@@ -155,7 +157,8 @@ def body_threshold(values: np.ndarray) -> float:
     """The threshold between background and body: AIR if some values are air in HU, otherwise from the values
     themselves.
 
-    MR and pictures: half-way between the background and Otsu's threshold, because fat or muscle may be dark.
+    MR and pictures: half-way between the background and Otsu's threshold (Otsu 1979, IEEE Trans. SMC 9:62), because
+    fat or muscle may be dark.
     """
     if np.mean(values < _SURELY_AIR) > _SHARE_OF_AIR:
         return AIR

@@ -92,7 +92,7 @@ def check_itk_header(reader: Any, path: Path) -> None:
         raise InputError(
             "the volume is in colour or contains vectors",
             file=path,
-            value=f"{reader.GetNumberOfComponents()} values a voxel",
+            value=f"{reader.GetNumberOfComponents()} values per voxel",
             remedy="Convert it to one grey value per voxel, or save a slice as a PNG.",
         )
     pixel = reader.GetPixelID()

@@ -29,16 +29,10 @@ _KINDS = {
     ".dcm": "DICOM",
     ".ima": "DICOM",
 }
-
-
 _WRAPPED = {".nii.gz": "gzip", ".npz": "zip"}
-
-
 _READABLE = (
     "Supported are PNG, JPEG, NIfTI (.nii, .nii.gz), NRRD, MetaImage (.mha, .mhd), .npz, and DICOM folders."
 )
-
-
 Reader = Callable[[Path, str | None], Scan]
 
 

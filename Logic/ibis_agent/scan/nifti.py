@@ -37,9 +37,8 @@ _QFORM = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoff
 
 
 def read_nifti(path: Path, series: str | None = None) -> Scan:
-    """A NIfTI file in its own index order, with its own affine (sform before qform, like nibabel).
-
-    Raises InputError.
+    """A NIfTI file in its own index order, with its own affine to RAS mm (sform before qform, like nibabel). Raises
+    InputError.
     """
     return _read(path, labels=False)
 
@@ -100,7 +99,7 @@ def _header(stream: Any) -> Any:
 def _sides(header: Any) -> tuple[int, ...]:
     count = int(header["dim"][0])
     if not 1 <= count <= 7:
-        raise ValueError(f"the header has {count} axes")
+        raise ValueError(f"the header gives {count} axes")
     return tuple(int(side) for side in header["dim"][1 : count + 1])
 
 

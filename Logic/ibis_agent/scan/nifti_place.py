@@ -62,7 +62,7 @@ class NiftiPlace:
         )
 
     def fill(self, header: Any) -> None:
-        """Write the place into a nibabel header."""
+        """Write these fields into a nibabel header."""
         header["pixdim"][:4] = self.pixdim
         for letter, value in zip("bcd", self.quatern, strict=True):
             header[f"quatern_{letter}"] = value
@@ -79,8 +79,12 @@ class NiftiPlace:
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
         return affine if self.sform_code > 0 and lengths.min() > 0 else None
 
-    def qform(self, shape: Sequence[int]) -> np.ndarray | None:
-        """(4, 4) to RAS mm; None if it is not set. An invalid quaternion is normalised, as in ITK."""
+    @property
+    def qform(self) -> np.ndarray | None:
+        """(4, 4) to RAS mm; None if it is not set. An invalid quaternion is normalised, as in ITK.
+
+        The formula: nifti1.h, method 2.
+        """
         if self.qform_code <= 0:
             return None
         b, c, d = np.array(self.quatern) / max(1.0, float(np.linalg.norm(self.quatern)))
@@ -92,13 +96,14 @@ class NiftiPlace:
                 [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
             ]
         )
-        sizes = self.sizes(shape)
+        sizes = self.sizes
         affine = np.eye(4)
         affine[:3, :3] = turn * (sizes[0], sizes[1], sizes[2] * (-1 if self.pixdim[0] < 0 else 1))
         affine[:3, 3] = self.qoffset
         return affine * self._scale
 
-    def sizes(self, shape: Sequence[int]) -> list[float]:
+    @property
+    def sizes(self) -> list[float]:
         """The voxel sizes from pixdim, in the header's unit; 1 if missing."""
         return [abs(size) or 1.0 for size in self.pixdim[1:]]
 
@@ -107,7 +112,7 @@ class NiftiPlace:
 
         The sform if set, otherwise the qform, otherwise nibabel's default.
         """
-        sform, qform = self.sform, self.qform(shape)
+        sform, qform = self.sform, self.qform
         sized = all(size != 0 for size, side in zip(self.pixdim[1:], shape, strict=True) if side > 1)
         unsized = [] if sized else ["the file contains no voxel size (pixdim): measurements are in pixels"]
         if any(size < 0 for size in self.pixdim[1:]):
@@ -124,7 +129,7 @@ class NiftiPlace:
         if self.sform_code > 0:
             return np.vstack([np.reshape(self.srow, (3, 4)), (0, 0, 0, 1)]) * self._scale, True, []
         lost = "neither sform nor qform is set: left and right may be swapped"
-        sizes = np.array(self.sizes(shape)) * (-1, 1, 1)
+        sizes = np.array(self.sizes) * (-1, 1, 1)
         affine = np.diag([*sizes, 1.0])
         affine[:3, 3] = -sizes * (np.array(shape) - 1) / 2
         return affine * self._scale, sized, [lost, *unsized]
@@ -144,7 +149,7 @@ class NiftiPlace:
     def _other_sizes(self, sform: np.ndarray, shape: Sequence[int]) -> list[str]:
         """ITK, and so 3D Slicer, uses the directions of the sform and the sizes of pixdim."""
         own = np.linalg.norm(sform[:3, :3], axis=0)
-        other = np.array(self.sizes(shape)) * self._scale[0, 0]
+        other = np.array(self.sizes) * self._scale[0, 0]
         known = [side > 1 and size != 0 for side, size in zip(shape, self.pixdim[1:], strict=True)]
         if not (np.abs(own - other) > 0.01 * own)[known].any():
             return []
@@ -168,7 +173,7 @@ class NiftiPlace:
 
     @classmethod
     def from_json(cls, record: Any) -> NiftiPlace:
-        """The reverse of `to_json`. Raises InputError for anything else."""
+        """The reverse of `to_json`. Raises InputError."""
         try:
             lists: dict[str, Any] = {name: tuple(float(each) for each in record[name]) for name in _FIELDS}
             whole: dict[str, Any] = {
@@ -176,19 +181,16 @@ class NiftiPlace:
             }
             itk = tuple(float(each) for each in record.get("itk", ()))
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-            raise InputError("this is not a place of a NIfTI file", value=str(error)) from error
-        fits = all(len(lists[name]) == size for name, size in _SIZES.items()) and len(itk) in (0, 16)
+            raise InputError("the NIfTI fields of the geometry cannot be read", value=str(error)) from error
         if (
-            not fits
+            any(len(lists[name]) != size for name, size in _SIZES.items())
+            or len(itk) not in (0, 16)
             or not np.isfinite([*sum(lists.values(), ()), *itk]).all()
             or whole["version"] not in (1, 2)
+            or not all(0 <= whole[name] < 2**15 for name in ("qform_code", "sform_code"))
+            or not 0 <= whole["units"] < 8
         ):
-            raise InputError("this place of a NIfTI file contradicts itself", value=record)
-        small = (
-            all(0 <= whole[name] < 2**15 for name in ("qform_code", "sform_code")) and 0 <= whole["units"] < 8
-        )
-        if not small:
-            raise InputError("this place of a NIfTI file contradicts itself", value=record)
+            raise InputError("the NIfTI fields of the geometry are invalid", value=record)
         return cls(**lists, **whole, itk=itk)
 
 

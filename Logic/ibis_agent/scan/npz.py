@@ -19,7 +19,7 @@ def read_npz(path: Path, series: str | None = None) -> Scan:
     (LPS).
 
     The voxels come out as (I, J, K) with i along W. 8-bit images are shown unchanged: they were windowed
-    before.
+    before. Raises InputError.
     """
     wanted = {"imgs": True, "spacing": True, "direction": False, "origin": False}
     found: dict[str, np.ndarray] = {}
@@ -38,9 +38,7 @@ def read_npz(path: Path, series: str | None = None) -> Scan:
                     )
     except InputError:
         raise
-    except (
-        Exception
-    ) as error:  # numpy evaluates the header as a Python literal and may raise any of its errors
+    except Exception as error:  # numpy evaluates the header as a Python literal, with any of its errors
         raise damaged(path, error) from error
     images = found["imgs"]
     check_kind(images.dtype, path)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ibis_agent.errors import InputError
+from ibis_agent.scan.checks import by
 from ibis_agent.scan.geometry import picture_affine
 from ibis_agent.scan.picture import LONGEST_RATIO, apply_window, percentile_window
 from ibis_agent.scan.scan import Scan
@@ -30,7 +31,7 @@ def read_photograph(path: Path, series: str | None = None) -> Scan:
         with Image.open(path, formats=("PNG", "JPEG")) as image:
             size = image.size
             if size[0] * size[1] > _MOST_PIXELS:
-                raise InputError("the picture is too large", file=path, value=_by(size))
+                raise InputError("the picture is too large", file=path, value=f"{by(size)} pixels")
             # A camera's JPEG may contain a second, smaller picture (MPO): the first is the photograph.
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise InputError("the picture is animated", file=path, remedy="Save one frame as a picture.")
@@ -53,7 +54,7 @@ def colour_picture(rgb: np.ndarray, path: Path) -> Scan:
     size = rgb.shape[1], rgb.shape[0]
     short, long = sorted(size)
     if short < 2 or long > LONGEST_RATIO * short:
-        raise InputError("the picture is too thin", file=path, value=_by(size))
+        raise InputError("the picture is too thin", file=path, value=f"{by(size)} pixels")
     if (rgb == rgb[0, 0]).all():
         raise InputError(_CONSTANT, file=path, value=f"{rgb[0, 0].tolist()} everywhere")
     return Scan(rgb, picture_affine(), "picture", path, path.stem)
@@ -72,7 +73,3 @@ def _rgb(image: Any, path: Path) -> np.ndarray:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)
     return np.array(image.convert("RGB"))
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]} × {size[1]} pixels"

@@ -43,9 +43,10 @@ class Picture:
         geometry: the positions of its pixels.
         window: the grey values shown as black and as white; None for a photograph.
         notes: for the person, about how the scan was read.
-        values: (H, W) grey values of the scan, if available; ct: whether they are Hounsfield units;
-            modality: what the scan or a person says that it is, such as "MR", or "".
-        frame: the part that the models see; None for all of it. Clicks and masks are of the whole picture.
+        frame: the part that the models see; None for all of it. Clicks and masks refer to the whole picture.
+        values: (H, W) grey values of the scan, if available.
+        ct: whether they are Hounsfield units.
+        modality: from the file or chosen by the person, such as "MR"; "" if unknown.
     """
 
     rgb: np.ndarray
@@ -136,7 +137,7 @@ def check_window(window: Sequence[float]) -> tuple[float, float]:
 
 
 def percentile_window(values: np.ndarray) -> tuple[float, float] | None:
-    """The 1st and 99th percentile, as published; None for constant values.
+    """(minimum, maximum): the 1st and 99th percentile, as in the published code; None for constant values.
 
     If these two are equal, nearly all values are the same, and the whole range is used to show the others.
     """
@@ -148,7 +149,8 @@ def percentile_window(values: np.ndarray) -> tuple[float, float] | None:
 
 
 def apply_window(values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    """Grey values → uint8: from the window's minimum (0) to its maximum (255), truncated as published."""
+    """Grey values → uint8: from the window's minimum (0) to its maximum (255), truncated as in the published
+    code."""
     low, high = window
     scaled = np.clip(values.astype(np.float64), low, high)
     return np.asarray((scaled - low) / (high - low) * 255).astype(np.uint8)
@@ -160,7 +162,10 @@ def overlay(
     colour: Sequence[int] = FOREST_GREEN,
     alpha: float = 0.4,
 ) -> np.ndarray:
-    """A copy of the (H, W, 3) uint8 picture with the (H, W) mask painted over it, as published."""
+    """A copy of the (H, W, 3) uint8 picture with the (H, W) mask painted over it, as in the published code.
+
+    colour: 0-255 RGB. Raises InputError.
+    """
     if rgb.ndim != 3 or rgb.shape[2] != 3 or mask.shape != rgb.shape[:2]:
         raise InputError(
             "the mask and the picture have different sizes", value=f"{mask.shape} on {rgb.shape}"

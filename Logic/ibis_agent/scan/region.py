@@ -1,24 +1,27 @@
-"""Which part of the body an axial CT slice shows, as far as bones tell it without doubt: the head, or the legs."""
+"""Recognise an axial CT slice of the head or of the legs by its bones. When in doubt, the answer is "neither"."""
 
 from __future__ import annotations
 
 import numpy as np
 
-STEP_MM = 2.5  # finer than this nothing is looked at
-BODY, BONE = -250.0, 300.0  # HU: above them is body, and bone
-HEAD_CM2 = 420.0  # no head is larger
-SKULL_SHARE = 0.5  # of a head lies inside the skull
-LEG_CM2 = 30.0, 420.0
+STEP_MM = 2.5  # the slice is sampled at about this spacing
+BODY, BONE = -250.0, 300.0  # HU thresholds
+HEAD_CM2 = 420.0  # largest head
+SKULL_SHARE = 0.5  # least fraction of a head that lies inside the skull
+LEG_CM2 = 30.0, 420.0  # smallest and largest leg
 
 
 def region_of(hu: np.ndarray, spacing: tuple[float, float]) -> str:
-    """ "head" or "legs"; "" for the trunk and for whatever is not plainly one of the two.
+    """ "head" or "legs"; "" for the trunk and for unclear slices.
 
-    hu: (H, W) Hounsfield units of an axial slice. spacing: (row, column) mm.
-    A head is a ring of bone around most of a body no larger than HEAD_CM2; legs are two bodies of about one size
-    beside each other, each with bone in it.
+    Args:
+        hu: (H, W) Hounsfield units of an axial slice.
+        spacing: (row, column) mm.
+
+    A head is a region of at most HEAD_CM2 that is mostly enclosed by bone. Legs are two regions of similar size beside
+    each other, both with bone inside.
     """
-    from scipy import ndimage  # not everything that reads pictures has it
+    from scipy import ndimage  # not installed everywhere
 
     rows, columns = (max(1, round(STEP_MM / mm)) for mm in spacing)
     small = np.nan_to_num(np.asarray(hu[::rows, ::columns], np.float32), nan=-1000.0)

@@ -1,4 +1,4 @@
-"""A scan as stored in its file: voxels, their positions, and the decisions made while reading it.
+"""A scan as stored in its file: voxels, their positions, and notes on how it was read.
 
 It is not reoriented or resampled. Choosing the reader is in load; converting a slice to a picture is in picture and
 geometry.

@@ -58,6 +58,7 @@ class Stack:
 
     Attributes:
         window: (minimum, maximum) shown as black and white, in all slices.
+        first, last: the range, inclusive.
         roi: ((3,), (3,)) first and last voxel of a box that masks must stay in, or None.
         frame: what the models see of every slice; None for all of it.
     """
@@ -176,7 +177,9 @@ class RecordedSlices:
 
     Attributes:
         pictures: by slice.
-        count: slices along the whole axis. clips: where masks are allowed, by slice; empty for everywhere.
+        count: number of slices along the whole axis.
+        first, last: the range, inclusive.
+        clips: (H, W) bool by slice, where masks are allowed; empty for everywhere.
     """
 
     pictures: Mapping[int, Picture]

@@ -134,7 +134,7 @@ def test_colour_volumes_are_refused(tmp_path: Path) -> None:
         sitk.WriteImage(
             sitk.GetImageFromArray(np.zeros((6, 8, 10, 3), np.uint8), isVector=True), str(tmp_path / name)
         )
-        refused(tmp_path / name, "colour", "3 values a voxel")
+        refused(tmp_path / name, "colour", "3 values per voxel")
 
 
 def test_complex_voxels_are_refused(tmp_path: Path) -> None:
