@@ -21,12 +21,12 @@ def place(text: str) -> Path | str:
 
 
 def segmenter_place(text: str) -> Path | str:
-    """The same for a segmenter."""
+    """Where a segmenter is: an address or a path."""
     return text if segmenters.is_address(text) else Path(text)
 
 
 def any_place(text: str) -> Path | str:
-    """The same of either."""
+    """Where a policy or a segmenter is: an address or a path."""
     return text if policies.is_address(text) or segmenters.is_address(text) else Path(text)
 
 
@@ -42,7 +42,7 @@ def chosen(options: argparse.Namespace) -> PolicySource:
                 raise InputError(
                     f"--{option.replace('_', '-')} is for a policy on a server",
                     value=getattr(options, option),
-                    remedy="Name its address with --policy, or leave it out.",
+                    remedy="Give the address with --policy, or leave the option out.",
                 )
         return policies.find(where)
     from ibis_agent.policy.remote.source import RemoteAddress

@@ -87,8 +87,10 @@ class Cohort:
     def run(
         self, workers: int, start: Start, tell: Callable[[Result, int], object] = lambda result, done: None
     ) -> None:
-        """Process the remaining scans. tell: called with every result and the number of scans done. Raises what
-        loading raises, and OutputError if another cohort is using the folder.
+        """Process the remaining scans.
+
+        tell: called with every result and the number of scans done.
+        Raises what loading the models raises, and OutputError if another cohort is using the folder.
         """
         claim = Claim(self.out)
         waiting = deque(self.todo)
@@ -151,9 +153,7 @@ class Cohort:
         while worker.entries:
             entry = worker.entries.popleft()
             found = Result.load(self.out / entry.name)
-            if (
-                found is not None and not found.error
-            ):  # it was finished, but its worker died before reporting it
+            if found is not None and not found.error:  # finished, but its worker died before reporting it
                 self._keep(dataclasses.replace(found, scan=entry.scan), tell)
                 continue
             text = "the worker process ended unexpectedly, possibly for lack of memory"
@@ -218,8 +218,10 @@ def _heard(workers: list[Worker]) -> Iterator[tuple[Worker, Any]]:
 def start_process(
     asked: Request, out: Path, number: int, load: Callable[[Request], Any] = load_models
 ) -> tuple[Connection, Callable[[], None]]:
-    """Start a worker process. Returns the pipe to it, and a function that ends it. load: returns policy and
-    segmenter."""
+    """Start a worker process. Returns the pipe to it, and a function that ends it.
+
+    load: returns policy and segmenter.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=work, args=(theirs, asked, out, number, load), daemon=True)
@@ -249,7 +251,7 @@ def run_cohort(asked: Request, options: argparse.Namespace) -> int:
             "at least one worker is needed", value=options.workers, remedy="Give --workers 1 or more."
         )
     screen = terminal.Screen(quiet=options.quiet or options.json)
-    if segmenters.is_address(asked.segmenter):  # whose weights are under a licence that people must know
+    if segmenters.is_address(asked.segmenter):  # shows the licence of its weights
         screen.line(str(segmenters.find(asked.segmenter)))
     cohort = Cohort(with_masks(entries, asked.masks), asked, options.out)
     if cohort.already:

@@ -1,9 +1,9 @@
-"""Which masks each scan of a cohort is given, told from patterns, folders and columns before any scan is read.
+"""The masks given for each scan of a cohort, found from patterns, folders and columns before any scan is read.
 
---start-mask '{scan}_liver.nii.gz'     # beside each scan: its path without its ending
---start-mask '{folder}/seg/liver.nii'  # in the folder of each scan
---start-mask 'masks/{name}.seg.nrrd'   # {name}: the scan's name alone, without its ending
---start-mask masks                     # a folder: the mask that is called as the scan is
+--start-mask '{scan}_liver.nii.gz'     # {scan}: the scan's path without its extension
+--start-mask '{folder}/seg/liver.nii'  # {folder}: the scan's folder
+--start-mask 'masks/{name}.seg.nrrd'   # {name}: the scan's name without its extension
+--start-mask masks                     # a folder of masks with the same names as the scans
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ _NAMES = 5  # of scans, in an error
 
 
 def with_masks(entries: Sequence[Entry], asked: MaskFiles) -> list[Entry]:
-    """The entries with the files of their masks; what a manifest names for a scan comes first.
+    """The entries with the files of their masks. Files named in a manifest take precedence.
 
-    Masks that lie among the scans are no scans. Raises InputError where a scan would be without a mask that is asked
-    for, naming the scans.
+    Masks in the folder of the scans are not taken for scans. Raises InputError naming the scans whose mask is missing.
     """
     starts = [(name, _Place(path, "--start-mask", len(entries))) for name, path in asked.start]
     out = None if asked.exclude is None else _Place(asked.exclude, "--exclude", len(entries))
@@ -45,7 +44,7 @@ def with_masks(entries: Sequence[Entry], asked: MaskFiles) -> list[Entry]:
     for entry in made:
         for path in _files(entry):
             if not Path(path).is_file():
-                raise InputError("the manifest names a mask that is not there", file=path, value=entry.name)
+                raise InputError("the mask named in the manifest is missing", file=path, value=entry.name)
     return made
 
 
@@ -54,7 +53,7 @@ def _files(entry: Entry) -> list[str]:
 
 
 def masks_of(entry: Entry, asked: MaskFiles) -> MaskFiles:
-    """What a run of this entry is given."""
+    """The masks for the run of this entry."""
     start = tuple((name, Path(path)) for name, path in entry.start if path)
     exclude = Path(entry.exclude) if entry.exclude else None
     return MaskFiles(
@@ -66,7 +65,7 @@ def masks_of(entry: Entry, asked: MaskFiles) -> MaskFiles:
 
 
 class _Place:
-    """Where the masks of scans are: a pattern, or a folder of masks that are called as the scans are."""
+    """Where the masks are: a pattern, or a folder of masks with the same names as the scans."""
 
     def __init__(self, where: Path, option: str, scans: int) -> None:
         self._where, self._option = str(where), option
@@ -78,9 +77,9 @@ class _Place:
         if not where.is_dir():
             if scans > 1 or not where.is_file():
                 raise InputError(
-                    f"{option} of a cohort is a folder of masks, or a path with {{scan}}, {{folder}} or {{name}} in it",
+                    f"in a cohort, {option} must be a folder of masks, or a path with {{scan}}, {{folder}} or {{name}}",
                     file=where,
-                    remedy=f"Such as {option} '{{scan}}_liver.nii.gz'.",
+                    remedy=f"For example: {option} '{{scan}}_liver.nii.gz'.",
                 )
             return
         self._files = {}
@@ -90,11 +89,10 @@ class _Place:
                     self._files.setdefault(name, []).append(path)
 
     def of(self, entry: Entry) -> str:
-        """The file of one scan; empty where it is not there, which `check` tells."""
+        """The file for one scan; empty if it is missing, which `check` reports."""
         scan = Path(entry.scan)
-        own_name = (
-            scan.name if scan.is_dir() else stem(scan) or scan.name
-        )  # folders may be called 1.2.840.113
+        # Folders may have names such as 1.2.840.113.
+        own_name = scan.name if scan.is_dir() else stem(scan) or scan.name
         if self._files is None:
             named = {"{scan}": str(scan.parent / own_name), "{folder}": str(scan.parent), "{name}": own_name}
             text = self._where
@@ -104,14 +102,14 @@ class _Place:
         else:
             text = f"{self._where}/{entry.name}"
             own = plain_name(Path(f"{own_name}.nii"), Path())
-            cut = scan.is_dir() and suffix_of(scan)  # an entry's name lacks what looks like an ending
+            cut = scan.is_dir() and suffix_of(scan)  # the entry's name lacks the part after the last dot
             found = (not cut and self._files.get(entry.name)) or self._files.get(own, [])
         if len(found) > 1:
             raise InputError(
-                f"two masks are called as the scan {entry.name} is",
+                f"two masks have the name of the scan {entry.name}",
                 file=found[0],
                 value=str(found[1]),
-                remedy="Keep one of them there.",
+                remedy="Remove one of them from the folder.",
             )
         if not found:
             self._missing[entry.name] = text
@@ -120,15 +118,14 @@ class _Place:
         return str(found[0]) if found else ""
 
     def check(self, names: Collection[str]) -> None:
-        """Raises InputError where one of these scans is without a mask, or has that of another folder's scan."""
+        """Raises InputError if a scan has no mask, or scans of several folders have the same. names: of the scans."""
         missing = [name for name in self._missing if name in names]
         if missing:
             said = ", ".join(missing[:_NAMES]) + (", …" if len(missing) > _NAMES else "")
             raise InputError(
                 f"{len(missing)} of {len(names)} scans have no mask for {self._option}: {said}",
                 file=self._missing[missing[0]],
-                remedy="Leave them out; or give a manifest with a column start_mask or exclude, empty where there is "
-                "none.",
+                remedy="Leave them out, or use a manifest with a column start_mask or exclude, which may be empty.",
             )
         for path, scans in self._used.items():
             shared = {name: folder for name, folder in scans.items() if name in names}
@@ -137,6 +134,6 @@ class _Place:
                     f"scans of several folders would have the same mask for {self._option}: "
                     + ", ".join(list(shared)[:_NAMES]),
                     file=path,
-                    remedy="Put the masks into folders as the scans are; or give a manifest with a column "
-                    "start_mask or exclude.",
+                    remedy="Put the masks into folders like the scans, or use a manifest with a column start_mask or "
+                    "exclude.",
                 )

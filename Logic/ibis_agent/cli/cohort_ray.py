@@ -69,8 +69,10 @@ class Hand:
         return None
 
     def answer(self, turn: int, entry: Entry) -> dict[str, Any] | str:
-        """turn: counts the entries from 0. If the actor dies, the first entry without an answer is the one it was
-        processing."""
+        """Process one entry. turn: counts the entries from 0.
+
+        If the actor dies, the first entry without an answer is the one that it was processing.
+        """
         runner = prepare(entry, self._asked, self._out)
         with self._changed:
             self._changed.wait_for(lambda: self._turn == turn)
@@ -83,8 +85,7 @@ class Hand:
 def start_actor(
     asked: Request, out: Path, number: int, load: Callable[[Request], Any] = load_models
 ) -> tuple[Connection, Callable[[], None]]:
-    """Start a worker as an actor of the joined cluster. Returns the pipe to it, and a function that ends it; see
-    cohort.Start."""
+    """Start a worker as an actor of the joined cluster. Arguments and result as for cohort.start_process."""
     import ray
 
     graphics = 1 if ray.cluster_resources().get("GPU") else 0

@@ -7,11 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ibis_agent import files
 from ibis_agent.cli.runner import TRAJECTORY_NAME
-from ibis_agent.cli.several_results import STRUCTURES_NAME
+from ibis_agent.cli.several_results import STRUCTURES_NAME, doubt_of
 from ibis_agent.errors import InputError
 from ibis_agent.fields import read_json
 from ibis_agent.record.recorded_slices import RecordedSlice, recorded_slices
@@ -30,8 +28,7 @@ RESULT_NAME = "result.json"
 class Result:
     """One scan's row in the table and its card on the page. If there is an `error`, nothing else is set.
 
-    doubt: 0 to 1: one minus the mean of the segmenter's scores over the slices of the mask; 1 if the run paused or
-    found nothing. With several structures, each has a row in `structures`, and the highest doubt counts.
+    doubt: see `doubt_of`. With several structures, each has a row in `structures`, and the highest doubt counts.
     """
 
     name: str
@@ -81,7 +78,7 @@ def result_of(entry: Entry, runner: Runner, seconds: float) -> Result:
         question=str(record["question"]),
         answer=str(record.get("answer") or ""),
         status=status,
-        doubt=1.0 if status == "paused" else round(_doubt(record, slices), 4),
+        doubt=doubt_of(_scores(record, slices), status),
         measurements=dict(record["measurements"]),
         seconds=round(seconds, 2),
         thumbnail=_thumbnail(max(slices, key=lambda each: int(each.mask.sum()))),
@@ -104,13 +101,11 @@ def result_of_several(entry: Entry, several: Several, seconds: float) -> Result:
     )
 
 
-def _doubt(record: Mapping[str, Any], slices: list[RecordedSlice]) -> float:
+def _scores(record: Mapping[str, Any], slices: list[RecordedSlice]) -> list[float | None]:
+    """The segmenter's scores of the slices with a mask; for a single slice, that of its last mask."""
     if "slices" in record:
-        scores = [each.row.get("score") for each in slices if each.mask.any()]
-    else:
-        scores = [step.get("score") for step in record["steps"] if step.get("score") is not None][-1:]
-    known = [float(score) for score in scores if score is not None]
-    return min(1.0, max(0.0, 1.0 - float(np.mean(known)))) if known else 1.0
+        return [each.row.get("score") for each in slices if each.mask.any()]
+    return [step["score"] for step in record["steps"] if step.get("score") is not None][-1:]
 
 
 def _thumbnail(shown: RecordedSlice) -> str:

@@ -33,8 +33,8 @@ class Entry:
         scan: file or DICOM folder.
         question: its own question; empty for the cohort's.
         series: which series of a DICOM folder; empty if there is only one.
-        start: (structure, file) of the masks to begin from, see given_masks.
-        exclude: the file of what the masks never enter; empty for none.
+        start: (structure, file) of the masks to start from, see given_masks.
+        exclude: the file with the excluded voxels; empty for none.
     """
 
     name: str
@@ -83,7 +83,7 @@ def entries_of(source: str) -> list[Entry]:
 
 
 def scans_in(root: Path) -> Iterator[Path]:
-    """Scan files below a folder, and the folders that hold DICOM files, sorted by name."""
+    """Scan files below a folder, and the folders that contain DICOM files, sorted by name."""
     here = sorted(root.iterdir())
     files = [each for each in here if each.is_file() and not each.name.startswith(".")]
     if any(_is_dicom(each) for each in files):

@@ -1,4 +1,4 @@
-"""The masks that a run is given in files, read onto its scan and cut into its slices: one for each structure."""
+"""The masks given to a run as files: read, checked against its scan, and cut into its slices, for each structure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _EACH = "Name a file for each: --start-mask liver=FILE."
 class MaskFiles:
     """The values of --start-mask, --start-label, --exclude and --exclude-label.
 
-    start: (structure, file); the structure is empty for a file that is meant for all that are asked for.
+    start: (structure, file); an empty structure stands for all structures of the run.
     """
 
     start: tuple[tuple[str, Path], ...] = ()
@@ -36,13 +36,13 @@ class MaskFiles:
         return bool(self.start or self.exclude)
 
     def to_json(self) -> dict[str, Any] | None:
-        """In plain values; None where no mask is given."""
+        """Plain values; None if there are no masks."""
         said = {"start": [[name, str(path)] for name, path in self.start], "label": self.label}
         out = {"exclude": str(self.exclude or "") or None, "exclude_labels": list(self.exclude_labels)}
         return {key: value for key, value in {**said, **out}.items() if value} or None
 
     def check(self, count: int = 1) -> None:
-        """count: of the structures that are asked for. Raises InputError for a label without its file or structure."""
+        """Raises InputError for options that do not fit together. count: number of structures of the run."""
         for label, file, option in (
             (self.label, self.start, "start-mask"), (self.exclude_labels, self.exclude, "exclude"),
         ):  # fmt: skip
@@ -54,15 +54,15 @@ class MaskFiles:
             twice = next(
                 path for (name, path), each in zip(self.start, named, strict=True) if named.count(each) > 1
             )
-            raise InputError("one structure begins from two masks", file=twice, remedy=_EACH)
+            raise InputError("two masks are given for one structure", file=twice, remedy=_EACH)
         if self.label and count > 1:
             raise InputError(
-                "one label cannot be the start of several structures", value=self.label,
-                remedy="Leave --start-label out: each begins from the label of its own name.",
+                "one label cannot be used for several structures", value=self.label,
+                remedy="Leave --start-label out: each structure starts from the label with its name.",
             )  # fmt: skip
 
     def read(self, scan: Scan, structures: Sequence[str] = ("",)) -> GivenVolumes:
-        """All on the scan, for structures of these names. Raises InputError naming the file."""
+        """Read the masks for structures with these names. Raises InputError naming the file."""
         self.check(len(structures))
         chosen = self._chosen(structures)
         starts = [None] * len(structures) if not self.start else self._starts(scan, chosen)
@@ -78,7 +78,7 @@ class MaskFiles:
         return GivenVolumes(scan, starts, outs, names, excluded)
 
     def _chosen(self, structures: Sequence[str]) -> list[tuple[Path, str] | None]:
-        """The file and the label that each structure begins from; None for one that is given none."""
+        """(file, label) to start from, for each structure; None without one."""
         found: list[tuple[Path, str] | None] = []
         for name in structures:
             own = [path for said, path in self.start if said and _same(said, name)]
@@ -91,8 +91,8 @@ class MaskFiles:
         for said, path in self.start:
             if said and not any(_same(said, name) for name in structures):
                 raise InputError(
-                    "a mask is given for a structure that is not asked for", file=path, value=said,
-                    remedy=f"Asked for: {', '.join(structures)}.",
+                    "the run has no structure with this name", file=path, value=said,
+                    remedy=f"Its structures: {', '.join(structures)}.",
                 )  # fmt: skip
         return found
 
@@ -120,9 +120,7 @@ class MaskFiles:
 
 @dataclass(frozen=True, eq=False)
 class GivenVolumes:
-    """Starts and exclusions on their scan, one of each structure: (I, J, K) bool, or (H, W) for a picture; None where
-    none was given.
-    """
+    """The masks on the grid of their scan, by structure: (I, J, K) bool, or (H, W) for a picture; None without one."""
 
     scan: Scan
     starts: Sequence[np.ndarray | None]
@@ -131,7 +129,7 @@ class GivenVolumes:
     excluded_names: Sequence[str]
 
     def fullest(self, geometry: PictureGeometry) -> int | None:
-        """The slice across the geometry's axis where the starts are largest; None without one."""
+        """Index of the slice, along the geometry's axis, where the starts are largest; None without a start."""
         known = [each for each in self.starts if each is not None and each.ndim > 2]
         if not known:
             return None
@@ -139,11 +137,11 @@ class GivenVolumes:
         return int(np.argmax(sum(each.sum(axis=axes) for each in known)))
 
     def on_slice(self, geometry: PictureGeometry) -> tuple[Given, ...]:
-        """For a slice alone. Raises InputError where no start is on it."""
+        """The masks on a single slice. Raises InputError if all starts are empty there."""
         return self._given([geometry], lambda index, mask: mask)
 
     def on_stack(self, stack: Stack) -> tuple[Given, ...]:
-        """For the range of a stack, within its region of interest. Raises InputError where no start is in it."""
+        """The masks in the range and region of interest of a stack. Raises InputError if all starts are empty there."""
 
         def inside(index: int, mask: np.ndarray) -> np.ndarray:
             clip = stack.inside(index)
@@ -171,7 +169,7 @@ class GivenVolumes:
 
 
 def named_file(text: str) -> tuple[str, Path]:
-    """`FILE` or `STRUCTURE=FILE` of the command line."""
+    """(structure, file) from `FILE` or `STRUCTURE=FILE` of the command line."""
     name, equals, path = text.partition("=")
     if not equals or not name.strip() or not path or "/" in name or "\\" in name or Path(text).exists():
         return "", Path(text)
@@ -185,23 +183,23 @@ def _planes(mask: np.ndarray | None, geometries: Sequence[PictureGeometry]) -> M
 
 
 def _label_of(structure: str, path: Path, alone: bool) -> str:
-    """The label of a map that is meant for a structure. alone: the file is of this structure and may have no names.
+    """The label for a structure. alone: the file was given for this structure only, so it needs no names.
 
-    Raises InputError naming what there is.
+    Raises InputError, which lists the available names.
     """
     names = list(names_of(path).values())
     found = [name for name in names if _plain(name) == _plain(structure)][:1]
     found = found or [name for name in names if _same(name, structure)]
-    if len(found) == 1:  # liver_vessels and liver_segment_1 speak of the liver too
+    if len(found) == 1:  # liver_vessels and liver_segment_1 also mention the liver
         return found[0]
     if alone:
         return ""
-    known = ", ".join(names[:12]) or "it has no names for its labels"
+    known = ", ".join(names[:12]) or "its labels have no names"
     raise InputError(f"the mask has no label for {structure}", file=path, value=known, remedy=_EACH)
 
 
 def _same(a: str, b: str) -> bool:
-    """Whether two names mean one structure: kidney_left and left kidney do."""
+    """Whether two names mean the same structure, such as kidney_left and left kidney."""
     if _plain(a) == _plain(b):
         return True
     one, other = (structure_in(name.replace("_", " ")) for name in (a, b))

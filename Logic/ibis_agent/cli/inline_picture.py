@@ -20,8 +20,7 @@ _PIECE = 4096  # maximum bytes of base64 in one escape sequence of kitty's proto
 
 
 def protocol(environment: Mapping[str, str] = os.environ) -> Protocol | None:
-    """The protocol that the terminal supports, from its environment variables; None in tmux and screen, which drop
-    it."""
+    """The protocol that the terminal supports, from its environment variables; None in tmux and screen."""
     term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
     if term.startswith(("tmux", "screen")) or "TMUX" in environment:
         return None

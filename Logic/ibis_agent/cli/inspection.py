@@ -41,8 +41,9 @@ def inspect(
     """Facts by title. None stands for the demo models; a policy may be given by its source.
 
     Args:
-        config: architecture of a segmenter's checkpoint, as in architecture.load.
-        load: load a model of any size. series, modality: for a scan, as in load.load_scan.
+        config: architecture of a segmenter's checkpoint, as for --segmenter-config.
+        load: load a model of any size.
+        series, modality: for a scan, as for `load_scan`.
         agreed: the host that slices may be sent to, for a segmenter on a server.
 
     Raises IbisError if the kind of file is not supported, or the file cannot be used.
@@ -142,7 +143,7 @@ def _segmenter_on_server(where: str, agreed: str) -> Facts:
         segmenter = source.open()
         told["server's licence"] = segmenter.identity["licence"]
         taken = {"clicks": segmenter.can.clicks, "boxes": segmenter.can.boxes}
-        taken["a mask to begin from"] = segmenter.can.starting_mask
+        taken["a starting mask"] = segmenter.can.starting_mask
         segmenter.session.close()
         return (
             f"version {segmenter.identity['version']}, takes {', '.join(key for key in taken if taken[key])}"

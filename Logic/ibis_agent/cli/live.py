@@ -43,8 +43,10 @@ class Live:
     """
 
     def __init__(self, path: Path, stream: TextIO | None = None) -> None:
-        """path: the run's trajectory.json. stream: the terminal (default: sys.stdin). Raises OSError if no port is
-        available."""
+        """path: the run's trajectory.json. stream: the terminal (default: sys.stdin).
+
+        Raises OSError if no port is available.
+        """
         self._path, self._stream = path, stream or sys.stdin
         self._waiting = self._ended = False
         self._lock, self._heard = threading.Lock(), threading.Event()
@@ -69,8 +71,7 @@ class Live:
         self._outbox.close()
 
     def line(self, echo: Callable[[str], object]) -> str:
-        """The next line typed by the person or sent by the page; "" at the end of input. echo: called with a line
-        from the page."""
+        """The next line from the terminal or the page; "" at the end of input. echo: called with one from the page."""
         if not self.acts:
             return self._stream.readline()
         with self._lock:
@@ -80,8 +81,8 @@ class Live:
         finally:
             with self._lock:
                 self._waiting = False
-                # Taken in the same instant in which a line was typed: it is about what the page showed, so it comes
-                # first, and the line waits for the next prompt.
+                # If a click arrives together with a typed line, the click comes first, because it refers to what the
+                # page shows. The line is read at the next prompt.
                 taken, _, _ = select.select([self._inbox], [], [], 0)
         if not taken and self._inbox not in ready:
             return self._stream.readline()
@@ -90,8 +91,10 @@ class Live:
         return text + "\n"
 
     def take(self, command: bytes) -> bool:
-        """Accept a command from the page: one at a time, and only while waiting for the person. Returns whether it
-        was accepted."""
+        """Accept a command from the page: one at a time, and only while waiting for the person.
+
+        Returns whether it was accepted.
+        """
         with self._lock:
             if not self._waiting or not 0 < len(command) <= _LONGEST:
                 return False

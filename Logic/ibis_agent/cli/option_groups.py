@@ -30,7 +30,7 @@ def add_cut(group: Any) -> None:
     group.add_argument(
         "--orientation",
         choices=[each.value for each in Orientation],
-        help=("orientation of the slice (default: as the policy was trained)"),
+        help="orientation of the slice (default: as the policy was trained)",
     )
     add_modality(group)
 
@@ -124,9 +124,8 @@ def add_given(group: Any) -> None:
         type=named_file,
         metavar="[NAME=]FILE",
         help="start from this mask, which the policy sees and corrects: NIfTI, .nrrd, .seg.nrrd, or a picture; in a "
-        "volume, each slice starts from its own mask, and a mask on a single slice is propagated from there. "
-        "Of several structures "
-        "each begins from the label of its name; or NAME=FILE for each, such as liver=FILE",
+        "volume, each slice starts from its own mask, and a mask on a single slice is propagated from there. With "
+        "several structures, each starts from the label with its name, or give NAME=FILE for each, such as liver=FILE",
     )
     group.add_argument(
         "--start-label", metavar="NAME|N", help="which segment or label of it, if it has several"
@@ -169,13 +168,13 @@ def add_turns(group: Any) -> None:
         "--max-repeats",
         type=int,
         metavar="N",
-        help=("stop when the same action is repeated this many times in a row (default: 3)"),
+        help="stop when the same action is repeated this many times in a row (default: 3)",
     )
     group.add_argument(
         "--history",
         type=int,
         metavar="N",
-        help=("how many earlier turns stay in the conversation, 0 for none (default: the policy's card)"),
+        help="how many earlier turns stay in the conversation, 0 for none (default: the policy's card)",
     )
 
 
@@ -186,7 +185,7 @@ def add_mask_format(group: Any) -> None:
         action="append",
         choices=formats,
         metavar="FORMAT",
-        help=(f"{', '.join(formats)}; may be given several times (default: nii.gz, or png for a picture)"),
+        help=f"{', '.join(formats)}; may be given several times (default: nii.gz, or png for a picture)",
     )
 
 

@@ -109,12 +109,12 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
         type=int,
         nargs=6,
         metavar=("I0", "I1", "J0", "J1", "K0", "K1"),
-        help="first and last voxel of each axis of the file that the mask stays in",
+        help="region of interest: first and last voxel along each axis of the file; the mask stays inside",
     )
 
     add_given(run.add_argument_group("existing masks"))
 
-    limits = run.add_argument_group("how far")
+    limits = run.add_argument_group("limits and continuing")
     add_turns(limits)
     limits.add_argument("--step", action="store_true", help="wait for you after each action")
     limits.add_argument(
@@ -124,7 +124,7 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
         help="continue from a trajectory.json or structures.json; for several structures or a volume, give SCAN too",
     )
 
-    out = run.add_argument_group("what comes out")
+    out = run.add_argument_group("results")
     out.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for the results (default: ibis-out/SCAN-PLANE-SLICE)"
     )
@@ -189,13 +189,14 @@ def _add_cohort(commands: Any, as_a_run: dict[str, Any]) -> None:
     add_search(cohort.add_argument_group("whole volumes"))
     add_given(
         cohort.add_argument_group(
-            "masks that are there",
-            "a folder of masks that are called as the scans are, or a path with {scan} (the scan's path without its "
-            "ending), {folder} or {name} in it; a manifest's columns start_mask and exclude come first",
+            "existing masks",
+            "FILE is a folder of masks with the same names as the scans, or a path that contains {scan} (the scan's "
+            "path without the extension), {folder} or {name}; the columns start_mask and exclude of a manifest take "
+            "precedence",
         )
     )
-    add_turns(cohort.add_argument_group("how far"))
-    out = cohort.add_argument_group("what comes out")
+    add_turns(cohort.add_argument_group("limits"))
+    out = cohort.add_argument_group("results")
     add_mask_format(out)
     add_shown(out)
 

@@ -92,8 +92,8 @@ class Task:
         resumed: the run to continue.
         folder: for the results; if none was given, the first choice of its name.
         masks: the files for the mask.
-        given: the mask to begin from, and where none must be; of several structures that of the first.
-        givens: of each of several structures.
+        given: the masks to start from and to exclude; with several structures, those of the first one.
+        givens: the same for each structure.
         caution: a warning before the run, such as that the policy was not trained on this kind of scan.
     """
 
@@ -123,7 +123,10 @@ class Task:
 
 
 def check(request: Request, asked: Sequence[str] = ()) -> Task:
-    """asked: of several structures, all questions. Raises InputError or ModelError naming file, value and remedy."""
+    """Check a request. Raises InputError or ModelError naming file, value and remedy.
+
+    asked: with several structures, all questions.
+    """
     policy = policies.find(request.policy)
     card = _card(policy, request.history)
     if not _DEVICE.fullmatch(request.device):
@@ -242,7 +245,7 @@ def _question(request: Request, card: ModelCard, resumed: Trajectory | None) -> 
 def _picture(
     request: Request, card: ModelCard, resumed: Trajectory | None, names: Sequence[str]
 ) -> tuple[Picture, str, str, tuple[Given, ...]]:
-    """The picture, the name of the scan, a name for the folder of the results, and the masks given."""
+    """The picture, the name of the scan, a name for the results folder, and the given masks."""
     if resumed is not None:
         return _resumed_picture(request, card, resumed), resumed.source, "", (resumed.given,)
     if request.scan is None:

@@ -21,7 +21,7 @@ from ibis_agent import files
 from ibis_agent.cli.claim import Claim, new_folder
 from ibis_agent.cli.request import Request, Task, check
 from ibis_agent.errors import IbisError, InputError
-from ibis_agent.mask import MASK_FORMATS, structures
+from ibis_agent.mask import MASK_FORMATS, ending_of, structures
 from ibis_agent.mask import files as mask_files
 from ibis_agent.policy.contract import Policy, PolicySource
 from ibis_agent.record.review import write_review
@@ -33,7 +33,7 @@ from ibis_agent.scan.slices import Stack
 from ibis_agent.segmenter.contract import Segmenter
 
 TRAJECTORY_NAME, REVIEW_NAME, REPORT_NAME = "trajectory.json", "review.html", "report.dcm"
-# Bytes needed for the results of a slice, and of a volume; its mask is compressed and nearly empty.
+# Bytes needed for the results of a slice and of a volume, whose mask is compressed and nearly empty.
 _ROOM, _ROOM_OF_A_VOLUME = 16 * 2**20, 64 * 2**20
 
 
@@ -138,7 +138,7 @@ class Runner:
                 self.notes.append(f"nothing was segmented, so {path.name} is not written")
                 continue
             self._write_mask(path, mask)
-            written["mask" if len(task.masks) == 1 else _kind(path)] = path
+            written["mask" if len(task.masks) == 1 else f"mask{ending_of(path.name)}"] = path
             if task.request.report and path.name.endswith(".seg.dcm"):
                 written["report"] = self._write_report(path)
         if task.request.review:
@@ -264,12 +264,6 @@ def write_mask(
         colour=structures.colour_for(question, answer),
         structure=structures.structure_for(question, answer),
         dicom=dicom,
-    )
-
-
-def _kind(path: Path) -> str:
-    return "mask" + next(
-        end for end in sorted(MASK_FORMATS.values(), key=len, reverse=True) if path.name.endswith(end)
     )
 
 

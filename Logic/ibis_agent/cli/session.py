@@ -49,8 +49,7 @@ class Session:
         )
 
     def load(self) -> None:
-        """Print the description of the run, and load the models. If this fails or is stopped, nothing is left
-        behind."""
+        """Print the description of the run, and load the models. If this fails, nothing is left behind."""
         screen, task = self.screen, self.runner.task
         try:
             resumed = task.resumed
@@ -113,7 +112,9 @@ class Session:
                 self.runner.abandon()
                 return f"stopped before the first {what}; nothing was written"
             path = self.runner.save()
-            if not run.alone and not self.stopper.final:  # whoever ends us may not wait for mask and page
+            if (
+                not run.alone and not self.stopper.final
+            ):  # after SIGTERM there may be no time for the mask and the page
                 self.runner.finish()
         kept = f"1 {what} is kept" if count == 1 else f"{count} {what}s are kept"
         scan = "" if run.alone else f"{shlex.quote(str(self.runner.task.request.scan))} "

@@ -117,8 +117,7 @@ class Several:
 
     @property
     def written(self) -> bool:
-        """Whether the common results exist: the process may have been killed after the last structure but before
-        them."""
+        """Whether the common results exist: the process may have been killed just before writing them."""
         return not self.left and self._results.written()
 
     @property
@@ -147,14 +146,13 @@ class Several:
         self._save()
 
     def runs(self) -> Iterator[Runner]:
-        """A runner for each remaining structure; the caller does its steps, and it is written before the next one is
-        returned."""
+        """A runner for each remaining structure, whose steps the caller does. Results are written before the next one."""
         for part in self.left:
             assert self._models is not None, "load the models first"
             runner = Runner(self._task_of(part))
             given = runner.task.given
             if given.start_name and not given.start:
-                runner.notes.append(f"{given.start_name} is empty here: it begins from nothing")
+                runner.notes.append(f"{given.start_name} is empty here: the run starts without a mask")
             try:
                 runner.begin(*self._models)
                 yield runner
@@ -173,8 +171,10 @@ class Several:
         self._save()
 
     def finish(self) -> dict[str, Path]:
-        """Write labels, measurements and page for the finished structures. Returns the files by kind. Raises
-        OutputError."""
+        """Write labels, measurements and page for the finished structures.
+
+        Returns the files by kind. Raises OutputError.
+        """
         written = self._results.write(review=self.task.request.review)
         self._save(written)
         self.give_back()
@@ -252,7 +252,7 @@ class Several:
         return part.begun.given if part.begun else self.task.givens[self.parts.index(part)]
 
     def _keep_given(self, part: Part) -> None:
-        """The record of a run that begins from a mask is written before the first one: a resumed run has it there."""
+        """Write the record of a run that starts from a mask in advance, so that a resumed run finds the mask."""
         given, task = self._given_of(part), self.task
         if given.start or given.excluded:
             policy, segmenter = self._models or (None, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +15,7 @@ from ibis_agent import files
 from ibis_agent.cli.request import Request, Task
 from ibis_agent.errors import IbisError, InputError
 from ibis_agent.fields import Fields, read_json
-from ibis_agent.mask import MASK_FORMATS
+from ibis_agent.mask import MASK_FORMATS, ending_of
 from ibis_agent.mask.files import Named, write_labels
 from ibis_agent.mask.masks import decode_rle, encode_rle
 from ibis_agent.mask.measurements import Measurements, answer_with_size
@@ -41,6 +41,16 @@ _KEPT: dict[str, tuple[type, ...]] = {
     "volume": (bool,), "slices": (int,), "roi": (int,), "looks": (int,), "follow": (str,), "review": (bool,),
 }  # fmt: skip
 _LISTS = ("window", "mask_formats", "slices", "roi")
+
+
+def doubt_of(scores: Iterable[float | None], status: str) -> float:
+    """0 to 1: one minus the mean of the segmenter's scores over the slices of the mask; 1 for a paused run or without
+    scores.
+    """
+    known = [float(score) for score in scores if score is not None]
+    if not known or status == "paused":
+        return 1.0
+    return round(min(1.0, max(0.0, 1.0 - float(np.mean(known)))), 4)
 
 
 @dataclass(eq=False)
@@ -93,11 +103,8 @@ class Done:
 
     @property
     def doubt(self) -> float:
-        """0 to 1: one minus the mean score over the slices of the mask; 1 if the run paused or found nothing."""
-        known = [score for n, score in self.scores.items() if self.masks[n]]
-        if not known or self.status == "paused":
-            return 1.0
-        return round(min(1.0, max(0.0, 1.0 - float(np.mean(known)))), 4)
+        """See `doubt_of`."""
+        return doubt_of([score for n, score in self.scores.items() if self.masks[n]], self.status)
 
 
 @dataclass(eq=False)
@@ -150,8 +157,10 @@ class Results:
                 path.unlink()
 
     def write(self, review: bool = True) -> dict[str, Path]:
-        """Write labels, names, measurements and page for the finished structures. Returns the files by kind. Raises
-        OutputError."""
+        """Write labels, names, measurements and page for the finished structures.
+
+        Returns the files by kind. Raises OutputError.
+        """
         labels, overlaps = self._labels()
         done = [part for part in self.parts if part.done]
         unit = "pixels" if labels.ndim == 2 else "voxels"
@@ -230,10 +239,7 @@ class Results:
                 self.notes.append(f"nothing was segmented, so {path.name} is not written")
                 continue
             write_labels(path, labels, where, segments, dicom=dicom)
-            kind = next(
-                end for end in sorted(MASK_FORMATS.values(), key=len, reverse=True) if path.name.endswith(end)
-            )
-            written[LABELS if len(self.paths) == 1 else LABELS + kind] = path
+            written[LABELS if len(self.paths) == 1 else LABELS + ending_of(path.name)] = path
         files.write_json(self.names, _names(self.parts))
         return {**written, "names": self.names}
 

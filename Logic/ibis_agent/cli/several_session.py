@@ -27,8 +27,7 @@ class SeveralSession:
         self._stopper = Stopper()
 
     def load(self) -> None:
-        """Print the description of the run, and load the models. If this fails or is stopped, nothing is left
-        behind."""
+        """Print the description of the run, and load the models. If this fails, nothing is left behind."""
         screen, several = self.screen, self.several
         try:
             if several.written:

@@ -1,4 +1,4 @@
-"""What happens before any command: usable output streams, and parsing the options. It imports little."""
+"""The start of every command: check the standard streams, and parse the options. It imports little."""
 
 from __future__ import annotations
 

@@ -28,8 +28,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _INSTRUCTIONS = (
     "Ask a question about a slice or a volume of a medical scan; the agent segments by clicks, which you can "
     "review, correct and undo. Coordinates run from 0 to 1, x to the right and y down. Research software, not a "
-    "medical "
-    "device."
+    "medical device."
 )
 
 
@@ -80,7 +79,7 @@ class Desk:
             )
         if (self._out / name).exists():
             raise InputError(
-                "the folder of results has one of this name",
+                "the results folder already contains this name",
                 file=self._out / name,
                 remedy="Choose another name.",
             )

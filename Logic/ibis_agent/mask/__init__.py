@@ -9,3 +9,8 @@ MASK_FORMATS = {
     "dicom-seg": ".seg.dcm",
     "rtstruct": ".rtstruct.dcm",
 }
+
+
+def ending_of(name: str) -> str:
+    """The longest of these extensions at the end of a file's name."""
+    return max((each for each in MASK_FORMATS.values() if name.endswith(each)), key=len)

@@ -33,9 +33,7 @@ COLUMNS = (
 
 
 def write_table(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Measurements as CSV, a row for each scan in the given order, and for each of several structures. Raises
-    OutputError.
-    """
+    """Write the measurements as CSV: a row for each scan, or for each of its structures. Raises OutputError."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -59,9 +57,11 @@ def _rows(result: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def write_cohort_page(path: Path, question: str, results: Sequence[Mapping[str, Any]], left: int = 0) -> None:
-    """Write the page. left: number of unfinished scans. Raises OutputError.
+    """Write the page atomically. Raises OutputError.
 
-    results: with name, scan, answer, status, doubt, measurements, thumbnail, error each.
+    Args:
+        results: each with name, scan, answer, status, doubt, measurements, thumbnail, error.
+        left: number of unfinished scans.
     """
     done = sorted(
         (each for each in results if not each["error"]), key=lambda each: (-each["doubt"], each["name"])
@@ -109,7 +109,10 @@ def _page(each: Mapping[str, Any]) -> str:
 
 
 def card(each: Mapping[str, Any], page: str, doubt: float) -> str:
-    """One result. each: with name, answer, thumbnail, and measurements or structures. page: the link's target."""
+    """The markup of one result.
+
+    each: with name, answer, thumbnail, and measurements or structures. page: the target of its link.
+    """
     if each.get("structures"):
         sizes = [
             (row["name"], Measurements(**row["measurements"]).lines()[0][1]) for row in each["structures"]

@@ -29,7 +29,8 @@ def write_comparison(
     """Write the page atomically. Raises OutputError.
 
     Args:
-        names: of A and B. lines: the figures, as (name, value).
+        names: of A and B.
+        lines: the measures, as (name, value).
         geometry: of any slice.
         masks: by slice, the (H, W) masks of A and of B.
         pictures: by slice, as in records; slices without one are black.

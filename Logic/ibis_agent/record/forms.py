@@ -33,7 +33,7 @@ class Cut:
     """How a volume is cut into slices, besides their orientation and range.
 
     Attributes:
-        axis: of the file's voxels, across the slices.
+        axis: the voxel axis of the file that is perpendicular to the slices.
         window: (minimum, maximum) shown as black and white.
         roi: i0 i1 j0 j1 k0 k1, or None.
         frame: the part of every slice that the models see; None for all of it.
@@ -63,7 +63,7 @@ def is_volume_record(record: Any) -> bool:
 
 
 def slice_from(fields: Fields) -> Json:
-    """The parts of a Trajectory from the record of a single slice. Raises InputError naming the field."""
+    """The arguments of a Trajectory, from the record of a single slice. Raises InputError naming the field."""
     recorded = fields.inside("picture")
     picture = picture_from_json(recorded)
     geometry = picture.geometry
@@ -79,7 +79,7 @@ def slice_from(fields: Fields) -> Json:
 
 
 def volume_from(fields: Fields) -> Json:
-    """The same, from the record of many slices. Raises InputError naming the field."""
+    """The arguments of a Trajectory, from the record of many slices. Raises InputError naming the field."""
     volume = fields.inside("volume")
     first, last, count = (volume.whole(key, 0) for key in ("first", "last", "count"))
     if not 0 <= first <= last < count <= _MOST_SLICES:
@@ -94,7 +94,7 @@ def volume_from(fields: Fields) -> Json:
         geometry = pictures.add(inside).geometry
         index, shape = geometry.index, (geometry.height, geometry.width)
         if not first <= index <= last:
-            raise each.error("picture", f"is of slice {index}, which is outside the range")
+            raise each.error("picture", f"belongs to slice {index}, which is outside the range")
         axes.add((geometry.axis, geometry.shape))
         mask_from(each, "mask_rle", shape)  # checks it
         rows[index] = {
@@ -154,7 +154,8 @@ def parts_of(
     """The record of many slices without its slices, and the slices one by one, because their pictures are large.
 
     Args:
-        head: see Trajectory.head. outcome: answer, status, reason.
+        head: see Trajectory.head.
+        outcome: answer, status, reason.
         actions, rows: see steps.action_to_json, slice_to_json.
         picture_of: the picture of a slice.
         inside: where masks of a slice may lie, see scan.slices.Slices.
@@ -192,7 +193,10 @@ def row_with_picture(
     source: str,
     png: bool = True,
 ) -> Json:
-    """A slice in the form of the record. row: see steps.slice_to_json; None if nothing is known."""
+    """A slice in the form of the record.
+
+    row: see steps.slice_to_json; None if nothing is known. clip: see scan.slices.Slices.inside.
+    """
     made: Json = {"slice": index, "mask_rle": "", **NOTHING, **(row or {})}
     if clip is not None:
         made["inside_rle"] = encode_rle(clip)

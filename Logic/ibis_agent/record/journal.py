@@ -67,13 +67,8 @@ def read(path: str | os.PathLike[str]) -> Any:
     try:
         lines = list(_lines(Path(path)))
         return _with(record, lines) if lines else record
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ):  # not written by this program: use the record alone
-        return record
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return record  # the journal was not written by this program
 
 
 def _lines(path: Path) -> Iterator[Json]:

@@ -1,5 +1,5 @@
 // The live page of a run that waits for the person at the terminal: it reloads when the record has changed, and turns
-// a click into a command of the terminal. It is served by cli/live.py and communicates with nothing else.
+// a click into a terminal command. It is served by cli/live.py and communicates with nothing else.
 (() => {
   const run = JSON.parse($("data").textContent), grid = gridOf(run.picture), svg = $("picture");
   const NEWS = 400, TWO_CLICKS = 300; // milliseconds: between two polls; within a double click, which zooms and sends no command
@@ -16,7 +16,7 @@
     if (taken) return tell(`${line} …`);
     if (run.live.acts) return tell("The agent is busy: click again when it is waiting.");
     try { await navigator.clipboard.writeText(line); } catch { /* it can be copied by hand */ }
-    return tell(`Type at the terminal (copied): ${line}`);
+    return tell(`Type in the terminal (copied): ${line}`);
   };
 
   const choice = (value, text, title) => make("label", { title },

@@ -30,7 +30,7 @@ class RecordedPictures(Mapping[int, Picture]):
         self._last: tuple[int, Picture] | None = None
 
     def add(self, fields: Fields) -> Picture:
-        """Raises InputError naming the field."""
+        """Check and add a recorded picture. Raises InputError naming the field."""
         picture = picture_from_json(fields)
         self._fields[picture.geometry.index] = fields
         self._last = picture.geometry.index, picture
@@ -56,7 +56,7 @@ def picture_to_json(
 ) -> dict[str, Any]:
     """A picture in the form of the record: PNG in base64, and its geometry.
 
-    png: without it, all but the pixels.
+    png: False leaves out the pixels.
     """
     return {
         "source": source,
@@ -82,7 +82,7 @@ def picture_from_json(record: Any) -> Picture:
     values = dict(fields.inside("geometry").values)
     geometry = fields.checked(lambda: PictureGeometry.from_json(values), "geometry")
     if (geometry.height, geometry.width) != (height, width):
-        raise fields.error("geometry", f"is not that of a picture of {height} × {width}")
+        raise fields.error("geometry", f"does not match a picture of {height} × {width}")
     window = fields.value("window", None)
     if window is not None:
         low, high = (each.plain_number() for each in fields.list_of("window", count=2))
@@ -94,7 +94,7 @@ def picture_from_json(record: Any) -> Picture:
         raise fields.error("sha256", "does not match the picture: it was changed")
     frame = frame_from(fields)
     if frame is not None and (frame.height, frame.width) != (height, width):
-        raise fields.error("frame", f"is not of a picture of {height} × {width}")
+        raise fields.error("frame", f"does not match a picture of {height} × {width}")
     notes = fields.value("notes", None) or []
     told = tuple(str(note) for note in notes if isinstance(note, str))
     return Picture(rgb, geometry, window, told, frame, modality=fields.text("modality", ""))
@@ -131,7 +131,7 @@ def _to_png(rgb: np.ndarray) -> str:
     from PIL import Image
 
     buffer, grey = io.BytesIO(), rgb[..., 0]
-    one = bool((rgb == grey[..., None]).all())  # three equal channels take twice the time and the room
+    one = bool((rgb == grey[..., None]).all())  # three equal channels need twice the time and space
     Image.fromarray(np.ascontiguousarray(grey if one else rgb)).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 

@@ -84,11 +84,6 @@ class PublishedTrajectory:
     answer: str | None = None
     further: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def signs_recovered(self) -> int:
-        """The number of steps without a sign in the file."""
-        return sum(step.sign_recovered for step in self.steps)
-
     def to_json(self) -> dict[str, Any]:
         """The object in the form of the file."""
         height, width = self.shape
@@ -115,8 +110,10 @@ class PublishedTrajectory:
 
 
 def load(path: str | os.PathLike[str]) -> list[PublishedTrajectory]:
-    """Read all objects of a published file, which contains one or a list. Raises InputError naming file, field and
-    value."""
+    """Read the objects of a published file, which contains one or a list.
+
+    Raises InputError naming the file, the field and its value.
+    """
     content = read_json(path, remedy="Use a file of the published trajectory generator.")
     if isinstance(content, list):
         return [_object_from(Fields(each, path, f"[{n}]")) for n, each in enumerate(content)]
@@ -333,7 +330,9 @@ def _check_slice(data: Fields, shape: tuple[int, int]) -> None:
         raise data.error("slice_idx", f"is outside a scan of {size}")
     across = [size[each] for each in range(3) if each != axis]
     if shape != (across[1], across[0]):
-        raise data.error("slice_size", f"is not that of a slice across {'xyz'[axis]} of {size}, turned")
+        raise data.error(
+            "slice_size", f"does not match a slice perpendicular to {'xyz'[axis]} of a scan of {size}"
+        )
     if data.value("window", None) is not None:
         low, high = (each.plain_number() for each in data.list_of("window", count=2))
         if not low < high:

@@ -20,8 +20,8 @@ from ibis_agent.run.action import RunAction
 def run_record_of(run: Trajectory, whole_scan: bool) -> RunRecord:
     """The steps of a recorded run, each with an ID for the worker.
 
-    whole_scan: the scan is available. Otherwise there are only the recorded pictures: a single slice is then a volume
-    one voxel thick (`PictureGeometry.slab`), and a run over many is limited to `recorded_range`.
+    whole_scan: whether the scan is available. If not, only the recorded pictures are used: a single slice becomes a
+    volume one voxel thick (`PictureGeometry.slab`), and a run over many is limited to `recorded_range`.
     """
     record, head = RunRecord(run.question, "slice" if run.alone else "volume"), run.head()
     if run.alone:

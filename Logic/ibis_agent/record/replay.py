@@ -38,7 +38,7 @@ class Replay:
     Attributes:
         steps: the recorded ones; for a single slice, with reproduced masks, logits and scores.
         volume: (I, J, K) uint8, the final mask.
-        differences: the steps of a single slice, or the slices, whose mask is not identical to the recorded one.
+        differences: the steps of a single slice, or the slices of a volume, whose mask is not identical to the record.
         warnings: reasons to expect differences, for display.
     """
 
@@ -54,7 +54,7 @@ class Replay:
 
 
 def steps_again(memory: SingleSlice, actions: Iterable[RunAction], given: Given) -> list[Step]:
-    """The steps of a single slice with reproduced masks, logits and scores."""
+    """Repeat the actions on a single slice: its steps with reproduced masks, logits and scores."""
     memory.begin(given.start)
     redone: list[Step] = []
     for action in actions:
@@ -71,8 +71,9 @@ def steps_again(memory: SingleSlice, actions: Iterable[RunAction], given: Given)
 
 
 def other_weights(role: str, recorded: Mapping[str, str], present: Mapping[str, str]) -> list[str]:
-    """Warnings if the "policy" or "segmenter" is not the recorded one: other weights or, with the same weights, the
-    settings that differ.
+    """Warnings if the model is not the recorded one: the weights or, if these are the same, the settings that differ.
+
+    role: "policy" or "segmenter", for the text.
     """
     if recorded.get("sha256") != present.get("sha256"):
         was, now = (

@@ -29,11 +29,14 @@ def review_page(
     live: Mapping[str, Any] | None = None,
     picture_of: Callable[[int], Picture] | None = None,
 ) -> str:
-    """The whole page for a run's record, of a slice or of a volume: the JSON object of trajectory.json.
+    """The page for the record of a run on a slice or a volume.
 
-    live: of a page that is served while its run goes on (cli/live.py); that one may ask its own server.
-    picture_of: the pictures by slice, of a record without PNGs.
-    Raises InputError where the record is not one.
+    Args:
+        record: the JSON object of trajectory.json.
+        live: the state of the server of a live page (see cli/live.py); the page may then contact this server.
+        picture_of: returns the picture of a slice, if the record has no PNGs.
+
+    Raises InputError if it is not a record.
     """
     try:
         view = view_of(record, picture_of)
@@ -54,17 +57,22 @@ def write_review(
     record: Mapping[str, Any],
     picture_of: Callable[[int], Picture] | None = None,
 ) -> None:
-    """Write the page, whole or not at all; see review_page. Raises InputError, OutputError."""
+    """Write the page atomically; see `review_page`. Raises InputError, OutputError."""
     files.write_text(path, review_page(record, picture_of=picture_of))
 
 
 def page_of(
     view: Mapping[str, Any], template: str, *, title: str, scripts: Sequence[str], asks: bool = False
 ) -> str:
-    """A page in which only its own style and script are active, and which loads nothing, not even from the disk.
+    """A page that runs only its own style and script and loads nothing, not even from the disk.
 
-    view: its data. template, scripts: files of this package. title: plain text. asks: whether it may contact its own
-    server. Raises ValueError for a view with numbers that are not valid in JSON.
+    Args:
+        view: its data.
+        template, scripts: names of files in this package.
+        title: plain text.
+        asks: whether it may contact its own server.
+
+    Raises ValueError for numbers that are not valid in JSON.
     """
     style, script = resource("review_page.css"), "".join(map(resource, scripts))
     policy = f"{style_policy(style)}; script-src '{_digest(script)}'" + (
@@ -81,6 +89,7 @@ def page_of(
 
 
 def resource(name: str) -> str:
+    """The text of a file in this package."""
     return (_HERE / name).read_text(encoding="utf-8")
 
 

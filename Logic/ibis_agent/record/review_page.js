@@ -12,7 +12,7 @@
   let position = 0, at = 0, final = false, timer = 0;
   const mode = () => document.querySelector("input[name=view]:checked").value;
 
-  // ---- masks ------------------------------------------------------------------------------------------
+  // Masks.
   const runsAfter = (n) => (n === 0 ? slices[at].begun : steps[n - 1].runs || slices[steps[n - 1].slice].runs);
   const outlines = new Map();
   const remembered = (key, inside) => {
@@ -28,7 +28,7 @@
   const outlineAtEnd = (place) => outlineOf(`s${place}`, slices[place].runs);
   const beforeStep = (n) => (n > 0 ? steps[n - 1].before : 0);
 
-  // ---- words ------------------------------------------------------------------------------------------
+  // Texts.
   const unit = picture.real_mm ? "mm²" : "px";
   const measure = (number) => `${grouped(number)}\u00a0${unit}`;
   const areaBefore = (n) => {
@@ -38,13 +38,13 @@
   const changeOf = (n) => (n ? steps[n - 1].area - areaBefore(n) : 0);
   const kindOf = (step) => (step.kind === "click" ? (step.positive ? "plus" : "minus")
     : step.kind === "grow" || step.kind === "look" ? step.kind : "end");
-  const nameOf = (step) => (step.box ? "Box" : { plus: "Positive click", minus: "Negative click", end: "Ended", look: "Looked",
+  const nameOf = (step) => (step.box ? "Box" : { plus: "Positive click", minus: "Negative click", end: "Ended", look: "Look",
     grow: "Propagated through the slices" })[kindOf(step)];
   const actor = (step) => (step.by === "person" ? "by a person" : "by the policy");
   const sliceName = (place) => `slice ${slices[place].index}`;
   const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
-  // ---- the picture ------------------------------------------------------------------------------------
+  // The picture.
   const stage = $("stage"), svg = $("picture"), pixels = $("pixels");
   const view = { x: width / 2, y: height / 2, zoom: 1 };
   pixels.setAttribute("width", width);
@@ -104,7 +104,7 @@
     stage.classList.toggle("change", change);
   };
 
-  // ---- the panel of the step --------------------------------------------------------------------------
+  // The panel of the step.
   const figure = (term, value, small) => make("div", {}, make("dt", { textContent: term }),
     make("dd", { textContent: value }, ...(small ? [make("small", { textContent: small })] : [])));
 
@@ -125,7 +125,7 @@
 
   const tell = () => {
     const step = steps[position - 1];
-    $("position").textContent = step ? `Step ${position} of ${steps.length}` : `Question · ${steps.length} steps`;
+    $("position").textContent = step ? `Step ${position} of ${steps.length}` : `Question · ${steps.length} step${steps.length === 1 ? "" : "s"}`;
     $("step-title").textContent = !step ? "The question" : `Step ${position}${volume ? `, ${sliceName(step.slice)}` : ""}`;
     $("step-by").textContent = step ? actor(step) : "";
     const action = $("action");
@@ -166,7 +166,7 @@
     if (volume) tellSlice();
   };
 
-  // ---- slices, their plot and the cuts across them ----------------------------------------------------
+  // Slices, their plot and the cuts across them.
   const first = slices[0].index, count = slices[slices.length - 1].index - first + 1;
   const largestSlice = Math.max(1e-9, ...slices.map((slice) => slice.area));
   const tellSlice = () => {
@@ -216,7 +216,7 @@
       ...["left", "right", "top", "bottom"].map(edge));
   };
 
-  // ---- the state --------------------------------------------------------------------------------------
+  // The state.
   const show = () => {
     document.body.dataset.slice = slices[at].index;
     tell();
@@ -252,7 +252,7 @@
   };
   const byHand = (n) => { stop(); go(n); };
 
-  // ---- the list and the header ------------------------------------------------------------------------
+  // The list and the header.
   const list = $("steps");
   const largest = Math.max(1, ...steps.map((step) => step.area || 0));
   const row = (n) => {
@@ -300,7 +300,7 @@
     $("plot-text").textContent = `Area of the mask in every slice${run.ml === null ? "" : `, ${run.ml} mL in total`}; the highest bar is ${measure(largestSlice)}.${clicked}`;
   }
 
-  // ---- hands ------------------------------------------------------------------------------------------
+  // Buttons, sliders, mouse and keys.
   $("first").addEventListener("click", () => byHand(0));
   $("previous").addEventListener("click", () => byHand(position - 1));
   $("next").addEventListener("click", () => byHand(position + 1));
@@ -343,7 +343,7 @@
     act();
   });
 
-  // ---- on paper: a figure a step; of a volume the cuts, the clicked slices and others between them ---------------
+  // Printing: a figure for each step; for a volume the cuts, the clicked slices, and some slices between them.
   const paperK = Math.max(width / 330, height / 220);
   const figureOf = (place, path, marks, title, text) => make("figure", {},
     draw("svg", { viewBox: `0 0 ${width} ${height}` },

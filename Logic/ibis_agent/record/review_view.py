@@ -28,10 +28,10 @@ Json = Mapping[str, Any]
 
 
 def view_of(record: Json, picture_of: Callable[[int], Picture] | None = None) -> dict[str, Any]:
-    """The page's view of a record, of a slice (with "picture") or of a volume (with "slices" and "actions").
+    """The data for a record of a slice (with "picture") or of a volume (with "slices" and "actions").
 
-    picture_of: the pictures by slice, of a record without PNGs.
-    Raises ValueError, KeyError, TypeError and their like where it is not one.
+    picture_of: returns the picture of a slice, if the record has no PNGs.
+    Raises ValueError, KeyError, TypeError and similar errors if it is not a record.
     """
     volume = "slices" in record
     found = recorded_slices(record)
@@ -326,20 +326,15 @@ def _facts(record: Json, one: PictureGeometry) -> list[tuple[str, str]]:
     picture = record["slices"][0]["picture"] if volume else record["picture"]
     facts = [
         ("Scan", str(volume.get("source") or picture.get("source") or "")),
-        ("Made", str(record.get("created") or "")),
+        ("Created", str(record.get("created") or "")),
     ]
     if seen := _frame(record):
         facts.append(("Seen by the models", f"{seen[2]} × {seen[3]} of {one.width} × {one.height} pixels"))
     for term, what in (("Started from", "start"), ("Excluded", "excluded")):
         facts.append((term, str((record.get(what) or {}).get("name") or "")))
     if volume:
-        visited = len(record["slices"])
-        facts.append(
-            (
-                "Slices",
-                f"{one.plane}, {volume['first']} to {volume['last']} of {volume['count']}, {visited} visited",
-            )
-        )
+        span = f"{volume['first']} to {volume['last']} of {volume['count']}"
+        facts.append(("Slices", f"{one.plane}, {span}, {len(record['slices'])} visited"))
         if volume.get("ml") is not None:
             facts.append(("Slice spacing", f"{float(volume.get('gap_mm') or 0):g} mm"))
             facts.append(("Volume", f"{float(volume['ml']):.2f} mL"))

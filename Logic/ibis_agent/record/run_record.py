@@ -157,10 +157,14 @@ class RunRecord:
         return begun(Fields(self.head), self.geometry)
 
     def mask(self, number: int | None = None, index: int | None = None) -> np.ndarray:
-        """The (H, W) bool mask of a slice, None for the first of the range. InputError if there is no such step."""
+        """The (H, W) bool mask of a slice (None: the first one). Raises InputError if there is no such step."""
         if number is not None and not 0 <= number <= len(self.after):
-            raise InputError("there is no such step", value=number, remedy=f"There are {len(self.after)}.")
+            raise self._no_such_step(number)
         return self.decode(self.slices(number).get(self.range[0] if index is None else index))
+
+    def _no_such_step(self, number: int) -> InputError:
+        remedy = f"Give a number from 0 to {len(self.after)}."
+        return InputError("there is no such step", value=number, remedy=remedy)
 
     def decode(self, known: Mapping[str, Any] | None) -> np.ndarray:
         """(H, W) bool of an entry of `slices`; empty for None."""
@@ -211,10 +215,10 @@ class RunRecord:
         self._stand(replace(self._state, **_outcome(outcome)))
 
     def back(self, number: int) -> None:
-        """Keep the first `number` steps. Can be undone."""
+        """Keep the first `number` steps. Can be undone. Raises InputError if there are fewer."""
         count = len(self._state.steps)
         if not 0 <= number <= count:
-            raise InputError("there is no such step", value=number, remedy=f"There are {count}.")
+            raise self._no_such_step(number)
         if number < count:
             kept = self._state.steps[:number]
             self._go(Position(kept, **self._left_by(kept)))

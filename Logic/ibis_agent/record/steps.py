@@ -170,7 +170,7 @@ def slice_to_json(found: Found | None, mask: np.ndarray, index: int, pixel_mm2: 
 
 
 def given_to_json(masks: Given) -> Json:
-    """The optional keys "start" and "excluded" of a record: a name and run lengths by slice."""
+    """The optional keys "start" and "excluded" of a record: a name, and run lengths by slice."""
     parts = (
         ("start", masks.start_name, masks.start),
         ("excluded", masks.excluded_name, masks.excluded),
@@ -183,7 +183,7 @@ def given_to_json(masks: Given) -> Json:
 
 
 def given_from_json(fields: Fields, geometry: PictureGeometry) -> Given:
-    """The reverse; geometry: of any slice. Raises InputError naming the field."""
+    """The reverse of `given_to_json`. geometry: of any slice. Raises InputError naming the field."""
     start, start_name = _given_part(fields, "start", geometry)
     excluded, excluded_name = _given_part(fields, "excluded", geometry)
     return given(start, excluded, start_name, excluded_name)
@@ -210,13 +210,15 @@ def _given_part(fields: Fields, key: str, geometry: PictureGeometry) -> tuple[Ma
 
 
 def settings_to_json(settings: Settings) -> Json:
-    """The settings of a run: for a single slice only the limits of the policy, for a volume all."""
+    """The settings of a run: for a single slice only its limits, for a volume all."""
     values = dataclasses.asdict(settings)
     return dict(values["episode"]) if settings.follow == "alone" else values
 
 
 def settings_from_json(fields: Fields, alone: bool) -> Settings:
-    """The reverse; settings missing in older records have their defaults. Raises InputError naming the field."""
+    """The reverse of `settings_to_json`. Settings that older records lack get their defaults. Raises InputError naming
+    the field.
+    """
     inside = fields if alone else fields.inside("episode")
     episode = inside.checked(lambda: Limits(inside.whole("max_turns", 1), inside.whole("max_repeats", 2)))
     if alone:
@@ -249,6 +251,7 @@ def _numbers(fields: Fields, name: str) -> Json:
 
 
 def mask_from(fields: Fields, key: str, shape: tuple[int, int]) -> np.ndarray:
+    """The (H, W) bool mask of a field with run lengths, read-only. Raises InputError naming the field."""
     text = fields.text(key)
     mask = fields.checked(lambda: decode_rle(text, shape), key)
     mask.setflags(write=False)

@@ -22,8 +22,9 @@ def write_structures_page(
 
     Args:
         source: the scan's name.
-        structures: with name, folder, answer, doubt, colour (0-255 RGB), measurements, thumbnail each.
-        notes: sentences. left: names of the unfinished structures.
+        structures: each with name, folder, answer, doubt, colour (0-255 RGB), measurements, thumbnail.
+        notes: sentences.
+        left: names of the unfinished structures.
     """
     counts = f"{len(structures)} structures" + (f", {len(left)} not done yet" if left else "")
     cards = "".join(card(each, f"{each['folder']}/review.html", each["doubt"]) for each in structures)

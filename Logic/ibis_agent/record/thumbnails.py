@@ -21,7 +21,7 @@ def thumbnail(
 ) -> str:
     """Base64 of a PNG of at most `side` pixels, as wide and high as the slice is in mm.
 
-    pixels: (H, W) or (H, W, 3) uint8. masks: (H, W) bool and 0-255 RGB each.
+    pixels: (H, W) or (H, W, 3) uint8. masks: pairs of an (H, W) bool mask and its 0-255 RGB.
     """
     from PIL import Image
     from scipy import ndimage

@@ -71,8 +71,8 @@ class Trajectory:
         question: in the person's words.
         actions: all actions that were not undone; their logits are not recorded (None).
         rows: the state of every slice of a volume, see steps.slice_to_json.
-        status, reason: at the end.
-        answer: the answer.
+        status, reason: the current status, and why.
+        answer: None if there is none yet.
         caveats: warnings about the answer, see run.caveats.
         policy, segmenter: identities ("name", "sha256", …); policy None if only a person clicked.
         settings: of the run.
@@ -229,6 +229,7 @@ class Trajectory:
 
     @property
     def gap_mm(self) -> float:
+        """Distance between neighbouring slices in mm."""
         geometry = self.slices.geometry(self.slices.first)
         return float(np.linalg.norm(geometry.affine[:3, geometry.axis]))
 
@@ -282,7 +283,7 @@ class Trajectory:
         return {**said, "caveats": list(self.caveats)} if self.caveats else said
 
     def to_json(self, png: bool = True) -> Json:
-        """Plain values for a JSON file. png: without it, all but the pixels of the pictures."""
+        """Plain values for a JSON file. png: False leaves out the pixels of the pictures."""
         if self.alone:
             geometry = self.slices.geometry(self.slices.first)
             steps = [step_to_json(step, geometry) for step in self.steps]

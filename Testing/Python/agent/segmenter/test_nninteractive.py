@@ -191,7 +191,7 @@ def test_info_says_where_it_is_whether_it_answers_and_the_licence_of_its_weights
     facts = json.loads(capsys.readouterr().out)["Segmenter"]
     assert "for noncommercial use only" in facts["licence"]
     assert facts["server's licence"] == "CC BY-NC-SA 4.0" and facts["address"].startswith("http://127.0.0.1:")
-    assert facts["loads"]["loads"] and "clicks, boxes, a mask to begin from" in facts["loads"]["how"]
+    assert facts["loads"]["loads"] and "clicks, boxes, a starting mask" in facts["loads"]["how"]
     assert server.free, "the session that was tried is given back"
     assert cli.main(["info", "nninteractive:http://127.0.0.1:9", "--json"]) == cli.OK
     gone = json.loads(capsys.readouterr().out)["Segmenter"]["loads"]
