@@ -1,7 +1,7 @@
 """The scripted module IBISSlicer: ask a question about a scan and watch an agent answer it, click by click.
 
 This file only connects module, panel, logic and self-test. The parts are implemented in IBISSlicerLib/; the agent
-itself, which knows nothing of Slicer, is the package ibis_agent (folder Logic/ of a checkout, beside this
+itself, which does not depend on Slicer, is the package ibis_agent (folder Logic/ of a checkout, beside this
 file when installed).
 """
 

@@ -1,7 +1,7 @@
 """The agent in Slicer without any widget: ask, step, go back, correct, accept.
 
 Brings together the worker (Worker.py), the run in the scene (SceneRun.py), the jobs between the two (RunJob.py) and
-what comes of runs (Results.py). `IBISSlicerLogic` is this class; its docstring shows a whole session.
+their results (Results.py). `IBISSlicerLogic` is this class; its docstring shows a whole session.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Agent:
         self.results = Results()
         self._watch = SceneWatch(self._letGo, self._onNodeRemoved)
         _agents.add(self)
-        logging.getLogger("PIL").setLevel(logging.INFO)  # its chatter would land in Slicer's error log
+        logging.getLogger("PIL").setLevel(logging.INFO)  # its debug messages would fill Slicer's error log
         slicer.app.connect("aboutToQuit()", self._onQuit)
 
     @property
@@ -98,7 +98,7 @@ class Agent:
 
     @property
     def measured(self) -> Measurements | None:
-        """Of the segment that was accepted last."""
+        """The measurements of the last accepted segment."""
         return self.results.measured
 
     @property
@@ -202,15 +202,16 @@ class Agent:
     def accept(self, segmentationNode=None, segmentId: str = "", name: str = "", show3D: bool = False) -> str:
         """Add the displayed mask to a segmentation and close the question. Returns the segment's ID.
 
-        :param segmentationNode: None creates a new one beside the volume. :param segmentId: the segment to add to;
-        empty creates a new one, named after question and answer, or `name`.
+        :param segmentationNode: None creates a new one beside the volume.
+        :param segmentId: the segment to add to; empty creates a new one.
+        :param name: of a new segment; empty uses a name from question and answer.
         """
         segmentId = self.results.accept(self._interrupt(), segmentationNode, segmentId, name, show3D)
         self.conclude()
         return segmentId
 
     def conclude(self) -> None:
-        """Close the question without accepting anything further; its record stays in the scene."""
+        """Close the question without adding a segment; its record stays in the scene."""
         run = self._interrupt()
         run.record.finish()
         run.finish()
@@ -218,7 +219,7 @@ class Agent:
         self._close(run)
 
     def discard(self) -> None:
-        """Close the question and remove everything of it from the scene."""
+        """Close the question and remove all its nodes from the scene."""
         self._remove(self._interrupt())
 
     def export(self, path: str) -> Path:
@@ -304,7 +305,7 @@ class Agent:
         return self._run()
 
     def _click(self, fieldsOf: Callable, wait: bool) -> dict | None:
-        """Send the user's click, which comes before the current work, but after earlier clicks."""
+        """Send the user's click: it interrupts the current work, except for earlier clicks."""
         self._halt(butClicks=True)
         run = self._run()
         if not run.isOpened:
@@ -323,7 +324,7 @@ class Agent:
         self.changed.emit()
 
     def _do(self, request: str, fields: dict, wait: bool) -> dict | None:
-        """A job of the open run. With `wait`: the last step that came of it."""
+        """Run a job of the open run. With `wait`, returns its last step."""
         run = self._run()
         job = RunJob(
             request, fields, run, isOpen=lambda: self.current is run, changed=self.changed.emit,
@@ -343,7 +344,7 @@ class Agent:
         self._goOn = False
 
     def _remove(self, run: SceneRun) -> None:
-        self.current = None  # before its nodes go, which _onNodeRemoved hears of
+        self.current = None  # first, because removing its nodes calls _onNodeRemoved
         run.remove(record=True)
         self._close(run)
 
@@ -383,7 +384,6 @@ class Agent:
             self.stop()
 
     def _onQuit(self) -> None:
-        """Slicer quits while this agent is still alive; it belongs to a script, as the panel's was shut down with its
-        module."""
+        """Slicer quits: only agents of scripts still exist, because the panel's is shut down with its module."""
         self.shutdown()
         waitForEndingProcesses()

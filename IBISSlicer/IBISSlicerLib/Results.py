@@ -1,4 +1,4 @@
-"""What comes of runs: the segment that took the last accepted mask, its measures, and the files written of it."""
+"""The results of runs: the last accepted segment, its measurements, and exported files."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .scene.SceneRun import SceneRun
 
 class Results:
     """
-    :ivar segmentation: the segmentation node that took the last accepted mask, None before the first.
+    :ivar segmentation: the segmentation node that received the last accepted mask; None before the first.
     :ivar segmentId: the segment in it.
-    :ivar measured: the Measurements of that segment, None where it could not be measured.
+    :ivar measured: the Measurements of that segment; None if it could not be measured.
     :ivar table: the vtkMRMLTableNode with a row for each accepted segment.
     """
 
@@ -38,7 +38,7 @@ class Results:
         return self.segmentation.GetSegmentation().GetSegment(self.segmentId) is not None
 
     def accept(self, run: SceneRun, segmentationNode, segmentId: str, name: str, show3D: bool) -> str:
-        """Put the mask that a run shows into a segmentation, see scene.Accept. Returns the segment's ID."""
+        """Add the displayed mask of a run to a segmentation, see scene.Accept. Returns the segment's ID."""
         run.show(run.shown)  # as recorded, without slices that were still being propagated
         self.segmentation, self.segmentId = accept(
             run.mask.node,
@@ -56,7 +56,7 @@ class Results:
         return self.segmentId
 
     def export(self, run: SceneRun | None, path: str) -> Path:
-        """Write a run's mask, else the one accepted last, as .seg.nrrd, NIfTI or NRRD."""
+        """Write a run's mask or, without a run, the last accepted one as .seg.nrrd, NIfTI or NRRD."""
         if run is not None:
             return _export(run.mask.node, run.mask.segmentId, path)
         self._check()
@@ -80,7 +80,7 @@ class Results:
         try:
             self.measured = measureSegment(node, segmentId, run.volumeNode, run.place.axis, oneSlice=alone)
             self.table = writeRow(node, segmentId, self.measured, run.volumeNode)
-        except Exception as error:  # the segment is there already: nothing may leave the run open now
+        except Exception as error:  # the segment was added: the run must be closed in any case
             logging.warning("IBISSlicer: the segment was not measured: %s", error)
 
 

@@ -1,4 +1,4 @@
-"""A job of the open run: what the worker tells of it goes into the record and into the views."""
+"""A job of the open run: its messages from the worker update the record and the views."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .scene.SceneRun import SceneRun
 
 class RunJob(Job):
     """
-    :param run: the run that the job belongs to. What is told of it is dropped once `isOpen` says no.
-    :param isOpen: whether this run is still the open one.
+    :param run: the run that the job belongs to.
+    :param isOpen: whether this run is still the open one; if not, messages are ignored.
     :param changed: called when the run or its steps have changed.
-    :param grew: called with the worker's event `slice` while a mask grows.
+    :param grew: called with the worker's event `slice` during propagation.
     :param ended: called when the job is done.
-    :ivar made: the steps that came of it, as the panels show them.
+    :ivar made: the steps made by the job, in the form of SceneRun.rows.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class RunJob(Job):
             run.showLast()
             if (
                 run.scope == "volume" and self.made[-1].get("kind") != "grow"
-            ):  # otherwise do not scroll for the user
+            ):  # do not scroll after propagation
                 run.reveal()
             run.save()
             self._changed()

@@ -1,6 +1,6 @@
-"""The phantom that Slicer's Sample Data module offers: an imaginary upper abdomen, shipped with the extension.
+"""The phantom in Slicer's Sample Data module: an upper abdomen computed by training.phantoms, not a patient.
 
-It is not a patient and needs no download: it was computed by the project's training.phantoms.
+It is included in the extension and needs no download.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def _makeLogic(folder: str):
 
 
 def _makeVolume():
-    """An imaginary slice: a body with one bright organ, 96 × 80 × 9 voxels of 3 mm."""
+    """A computed volume: a body with one bright organ, 96 × 80 × 9 voxels of 3 mm."""
     k, j, i = np.ogrid[:9, :80, :96]
     voxels = np.where(np.hypot((i - 48) / 44, (j - 40) / 34) < 1, 20, -1000) + 0 * k
     voxels[np.broadcast_to(np.hypot((i - 30) / 16, (j - 36) / 18) < 1, voxels.shape)] = 120

@@ -1,4 +1,4 @@
-"""Begin from: a segment to begin from, and segments that the mask never enters. Hidden until its button is pressed."""
+"""Begin from: the segment to start from, and excluded segments. Hidden until its button is pressed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..scene.GivenSegments import Segment
 from ..scene.SegmentWatch import SegmentWatch, segmentsOf
 from .TickList import TickList
 
-_TIP = "Begin from a segment of the scene, and keep the mask out of others"
+_TIP = "Start from a segment of the scene, and exclude other segments from the mask"
 
 
 class BeginPanel:
@@ -20,7 +20,7 @@ class BeginPanel:
 
     def __init__(self, ui, agent: Agent) -> None:
         self.ui, self.agent = ui, agent
-        self._accepted: object = None  # the run whose start is no longer chosen
+        self._accepted: object = None  # the accepted run for which the start was reset
         self._startWatch, self._excludeWatch = SegmentWatch(self._fillStart), SegmentWatch(self._fillExclude)
         self._menu = qt.QMenu(ui.excludeSegmentsButton)
         for text, ticked in (("All others", True), ("None", False)):
@@ -44,13 +44,13 @@ class BeginPanel:
 
     @property
     def start(self) -> Segment | None:
-        """The segment to begin from; None where none is chosen, or the button is not pressed."""
+        """The segment to start from; None if none is selected or the button is not pressed."""
         segmentId = self.ui.beginButton.checked and self.ui.startSegmentSelector.currentData
         return (self.ui.startNodeSelector.currentNode(), segmentId) if segmentId else None
 
     @property
     def exclude(self) -> list[Segment]:
-        """The segments that are ticked; none where the button is not pressed."""
+        """The ticked segments; none if the button is not pressed."""
         node = self.ui.excludeNodeSelector.currentNode()
         return [(node, segmentId) for segmentId in self.list.ticked] if self.ui.beginButton.checked else []
 
@@ -81,21 +81,19 @@ class BeginPanel:
         self._showChosen()
 
     def _tickAll(self, ticked: bool) -> None:
-        """Tick every segment but the one to begin from, or no segment."""
+        """Tick every segment except the one to start from, or none."""
         node = self.ui.excludeNodeSelector.currentNode()
         self.list.tickOnly([each for each in self.list.keys if ticked and (node, each) != self.start])
 
     def _onRunChanged(self) -> None:
         accepted = self.agent.accepted
-        if (
-            accepted is not None and accepted is not self._accepted
-        ):  # the next question is about something else
+        if accepted is not None and accepted is not self._accepted:  # the next question has another start
             self.ui.startSegmentSelector.setCurrentIndex(0)
         self._accepted = accepted
         self._showChosen()
 
     def _showChosen(self) -> None:
-        """Show the box while its button is pressed, and on the button what the open run was asked with."""
+        """Show the box while its button is pressed; the button's tooltip shows the segments given to the open run."""
         ui, run, count = self.ui, self.agent.current, len(self.list.keys)
         ui.beginBox.setVisible(ui.beginButton.checked and not ui.questionSection.collapsed)
         for widget in (ui.beginButton, ui.startNodeSelector, ui.startSegmentSelector, ui.excludeNodeSelector):
@@ -105,6 +103,6 @@ class BeginPanel:
             f"{len(self.list.ticked)} of {count}" if self.list.ticked else "None"
         )
         start, out = run.givenNames if run is not None else ("", "")
-        told = [f"Began from {start}."] if start else []
-        told += [f"Never enters {out}."] if out else []
+        told = [f"Started from {start}."] if start else []
+        told += [f"Excluded: {out}."] if out else []
         ui.beginButton.setToolTip(" ".join(told) or _TIP)

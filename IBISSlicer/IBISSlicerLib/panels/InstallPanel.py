@@ -23,7 +23,7 @@ class InstallPanel:
 
     def __init__(self, ui, installer: Installer, usableChanged, openExample) -> None:
         self.ui, self._installer, self._usableChanged = ui, installer, usableChanged
-        self.pythonChanged = Signal()  # from now on another Python runs the worker
+        self.pythonChanged = Signal()  # another Python will run the worker
         ui.installButton.connect("clicked()", self.onInstall)
         ui.installLogEdit.setVisible(False)
         ui.exampleButton.setVisible(openExample is not None)

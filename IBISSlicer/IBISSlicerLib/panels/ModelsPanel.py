@@ -47,7 +47,7 @@ class ModelsPanel:
         self.ui, self.agent, self._pythonChosen, self._say = ui, agent, pythonChosen, say
         self._fit = ""
         self._listed = ""  # the address of the server whose models are listed
-        self.chosen = Signal()  # other models shall be used
+        self.chosen = Signal()  # other models were chosen
         for text, value in _DEVICES:
             ui.deviceSelector.addItem(text, value)
         for text, value in _PRECISIONS:
@@ -122,9 +122,9 @@ class ModelsPanel:
         return f"Models loaded on the CPU{f': {gigabytes(free)} of memory free' if free else ''}."
 
     def _noteText(self) -> str:
-        """What the chosen models are for, where somebody has said so, and where they are if not here."""
+        """The note of the chosen models, and the servers that receive data."""
         chosen = self.agent.worker.client.settings
-        notes = [f"Pictures and questions are sent to {chosen.policy}."] if isServer(chosen.policy) else []
+        notes = [f"Images and questions are sent to {chosen.policy}."] if isServer(chosen.policy) else []
         if is_address(chosen.segmenter):
             notes.append(
                 f"Slices and clicks are sent to {chosen.segmenter.removeprefix(PREFIX)}. "
@@ -172,7 +172,7 @@ class ModelsPanel:
         self._fit = ""
         self.agent.worker.use(settings)
         self.fill()
-        if settings != before:  # else what has just been said would be cleared
+        if settings != before:  # otherwise the latest message would be cleared
             self.chosen.emit()
         self._listModels()
         if settings.policy != Settings.DEMO and not isServer(settings.policy) and settings != before:
@@ -300,7 +300,7 @@ class ModelsPanel:
 
 
 def _mayBeSent(host: str, what: str) -> bool:
-    """Ask the person. Every address is asked about anew when it is chosen."""
+    """Ask the user. Each choice of an address asks again."""
     return slicer.util.confirmOkCancelDisplay(
         f"{host} is another computer. It will receive {what}.\n\n"
         "Continue only if you are allowed to send this data there.",

@@ -20,7 +20,7 @@ from .StructuresMenu import StructuresMenu, questionsFor
 from .Texts import MISSING, countedFromOne
 
 _ONE_START = (
-    "A segment to begin from belongs to one structure. Ask about it alone, or select None as the start."
+    "A segment to start from belongs to one structure. Ask about that one only, or select None as the start."
 )
 
 
@@ -308,9 +308,8 @@ class QuestionPanel:
 
     def _onSliceModified(self, caller, event) -> None:
         row = self.ui.viewSelector.findData(caller.GetID())
-        if bool(caller.IsMappedInLayout()) != (
-            row >= 0
-        ):  # nodes remain in the scene when a layout hides their views
+        # Nodes remain in the scene when a layout hides their views.
+        if bool(caller.IsMappedInLayout()) != (row >= 0):
             self._settling.start()
         if row >= 0:
             self.ui.viewSelector.setItemText(row, f"{caller.GetOrientation()} ({caller.GetName()})")

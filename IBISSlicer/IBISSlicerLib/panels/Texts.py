@@ -44,7 +44,7 @@ def actionOf(step: dict) -> str:
     if step["action"]["kind"] == "box":
         return "Box"
     if step["action"]["kind"] != "click":
-        return "Followed"
+        return "Propagated"
     return "Include" if step["action"]["positive"] else "Exclude"
 
 

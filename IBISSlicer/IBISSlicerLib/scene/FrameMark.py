@@ -46,8 +46,7 @@ class FrameMark:
 
 
 def cornersOf(frame, geometry, slices: tuple[int, int], toRas: np.ndarray) -> np.ndarray:
-    """(2, 4, 3) RAS mm: the frame's corners at its pixels' outer edges, in front of the first and behind the last
-    slice."""
+    """(2, 4, 3) RAS mm: the frame's corners at the outer edges of its pixels, on both sides of the slices."""
     corners = []
     for index in (min(slices) - 0.49, max(slices) + 0.49):
         for row, column in (

@@ -107,8 +107,8 @@ def shownWindow(volumeNode) -> tuple[float, float] | None:
 def sliceOfView(sliceNode, volumeNode) -> SlicePlace:
     """The slice of the volume nearest to the displayed one.
 
-    :raises ObliqueViewError: if the view is oblique to the volume's voxel axes. :raises GeometryError: if the view is
-    outside the volume.
+    :raises ObliqueViewError: if the view is oblique to the volume's voxel axes.
+    :raises GeometryError: if the view is outside the volume.
     """
     isColour(volumeNode)
     toWorld = ijkToWorld(volumeNode)

@@ -1,7 +1,7 @@
-"""Segments that a run is given when it is asked: one to begin from, and those that its mask never enters.
+"""Segments given to a run when it is asked: one to start from, and those that are excluded from its mask.
 
-They are taken as they are at that moment, on the volume's voxels: what becomes of the segments afterwards does not
-matter to the run, and a scene that is saved before the first step keeps them.
+They are resampled to the volume and stored with the run at that moment, so later changes of the segments have no
+effect, and a scene saved before the first step contains them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MOST_NAMES = 6
 
 
 class GivenError(PlainError):
-    """A segment that cannot be given to a run; the text says which, why, and what to do."""
+    """A segment that cannot be used; the message says which, why, and what to do."""
 
 
 def givenSegments(
@@ -36,11 +36,11 @@ def givenSegments(
     start: Segment | None,
     exclude: Sequence[Segment] = (),
 ) -> dict:
-    """Both masks on the slices of a run, ready to be kept as JSON: by "start" and "exclude", each where there is one,
-    a name and by slice the run lengths of a plane of voxels.
+    """The masks on the slices of a run, as plain values for JSON: under "start" and "exclude", if given, a name and the
+    run lengths of each slice.
 
     :param slices: first and last slice of a run over many; None for the slice `place` alone.
-    :raises GivenError: for a segment that is gone or empty, or a start that is not on these slices.
+    :raises GivenError: if a segment is missing or empty, or if the start is not on these slices.
     """
     first, last = slices or (place.index, place.index)
     given: dict = {}
@@ -56,7 +56,7 @@ def givenSegments(
 
 
 def writeGiven(given: dict, image: dict, folder: Path, session: str) -> dict:
-    """What the request `ask` says of these masks, see ibis_agent.engine.question.given_masks. Writes their files.
+    """Write the masks to files. Returns the fields for the request `ask`, see ibis_agent.engine.question.given_masks.
 
     :param image: the `image` of that request.
     """
@@ -77,7 +77,7 @@ def writeGiven(given: dict, image: dict, folder: Path, session: str) -> dict:
 
 
 def nameOf(segments: Iterable[Segment]) -> str:
-    """For people and for the record, such as "Organs: Liver, Spleen"."""
+    """A name for display and for the record, such as "Organs: Liver, Spleen"."""
     parts = []
     for node in dict.fromkeys(node for node, _ in segments):
         names = [_segmentName(*each) for each in segments if each[0] is node]
@@ -111,8 +111,8 @@ def _exported(volumeNode, node, segmentIds: Sequence[str]) -> np.ndarray:
         logic = slicer.modules.segmentations.logic()
         if not logic.ExportSegmentsToLabelmapNode(node, names, labels, volumeNode):
             raise GivenError(
-                f"{nameOf([(node, each) for each in segmentIds])} cannot be made into a labelmap of "
-                f"{volumeNode.GetName()}. Choose another segment under Begin from."
+                f"Failed to resample {nameOf([(node, each) for each in segmentIds])} to the geometry of "
+                f"{volumeNode.GetName()}. Select another segment under Begin from."
             )
         return np.array(slicer.util.arrayFromVolume(labels) != 0)
     finally:
@@ -123,13 +123,13 @@ def _exported(volumeNode, node, segmentIds: Sequence[str]) -> np.ndarray:
 
 
 def _check(node, segmentId: str) -> None:
-    """Raises GivenError for a segment that is gone or empty."""
+    """Raises GivenError if a segment is missing or empty."""
     if node is None or not slicer.mrmlScene.IsNodePresent(node):
-        raise GivenError("The segmentation chosen under Begin from was deleted. Choose another one.")
+        raise GivenError("The segmentation selected under Begin from was deleted. Select another one.")
     segment = node.GetSegmentation().GetSegment(segmentId)
     if segment is None:
         raise GivenError(
-            f"{node.GetName()} has no segment {segmentId} any more. Choose another one under Begin from."
+            f"{node.GetName()} no longer has the segment {segmentId}. Select another one under Begin from."
         )
     labelmap = segment.GetRepresentation("Binary labelmap")
     if labelmap is None:
@@ -141,7 +141,7 @@ def _check(node, segmentId: str) -> None:
         empty = array is None or not (array == segment.GetLabelValue()).any()
     if empty:
         raise GivenError(
-            f"The segment {segment.GetName()} is empty. Draw it first, or choose another one under Begin from."
+            f"The segment {segment.GetName()} is empty. Draw it first, or select another one under Begin from."
         )
 
 
@@ -153,12 +153,12 @@ def _checkStart(
     place: SlicePlace,
     slices: tuple[int, int],
 ) -> None:
-    """Raises GivenError where the start has no voxel on the slices, or none that is not excluded."""
+    """Raises GivenError if the start is empty on the slices, or excluded completely."""
     name, across = _segmentName(*start), tuple(n for n in range(3) if n != 2 - place.axis)
     found = np.flatnonzero(mask.any(axis=across))
     if not found.size:
         raise GivenError(
-            f"The segment {name} lies outside {volumeNode.GetName()}. Choose another segment under Begin from, or the "
+            f"The segment {name} is outside {volumeNode.GetName()}. Select another segment under Begin from, or the "
             "volume that it was drawn on."
         )
     here = slice(slices[0], slices[1] + 1)
@@ -171,12 +171,10 @@ def _checkStart(
         remedy = "Scroll there" if slices[0] == slices[1] else "Change the range"
         raise GivenError(
             f"The segment {name} is not on {where}: it is on slices {found[0] + 1} to {found[-1] + 1}. {remedy}, or "
-            "choose another segment under Begin from."
+            "select another segment under Begin from."
         )
     if out is not None and not np.moveaxis(mask & ~out, 2 - place.axis, 0)[here].any():
-        raise GivenError(
-            f"All of the segment {name} lies in what is excluded. Exclude less under Begin from."
-        )
+        raise GivenError(f"All of the segment {name} is excluded. Exclude fewer segments under Begin from.")
 
 
 def _planes(mask: np.ndarray, axis: int, first: int, last: int) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A question about a volume made into a run: which slice or slices, which grey values, what the scan is."""
+"""Create a run from a question about a volume: its slices, window and modality."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def newRun(
 
     :param volumeNode: a vtkMRMLScalarVolumeNode.
     :param sliceNode: the slice view that shows the slice (a vtkMRMLSliceNode); otherwise `axis` and `index` are used.
-    :param axis: the voxel axis (0 i, 1 j, 2 k) across the slice, and `index` on it; None means the middle.
+    :param axis: the voxel axis (0 i, 1 j, 2 k) perpendicular to the slice, and `index` on it; None means the middle.
     :param window: (minimum, maximum) grey values; None uses the default of the policy or the volume's display.
     :param scope: "volume" asks about all slices along the axis, or from the first to the last of `slices`.
     :param modality: the modality of the volume from now on, such as "MR"; None uses its DICOM headers, the previous
             choice, or its grey values.
-    :param start: (vtkMRMLSegmentationNode, segment ID) of the mask that the agent begins from and corrects.
-    :param exclude: such segments that the mask never enters.
+    :param start: (vtkMRMLSegmentationNode, segment ID) of the mask that the agent starts from and corrects.
+    :param exclude: (vtkMRMLSegmentationNode, segment ID) of segments that the mask must not enter.
     :raises PlainError, IbisError: if it cannot be asked.
     """
     if volumeNode is None:

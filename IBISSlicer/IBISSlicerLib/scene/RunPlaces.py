@@ -1,4 +1,4 @@
-"""Points of the world in terms of a run: which of its slices they lie on, and where on that slice's picture."""
+"""Convert world coordinates to the slices of a run and to positions in their pictures, and back."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class RunPlaces:
     """
     :param record: the RunRecord.
     :param toRas: (4, 4) voxel index → RAS mm of the volume, before any transform.
-    :param node: a node that lies in the world as the volume did, see vtkMRMLTransformableNode.
-    :param axis, index: the voxel axis across the slices, and the slice that was asked in.
+    :param node: a vtkMRMLTransformableNode with the volume's transform.
+    :param axis, index: the voxel axis perpendicular to the slices, and the slice of the question.
     """
 
     record: RunRecord
@@ -38,8 +38,10 @@ class RunPlaces:
         return {"slice": index, "click": {"x": x, "y": y, "positive": bool(positive)}}
 
     def boxFields(self, corner, opposite) -> dict:
-        """The fields of the request `add` for the user's box between two points in world coordinates. Raises
-        InputError."""
+        """The fields of the request `add` for the user's box between two points in world coordinates.
+
+        :raises InputError: if they are outside, or in different slices.
+        """
         (index, *first), (last, *second) = self._placeOf(corner), self._placeOf(opposite)
         if index != last:
             value = f"{index + 1} and {last + 1}"
@@ -48,8 +50,8 @@ class RunPlaces:
         return {"slice": index, "click": dataclasses.asdict(Box(x0, y0, x1, y1))}
 
     def onPicture(self, index: int, ras) -> tuple[float, float]:
-        """(x, y) on the picture of a slice, normalised. Raises InputError outside of it."""
-        # In the record's millimetres, which no transform has moved.
+        """Normalised (x, y) in the picture of a slice. Raises InputError for a point outside."""
+        # In the coordinates of the record, before any later transform.
         patient = (self.record.geometry.affine @ [*self._voxelOf(ras), 1.0])[:3]
         return self.record.geometry_of(index).from_patient(*patient)
 

@@ -1,4 +1,4 @@
-"""The text node that keeps a run in the scene, so that a saved scene comes back with it."""
+"""The text node that stores a run in the scene, so that a saved scene restores it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ from .SubjectHierarchy import putBeside
 
 ATTRIBUTE = "IBISSlicer.Run"  # "open", or "accepted" after the mask was added to a segmentation
 _SCHEMA = "ibis-slicer-run/1"
-_SHOWN = "IBISSlicer.Shown"  # the number of the step that is shown
+_SHOWN = "IBISSlicer.Shown"  # the number of the displayed step
 
 
 class KeptRun(NamedTuple):
-    """What a text node holds: the record, how the worker gets the slice, voxel → RAS, the number of the shown step,
-    and the masks of GivenSegments.py until the record has them.
+    """The contents of a text node.
+
+    :ivar record: the RunRecord.
+    :ivar image: how the worker gets the slices, see ibis_agent.engine.question.cut_picture.
+    :ivar toRas: (4, 4) voxel index → RAS mm.
+    :ivar shown: number of the displayed step.
+    :ivar given: the masks of GivenSegments.py, until the record contains them.
     """
 
     record: RunRecord
@@ -35,7 +40,7 @@ class RunText:
 
     def __init__(self, node) -> None:
         self.node = node
-        self._written: int | None = None  # the state of the record that the node holds
+        self._written: int | None = None  # the state of the record that was written
 
     @classmethod
     def create(cls, volumeNode, question: str) -> RunText:
@@ -47,13 +52,13 @@ class RunText:
         return cls(node)
 
     def read(self) -> KeptRun:
-        """Raises InputError for a text that is not a run."""
+        """The stored run. Raises InputError if the text is not a run."""
         try:
             saved = json.loads(self.node.GetText() or "null")
             if saved["schema"] != _SCHEMA:
                 raise ValueError(f"schema {saved['schema']}")
             toRas = np.array(saved["toRas"], dtype=float).reshape(4, 4)
-            # Earlier versions have it in the text alone.
+            # Earlier versions store it only in the text.
             shown = int(self.node.GetAttribute(_SHOWN) or saved["shown"])
             run, image, given = saved["run"], dict(saved["image"]), dict(saved.get("given") or {})
             return KeptRun(RunRecord.from_json(run), image, toRas, shown, given)
@@ -62,9 +67,9 @@ class RunText:
             raise InputError(problem, value=str(error)) from error
 
     def write(self, run: KeptRun) -> None:
-        """Bring the node up to date, so that it can be saved with the scene at any moment.
+        """Update the node, so that the scene can be saved at any moment.
 
-        The record of a long run is large: it is written where it has changed, not for another row that is shown.
+        The record of a long run is large, so it is written only if it has changed, not when another step is displayed.
         """
         self.node.SetAttribute(_SHOWN, str(run.shown))
         if self._written == run.record.changes:

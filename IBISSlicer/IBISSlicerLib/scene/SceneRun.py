@@ -80,8 +80,8 @@ class SceneRun:
         :param window: grey values shown as black and white; None uses the policy's default or, if it has
             none, the volume's display.
         :param slices: first and last slice of a run over many; None for a run about the slice `place` only.
-        :param record: of a run from elsewhere; None for a new one.
-        :param given: masks to begin from and to keep out of, see GivenSegments.py.
+        :param record: of a recorded run; None for a new one.
+        :param given: the masks to start from and to exclude, see GivenSegments.py.
         :raises GeometryError: for a volume that cannot be used.
         """
         image = {
@@ -134,7 +134,7 @@ class SceneRun:
 
     @property
     def textNode(self):
-        """The vtkMRMLTextNode that keeps the run; references the other nodes."""
+        """The vtkMRMLTextNode that stores the run and references its other nodes."""
         return self._text.node
 
     @property
@@ -164,7 +164,7 @@ class SceneRun:
 
     @property
     def givenNames(self) -> tuple[str, str]:
-        """Of the segment that the run began from and of those that it never enters; empty where there is none."""
+        """The names of the start and of the excluded segments; empty if not given."""
         head = self.record.head
         start = head.get("start") or self._given.get("start") or {}
         out = head.get("excluded") or self._given.get("exclude") or {}
@@ -172,7 +172,7 @@ class SceneRun:
 
     @property
     def begun(self) -> dict | None:
-        """The size of the mask before the first step, under the keys of `rows`; None where there was none."""
+        """The size of the mask before the first step, with the keys of `rows`; None if there was none."""
         known = list(self.record.slices(0).values()) if self.isOpened else []
         if known and not self._alone:
             return {"ml": self.record.volume_ml(0)}
@@ -180,7 +180,7 @@ class SceneRun:
 
     @property
     def places(self) -> RunPlaces:
-        """Points of the world in terms of this run."""
+        """Conversion of world coordinates."""
         return RunPlaces(self.record, self._toRas, self.mask.node, self.place.axis, self.place.index)
 
     def moveFields(self, number: int, ras) -> dict:
@@ -226,12 +226,12 @@ class SceneRun:
     def modality(self) -> tuple[str, str]:
         """The modality used for the run, and how it was determined, see modalityWords."""
         word, how = modalityWords(self._image)
-        if "modality" not in self._image:  # a run from elsewhere, whose scan was read from files
+        if "modality" not in self._image:  # a recorded run, whose scan was read from files
             how = " ".join([*map(str, self.record.head.get("picture", {}).get("notes") or []), how])
         return word, how
 
     def opened(self, head: dict) -> None:
-        """The worker has cut the slices; what it says of them is the record's from now on."""
+        """The worker has cut the slices: add its description of them to the record."""
         self._given = {}
         self.record.open(head)
         if "start" in self.record.head:
@@ -346,7 +346,7 @@ class SceneRun:
             showSliceInViews(self.volumeNode, self.place.axis, ijk)
 
     def save(self) -> None:
-        """Bring the text node up to date."""
+        """Update the text node."""
         self._text.write(KeptRun(self.record, self._image, self._toRas, self.shown, self._given))
 
     def finish(self) -> None:

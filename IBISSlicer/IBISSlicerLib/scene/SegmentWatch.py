@@ -1,4 +1,4 @@
-"""Hearing of the segments of one segmentation: added, removed, renamed, drawn on."""
+"""Report changes to the segments of one segmentation: added, removed, renamed or edited."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class SegmentWatch:
         self._tags: list[tuple[Any, int]] = []
 
     def watch(self, segmentationNode) -> None:
-        """Watch this vtkMRMLSegmentationNode, None for nothing, and no longer the one before."""
+        """Watch this vtkMRMLSegmentationNode instead of the previous one; None watches nothing."""
         for segmentation, tag in self._tags:
             segmentation.RemoveObserver(tag)
         self._tags.clear()

@@ -1,8 +1,8 @@
-"""What the worker's Python lacks for the chosen models, getting it, and proving that it works.
+"""Find, install and test the packages that the worker's Python needs for the chosen models.
 
-Only on the main thread and only when asked: nothing is installed or imported when the module opens. PyTorch
-comes through the PyTorch extension, which knows the graphics card; the proof is an import in the worker's own
-Python, since importing PyTorch into Slicer itself can crash it and locks its files.
+Only on the main thread and at the user's request: nothing is installed or imported when the module opens. PyTorch is
+installed by the PyTorch extension, which chooses the version for the GPU. The packages are tested by importing them in
+the worker's Python, because importing PyTorch into Slicer can crash it and locks the files.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Installer:
     def install(self, log: Callable[[str], None]) -> None:
         """Install the missing packages. Blocks; `log` is called with lines to show, including pip's.
 
-        :raises RestartNeeded: if the PyTorch extension had to be installed first. :raises InstallError: with the
-        reason and what to do.
+        :raises RestartNeeded: if the PyTorch extension had to be installed first.
+        :raises InstallError: with the reason and what to do.
         """
         said = _Lines(log)
         try:
@@ -95,7 +95,7 @@ class Installer:
         importlib.invalidate_caches()
 
     def prove(self, python: str, told: Callable[[bool, str], None]) -> None:
-        """Import everything in a process of that Python; calls `told(works, text)` when it has finished."""
+        """Import everything in a process of that Python, and call `told(works, text)` when it has finished."""
         self.cancelProof()
         # Without a parent, Python would delete it while it still emits its last signals.
         process = qt.QProcess(slicer.app)

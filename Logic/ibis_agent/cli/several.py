@@ -146,7 +146,7 @@ class Several:
         self._save()
 
     def runs(self) -> Iterator[Runner]:
-        """A runner for each remaining structure, whose steps the caller does. Results are written before the next one."""
+        """A runner for each remaining structure; the caller does its steps. Its results are written before the next."""
         for part in self.left:
             assert self._models is not None, "load the models first"
             runner = Runner(self._task_of(part))

@@ -122,7 +122,7 @@ def test_the_start_is_shown_as_soon_as_the_worker_has_the_slice(asked: Panel) ->
     panel.thinking()
     assert not panel.logic.steps and panel.shown_mask()[SLICE].sum() == liver(panel)[SLICE].sum()
     assert panel.ui.startNodeSelector.enabled is False  # it belongs to the run now
-    assert "Began from Organs: Liver." in panel.ui.beginButton.toolTip
+    assert "Started from Organs: Liver." in panel.ui.beginButton.toolTip
     panel.logic.stop()
 
 
@@ -174,7 +174,7 @@ def test_a_segment_that_is_deleted_is_no_longer_chosen_and_a_script_is_told_its_
     panel.host.process_events()
     assert begin.start is None
     volume = panel.ui.volumeSelector.currentNode()
-    with pytest.raises(RuntimeError, match="Organs has no segment liver any more"):
+    with pytest.raises(RuntimeError, match="Organs no longer has the segment liver"):
         panel.logic.ask(volume, "Segment the liver.", start=(node, "liver"))
     import slicer
 
@@ -188,7 +188,7 @@ def test_a_start_that_is_wholly_excluded_is_told(asked: Panel) -> None:
     panel, node = asked, organs(asked)
     choose(panel, node, "Liver", ("Liver",))
     press_step(panel)
-    assert panel.status.startswith("All of the segment Liver lies in what is excluded.") and panel.run is None
+    assert panel.status.startswith("All of the segment Liver is excluded.") and panel.run is None
 
 
 def test_all_others_ticks_every_segment_but_the_start(asked: Panel) -> None:
