@@ -53,7 +53,7 @@ def add_modality(group: Any) -> None:
 
 
 def add_models(parser: Any) -> None:
-    models = parser.add_argument_group("which models")
+    models = parser.add_argument_group("models")
     models.add_argument(
         "--policy",
         type=place,
@@ -82,7 +82,7 @@ def add_server(group: Any) -> None:
     group.add_argument(
         "--send-pictures-to",
         metavar="HOST",
-        help="agree that the slices and the question are sent to the policy's server on this host",
+        help="agree to send the slices and the question to the policy's server on this host",
     )
 
 
@@ -112,7 +112,7 @@ def add_segmenter(group: Any) -> None:
 
 def add_sent_slices(group: Any) -> None:
     group.add_argument(
-        "--send-slices-to", metavar="HOST", help="agree that slices are sent to nnInteractive on this host"
+        "--send-slices-to", metavar="HOST", help="agree to send slices to nnInteractive on this host"
     )
 
 
@@ -128,7 +128,7 @@ def add_given(group: Any) -> None:
         "several structures, each starts from the label with its name, or give NAME=FILE for each, such as liver=FILE",
     )
     group.add_argument(
-        "--start-label", metavar="NAME|N", help="which segment or label of it, if it has several"
+        "--start-label", metavar="NAME|N", help="segment or label of this mask, if there are several"
     )
     group.add_argument(
         "--exclude",
@@ -156,9 +156,9 @@ def add_search(group: Any) -> None:
     group.add_argument(
         "--follow",
         choices=("auto", "memory", "linked", "carry"),
-        help="how to propagate from slice to slice: with the segmenter's memory; by carrying a click and the mask "
-        "on (carry); or the same without islands that do not touch the previous slice's mask (linked) "
-        "(default: auto: memory if it was trained, otherwise linked)",
+        help="how to propagate from slice to slice: memory: with the segmenter's memory; carry: with a click and the "
+        "mask of the previous slice; linked: like carry, but without islands that do not touch the previous slice's "
+        "mask (default: auto, which is memory if it was trained, otherwise linked)",
     )
 
 

@@ -90,9 +90,9 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
         'spleen", or give it several times',
     )
 
-    picture = run.add_argument_group("which picture")
+    picture = run.add_argument_group("scan and slice")
     picture.add_argument(
-        "--slice", type=int, metavar="N", help="voxel index across the plane (default: the middle)"
+        "--slice", type=int, metavar="N", help="index of the slice, from 0 (default: the middle)"
     )
     add_cut(picture)
     add_series(picture)
@@ -184,7 +184,7 @@ def _add_cohort(commands: Any, as_a_run: dict[str, Any]) -> None:
         help="run the workers on a Ray cluster that shares the scans and DIR; auto: a cluster running here, or this "
         "machine",
     )
-    add_cut(cohort.add_argument_group("which picture"))
+    add_cut(cohort.add_argument_group("scans and slices"))
     add_models(cohort)
     add_search(cohort.add_argument_group("whole volumes"))
     add_given(
@@ -264,7 +264,7 @@ def _add_others(commands: Any) -> None:
     )
     add_series(info)
     add_modality(info)
-    info.add_argument("--load", action="store_true", help="load a model of any size")
+    info.add_argument("--load", action="store_true", help="load the model to test it, even if it is large")
     info.add_argument("--json", action="store_true", help="print JSON")
 
     prompts = commands.add_parser(
