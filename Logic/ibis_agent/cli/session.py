@@ -171,7 +171,7 @@ class Session:
         """The person's next command; None at the end of input."""
         run = self.runner.run
         self._show()
-        hints = {"ready": "Enter goes on", "ended": "Enter accepts", "paused": "Enter asks it again"}
+        hints = {"ready": "Enter continues", "ended": "Enter accepts", "paused": "Enter asks again"}
         hint = f"{hints[run.status]}, a accepts, ? for help: "
         self.screen.ask(f"   {self.screen.mark('›')} {self.screen.dim(hint)}")
         try:

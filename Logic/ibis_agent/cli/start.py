@@ -23,6 +23,6 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     if not sys.warnoptions:
-        # Warnings of libraries are meant for programmers; people get one line that says what to do.
+        # Warnings of libraries are meant for programmers; users get one line that says what to do.
         warnings.simplefilter("ignore")
     return parser().parse_args(with_negative_numbers(sys.argv[1:] if arguments is None else arguments))
