@@ -81,7 +81,7 @@ def stepping(
         thread = threading.Thread(target=lambda: codes.append(main(command)))
         thread.start()
         said = ""
-        while "Enter goes on" not in said:
+        while "Enter continues" not in said:
             assert thread.is_alive(), said
             said += capsys.readouterr().out
             time.sleep(0.02)
