@@ -314,7 +314,7 @@ def test_a_start_with_several_structures_is_refused_and_an_exclusion_holds_for_e
     choose(panel, node, "Liver", ("Kidney",))
     panel.ask("Segment the liver and the spleen.")
     press_step(panel)
-    assert panel.status.startswith("A segment to begin from belongs to one structure.") and panel.run is None
+    assert panel.status.startswith("A segment to start from belongs to one structure.") and panel.run is None
     panel.ui.startSegmentSelector.setCurrentIndex(0)
     press_step(panel)
     panel.host.press(panel.ui.acceptButton)

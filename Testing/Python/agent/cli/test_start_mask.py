@@ -246,8 +246,8 @@ def test_several_structures_that_were_stopped_go_on_from_their_masks_without_bei
     ("options", "words"),
     [
         (("--start-mask", "MAP"), "no label for Spleen"),
-        (("--start-mask", "aorta=MAP"), "not asked for"),
-        (("--start-mask", "liver=MAP", "--start-mask", "liver=MAP"), "begins from two masks"),
+        (("--start-mask", "aorta=MAP"), "no structure with this name"),
+        (("--start-mask", "liver=MAP", "--start-mask", "liver=MAP"), "two masks are given"),
         (("--start-mask", "MAP", "--start-label", "liver"), "Leave --start-label out"),
     ],
 )
