@@ -108,7 +108,9 @@ def test_a_question_that_is_discarded_leaves_nothing(desk: Callable[..., Desk], 
     open_desk.discard("one")
     assert not (tmp_path / "out" / "one").exists()
     (tmp_path / "out" / "two").mkdir(parents=True)
-    with pytest.raises(InputError, match="already contains this name"):  # a result that was accepted is not replaced
+    with pytest.raises(
+        InputError, match="already contains this name"
+    ):  # a result that was accepted is not replaced
         open_desk.ask("two", "disc.png", "Segment the liver")
     with pytest.raises(InputError, match="no such folder"):
         Desk(Request(), tmp_path / "nowhere", tmp_path / "out")
