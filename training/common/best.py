@@ -66,12 +66,12 @@ class Best:
         )
 
     def warning(self) -> str:
-        """A message if the start answered better than the state that is kept; else empty."""
+        """A message if the initial state was better than the kept one, or ""."""
         if self.step <= 0 or self.peak[0] <= self.figures["held_quality"]:
             return ""
         return (
-            f"the training has not helped: quality on the held-out questions was {self.peak[0]:.2f} at step "
-            f"{self.peak[1]}, and at best {self.figures['held_quality']:.2f} since, at step {self.step}, which is kept"
+            f"training did not help: quality on the held-out questions was {self.peak[0]:.2f} at step "
+            f"{self.peak[1]}, and at best {self.figures['held_quality']:.2f} later, at step {self.step}, which is kept"
         )
 
     @torch.no_grad()

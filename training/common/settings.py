@@ -25,7 +25,7 @@ import yaml
 from ibis_agent.errors import InputError
 
 _LARGEST = 2**20
-# Numbers that YAML 1.1 takes for octal ones and for minutes and seconds: 010 is 8, 1:30 is 90.
+# Numbers that YAML 1.1 reads as octal or as minutes and seconds: 010 is 8, 1:30 is 90.
 _MISREAD = re.compile(r"[-+]?(0[0-7_]+|[0-9_]+(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
@@ -203,9 +203,9 @@ def _value(value: Any, hint: Any, key: str, file: str | None) -> Any:
 
 
 def _plain(value: Any, hint: Any, key: str, file: str | None) -> Any:
-    told = value.text if isinstance(value, _Scalar) else ""
-    if _bare(value) is None and told:  # a run would go to a folder called null
-        raise _wrong(told, f"{_WORDS.get(hint, hint)}, in quotes if it is meant", key, file)
+    written = value.text if isinstance(value, _Scalar) else ""
+    if _bare(value) is None and written:  # otherwise null would be the name of a folder
+        raise _wrong(written, f"{_WORDS.get(hint, hint)}, in quotes if this is meant", key, file)
     if hint in (int, float):
         _check_decimal(value, key, file)
     value = _bare(value, text=hint in (Path, str))

@@ -2,7 +2,7 @@
 
     python -m training.store SCANS --out build/store --workers 8      # ahead of time; or --shard 2/8 on eight machines
 
-    source = opened(group, choice, Path("build/store"))    # in place of Source(group, choice)
+    source = opened(group, choice, Path("build/store"))    # instead of Source(group, choice)
     shown = source.show(source.places[0])
 
 A scan is read when first needed. After that its pictures are in the store as memory-mapped .npy files, and the scan is

@@ -1,6 +1,6 @@
-"""Simulated turns for the demo policy: phantom pictures, masks painted over them, questions and replies.
+"""Simulated turns of the demo policy: augmented pictures with masks, questions and replies.
 
-A picture with its questions becomes token ids (policy_writer), visual patches and what the extra heads learn.
+A picture with its questions becomes token ids (policy_writer), visual patches and targets of the extra heads.
 """
 
 from __future__ import annotations
@@ -26,34 +26,27 @@ MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 CELL = 2 * PATCH
 GREEN = np.array(CARD.overlay_colour, np.float32) / 255
-ON_TRUNKS = (
-    "urinary bladder",
-    "prostate",
-    "uterus",
-    "ovary",
-    "heart",
-    "femur",
-    "trachea",
-)  # some slices show them
-SMALLEST = 40  # pixels on the SIDE grid: fewer is neither asked for nor called absent
+# Some slices show these, so they are not asked for as absent.
+ON_TRUNKS = ("urinary bladder", "prostate", "uterus", "ovary", "heart", "femur", "trachea")
+SMALLEST = 40  # pixels on the SIDE grid; smaller structures are neither asked for nor absent
 
 
 @dataclass
 class Shown:
-    """One picture as the policy sees it, (3, h, w) float 0–1, its questions, and what the extra heads learn."""
+    """One picture as the policy sees it, (3, h, w) float 0–1, its questions, and the targets of the extra heads."""
 
     picture: np.ndarray
     asked: list[Asked]
-    cells: np.ndarray  # (rows * columns, 4 * names) share of each structure in each quarter of a cell
+    cells: np.ndarray  # (rows * columns, 4 * names) share of each structure in each patch of a cell
     targets: np.ndarray  # (structures, 3) cell of the deepest point or -1, and its offset in the cell
-    covered: np.ndarray  # (rows * columns,) share of the painted mask
+    covered: np.ndarray  # (rows * columns,) share covered by the mask
 
 
 def grid_of(aspect: float, small: bool) -> tuple[int, int]:
-    """Rows and columns of visual tokens for a picture of width / height `aspect`.
+    """(rows, columns) of visual tokens for a picture of width / height `aspect`.
 
-    The image processor's own rule (Qwen2-VL's smart resize): a picture that is too `small` is scaled up to at
-    least TOKENS cells, a larger one down to at most as many.
+    By the image processor's rule (smart resize of Qwen2-VL): a `small` picture is enlarged to at least TOKENS cells,
+    a larger one reduced to at most TOKENS.
     """
     whole = np.ceil if small else np.floor
     rows, columns = np.sqrt(TOKENS / aspect), np.sqrt(TOKENS * aspect)
@@ -63,9 +56,9 @@ def grid_of(aspect: float, small: bool) -> tuple[int, int]:
 def augmented(
     data: Slices, n: int, rng: np.random.Generator, change: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Grey (S, S) 0–1 and bits (SIDE, SIDE) of slice n, moved, stretched, windowed and grained a little.
+    """((S, S) grey 0–1, (SIDE, SIDE) bits) of slice n with random transforms, window and noise.
 
-    S is the side that the slices are kept at: the picture is scaled once, as the policy's own processor does.
+    S is the side of stored slices: like in the policy's own processor, the picture is scaled only once.
     """
     hu = np.asarray(data.hu[n], np.float32) + 1024
     bits = np.asarray(data.bits[n])
@@ -99,7 +92,7 @@ def augmented(
         bits = bits[np.ix_(rows.astype(int), rows.astype(int))]
     lower, width = some_window(hu - 1024, rng) if change else (-160.0, 400.0)
     grey = np.clip((hu - 1024 - lower) / width, 0, 1)
-    if change and rng.random() < 0.06:  # a pale picture: fat nearly as grey as organs
+    if change and rng.random() < 0.06:  # low contrast: fat nearly as bright as organs
         grey = np.where(grey > 0.02, 0.6 + rng.uniform(0.25, 0.8) * (grey - 0.6), grey)
     if change and rng.random() < 0.5:
         grey = np.clip(
@@ -112,7 +105,7 @@ def augmented(
 
 
 def some_window(hu: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
-    """Lower end and width: mostly for soft tissue, sometimes narrow, wide, or what the picture itself suggests."""
+    """(lower limit, width): mostly soft tissue, sometimes narrow, wide, or the picture's own range."""
     chance = rng.random()
     if chance < 0.72:
         return rng.normal(-155, 22), float(np.exp(rng.normal(np.log(400), 0.16)))
@@ -132,9 +125,9 @@ def with_note(
     aspect: float,
     rng: np.random.Generator,
 ) -> tuple[str, str, np.ndarray | None]:
-    """A note, the reply to it, and what its click is worth.
+    """(note, reply, worth of the reply's click). The note is mostly empty.
 
-    There is one now and then: asked again, or the click was taken back and another is due.
+    Sometimes it asks for the reply again, or says that a person took back the click and wants another one.
     """
     chance = rng.random()
     if chance < 0.03:
@@ -160,7 +153,7 @@ def show(
     rng: np.random.Generator,
     questions: int = 4,
 ) -> Shown:
-    """A picture with its questions: of the first turn, or of a later one with a mask painted over it."""
+    """A picture with its questions: for the first turn, or with a mask for a later one (`overlaid`)."""
     masks = {n: (bits >> b & 1).astype(bool) for b, n in enumerate(NAMES)}
     area = {n: int(m.sum()) for n, m in masks.items()}
     present = [n for n in STRUCTURES if area[n] >= SMALLEST]
@@ -195,7 +188,7 @@ def show(
             note, reply, value = with_note(reply, asks, region, click, value, aspect, rng)
             asked.append(writer.ask(question, reply, value, masked=True, note=note))
     else:
-        # What is rare or hard to tell from its neighbours is asked for first, mostly; then what is thin.
+        # Mostly ask first for rare or hard structures, then for thin ones.
         first_asked = [n for n in HARD if n in present and rng.random() < 0.8]
         thickness = {n: float(depths[n].max()) * rng.lognormal(0, 0.5) for n in present}
         rest = sorted((n for n in present if n not in first_asked), key=thickness.__getitem__)
@@ -205,9 +198,9 @@ def show(
             question, reply = q.question(name, rng), q.first_reply(name, click)
             note, reply, value = with_note(reply, name, masks[name], click, value, aspect, rng)
             asked.append(writer.ask(question, reply, value, note=note))
-        # …and so is what is often taken for a neighbour when it is not there.
-        feared = [n for n in ALIKE if n in absent and rng.random() < 0.35]
-        wanted = (feared + [str(n) for n in rng.permutation(absent) if n not in feared])[:1]
+        # Often ask for absent structures that are easily confused with a neighbour.
+        confused = [n for n in ALIKE if n in absent and rng.random() < 0.35]
+        wanted = (confused + [str(n) for n in rng.permutation(absent) if n not in confused])[:1]
         if rng.random() < 0.15:
             wanted.append(str(rng.choice([n for n in q.NEVER_PRESENT if n not in ON_TRUNKS])))
         for name in wanted:
@@ -247,7 +240,7 @@ def show(
 
 
 def patches_of(pictures: Tensor) -> Tensor:
-    """(B, 3, h, w) normalised → the processor's rows of patches, (B * patches, 3 * 2 * PATCH²)."""
+    """(B * patches, 3 * 2 * PATCH²): the image processor's patches of (B, 3, h, w) normalised pictures."""
     b, c, h, w = pictures.shape
     x = pictures.view(b, c, h // CELL, 2, PATCH, w // CELL, 2, PATCH).permute(0, 2, 5, 3, 6, 1, 4, 7)
     x = x.reshape(b, -1, c, 1, PATCH, PATCH).expand(-1, -1, -1, 2, -1, -1)
@@ -255,7 +248,7 @@ def patches_of(pictures: Tensor) -> Tensor:
 
 
 def collate(writer: Writer, shown: list[Shown], grid: tuple[int, int]) -> dict[str, Tensor]:
-    """One padded sequence a picture: prefix, visual tokens, then its questions side by side."""
+    """One padded sequence per picture: prefix, visual tokens, then its questions, which do not see each other."""
     opening, places = writer.start(grid)
     base, after = len(opening), int(places.max()) + 1
     length = max(base + sum(len(a.ids) for a in s.asked) for s in shown)
@@ -266,7 +259,7 @@ def collate(writer: Writer, shown: list[Shown], grid: tuple[int, int]) -> dict[s
     positions = torch.zeros(3, len(shown), length, dtype=torch.long)
     allowed = torch.zeros(len(shown), length, length, dtype=torch.bool)
     triangle = torch.ones(length, length, dtype=torch.bool).tril()
-    allowed[:, :, 0] = True  # padding looks at something
+    allowed[:, :, 0] = True  # padding must attend to something
     for b, s in enumerate(shown):
         ids[b, :base] = torch.tensor(opening)
         positions[:, b, :base] = torch.from_numpy(places)
@@ -300,7 +293,7 @@ def collate(writer: Writer, shown: list[Shown], grid: tuple[int, int]) -> dict[s
 
 
 class Buckets:
-    """Slices by the grid that their shape gets, so that a batch has one grid; `weight` (N,) draws some oftener."""
+    """Slices grouped by their token grid, so that a batch has one grid. weight: (N,) sampling weights."""
 
     def __init__(self, aspect: np.ndarray, weight: np.ndarray | None = None):
         weight = np.ones(len(aspect)) if weight is None else weight
@@ -314,6 +307,6 @@ class Buckets:
         self.each = [weight[s] / weight[s].sum() for s in self.slices]
 
     def draw(self, size: int, rng: np.random.Generator) -> tuple[tuple[int, int], np.ndarray]:
-        """A grid, and the numbers of `size` slices that get it."""
+        """(grid, numbers of `size` random slices with that grid)."""
         n = int(rng.choice(len(self.names), p=self.odds))
         return self.names[n], rng.choice(self.slices[n], size, p=self.each[n])

@@ -96,8 +96,8 @@ class GrpoSettings:
         tune, lora, vision: as in training.sft.
         replies, tokens: replies sampled at a time, and tokens scored at a time; limited by memory.
         evaluate_every, save_every: in updates; evaluate_every 0 evaluates at the end only.
-        keep: which state becomes the new policy: the "best" on the held-out set, the start aside, or the
-            "last".
+        keep: which state becomes the new policy: the "best" on the held-out set (not the initial one), or
+            the "last".
         collapse: stop when the held-out quality falls below this share of the best; 0: never.
         precision: "bf16" computes in bf16 on CUDA; trainable weights stay fp32.
         threads: of the CPU; 0: torch's default.
@@ -164,14 +164,14 @@ def check(settings: GrpoSettings, file: str | None = None) -> None:
         )
     if settings.warmup > settings.updates:
         raise InputError(
-            "warmup is longer than the run, so the rate would never be reached",
+            "warmup is longer than the run, so the peak learning rate would never be reached",
             file=file,
             value=f"warmup {settings.warmup}, updates {settings.updates}",
-            remedy="Make warmup shorter.",
+            remedy="Lower warmup.",
         )
     if 0 < settings.importance_cap < 1:
         raise InputError(
-            "importance_cap must be 0 (off) or at least 1: a lower cap only makes every step smaller",
+            "importance_cap must be 0 (off) or at least 1: a lower cap only makes steps smaller",
             file=file,
             value=settings.importance_cap,
             remedy="Such as 2.",
@@ -203,7 +203,7 @@ def check(settings: GrpoSettings, file: str | None = None) -> None:
 
 
 def check_rewards(given: RewardSettings, file: str | None = None) -> None:
-    """Raises InputError for an unknown reward, a weight that is not a number, and where there is none."""
+    """Raises InputError for an unknown reward, a weight that is not a number, and if there is no weight."""
     for part, weights, known in (
         ("turn", given.turn, rewards.TURN),
         ("outcome", given.outcome, rewards.OUTCOME),

@@ -76,7 +76,7 @@ class Run:
         self.segmenter = segmenter or segmenters.open(settings.segmenter, device=device)
         self.out = check_writable_folder(settings.out)
         if held is None and settings.held.cases is not None:
-            read_cases(settings.held.cases)  # what is wrong there is told before the other scans are cut
+            read_cases(settings.held.cases)  # report problems before the training scans are cut
         self.tasks = tasks or tasks_of(settings.tasks, self.card)
         self.held = held or tasks_of(settings.held, self.card)
         before = dict.fromkeys(scans_learned(settings.model), "what the policy was trained on before")
@@ -260,8 +260,8 @@ def train(
         board.close()
     if run.collapsed:
         print(f"{run.collapsed}; keeping the state of update {run.best.step}", file=sys.stderr, flush=True)
-    elif settings.keep == "best" and (told := run.best.warning()):
-        print(told, file=sys.stderr, flush=True)
+    elif settings.keep == "best" and (warning := run.best.warning()):
+        print(warning, file=sys.stderr, flush=True)
     return run.finish(time.perf_counter() - begun)
 
 

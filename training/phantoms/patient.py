@@ -1,10 +1,10 @@
-"""One real patient as a thousand: a labelled CT bent, scaled, re-contrasted and framed anew for every picture.
+"""Random pictures of one real patient: a labelled CT deformed, scaled, re-contrasted and cropped.
 
-The scan is taken apart into a map of tissues, fine enough for sharp edges, and what the tissues' means leave over
-(the texture). A picture is drawn from both along a random plane: other shades for every tissue (a contrast phase, or
-any), other proportions, organs grown, shrunken or taken out, masses, air and fluid in the stomach, noise of a
-scanner. The label maps make pictures as well as the pictures do (as in SynthSeg). Organs take other shapes and levels
-against each other too (`reshaped`): what no bending of one patient brings.
+The scan is split into a map of tissues, with enough resolution for sharp edges, and the texture, which is the scan
+minus the mean of each tissue. A picture samples both on a random plane, with new HU for every tissue (of a contrast
+phase, or random), other proportions, organs enlarged, shrunk or removed, lesions, air and fluid in the stomach, and
+scanner noise (similar to SynthSeg). Organs also get other shapes and relative levels (`reshaped`), which deformation
+alone does not give.
 
     patient = Patient.load(scan, labels, names)
     hu, bits, aspect = patient.picture(seed)
@@ -26,10 +26,10 @@ from training.phantoms.shapes import smooth
 from training.phantoms.tissues import NAMES, PHASE_ODDS, PHASES
 
 SIDE = 288
-FINE = 2  # the map of tissues is so much finer than the scan
-# Tissues without a label, told apart by their HU.
+FINE = 2  # resolution of the map of tissues, relative to the scan
+# Tissues without a label, classified by HU.
 OUTSIDE, GAS, FAT, SOFT, BONE, BRIGHT = 200, 201, 202, 203, 204, 205
-# Labels of TotalSegmentator → our structures.
+# Structure → prefixes of TotalSegmentator labels.
 PARTS = {
     "liver": ("liver",),
     "spleen": ("spleen",),
@@ -47,14 +47,19 @@ PARTS = {
     "lung": ("lung",),
 }
 MOVED = ("liver", "spleen", "left kidney", "right kidney", "stomach", "aorta", "gallbladder")
-HELD_LEVELS = ((58.0, 63.0), (88.0, 93.0))  # in slices of the scan: pictures from here are measured on only
+HELD_LEVELS = ((58.0, 63.0), (88.0, 93.0))  # slices of the scan held out for evaluation
 
 
 @dataclass
 class Patient:
-    """`tissue` (I, J, K) * FINE uint8, `rest` (I, J, K) float32 HU, RAS; `means` (256,) HU; `step` mm of the scan.
+    """One patient, in RAS order.
 
-    `where` structure → (centre, radius) in voxels of the scan, `names` label → name.
+    Attributes:
+        tissue: (I, J, K) * FINE uint8; rest: (I, J, K) float32 HU of the texture.
+        means: (256,) HU of each tissue.
+        step: voxel size of the scan in mm.
+        names: label → name.
+        where: structure → (centre, radius) in voxels of the scan.
     """
 
     tissue: np.ndarray
@@ -66,7 +71,7 @@ class Patient:
 
     @classmethod
     def load(cls, scan: Path, labels: Path, names: Path, cache: Path | None = None) -> Patient:
-        """Read a RAS scan with isotropic voxels and its label map. `cache`: a .npz to keep the slow part in."""
+        """Read a RAS scan with isotropic voxels and its label map. cache: a .npz file for the slow part."""
         import nibabel as nib
 
         read: Any = nib.load(scan)
@@ -103,10 +108,10 @@ class Patient:
     def picture(
         self, seed: int, side: int = SIDE, held: bool = False, above: float = 0.0
     ) -> tuple[np.ndarray, np.ndarray, float, tuple[float, float]]:
-        """HU (side, side) float32, bits (side, side) uint16 of NAMES, width / height, (row, column) mm.
+        """((side, side) float32 HU, (side, side) uint16 bits of NAMES, width / height, (row, column) mm).
 
-        The same for the same seed; `above`: the same body so many slices of the scan higher. `held`: a level that
-        is kept for measuring; otherwise those are left out.
+        The same for the same seed. held: use a held-out level, and never otherwise. above: the same body this many
+        slices of the scan higher.
         """
         r = np.random.default_rng([seed, 41])
         points, mm, aspect = self._plane(r, side, held, above)
@@ -117,17 +122,17 @@ class Patient:
         rest = ndimage.map_coordinates(self.rest, np.stack(points), order=1, mode="nearest")
         tissue, taken = self._without(tissue, r)
         changed = np.zeros_like(taken)
-        if not above:  # neighbours in a clip keep one shape
+        if not above:  # slices of a clip keep the same shape
             numbers = {name: self._numbers(name) for name in PARTS}
             tissue, changed = reshape(tissue, numbers, FAT, (SOFT,), (GAS, BRIGHT), mm, r)
         rest[taken | changed | (tissue == OUTSIDE)] = 0
         shades = self._shades(r)
         hu = shades[tissue]
-        if r.uniform() < 0.2:  # a thick slice: what lies above and below is in it too
+        if r.uniform() < 0.2:  # a thick slice averages what is above and below
             apart = np.float32(r.uniform(0.4, 1.6))
             for step in (-apart, apart):
-                beside = shades[self._at([points[0], points[1], points[2] + step], outside)]
-                hu = hu + np.where(changed | taken, hu, beside) * 0.5
+                other = shades[self._at([points[0], points[1], points[2] + step], outside)]
+                hu = hu + np.where(changed | taken, hu, other) * 0.5
             hu = hu / 2
         hu = hu + rest * r.uniform(0.35, 1.25)
         masks = {name: np.isin(tissue, self._numbers(name)) for name in PARTS}
@@ -144,7 +149,7 @@ class Patient:
         return [n for n, each in self.names.items() if each.startswith(PARTS[name])]
 
     def _at(self, points: list[np.ndarray], outside: np.ndarray) -> np.ndarray:
-        """(H, W) uint8: the tissue at voxel coordinates of the scan."""
+        """(H, W) uint8 tissue at voxel coordinates of the scan."""
         flat = [
             np.clip(np.round((p + 0.5) * FINE - 0.5), 0, n - 1).astype(np.intp)
             for p, n in zip(points, self.tissue.shape, strict=True)
@@ -154,7 +159,7 @@ class Patient:
         return tissue
 
     def _plane(self, r: np.random.Generator, side: int, held: bool, above: float = 0.0):
-        """Voxel coordinates (3 arrays) of each pixel of a framed, bent plane; its mm a pixel; its aspect."""
+        """(three arrays of voxel coordinates of a cropped, deformed plane, mm per pixel, width / height)."""
         u = r.uniform
         depth = self.rest.shape[2]
         while True:
@@ -164,7 +169,7 @@ class Patient:
             near = any(a - 1 <= level <= b + 1 for a, b in HELD_LEVELS)
             if is_held if held else not near:
                 break
-        if above:  # neighbours share the bending of a level that all of them are near
+        if above:  # slices of a clip share the deformation of a common level
             level = min(level, depth - 20.0)
         nearest = self.tissue[::FINE, ::FINE, int(level) * FINE] != OUTSIDE
         rows, columns = np.flatnonzero(nearest.any(1)), np.flatnonzero(nearest.any(0))
@@ -172,21 +177,21 @@ class Patient:
         half = np.array([(rows[-1] - rows[0]) / 2 + 1, (columns[-1] - columns[0]) / 2 + 1])
         size = (
             half * self.step * np.exp(r.normal(0, (0.1, 0.12))) * np.exp(r.normal(0, 0.12))
-        )  # mm, of the new body
+        )  # of the new body, in mm
         roll, tilt = np.deg2rad(r.normal(0, 5)), r.normal(0, 0.07, 2)
         margin = 0.04 if u() < 0.6 else float(u(0, 0.14)) if u() < 0.85 else float(u(-0.18, 0.5))
-        # Where the frame lies around the body, in units of its half sizes.
+        # The frame around the body, in half sizes of the body.
         spread = 1 + 2 * margin * size.max() / size
         shift = r.normal(0, 0.03 + 0.3 * max(0.0, abs(margin) - 0.14), 2)
         xs = np.linspace(-spread[0], spread[0], side, dtype=np.float32) + shift[0]
         ys = np.linspace(spread[1], -spread[1], side, dtype=np.float32) + shift[1]
         mm = (float(2 * spread[1] * size[1] / side), float(2 * spread[0] * size[0] / side))
         aspect = float(spread[0] * size[0] / (spread[1] * size[1]))
-        x, y = np.meshgrid(-xs, ys)  # columns towards the patient's left: RAS x falls
+        x, y = np.meshgrid(-xs, ys)  # columns run to the patient's left, so x decreases
         c, s = np.float32(np.cos(roll)), np.float32(np.sin(roll))
         ratio = np.float32(size[0] / size[1])
         x, y = c * x + s * y / ratio, -s * x * ratio + c * y
-        # Slim or obese: the rim is thinner or thicker for the same inside.
+        # Slim or obese: a thinner or thicker rim around the same inside.
         rho = (np.abs(x) ** 2.4 + np.abs(y) ** 2.4 + 1e-6) ** np.float32(1 / 2.4)
         outer = float(u(0.72, 0.97))
         inner = float(np.clip(outer + u(-0.08, 0.16), 0.76, 0.97))
@@ -198,18 +203,18 @@ class Patient:
         py = centre[1] + y * half[1]
         pz = np.float32(level) + x * np.float32(tilt[0] * half[0]) + y * np.float32(tilt[1] * half[1])
         points = [px.astype(np.float32), py.astype(np.float32), (pz + np.float32(above)).astype(np.float32)]
-        # Bent: two scales of smooth noise.
+        # Deform by smooth noise at two scales.
         for cells, amount in ((4, u(0, 3.0)), (8, u(0, 1.2))):
             for axis in range(3):
                 points[axis] = points[axis] + np.float32(amount) * smooth(r, cells, side)
-        if not above and u() < 0.6:  # organs lie at other levels against each other
+        if not above and u() < 0.6:  # change the levels of organs relative to each other
             points[2] = points[2] + np.float32(u(0, 6.0)) * smooth(r, 2, side)
-        # Organs grown, shrunken, moved.
+        # Enlarge, shrink and move organs.
         for name, (at, radius) in self.where.items():
             if abs(at[2] - level - above) > radius * 3 or u() < 0.3:
                 continue
             grow = r.normal(0, 0.22) + (0.45 if name == "spleen" and u() < 0.1 else 0)
-            if name == "stomach":  # no two are of one size
+            if name == "stomach":  # its size varies most
                 grow = r.normal(0.15, 0.35)
             grow = float(np.clip(grow, -0.5, 0.6))
             move = r.normal(0, (0.2, 0.2, 0.2 if above else 0.35)) * radius
@@ -220,7 +225,7 @@ class Patient:
         return points, mm, aspect
 
     def _without(self, tissue: np.ndarray, r: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Organs that this patient lacks become fat; which pixels did."""
+        """(tissue with random organs removed, (H, W) bool of the removed pixels)."""
         taken = np.zeros(tissue.shape, bool)
         for name, chance in (
             ("spleen", 0.08),
@@ -237,7 +242,7 @@ class Patient:
         return tissue, taken
 
     def _shades(self, r: np.random.Generator) -> np.ndarray:
-        """(256,) HU of each tissue in this picture: of a contrast phase, of the real patient, or any."""
+        """(256,) HU of each tissue in this picture: of a contrast phase, of the real patient, or random."""
         u = r.uniform
         shades = self.means.copy()
         kind = u()
@@ -278,7 +283,7 @@ class Patient:
             else:
                 value = muscle + r.normal(0, 4)
             shades[number] = value
-        if kind > 0.9:  # any shade: what is drawn is known by its shape and place
+        if kind > 0.9:  # random HU: structures are recognised by shape and place
             soft = shades > -60
             soft[[OUTSIDE, GAS, FAT]] = False
             shades[soft] += r.normal(0, 30, soft.sum())
@@ -289,7 +294,7 @@ class Patient:
 
 
 def _fill_stomach(hu: np.ndarray, stomach: np.ndarray, r: np.random.Generator) -> None:
-    """Now and then other contents: a level of gas over fluid, or food."""
+    """Sometimes change the contents of the stomach: gas above fluid, or food."""
     kind = r.uniform()
     if not stomach.any() or kind < 0.35:
         return
@@ -302,14 +307,14 @@ def _fill_stomach(hu: np.ndarray, stomach: np.ndarray, r: np.random.Generator) -
     texture = smooth(r, 30, hu.shape[0]) * (r.uniform(10, 90) if kind > 0.7 else 2)
     hu[inner] = fluid + texture[inner]
     above = np.arange(hu.shape[0])[:, None] < level
-    gas = inner & (above if r.uniform() < 0.92 else ~above)  # gas rises to the back of who lies prone
+    gas = inner & (above if r.uniform() < 0.92 else ~above)  # posterior if the patient lies prone
     hu[gas] = -950
 
 
 def _masses(
     hu: np.ndarray, masks: dict[str, np.ndarray], mm: tuple[float, float], r: np.random.Generator
 ) -> np.ndarray:
-    """Lesions and cysts in the solid organs, painted into `hu`; where they are."""
+    """Paint lesions and cysts in solid organs into `hu`; returns their (H, W) bool mask."""
     lesion = np.zeros(hu.shape, bool)
     if r.uniform() > 0.3:
         return lesion
@@ -341,7 +346,7 @@ def _masses(
 
 
 def _tissues(hu: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(I, J, K) uint8: the labels, and OUTSIDE, GAS, FAT, SOFT, BONE, BRIGHT for what has none."""
+    """(I, J, K) uint8: the labels, and OUTSIDE, GAS, FAT, SOFT, BONE or BRIGHT without a label."""
     inside = ndimage.binary_opening(hu > -250, iterations=2)
     parts, _ = ndimage.label(inside)
     sizes = np.bincount(parts.ravel())
@@ -360,7 +365,7 @@ def _tissues(hu: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _refined(coarse: np.ndarray) -> np.ndarray:
-    """(I, J, K) uint8 → FINE times as fine, with smooth edges."""
+    """The (I, J, K) uint8 map at FINE times the resolution, with smooth edges."""
     shape = tuple(n * FINE for n in coarse.shape)
     best = np.full(shape, 0.0, np.float32)
     found = np.full(shape, OUTSIDE, np.uint8)

@@ -1,6 +1,6 @@
-"""Organs of another shape in a slice of a real patient: other contours, and stomach, spleen and bowel drawn anew.
+"""Change the shapes of organs in a slice of a real patient: other contours, and new stomachs, spleens and bowel.
 
-Works on the map of tissues before it is given its shades, so that a changed organ looks like the rest of the picture.
+Works on the map of tissues before HU are assigned, so that a changed organ looks like the rest of the picture.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from scipy import ndimage
 from training.phantoms.shapes import smooth
 
 Numbers = dict[str, list[int]]
-# How often each organ's contour is changed. A kidney keeps its shape more than the soft organs do.
+# How often each organ's contour is changed. The shape of kidneys varies less than that of soft organs.
 CHANGED = {
     "stomach": 0.6,
     "spleen": 0.5,
@@ -22,8 +22,8 @@ CHANGED = {
     "left kidney": 0.3,
     "right kidney": 0.3,
 }
-LEAST = 80  # pixels: smaller cross-sections are left as they are
-# Where stomachs lie: (x, y) in half sizes of the body, x to the patient's left, y to the back.
+LEAST = 80  # pixels; smaller cross-sections are not changed
+# Where stomachs are: ranges of (x, y) in half sizes of the body, x to the patient's left, y to the back.
 FUNDUS, BODY, ANTRUM = (
     ((0.3, 0.55), (-0.1, 0.35)),
     ((0.15, 0.42), (-0.55, -0.2)),
@@ -40,10 +40,13 @@ def reshape(
     mm: tuple[float, float],
     r: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(S, S) uint8 tissues with organs of other shapes, and the (S, S) bool pixels that changed.
+    """((S, S) uint8 tissues with organs of other shapes, (S, S) bool of the changed pixels).
 
-    `numbers`: organ → its tissue numbers. `fat`: what is left where an organ was. `soft`: tissues that give way.
-    `contents`: the numbers of gas and of contrast agent in bowel. `mm`: size of a pixel (row, column).
+    Args:
+        numbers: organ → its tissue numbers.
+        fat: number of the tissue that replaces an organ; soft: numbers of tissues that an organ may grow into.
+        contents: numbers of gas and of contrast agent in bowel.
+        mm: size of a pixel (row, column).
     """
     changed = tissue.copy()
     yielding = [fat, *soft, *numbers["bowel"], *numbers["pancreas"]]
@@ -67,7 +70,7 @@ def _change_contour(
     mm: tuple[float, float],
     r: np.random.Generator,
 ) -> None:
-    """Move the organ's edge out and in by smooth noise; it grows into what gives way and leaves fat behind."""
+    """Move the organ's edge by smooth noise; it grows into `yielding` tissues and leaves fat behind."""
     mask = np.isin(tissue, organ)
     if mask.sum() < LEAST:
         return
@@ -86,7 +89,7 @@ def _change_contour(
 
 
 def _places(tissue: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
-    """(y, x) of every pixel in half sizes of the body from its middle, and those half sizes (pixels)."""
+    """(y, x, half): (S, S) offsets from the body's middle in its half sizes, and those half sizes in pixels."""
     body = tissue != tissue[0, 0]
     rows, columns = np.flatnonzero(body.any(1)), np.flatnonzero(body.any(0))
     half = (rows[-1] - rows[0]) / 2 + 1, (columns[-1] - columns[0]) / 2 + 1
@@ -102,9 +105,9 @@ def _draw_bowel(
     mm: tuple[float, float],
     r: np.random.Generator,
 ) -> None:
-    """Put loops of bowel in the front of the abdomen: collapsed, or with gas or contrast agent, now and then a level.
+    """Add loops of bowel in the anterior abdomen: collapsed, or with gas or contrast agent, sometimes with a level.
 
-    One loop in six lies before the liver or the spleen, and hides a part of it.
+    One loop in six covers a part of the liver or spleen.
     """
     if not numbers["bowel"] or not (tissue != tissue[0, 0]).any():
         return
@@ -135,7 +138,7 @@ def _draw_bowel(
 def _enlarge_spleen(
     tissue: np.ndarray, numbers: Numbers, yielding: list[int], r: np.random.Generator
 ) -> None:
-    """Put a large spleen in the left flank; kidney, muscle and vessels stay."""
+    """Add a large spleen in the left flank; kidney, muscle and vessels are kept."""
     body = tissue != tissue[0, 0]
     if not numbers["spleen"] or not np.isin(tissue, numbers["left kidney"] + numbers["spleen"]).any():
         return
@@ -159,7 +162,7 @@ def _draw_stomach(
     mm: tuple[float, float],
     r: np.random.Generator,
 ) -> None:
-    """Put another stomach where stomachs lie: a tube along fundus, body and antrum that fills the room there."""
+    """Replace the stomach by a new one along fundus, body and antrum, within `yielding` tissues."""
     old = np.isin(tissue, numbers["stomach"])
     neighbours = np.isin(tissue, numbers["spleen"] + numbers["liver"])
     if neighbours.sum() < 5 * LEAST or not numbers["stomach"]:
@@ -177,7 +180,7 @@ def _draw_stomach(
     waves = tissue.shape[0] * mm[0] / float(r.uniform(30, 80))
     radius = float(np.exp(r.uniform(np.log(12), np.log(62))))  # mm
     shape = away / radius + 0.18 * smooth(r, max(2, round(waves)), len(tissue)) < 1
-    inner = x**2 + y**2 < 0.8**2  # not the wall of the trunk
+    inner = x**2 + y**2 < 0.8**2  # not in the wall of the trunk
     found = shape & inner & (old | np.isin(tissue, yielding))
     found = ndimage.binary_opening(found, iterations=2)
     if found.sum() < 2 * LEAST:

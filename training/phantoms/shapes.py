@@ -1,4 +1,7 @@
-"""The solids of phantoms, as functions that are negative inside, and the slice they are painted on."""
+"""The solids of phantoms, as functions that are negative inside, and the slice they are painted on.
+
+Lengths are in mm; capsule and segment2d are distances in mm, the other functions have no unit.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The paper's claim at demo size, by one command."""
+"""Reproduction of the paper's claim at demo size."""

@@ -1,7 +1,6 @@
-"""Two arms compared over the same questions and seeds: the mean difference and its interval.
+"""Paired comparison of two arms over the same questions and seeds: the mean difference and its interval.
 
-Seeds and questions are both drawn: another run would have other seeds, another test set other questions. So both
-are resampled (bootstrap over two ways, 95 %, percentiles), question by question and seed by seed in pairs.
+Both seeds and questions are random samples, so both are resampled (two-way bootstrap, 95 % percentile interval).
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from typing import Any
 import numpy as np
 
 DRAWS = 10_000
-# Written down before any run: a difference counts where its whole interval lies beyond the margin, and "no worse"
-# means that the interval stays within it.
+# Fixed before any run: a difference counts if its whole interval is beyond the margin; "no worse" means that the
+# interval stays within it.
 MARGINS = {"iou": 0.01, "clicks": 0.05, "false_absence": 0.01}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of a figure, arm less reference: the mean, and the ends of its 95 % interval."""
+    """Arm minus reference: the mean, and the limits of its 95 % interval."""
 
     mean: float
     low: float
@@ -31,7 +30,7 @@ class Difference:
 
 
 def difference(arm: np.ndarray, reference: np.ndarray, seed: int = 0) -> Difference:
-    """(seeds, questions) of both, NaN where a question does not count for the figure."""
+    """The difference of two (seeds, questions) arrays, NaN for questions that do not count."""
     apart = np.asarray(arm, float) - np.asarray(reference, float)
     apart = apart[:, ~np.isnan(apart).any(axis=0)]
     rng = np.random.default_rng(seed)
@@ -45,7 +44,7 @@ def difference(arm: np.ndarray, reference: np.ndarray, seed: int = 0) -> Differe
 
 
 def table(runs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Figure → (seeds, questions) of an arm's runs, which all asked the same questions in the same order."""
+    """Figure → (seeds, questions) of an arm's runs, all with the same questions in the same order."""
     rows = [run["questions"] for run in runs]
 
     def values(one: Any) -> np.ndarray:
@@ -59,7 +58,7 @@ def table(runs: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def verdict(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """What the claim says of the arms that were run, line by line, and whether it is shown."""
+    """The statements of the claim about the arms that were run, and whether each is shown."""
     tables = {arm: table(each) for arm, each in runs.items()}
 
     def compared(figure: str, arm: str, reference: str) -> Difference:

@@ -1,16 +1,16 @@
-"""The arms of the paper's claim at demo size, by one command: what self-correction data and rewards add.
+"""Test the paper's claim at demo size: the effect of self-correction data and of rewards.
 
-    python -m training.reproduction                       # seven arms, five seeds: many hours, and resumable
+    python -m training.reproduction                       # seven arms, five seeds: many hours, resumable
     python -m training.reproduction --seeds 1 --updates 1 --sft-steps 2 --pictures 4 --asked 4 --write build/try
 
-The task has room: "both kidneys" (two parts: one click is not enough), lesions, the aorta, the stomach. `sft` and
-`sft_self_correction` are fine-tuned on an expert's clicks, without and with mistakes and their recovery, and stopped on
-held questions; the GRPO arms start from the second's result and differ in nothing but rewards and credit: the same
-format reward, optimal_steps 5, updates, rollouts and rate. All are measured by greedy episodes on the same unseen
-questions. Differences are paired over questions and seeds, with the margins that stand in paired.py.
+The structures leave room for improvement: "both kidneys" (two parts, so one click is not enough), lesions, aorta,
+stomach. `sft` and `sft_self_correction` are fine-tuned on an expert's clicks, without and with mistakes and their
+recovery, and stopped by a held-out set. The GRPO arms start from the second and differ only in rewards and credit: the
+same format reward, optimal_steps 5, updates, rollouts and learning rate. All are evaluated by greedy episodes on the
+same unseen questions. Differences are paired over questions and seeds, with the margins of paired.py.
 
-Every run lies in its own folder under --out; what was stopped goes on with the same command, what is finished
-is not done again. Two processes with different --seeds may share the folder. Writes WRITE/reproduction.json and a plot.
+Every run has its own folder under --out; stopped runs resume and finished ones are kept when the command is run again.
+Two processes with different --seeds may share the folder. Writes WRITE/reproduction.json and a plot.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ibis_agent.policy.folder import look_into
 from ibis_agent.policy.qwen25.source import demo_folder
 from ibis_agent.run.episode import Limits
 
-from training.common.commands import ending
+from training.common.commands import command_parser, ending
 from training.common.pictures import Choice, phantom_groups
 from training.common.policy_folder import HISTORY
 from training.common.questions import NEVER_PRESENT
@@ -57,7 +57,7 @@ TASK = Choice(
 )
 _TURN = "credit: turn, divisor: deviation, least: 2, optimal_steps: 5"
 _FORMAT = "format_fault: 1"
-# What an arm's GRPO is rewarded with. Format is the same in all of them.
+# The rewards of each GRPO arm; format is the same in all of them.
 REWARDS = {
     "grpo_outcome": f"{{turn: {{{_FORMAT}}}, outcome: {{answer: 1}}, {_TURN}}}",
     "grpo_outcome_length": f"{{turn: {{{_FORMAT}}}, outcome: {{answer: 1, length: 1}}, {_TURN}}}",
@@ -77,18 +77,18 @@ MAX_TURNS = 5
 
 
 class Reproduction:
-    """All arms over one starting policy. What is shared between runs is made once."""
+    """All arms from one starting policy; what runs share is made once. Raises InputError."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         policies.trainable(args.model).inspect()
-        # As the policy sees slices at work.
+        # Pictures as the policy sees them in use.
         self.task = replace(TASK, frame=load_card(args.model).frame)
         self.out = check_writable_folder(args.out)
         for file in self.out.glob("*/result.json"):
             if (frame := read_json(file).get("frame", "slice")) != self.task.frame:
                 raise InputError(
-                    "holds runs on pictures of another frame",
+                    "contains runs on pictures of another frame",
                     file=self.out,
                     value=f"{frame}, the policy's card says {self.task.frame}",
                     remedy="Choose another --out.",
@@ -100,14 +100,14 @@ class Reproduction:
         self._unseen: list[Question] = []
 
     def unseen(self) -> list[Question]:
-        """The questions that every run is measured by; made when they are first needed."""
+        """The questions that every run is evaluated on; made when first needed."""
         if not self._unseen:
             tasks = phantom_tasks(self.args.asked, UNSEEN_SEED, choice=self.task)
             self._unseen = tasks.every(4, UNSEEN_SEED)
         return self._unseen
 
     def result(self, arm: str, seed: int) -> dict[str, Any]:
-        """The figures of one run, trained and measured where that is not done yet."""
+        """The figures of one run, which is trained and evaluated if that is not done yet."""
         file = self.out / f"{arm}-{seed}" / "result.json"
         if not file.is_file():
             print(f"== {arm}, seed {seed}", flush=True)
@@ -115,7 +115,7 @@ class Reproduction:
         return read_json(file)
 
     def policy(self, arm: str, seed: int) -> Path:
-        """The folder of the policy that an arm makes."""
+        """The folder of an arm's policy, which is trained if needed."""
         args, out = self.args, self.out / f"{arm}-{seed}"
         if (out / "model" / HISTORY).is_file():
             return out / "model"
@@ -128,7 +128,7 @@ class Reproduction:
             settings = read_settings(CONFIGS / "grpo-demo.yaml", GrpoSettings, changes)
             return grpo.train(settings, None, self.segmenter, self.tasks, self.held)
         changes = [f"model={args.model}", f"data={self.expert(arm)}", f"out={out}", f"seed={seed}"]
-        # The demo's card lists what it knows: these policies are asked for more than that.
+        # The demo's card limits the structures; these policies are asked for others too.
         changes += ["tune=full", "vision=false", "rate=1e-4", "card.vocabulary={}", "log_every=20"]
         changes += [
             f"evaluate_every={max(1, args.sft_steps // 10)}",
@@ -140,11 +140,11 @@ class Reproduction:
         return sft.fine_tune(read_settings(CONFIGS / "sft-demo.yaml", SftSettings, changes))
 
     def expert(self, arm: str) -> Path:
-        """The folder of the trajectories that an arm is fine-tuned on; both ask the same about the same."""
+        """The folder of the trajectories for an arm's fine-tuning; questions and pictures are the same for all."""
         share = MISTAKES if arm == "sft_self_correction" else 0.0
         folder = self.out / ("trajectories-corrected" if share else "trajectories")
         if not (folder / trajectories.NAME).is_file():
-            # As published: what never got good enough stays, with all its clicks and without an end.
+            # As published: runs that never get good enough are kept, with all clicks and without termination.
             recipe = Recipe(
                 mistake_share=share,
                 decimals=2,
@@ -159,7 +159,7 @@ class Reproduction:
         return folder
 
     def measure(self, folder: Path) -> dict[str, Any]:
-        """Greedy episodes on the unseen phantoms."""
+        """Evaluate a policy folder by greedy episodes on the unseen phantoms."""
         roller = Roller(BatchPolicy.load(folder, "cpu"), self.segmenter, Limits(max_turns=MAX_TURNS))
         groups = roller.run(self.unseen(), 1, 0.0)
         each = [
@@ -180,7 +180,7 @@ class Reproduction:
 
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """arm → its figures: the mean over questions and seeds, and each seed's."""
+    """Arm → its figures: the mean over questions and seeds, and the mean of each seed."""
     arms: dict[str, dict[str, Any]] = {}
     for arm, results in runs.items():
         arms[arm] = {"seeds": len(results)}
@@ -191,7 +191,7 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
 
 
 def plot(folder: Path, arms: dict[str, dict[str, Any]]) -> None:
-    """The arms beside each other, every seed a dot."""
+    """Plot the arms next to each other, with a dot per seed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -211,9 +211,9 @@ def plot(folder: Path, arms: dict[str, dict[str, Any]]) -> None:
 
 
 def run(args: argparse.Namespace) -> list[str]:
-    """Everything that is not done yet; returns the verdict. Raises IbisError, and Cancelled where stopped."""
+    """Do all remaining runs and return the verdict. Raises IbisError; Cancelled if stopped."""
     if len(set(args.seeds)) != len(args.seeds):
-        raise InputError("a seed stands twice", value=args.seeds)
+        raise InputError("a seed occurs twice", value=args.seeds)
     for name in ("updates", "sft_steps", "pictures", "asked", "threads"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1", value=getattr(args, name))
@@ -222,12 +222,12 @@ def run(args: argparse.Namespace) -> list[str]:
     start = work.out / "start.json"
     if not start.is_file():
         write_json(start, work.measure(args.model))
-    # Seed by seed: whenever it is stopped, the arms can be compared over the seeds that are done.
+    # Seed by seed, so that the arms can be compared over finished seeds at any time.
     found = {seed: {arm: work.result(arm, seed) for arm in args.arms} for seed in args.seeds}
     runs = {arm: [found[seed][arm] for seed in args.seeds] for arm in args.arms}
     arms, said = summary(runs), verdict(runs)
     sizes = {name: getattr(args, name) for name in ("updates", "sft_steps", "pictures", "asked", "seeds")}
-    told = {
+    report = {
         "verdict": said,
         "margins": MARGINS,
         "arms": arms,
@@ -238,7 +238,7 @@ def run(args: argparse.Namespace) -> list[str]:
         "policy": read_json(start)["policy"],
         "segmenter": dict(work.segmenter.identity),
     }
-    write_json(args.write / "reproduction.json", told)
+    write_json(args.write / "reproduction.json", report)
     plot(args.write, arms)
     for arm, values in arms.items():
         print(f"{arm:22}" + "  ".join(f"{name} {values[name]:.3f}" for name in MARGINS))
@@ -246,24 +246,26 @@ def run(args: argparse.Namespace) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.reproduction",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--model", type=Path, default=None, help="the policy to start from (the demo policy)")
-    parser.add_argument("--segmenter", type=Path, help="a checkpoint (the demo segmenter)")
-    parser.add_argument("--out", type=Path, default=Path("runs/reproduction"), help="where the runs lie")
+    parser = command_parser("reproduction", __doc__)
     parser.add_argument(
-        "--write", type=Path, default=Path("training/reproduction"), help="where the figures go"
+        "--model", type=Path, default=None, help="the policy to start from (default: the demo policy)"
+    )
+    parser.add_argument("--segmenter", type=Path, help="a checkpoint (default: the demo segmenter)")
+    parser.add_argument("--out", type=Path, default=Path("runs/reproduction"), help="folder of the runs")
+    parser.add_argument(
+        "--write", type=Path, default=Path("training/reproduction"), help="folder of the figures"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="only these, to save hours")
-    parser.add_argument("--updates", type=int, default=60, help="of GRPO")
-    parser.add_argument("--sft-steps", type=int, default=1000, help="at most; the best held state is kept")
-    parser.add_argument("--pictures", type=int, default=300, help="phantoms to learn from")
-    parser.add_argument("--asked", type=int, default=130, help="unseen phantoms: about 350 questions")
-    parser.add_argument("--sft", nargs="*", default=[], help="key=value for the fine-tuning")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="run only these arms")
+    parser.add_argument("--updates", type=int, default=60, help="updates of GRPO")
+    parser.add_argument(
+        "--sft-steps", type=int, default=1000, help="most steps; the best held-out state is kept"
+    )
+    parser.add_argument("--pictures", type=int, default=300, help="number of training phantoms")
+    parser.add_argument(
+        "--asked", type=int, default=130, help="number of unseen phantoms (130: about 350 questions)"
+    )
+    parser.add_argument("--sft", nargs="*", default=[], help="key=value for fine-tuning")
     parser.add_argument("--grpo", nargs="*", default=[], help="key=value for GRPO")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

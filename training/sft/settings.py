@@ -49,8 +49,8 @@ class SftSettings:
         held: share of the scans held out.
         asked: held-out questions answered, with the segmenter, at every evaluation; 0: none.
         segmenter: a checkpoint for these; None for the demo segmenter.
-        keep_state: which state becomes the new policy: the "best" on these questions, the start aside, or
-            the "last".
+        keep_state: which state becomes the new policy: the "best" on these questions (not the initial
+            one), or the "last".
         collapse: stop when their quality falls below this share of the best; 0: never.
         evaluate_every, save_every, log_every: in steps; evaluate_every 0 evaluates at the end only.
         keep: checkpoints kept; at least two, so that a kill while one is written leaves the other.

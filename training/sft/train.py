@@ -117,8 +117,8 @@ def fine_tune(settings: SftSettings, file: str | None = None) -> Path:
     now = trainer.state.global_step
     if data.held and not any("eval_loss" in row and row["step"] == now for row in trainer.state.log_history):
         trainer.evaluate()
-    if watch and not collapsed and settings.keep_state == "best" and (told := watch.best.warning()):
-        print(told, file=sys.stderr, flush=True)
+    if watch and not collapsed and settings.keep_state == "best" and (warning := watch.best.warning()):
+        print(warning, file=sys.stderr, flush=True)
     _finish(settings, found, card, trainer, data, result, time.perf_counter() - begun, watch)
     return result
 
@@ -202,11 +202,7 @@ def _arguments(settings: SftSettings, device: str, precision: str, file: str | N
     }
     for key in settings.trainer:
         if key not in known or key in values:
-            why = (
-                "is set by a key of its own"
-                if key in values
-                else "is not a TrainingArguments field of transformers"
-            )
+            why = "has its own key" if key in values else "is not a TrainingArguments field of transformers"
             raise InputError(f"trainer.{key} {why}", file=file, remedy="Remove it.")
     try:
         arguments = TrainingArguments(**values, **settings.trainer)
@@ -246,8 +242,10 @@ def _report(settings: SftSettings, data: Checked, out: Path) -> None:
     if len(data.refused) > 20:
         print(f"left out: {len(data.refused) - 20} more, see {out / 'data.json'}", file=sys.stderr)
     if settings.held and not data.held:
-        why = "all questions are about one scan, so that a collapse will not be noticed"
-        print(f"nothing is held out: {why}", file=sys.stderr)
+        print(
+            "nothing is held out, as all questions are about one scan: a collapse will not be noticed",
+            file=sys.stderr,
+        )
     print(
         f"{data.questions} questions about {data.pictures} pictures: {len(data.places)} turns to learn, "
         f"{len(data.held)} held out, {data.mistakes} shown without loss, {len(data.refused)} left out",

@@ -36,7 +36,7 @@ SYSTEM = (
     "positive, negative or terminate, whichever fits your words."
 )
 _STEPS = {
-    "positive": "It places a positive point at the yellow ring, to add what lies there.",
+    "positive": "It places a positive point at the yellow ring, to add what is there.",
     "negative": "It places a negative point at the yellow ring, to remove what is green there.",
     "box": 'It draws the yellow box around what it takes for the structure; step is then "box".',
     "terminate": "It ends: the green area is good enough.",

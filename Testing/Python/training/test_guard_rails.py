@@ -105,7 +105,7 @@ def test_the_best_state_is_kept_and_a_collapse_is_told_from_a_bad_day(tmp_path: 
     again.restore({"w": weights})
     assert again.step == 2 and weights.tolist() == [2, 2]  # the start is not a result of the training
     # … but it is told that it was better.
-    assert "was 0.90 at step 0, and at best 0.80 since, at step 2" in again.warning()
+    assert "was 0.90 at step 0, and at best 0.80 later, at step 2" in again.warning()
     assert not Best(tmp_path / "best.pt", share=0.0).collapse({"held_quality": 0.0})  # not asked for
 
 

@@ -66,7 +66,7 @@ def test_what_is_written_is_read_and_changes_win(tmp_path):
         ("model: [a", "is not YAML"),
         ("model: [3]", "model must be a path"),
         ("model:", "model must be a path"),
-        ("model: null", "model must be a path, in quotes if it is meant (got null)"),
+        ("model: null", "model must be a path, in quotes if this is meant (got null)"),
         ("model: [~]", "model must be a path"),
         ("model: a\ndata: [~]", "data[0] must be a path"),
         (

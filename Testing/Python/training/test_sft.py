@@ -410,7 +410,7 @@ def test_wrong_settings_are_refused_before_any_work(data, tmp_path):
         ({"optimiser": "adamw_8bit"}, InputError, "CUDA"),
         ({"card": {"histori": 2}}, InputError, "history"),
         ({"trainer": {"fdsp": 1}}, InputError, "trainer.fdsp"),
-        ({"trainer": {"learning_rate": 1}}, InputError, "key of its own"),
+        ({"trainer": {"learning_rate": 1}}, InputError, "its own key"),
         ({"model": str(tmp_path)}, ModelError, "config.json is missing"),
     ):
         if error is InputError and torch.cuda.is_available() and "CUDA" in why:

@@ -20,7 +20,7 @@ from training.rollouts.roller import Rollout
 _UNIT = 2.0**-60
 _BANDS = 16  # at least as many as band_of has
 LEAST = 4
-"""Turns that a comparison needs."""
+"""The smallest number of turns to compare."""
 _MOST = 2**24  # integers up to it are exact in float32
 
 

@@ -37,9 +37,9 @@ fi
 
 : "${MODEL:?MODEL is the folder of the policy to start from}" "${DATA:?DATA is the folder that training.grpo.verl.rows made}"
 for file in "$MODEL/ibis_model.json" "$DATA/train.parquet" "$DATA/test.parquet"; do
-    [ -f "$file" ] || { echo "$file is missing: MODEL is a policy's folder with its card, DATA what training.grpo.verl.rows made (with --held above 0)" >&2; exit 1; }
+    [ -f "$file" ] || { echo "$file is missing: MODEL must be a policy folder with its card, DATA a folder made by training.grpo.verl.rows with --held above 0" >&2; exit 1; }
 done
-# Told now, not by a worker when all is loaded.
+# Check now, rather than in a worker after everything is loaded.
 python - "$MODEL" "${SEGMENTER:-}" <<'CHECK'
 import sys
 from pathlib import Path
@@ -52,8 +52,8 @@ from training.grpo.verl.reward import tool_settings
 with ending():
     check_picture_limits(load_card(sys.argv[1]), Path(sys.argv[1]))
     for tool in yaml.safe_load(Path("training/grpo/verl/tool.yaml").read_text())["tools"]:
-        told = tool_settings(tool["config"], "training/grpo/verl/tool.yaml")
-        segmenters.find(sys.argv[2] or told.segmenter or None).inspect()
+        settings = tool_settings(tool["config"], "training/grpo/verl/tool.yaml")
+        segmenters.find(sys.argv[2] or settings.segmenter or None).inspect()
 CHECK
 GPUS=${GPUS:-$(nvidia-smi -L | wc -l)}
 python -m verl.trainer.main_ppo --config-path "$PWD/training/grpo/verl" --config-name grpo \

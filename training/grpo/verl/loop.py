@@ -59,7 +59,7 @@ class IbisAgentLoop(AgentLoopBase):
         rollouts = int(self.rollout_config.n)
         if rollouts < LEAST:
             raise InputError(
-                f"rollouts of a question must be {LEAST} at least: fewer are compared with nothing",
+                f"a question needs at least {LEAST} rollouts: fewer cannot be compared",
                 value=f"actor_rollout_ref.rollout.n={rollouts}",
                 remedy=f"Set actor_rollout_ref.rollout.n={LEAST} or more.",
             )

@@ -43,7 +43,7 @@ _REPLY = {
 
 @dataclass(frozen=True)
 class ToolSettings:
-    """What tool.yaml's `config` may hold: see there. Also the rewards that are given to `compute_score`."""
+    """The `config` of tool.yaml, explained there. Also checks the rewards given to `compute_score`."""
 
     type: str = "native"
     segmenter: str | None = None
@@ -80,7 +80,7 @@ def compute_score(
 
 
 def tool_settings(values: Mapping[str, Any], file: str | None = None) -> ToolSettings:
-    """Raises InputError for what is unknown or of the wrong kind, and for rewards' keys that only the laptop reads."""
+    """The checked settings. Raises InputError, also for keys of `rewards` that only training.grpo uses."""
     found = settings_from(values, ToolSettings, file)
     for key in ("credit", "divisor", "least"):
         if key in (given := values.get("rewards") or {}):

@@ -186,7 +186,7 @@ class Shared:
                 time.sleep(_PAUSE * 2**n)  # until Ray has released its name
                 self._actors[which] = self._start(which)
                 continue
-            assert found is not None, "an actor holds the picture that was just sent"
+            assert found is not None, "an actor keeps the picture that was just sent"
             self._sent[embedding.key] = None
             self._sent.move_to_end(embedding.key)
             if len(self._sent) > _PICTURES * len(self._actors):

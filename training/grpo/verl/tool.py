@@ -41,11 +41,11 @@ class SegmentTool(BaseTool):
 
     def __init__(self, config: dict[str, Any], tool_schema: OpenAIFunctionToolSchema) -> None:
         super().__init__(config, tool_schema)
-        told = tool_settings(config, "training/grpo/verl/tool.yaml")
-        for value, variable in ((told.segmenter, SEGMENTER), (told.device, DEVICE)):
+        settings = tool_settings(config, "training/grpo/verl/tool.yaml")
+        for value, variable in ((settings.segmenter, SEGMENTER), (settings.device, DEVICE)):
             if value and not os.environ.get(variable):
                 os.environ[variable] = value
-        self.rewards, self._actors, self._share = told.rewards, told.actors, told.share
+        self.rewards, self._actors, self._share = settings.rewards, settings.actors, settings.share
         self._players: dict[str, Player] = {}
 
     async def create(self, instance_id: str | None = None, **kwargs: Any) -> tuple[str, ToolResponse]:
