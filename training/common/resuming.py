@@ -45,10 +45,15 @@ def save_atomically(state: Any, path: Path) -> None:
 
 
 class Curves:
-    """Figures by step, as JSON lines and as a plot; truncated to the step where a run resumes."""
+    """Figures by step, as JSON lines, a plot and TensorBoard files; truncated to the step where a run resumes."""
 
-    def __init__(self, folder: Path, resumed_at: int = 0):
+    def __init__(self, folder: Path, resumed_at: int = 0, tensorboard: bool = False):
         self.path = folder / "curves.jsonl"
+        self._board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1)
         self.rows: list[dict[str, float]] = []
         if resumed_at and self.path.exists():
             for line in self.path.read_text().splitlines():
@@ -63,6 +68,11 @@ class Curves:
         self.rows.append(row)
         with self.path.open("a") as f:
             f.write(json.dumps(row) + "\n")
+        if self._board is not None:
+            for name, value in row.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, int(row["step"]))
+            self._board.flush()
         print("  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
 
     def plot(self, path: Path, title: str) -> None:

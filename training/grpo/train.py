@@ -210,8 +210,6 @@ def train(
     Raises IbisError before slow work if something is wrong, and Cancelled if the run was stopped; the same call
     then resumes it.
     """
-    from torch.utils.tensorboard import SummaryWriter
-
     check(settings, file)
     result = result_of(settings)
     if (result / HISTORY).is_file():
@@ -222,20 +220,13 @@ def train(
     run = Run(settings, file, segmenter, tasks, held)
     if run.update:
         print(f"resuming from update {run.update}", flush=True)
-    curves = Curves(settings.out, run.update)
-    board = SummaryWriter(str(settings.out / "tensorboard"), purge_step=run.update + 1)
-
-    def note(row: dict[str, float]) -> None:
-        curves.add(step=run.update, **row)
-        for name, value in row.items():
-            board.add_scalar(name, value, run.update)
-
+    curves = Curves(settings.out, run.update, tensorboard=True)
     stopping = Stopping()
     run.remember(curves)
     try:
         with stopping.listening():
             if settings.evaluate_every and not run.update:
-                note(run.measure())
+                curves.add(step=run.update, **run.measure())
             while run.update < settings.updates and not run.collapsed:
                 started = time.perf_counter()
                 groups = run.rollouts()
@@ -247,17 +238,16 @@ def train(
                 if settings.refill:
                     row["refilled"] = float(len(run.dropped))
                 row |= {"rollout_seconds": rolled - started, "learn_seconds": time.perf_counter() - rolled}
-                note(row)
+                curves.add(step=run.update, **row)
                 last = run.update == settings.updates
                 if last or (settings.evaluate_every and run.update % settings.evaluate_every == 0):
-                    note(run.measure())
+                    curves.add(step=run.update, **run.measure())
                 if last or run.collapsed or stopping.asked or run.update % settings.save_every == 0:
                     run.save()
                 if stopping.asked and not last and not run.collapsed:
                     raise Cancelled(f"stopped at update {run.update}; run the same command to resume")
     finally:
         curves.plot(settings.out / "curves.png", run.card.name)
-        board.close()
     if run.collapsed:
         print(f"{run.collapsed}; keeping the state of update {run.best.step}", file=sys.stderr, flush=True)
     elif settings.keep == "best" and (warning := run.best.warning()):

@@ -137,10 +137,8 @@ class Plotted(TrainerCallback):
 
     def __init__(self, folder: Path, title: str, resumed_at: int, watch: Any = None) -> None:
         """watch: a Watch called before this; its `figures` are added to the curves."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._curves, self._folder, self._title = Curves(folder, resumed_at), folder, title
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1)
+        self._curves = Curves(folder, resumed_at, tensorboard=True)
+        self._folder, self._title = folder, title
         self._begun = self._plotted = time.perf_counter()
         self._step, self._watch = resumed_at, watch
 
@@ -152,9 +150,6 @@ class Plotted(TrainerCallback):
         if steps:
             row["seconds"] = (now - self._begun) / steps
             self._begun, self._step = now, state.global_step
-        for name, value in row.items():
-            self._board.add_scalar(name, value, state.global_step)
-        self._board.flush()
         self._curves.add(step=state.global_step, **row)
 
     def on_save(self, *_: Any, **__: Any) -> None:
@@ -167,8 +162,6 @@ class Plotted(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._watch is not None:
             self._curves.add(step=state.global_step, **self._watch.figures)
-            for name, value in self._watch.figures.items():
-                self._board.add_scalar(name, value, state.global_step)
         if state.global_step >= state.max_steps:
             self._plot()
 
