@@ -68,9 +68,9 @@ def options() -> argparse.ArgumentParser:
     more.add_argument(
         "--questions", type=int, help="structures asked for per picture (phantoms: 2, else all)"
     )
-    more.add_argument("--labels", type=Path, help="of --scan")
+    more.add_argument("--labels", type=Path, help="labels of --scan")
     more.add_argument("--label-names", type=Path, help="JSON: label value → name, for --scan or --data")
-    more.add_argument("--plane", default="axial", help="of the slices of --data (axial)")
+    more.add_argument("--plane", default="axial", help="plane of the slices of --data (axial)")
     more.add_argument(
         "--per-volume",
         type=int,
@@ -82,7 +82,13 @@ def options() -> argparse.ArgumentParser:
         type=Path,
         help="a folder that keeps the pictures of --data, see training.store (with --shard: OUT/store)",
     )
-    more.add_argument("--window", type=float, nargs=2, metavar=("MIN", "MAX"), help="of --data")
+    more.add_argument(
+        "--window",
+        type=float,
+        nargs=2,
+        metavar=("MIN", "MAX"),
+        help="grey values shown as black and white, for --data",
+    )
     more.add_argument(
         "--bad", choices=("skip", "refuse"), default="skip", help="what to do with bad data in --data (skip)"
     )
@@ -100,13 +106,13 @@ def options() -> argparse.ArgumentParser:
     agent.add_argument("--oracle-only", action="store_true", help="evaluate only the segmenter")
     agent.add_argument("--max-turns", type=int, default=8)
     agent.add_argument("--device", default="auto")
-    agent.add_argument("--precision", default="auto", help="of the policy")
+    agent.add_argument("--precision", default="auto", help="precision of the policy")
     out = parser.add_argument_group("results")
     out.add_argument("--json", type=Path, help="write the figures to this file")
     out.add_argument("--out", type=Path, help="save results here: rows, table and page")
     out.add_argument("--shard", type=Shard.parse, default=Shard(), metavar="I/N", help="do only part I of N")
     out.add_argument("--merge", type=Path, nargs="+", metavar="DIR", help="merge the --out folders of shards")
-    out.add_argument("--worst", type=int, default=24, help="answers shown on the page (24)")
+    out.add_argument("--worst", type=int, default=24, help="number of answers shown on the page (24)")
     return parser
 
 

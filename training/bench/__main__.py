@@ -1,4 +1,4 @@
-"""`python -m training.bench`; what it does is in steps."""
+"""`python -m training.bench`: see steps."""
 
 from training.bench.steps import main
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ibis_agent.policy.qwen25.shape import Shape, read_shape
 
-# config.json of Qwen2.5-VL-7B, as far as shapes go.
+# The shapes in config.json of Qwen2.5-VL-7B.
 SEVEN_B: dict[str, Any] = {
     "model_type": "qwen2_5_vl",
     "vocab_size": 152_064,

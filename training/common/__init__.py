@@ -1,1 +1,1 @@
-"""What the commands of the training share."""
+"""What the training commands share."""

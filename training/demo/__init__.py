@@ -1,1 +1,1 @@
-"""The trainings of the demo policy and segmenter."""
+"""Training of the demo policy and segmenter."""

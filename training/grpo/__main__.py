@@ -1,4 +1,4 @@
-"""`python -m training.grpo`; what it does is in train."""
+"""`python -m training.grpo`: see train."""
 
 from training.grpo.train import main
 

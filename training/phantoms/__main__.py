@@ -1,4 +1,4 @@
-"""`python -m training.phantoms`; what it does is in phantom."""
+"""`python -m training.phantoms`: see phantom."""
 
 from training.phantoms.phantom import main
 

@@ -1,4 +1,4 @@
-"""`python -m training.reproduction`; what it does is in reproduce."""
+"""`python -m training.reproduction`: see reproduce."""
 
 from training.reproduction.reproduce import main
 

@@ -1,4 +1,4 @@
-"""`python -m training.sft`; what it does is in train."""
+"""`python -m training.sft`: see train."""
 
 from training.sft.train import main
 

@@ -1,4 +1,4 @@
-"""`python -m training.trajectories`; what it does is in generate."""
+"""`python -m training.trajectories`: see generate."""
 
 from training.trajectories.generate import main
 

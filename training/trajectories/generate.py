@@ -108,7 +108,7 @@ def make(
     segmenter = segmenter or load_segmenter(work)
     if (work.recipe.box_share or work.recipe.box_later) and not segmenter.can.boxes:
         raise InputError(
-            "the segmenter takes no boxes",
+            "the segmenter does not accept boxes",
             value=segmenter.identity.get("name"),
             remedy="Leave out --box-share and --box-later, or choose another --segmenter.",
         )

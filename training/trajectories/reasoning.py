@@ -338,8 +338,8 @@ def main() -> None:
     add = parser.add_argument
     add("folder", type=Path, help="made by training.trajectories")
     add("--templates", action="store_true", help="no teacher, no network")
-    add("--style", choices=templates.STYLES, default="varied", help="of templates")
-    add("--seed", type=int, default=0, help="of templates")
+    add("--style", choices=templates.STYLES, default="varied", help="style of templates")
+    add("--seed", type=int, default=0, help="seed of templates")
     add("--teacher", help=f"address of an OpenAI-compatible API; the key is read from {KEY_VARIABLE}")
     add("--model", help="the teacher's model name there")
     add("--yes", action="store_true", help="agree to the cost and to sending the pictures")

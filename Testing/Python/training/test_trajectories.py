@@ -361,7 +361,7 @@ def test_a_box_can_follow_a_first_click_that_was_not_enough(data_set: Path, tmp_
 def test_a_segmenter_without_boxes_is_not_asked_for_them(data_set: Path, tmp_path: Path) -> None:
     segmenter = Discs()
     segmenter.can = Abilities()
-    with pytest.raises(InputError, match=r"takes no boxes.*discs.*--box-share"):
+    with pytest.raises(InputError, match=r"does not accept boxes.*discs.*--box-share"):
         made(data_set, tmp_path / "out", "--box-share", "0.5", segmenter=segmenter)
 
 

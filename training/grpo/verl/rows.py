@@ -123,7 +123,7 @@ def main() -> None:
     args = parser.parse_args()
     with ending():
         if not 0 <= args.held < 1 or args.max_turns < 1:
-            raise InputError("--held must be from 0 to below 1, and --max-turns at least 1")
+            raise InputError("--held must be at least 0 and below 1, and --max-turns at least 1")
         check_picture_limits(load_card(args.model), args.model)
         counts = write(args.folders, load_card(args.model), args.out, args.held, args.max_turns)
     print(", ".join(f"{split}: {count} questions" for split, count in counts.items()))
