@@ -20,9 +20,11 @@ from ibis_agent.mask.masks import MOST_PIXELS
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Bytes of PNG in one page. Base64 adds a third, and the page stays under 10 MB.
 ROOM = 6_500_000
-# Reduction factor of the sides of slices without actions.
+# Reduction factor of the sides of slices without actions, and the shortest side that this leaves.
 _QUIET = 4
 _SMALLEST = 96
+# The shortest side where a run of more than a thousand slices would not fit otherwise.
+_LEAST = 48
 
 
 class Shown(NamedTuple):
@@ -106,7 +108,7 @@ def _shrink(made: dict[int, tuple[bytes, int]], group: Sequence[int], room: int)
     for reduce in (2, 3, 4):
         if not whole or spare() >= 0:
             break
-        made |= {index: _encoded(_decoded(png), reduce) for index, (png, _) in whole.items()}
+        made |= {index: _encoded(_decoded(png), reduce, _LEAST) for index, (png, _) in whole.items()}
     saved = sum(len(whole[index][0]) - len(made[index][0]) for index in group)
     if saved and spare() > 0:
         back = int(spare() * len(group) / saved)
@@ -125,9 +127,9 @@ def runs_of(mask: np.ndarray) -> list[int]:
     return runs[: len(runs) - len(runs) % 2]
 
 
-def _encoded(pixels: np.ndarray, reduce: int) -> tuple[bytes, int]:
+def _encoded(pixels: np.ndarray, reduce: int, smallest: int = _SMALLEST) -> tuple[bytes, int]:
     """The PNG, and the factor by which the sides were reduced: `reduce`, or less for a small picture."""
-    reduce = max(1, min(reduce, min(pixels.shape[:2]) // _SMALLEST))
+    reduce = max(1, min(reduce, min(pixels.shape[:2]) // smallest))
     return to_png(pixels, reduce), reduce
 
 

@@ -16,7 +16,7 @@ from ibis_agent.mask.masks import decode_rle
 from ibis_agent.mask.measurements import Measurements, answer_with_size, measure
 from ibis_agent.mask.packed import PackedMasks
 from ibis_agent.record.recorded_slices import recorded_slices
-from ibis_agent.record.review_pictures import fitted, grey_if_it_is, read_png, runs_of, to_base64
+from ibis_agent.record.review_pictures import ROOM, fitted, grey_if_it_is, read_png, runs_of, to_base64
 from ibis_agent.record.steps import given_from_json
 from ibis_agent.scan.geometry import PictureGeometry, slice_geometry
 from ibis_agent.scan.picture import Picture
@@ -49,7 +49,8 @@ def view_of(record: Json, picture_of: Callable[[int], Picture] | None = None) ->
                 yield index, grey_if_it_is(picture_of(index).rgb)
 
     worked = {found[step["slice"]].geometry.index for step in steps}
-    shown, cuts = _pictures_and_cuts(pixels(), masks, worked, one)
+    runs = {index: runs_of(mask) for index, mask in masks.items()}
+    shown, cuts = _pictures_and_cuts(pixels(), masks, runs, worked, one)
     standing = _standing(record, volume)
     key = (record.get("volume") or {}).get("key") if volume else one.index
     largest = max(masks, key=lambda index: int(masks[index].sum()))
@@ -82,7 +83,7 @@ def view_of(record: Json, picture_of: Callable[[int], Picture] | None = None) ->
                 "index": index,
                 "png": shown[index].png,
                 "reduced": shown[index].reduced,
-                "runs": runs_of(masks[index]),
+                "runs": runs[index],
                 "area": round(float(masks[index].sum()) * each, 2),
                 "score": _number(found[place].row.get("score")),
                 "anchor": bool(found[place].row.get("anchor")),
@@ -192,6 +193,7 @@ def _mark(click: Json, number: int) -> dict[str, Any]:
 def _pictures_and_cuts(
     pictures: Iterable[tuple[int, np.ndarray]],
     masks: Mapping[int, np.ndarray],
+    runs: Mapping[int, list[int]],
     worked: set[int],
     one: PictureGeometry,
 ) -> tuple[dict[int, Any], list[dict[str, Any]]]:
@@ -208,7 +210,9 @@ def _pictures_and_cuts(
             lines[index] = pixels[row].copy(), pixels[:, col].copy()
             yield index, pixels
 
-    shown = fitted(pass_through(), worked, {index for index, mask in masks.items() if mask.any()})
+    # Base64 adds a third to a picture and nothing to a mask.
+    room = max(ROOM - 3 * sum(len(str(each)) for each in runs.values()) // 4, ROOM // 4)
+    shown = fitted(pass_through(), worked, {index for index, each in runs.items() if each}, room)
     if len(shown) < 2:
         return shown, []
     across_rows = {index: mask[row] for index, mask in masks.items()}

@@ -13,9 +13,10 @@ import pytest
 from browser import Browser
 from ibis_agent.errors import InputError
 from ibis_agent.mask.measurements import measure
+from ibis_agent.record import review_view
 from ibis_agent.record.comparison_page import write_comparison
 from ibis_agent.record.review import review_page, write_review
-from ibis_agent.record.review_pictures import fitted, read_png, runs_of
+from ibis_agent.record.review_pictures import ROOM, fitted, read_png, runs_of
 from ibis_agent.record.review_view import view_of
 from ibis_agent.scan.geometry import slice_geometry
 from PIL import Image
@@ -147,6 +148,24 @@ def test_where_room_is_short_clicked_slices_keep_their_size_and_some_of_the_mask
 def test_three_hundred_slices_fit_into_ten_megabytes_even_if_all_are_noise() -> None:
     shown = fitted(noise(300, 512), set(range(0, 300, 20)), set(range(300)))
     assert sum(len(each.png) for each in shown.values()) < 9_000_000
+
+
+def test_very_many_slices_fit_too_and_those_that_were_clicked_keep_their_size() -> None:
+    shown = fitted(noise(800, 150), {500}, set(range(800)))
+    assert shown[500].reduced == 1
+    assert sum(len(each.png) for each in shown.values()) < 9_000_000
+
+
+def test_a_page_has_less_room_for_pictures_where_the_masks_take_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    record, given = volume_record(), []
+
+    def noted(*parts: Any) -> Any:
+        given.append(parts[-1])
+        return fitted(*parts)
+
+    monkeypatch.setattr(review_view, "fitted", noted)
+    runs = [each["runs"] for each in review_view.view_of(record)["slices"]]
+    assert given == [ROOM - 3 * sum(len(str(each)) for each in runs) // 4] and given[0] < ROOM
 
 
 def test_runs_of_an_empty_and_of_a_full_mask() -> None:
