@@ -35,6 +35,7 @@ from training.grpo.settings import RewardSettings
 from training.grpo.tasks import phantom_tasks
 from training.grpo.verl import coding, reward, rows
 from training.grpo.verl.player import Player
+from training.grpo.verl.settings import tool_settings
 from training.rollouts.roller import Question
 
 if importlib.util.find_spec("verl") is not None:
@@ -183,10 +184,18 @@ def test_the_reward_function_scores_what_is_no_reply(row: dict[str, Any]) -> Non
 )
 def test_a_mistake_in_the_tools_settings_is_named(change: dict[str, Any], said: str) -> None:
     (tool,) = yaml.safe_load((FOLDER / "tool.yaml").read_text(encoding="utf-8"))["tools"]
-    assert reward.tool_settings(tool["config"]).rewards.turn["ending"] == 0.5
+    assert tool_settings(tool["config"]).rewards.turn["ending"] == 0.5
     with pytest.raises(InputError) as caught:
-        reward.tool_settings({**tool["config"], **change}, "tool.yaml")
+        tool_settings({**tool["config"], **change}, "tool.yaml")
     assert said in str(caught.value) and "tool.yaml" in str(caught.value)
+
+
+def test_verl_can_load_the_reward_function_by_its_path() -> None:
+    spec = importlib.util.spec_from_file_location("custom_module", FOLDER / "reward.py")
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)  # as verl does: the module is not in sys.modules
+    assert callable(loaded.compute_score)
 
 
 def test_replies_are_found_one_by_one() -> None:
@@ -384,7 +393,7 @@ def test_the_tool_clicks_and_scores(row: dict[str, Any], question: Question) -> 
         click = {"x": float(xs[len(xs) // 2] / width), "y": float(ys[len(ys) // 2] / height)}
         done = await tool.execute(name, click)
         refused = await tool.execute(name, {"x": 7})
-        assert "not a click" in refused[0].text
+        assert "Not a click" in refused[0].text
         score = await tool.calc_reward(name)
         await tool.release(name)
         return done, score

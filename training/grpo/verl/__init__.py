@@ -6,6 +6,7 @@ reward            the custom reward function
 tool              the segmenter as a tool; described by tool.yaml
 shared_segmenter  segmenters shared by all workers: Ray actors that answer in batches (does not need verl)
 loop              the episode as verl's agent loop; registered by agent.yaml
+settings          what tool.yaml may contain, checked (does not need verl)
 coding            a turn's return and state, encoded in the numbers that reach an estimator (does not need verl)
 advantage         the advantages of training.grpo.credit as verl's estimator
 grpo.yaml         overrides of verl's own configuration; launch.sh starts it on one or several nodes

@@ -48,7 +48,7 @@ import yaml
 from ibis_agent.policy.card import load_card
 from training.common.commands import ending
 from training.common.policy_folder import check_picture_limits
-from training.grpo.verl.reward import tool_settings
+from training.grpo.verl.settings import tool_settings
 with ending():
     check_picture_limits(load_card(sys.argv[1]), Path(sys.argv[1]))
     for tool in yaml.safe_load(Path("training/grpo/verl/tool.yaml").read_text())["tools"]:

@@ -13,7 +13,6 @@ import io
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,10 @@ from ibis_agent.run.episode import Limits
 from ibis_agent.segmenter.contract import PictureSegmenter, Segmenter
 from PIL import Image
 
-from training.common.settings import setting, settings_from
 from training.grpo.objective import score
-from training.grpo.settings import RewardSettings, check_rewards
-from training.grpo.verl.coding import LEAST
+from training.grpo.settings import RewardSettings
 from training.grpo.verl.player import Player
+from training.grpo.verl.settings import tool_settings
 from training.rollouts.roller import Question
 
 SEGMENTER, DEVICE = "IBIS_SEGMENTER", "IBIS_SEGMENTER_DEVICE"
@@ -39,18 +37,6 @@ _REPLY = {
     "ibis": re.compile(r"<think>.*?(?:</action>(?:\s*<answer>.*?</answer>)?|(?=<think>)|\Z)", re.DOTALL),
     "tool_calls": re.compile(r".*?</tool_call>", re.DOTALL),
 }
-
-
-@dataclass(frozen=True)
-class ToolSettings:
-    """The `config` of tool.yaml, explained there. Also checks the rewards given to `compute_score`."""
-
-    type: str = "native"
-    segmenter: str | None = None
-    device: str | None = None
-    actors: int = setting(0, least=0)
-    share: float = setting(0.0, least=0, most=1)
-    rewards: RewardSettings = field(default_factory=RewardSettings)
 
 
 def compute_score(
@@ -77,22 +63,6 @@ def compute_score(
         if player.take_text(reply):
             break
     return scored(player, tool_settings({"rewards": rewards or {}}).rewards)
-
-
-def tool_settings(values: Mapping[str, Any], file: str | None = None) -> ToolSettings:
-    """The checked settings. Raises InputError, also for keys of `rewards` that only training.grpo uses."""
-    found = settings_from(values, ToolSettings, file)
-    for key in ("credit", "divisor", "least"):
-        if key in (given := values.get("rewards") or {}):
-            raise InputError(
-                f"rewards.{key} has no effect in verl: its estimator compares states, {LEAST} turns or more, and "
-                "divides by the batch's deviation",
-                file=file,
-                value=given[key],
-                remedy="Remove it.",
-            )
-    check_rewards(found.rewards, file)
-    return found
 
 
 def scored(player: Player, settings: RewardSettings) -> dict[str, float]:

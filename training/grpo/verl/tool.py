@@ -19,15 +19,8 @@ from verl.tools.base_tool import BaseTool
 from verl.tools.schemas import OpenAIFunctionToolSchema, ToolResponse
 
 from training.grpo.verl.player import Player
-from training.grpo.verl.reward import (
-    DEVICE,
-    SEGMENTER,
-    player_of,
-    question_of,
-    scored,
-    segmenter,
-    tool_settings,
-)
+from training.grpo.verl.reward import DEVICE, SEGMENTER, player_of, question_of, scored, segmenter
+from training.grpo.verl.settings import tool_settings
 from training.grpo.verl.shared_segmenter import shared
 from training.rollouts.sampling import Sample
 
