@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
-from unittest import mock
 
 import pytest
 
@@ -17,33 +15,16 @@ PATIENCE = {
     "RAY_prestart_worker_first_driver": "0",
 }
 _TRIES = 4
-_WAIT = 300  # seconds
 
 
 def begin(ray: Any, **options: Any) -> None:
     """`ray.init` with PATIENCE in the environment; skips the test where Ray does not come up.
 
-    Ray's own helper has 15 s to start, whatever it is told, and takes the whole cluster down if it is slower; its node
-    has 30 s to be known, which are made more here.
+    Ray's own helper has 15 s to start, whatever it is told, and takes the whole cluster down if it is slower.
     """
-    from ray._private import services
-
-    known = services.get_node
-
-    def patient(*given: Any) -> Any:
-        until = time.monotonic() + _WAIT
-        while True:
-            try:
-                return known(*given)
-            except RuntimeError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(1)
-
     for n in range(_TRIES):
         try:
-            with mock.patch.object(services, "get_node", patient):
-                ray.init(include_dashboard=False, log_to_driver=False, **options)
+            ray.init(include_dashboard=False, log_to_driver=False, **options)
             return
         except Exception as error:  # Ray has no class of its own for it
             ray.shutdown()
