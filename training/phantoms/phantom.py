@@ -12,6 +12,7 @@ Proportions and grey values are typical ones; they do not follow the distributio
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from training.common.commands import command_parser
 from training.phantoms.anatomy import Anatomy
 from training.phantoms.shapes import Array, PhantomSlice
 from training.phantoms.tissues import EXTRAS, STRUCTURES
@@ -118,7 +118,12 @@ def gallery(out: Path, first_seed: int = 1, rows: int = 4, columns: int = 5) -> 
 
 
 def main() -> None:
-    parser = command_parser("phantoms", __doc__)
+    # Not common's command_parser: training.common needs the phantoms, and the layers have no circle.
+    parser = argparse.ArgumentParser(
+        prog="python -m training.phantoms",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="write a volume (.nii.gz) and its labels")
     parser.add_argument("--spacing", type=float, nargs=3, default=(2.5, 2.5, 5.0), help="voxel size in mm")
