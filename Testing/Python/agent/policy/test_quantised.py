@@ -145,7 +145,7 @@ def test_a_missing_library_is_named_with_how_to_install_it(copy, monkeypatch, me
     without(monkeypatch, "compressed_tensors", "gptqmodel", "optimum", "bitsandbytes")
     configured(copy, quantization_config={"quant_method": method, "bits": 4})
     assert f"missing here: pip install {packages}" in policies.find(copy).facts()["way"]
-    with pytest.raises(ModelError, match=rf"not installed: .*pip install {packages}\. Or: take"):
+    with pytest.raises(ModelError, match=rf"not installed: .*pip install {packages}\. Or: use"):
         policies.open(copy, "cpu")
 
 
@@ -172,7 +172,7 @@ def test_blocks_of_fp8_run_through_transformers_as_the_whole_weights_they_stand_
     )
     tokenizer_in(copy, QWEN)
     facts = policies.find(copy).facts()
-    assert "not for FP8 weights" in facts["way"] and facts["stored"].startswith("FP8, ")
+    assert "without FP8 weights" in facts["way"] and facts["stored"].startswith("FP8, ")
     theirs = policies.open(copy, "cpu", "bf16")
     weight = theirs.model.model.language_model.layers[0].mlp.up_proj.weight
     assert torch.equal(weight, rounded["model.layers.0.mlp.up_proj.weight"])
