@@ -73,11 +73,7 @@ class OnePicture:
 
 
 def measure(
-    pictures: Pictures,
-    index: int,
-    policy: Policy | None,
-    segmenter: Segmenter,
-    how: Measures,
+    pictures: Pictures, index: int, policy: Policy | None, segmenter: Segmenter, how: Measures
 ) -> Row:
     """The row of one labelled picture; depends only on its `index`, not on what was evaluated before.
 

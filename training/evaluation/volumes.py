@@ -45,11 +45,7 @@ def phantom_scan(seed: int) -> tuple[Scan, dict[str, np.ndarray]]:
 
 
 def oracle_propagation(
-    stack: Stack,
-    truth: np.ndarray,
-    segmenter: Segmenter,
-    key: int | None = None,
-    follow: Follow = "auto",
+    stack: Stack, truth: np.ndarray, segmenter: Segmenter, key: int | None = None, follow: Follow = "auto"
 ) -> float:
     """3D Dice after one click at the deepest point of slice `key`, propagated both ways.
 
@@ -68,12 +64,7 @@ def oracle_propagation(
 
 
 def agent_alone(
-    stack: Stack,
-    question: str,
-    truth: np.ndarray,
-    policy: Policy,
-    segmenter: Segmenter,
-    limits: Settings,
+    stack: Stack, question: str, truth: np.ndarray, policy: Policy, segmenter: Segmenter, limits: Settings
 ) -> dict[str, float]:
     """3D Dice after propagation ("dsc_without_second_looks") and at the end ("dsc"), and the number of looks."""
     run = Run(stack, question, policy, segmenter, limits)

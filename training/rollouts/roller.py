@@ -205,11 +205,7 @@ class Roller:
         return groups
 
     def _play(
-        self,
-        going: list[Rollout],
-        temperature: float,
-        generator: torch.Generator | None,
-        done: Predictions,
+        self, going: list[Rollout], temperature: float, generator: torch.Generator | None, done: Predictions
     ) -> None:
         """Advance all rollouts together until they are over. Adds every prediction to `done`."""
         while going:
@@ -244,11 +240,7 @@ class Roller:
             found.append(known[key])
         return found
 
-    def _predict(
-        self,
-        wanted: Sequence[tuple[Rollout, Prompt]],
-        done: Predictions,
-    ) -> list[Prediction]:
+    def _predict(self, wanted: Sequence[tuple[Rollout, Prompt]], done: Predictions) -> list[Prediction]:
         """The masks after one more prompt each; equal prompts on the same picture are computed once."""
         keys = [(rollout.question.picture, (*rollout.prompts, prompt)) for rollout, prompt in wanted]
         fresh = {key: rollout for key, (rollout, _) in zip(keys, wanted, strict=True) if key not in done}

@@ -125,10 +125,7 @@ def messages_for(
         {"role": "system", "content": SYSTEM},
         {
             "role": "user",
-            "content": [
-                {"type": "image_url", "image_url": {"url": picture}},
-                {"type": "text", "text": text},
-            ],
+            "content": [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": text}],
         },
     ]
 

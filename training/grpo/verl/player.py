@@ -16,11 +16,7 @@ class Player:
     """The rollout of one episode so far, and the segmenter that does its clicks and boxes."""
 
     def __init__(
-        self,
-        question: Question,
-        segmenter: PictureSegmenter,
-        limits: Limits,
-        language: Language = IBIS,
+        self, question: Question, segmenter: PictureSegmenter, limits: Limits, language: Language = IBIS
     ) -> None:
         self.rollout = Rollout(question, language=language)
         self.segmenter, self.limits = segmenter, limits
