@@ -87,6 +87,17 @@ NEVER_PRESENT = (
     "ovary",
     "skull",
 )
+# The thinking and the answer on termination, by outcome: the structure is absent, well segmented, or only in part.
+THOUGHTS = {
+    "absent": "I see no {n} here.",
+    "done": "The mask covers the {n} well.",
+    "part": "The mask covers part of the {n}.",
+}
+ANSWERS = {
+    "absent": "There is no {n} in this picture.",
+    "done": "The {n} is segmented.",
+    "part": "The {n} is segmented in part.",
+}
 HORIZONTAL = ("left", "centre", "right")
 VERTICAL = ("upper", "middle", "lower")
 
@@ -96,9 +107,7 @@ def question(name: str, rng: np.random.Generator) -> str:
     words = WORDS.get(name, (name,))
     text = str(rng.choice(QUESTIONS)).format(n=rng.choice(words))
     if name == "lesion" and rng.random() < 0.3:
-        text = (
-            "Is there a lesion? Segment it" if rng.random() < 0.5 else "Is there a liver lesion? Segment it"
-        )
+        text = f"Is there a {'lesion' if rng.random() < 0.5 else 'liver lesion'}? Segment it"
     if rng.random() < 0.4 and not text.endswith("?"):
         text += "."
     style = rng.random()
@@ -116,58 +125,36 @@ def _rounded(click: Click) -> Click:
     return Click(min(0.99, round(click.x, 2)), min(0.99, round(click.y, 2)), click.positive)
 
 
-def first_thought(name: str, click: Click) -> str:
-    return f"The {name} is in the {zone(click.x, click.y)}."
-
-
-def absent_thought(name: str) -> str:
-    return f"I see no {name} here."
-
-
-def correction_thought(name: str, click: Click) -> str:
+def click_thought(name: str, click: Click, first: bool) -> str:
+    """The thinking before a click: the first one, or a correction of the mask."""
     where = zone(click.x, click.y)
+    if first:
+        return f"The {name} is in the {where}."
     if click.positive:
         return f"The mask misses part of the {name} in the {where}."
     return f"The mask covers tissue that is not {name} in the {where}."
 
 
-def done_thought(name: str) -> str:
-    return f"The mask covers the {name} well."
-
-
-def part_thought(name: str) -> str:
-    """For terminating on a mask that is not good."""
-    return f"The mask covers part of the {name}."
-
-
-def absent_answer(name: str) -> str:
-    return f"There is no {name} in this picture."
-
-
-def done_answer(name: str) -> str:
-    return f"The {name} is segmented."
-
-
-def part_answer(name: str) -> str:
-    return f"The {name} is segmented in part."
-
-
 def first_reply(name: str, click: Click) -> str:
     click = _rounded(click)
-    return format_reply(Reply(first_thought(name, click), click))
-
-
-def absent_reply(name: str) -> str:
-    return format_reply(Reply(absent_thought(name), Terminate(absent_answer(name))))
+    return format_reply(Reply(click_thought(name, click, True), click))
 
 
 def correction_reply(name: str, click: Click) -> str:
     click = _rounded(click)
-    return format_reply(Reply(correction_thought(name, click), click))
+    return format_reply(Reply(click_thought(name, click, False), click))
+
+
+def absent_reply(name: str) -> str:
+    return _last_reply(name, "absent")
 
 
 def done_reply(name: str) -> str:
-    return format_reply(Reply(done_thought(name), Terminate(done_answer(name))))
+    return _last_reply(name, "done")
+
+
+def _last_reply(name: str, outcome: str) -> str:
+    return format_reply(Reply(THOUGHTS[outcome].format(n=name), Terminate(ANSWERS[outcome].format(n=name))))
 
 
 def corpus(rng: np.random.Generator, count: int = 4000) -> list[str]:

@@ -72,51 +72,53 @@ _AFTER = {
     "sign": "The last point had the wrong sign.",
     "repeat": "Repeating the point changed nothing.",
 }
-_DONE = (
-    "The green area follows the border of the {n}. Nothing needs to be added or removed.",
-    "The mask covers the {n} and nothing else, so I stop here.",
-    "The {n} is covered up to its border; further points would not improve it.",
-)
-_NOT_EXACT = (
-    "The green area covers most of the {n}, but not its whole border. More points did not improve it.",
-    "The mask of the {n} is not exact, but further points no longer improve it, so I stop here.",
-    "Parts of the {n}'s border are still wrong. I stop here, because further points do not help.",
-)
-_ABSENT = (
-    "I look through the picture for the {n} and do not find it.",
-    "None of the structures here is the {n}; this slice does not show it.",
-    "There is nothing here that looks like the {n}, so there is nothing to segment.",
-)
-_DONE_ANSWERS = (
-    "The {n} is segmented.",
-    "The {n} is visible and segmented.",
-    "The green area shows the {n}.",
-)
-_PART_ANSWERS = (
-    "The {n} is partly segmented; its border should be checked.",
-    "Most of the {n} is segmented.",
-    "The green area shows the {n}, though not exactly.",
-)
-_ABSENT_ANSWERS = (
-    "There is no {n} in this picture.",
-    "The {n} is not visible in this picture.",
-    "No {n} can be seen here.",
-)
+_THOUGHTS = {
+    "done": (
+        "The green area follows the border of the {n}. Nothing needs to be added or removed.",
+        "The mask covers the {n} and nothing else, so I stop here.",
+        "The {n} is covered up to its border; further points would not improve it.",
+    ),
+    "part": (
+        "The green area covers most of the {n}, but not its whole border. More points did not improve it.",
+        "The mask of the {n} is not exact, but further points no longer improve it, so I stop here.",
+        "Parts of the {n}'s border are still wrong. I stop here, because further points do not help.",
+    ),
+    "absent": (
+        "I look through the picture for the {n} and do not find it.",
+        "None of the structures here is the {n}; this slice does not show it.",
+        "There is nothing here that looks like the {n}, so there is nothing to segment.",
+    ),
+}
+_ANSWERS = {
+    "done": ("The {n} is segmented.", "The {n} is visible and segmented.", "The green area shows the {n}."),
+    "part": (
+        "The {n} is partly segmented; its border should be checked.",
+        "Most of the {n} is segmented.",
+        "The green area shows the {n}, though not exactly.",
+    ),
+    "absent": (
+        "There is no {n} in this picture.",
+        "The {n} is not visible in this picture.",
+        "No {n} can be seen here.",
+    ),
+}
 
 
 def thinking(moment: Moment, style: str, rng: np.random.Generator) -> str:
     """The expert's thinking at this turn, in one of the STYLES."""
     name, action = moment.structure, moment.action
-    if style == "plain":
-        return _plain(moment)
     if isinstance(action, Terminate):
-        ends = _ABSENT if not moment.present else _DONE if moment.iou >= WELL else _NOT_EXACT
-        return _pick(ends, rng).format(n=name)
+        outcome = _outcome(moment.present, moment.iou)
+        text = questions.THOUGHTS[outcome] if style == "plain" else _pick(_THOUGHTS[outcome], rng)
+        return text.format(n=name)
     action = _pointed(action)
+    first = moment.first and action.positive
+    if style == "plain":
+        return questions.click_thought(name, action, first)
     where = zone(action.x, action.y)
     if isinstance(moment.action, Box):
         return _pick(_FIRST_BOX if moment.first else _LATER_BOX, rng).format(n=name, z=where)
-    if moment.first and action.positive:
+    if first:
         return _pick(_FIRST, rng).format(n=name, z=where)
     much = "a good part" if moment.iou < 0.5 else "a part" if moment.iou < 0.7 else "a small part"
     text = _pick(_MISSED if action.positive else _SPILLED, rng).format(n=name, z=where, m=much)
@@ -126,24 +128,13 @@ def thinking(moment: Moment, style: str, rng: np.random.Generator) -> str:
 
 def answer(structure: str, present: bool, style: str, rng: np.random.Generator, iou: float = 1.0) -> str:
     """The answer on termination; iou: of the final mask."""
-    if style == "plain":
-        if present and iou < WELL:
-            return questions.part_answer(structure)
-        return questions.done_answer(structure) if present else questions.absent_answer(structure)
-    ends = _ABSENT_ANSWERS if not present else _DONE_ANSWERS if iou >= WELL else _PART_ANSWERS
-    return _pick(ends, rng).format(n=structure)
+    outcome = _outcome(present, iou)
+    text = questions.ANSWERS[outcome] if style == "plain" else _pick(_ANSWERS[outcome], rng)
+    return text.format(n=structure)
 
 
-def _plain(moment: Moment) -> str:
-    name, action = moment.structure, moment.action
-    if not isinstance(action, Terminate):
-        action = _pointed(action)
-        if moment.first and action.positive:
-            return questions.first_thought(name, action)
-        return questions.correction_thought(name, action)
-    if not moment.present:
-        return questions.absent_thought(name)
-    return questions.done_thought(name) if moment.iou >= WELL else questions.part_thought(name)
+def _outcome(present: bool, iou: float) -> str:
+    return "absent" if not present else "done" if iou >= WELL else "part"
 
 
 def _pointed(action: Action) -> Click:
