@@ -182,9 +182,8 @@ class Source:
                 picture = cut(self._scan)
             else:
                 window = self.choice.window or case.window or self._card_window(self._scan)
-                picture = cut(
-                    self._scan, plane, index, window, self.choice.orientation, frame=self.choice.frame
-                )
+                turned = self.choice.orientation
+                picture = cut(self._scan, plane, index, window, turned, frame=self.choice.frame)
         except IbisError as error:
             text = str(InputError(error.problem, value=error.value))
             return Problem("unreadable", name, str(case.image), text)
@@ -304,10 +303,7 @@ class _Region:
 
 
 def within_frame(shown: Shown) -> Shown:
-    """The picture cropped to its frame, as inference crops it: the policy's clicks refer to what it sees.
-
-    Without a frame, the picture itself.
-    """
+    """The picture cropped to its frame, if it has one, as in inference: clicks refer to what the policy sees."""
     frame = shown.picture.frame
     if frame is None:
         return shown
