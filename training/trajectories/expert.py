@@ -137,10 +137,7 @@ def turns_of(
     mask, overlap, after = np.zeros_like(truth), 0.0 if present else 1.0, None
     for number, step in enumerate(run.steps):
         kind = run.slip[1] if run.slip is not None and run.slip[0] == number else None
-        # With the wrong sign, the thinking is that of the right one.
-        meant = step.click
-        if kind == "sign" and isinstance(meant, Click):
-            meant = Click(meant.x, meant.y, not meant.positive)
+        meant = templates.intended(step.click, kind)
         moment = templates.Moment(structure, meant, number == 0, present, overlap, after)
         text = templates.thinking(moment, recipe.style, rng)
         turns.append(turn_row(number + 1, mask, overlap, step.click, text, step.iou, kind))

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ibis_agent.actions import Click, Reply, format_reply
+from ibis_agent.actions import Reply, format_reply
 from ibis_agent.errors import InputError, ModelError
 from ibis_agent.files import atomic_write, write_json
 from ibis_agent.mask.masks import decode_rle
@@ -70,10 +70,7 @@ def from_templates(folder: Path, style: str = "varied", seed: int = 0) -> int:
     for sample in read_trajectories(folder):
         after = None
         for turn in sample["turns"]:
-            action = action_of(turn)
-            meant = action
-            if turn["mistake"] == "sign" and isinstance(action, Click):
-                meant = Click(action.x, action.y, not action.positive)
+            meant = templates.intended(action_of(turn), turn["mistake"])
             present = bool(sample["target_rle"])
             moment = templates.Moment(
                 sample["structure"], meant, turn["number"] == 1, present, turn["iou_before"], after

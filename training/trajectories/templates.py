@@ -133,6 +133,13 @@ def answer(structure: str, present: bool, style: str, rng: np.random.Generator, 
     return text.format(n=structure)
 
 
+def intended(action: Action, mistake: str | None) -> Action:
+    """The action that the thinking is about: of a click with the wrong sign, the one with the right sign."""
+    if mistake == "sign" and isinstance(action, Click):
+        return Click(action.x, action.y, not action.positive)
+    return action
+
+
 def _outcome(present: bool, iou: float) -> str:
     return "absent" if not present else "done" if iou >= WELL else "part"
 
