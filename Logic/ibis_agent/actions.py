@@ -46,6 +46,11 @@ class Click(Prompt):
         _check_numbers(self, "click", ("x", "y"))
         object.__setattr__(self, "positive", bool(self.positive))
 
+    def pixel(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """(row, column) in a picture of (H, W), by the published rule: int(y·H), int(x·W), clamped."""
+        height, width = shape
+        return min(int(self.y * height), height - 1), min(int(self.x * width), width - 1)
+
 
 @dataclass(frozen=True)
 class Box(Prompt):
@@ -68,6 +73,10 @@ class Box(Prompt):
                 value=f"{self.x0:g} {self.y0:g} {self.x1:g} {self.y1:g}",
                 remedy="Give the left, upper, right and lower edge.",
             )
+
+    @property
+    def middle(self) -> Click:
+        return Click((self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2)
 
 
 def _check_numbers(prompt: Prompt, what: str, names: tuple[str, ...]) -> None:

@@ -11,11 +11,12 @@ import numpy as np
 from ibis_agent.actions import Click, Reply, Terminate, format_reply
 from ibis_agent.scan.geometry import PictureGeometry
 from ibis_agent.scan.picture import Picture
+from ibis_agent.segmenter.contract import PictureSegmenter
 
 SIDE = 12
 
 
-class ChainedSegmenter:
+class ChainedSegmenter(PictureSegmenter):
     """Its logits depend on every click so far and on the logits before, as a hash does: one bit off shows."""
 
     identity = {"name": "chained", "sha256": "c0"}  # noqa: RUF012

@@ -19,7 +19,7 @@ from ibis_agent.cli import request, runner
 from ibis_agent.policy.card import ModelCard, save_card
 from ibis_agent.policy.qwen25 import source
 from ibis_agent.record.trajectory import Trajectory
-from ibis_agent.segmenter.contract import Abilities
+from ibis_agent.segmenter.contract import Abilities, PictureSegmenter
 from scripted_policy import ScriptedPolicy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ class Found:
     scores: np.ndarray | None = None
 
 
-class DiscSegmenter:
+class DiscSegmenter(PictureSegmenter):
     """A disc about every positive click without those about negative ones; the discs grow with the logits."""
 
     identity = {"name": "discs", "sha256": "d15c"}  # noqa: RUF012

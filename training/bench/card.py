@@ -29,7 +29,7 @@ from ibis_agent.policy.qwen25.build import random_network
 from ibis_agent.policy.qwen25.compiling import compile_layer
 from ibis_agent.policy.qwen25.network import Memory, Network
 
-from training.bench.shapes import SEVEN_B, narrow, shape_of
+from training.bench.shapes import SEVEN_B, narrow, plain_model, shape_of
 from training.common.commands import command_parser
 
 PROMPT, SIDE, SLICES = 700, 504, 3
@@ -124,19 +124,6 @@ def measure_segmenter(segmenter: Any, device: str, repeats: int = 10) -> dict[st
         "click": _milliseconds(lambda: segmenter.predict(embedding, [Click(0.5, 0.5)]), repeats, device),
         f"a click propagated through {SLICES} slices": _milliseconds(follow, max(1, repeats // 5), device),
     }
-
-
-def plain_model(config: dict[str, Any], device: str, dtype: torch.dtype) -> Any:
-    """transformers' model of this shape, with random weights made on the device."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(dict(config))).eval()
-    finally:
-        torch.set_default_dtype(before)
 
 
 def measure_generate(config: dict[str, Any], device: str, tokens: int) -> float:

@@ -18,7 +18,7 @@ from ibis_agent.policy.qwen25.build import random_network
 from ibis_agent.policy.qwen25.network import Memory
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from training.bench.shapes import SEVEN_B, narrow, shape_of
+from training.bench.shapes import SEVEN_B, narrow, plain_model, shape_of
 
 PROMPT = 40
 
@@ -57,8 +57,6 @@ def of_a_block(config: dict[str, Any]) -> tuple[int, int]:
 
 def of_a_token(config: dict[str, Any]) -> tuple[int, int]:
     """(operations, kernel launches) of one token of transformers' `generate`: half of what two more tokens add."""
-    from training.bench.card import plain_model
-
     model = plain_model(config, "cpu", torch.float32)
     ids = torch.arange(3, 3 + PROMPT)[None]
     found = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from ibis_agent.policy.qwen25.shape import Shape, read_shape
 
 # The shapes in config.json of Qwen2.5-VL-7B.
@@ -64,3 +65,16 @@ def narrow(config: dict[str, Any], layers: int | None = None) -> dict[str, Any]:
 
 def shape_of(config: dict[str, Any]) -> Shape:
     return read_shape(config, Path("config.json"))
+
+
+def plain_model(config: dict[str, Any], device: str, dtype: torch.dtype) -> Any:
+    """transformers' model of this shape, with random weights made on the device."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(dict(config))).eval()
+    finally:
+        torch.set_default_dtype(before)

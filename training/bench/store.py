@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 from ibis_agent.cases.cases import read_cases
 from ibis_agent.errors import InputError
 from ibis_agent.files import write_json
@@ -82,8 +83,18 @@ def measure(scans: Path, store: Path) -> dict[str, float]:
         "fill_s": filled - begun,
         "open_s": opened - filled,
         "store_mb": size / 2**20,
-        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "memory_mb": _most_memory() / 2**20,
     }
+
+
+def _most_memory() -> int:
+    """Bytes; psutil knows them on Windows alone."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def table(rows: list[dict[str, float]]) -> str:

@@ -29,7 +29,6 @@ from training.phantoms.phantom import STRUCTURES, random_slice
 PHANTOM_WINDOW = (-160.0, 240.0)
 # Above the seeds of measurements and of the demo models' training data (from 1 · 10⁹ and 2 · 10⁹).
 PHANTOM_SEEDS = 3_000_000_000
-_AXES = "xyz"
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,7 @@ def points_at(prompt: Prompt, truth: np.ndarray) -> bool:
     if isinstance(prompt, Box):
         return box_iou(prompt, truth) >= SHARED
     assert isinstance(prompt, Click)
-    return bool(truth[pixel_of(prompt, truth.shape)])
-
-
-def pixel_of(click: Click, shape: tuple[int, ...]) -> tuple[int, int]:
-    """(row, column) of the clicked pixel in a picture of `shape` (H, W): int(y·H), int(x·W), clamped."""
-    height, width = shape
-    return min(int(click.y * height), height - 1), min(int(click.x * width), width - 1)
+    return bool(truth[prompt.pixel(truth.shape)])
 
 
 def box_iou(box: Box, truth: np.ndarray) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from ibis_agent.actions import Prompt
+from ibis_agent.actions import Box, Click, Prompt
 from ibis_agent.mask.masks import dice, encode_rle, iou
 from ibis_agent.policy.contract import Policy
 from ibis_agent.record.steps import click_to_json
@@ -20,7 +20,7 @@ from ibis_agent.run.episode import Limits
 from ibis_agent.run.run import Run
 from ibis_agent.run.settings import Settings
 from ibis_agent.scan.picture import Picture
-from ibis_agent.segmenter.contract import Embedding, Prediction, Segmenter
+from ibis_agent.segmenter.contract import Embedding, PictureSegmenter, Prediction, Segmenter
 from ibis_agent.segmenter.framed import framed
 
 from training.common.pictures import Shown
@@ -48,7 +48,7 @@ class Measures:
     limits: Limits
 
 
-class OnePicture:
+class OnePicture(PictureSegmenter):
     """A segmenter with the embedding of one picture already computed. Records the time of its predictions."""
 
     def __init__(self, segmenter: Segmenter, picture: Picture) -> None:
@@ -158,10 +158,16 @@ def ask(shown: Shown, structure: str, wording: str, policy: Policy, view: OnePic
 
 
 def _step(step: Any, truth: np.ndarray | None) -> Row:
-    """ "click" is [x, y, positive], or [x0, y0, x1, y1] for a box; None for termination."""
+    """See prompt_of."""
     prompt = step.action if isinstance(step.action, Prompt) else None
     return {
         "thinking": step.thinking,
         "click": None if prompt is None else list(click_to_json(prompt).values()),
         "iou": None if truth is None else iou(step.mask, truth),
     }
+
+
+def prompt_of(step: Row) -> Prompt | None:
+    """The prompt of a step's "click": [x, y, positive], or [x0, y0, x1, y1] for a box; None for termination."""
+    values = step["click"]
+    return None if values is None else Box(*values) if len(values) == 4 else Click(*values)

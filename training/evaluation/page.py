@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ibis_agent.actions import Box, Click
 from ibis_agent.errors import IbisError
 from ibis_agent.mask.masks import decode_rle
+from jinja2 import Environment, FileSystemLoader
 
 from training.evaluation.drawing import drawing
-from training.evaluation.measure import Row
+from training.evaluation.measure import Row, prompt_of
 from training.evaluation.sources import Pictures
-from training.evaluation.table import NOTE, Cells, absence_line, method_cells, structure_cells
+from training.evaluation.table import NOTE, absence_line, method_cells, structure_cells
 
-_STYLE = Path(__file__).with_name("page.css")
+_HERE = Path(__file__).parent
 
 
 def page(result: Mapping[str, Any], rows: Iterable[Row], pictures: Pictures, worst: int = 24) -> str:
@@ -30,42 +31,25 @@ def page(result: Mapping[str, Any], rows: Iterable[Row], pictures: Pictures, wor
     worst: number of answers to show, see choose_worst.
     """
     rows = list(rows)
-    style = _STYLE.read_text(encoding="utf-8")
+    style = (_HERE / "page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
-    policy = (
-        f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    only = f"style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    ious = [each["iou"] for row in rows for each in row.get("asked", ()) if each["present"]]
+    templates = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )
-    measured = result.get("measured") or {}
-    chosen = choose_worst(rows, worst)
-    parts = [
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{_safe(measured.get('pictures', ''))} – IBIS evaluation</title><style>{style}</style></head>",
-        f"<body><main><h1>Evaluation: {_safe(measured.get('pictures', ''))}</h1>",
-        f'<p class="soft">{_safe(_models(measured))}</p>',
-        '<p class="warning">Research use only</p>',
-        "<h2>Results</h2>",
-        _table(method_cells(result)),
-        f'<p class="soft">{_safe(absence_line(result))}</p><p class="soft">{_safe(NOTE)}</p>',
-        "<h2>Per structure</h2>",
-        _table(structure_cells(result)),
-        _spread([each["iou"] for row in rows for each in row.get("asked", ()) if each["present"]]),
-        _bad(result.get("bad") or []),
-    ]
-    if chosen:
-        parts.append(
-            f'<h2>The worst {len(chosen)} answers</h2><div class="tools">'
-            '<label><input type="checkbox" id="show-mask" checked> mask</label>'
-            '<label><input type="checkbox" id="show-truth" checked> outline of the truth</label>'
-            '<label><input type="checkbox" id="show-clicks" checked> clicks</label>'
-            '<span class="key">cyan: the mask; yellow: the truth; 1+ and 2−: clicks in order; '
-            "dashed: a box</span></div>"
-            '<div class="cases">'
-        )
-        parts += [_case(row, each, pictures) for row, each in chosen]
-        parts.append("</div>")
-    return "".join([*parts, "</main></body></html>\n"])
+    return templates.get_template("page.html").render(
+        policy=f"default-src 'none'; {only}",
+        style=style,
+        measured=result.get("measured") or {},
+        methods=method_cells(result),
+        structures=structure_cells(result),
+        absence=absence_line(result),
+        note=NOTE,
+        counts=np.histogram(ious, bins=10, range=(0, 1))[0].tolist() if ious else [],
+        bad=result.get("bad") or [],
+        cases=[_case(row, each, pictures) for row, each in choose_worst(rows, worst)],
+    )
 
 
 def choose_worst(rows: Iterable[Row], count: int) -> list[tuple[Row, Row]]:
@@ -86,88 +70,39 @@ def choose_worst(rows: Iterable[Row], count: int) -> list[tuple[Row, Row]]:
     return [(row, each) for _, _, row, each in sorted(turns[:count], key=lambda entry: entry[:2])]
 
 
-def _case(row: Row, asked: Row, pictures: Pictures) -> str:
-    title = f"{asked['structure']} – {row['name']}"
+def _case(row: Row, asked: Row, pictures: Pictures) -> dict[str, Any]:
+    steps = [{"thinking": step["thinking"], "does": _does(step)} for step in asked["steps"]]
+    fact = "absent, but a mask was made"
+    if asked["present"]:
+        fact = f"IoU {asked['iou']:.3f}, DSC {asked['dsc']:.3f}"
+    seen: Any
     try:
         shown = pictures.show(row["index"])
         picture = shown.picture
         mask = decode_rle(asked["mask_rle"], (picture.rgb.shape[0], picture.rgb.shape[1]))
-        clicks = [tuple(step["click"]) for step in asked["steps"] if step["click"] is not None]
-        seen = drawing(picture, mask, shown.truths.get(asked["structure"]), clicks, _safe(title))
+        prompts = [each for each in map(prompt_of, asked["steps"]) if each is not None]
+        seen = drawing(picture, mask, shown.truths.get(asked["structure"]), prompts)
     except IbisError as error:
-        seen = f'<p class="words soft">{_safe(error)}</p>'
-    if asked["present"]:
-        fact = f"IoU {asked['iou']:.3f}, DSC {asked['dsc']:.3f}"
+        seen = str(error)
+    title = f"{asked['structure']} – {row['name']}"
+    return {**asked, "title": title, "fact": fact, "steps": steps, "seen": seen}
+
+
+def _does(step: Row) -> str:
+    prompt = prompt_of(step)
+    if isinstance(prompt, Box):
+        does = f"box ({prompt.x0:.3f}, {prompt.y0:.3f}, {prompt.x1:.3f}, {prompt.y1:.3f})"
+    elif isinstance(prompt, Click):
+        does = f"{'positive' if prompt.positive else 'negative'} ({prompt.x:.3f}, {prompt.y:.3f})"
     else:
-        fact = "absent, but a mask was made"
-    steps = "".join(f"<li>{_step(step)}</li>" for step in asked["steps"])
-    end = f"<strong>{_safe(asked['answer'])}</strong>" if asked["answer"] else _safe(asked["reason"])
-    return (
-        f'<article>{seen}<div class="words"><h3>{_safe(title)}</h3>'
-        f'<p class="does">{fact}, {asked["clicks"]} clicks, {asked["seconds"]:.2f} s</p>'
-        f'<p dir="auto">“{_safe(asked["question"])}”</p><ol>{steps}</ol>'
-        f'<p class="answer" dir="auto">{end}</p></div></article>'
-    )
+        return "Terminate"
+    return does if step["iou"] is None else f"{does} → IoU {step['iou']:.3f}"
 
 
-def _step(step: Row) -> str:
-    if step["click"] is None:
-        does = "Terminate"
-    else:
-        *places, last = step["click"]
-        kind = "box" if len(places) == 3 else "positive" if last else "negative"
-        places = [*places, last] if kind == "box" else places
-        does = f"{kind} ({', '.join(f'{place:.3f}' for place in places)})"
-        does += "" if step["iou"] is None else f" → IoU {step['iou']:.3f}"
-    return f'{_safe(step["thinking"])} <span class="does">{does}</span>'
-
-
-def _table(cells: Cells) -> str:
-    if len(cells) < 2:
-        return ""
-    head, *body = (
-        "<tr>" + "".join(f"<{kind}>{_safe(cell)}</{kind}>" for cell in row) + "</tr>"
-        for kind, row in zip(("th", *["td"] * (len(cells) - 1)), cells, strict=True)
-    )
-    return f'<div class="wide"><table><thead>{head}</thead><tbody>{"".join(body)}</tbody></table></div>'
-
-
-def _spread(ious: list[float]) -> str:
-    """A histogram of IoU in ten bins, as SVG."""
-    if not ious:
-        return ""
-    counts = np.histogram(ious, bins=10, range=(0, 1))[0].tolist()
-    tallest = max(counts)
-    bars = "".join(
-        f'<rect x="{64 * n + 4}" y="{100 - 80 * count / tallest:.1f}" width="56" '
-        f'height="{80 * count / tallest:.1f}"/><text x="{64 * n + 32}" y="{95 - 80 * count / tallest:.1f}">'
-        f'{count}</text><text x="{64 * n + 32}" y="114">{n / 10:.1f}–{(n + 1) / 10:.1f}</text>'
-        for n, count in enumerate(counts)
-    )
-    label = ", ".join(f"{count} from {n / 10:.1f}" for n, count in enumerate(counts))
-    return (
-        f"<h2>IoU of {len(ious)} answers</h2>"
-        f'<svg class="spread" viewBox="0 0 640 120" role="img" aria-label="{label}">{bars}</svg>'
-    )
-
-
-def _bad(bad: list[Mapping[str, str]]) -> str:
-    if not bad:
-        return ""
-    items = "".join(f"<li>{_safe(each['name'])}: {_safe(each['problem'])}</li>" for each in bad)
-    return f"<h2>Not evaluated: {len(bad)}</h2><ul>{items}</ul>"
-
-
-def _models(measured: Mapping[str, Any]) -> str:
-    said = [
-        f"{role} {(measured.get(role) or {}).get('name')} ({(measured.get(role) or {}).get('sha256', '')[:12]})"
-        for role in ("policy", "segmenter")
-        if measured.get(role)
-    ]
-    return "; ".join(said)
-
-
-def _safe(text: object) -> str:
-    """Escaped for text and attributes; characters that HTML does not allow become question marks."""
-    plain = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in str(text))
-    return html.escape(plain, quote=True)
+def _shown(value: Any) -> Any:
+    """Rounded numbers, and a question mark for what is not a character of HTML."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if not isinstance(value, str) or hasattr(value, "__html__"):  # HTML already
+        return value
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in value)

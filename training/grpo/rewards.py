@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from ibis_agent.actions import Action, Box, Click, Prompt, Terminate
 from ibis_agent.errors import InputError, ReplyError
-from ibis_agent.policy.language import IBIS, Language
+from ibis_agent.policy.language import IBIS, TAG, Language
 
-from training.common.placing import pixel_of, points_at
+from training.common.placing import points_at
 from training.rollouts.state import State
 
 OPTIMAL_STEPS = 5
@@ -102,9 +102,9 @@ def placement(action: Action | None, before: np.ndarray, truth: np.ndarray) -> f
         return 1.0 if points_at(action, truth) else -1.0
     if not isinstance(action, Click):
         return 0.0
-    row, column = pixel_of(action, truth.shape)
-    missed = bool(truth[row, column]) and not before[row, column]
-    wrong = bool(before[row, column]) and not truth[row, column]
+    pixel = action.pixel(truth.shape)
+    missed = bool(truth[pixel]) and not before[pixel]
+    wrong = bool(before[pixel]) and not truth[pixel]
     return 1.0 if (missed if action.positive else wrong) else -1.0
 
 
@@ -197,6 +197,6 @@ def _answer(state: State) -> float:
 
 def _plain(reply: str) -> str:
     """A reply with white space at tags, Termination and digits normalised, for comparison."""
-    text = re.sub(r"\s*(</?(?:think|action|answer|tool_call)>)\s*", r"\1", reply.strip())
+    text = re.sub(rf"\s*({TAG.pattern})\s*", r"\1", reply.strip())
     text = text.replace("Termination", "Terminate")
     return re.sub(r"\d+(?:\.\d*)?", lambda number: f"{float(number[0]):.4f}", text)

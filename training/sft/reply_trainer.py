@@ -6,7 +6,6 @@ The Trainer provides the steps, the schedule, mixed precision, several devices a
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import signal
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import ibis_agent.policy as policies
 import torch
 import torch.nn.functional as F
+from ibis_agent.policy.language import Language
 from ibis_agent.policy.training_contract import Chat, Encoded
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback
@@ -25,8 +25,6 @@ from training.common.resuming import Curves
 from training.rollouts.samples import IGNORED, collate, where_said
 
 _WHOLE = "whole"
-# The coordinates of an action, in either action language.
-_COORDINATES = re.compile(r"(?<=\()[^()<]*(?=\)\s*</action>)|(?<=_2d\": \[)[^\]]*")
 _PLOT_EVERY = 60  # seconds
 _SHOWN = {
     "loss": "loss",
@@ -44,8 +42,8 @@ class Batches:
     digits: weight of the digits of coordinates. They are few of a reply's tokens, but all the segmenter gets of it.
     """
 
-    def __init__(self, chat: Chat, digits: float = 1.0) -> None:
-        self._chat, self._digits = chat, digits
+    def __init__(self, chat: Chat, language: Language, digits: float = 1.0) -> None:
+        self._chat, self._language, self._digits = chat, language, digits
         self._pad = next(iter(sorted(chat.stops)))
 
     def __call__(self, samples: Sequence[Encoded]) -> dict[str, Tensor]:
@@ -61,7 +59,7 @@ class Batches:
         start = len(sample.ids) - int(sample.learn.sum())
         pieces = [self._chat.decode([int(token)]) for token in sample.ids[start:]]
         text = "".join(pieces)
-        action = _COORDINATES.search(text)
+        action = self._language.place.search(text)
         at = 0
         for number, piece in enumerate(pieces):
             inside = action is not None and action.start() <= at < action.end()

@@ -28,6 +28,7 @@ from ibis_agent.errors import Cancelled, InputError, ModelError
 from ibis_agent.files import check_writable_folder, write_json
 from ibis_agent.policy.card import ModelCard, load_card, save_card
 from ibis_agent.policy.folder import PolicyFolder
+from ibis_agent.policy.language import LANGUAGES
 from ibis_agent.policy.required_memory import free_bytes, gigabytes
 from ibis_agent.policy.training_contract import Chat
 from transformers import PrinterCallback, TrainingArguments, set_seed
@@ -96,7 +97,7 @@ def fine_tune(settings: SftSettings, file: str | None = None) -> Path:
     trainer = ReplyTrainer(
         model=model,
         args=arguments,
-        data_collator=Batches(chat, settings.digits),
+        data_collator=Batches(chat, LANGUAGES[card.language], settings.digits),
         train_dataset=Turns(data.places, chat, card),
         eval_dataset=Turns(data.held, chat, card) if data.held else None,
         callbacks=[

@@ -250,7 +250,7 @@ def _next(mask: np.ndarray | None, truth: np.ndarray, past: list[Prompt]) -> Cli
     while click is not None and any(_same(click, other, truth.shape) for other in past):
         # Treat the surroundings of the click as correct, so that they are not clicked again.
         height, width = truth.shape
-        row, column = int(click.y * height), int(click.x * width)
+        row, column = click.pixel(truth.shape)
         rows, columns = np.ogrid[:height, :width]
         done = (rows - row) ** 2 + (columns - column) ** 2 <= _AROUND**2
         mask = np.where(done, truth, mask)
@@ -278,8 +278,7 @@ def _rounded(click: Click, decimals: int, region: np.ndarray | None = None) -> C
                 if region is None:
                     return Click(x, y, click.positive)
                 away = abs(x - click.x) + abs(y - click.y)
-                inside = region[int(y * region.shape[0]), int(x * region.shape[1])]
-                if inside and (best is None or away < best[0]):
+                if region[Click(x, y).pixel(region.shape)] and (best is None or away < best[0]):
                     best = (away, x, y)
         if best is not None:
             return Click(best[1], best[2], click.positive)

@@ -161,10 +161,9 @@ def checked(text: str, sample: Mapping[str, Any], turn: Mapping[str, Any]) -> st
     if step == "absent" and _COVERED.search(thinking):
         raise ValueError("the thinking mentions a mask, but there is none")
     action = action_of(turn)
-    if isinstance(action, Click):
-        _check_places(thinking, action.x, action.y)
-    elif isinstance(action, Box):
-        _check_places(thinking, (action.x0 + action.x1) / 2, (action.y0 + action.y1) / 2)
+    place = action.middle if isinstance(action, Box) else action
+    if isinstance(place, Click):
+        _check_places(thinking, place.x, place.y)
     return thinking
 
 

@@ -147,7 +147,7 @@ def _outcome(present: bool, iou: float) -> str:
 def _pointed(action: Action) -> Click:
     """The click, or the centre of the box."""
     if isinstance(action, Box):
-        return Click((action.x0 + action.x1) / 2, (action.y0 + action.y1) / 2)
+        return action.middle
     assert isinstance(action, Click)
     return action
 

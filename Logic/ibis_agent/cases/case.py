@@ -15,7 +15,6 @@ from ibis_agent.scan.checks import stem, suffix_of
 
 ANY = -1  # as a label's value: everything except zero
 Labels = dict[str, tuple[int, ...]]
-KINDS = ("manifest", "missing", "duplicate", "unreadable", "size", "place", "nan", "empty", "label", "names")
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem with one case: its kind (one of KINDS), the case, the file, and a message.
+    """A problem with one case: its kind, such as missing or place, the case, the file, and a message.
 
     `skipped`: the whole case is skipped; otherwise only a part of it.
     """

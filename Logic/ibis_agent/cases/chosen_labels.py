@@ -100,7 +100,7 @@ def names_of(path: Path) -> dict[int, str]:
 
 
 def _number(label: str, names: dict[int, str], known: set[int], path: Path) -> int:
-    by_name = [n for n, name in names.items() if _plain(name) == _plain(label)]
+    by_name = [n for n, name in names.items() if words_of(name) == words_of(label)]
     if by_name:
         return by_name[0]
     if label.strip().isdecimal() and int(label) in known:
@@ -110,9 +110,9 @@ def _number(label: str, names: dict[int, str], known: set[int], path: Path) -> i
     raise InputError("the mask has no such label", file=path, value=label, remedy=remedy)
 
 
-def _plain(name: str) -> str:
-    """TotalSegmentator writes kidney_left, people write kidney left."""
-    return name.replace("_", " ").strip().casefold()
+def words_of(name: str) -> tuple[str, ...]:
+    """What label names are compared by: TotalSegmentator writes kidney_left, people write left kidney."""
+    return tuple(sorted(name.replace("_", " ").casefold().split()))
 
 
 def _values(held: LabelMap, number: int) -> tuple[int, ...]:

@@ -1,4 +1,7 @@
-"""A results folder belongs to one run at a time: a run claims it atomically before writing anything."""
+"""A results folder belongs to one run at a time: a run claims it atomically before writing anything.
+
+filelock is not used here: the agent needs it nowhere else, and it leaves its file in the folder.
+"""
 
 from __future__ import annotations
 

@@ -13,10 +13,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import ibis_agent.policy as policies
 from ibis_agent import files
-from ibis_agent.cli import inspection, runner, terminal
+from ibis_agent.cli import info, runner, terminal
 from ibis_agent.cli.chosen_policy import chosen
 from ibis_agent.cli.compare import run_compare
 from ibis_agent.cli.exit_codes import (
@@ -139,16 +140,19 @@ def _cohort(options: argparse.Namespace) -> int:
 def _mcp(options: argparse.Namespace) -> int:
     from ibis_agent.cli.tool_server import run_mcp
 
-    base = Request(
-        policy=chosen(options),
-        segmenter=options.segmenter,
-        segmenter_config=options.segmenter_config,
-        send_slices_to=options.send_slices_to or "",
-        first_box=options.first_box,
-        device=options.device,
-        precision=options.precision,
-    )
-    return run_mcp(base, options.scans, options.out)
+    return run_mcp(Request(**_models(options)), options.scans, options.out)
+
+
+def _models(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "policy": chosen(options),
+        "segmenter": options.segmenter,
+        "segmenter_config": options.segmenter_config,
+        "send_slices_to": options.send_slices_to or "",
+        "first_box": options.first_box,
+        "device": options.device,
+        "precision": options.precision,
+    }
 
 
 def _request(options: argparse.Namespace) -> Request:
@@ -163,13 +167,7 @@ def _request(options: argparse.Namespace) -> Request:
         orientation=Orientation(options.orientation) if options.orientation else None,
         series=options.series,
         modality=options.modality,
-        policy=chosen(options),
-        segmenter=options.segmenter,
-        segmenter_config=options.segmenter_config,
-        send_slices_to=options.send_slices_to or "",
-        first_box=options.first_box,
-        device=options.device,
-        precision=options.precision,
+        **_models(options),
         max_turns=options.max_turns,
         max_repeats=options.max_repeats,
         history=options.history,
@@ -272,7 +270,7 @@ def _info(options: argparse.Namespace) -> int:
     options.policy = options.path
     on_server = options.model or options.card or options.send_pictures_to or policies.is_address(options.path)
     what = chosen(options) if on_server else options.path
-    found = inspection.inspect(
+    found = info.inspect(
         what,
         options.segmenter_config,
         options.load,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ibis_agent.cases.chosen_labels import chosen_labels, each_label, names_of
+from ibis_agent.cases.chosen_labels import chosen_labels, each_label, names_of, words_of
 from ibis_agent.errors import InputError
 from ibis_agent.mask.structures import structure_in
 from ibis_agent.run.given import Given, given
@@ -49,7 +49,7 @@ class MaskFiles:
             if label and not file:
                 what = f"a label is given without a file: --{option} is missing"
                 raise InputError(what, value=label, remedy=f"Add --{option} FILE.")
-        named = [_plain(name) for name, _ in self.start]
+        named = [words_of(name) for name, _ in self.start]
         if len(set(named)) < len(named):
             twice = next(
                 path for (name, path), each in zip(self.start, named, strict=True) if named.count(each) > 1
@@ -188,7 +188,7 @@ def _label_of(structure: str, path: Path, alone: bool) -> str:
     Raises InputError, which lists the available names.
     """
     names = list(names_of(path).values())
-    found = [name for name in names if _plain(name) == _plain(structure)][:1]
+    found = [name for name in names if words_of(name) == words_of(structure)][:1]
     found = found or [name for name in names if _same(name, structure)]
     if len(found) == 1:  # liver_vessels and liver_segment_1 also mention the liver
         return found[0]
@@ -200,14 +200,10 @@ def _label_of(structure: str, path: Path, alone: bool) -> str:
 
 def _same(a: str, b: str) -> bool:
     """Whether two names mean the same structure, such as kidney_left and left kidney."""
-    if _plain(a) == _plain(b):
+    if words_of(a) == words_of(b):
         return True
     one, other = (structure_in(name.replace("_", " ")) for name in (a, b))
     return one is not None and other is not None and one == other
-
-
-def _plain(name: str) -> tuple[str, ...]:
-    return tuple(sorted(name.replace("_", " ").casefold().split()))
 
 
 def _name(path: Path, label: str) -> str:

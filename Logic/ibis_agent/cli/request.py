@@ -148,7 +148,8 @@ def check(request: Request, asked: Sequence[str] = ()) -> Task:
         slices = one_slice(picture)
     caution = unfamiliar(card, slices)
     folder = _folder(request, stem)
-    paths = tuple(mask_paths(request, folder, slices.geometry(slices.first), volume))
+    where = slices.geometry(slices.first)
+    paths = tuple(mask_paths(request.mask, request.mask_formats, folder, where, volume, request.scan))
     _check_models(request, policy)
     return Task(
         request,

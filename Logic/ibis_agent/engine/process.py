@@ -183,17 +183,12 @@ def _take_stdout() -> BinaryIO:
 
 def _sweep() -> None:
     """Remove the private folders of killed workers."""
-    if os.name != "posix":  # os.kill(pid, 0) would end the process on Windows
-        return
+    import psutil
+
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
         pid = folder.name[len(_PREFIX) :].split("-")[0]
-        try:
-            if pid.isdigit() and folder.stat().st_uid == os.getuid():
-                os.kill(int(pid), 0)
-        except ProcessLookupError:
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
-        except OSError:
-            continue
 
 
 def main(arguments: list[str] | None = None) -> int:

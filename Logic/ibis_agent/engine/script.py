@@ -35,7 +35,7 @@ from ibis_agent.fields import read_json
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import IsCancelled, OnText, Turn
 from ibis_agent.scan.geometry import Orientation
-from ibis_agent.segmenter.contract import Abilities, Prediction
+from ibis_agent.segmenter.contract import Abilities, PictureSegmenter, Prediction
 
 _PIECE = 4  # letters
 _GREY = 26  # largest difference of grey values within a region
@@ -132,7 +132,7 @@ class _Replies:
         return text
 
 
-class _Painter:
+class _Painter(PictureSegmenter):
     """A segmenter without a network."""
 
     can = Abilities(boxes=True, starting_mask=True)
@@ -175,7 +175,7 @@ class _Painter:
 
     def _around(self, grey: np.ndarray, click: Click) -> np.ndarray:
         height, width = grey.shape
-        row, col = min(int(click.y * height), height - 1), min(int(click.x * width), width - 1)
+        row, col = click.pixel(grey.shape)
         rows, cols = np.ogrid[:height, :width]
         near = np.hypot(rows - row, cols - col) <= self._radius * width
         return np.asarray(near & (np.abs(grey - grey[row, col]) < _GREY))

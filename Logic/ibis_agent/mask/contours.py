@@ -20,7 +20,7 @@ def contours_of(mask: np.ndarray) -> list[np.ndarray]:
     labels, count = ndimage.label(np.asarray(mask) != 0)  # pixels that touch only at corners are separate
     for part, box in enumerate(ndimage.find_objects(labels, count), 1):
         offset = np.array([box[1].start, box[0].start]) - 0.5
-        loops = _loops(labels[box] == part)
+        loops = outlines_of(labels[box] == part)
         outer = max(loops, key=lambda loop: abs(_area(loop)))
         holes = sorted(
             (loop for loop in loops if loop is not outer), key=lambda loop: float(loop[:, 0].min())
@@ -31,8 +31,8 @@ def contours_of(mask: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-def _loops(mask: np.ndarray) -> list[np.ndarray]:
-    """Every closed path along pixel edges, as corners (column, row) from 0."""
+def outlines_of(mask: np.ndarray) -> list[np.ndarray]:
+    """Closed paths along the pixel edges of a (H, W) bool mask, holes too: (N, 2) corners (column, row) from 0."""
     padded = np.pad(mask, 1)
     inside = padded[1:-1, 1:-1]
     edges: dict[tuple[int, int], set[int]] = {}

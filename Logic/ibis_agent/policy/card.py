@@ -96,7 +96,7 @@ class ModelCard:
     def outside(self, modality: str, plane: str, region: str = "") -> str:
         """A warning for a kind of scan that the policy was not trained on; otherwise "".
 
-        modality: as in DICOM. region: one of scan.region's. Empty values are unknown and not checked.
+        modality: as in DICOM. region: one of scan.body_region's. Empty values are unknown and not checked.
         """
         odd = []
         if self.modalities and modality and modality not in self.modalities:

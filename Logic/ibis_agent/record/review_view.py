@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ibis_agent.actions import Box
 from ibis_agent.fields import Fields
 from ibis_agent.mask.masks import decode_rle
 from ibis_agent.mask.measurements import Measurements, answer_with_size, measure
@@ -180,8 +181,8 @@ def _standing(record: Json, volume: bool) -> dict[int, list[dict[str, Any]]]:
 def _mark(click: Json, number: int) -> dict[str, Any]:
     if "x0" in click:
         box = [float(click[key]) for key in ("x0", "y0", "x1", "y1")]
-        middle = {"x": (box[0] + box[2]) / 2, "y": (box[1] + box[3]) / 2}
-        return {**middle, "box": box, "positive": True, "number": number}
+        middle = Box(*box).middle
+        return {"x": middle.x, "y": middle.y, "box": box, "positive": True, "number": number}
     return {
         "x": float(click["x"]),
         "y": float(click["y"]),

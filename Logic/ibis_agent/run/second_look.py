@@ -14,7 +14,7 @@ import numpy as np
 from ibis_agent.mask.masks import dice
 from ibis_agent.run import growth
 from ibis_agent.run.action import RunAction, Watch
-from ibis_agent.run.doubt import Doubt
+from ibis_agent.run.doubtful_slices import Doubt
 from ibis_agent.run.episode import Step
 from ibis_agent.run.plan import seen_at
 from ibis_agent.run.slice_episode import clicks_of, episode_on

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ibis_agent.errors import InputError
-from ibis_agent.run.doubt import Thresholds
+from ibis_agent.run.doubtful_slices import Thresholds
 from ibis_agent.run.episode import Limits
 from ibis_agent.run.key_slice import Search
 from ibis_agent.segmenter.contract import Following

@@ -49,11 +49,10 @@ class SingleSlice:
         if self._embedding is not None:
             return
         self._embedding = waiting = Future[Any]()
-        beside = getattr(self.segmenter, "embed_beside", self.segmenter.embed)
 
         def embed() -> None:
             try:
-                waiting.set_result(beside(self._picture.rgb))
+                waiting.set_result(self.segmenter.embed_beside(self._picture.rgb))
             except BaseException as error:  # raised again by embedding()
                 waiting.set_exception(error)
 

@@ -21,7 +21,7 @@ from ibis_agent.mask.masks import area
 from ibis_agent.policy.contract import Policy
 from ibis_agent.policy.prompts import check_question
 from ibis_agent.run.action import Kind, RunAction, Watch
-from ibis_agent.run.doubt import Doubt, agreed, doubts, seen_otherwise
+from ibis_agent.run.doubtful_slices import Doubt, agreed, doubts, seen_otherwise
 from ibis_agent.run.episode import Author, Halt, Limits, Status, Step, halt_after
 from ibis_agent.run.given import Given
 from ibis_agent.run.plan import answer_of, key_of, seen_at, steps_on

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ibis_agent.policy.card import ModelCard
-from ibis_agent.scan.region import region_of
+from ibis_agent.scan.body_region import region_of
 from ibis_agent.scan.slices import Slices, Stack
 
 

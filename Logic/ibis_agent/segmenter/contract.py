@@ -128,6 +128,10 @@ class PictureSegmenter(Protocol):
         """The Embedding of an (H, W, 3) uint8 picture. Raises InputError, ModelError."""
         ...
 
+    def embed_beside(self, rgb: np.ndarray) -> Any:
+        """`embed` in a thread, while another network computes on the same card."""
+        return self.embed(rgb)
+
     def predict(
         self, embedding: Any, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None
     ) -> Prediction:

@@ -48,8 +48,7 @@ class FramedSegmenter:
         return self.inner.embed(np.ascontiguousarray(self.frame.crop(rgb)))
 
     def embed_beside(self, rgb: np.ndarray) -> Any:
-        embed = getattr(self.inner, "embed_beside", self.inner.embed)
-        return embed(np.ascontiguousarray(self.frame.crop(rgb)))
+        return self.inner.embed_beside(np.ascontiguousarray(self.frame.crop(rgb)))
 
     def predict(
         self, embedding: Any, clicks: Sequence[Prompt], previous_logits: np.ndarray | None = None

@@ -25,7 +25,6 @@ from training.common.pictures import Shown
 from training.common.processes import Shard
 from training.evaluation import table
 from training.evaluation.box import box_of, predict_box
-from training.evaluation.drawing import edges
 from training.evaluation.figures import figures
 from training.evaluation.measure import Measures, OnePicture, ask, measure
 from training.evaluation.page import choose_worst, page
@@ -406,16 +405,6 @@ def test_the_worst_answers_come_from_every_structure() -> None:
     rows.append({"index": 9, "name": "9", "asked": [asked("aorta", iou=1.0)]})
     chosen = [(row["index"], each["structure"]) for row, each in choose_worst(rows, 3)]
     assert chosen == [(0, "liver"), (1, "liver"), (0, "spleen")]
-
-
-def test_the_outline_goes_once_around_every_pixel_of_the_border() -> None:
-    mask = np.random.default_rng(3).random((17, 23)) > 0.5
-    framed = np.pad(mask, 1)
-    border = np.count_nonzero(framed[1:] != framed[:-1]) + np.count_nonzero(framed[:, 1:] != framed[:, :-1])
-    assert sum(length for *_, length in edges(mask)) == border
-    dot = np.zeros((3, 3), bool)
-    dot[1, 1] = True
-    assert sorted(edges(dot)) == [(1, 1, "h", 1), (1, 1, "v", 1), (1, 2, "h", 1), (2, 1, "v", 1)]
 
 
 class OneSquare(Phantoms):

@@ -10,7 +10,7 @@ import ibis_agent.policy as policies
 import numpy as np
 import pytest
 import torch
-from ibis_agent.cli.inspection import inspect
+from ibis_agent.cli.info import inspect
 from ibis_agent.errors import InputError, ModelError, OutputError
 from ibis_agent.policy.card import load_card, save_card
 from ibis_agent.policy.contract import Turn

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ibis_agent.cli.inspection import inspect
+from ibis_agent.cli.info import inspect
 from ibis_agent.errors import Cancelled, InputError, ModelError
 from ibis_agent.mask.masks import decode_rle
 from ibis_agent.policy.card import load_card, save_card
 from ibis_agent.policy.folder import look_into
+from ibis_agent.policy.language import LANGUAGES
 from ibis_agent.policy.qwen25.chat import Chat
 from ibis_agent.policy.qwen25.source import demo_folder
 from phantom_trajectories import make_trajectories
@@ -272,7 +273,7 @@ def test_deliberate_mistakes_are_shown_but_not_learned(data, chat):
 def test_the_digits_of_a_click_weigh_more_and_nothing_else_does(data, chat):
     card = load_card(demo_folder())
     samples = [Turns(check_data([data], chat, card).places, chat, card)[n] for n in range(4)]
-    batch = Batches(chat, 5.0)(samples)
+    batch = Batches(chat, LANGUAGES[card.language], 5.0)(samples)
     for row in range(4):
         heavy = batch["input_ids"][row][batch["weights"][row] == 5]
         assert chat.decode(heavy.tolist()).isdigit() or not len(heavy)
@@ -286,7 +287,7 @@ def test_the_digits_of_a_tool_call_weigh_more_too(boxed, tiny):
     chat = Chat.load(tiny, card)
     turns = Turns(check_data([boxed], chat, card).places, chat, card)
     samples = [turns[n] for n in range(4)]
-    batch = Batches(chat, 5.0)(samples)
+    batch = Batches(chat, LANGUAGES[card.language], 5.0)(samples)
     for row, sample in enumerate(samples):
         heavy = chat.decode(batch["input_ids"][row][batch["weights"][row] == 5].tolist())
         call = re.search(r'_2d": \[([^]]*)', chat.decode(sample.ids[sample.learn]))

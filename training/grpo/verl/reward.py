@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import io
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,10 +32,6 @@ from training.rollouts.roller import Question
 
 SEGMENTER, DEVICE = "IBIS_SEGMENTER", "IBIS_SEGMENTER_DEVICE"
 """Environment variables: the segmenter's checkpoint (default: the demo segmenter) and its device (cpu)."""
-_REPLY = {
-    "ibis": re.compile(r"<think>.*?(?:</action>(?:\s*<answer>.*?</answer>)?|(?=<think>)|\Z)", re.DOTALL),
-    "tool_calls": re.compile(r".*?</tool_call>", re.DOTALL),
-}
 
 
 def compute_score(
@@ -98,7 +93,7 @@ def player_of(info: Mapping[str, Any], question: Question, shared: PictureSegmen
 
 def replies_in(text: str, language: str = "ibis") -> list[str]:
     """The replies in the text of a whole answer; the whole text if none has the language's form."""
-    return [each.strip() for each in _REPLY[language].findall(text)] or [text]
+    return [each.strip() for each in LANGUAGES[language].reply.findall(text)] or [text]
 
 
 def read_picture(source: Any) -> np.ndarray:

@@ -25,7 +25,7 @@ import ibis_agent.segmenter as segmenters
 import numpy as np
 from ibis_agent.actions import Prompt
 from ibis_agent.errors import InputError, ModelError
-from ibis_agent.segmenter.contract import Prediction
+from ibis_agent.segmenter.contract import PictureSegmenter, Prediction
 from ibis_agent.segmenter.embeddings import key_of
 
 _NAME = "ibis_segmenter"
@@ -123,7 +123,7 @@ class Host:
         )
 
 
-class Shared:
+class Shared(PictureSegmenter):
     """The job's shared segmenters as one PictureSegmenter. Blocks while an actor computes: call it from threads.
 
     Args:

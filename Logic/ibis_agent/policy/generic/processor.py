@@ -16,7 +16,7 @@ from PIL import Image
 
 from ibis_agent.errors import ModelError
 from ibis_agent.policy.folder import read_json
-from ibis_agent.policy.language import is_tag
+from ibis_agent.policy.language import TAG
 from ibis_agent.policy.messages import Message
 
 
@@ -27,7 +27,7 @@ class Conversations:
         self.tokenizer = tokenizer
         self._processor, self._folder = processor, folder
         control = {str(each) for each in tokenizer.get_added_vocab()} | set(tokenizer.all_special_tokens)
-        self._special = sorted((each for each in control if not is_tag(each)), key=len, reverse=True)
+        self._special = sorted((each for each in control if not TAG.fullmatch(each)), key=len, reverse=True)
 
     @classmethod
     def load(cls, folder: Path, model_type: str) -> Conversations:

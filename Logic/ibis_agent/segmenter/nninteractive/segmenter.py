@@ -14,7 +14,15 @@ import numpy as np
 
 from ibis_agent.actions import Prompt
 from ibis_agent.errors import InputError
-from ibis_agent.segmenter.contract import Abilities, Following, Found, PictureOf, Prediction, Way
+from ibis_agent.segmenter.contract import (
+    Abilities,
+    Following,
+    Found,
+    PictureOf,
+    PictureSegmenter,
+    Prediction,
+    Way,
+)
 from ibis_agent.segmenter.nninteractive.session import Asked, Session, Start
 
 _NOTHING = np.zeros((1, 1), np.float32)
@@ -45,7 +53,7 @@ class Shown:
         return self
 
 
-class NnInteractive:
+class NnInteractive(PictureSegmenter):
     """A contract.Segmenter on a server."""
 
     def __init__(self, session: Session) -> None:

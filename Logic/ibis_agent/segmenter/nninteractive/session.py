@@ -166,8 +166,8 @@ class Session:
             ]
             self._remote.add_bbox_interaction([[index, index + 1], *edges], True)
         elif isinstance(prompt, Click):
-            row, column = min(int(prompt.y * height), height - 1), min(int(prompt.x * width), width - 1)
-            self._remote.add_point_interaction((index, row, column), prompt.positive)
+            point = (index, *prompt.pixel((height, width)))
+            self._remote.add_point_interaction(point, prompt.positive)
         else:
             raise InputError("nnInteractive takes clicks and boxes", value=type(prompt).__name__)
 

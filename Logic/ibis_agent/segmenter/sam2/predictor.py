@@ -137,7 +137,7 @@ class Sam2Predictor:
         return found.to(self.device, torch.float32)
 
     def embed_beside(self, rgb: np.ndarray) -> Sam2Embedding:
-        """`embed` in a thread, while another network computes on the same card."""
+        """See contract.PictureSegmenter: on a stream of its own."""
         if self.device.type != "cuda":
             return self.embed(rgb)
         return on_own_stream(lambda: self.embed(rgb), lambda made: made.levels, self.device)
@@ -345,7 +345,7 @@ def marks_of(prompts: Sequence[Prompt], height: int, width: int) -> list[Mark]:
                 (prompt.x1 * width, prompt.y1 * height, 3),
             ]
         elif isinstance(prompt, Click):
-            column, row = min(int(prompt.x * width), width - 1), min(int(prompt.y * height), height - 1)
+            row, column = prompt.pixel((height, width))
             marks.append((column, row, int(prompt.positive)))
     return marks
 

@@ -100,7 +100,7 @@ def test_every_failure_is_an_object_with_the_exit_code(
     def fails(*_: object, **__: object) -> None:
         raise problem
 
-    monkeypatch.setattr("ibis_agent.cli.inspection.inspect", fails)
+    monkeypatch.setattr("ibis_agent.cli.info.inspect", fails)
     told = said(capsys, "info", "anything", code=code)
     check("all", told)
     assert told[0]["exit_code"] == code

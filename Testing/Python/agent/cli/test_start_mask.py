@@ -100,7 +100,7 @@ def test_the_mask_never_enters_what_is_excluded(scan: Path, use: Use, map_file: 
     out = tmp_path / "out"
     use([says(0.6, 0.5), says(0.65, 0.5), ENDS])
     assert (
-        run(scan, "--slice", "4", "--exclude", map_file, "--exclude-label", "kidney left", "--out", out)
+        run(scan, "--slice", "4", "--exclude", map_file, "--exclude-label", "Left kidney", "--out", out)
         == cli.OK
     )
     record, kidney = recorded(out), labels() == 7

@@ -21,7 +21,7 @@ from bright_volumes import SEGMENTER, Clicker, disc, two_things
 from ibis_agent.actions import Reply, Terminate, format_reply
 from ibis_agent.cli import commands as cli
 from ibis_agent.cli import request, runner
-from ibis_agent.cli.inspection import inspect
+from ibis_agent.cli.info import inspect
 from ibis_agent.cli.session import Session, Stopped
 from ibis_agent.cli.terminal import Screen
 from ibis_agent.mask.masks import encode_rle

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from ibis_agent.errors import InputError
-from ibis_agent.mask.contours import contours_of
+from ibis_agent.mask.contours import contours_of, outlines_of
 from ibis_agent.mask.dicom_files import Segment, check_dicom, write_dicom_seg, write_rtstruct
 from ibis_agent.mask.structures import structure_in
 from ibis_agent.scan.load import load_scan
@@ -46,6 +46,13 @@ def test_filling_the_contours_gives_the_mask_again(mask: np.ndarray) -> None:
         assert not (found & part).any()
         found |= part
     np.testing.assert_array_equal(found, mask)
+
+
+def test_the_outlines_go_once_around_every_pixel_of_the_border() -> None:
+    mask = np.random.default_rng(3).random((17, 23)) > 0.5
+    framed = np.pad(mask, 1)
+    border = np.count_nonzero(framed[1:] != framed[:-1]) + np.count_nonzero(framed[:, 1:] != framed[:, :-1])
+    assert sum(np.abs(np.diff(path, axis=0, append=path[:1])).sum() for path in outlines_of(mask)) == border
 
 
 def test_a_ring_is_one_contour_with_a_keyhole() -> None:

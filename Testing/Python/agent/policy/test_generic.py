@@ -89,7 +89,7 @@ def test_control_tokens_in_a_question_are_text(folder: Path) -> None:
 
 
 def test_info_says_which_way_a_folder_takes_and_why(folder: Path) -> None:
-    from ibis_agent.cli.inspection import inspect
+    from ibis_agent.cli.info import inspect
 
     facts = inspect(folder)["Policy"]
     assert "transformers' own processor" in facts["way"] and facts["model"].startswith(

@@ -11,7 +11,7 @@ import ibis_agent.segmenter as segmenters
 import pytest
 from ibis_agent.actions import Click, Reply, Terminate
 from ibis_agent.cli import commands as cli
-from ibis_agent.cli.inspection import inspect
+from ibis_agent.cli.info import inspect
 from ibis_agent.policy.card import load_card
 from ibis_agent.policy.observation import Situation, observe
 from ibis_agent.record.trajectory import Trajectory

@@ -11,6 +11,7 @@ import pytest
 import torch
 from ibis_agent.run.single_slice import SingleSlice
 from ibis_agent.scan.frame import Frame
+from ibis_agent.segmenter.contract import PictureSegmenter
 from ibis_agent.segmenter.framed import FramedSegmenter
 from ibis_agent.segmenter.sam2.beside import on_own_stream
 
@@ -75,7 +76,7 @@ def test_the_work_is_done_on_its_own_stream_finished_and_kept_for_the_other() ->
     assert cuda.current_stream(CARD).name == "common"
 
 
-class Told:
+class Told(PictureSegmenter):
     """A segmenter that says which way it was asked."""
 
     identity: dict[str, str] = {}  # noqa: RUF012

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ibis_agent.scan.region import region_of
+from ibis_agent.scan.body_region import region_of
 
 from training.phantoms.phantom import random_slice
 from training.phantoms.wide import wide_slice

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from ibis_agent.actions import Click, Terminate
-from ibis_agent.run.doubt import agreed, doubts, seen_otherwise
+from ibis_agent.run.doubtful_slices import agreed, doubts, seen_otherwise
 from ibis_agent.run.episode import Step
 from ibis_agent.run.key_slice import Look, Search, best, search_slices, spread_out
 from ibis_agent.segmenter.contract import Found
