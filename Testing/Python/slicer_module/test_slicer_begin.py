@@ -160,7 +160,7 @@ def test_a_start_outside_the_volume_is_named(asked: Panel) -> None:
     node.SetAndObserveTransformNodeID(away.GetID())
     choose(panel, node, "Liver")
     press_step(panel)
-    assert panel.status.startswith("The segment Liver lies outside ct_abdomen_3mm.") and panel.run is None
+    assert panel.status.startswith("The segment Liver is outside ct_abdomen_3mm.") and panel.run is None
 
 
 def test_a_segment_that_is_deleted_is_no_longer_chosen_and_a_script_is_told_its_name(asked: Panel) -> None:
