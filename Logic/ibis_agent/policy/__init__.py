@@ -67,7 +67,8 @@ def find(
 
 def trainable(folder: str | os.PathLike[str]) -> Trainable:
     """The policy in a folder, for training. Raises ModelError for families that cannot be trained."""
-    from ibis_agent.policy.generic.source import QWEN25, model_type_of
+    from ibis_agent.policy.folder import QWEN25
+    from ibis_agent.policy.generic.source import model_type_of
     from ibis_agent.policy.qwen25.training import Qwen25Training
 
     family = model_type_of(Path(folder))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ibis_agent.policy.headers import AGAIN, Tensor, read_header, read_json
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-_ARCHITECTURE = "qwen2_5_vl"
+QWEN25 = "qwen2_5_vl"
 ADAPTER_NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json")
 # Larger files are hashed in evenly spaced blocks.
 _WHOLE = 64 * 2**20
@@ -104,7 +104,7 @@ class PolicyFolder:
 def look_into(
     folder: str | os.PathLike[str],
     weights_only: bool = False,
-    model_type: str | None = _ARCHITECTURE,
+    model_type: str | None = QWEN25,
     quantised: Collection[str] = (),
 ) -> PolicyFolder:
     """Check the architecture and the files of a policy's folder without loading it.
@@ -194,6 +194,16 @@ def identity_of(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def wrong_tensors(folder: Path, names: Sequence[str]) -> ModelError:
+    """The error for tensors of the configuration that are missing in the weights, or have another size there."""
+    return ModelError(
+        f"{len(names)} tensors of the configuration are missing or have a different size",
+        file=folder,
+        value=names[0],
+        remedy="Take config.json and the weights from the same model.",
+    )
+
+
 def stamp_of(path: Path) -> tuple[int, ...]:
     """(size, modification time, device, inode) of a file: changes when it is written or replaced."""
     found = path.stat()
@@ -234,7 +244,7 @@ def _config(folder: Path, model_type: str | None) -> dict[str, Any]:
             "is not a Qwen2.5-VL model",
             file=path,
             value=f"model_type {kind}",
-            remedy=f'This version runs policies of the type "{_ARCHITECTURE}".',
+            remedy=f'This version runs policies of the type "{QWEN25}".',
         )
     return config
 

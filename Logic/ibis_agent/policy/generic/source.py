@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from ibis_agent.errors import ModelError
 from ibis_agent.policy.device import device_of, no_progress_bar, precision_for, run_error
-from ibis_agent.policy.folder import PolicyFolder, look_into, read_json
+from ibis_agent.policy.folder import QWEN25, PolicyFolder, look_into, read_json, wrong_tensors
 from ibis_agent.policy.formats import COMPUTED, UNPACKED, method_of
 from ibis_agent.policy.qwen25.source import Qwen25Folder, unpacked
 from ibis_agent.policy.required_memory import check_memory
 
 if TYPE_CHECKING:
     from ibis_agent.policy.generic.generic import GenericPolicy
-
-QWEN25 = "qwen2_5_vl"
 
 
 class GenericFolder(Qwen25Folder):
@@ -121,12 +119,7 @@ class GenericFolder(Qwen25Folder):
             str(each[0]) for each in report.get("mismatched_keys") or ()
         )
         if bad:  # transformers would use random weights instead
-            raise ModelError(
-                f"{len(bad)} tensors of the configuration are missing or have a different size",
-                file=found.folder,
-                value=bad[0],
-                remedy="Take config.json and the weights from the same model.",
-            )
+            raise wrong_tensors(found.folder, bad)
         return model if straight else model.to(device)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ibis_agent.errors import ModelError
-from ibis_agent.policy.folder import PolicyFolder
+from ibis_agent.policy.folder import PolicyFolder, wrong_tensors
 from ibis_agent.policy.qwen25.network import Block, Dense, Language, Network, Vision
 from ibis_agent.policy.qwen25.packed_layers import packer_for
 from ibis_agent.policy.qwen25.shape import Shape, read_shape
@@ -65,7 +65,7 @@ def build(found: PolicyFolder, device: str, precision: str) -> Network:
             parts[place.part] = torch.empty(size, dtype=dtype, device=device)
         target = parts[place.part][place.start : place.start + place.shape[0]]
         if tensor.numel() != target.numel():  # headers of packed weights do not tell every shape
-            raise _wrong_size(found, stored, 1)
+            raise wrong_tensors(found.folder, [stored])
         target.copy_(tensor.reshape(place.shape))
         if dtype == torch.float16:
             check_finite(target, stored, found, "fp16")
@@ -176,7 +176,7 @@ def _check_names(found: PolicyFolder, shape: Shape, places: dict[str, _Place]) -
         if size != place.shape:
             wrong.append(name)
     if wrong:
-        raise _wrong_size(found, wrong[0], len(wrong))
+        raise wrong_tensors(found.folder, wrong)
     known = {*places, _HEAD} if shape.text.tied else set(places)
     surplus = [
         name for plain, (name, _) in stored.items() if plain not in known and not _COMPUTED.search(plain)
@@ -188,15 +188,6 @@ def _check_names(found: PolicyFolder, shape: Shape, places: dict[str, _Place]) -
             value=surplus[0],
             remedy="Take config.json and the weights from the same model; merge an adapter first.",
         )
-
-
-def _wrong_size(found: PolicyFolder, name: str, count: int) -> ModelError:
-    return ModelError(
-        f"{count} tensors of the configuration are missing or have a different size",
-        file=found.folder,
-        value=name,
-        remedy="Take config.json and the weights from the same model.",
-    )
 
 
 def _assembled(shape: Shape, parts: dict[str, Any]) -> Network:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ibis_agent.errors import ModelError
 from ibis_agent.policy.device import no_progress_bar
-from ibis_agent.policy.folder import PolicyFolder
+from ibis_agent.policy.folder import PolicyFolder, wrong_tensors
 from ibis_agent.policy.qwen25.build import TYPES
 from ibis_agent.policy.qwen25.choice import read_generation
 from ibis_agent.policy.qwen25.weights import read_tensors
@@ -37,12 +36,7 @@ def load_model(found: PolicyFolder, device: str, precision: str) -> Any:
     if missing or report.get("mismatched_keys"):
         # transformers would use random weights instead.
         bad = missing or sorted(str(each[0]) for each in report["mismatched_keys"])
-        raise ModelError(
-            f"{len(bad)} tensors of the configuration are missing or have a different size",
-            file=found.folder,
-            value=bad[0],
-            remedy="Take config.json and the weights from the same model.",
-        )
+        raise wrong_tensors(found.folder, bad)
     model.name_or_path = model.config.name_or_path = str(found.folder)  # without it peft goes online
     generation = read_generation(found.folder)
     kept = {key: getattr(config.get_text_config(), key, None) for key in ("eos_token_id", "pad_token_id")}
