@@ -48,7 +48,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem with one case: its kind, such as missing or place, the case, the file, and a message.
+    """A problem with one case: its kind (such as "missing" or "place"), the case, the file, and a message.
 
     `skipped`: the whole case is skipped; otherwise only a part of it.
     """

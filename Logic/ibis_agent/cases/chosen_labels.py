@@ -111,7 +111,7 @@ def _number(label: str, names: dict[int, str], known: set[int], path: Path) -> i
 
 
 def words_of(name: str) -> tuple[str, ...]:
-    """What label names are compared by: TotalSegmentator writes kidney_left, people write left kidney."""
+    """The words of a label name, for comparing names: kidney_left of TotalSegmentator equals left kidney."""
     return tuple(sorted(name.replace("_", " ").casefold().split()))
 
 

@@ -1,4 +1,4 @@
-"""Which files a run's mask goes to, checked before anything is worked on."""
+"""The files for the mask of a run, checked before any slow work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ def mask_paths(
     volume: bool,
     scan: Path | None,
 ) -> list[Path]:
-    """In the folder, or the one that was named. Raises InputError for what cannot hold the mask, or is the scan."""
+    """The file given with --mask, or one for each format in the results folder.
+
+    Raises InputError if a format cannot store the mask, or if the scan would be overwritten.
+    """
     kind = "picture" if geometry.plane == "picture" else "volume"
     if named is not None:
         if formats:

@@ -1,4 +1,4 @@
-"""Masks that take one bit a pixel: of a volume of 1,500 slices all masks are kept."""
+"""Masks stored with one bit per pixel, so that all masks of a volume with 1,500 slices fit into memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class _Bits:
-    """An attribute that is set to a bool array, kept as bits, and read as a new array that is read-only."""
+    """An attribute that stores a bool array as bits; reading it returns a new read-only array."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -24,18 +24,18 @@ class _Bits:
 
 
 def packed(kind: type[T]) -> type[T]:
-    """A decorator: the field `mask` of a dataclass is kept packed. Who reads it often keeps what it was given."""
+    """A decorator: the field `mask` of a dataclass is stored packed. Each access unpacks it, so keep the result."""
     setattr(kind, "mask", _Bits("mask"))  # noqa: B010  (mypy takes an assignment for another type of the field)
     return kind
 
 
 def packed_bytes(owner: Any) -> int:
-    """Bytes that a packed mask takes."""
+    """Size of a packed mask in bytes."""
     return int(owner.__dict__["mask"][0].nbytes)
 
 
 class PackedMasks(Mapping[int, np.ndarray]):
-    """(H, W) bool masks by slice, each packed; read-only as they are read."""
+    """(H, W) bool masks by slice, stored packed; each access returns a new read-only array."""
 
     def __init__(self, masks: Iterable[tuple[int, np.ndarray]] = ()) -> None:
         self._packed = {index: _pack(mask) for index, mask in masks}
