@@ -88,7 +88,9 @@ def several(*structures: str) -> Request:
     return replace(ASKED, question=None, questions=tuple(f"Segment the {name}" for name in structures))
 
 
-def start_thread(asked: Request, out: Path, number: int) -> tuple[Connection, Callable[[], None]]:
+def start_thread(
+    asked: Request, out: Path, number: int, load: Callable[[Request], Any] = load
+) -> tuple[Connection, Callable[[], None]]:
     """A worker in this process, for what is not about processes."""
     ours, theirs = multiprocessing.Pipe()
     thread = threading.Thread(target=work, args=(theirs, asked, out, number, load))

@@ -55,7 +55,7 @@ class Hand:
         self._models: Any = None
         self._turn, self._changed = 0, threading.Condition()
 
-    def load(self) -> IbisError | None:
+    def load(self) -> IbisError | ModuleNotFoundError | None:
         try:
             os.chdir(self._home)
             self._models = self._load(self._asked)
@@ -64,7 +64,7 @@ class Hand:
             return InputError(
                 "this folder is missing on a machine of the cluster", file=self._home, remedy=remedy
             )
-        except IbisError as error:
+        except (IbisError, ModuleNotFoundError) as error:
             return error
         return None
 

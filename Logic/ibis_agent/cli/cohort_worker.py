@@ -60,7 +60,7 @@ def work(
     with contextlib.suppress(EOFError, OSError):
         try:
             models = load(_on_own_card(asked, number))
-        except IbisError as error:
+        except (IbisError, ModuleNotFoundError) as error:
             pipe.send(("failed", error))
             return
         pipe.send(("ready",))

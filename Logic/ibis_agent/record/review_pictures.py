@@ -93,7 +93,7 @@ def fitted(
     for index, pixels in pictures:
         quiet = index not in worked and index not in masked
         made[index] = _encoded(pixels, _QUIET if quiet else 1)
-    for group in (sorted(set(masked) - set(worked)), sorted(worked)):
+    for group in (sorted((made.keys() & masked) - set(worked)), sorted(made.keys() & worked)):
         _shrink(made, group, room)
     return {index: Shown(base64.b64encode(png).decode("ascii"), each) for index, (png, each) in made.items()}
 

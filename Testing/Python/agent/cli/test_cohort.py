@@ -302,6 +302,15 @@ def test_nothing_of_others_is_replaced_by_results(scans: Path, tmp_path: Path, m
     assert (out / mine).read_text() == "mine"
 
 
+def test_a_package_that_a_worker_misses_ends_the_cohort_with_its_name(scans: Path, tmp_path: Path) -> None:
+    def load(asked: Request) -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    with pytest.raises(ModuleNotFoundError) as missing:
+        run(scans, tmp_path / "out", start=partial(scripted_cohort.start_thread, load=load))
+    assert missing.value.name == "torch"
+
+
 def test_a_worker_that_dies_after_a_scan_is_done_costs_the_next_one_alone(
     scans: Path, tmp_path: Path
 ) -> None:

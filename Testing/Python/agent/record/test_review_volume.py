@@ -123,6 +123,10 @@ def noise(count: int, side: int) -> Iterator[tuple[int, np.ndarray]]:
     return ((index, np.roll(pixels, index)) for index in range(count))
 
 
+def test_masks_without_pictures_are_fitted_too() -> None:
+    assert fitted(iter(()), [1], [0, 1]) == {}
+
+
 def test_grey_pictures_are_kept_exactly_and_grey() -> None:
     pixels = dict(noise(2, 200))
     shown = fitted(iter(pixels.items()), {0}, {1})
