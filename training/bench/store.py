@@ -88,7 +88,7 @@ def measure(scans: Path, store: Path) -> dict[str, float]:
 
 
 def _most_memory() -> int:
-    """Bytes; psutil knows them on Windows alone."""
+    """Peak memory of this process in bytes; psutil only has it on Windows."""
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
     import resource

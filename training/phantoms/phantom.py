@@ -118,7 +118,7 @@ def gallery(out: Path, first_seed: int = 1, rows: int = 4, columns: int = 5) -> 
 
 
 def main() -> None:
-    # Not common's command_parser: training.common needs the phantoms, and the layers have no circle.
+    # training.common imports the phantoms, so its command_parser would be a circular import.
     parser = argparse.ArgumentParser(
         prog="python -m training.phantoms",
         description=__doc__,

@@ -1,6 +1,6 @@
 """What tool.yaml may contain, checked. Does not need verl.
 
-Not in reward: verl loads that file by its path, where a dataclass cannot be made.
+Not in reward, because verl loads that file by its path, where defining a dataclass fails.
 """
 
 from __future__ import annotations
