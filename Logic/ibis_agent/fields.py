@@ -24,7 +24,8 @@ def read_json(
     kind: type[IbisError] = InputError,
     finite: bool = True,
 ) -> Any:
-    """The JSON value in a file. Raises `kind` for invalid JSON and, if `finite`, for NaN and infinite numbers."""
+    """The JSON value in a file. Raises `kind` for invalid JSON, a key that is there twice and,
+    if `finite`, for NaN and infinite numbers."""
     file = Path(path)
     try:
         if file.is_file() and file.stat().st_size > largest:
@@ -38,7 +39,8 @@ def read_json(
     if text.startswith(GIT_LFS):
         raise kind("is a Git LFS pointer", file=file, remedy="Run `git lfs pull` there.")
     try:
-        return json.loads(text, parse_constant=_refuse_constant if finite else None)
+        constant = _refuse_constant if finite else None
+        return json.loads(text, parse_constant=constant, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         shown = str(error) if text.strip() else "an empty file"
         raise kind("is not JSON", file=file, value=shown, remedy=remedy) from error
@@ -174,6 +176,15 @@ def _number(value: Any, error: Callable[[], InputError]) -> float:
     if not math.isfinite(number):
         raise error()
     return number
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; json itself keeps the last of two values and is silent about the first."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return found
 
 
 def _refuse_constant(name: str) -> NoReturn:

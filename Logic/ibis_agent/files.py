@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ibis_agent.errors import OutputError
+from ibis_agent.errors import InputError, OutputError
 
 _REMEDIES = {
     errno.ENOSPC: "Free some space on that disk or choose another folder.",
@@ -62,6 +62,13 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise output_error(error, path) from error
     with contextlib.suppress(OSError):  # some file systems cannot flush a folder; the file itself is flushed
         _flush(final.parent, os.O_RDONLY)
+
+
+def check_not_input(path: str | os.PathLike[str], inputs: Iterable[Path]) -> None:
+    """Raises InputError if writing to `path` would overwrite one of these files."""
+    final = os.path.realpath(path)
+    if any(os.path.realpath(each) == final for each in inputs):
+        raise InputError("would overwrite its own input", file=path, remedy="Choose another file or folder.")
 
 
 def remove_unfinished(path: str | os.PathLike[str]) -> None:

@@ -48,21 +48,35 @@ def each_label(path: Path, labels: Sequence[str], scan: Scan) -> list[np.ndarray
     return [laid.mask([label] if label else [], False) for label in labels]
 
 
-class _Laid:
-    """A label map on the grid of a scan. Raises InputError naming the file."""
+def mask_of_file(path: Path, label: str | None = None) -> tuple[np.ndarray, np.ndarray | None, str]:
+    """(mask, affine, labels) on the file's own grid: (I, J, K) or (H, W) bool; (4, 4), None for a picture; and the
+    labels that it joins, if these are several and none was chosen.
 
-    def __init__(self, path: Path, scan: Scan) -> None:
+    Raises InputError naming the file, the label and the available ones.
+    """
+    laid = _Laid(path, None)
+    joined = sorted(laid.there) if label is None and len(laid.there) > 1 else []
+    if joined and joined[0] < 0:
+        raise InputError("is not a mask: it has negative values", file=path, value=some_of(laid.there))
+    return laid.mask([] if label is None else [label], True), laid.affine, some_of(set(joined))
+
+
+class _Laid:
+    """A label map on the grid of a scan, or on its own. Raises InputError naming the file."""
+
+    def __init__(self, path: Path, scan: Scan | None) -> None:
         self._path, self._held = path, read_map(path)
+        self.affine = self._held.affine
         try:
-            self._values = on_scan(self._held, scan, path)
+            self._values = self._held.labels if scan is None else on_scan(self._held, scan, path)
         except Misplaced as error:
             remedy = "Give a mask on the grid of this scan."
             raise InputError(str(error), file=path, remedy=remedy) from error
         self._names = names_of(path)
-        self._there = values_in(self._values)
+        self.there = values_in(self._values)
 
     def mask(self, labels: Sequence[str], several: bool) -> np.ndarray:
-        held, names, there = self._held, self._names, self._there
+        held, names, there = self._held, self._names, self.there
         if not labels:
             numbers = {n for n in names if set(_values(held, n)) & there} if held.codes else there
             if len(numbers) > 1 and not several:

@@ -41,16 +41,37 @@ _COLUMNS = (
 
 def in_csv(path: Path, names: Labels | None) -> Iterator[Case | Problem]:
     """The cases of a CSV manifest, and problems. Raises InputError for a wrong file or missing columns."""
+    rows = read_csv(path)
+    _check_columns(rows[0].keys() if rows else (), path)
+    for number, row in enumerate(rows, 2):
+        yield from _from_row({k: v for k, v in row.items() if v not in (None, "")}, number, path, names)
+
+
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table, by column; also with semicolons or tabs, and in the encodings of spreadsheet programs.
+
+    Raises InputError for a file that is not CSV, a column that is there twice, and a row with more cells than columns.
+    """
     try:
         text = _text(path.read_bytes())
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text)))
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+        rows, columns = list(reader), [each.strip() for each in reader.fieldnames or ()]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             "cannot be read as CSV", file=path, value=error, remedy="Save it as UTF-8."
         ) from error
-    _check_columns(rows[0].keys() if rows else (), path)
+    twice = next((each for n, each in enumerate(columns) if each and each in columns[:n]), None)
+    if twice is not None:
+        raise InputError("has a column twice", file=path, value=twice, remedy="Remove or rename one of them.")
     for number, row in enumerate(rows, 2):
-        yield from _from_row({k: v for k, v in row.items() if v not in (None, "")}, number, path, names)
+        if any(more := row.pop(None, None) or ()):  # type: ignore[call-overload]
+            raise InputError(
+                f"row {number} has more cells than the first row has columns",
+                file=path,
+                value=", ".join(more),
+                remedy="Put texts that contain the separator in quotes.",
+            )
+    return [{(key or "").strip(): value for key, value in row.items()} for row in rows]
 
 
 def _text(data: bytes) -> str:
@@ -111,7 +132,7 @@ def _from_row(row: dict[str, Any], number: int, path: Path, names: Labels | None
         for key in ("image", "mask"):
             if not isinstance(row.get(key), str):
                 raise InputError(f"has no {key}")
-        image, mask = (_beside(path, row[key]) for key in ("image", "mask"))
+        image, mask = (beside(path, row[key]) for key in ("image", "mask"))
         labels, own = _labels_of_row(row, path, mask), True
         if not labels:
             labels, own = names_for(mask, path.parent, names)
@@ -128,7 +149,7 @@ def _from_row(row: dict[str, Any], number: int, path: Path, names: Labels | None
     yield from checked(Case(name, image, mask, labels, window, reverse, own))
 
 
-def _beside(path: Path, name: str) -> Path:
+def beside(path: Path, name: str) -> Path:
     """A path relative to the manifest; also accepts paths written on Windows."""
     found = path.parent / name
     return found if "\\" not in name or found.exists() else path.parent / name.replace("\\", "/")
@@ -148,7 +169,7 @@ def _labels_of_row(row: dict[str, Any], path: Path, mask: Path) -> Labels:
         parts = (each.split("=", 1) for each in labels.split(";") if each.strip())
         labels = {part[0].strip(): part[1].strip() if len(part) > 1 else "" for part in parts}
     elif isinstance(labels, str):
-        return read_labels(_beside(path, labels))
+        return read_labels(beside(path, labels))
     return read_labels(path, labels)
 
 

@@ -5,7 +5,7 @@ Only names are checked here; a scan that cannot be read is reported when it is p
 
 from __future__ import annotations
 
-import csv
+import difflib
 import glob
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ibis_agent.cases.manifests import beside, read_csv
 from ibis_agent.errors import InputError
 from ibis_agent.fields import read_json
 from ibis_agent.scan.checks import stem, suffix_of
@@ -21,6 +22,7 @@ _VOLUMES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".npz")
 _PICTURES = (".png", ".jpg", ".jpeg")
 _DICOM = (".dcm", ".ima")
 _MANIFESTS = (".csv", ".json", ".parquet")
+_KEYS = ("scan", "name", "prompt", "series", "start_mask", "exclude")
 _COLUMNS = "scan (a path), and optionally name, prompt and series, start_mask, exclude"
 
 
@@ -105,36 +107,54 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _from_manifest(path: Path) -> Iterator[Entry]:
-    rows = _rows(path)
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, Mapping) or not str(row.get("scan") or "").strip():
+    for number, row in enumerate(_rows(path), 1):
+        texts = _texts(row, f"row {number} of the manifest", path)
+        if "scan" not in texts:
             raise InputError(
-                f"row {number} of the manifest has no scan",
-                file=path,
-                remedy=f"Its columns are {_COLUMNS}.",
+                f"row {number} of the manifest has no scan", file=path, remedy=f"Its columns are {_COLUMNS}."
             )
         # Paths are relative to the manifest.
-        scan = str(row["scan"]).strip()
-        keys = ("name", "prompt", "series", "start_mask", "exclude")
-        texts = {key: str(row.get(key) or "").strip() for key in keys}
+        start, exclude = (str(beside(path, texts[key])) if key in texts else "" for key in _KEYS[-2:])
         yield Entry(
-            plain_name(Path(texts["name"] or scan), Path()),
-            str(path.parent / scan),
-            texts["prompt"],
-            texts["series"],
-            (("", str(path.parent / texts["start_mask"])),) if texts["start_mask"] else (),
-            str(path.parent / texts["exclude"]) if texts["exclude"] else "",
+            plain_name(Path(texts.get("name") or texts["scan"]), Path()),
+            str(beside(path, texts["scan"])),
+            texts.get("prompt", ""),
+            texts.get("series", ""),
+            (("", start),) if start else (),
+            exclude,
         )
+
+
+def _texts(row: Any, where: str, path: Path) -> dict[str, str]:
+    """What a row says in the columns that are known; other columns are left, unless one is a misspelling of them."""
+    if not isinstance(row, Mapping):
+        raise InputError(
+            f"{where} is not an object", file=path, value=row, remedy=f"Its keys are {_COLUMNS}."
+        )
+    found = {}
+    for column, value in row.items():
+        key = re.sub(r"[\s-]+", "_", str(column).strip()).casefold()
+        meant = difflib.get_close_matches(key, _KEYS, 1, 0.8)
+        if (
+            (key not in _KEYS and not meant) or value is None or value != value
+        ):  # an empty number of Parquet is NaN
+            continue
+        if key not in _KEYS:
+            raise InputError(
+                "the manifest has an unknown column", file=path, value=column, remedy=f"Call it {meant[0]}."
+            )
+        if isinstance(value, (bool, list, Mapping)):
+            remedy = "Give one text; several structures in one question, or a row for each."
+            raise InputError(f"{where}: {key} is not a text", file=path, value=value, remedy=remedy)
+        if text := str(value).strip():
+            found[key] = text
+    return found
 
 
 def _rows(path: Path) -> Sequence[Any]:
     kind = path.suffix.lower()
     if kind == ".csv":
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as stream:
-                return list(csv.DictReader(stream))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise InputError("the manifest cannot be read", file=path, value=str(error)) from error
+        return read_csv(path)
     if kind == ".json":
         rows = read_json(path, f"A manifest is a list of objects with {_COLUMNS}.")
         rows = rows.get("scans") if isinstance(rows, dict) else rows

@@ -32,6 +32,7 @@ from ibis_agent.cli.exit_codes import (
     UNREAD,
 )
 from ibis_agent.cli.given_masks import MaskFiles
+from ibis_agent.cli.mask_paths import spare_other_kinds
 from ibis_agent.cli.request import Request
 from ibis_agent.cli.runner import Runner
 from ibis_agent.cli.session import Session, Stopped
@@ -41,6 +42,7 @@ from ibis_agent.cli.start import options_of
 from ibis_agent.errors import Cancelled, IbisError, InputError, ModelError, OutputError
 from ibis_agent.facts import values
 from ibis_agent.fields import read_json
+from ibis_agent.mask.files import check_mask_path
 from ibis_agent.policy.prompts import check_question
 from ibis_agent.record import published
 from ibis_agent.record.review import write_review
@@ -204,6 +206,11 @@ def _replay(options: argparse.Namespace) -> int:
         device=options.device,
     )
     recorded = Trajectory.load(options.trajectory)
+    if options.mask is not None:
+        where = recorded.picture.geometry
+        check_mask_path(options.mask, "picture" if where.plane == "picture" else "volume")
+        if options.mask.exists() and options.mask.name == recorded.source:
+            files.check_not_input(options.mask, [options.mask])
     replay = recorded.replay(runner.load_segmenter(asked))
     for note in replay.warnings:
         screen.line(screen.warn(terminal.one_line(note)))
@@ -214,7 +221,6 @@ def _replay(options: argparse.Namespace) -> int:
         screen.line(f"{what}  " + (screen.bad(str(found)) if found else "the same mask"))
     if options.mask is not None and recorded.actions:
         mask = replay.masks[-1] if recorded.alone else replay.volume
-        where = recorded.picture.geometry
         runner.write_mask(options.mask, mask, where, recorded.question, recorded.answer or "")
         screen.line(f"     {screen.dim('mask')}  {terminal.one_line(options.mask)}")
     equal = f"All {len(numbers)} masks match the record."
@@ -230,6 +236,7 @@ def _replay(options: argparse.Namespace) -> int:
 def _review(options: argparse.Namespace) -> int:
     record = Trajectory.load(options.trajectory)
     path = options.out or options.trajectory.with_name(runner.REVIEW_NAME)
+    spare_other_kinds(path, ".html", ".htm")
     write_review(path, record.to_json(png=False), record.slices.picture)
     print(path)
     if options.open:
@@ -241,9 +248,8 @@ def _review(options: argparse.Namespace) -> int:
 
 def _convert(options: argparse.Namespace) -> int:
     content = read_json(options.trajectory)
-    if options.out.is_file() and options.out.samefile(options.trajectory):
-        remedy = "Choose another --out."
-        raise InputError("the result would overwrite its own input", file=options.out, remedy=remedy)
+    files.check_not_input(options.out, [options.trajectory])
+    spare_other_kinds(options.out, ".json")
     if options.prompt is not None:
         check_question(options.prompt)
     if isinstance(content, dict) and "schema" in content:

@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ibis_agent.cases.chosen_labels import mask_of_file
 from ibis_agent.cli import terminal
+from ibis_agent.cli.mask_paths import spare_other_kinds
+from ibis_agent.cli.several_results import STRUCTURES_NAME
 from ibis_agent.errors import InputError
 from ibis_agent.mask.comparison import compare
 from ibis_agent.mask.grid import Misplaced, laid_on
@@ -31,6 +34,7 @@ class Side:
         mask: (I, J, K) bool in the scan's voxel order.
         geometry: of one of its slices, or of the only slice.
         single: whether only that slice is compared.
+        labels: those that a mask file was joined from.
         pictures: by slice, as in a record.
     """
 
@@ -40,11 +44,21 @@ class Side:
     geometry: PictureGeometry
     single: bool
     pictures: dict[int, Any]
+    labels: str = ""
 
 
 def run_compare(options: argparse.Namespace) -> int:
     """Compare, print the figures and write the page. Raises InputError, OutputError."""
     a, b = (read_side(path, options.label) for path in (options.a, options.b))
+    if options.label is not None and a.pictures and b.pictures:
+        remedy = "Leave it out, or compare with a mask file."
+        raise InputError(
+            "--label is one of a mask file, and both are runs", value=options.label, remedy=remedy
+        )
+    page = None
+    if not options.no_page:
+        page = options.out or (a if a.pictures or not b.pictures else b).path.with_name("comparison.html")
+        spare_other_kinds(page, ".html", ".htm")
     a, b = (a, _on_grid(b, a)) if a.pictures or not b.pictures else (_on_grid(a, b), b)
     # A run on one slice says nothing about the others.
     single = next((side for side in (a, b) if side.single), None)
@@ -61,21 +75,27 @@ def run_compare(options: argparse.Namespace) -> int:
     else:
         sides = tuple(np.linalg.norm(geometry.affine[:3, :3], axis=0))
         found = compare(a.mask, b.mask, None if _in_plane(geometry) is None else sides)
-    page = None
-    if not options.no_page:
-        page = options.out or (a if a.pictures or not b.pictures else b).path.with_name("comparison.html")
-        _write_page(page, a, b, geometry, single is not None, found.lines())
+    lines = found.lines()
+    lines += [
+        (f"Labels of {name}", f"{side.labels} taken as one; --label chooses")
+        for name, side in (("A", a), ("B", b))
+        if side.labels
+    ]
+    if page is not None:
+        _write_page(page, a, b, geometry, single is not None, lines)
     if options.json:
         told = {
             "a": str(a.path),
             "b": str(b.path),
             **found.to_json(),
+            "labels_a": a.labels,
+            "labels_b": b.labels,
             "page": None if page is None else str(page),
         }
         print(json.dumps(told))
     else:
         screen = terminal.Screen()
-        for term, value in [*found.lines(), *([("Page", str(page))] if page else [])]:
+        for term, value in [*lines, *([("Page", str(page))] if page else [])]:
             screen.line(f"{screen.dim(f'{term:<22}')} {terminal.one_line(value)}")
     if options.open and page is not None:
         import webbrowser
@@ -84,24 +104,24 @@ def run_compare(options: argparse.Namespace) -> int:
     return 0
 
 
-def read_side(path: Path, label: int | None = None) -> Side:
-    """A run's mask, or a mask file. label: use only this value of the file. Raises InputError naming the file."""
+def read_side(path: Path, label: str | None = None) -> Side:
+    """A run's mask, or a mask file. label: use only this one of the file, a number or a name.
+
+    Raises InputError naming the file.
+    """
     if path.is_dir() and (path / _RECORD).is_file():
         path = path / _RECORD
     if path.suffix == ".json":
         return _recorded(path)
-    from ibis_agent.scan.load import load_scan
-
-    scan = load_scan(path)
-    voxels = scan.voxels if scan.kind == "volume" else scan.voxels.max(axis=-1)
-    mask = voxels != 0 if label is None else voxels == label
-    if label is not None and not mask.any():
-        raise InputError("the mask file has no such label", file=path, value=label)
-    if scan.kind == "picture":
+    if (path / STRUCTURES_NAME).is_file():
+        remedy = "Name the folder of one structure in it, or the label file and --label."
+        raise InputError("is a run over several structures", file=path, remedy=remedy)
+    mask, affine, labels = mask_of_file(path, label)
+    if affine is None:
         geometry = PictureGeometry.of_picture(*mask.shape)
-        return Side(path.name, path, geometry.embed_mask(mask) != 0, geometry, True, {})
-    geometry = slice_geometry(voxels.shape, scan.affine, "axial", None)
-    return Side(path.name, path, mask, geometry, False, {})
+        return Side(path.name, path, geometry.embed_mask(mask) != 0, geometry, True, {}, labels)
+    geometry = slice_geometry(mask.shape, affine, "axial", None)
+    return Side(path.name, path, mask, geometry, False, {}, labels)
 
 
 def _recorded(path: Path) -> Side:

@@ -288,7 +288,7 @@ def _add_compare(commands: Any) -> None:
     found.add_argument("a", type=Path, metavar="A", help="a run, or a mask file")
     found.add_argument("b", type=Path, metavar="B", help="a run, or a mask file such as the reference")
     found.add_argument(
-        "--label", type=int, metavar="N", help="use only this value of mask files (default: all except zero)"
+        "--label", metavar="NAME|N", help="use only this label of mask files (default: all except zero)"
     )
     found.add_argument(
         "--out", type=Path, metavar="FILE", help="the page (default: comparison.html beside the run)"

@@ -76,6 +76,12 @@ class Request:
     follow: Follow | None = None
     masks: MaskFiles = field(default_factory=MaskFiles)
 
+    @property
+    def inputs(self) -> list[Path]:
+        """The files that the run reads, which its results must not overwrite."""
+        named = [self.scan, *(path for _, path in self.masks.start), self.masks.exclude]
+        return [path for path in named if path is not None]
+
 
 @dataclass(frozen=True)
 class Task:
@@ -149,7 +155,8 @@ def check(request: Request, asked: Sequence[str] = ()) -> Task:
     caution = unfamiliar(card, slices)
     folder = _folder(request, stem)
     where = slices.geometry(slices.first)
-    paths = tuple(mask_paths(request.mask, request.mask_formats, folder, where, volume, request.scan))
+    asked = request.mask, request.mask_formats, folder
+    paths = tuple(mask_paths(*asked, where, volume, request.scan, request.inputs))
     _check_models(request, policy)
     return Task(
         request,

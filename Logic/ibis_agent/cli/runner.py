@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,7 @@ class Runner:
         """Remove the mask and page of an earlier run in this folder: they would not match the new record."""
         if self._saved or not self._file.path.exists():
             return
-        remove_results(self.task.folder, self.task.request.scan)
+        remove_results(self.task.folder, self.task.request.inputs)
 
     def _write_mask(self, path: Path, mask: np.ndarray) -> None:
         geometry: Any = self.task.slices.geometry(self.task.slices.first)
@@ -212,11 +212,11 @@ class Runner:
         return write_report(task.folder / REPORT_NAME, seg, measured(run), scan, *where, structure)
 
 
-def remove_results(folder: Path, scan: Path | None) -> None:
-    """Remove files that an earlier run wrote beside its record; never the scan."""
+def remove_results(folder: Path, inputs: Sequence[Path]) -> None:
+    """Remove files that an earlier run wrote beside its record; never what this one reads."""
     for name in (REVIEW_NAME, REPORT_NAME, *(f"mask{end}" for end in MASK_FORMATS.values())):
         path = folder / name
-        if path.is_file() and not (scan is not None and path.samefile(scan)):
+        if path.is_file() and not any(path.samefile(each) for each in inputs):
             path.unlink()
 
 

@@ -138,7 +138,7 @@ class Several:
             for part in self.parts:  # records of an earlier run in this folder have other settings
                 record = part.folder / TRAJECTORY_NAME
                 if record.exists():
-                    remove_results(part.folder, self.task.request.scan)
+                    remove_results(part.folder, self.task.request.inputs)
                 for path in (record, beside(record)):
                     path.unlink(missing_ok=True)
             for part in self.parts:

@@ -120,11 +120,10 @@ class Results:
     _most: str = ""
 
     def check_places(self) -> None:
-        """Raises InputError if the results would overwrite the scan, or files that are not ours."""
-        scan, remedy = self.task.request.scan, "Choose another --out or --mask."
+        """Raises InputError if the results would overwrite what is read, or files that are not ours."""
+        remedy = "Choose another --out or --mask."
         for path in (*self.paths, self.names):
-            if scan is not None and path.resolve() == scan.resolve():
-                raise InputError("the labels would overwrite the scan", file=path, remedy=remedy)
+            files.check_not_input(path, self.task.request.inputs)
         if not (self.folder / STRUCTURES_NAME).is_file():
             page = [self.folder / PAGE_NAME] if self.task.request.review else []
             for path in (*self._own_labels(), self.folder / TABLE_NAME, *page):

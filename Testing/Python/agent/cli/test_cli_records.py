@@ -221,3 +221,24 @@ def test_what_no_run_has_left_in_the_folder_is_not_overwritten(
     assert run(scan, "--out", out) == cli.BAD_INPUT
     assert name in capsys.readouterr().err
     assert [(each.name, each.read_text()) for each in out.iterdir()] == [(name, "mine")]
+
+
+def test_no_command_overwrites_the_scan_or_a_record_with_its_result(
+    use: Any, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use()
+    run(scan, "--out", tmp_path / "out")
+    record = tmp_path / "out" / "trajectory.json"
+    before = scan.read_bytes(), record.read_bytes()
+    monkeypatch.setattr(runner, "load_segmenter", lambda _: pytest.fail("a model was loaded for nothing"))
+    for command, *place in (
+        ("review", "--out", scan),
+        ("review", "--out", record),
+        ("replay", "--mask", scan),
+        ("replay", "--mask", tmp_path / "mask.txt"),
+        ("convert", "--out", scan),
+    ):
+        capsys.readouterr()
+        assert cli.main([command, str(record), *map(str, place)]) == cli.BAD_INPUT, (command, place)
+        assert Path(place[-1]).name in capsys.readouterr().err
+        assert (scan.read_bytes(), record.read_bytes()) == before

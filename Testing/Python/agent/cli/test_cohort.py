@@ -74,6 +74,41 @@ def masks(out: Path) -> dict[str, np.ndarray]:
     }
 
 
+QUESTION = "Segment the liver"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        f"scan;prompt\r\na.nii;{QUESTION}\r\n".encode("utf-8-sig"),
+        f"Scan\tPrompt\na.nii\t{QUESTION}\n".encode("utf-16"),
+        f"sep=;\n scan ;prompt;age\na.nii;{QUESTION};61\n".encode(),
+    ],
+)
+def test_a_manifest_is_read_as_spreadsheets_write_it(tmp_path: Path, table: bytes) -> None:
+    (tmp_path / "list.csv").write_bytes(table)
+    assert entries_of(str(tmp_path / "list.csv")) == [Entry("a", str(tmp_path / "a.nii"), QUESTION)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("list.csv", "scan,promt\na.nii,x\n", "unknown column (got promt). Call it prompt"),
+        ("list.csv", "scan,start masks\na.nii,b.nii\n", "Call it start_mask"),
+        ("list.csv", "scan,prompt,scan\na.nii,x,b.nii\n", "has a column twice (got scan)"),
+        ("list.csv", "scan,prompt\na.nii,the liver, and the spleen\n", "and the spleen"),
+        ("list.csv", 'scan,prompt\n"a.nii,x\n', "cannot be read as CSV"),
+        ("list.json", '[{"scan": "a.nii", "prompt": ["x"]}]', "prompt is not a text"),
+        ("list.json", '[{"scan": "a.nii", "prompt": "x", "prompt": "y"}]', "'prompt' is there twice"),
+    ],
+)
+def test_a_manifest_that_could_be_misread_is_refused(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError) as refused:
+        entries_of(str(tmp_path / name))
+    assert said in str(refused.value) and name in str(refused.value)
+
+
 def test_a_folder_is_its_scans_and_its_dicom_folders(scans: Path) -> None:
     (scans / "patient").mkdir()
     write_series(scans / "patient" / "ct", np.ones((2, 4, 4)))

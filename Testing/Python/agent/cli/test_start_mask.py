@@ -275,3 +275,14 @@ def test_a_structure_begins_from_the_label_of_its_own_name_and_of_no_part_of_it(
     names.write_text('{"labels": {"background": 0, "liver_vessels": 1, "liver_segment_1": 2}}')
     with pytest.raises(InputError, match="several labels"):
         masks.read(read, ["Liver"])
+
+
+@pytest.mark.parametrize("prompts", [(), ("--prompt", "Segment the spleen")])
+def test_a_given_mask_is_never_overwritten(
+    scan: Path, use: Use, map_file: Path, tmp_path: Path, prompts: tuple[str, ...]
+) -> None:
+    policy, before = use(), map_file.read_bytes()
+    for option in ("--start-mask", "--exclude"):
+        arguments = [*prompts, option, map_file, "--mask", map_file, "--out", tmp_path / "out"]
+        assert run(scan, *arguments) == cli.BAD_INPUT
+    assert map_file.read_bytes() == before and not policy.turns

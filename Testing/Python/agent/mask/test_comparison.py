@@ -152,3 +152,41 @@ def test_masks_of_other_grids_and_broken_records_are_refused_in_one_line(
         assert main(["compare", str(run), str(b)]) == 2
         error = capsys.readouterr().err
         assert word in error and error.count("\n") == 1
+
+
+def test_what_is_no_mask_is_not_compared_as_one(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = body().astype(np.float32)
+    for values, said in (
+        (np.where(mask > 0, 1, np.nan), "NaN"),
+        (np.where(mask > 0, 0.9, 0.02), "whole numbers"),
+        (np.where(mask > 0, 40, -1000), "negative"),
+    ):
+        nibabel.save(nibabel.Nifti1Image(values.astype(np.float32), LPS), tmp_path / "b.nii.gz")
+        assert main(["compare", str(run), str(tmp_path / "b.nii.gz")]) == 2
+        told = capsys.readouterr().err
+        assert said in told and "b.nii.gz" in told and not (run / "comparison.html").exists()
+
+
+def test_labels_that_are_taken_as_one_are_told_and_a_label_may_be_called_by_name(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = reference(tmp_path / "labels.nii.gz", np.where(body(), 7, 3))
+    (tmp_path / "labels.json").write_text('{"7": "liver", "3": "spleen"}')
+    assert told(capsys, run, path, "--no-page")["labels_b"] == "3, 7"
+    assert told(capsys, run, path, "--no-page", "--label", "Liver") == {
+        **told(capsys, run, path, "--no-page", "--label", 7),
+        "dice": 1.0,
+        "labels_b": "",
+    }
+    assert main(["compare", str(run), str(run), "--label", "7"]) == 2
+    assert "both are runs" in capsys.readouterr().err
+
+
+def test_a_page_never_takes_the_place_of_another_kind_of_file(run: Path, tmp_path: Path) -> None:
+    truth = reference(tmp_path / "truth.nii.gz", body())
+    for out in (run / "trajectory.json", truth):
+        before = out.read_bytes()
+        assert main(["compare", str(run), str(truth), "--out", str(out)]) == 2
+        assert out.read_bytes() == before
