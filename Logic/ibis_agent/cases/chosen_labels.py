@@ -55,10 +55,8 @@ def mask_of_file(path: Path, label: str | None = None) -> tuple[np.ndarray, np.n
     Raises InputError naming the file, the label and the available ones.
     """
     laid = _Laid(path, None)
-    joined = sorted(laid.there) if label is None and len(laid.there) > 1 else []
-    if joined and joined[0] < 0:
-        raise InputError("is not a mask: it has negative values", file=path, value=some_of(laid.there))
-    return laid.mask([] if label is None else [label], True), laid.affine, some_of(set(joined))
+    joined = laid.there if label is None and len(laid.there) > 1 else set()
+    return laid.mask([] if label is None else [label], True), laid.affine, some_of(joined)
 
 
 class _Laid:
@@ -78,6 +76,10 @@ class _Laid:
     def mask(self, labels: Sequence[str], several: bool) -> np.ndarray:
         held, names, there = self._held, self._names, self.there
         if not labels:
+            if len(there) > 1 and min(there) < 0:
+                raise InputError(
+                    "is not a mask: it has negative values", file=self._path, value=some_of(there)
+                )
             numbers = {n for n in names if set(_values(held, n)) & there} if held.codes else there
             if len(numbers) > 1 and not several:
                 said = ", ".join(f"{n} ({names[n]})" if n in names else str(n) for n in sorted(numbers)[:12])

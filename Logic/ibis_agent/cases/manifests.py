@@ -64,7 +64,7 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
     if twice is not None:
         raise InputError("has a column twice", file=path, value=twice, remedy="Remove or rename one of them.")
     for number, row in enumerate(rows, 2):
-        if any(more := row.pop(None, None) or ()):  # type: ignore[call-overload]
+        if any(more := row.pop(None, None) or ()):
             raise InputError(
                 f"row {number} has more cells than the first row has columns",
                 file=path,

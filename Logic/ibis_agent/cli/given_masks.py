@@ -48,7 +48,11 @@ class MaskFiles:
         ):  # fmt: skip
             if label and not file:
                 what = f"a label is given without a file: --{option} is missing"
-                raise InputError(what, value=label, remedy=f"Add --{option} FILE.")
+                raise InputError(
+                    what,
+                    value=", ".join(label if isinstance(label, tuple) else [label]),
+                    remedy=f"Add --{option} FILE.",
+                )
         named = [words_of(name) for name, _ in self.start]
         if len(set(named)) < len(named):
             twice = next(
@@ -105,7 +109,7 @@ class MaskFiles:
                 found[n] = mask
         if not any(mask is not None and mask.any() for mask in found):
             path, label = next(part for part in chosen if part is not None)
-            raise InputError("the mask to start from is empty", file=path, value=label)
+            raise InputError("the mask to start from is empty", file=path, value=label or None)
         return found
 
     def _excluded_name(self, part: tuple[Path, str] | None) -> str:
