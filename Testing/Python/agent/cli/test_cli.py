@@ -109,7 +109,7 @@ def test_the_scan_itself_is_never_overwritten(
     use()
     before = scan.read_bytes()
     assert run(scan, "--mask", scan) == cli.BAD_INPUT
-    assert "overwrite the scan" in capsys.readouterr().err
+    assert "overwrite its own input" in capsys.readouterr().err
     assert scan.read_bytes() == before
 
 

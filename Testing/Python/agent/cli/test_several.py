@@ -338,7 +338,7 @@ def test_the_scan_is_never_overwritten_by_its_labels(
     nibabel.save(nibabel.Nifti1Image(values().transpose().astype(np.int16), np.eye(4)), scan)
     before = scan.read_bytes()
     said = fails(terminal, capsys, scan, *prompts("aorta", "spleen"), *VOLUME, "--out", tmp_path)
-    assert "labels.nii.gz" in said and "overwrite the scan" in said and scan.read_bytes() == before
+    assert "labels.nii.gz" in said and "overwrite its own input" in said and scan.read_bytes() == before
 
 
 def test_what_was_killed_after_its_last_structure_still_gets_its_labels(
