@@ -155,8 +155,8 @@ def check(request: Request, asked: Sequence[str] = ()) -> Task:
     caution = unfamiliar(card, slices)
     folder = _folder(request, stem)
     where = slices.geometry(slices.first)
-    asked = request.mask, request.mask_formats, folder
-    paths = tuple(mask_paths(*asked, where, volume, request.scan, request.inputs))
+    named, formats, inputs = request.mask, request.mask_formats, request.inputs
+    paths = tuple(mask_paths(named, formats, folder, where, volume, request.scan, inputs))
     _check_models(request, policy)
     return Task(
         request,
