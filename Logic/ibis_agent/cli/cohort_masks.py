@@ -91,8 +91,7 @@ class _Place:
     def of(self, entry: Entry) -> str:
         """The file for one scan; empty if it is missing, which `check` reports."""
         scan = Path(entry.scan)
-        # Folders may have names such as 1.2.840.113.
-        own_name = scan.name if scan.is_dir() else stem(scan) or scan.name
+        own_name = stem(scan)
         if self._files is None:
             named = {"{scan}": str(scan.parent / own_name), "{folder}": str(scan.parent), "{name}": own_name}
             text = self._where
@@ -102,8 +101,7 @@ class _Place:
         else:
             text = f"{self._where}/{entry.name}"
             own = plain_name(Path(f"{own_name}.nii"), Path())
-            cut = scan.is_dir() and suffix_of(scan)  # the entry's name lacks the part after the last dot
-            found = (not cut and self._files.get(entry.name)) or self._files.get(own, [])
+            found = self._files.get(entry.name) or self._files.get(own, [])
         if len(found) > 1:
             raise InputError(
                 f"two masks have the name of the scan {entry.name}",

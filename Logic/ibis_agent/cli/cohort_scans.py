@@ -184,6 +184,6 @@ def _common(paths: Iterable[Path]) -> Path:
 
 def plain_name(path: Path, root: Path) -> str:
     """A folder name for a scan: its path below the root, without the extension and without unusual characters."""
-    relative = path.relative_to(root) if root != path and root in path.parents else Path(path.name)
-    text = str(relative.with_name(stem(relative) or relative.name))
+    relative = path.relative_to(root) if root != path and root in path.parents else None
+    text = str(relative.with_name(stem(path)) if relative else stem(path if path.name else path.resolve()))
     return re.sub(r"[^\w.-]+", "_", text.replace("..", "_")).strip("._") or "scan"

@@ -111,7 +111,7 @@ def read_side(path: Path, label: str | None = None) -> Side:
     """
     if path.is_dir() and (path / _RECORD).is_file():
         path = path / _RECORD
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         return _recorded(path)
     if (path / STRUCTURES_NAME).is_file():
         remedy = "Name the folder of one structure in it, or the label file and --label."

@@ -267,9 +267,10 @@ def _picture(
     if index is None and scan.kind != "picture":
         index = masks.fullest(scan.geometry(plane, None, orientation))
     picture = cut(scan, plane, index, window, orientation, preferred, card.frame)
-    name = request.scan.resolve().name
-    geometry = picture.geometry
-    stem = _stem(name) + ("" if geometry.plane == "picture" else f"-{geometry.plane}-{geometry.index}")
+    name, geometry = request.scan.resolve().name, picture.geometry
+    stem = _stem(request.scan) + (
+        "" if geometry.plane == "picture" else f"-{geometry.plane}-{geometry.index}"
+    )
     return picture, name, stem, masks.on_slice(geometry)
 
 
@@ -317,7 +318,7 @@ def _stack(
         scan, request.plane or "axial", window, orientation, request.slices, request.roi, card.frame
     )
     given = request.masks.read(scan, names).on_stack(stack)
-    return stack, name, f"{_stem(name)}-{stack.geometry(stack.first).plane}", given
+    return stack, name, f"{_stem(request.scan)}-{stack.geometry(stack.first).plane}", given
 
 
 def _recorded_stack(request: Request, card: ModelCard, resumed: Trajectory) -> Stack:
@@ -362,11 +363,10 @@ def _check_orientation(request: Request, card: ModelCard, recorded: str) -> None
         )
 
 
-def _stem(name: str) -> str:
+def _stem(scan: Path) -> str:
     """The scan's name without its extension, short enough to be part of a folder's name."""
-    return (
-        checks.stem(Path(name)).encode("utf-8", "replace")[:_LONGEST_STEM].decode("utf-8", "ignore") or "scan"
-    )
+    name = checks.stem(scan.resolve()).encode("utf-8", "replace")
+    return name[:_LONGEST_STEM].decode("utf-8", "ignore") or "scan"
 
 
 def _folder(request: Request, stem: str) -> Path:

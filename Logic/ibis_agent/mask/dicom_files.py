@@ -20,6 +20,7 @@ from ibis_agent.files import atomic_write
 from ibis_agent.mask.contours import contours_of
 from ibis_agent.mask.dicom_source import INSTALL, MAKER, MAY_BE_EMPTY, MODEL, Frame, frames_of, images_of
 from ibis_agent.mask.structures import TISSUE, Code, Structure
+from ibis_agent.scan.checks import may_be_dicom
 from ibis_agent.scan.picture import FOREST_GREEN
 
 _RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -49,7 +50,7 @@ def check_dicom(kind: str, scan: Path | None) -> None:
         raise InputError(
             f"{kind} references DICOM images, and no scan is given", remedy="Give the DICOM folder."
         )
-    if not (scan.is_dir() or scan.suffix.lower() in (".dcm", ".ima", "")):
+    if not may_be_dicom(scan):
         raise InputError(
             f"{kind} references DICOM images, but the scan is not DICOM",
             file=scan,

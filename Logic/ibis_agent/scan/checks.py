@@ -19,11 +19,22 @@ def suffix_of(path: Path) -> str:
     return next((each for each in (".nii.gz", ".seg.nrrd") if name.endswith(each)), path.suffix.lower())
 
 
+_DICOM = {".dcm", ".ima", ".dicom"}
+_OTHERS = {
+    ".nii", ".nii.gz", ".nrrd", ".seg.nrrd", ".nhdr", ".mha", ".mhd", ".npz", ".png", ".jpg", ".jpeg", ".json",
+}  # fmt: skip
+
+
 def stem(path: Path) -> str:
-    """The file name without its extension (see `suffix_of`)."""
-    name = path.name
-    suffix = suffix_of(path)
-    return name[: -len(suffix)] if suffix else name
+    """The name without the extension of a scan, a mask or a JSON file; other dots belong to the name: 1.2.840.113."""
+    ending = suffix_of(path)
+    known = ending in _DICOM | _OTHERS and len(ending) < len(path.name) and not path.is_dir()
+    return path.name[: -len(ending)] if known else path.name
+
+
+def may_be_dicom(path: Path) -> bool:
+    """Whether it is a folder, or a file without the extension of another format."""
+    return path.is_dir() or suffix_of(path) not in _OTHERS
 
 
 def three_axes(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ibis_agent.errors import InputError
-from ibis_agent.scan.checks import check_size
+from ibis_agent.scan.checks import check_size, stem
 from ibis_agent.scan.dicom_choice import Choice
 from ibis_agent.scan.dicom_header import Frame, Header, NotAnImage, looks_like_dicom, read_header
 from ibis_agent.scan.dicom_pixels import check_lengths, colours_of, same_values, voxels_of
@@ -201,7 +201,7 @@ def _read(path: Path, headers: Sequence[Header], choice: Choice) -> Scan:
         check_affine(affine, path),
         "volume",
         path,
-        first.description or (path.name if path.is_dir() else path.stem),
+        first.description or stem(path),
         first.modality,
         sized=frames[0].spacing is not None,
         inverted=first.inverted,
@@ -266,7 +266,7 @@ def _colours(path: Path, header: Header) -> Scan:
     return dataclasses.replace(
         picture,
         path=path,
-        name=header.description or header.file.stem,
+        name=header.description or stem(header.file),
         modality=header.modality,
         notes=("a colour image: measurements are in pixels",),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ibis_agent.errors import InputError
-from ibis_agent.scan.checks import by
+from ibis_agent.scan.checks import by, stem
 from ibis_agent.scan.geometry import picture_affine
 from ibis_agent.scan.picture import LONGEST_RATIO, apply_window, percentile_window
 from ibis_agent.scan.scan import Scan
@@ -57,7 +57,7 @@ def colour_picture(rgb: np.ndarray, path: Path) -> Scan:
         raise InputError("the picture is too thin", file=path, value=f"{by(size)} pixels")
     if (rgb == rgb[0, 0]).all():
         raise InputError(_CONSTANT, file=path, value=f"{rgb[0, 0].tolist()} everywhere")
-    return Scan(rgb, picture_affine(), "picture", path, path.stem)
+    return Scan(rgb, picture_affine(), "picture", path, stem(path))
 
 
 def _rgb(image: Any, path: Path) -> np.ndarray:

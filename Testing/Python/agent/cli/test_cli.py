@@ -123,6 +123,16 @@ def test_without_out_every_run_gets_a_folder_of_its_own(
         assert (tmp_path / "ibis-out" / name / "trajectory.json").is_file()
 
 
+@pytest.mark.parametrize("volume", [False, True])
+def test_the_results_folder_of_a_dicom_folder_has_every_part_of_its_name(
+    tmp_path: Path, volume: bool
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 1000, (2, 12, 12))
+    folder = write_series(tmp_path / "1.2.840.113", pixels)
+    made = request.check(request.Request(scan=folder, question="Segment the liver", volume=volume)).folder
+    assert made.name.startswith("1.2.840.113-axial")
+
+
 def test_plane_slice_window_and_orientation_choose_the_picture(use: Any, scan: Path, tmp_path: Path) -> None:
     policy = use()
     options = ("--plane", "coronal", "--slice", 7, "--window", "-1e2", "240", "--orientation", "upstream")

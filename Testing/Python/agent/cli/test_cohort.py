@@ -118,6 +118,14 @@ def test_a_folder_is_its_scans_and_its_dicom_folders(scans: Path) -> None:
     assert Path(found[3].scan).is_dir()
 
 
+def test_a_dicom_folder_keeps_every_part_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("1.2.840.113", "1.2.840.114"):
+        write_series(tmp_path / name, np.ones((2, 4, 4)))
+    assert [each.name for each in entries_of(str(tmp_path))] == ["1.2.840.113", "1.2.840.114"]
+    monkeypatch.chdir(tmp_path / "1.2.840.113")
+    assert [each.name for each in entries_of(".")] == ["1.2.840.113"]
+
+
 def test_a_pattern_is_what_it_matches(scans: Path) -> None:
     assert [each.name for each in entries_of(f"{scans}/**/[ac].nii.gz")] == ["a", "sub_c"]
 

@@ -187,3 +187,6 @@ def test_what_cannot_be_written_is_refused_before_anything_is(folder: Path, tmp_
     with pytest.raises(InputError, match="not DICOM"):
         check_dicom("rtstruct", tmp_path / "scan.nii.gz")
     check_dicom("dicom-seg", folder)
+    file = folder.with_name("1.2.840.113")
+    file.touch()
+    check_dicom("dicom-seg", file)  # DICOM files are often called by their UID
