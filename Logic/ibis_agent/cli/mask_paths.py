@@ -11,6 +11,8 @@ from ibis_agent.mask import MASK_FORMATS
 from ibis_agent.mask import files as mask_files
 from ibis_agent.scan.geometry import PictureGeometry
 
+REPORT_NAME = "report.dcm"  # of the measurements, beside a DICOM SEG
+
 
 def mask_paths(
     named: Path | None,

@@ -135,7 +135,7 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
     out.add_argument(
         "--report",
         action="store_true",
-        help="for a DICOM scan: write a DICOM SEG and a measurement report (SR)",
+        help="for a DICOM scan: write a DICOM SEG and a measurement report (SR) of its structures",
     )
     out.add_argument("--no-review", action="store_true", help="write no review.html")
     add_shown(out)

@@ -87,10 +87,6 @@ class Several:
             request, questions, self._created = resumed(request, questions)
         elif questions is None:
             questions = [] if request.question is None else [request.question]
-        if request.report:
-            raise InputError(
-                "a report covers one structure", value="--report", remedy="Ask for that one by itself."
-            )
         asked = questions_of(request, questions)
         if not asked:
             raise InputError(
@@ -238,7 +234,13 @@ class Several:
         task, flat = self.task, self.task.slices.geometry(self.task.slices.first).plane == "picture"
         path = part.folder / TRAJECTORY_NAME if part.begun else None
         request = dataclasses.replace(
-            task.request, question=part.question, out=part.folder, mask=None, mask_formats=(), resume=path
+            task.request,
+            question=part.question,
+            out=part.folder,
+            mask=None,
+            mask_formats=(),
+            resume=path,
+            report=False,
         )
         changes: dict[str, Any] = {"given": self._given_of(part)}
         if part.begun:

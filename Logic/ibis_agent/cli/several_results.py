@@ -12,6 +12,7 @@ from typing import Any, get_args
 import numpy as np
 
 from ibis_agent import files
+from ibis_agent.cli.mask_paths import REPORT_NAME
 from ibis_agent.cli.request import Request, Task
 from ibis_agent.errors import IbisError, InputError
 from ibis_agent.fields import Fields, read_json
@@ -39,6 +40,7 @@ _KEPT: dict[str, tuple[type, ...]] = {
     "plane": (str,), "index": (int,), "window": (int, float), "orientation": (str,), "series": (str,),
     "modality": (str,), "max_turns": (int,), "max_repeats": (int,), "history": (int,), "mask_formats": (str,),
     "volume": (bool,), "slices": (int,), "roi": (int,), "looks": (int,), "follow": (str,), "review": (bool,),
+    "report": (bool,),
 }  # fmt: skip
 _LISTS = ("window", "mask_formats", "slices", "roi")
 
@@ -126,6 +128,7 @@ class Results:
             files.check_not_input(path, self.task.request.inputs)
         if not (self.folder / STRUCTURES_NAME).is_file():
             page = [self.folder / PAGE_NAME] if self.task.request.review else []
+            page += [self.folder / REPORT_NAME] if self.task.request.report else []
             for path in (*self._own_labels(), self.folder / TABLE_NAME, *page):
                 if path.exists():
                     raise InputError("the results would overwrite this file", file=path, remedy=remedy)
@@ -151,7 +154,8 @@ class Results:
         if not (self.folder / STRUCTURES_NAME).is_file():
             return
         scan = self.task.request.scan
-        for path in (*self._own_labels(), self.folder / TABLE_NAME, self.folder / PAGE_NAME):
+        others = (self.folder / each for each in (TABLE_NAME, PAGE_NAME, REPORT_NAME))
+        for path in (*self._own_labels(), *others):
             if path.is_file() and not (scan is not None and path.samefile(scan)):
                 path.unlink()
 
@@ -239,8 +243,21 @@ class Results:
                 continue
             write_labels(path, labels, where, segments, dicom=dicom)
             written[LABELS if len(self.paths) == 1 else LABELS + ending_of(path.name)] = path
+            if task.request.report and path.name.endswith(".seg.dcm"):
+                written["report"] = self._write_report(path)
         files.write_json(self.names, _names(self.parts))
         return {**written, "names": self.names}
+
+    def _write_report(self, seg: Path) -> Path:
+        from ibis_agent.mask.dicom_report import write_report
+
+        geometry, request = self.task.slices.geometry(self.task.slices.first), self.task.request
+        assert request.scan is not None
+        # As in a DICOM SEG, where an empty structure has no segment.
+        shown = [part for part in self.parts if part.done and self._measures[part.number].voxels]
+        found = [(self._measures[part.number], part.segment.structure) for part in shown]
+        where = geometry.affine, geometry.shape, request.series
+        return write_report(self.folder / REPORT_NAME, seg, found, request.scan, *where)
 
     def _row(self, part: Part) -> dict[str, Any]:
         """The facts about a structure, as plain values."""

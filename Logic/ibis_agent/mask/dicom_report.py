@@ -1,4 +1,4 @@
-"""A DICOM measurement report (SR following template TID 1500, with highdicom) about a segment of a DICOM SEG.
+"""A DICOM measurement report (SR following template TID 1500, with highdicom) about the segments of a DICOM SEG.
 
 For research: marked as neither complete nor verified. Lengths and areas in mm, volumes in mL, grey values in HU.
 """
@@ -22,17 +22,17 @@ from ibis_agent.mask.structures import TISSUE, Structure
 def write_report(
     path: str | os.PathLike[str],
     seg: Path,
-    measured: Measurements,
+    found: Sequence[tuple[Measurements, Structure | None]],
     scan: Path,
     affine: np.ndarray,
     shape: Sequence[int],
     series: str | None = None,
-    structure: Structure | None = None,
 ) -> Path:
-    """Write the report atomically.
+    """Write the report atomically: a group of measurements for each segment.
 
     Args:
-        seg: the DICOM SEG, whose first segment was measured.
+        seg: the DICOM SEG.
+        found: the measurements and the structure of each of its segments, in their order.
         scan, affine, series: as in `write_dicom_seg`.
         shape: (I, J, K) voxels of the scan.
 
@@ -52,26 +52,15 @@ def write_report(
             observer_type=codes.DCM.Device, observer_identifying_attributes=device
         )
     )
-    code = (structure and structure.code) or TISSUE
-    group = sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
-        tracking_identifier=sr.TrackingIdentifier(
-            uid=highdicom.UID(), identifier=str(segmentation.SegmentSequence[0].SegmentLabel)
-        ),
-        referenced_segment=sr.ReferencedSegment(
-            segmentation.SOPClassUID,
-            segmentation.SOPInstanceUID,
-            segment_number=1,
-            source_series=sr.SourceSeriesForSegmentation(images[0].SeriesInstanceUID),
-        ),
-        finding_type=sr.CodedConcept(code.value, code.scheme, code.meaning),
-        algorithm_id=sr.AlgorithmIdentification(name=MODEL, version=__version__),
-        measurements=list(_measurements(measured)),
-    )
-    ct = measured.value_unit == "HU"
+    groups = [
+        _group(segmentation, number, measured, structure, images[0].SeriesInstanceUID)
+        for number, (measured, structure) in enumerate(found, 1)
+    ]
+    ct = any(measured.value_unit == "HU" for measured, _ in found)
     content = sr.MeasurementReport(
         observation_context=context,
         procedure_reported=codes.LN.CTUnspecifiedBodyRegion if ct else codes.SCT.ImagingProcedure,
-        imaging_measurements=[group],
+        imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
     made = sr.Comprehensive3DSR(
@@ -87,6 +76,29 @@ def write_report(
     with atomic_write(path) as temporary:
         made.save_as(temporary, enforce_file_format=True)
     return Path(path)
+
+
+def _group(
+    segmentation: Any, number: int, measured: Measurements, structure: Structure | None, series: str
+) -> Any:
+    """The group of one segment, numbered from 1. series: the UID of the images."""
+    import highdicom
+    from highdicom import sr
+
+    code = (structure and structure.code) or TISSUE
+    label = str(segmentation.SegmentSequence[number - 1].SegmentLabel)
+    return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(uid=highdicom.UID(), identifier=label),
+        referenced_segment=sr.ReferencedSegment(
+            segmentation.SOPClassUID,
+            segmentation.SOPInstanceUID,
+            segment_number=number,
+            source_series=sr.SourceSeriesForSegmentation(series),
+        ),
+        finding_type=sr.CodedConcept(code.value, code.scheme, code.meaning),
+        algorithm_id=sr.AlgorithmIdentification(name=MODEL, version=__version__),
+        measurements=list(_measurements(measured)),
+    )
 
 
 def _measurements(measured: Measurements) -> Iterator[Any]:

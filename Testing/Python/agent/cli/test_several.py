@@ -364,9 +364,25 @@ def test_structures_of_an_earlier_run_in_the_folder_are_not_taken_for_those_of_t
     assert set(policy.asked) == {"aorta", "spleen"}
 
 
-def test_a_report_is_refused_for_several(
-    dicom: Path, tmp_path: Path, terminal: Callable[..., str], capsys: pytest.CaptureFixture[str]
+def test_the_report_has_a_group_for_every_structure_that_was_found_also_after_a_stop(
+    dicom: Path, tmp_path: Path, terminal: Callable[..., str]
 ) -> None:
-    arguments = (*prompts("aorta", "spleen"), *VOLUME, "--out", tmp_path / "o", "--mask-format", "dicom-seg")
-    assert "one structure" in fails(terminal, capsys, dicom, *arguments, "--report")
-    assert not (tmp_path / "o").exists()
+    highdicom = pytest.importorskip("highdicom")
+    out, stopped = tmp_path / "out", Seeker(fails_at="aorta")
+    asked = (*prompts("right kidney", "spleen", "aorta"), *VOLUME, "--range", 6, 9)  # no right kidney there
+    terminal(dicom, *asked, "--report", "--out", out, policy=stopped, code=130)
+    terminal(dicom, "--resume", out)
+    with (out / "measures.csv").open(newline="") as stream:
+        measures = {row["structure"]: row for row in csv.DictReader(stream)}
+    seg = highdicom.seg.segread(out / "labels.seg.dcm")
+    groups = highdicom.sr.srread(out / "report.dcm").content.get_volumetric_roi_measurement_groups()
+    assert [each.tracking_identifier for each in groups] == ["Spleen", "Aorta"]
+    for number, group in enumerate(groups, 1):
+        name = seg.get_segment_description(number).segment_label
+        assert group.tracking_identifier == name and group.finding_type.meaning == name
+        assert group.referenced_segment.referenced_sop_instance_uid == seg.SOPInstanceUID
+        assert group.referenced_segment[0].ReferencedSOPSequence[0].ReferencedSegmentNumber == number
+        found = {each.name.meaning: each.value for each in group.get_measurements()}
+        assert found["Volume"] == pytest.approx(float(measures[name]["volume_ml"]), abs=1e-3)
+        assert found["Area"] == pytest.approx(float(measures[name]["area"]), abs=1e-3)
+    assert not list(out.glob("*/report.dcm"))
