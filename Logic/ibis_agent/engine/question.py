@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from ibis_agent.errors import Cancelled, InputError
 from ibis_agent.fields import Fields
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.policy.contract import Policy
-from ibis_agent.record.pictures import picture_from_json
+from ibis_agent.record.pictures import picture_from_json, subject_from_json
 from ibis_agent.record.steps import (
     action_from_json,
     action_to_json,
@@ -185,23 +186,28 @@ def single_slice(image: Message, card: ModelCard, head: Message | None) -> tuple
     recorded = head["picture"]
     if recorded.get("orientation") not in (None, card.orientation.value):
         raise InputError(_TURNED, remedy=_OTHER_POLICY)
-    return one_slice(picture_from_json(recorded)), str(recorded.get("source") or "")
+    return one_slice(picture_from_json(recorded), subject_from_json(recorded)), str(
+        recorded.get("source") or ""
+    )
 
 
 def volume_slices(image: Message, card: ModelCard, head: Message | None) -> Slices:
     """The slices of an `ask`, or of `head` if a run is resumed. Raises InputError."""
-    scan, frame = scan_of(image), cast("Kind | Frame", card.frame)
+    scan, frame, known = scan_of(image), cast("Kind | Frame", card.frame), None
     if head:
         volume = head["volume"]
         if volume.get("orientation") != card.orientation.value:
             raise InputError(_TURNED, remedy=_OTHER_POLICY)
         window, roi = volume["window"], volume["roi"]
         frame = frame_from(Fields(volume)) or "slice"
+        # Of what a scene made of the recorded pictures, the grey values would not tell it.
+        known = subject_from_json(volume) if {"modality", "region"} & set(volume) else None
         slices: Any = (volume["first"], volume["last"])
     else:
         slices, roi = image.get("range"), image.get("roi")
         window = image.get("window") or (card.window if scan.may_be_ct else None) or image.get("shown")
-    return stack_of(scan, "xyz"[int(image["axis"])], window, card.orientation, slices, roi, frame)
+    stack = stack_of(scan, "xyz"[int(image["axis"])], window, card.orientation, slices, roi, frame)
+    return dataclasses.replace(stack, known=known)
 
 
 def given_masks(request: Message, slices: Slices) -> Given:

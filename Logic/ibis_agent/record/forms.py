@@ -16,6 +16,7 @@ from ibis_agent.record.pictures import (
     orientation_from,
     picture_from_json,
     picture_to_json,
+    subject_from_json,
 )
 from ibis_agent.record.steps import Json, action_from_json, actions_of, mask_from, step_from_json
 from ibis_agent.scan.frame import Frame, frame_from
@@ -70,7 +71,7 @@ def slice_from(fields: Fields) -> Json:
     steps = [step_from_json(each, geometry, n) for n, each in enumerate(fields.list_of("steps"), 1)]
     actions = actions_of(steps, geometry.index)
     return {
-        "slices": one_slice(picture),
+        "slices": one_slice(picture, subject_from_json(recorded)),
         "actions": actions,
         "answer": actions[-1].answer if actions else None,
         "source": recorded.text("source", ""),
@@ -119,7 +120,7 @@ def volume_from(fields: Fields) -> Json:
     if volume.value("orientation", None) is not None:
         turned = volume.choice("orientation", [each.value for each in Orientation])
     return {
-        "slices": RecordedSlices(pictures, count, first, last, clips),
+        "slices": RecordedSlices(pictures, count, first, last, clips, subject_from_json(volume)),
         "actions": tuple(actions),
         "rows": rows,
         "answer": None if fields.value("answer", None) is None else fields.text("answer"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 import hashlib
 import io
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ import numpy as np
 from ibis_agent.fields import Fields
 from ibis_agent.mask.masks import MOST_PIXELS
 from ibis_agent.policy.card import ModelCard
+from ibis_agent.scan.body_region import Subject
 from ibis_agent.scan.frame import frame_from
 from ibis_agent.scan.geometry import Orientation, PictureGeometry, slice_geometry
 from ibis_agent.scan.picture import Picture
@@ -69,7 +71,6 @@ def picture_to_json(
         "sha256": _sha256(picture.rgb),
         **({"png": _to_png(picture.rgb)} if png else {}),
         **({"notes": list(picture.notes)} if picture.notes else {}),
-        **({"modality": picture.modality} if picture.modality else {}),
     }
 
 
@@ -97,7 +98,18 @@ def picture_from_json(record: Any) -> Picture:
         raise fields.error("frame", f"does not match a picture of {height} × {width}")
     notes = fields.value("notes", None) or []
     told = tuple(str(note) for note in notes if isinstance(note, str))
-    return Picture(rgb, geometry, window, told, frame, modality=fields.text("modality", ""))
+    return Picture(rgb, geometry, window, told, frame)
+
+
+def subject_to_json(subject: Subject) -> dict[str, str]:
+    """What is known of it, beside the picture of a slice or the description of a volume."""
+    return {name: value for name, value in dataclasses.asdict(subject).items() if value}
+
+
+def subject_from_json(record: Any) -> Subject:
+    """The reverse. Raises InputError naming the field."""
+    fields = record if isinstance(record, Fields) else Fields(record)
+    return Subject(fields.text("modality", ""), fields.text("region", ""))
 
 
 def orientation_of(geometry: PictureGeometry, card: ModelCard | None = None) -> str | None:

@@ -27,7 +27,7 @@ def run_record_of(run: Trajectory, whole_scan: bool) -> RunRecord:
     if run.alone:
         geometry = run.picture.geometry
         picture = dataclasses.replace(run.picture, geometry=geometry if whole_scan else geometry.slab())
-        head["picture"] = picture_to_json(picture, run.source, run.orientation)
+        head["picture"] |= picture_to_json(picture, run.source, run.orientation)
         steps = [step_to_json(step, geometry) for step in run.steps]
     else:
         if run.cut is None:

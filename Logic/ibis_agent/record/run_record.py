@@ -90,7 +90,9 @@ class RunRecord:
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        return self._state.caveats
+        """Warnings about the answer; that of an unfamiliar scan also where steps were taken back."""
+        lasting = filter(None, [self.head.get("unfamiliar")])
+        return tuple(dict.fromkeys((*lasting, *self._state.caveats)))
 
     @property
     def answer(self) -> str | None:
@@ -198,6 +200,8 @@ class RunRecord:
             self.head = dict(head)
         else:
             self.head["models"] = head.get("models", self.head.get("models", {}))
+            self.head.pop("unfamiliar", None)
+            self.head |= {key: head[key] for key in ("unfamiliar",) if key in head}
 
     def extend(self, after: Iterable[str], step: Mapping[str, Any], outcome: Mapping[str, Any]) -> bool:
         """Add a step made after the steps `after`. Returns False and changes nothing if these are not the first of
@@ -270,7 +274,8 @@ class RunRecord:
             end |= {key: [] for key in ("steps", "clicks", "ways")}
             answer = self.answer
         end |= {"uid": uuid.uuid4().hex[:12], "by": "person"}
-        self.extend(self.after, end, {"status": "ended", "reason": _ACCEPTED, "answer": answer})
+        outcome = {"status": "ended", "reason": _ACCEPTED, "answer": answer, "caveats": self._state.caveats}
+        self.extend(self.after, end, outcome)
 
     def undo(self) -> None:
         """Undo the last change, if there is one."""

@@ -36,7 +36,7 @@ from ibis_agent.record.forms import (
     visited,
     volume_from,
 )
-from ibis_agent.record.pictures import orientation_of, picture_to_json
+from ibis_agent.record.pictures import orientation_of, picture_to_json, subject_to_json
 from ibis_agent.record.replay import Difference, Replay, other_weights, steps_again
 from ibis_agent.record.steps import (
     Json,
@@ -71,9 +71,8 @@ class Trajectory:
         question: in the person's words.
         actions: all actions that were not undone; their logits are not recorded (None).
         rows: the state of every slice of a volume, see steps.slice_to_json.
-        status, reason: the current status, and why.
-        answer: None if there is none yet.
-        caveats: warnings about the answer, see run.caveats.
+        status, reason: the current status, and why. answer: None if there is none yet.
+        caveats: warnings about the answer, see run.caveats; unfamiliar: the one that holds from the start.
         policy, segmenter: identities ("name", "sha256", …); policy None if only a person clicked.
         settings: of the run.
         source: the file name of the scan, without its folder.
@@ -94,6 +93,7 @@ class Trajectory:
     reason: str = ""
     answer: str | None = None
     caveats: tuple[str, ...] = ()
+    unfamiliar: str = ""
     policy: Mapping[str, str] | None = None
     segmenter: Mapping[str, str] = field(default_factory=dict)
     settings: Settings = field(default_factory=lambda: Settings(Limits(), follow="alone"))
@@ -124,6 +124,7 @@ class Trajectory:
             reason=run.reason,
             answer=run.answer,
             caveats=caveats(run),
+            unfamiliar=run.unfamiliar,
             policy=None if policy is None else dict(policy.identity),
             segmenter=dict(run.segmenter.identity),
             settings=run.settings,
@@ -165,6 +166,7 @@ class Trajectory:
             status=status,
             reason=fields.text("reason"),
             caveats=fields.lines("caveats"),
+            unfamiliar=fields.text("unfamiliar", ""),
             policy=models.texts("policy", optional=True),
             segmenter=models.texts("segmenter") or {},
             settings=settings_from_json(fields.inside("limits"), alone),
@@ -260,16 +262,21 @@ class Trajectory:
             "limits": settings_to_json(self.settings),
             **given_to_json(self.given),
         }
+        if self.unfamiliar:
+            head["unfamiliar"] = self.unfamiliar
+        subject = subject_to_json(self.slices.subject)
         if self.alone:
-            return {**head, "picture": picture_to_json(self.picture, self.source, self.orientation, png)}
-        slices, geometry = self.slices, self.slices.geometry(self.slices.first)
+            shown = picture_to_json(self.picture, self.source, self.orientation, png)
+            return {**head, "picture": shown | subject}
+        slices = self.slices
         volume: Json = {
             "source": self.source,
             "first": slices.first,
             "last": slices.last,
             "count": len(slices),
             "gap_mm": self.gap_mm,
-            "geometry": geometry.to_json(),
+            "geometry": slices.geometry(slices.first).to_json(),
+            **subject,
         }
         if self.cut is not None:
             volume |= {**dataclasses.asdict(self.cut), "orientation": self.orientation}

@@ -1,14 +1,43 @@
-"""Recognise an axial CT slice of the head or of the legs by its bones. When in doubt, the answer is "neither"."""
+"""What a scan shows: its modality and, recognised by the bones of an axial CT slice, the head or the legs."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+
+from ibis_agent.scan.picture import Picture
 
 STEP_MM = 2.5  # the slice is sampled at about this spacing
 BODY, BONE = -250.0, 300.0  # HU thresholds
 HEAD_CM2 = 420.0  # largest head
 SKULL_SHARE = 0.5  # least fraction of a head that lies inside the skull
 LEG_CM2 = 30.0, 420.0  # smallest and largest leg
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the slices of a run are of; "" where it is not known.
+
+    Attributes:
+        modality: as the scan or a person says it, or that the scan does not look like CT.
+        region: see `region_of`.
+    """
+
+    modality: str = ""
+    region: str = ""
+
+
+def subject_of(picture: Picture) -> Subject:
+    """A photograph and a recorded picture do not say what they are of."""
+    if picture.values is None:
+        return Subject()
+    if not picture.ct:
+        return Subject(picture.modality or "a scan that does not look like CT")
+    geometry, region = picture.geometry, ""
+    if geometry.plane == "axial":
+        region = region_of(picture.values, (geometry.row_mm or 1.0, geometry.col_mm or 1.0))
+    return Subject(picture.modality, region)
 
 
 def region_of(hu: np.ndarray, spacing: tuple[float, float]) -> str:

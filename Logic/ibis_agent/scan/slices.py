@@ -6,6 +6,7 @@ stack have one window, so that grey values are comparable from slice to slice. N
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -13,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from ibis_agent.errors import InputError
+from ibis_agent.scan.body_region import Subject, subject_of
 from ibis_agent.scan.frame import MOST_SLICES, Frame, Kind, find_frame
 from ibis_agent.scan.geometry import Orientation, PictureGeometry
 from ibis_agent.scan.picture import Picture, apply_window, check_window, cut, percentile_window
@@ -43,6 +45,11 @@ class Slices(Protocol):
         """What the models see of every slice; None for all of it."""
         ...
 
+    @property
+    def subject(self) -> Subject:
+        """What they are of."""
+        ...
+
     def picture(self, index: int) -> Picture: ...
 
     def geometry(self, index: int) -> PictureGeometry: ...
@@ -61,6 +68,7 @@ class Stack:
         first, last: the range, inclusive.
         roi: ((3,), (3,)) first and last voxel of a box that masks must stay in, or None.
         frame: what the models see of every slice; None for all of it.
+        known: what they are of, where a record says it; None looks at the middle one.
     """
 
     scan: Scan
@@ -71,6 +79,11 @@ class Stack:
     last: int
     roi: tuple[tuple[int, int, int], tuple[int, int, int]] | None = None
     frame: Frame | None = None
+    known: Subject | None = None
+
+    @functools.cached_property
+    def subject(self) -> Subject:
+        return self.known or subject_of(self.picture((self.first + self.last) // 2))
 
     def __len__(self) -> int:
         return int(self.scan.voxels.shape[self.geometry(self.first).axis])
@@ -123,7 +136,7 @@ def stack_of(
     Raises InputError naming the scan's file.
     """
     if scan.kind == "picture":
-        remedy = "Leave --volume out, or give a volume."
+        remedy = "Ask about it as a single slice, or give a volume."
         raise InputError("a picture has only one slice", file=scan.path, remedy=remedy)
     turned = Orientation(orientation)
     geometry = scan.geometry(plane, None, turned)
@@ -180,6 +193,7 @@ class RecordedSlices:
         count: number of slices along the whole axis.
         first, last: the range, inclusive.
         clips: (H, W) bool by slice, where masks are allowed; empty for everywhere.
+        known: what they show, according to a record; None looks at the first picture.
     """
 
     pictures: Mapping[int, Picture]
@@ -187,6 +201,11 @@ class RecordedSlices:
     first: int
     last: int
     clips: Mapping[int, np.ndarray]
+    known: Subject | None = None
+
+    @functools.cached_property
+    def subject(self) -> Subject:
+        return self.known or subject_of(next(iter(self.pictures.values())))
 
     def __len__(self) -> int:
         return self.count
@@ -208,11 +227,11 @@ class RecordedSlices:
         return self.clips.get(index)
 
 
-def one_slice(picture: Picture) -> RecordedSlices:
+def one_slice(picture: Picture, known: Subject | None = None) -> RecordedSlices:
     """A range of one: a single picture."""
     geometry = picture.geometry
     index = geometry.index
-    return RecordedSlices({index: picture}, geometry.shape[geometry.axis], index, index, {})
+    return RecordedSlices({index: picture}, geometry.shape[geometry.axis], index, index, {}, known)
 
 
 def _checked_roi(

@@ -11,6 +11,7 @@ from bright_volumes import MIDDLE, NOTHING, SEGMENTER, Bright, disc, grown, run_
 from chained_segmenter import ChainedSegmenter, clicking, picture
 from ibis_agent.actions import Reply, Terminate, format_reply
 from ibis_agent.policy.card import ModelCard
+from ibis_agent.record.recorded_run import run_record_of
 from ibis_agent.record.trajectory import Trajectory
 from ibis_agent.run.caveats import _in_ranges, caveats
 from ibis_agent.run.measured import answer, measured
@@ -19,6 +20,7 @@ from ibis_agent.run.settings import Settings
 from ibis_agent.scan.picture import cut
 from ibis_agent.scan.scan import Scan
 from ibis_agent.scan.slices import stack_of
+from scripted_cli import DiscSegmenter
 from scripted_policy import ScriptedPolicy
 
 
@@ -50,14 +52,18 @@ def test_a_caveat_is_kept_in_the_record(tmp_path: Path) -> None:
     assert Trajectory.load(tmp_path / "trajectory.json").caveats == caveats(run)
 
 
-def unfamiliar_run(plane: str = "axial", modality: str = "", hu: bool = True) -> Run:
-    """A run of the demo's kind (CT, axial, trunk) over one slice of a scan of 12 × 14 × 16 voxels of 3 mm."""
+def a_scan(modality: str, hu: bool) -> Scan:
+    """12 × 14 × 16 voxels of 3 mm."""
     voxels = np.full((12, 14, 16), 40, np.float32)
     voxels[:, :3] = -1000 if hu else 0
-    scan = Scan(voxels, np.diag([3.0, 3.0, 3.0, 1.0]), "volume", Path("ct.nii.gz"), modality=modality)
+    return Scan(voxels, np.diag([3.0, 3.0, 3.0, 1.0]), "volume", Path("ct.nii.gz"), modality=modality)
+
+
+def unfamiliar_run(plane: str = "axial", modality: str = "", hu: bool = True) -> Run:
+    """A run of the demo's kind (CT, axial, trunk) over one slice."""
     policy = ScriptedPolicy([ending("The liver is segmented.")])
     policy.card = ModelCard(name="Demo", modalities=("CT",), planes=("axial",), regions=("trunk",))
-    shown = cut(scan, plane, 6, (-160, 240) if hu else (0, 50))
+    shown = cut(a_scan(modality, hu), plane, 6, (-160, 240) if hu else (0, 50))
     return Run.on_picture(shown, "Segment the liver", policy, ChainedSegmenter())
 
 
@@ -73,7 +79,7 @@ def test_a_scan_unlike_those_of_the_training_is_warned_of_from_the_first_action_
 
 
 def test_a_region_that_the_policy_does_not_know_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ibis_agent.run.unfamiliar.region_of", lambda hu, spacing: "head")
+    monkeypatch.setattr("ibis_agent.scan.body_region.region_of", lambda hu, spacing: "head")
     assert "the head (trained on the trunk)" in caveats(unfamiliar_run())[0]
 
 
@@ -117,10 +123,34 @@ def test_a_question_about_size_is_answered_with_the_measures() -> None:
     assert answer(run_of("Segment the liver", clicking(0.5), ending("Done."))) == "Done."
 
 
+@pytest.mark.parametrize(("given", "said"), [("MR", "MR"), ("", "does not look like CT"), ("CT", "the head")])
+@pytest.mark.parametrize("volume", [False, True])
 def test_a_run_that_is_resumed_from_its_record_still_says_that_its_scan_is_of_another_kind(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, said: str, volume: bool
 ) -> None:
-    run = unfamiliar_run(modality="MR")
-    Trajectory.of(run).save(tmp_path / "trajectory.json")
-    again = Trajectory.load(tmp_path / "trajectory.json").to_run(run.policy, run.segmenter)
-    assert caveats(again) == caveats(run) != ()
+    file = tmp_path / "trajectory.json"
+    with monkeypatch.context() as patched:
+        patched.setattr("ibis_agent.scan.body_region.region_of", lambda hu, spacing: "head")
+        run = unfamiliar_run(modality=given, hu=given == "CT")
+        if volume:
+            window = (-160, 240) if given == "CT" else (0, 50)
+            stack = stack_of(a_scan(given, given == "CT"), "axial", window, slices=(5, 7))
+            run = Run(stack, run.question, run.policy, SEGMENTER)
+        Trajectory.of(run).save(file)
+    assert said in caveats(run)[0]
+    again = Trajectory.load(file).to_run(run.policy, run.segmenter)
+    assert caveats(again) == caveats(run)
+
+
+def test_a_warning_of_an_unfamiliar_scan_stays_when_the_person_goes_back_or_accepts() -> None:
+    asked = unfamiliar_run(modality="MR")
+    assert asked.policy is not None
+    policy = ScriptedPolicy([clicking(0.5), ending("Done.")], asked.policy.card)
+    run = Run(asked.slices, asked.question, policy, DiscSegmenter())
+    run.run()
+    record = run_record_of(Trajectory.of(run), whole_scan=True)
+    assert len(record.steps) == 2 and record.caveats == caveats(run) != ()
+    record.back(1)
+    assert record.caveats == caveats(run)
+    record.finish()
+    assert record.status == "ended" and record.trajectory()["caveats"] == list(caveats(run))
