@@ -147,6 +147,36 @@ def test_whatever_the_slicer_module_imports_of_the_agent_needs_no_torch() -> Non
     assert used and failing_without(["torch", "transformers", "sam2"], used) == {}
 
 
+# Slicer reads no DICOM with these, and converts no trajectories.
+TERMINAL_ALONE = ("cli", "scan/dicom", "mask/dicom", "record/published", "engine/process")
+
+
+def test_no_advice_that_slicer_may_show_speaks_of_the_terminal_alone() -> None:
+    options = {f"--{name}" for name in re.findall(r'"--([a-z-]+)"', _text(LOGIC / "cli" / "options.py"))}
+    options |= {
+        f"--{name}" for name in re.findall(r'"--([a-z-]+)"', _text(LOGIC / "cli" / "option_groups.py"))
+    }
+    assert {"--policy", "--send-slices-to", "--card"} <= options
+    spoken = []
+    for path in sources("Logic"):
+        if str(path.relative_to(LOGIC)).startswith(TERMINAL_ALONE):
+            continue
+        nodes = list(ast.walk(ast.parse(_text(path))))
+        joined = [node.values for node in nodes if isinstance(node, ast.JoinedStr)]
+        parts = {id(each) for values in joined for each in values}
+        for texts in [*joined, *([node] for node in nodes if id(node) not in parts)]:
+            said = "".join(str(each.value) for each in texts if isinstance(each, ast.Constant))
+            named = options & set(re.findall(r"--[a-z-]+", said))
+            whole = "terminal" in said or "python -m" in said or "\n" in said  # the last: a docstring
+            if named and not whole:
+                spoken.append(f"{path.name}: {said}")
+    assert spoken == []
+
+
+def _text(path: Path) -> str:
+    return path.read_text("utf-8")
+
+
 def test_our_training_package_wins_over_the_one_that_sam2_installs() -> None:
     import training
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import qt
+from ibis_agent.mask.structures import called, name_for
 
 from ..Agent import Agent
+from ..Errors import PlainError
 from ..scene.GivenSegments import Segment
 from ..scene.SegmentWatch import SegmentWatch, segmentsOf
 from .TickList import TickList
@@ -47,6 +49,26 @@ class BeginPanel:
         """The segment to start from; None if none is selected or the button is not pressed."""
         segmentId = self.ui.beginButton.checked and self.ui.startSegmentSelector.currentData
         return (self.ui.startNodeSelector.currentNode(), segmentId) if segmentId else None
+
+    def starts(self, questions: list[str]) -> list[Segment | None]:
+        """The segment that each question begins from: the chosen one; for several structures, that of its node which
+        is called as the structure is.
+
+        :raises PlainError: if a structure has none.
+        """
+        if self.start is None or len(questions) == 1:
+            return [self.start] * len(questions)
+        node, found = self.start[0], list[Segment | None]()
+        ids = {name: segmentId for segmentId, name in reversed(segmentsOf(node))}
+        for structure in map(name_for, questions):
+            name = called(structure, list(ids))
+            if not name:
+                raise PlainError(
+                    f"{node.GetName()} has no segment {structure} to begin from. Ask about {structure} by itself, or "
+                    "select None as the start."
+                )
+            found.append((node, ids[name]))
+        return found
 
     @property
     def exclude(self) -> list[Segment]:

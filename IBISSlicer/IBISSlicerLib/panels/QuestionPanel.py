@@ -19,10 +19,6 @@ from .ModalityMenu import ModalityMenu
 from .StructuresMenu import StructuresMenu, questionsFor
 from .Texts import MISSING, countedFromOne
 
-_ONE_START = (
-    "A segment to start from belongs to one structure. Ask about that one only, or select None as the start."
-)
-
 
 class QuestionPanel:
     """
@@ -170,17 +166,19 @@ class QuestionPanel:
         sliceNode = self._sliceNode()
         scope, first, last = self.ui.scopeSelector.currentData, *self._range()
         slices = (first, last) if scope == "volume" else None
-        start, exclude = self.begin.start, self.begin.exclude
         questions = questionsFor(self.ui.questionEdit.plainText, self.agent.worker.client.settings)
-        if start is not None and len(questions) > 1:
-            raise PlainError(_ONE_START)
+        starts = dict(zip(questions, self.begin.starts(questions), strict=True))
+        # Of several structures, one's start may be what the others keep out of.
+        exclude = {
+            each: [s for s in self.begin.exclude if len(starts) == 1 or s != starts[each]] for each in starts
+        }
         places: list = []  # of the first question: the others are about the same slice, even if the view has moved
 
         def ask(question: str):
             axis, index = (places[0].axis, places[0].index) if places else (2, None)
             run = self.agent.ask(
                 volumeNode, question, sliceNode=None if places else sliceNode, axis=axis, index=index,
-                window=window, scope=scope, slices=slices, start=start, exclude=exclude,
+                window=window, scope=scope, slices=slices, start=starts[question], exclude=exclude[question],
             )  # fmt: skip
             places.append(run.place)
             return run

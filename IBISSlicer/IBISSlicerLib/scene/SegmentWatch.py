@@ -5,28 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import slicer
+
 
 class SegmentWatch:
     """:param changed: called without arguments when the segments of the watched node have changed."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed
-        self._tags: list[tuple[Any, int]] = []
+        self._node: Any = None
+        self._tags: list[int] = []
 
     def watch(self, segmentationNode) -> None:
         """Watch this vtkMRMLSegmentationNode instead of the previous one; None watches nothing."""
-        for segmentation, tag in self._tags:
-            segmentation.RemoveObserver(tag)
-        self._tags.clear()
+        for tag in self._tags:
+            self._node.RemoveObserver(tag)
+        self._node, self._tags = segmentationNode, []
         if segmentationNode is not None:
-            segmentation = segmentationNode.GetSegmentation()
+            kinds = slicer.vtkSegmentation
+            # Of the node, which repeats the events of its segmentation: that may be replaced by another one.
             for event in (
-                segmentation.SegmentAdded,
-                segmentation.SegmentRemoved,
-                segmentation.SegmentModified,
+                segmentationNode.SegmentationChangedEvent,
+                kinds.SegmentAdded,
+                kinds.SegmentRemoved,
+                kinds.SegmentModified,
+                kinds.SegmentsOrderModified,
             ):
-                tag = segmentation.AddObserver(event, lambda caller, event: self._changed())
-                self._tags.append((segmentation, tag))
+                self._tags.append(segmentationNode.AddObserver(event, lambda caller, event: self._changed()))
 
 
 def segmentsOf(segmentationNode) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from ibis_agent.cases.data import LabelMap, on_scan, read_map, some_of, values_i
 from ibis_agent.errors import InputError
 from ibis_agent.mask.grid import Misplaced
 from ibis_agent.mask.segmentations import numbered, segments_of
+from ibis_agent.mask.structures import words_of
 from ibis_agent.scan.checks import stem, suffix_of
 from ibis_agent.scan.scan import Scan
 
@@ -124,11 +125,6 @@ def _number(label: str, names: dict[int, str], known: set[int], path: Path) -> i
     said = [names.get(n, str(n)) for n in sorted(known)]
     remedy = f"It has: {', '.join(said[:12])}{', …' if len(said) > 12 else ''}." if said else "It is empty."
     raise InputError("the mask has no such label", file=path, value=label, remedy=remedy)
-
-
-def words_of(name: str) -> tuple[str, ...]:
-    """The words of a label name, for comparing names: kidney_left of TotalSegmentator equals left kidney."""
-    return tuple(sorted(name.replace("_", " ").casefold().split()))
 
 
 def _values(held: LabelMap, number: int) -> tuple[int, ...]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ibis_agent.cases.chosen_labels import chosen_labels, each_label, names_of, words_of
+from ibis_agent.cases.chosen_labels import chosen_labels, each_label, names_of
 from ibis_agent.errors import InputError
-from ibis_agent.mask.structures import structure_in
+from ibis_agent.mask.structures import called, same_name, words_of
 from ibis_agent.run.given import Given, given
 from ibis_agent.scan.geometry import PictureGeometry
 from ibis_agent.scan.scan import Scan
@@ -85,7 +85,7 @@ class MaskFiles:
         """(file, label) to start from, for each structure; None without one."""
         found: list[tuple[Path, str] | None] = []
         for name in structures:
-            own = [path for said, path in self.start if said and _same(said, name)]
+            own = [path for said, path in self.start if said and same_name(said, name)]
             common = [path for said, path in self.start if not said]
             path = next(iter(own or common), None)
             label = self.label or ""
@@ -93,7 +93,7 @@ class MaskFiles:
                 label = _label_of(name, path, alone=bool(own))
             found.append(None if path is None else (path, label))
         for said, path in self.start:
-            if said and not any(_same(said, name) for name in structures):
+            if said and not any(same_name(said, name) for name in structures):
                 raise InputError(
                     "the run has no structure with this name", file=path, value=said,
                     remedy=f"Its structures: {', '.join(structures)}.",
@@ -192,22 +192,11 @@ def _label_of(structure: str, path: Path, alone: bool) -> str:
     Raises InputError, which lists the available names.
     """
     names = list(names_of(path).values())
-    found = [name for name in names if words_of(name) == words_of(structure)][:1]
-    found = found or [name for name in names if _same(name, structure)]
-    if len(found) == 1:  # liver_vessels and liver_segment_1 also mention the liver
-        return found[0]
-    if alone:
-        return ""
+    found = called(structure, names)
+    if found or alone:
+        return found
     known = ", ".join(names[:12]) or "its labels have no names"
     raise InputError(f"the mask has no label for {structure}", file=path, value=known, remedy=_EACH)
-
-
-def _same(a: str, b: str) -> bool:
-    """Whether two names mean the same structure, such as kidney_left and left kidney."""
-    if words_of(a) == words_of(b):
-        return True
-    one, other = (structure_in(name.replace("_", " ")) for name in (a, b))
-    return one is not None and other is not None and one == other
 
 
 def _name(path: Path, label: str) -> str:

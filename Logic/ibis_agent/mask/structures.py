@@ -9,7 +9,7 @@ SlicerGeneralAnatomy.json and -DICOM-Master.json), so that a segment written her
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ibis_agent.scan.picture import FOREST_GREEN
@@ -269,6 +269,29 @@ def name_for(question: str, answer: str = "") -> str:
     if len(asked) > _LONGEST_NAME:
         asked = asked[:_LONGEST_NAME].rsplit(" ", 1)[0] + "…"
     return asked[:1].upper() + asked[1:] if asked else "Segment"
+
+
+def called(structure: str, names: Sequence[str]) -> str:
+    """The one of these names that means a structure; "" where none does, or several do.
+
+    The one in the same words goes first: liver_vessels and liver_segment_1 speak of the liver, too.
+    """
+    own = [name for name in names if words_of(name) == words_of(structure)][:1]
+    found = own or [name for name in names if same_name(name, structure)]
+    return found[0] if len(found) == 1 else ""
+
+
+def same_name(a: str, b: str) -> bool:
+    """Whether two names mean one structure: kidney_left and left kidney do."""
+    if words_of(a) == words_of(b):
+        return True
+    one, other = (structure_in(name.replace("_", " ")) for name in (a, b))
+    return one is not None and other is not None and one == other
+
+
+def words_of(name: str) -> tuple[str, ...]:
+    """What names are compared by: TotalSegmentator writes kidney_left, people write left kidney."""
+    return tuple(sorted(name.replace("_", " ").casefold().split()))
 
 
 def colour_for(question: str, answer: str = "") -> tuple[int, int, int]:

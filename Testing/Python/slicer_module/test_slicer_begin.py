@@ -163,6 +163,22 @@ def test_a_start_outside_the_volume_is_named(asked: Panel) -> None:
     assert panel.status.startswith("The segment Liver is outside ct_abdomen_3mm.") and panel.run is None
 
 
+def test_segments_are_offered_also_where_the_node_has_got_another_segmentation(asked: Panel) -> None:
+    import slicer
+
+    panel, node = asked, organs(asked)
+    choose(panel, node, "Liver")
+    selector, other = panel.ui.startSegmentSelector, slicer.vtkSegmentation()
+    other.DeepCopy(node.GetSegmentation())
+    other.RemoveSegment("liver")
+    node.SetAndObserveSegmentation(other)
+    panel.host.process_events()
+    assert panel.module.widget.questionPanel.begin.start is None and selector.findText("Liver") < 0
+    other.GetSegment("kidney").SetName("Left kidney")
+    panel.host.process_events()
+    assert selector.findText("Left kidney") > 0
+
+
 def test_a_segment_that_is_deleted_is_no_longer_chosen_and_a_script_is_told_its_name(asked: Panel) -> None:
     panel, node = asked, organs(asked)
     choose(panel, node, "Liver", ("Kidney",))
@@ -309,13 +325,29 @@ def test_a_mask_is_not_added_to_a_segment_of_another_segmentation_with_the_same_
     assert ui.segmentSelector.currentData == ""  # a new segment
 
 
-def test_a_start_with_several_structures_is_refused_and_an_exclusion_holds_for_each(asked: Panel) -> None:
+def test_each_of_several_structures_begins_from_the_segment_of_its_name_and_keeps_out_of_the_others(
+    asked: Panel,
+) -> None:
     panel, node = asked, organs(asked)
-    choose(panel, node, "Liver", ("Kidney",))
+    node.GetSegmentation().GetSegment("kidney").SetName("kidney_left")
+    choose(panel, node, "Liver", ("Liver", "kidney_left"))
     panel.ask("Segment the liver and the spleen.")
     press_step(panel)
-    assert panel.status.startswith("A segment to start from belongs to one structure.") and panel.run is None
-    panel.ui.startSegmentSelector.setCurrentIndex(0)
+    assert panel.status.startswith("Organs has no segment Spleen to begin from.") and panel.run is None
+    panel.ui.questionEdit.setPlainText("")
+    panel.ask("Segment the liver and the left kidney.")
+    for name, other in (("Liver", "kidney_left"), ("kidney_left", "Liver")):
+        press_step(panel)
+        head = panel.run.record.head
+        assert head["start"]["name"] == f"Organs: {name}" and head["excluded"]["name"] == f"Organs: {other}"
+        panel.host.press(panel.ui.acceptButton)
+        panel.rest()
+
+
+def test_an_exclusion_holds_for_each_of_several_structures(asked: Panel) -> None:
+    panel, node = asked, organs(asked)
+    choose(panel, node, "", ("Kidney",))
+    panel.ask("Segment the liver and the spleen.")
     press_step(panel)
     panel.host.press(panel.ui.acceptButton)
     panel.rest()

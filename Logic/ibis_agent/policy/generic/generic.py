@@ -65,7 +65,7 @@ class GenericPolicy:
             raise ModelError(
                 "this model cannot process the request",
                 value=f"{type(error).__name__}: {error}"[:200],
-                remedy="Run it on a server, and give the address with --policy.",
+                remedy="Run it on a server, and choose that as the policy.",
             ) from error
         finally:
             self._cancelled = None

@@ -109,8 +109,8 @@ def load_processor(folder: Path, model_type: str) -> Any:
                 "the folder's processor cannot be loaded",
                 file=folder,
                 value=f"{type(error).__name__}: {error}"[:200],
-                remedy="Copy its files from the original model, or run it on a server and give the address with "
-                "--policy.",
+                remedy="Copy its files from the original model, or run it on a server and choose that as the "
+                "policy.",
             ) from whole
 
 

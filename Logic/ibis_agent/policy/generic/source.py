@@ -56,7 +56,7 @@ class GenericFolder(Qwen25Folder):
             raise ModelError(
                 f"{precision} needs an unquantised Qwen2.5-VL",
                 value=found.stored_as if found.quantised else self.model_type,
-                remedy="Choose another precision, or run the model on a server and give the address with --policy.",
+                remedy="Choose another precision, or run the model on a server and choose that as the policy.",
             )
         device = device_of(device)
         precision = precision_for(found, device, precision, card.max_new_tokens)
@@ -90,7 +90,7 @@ class GenericFolder(Qwen25Folder):
                 "is not a vision-language model supported by the installed transformers",
                 file=self.folder / "config.json",
                 value=f"model_type {self.model_type}, transformers {transformers.__version__}",
-                remedy="Try a newer transformers, or run it on a server and give the address with --policy.",
+                remedy="Try a newer transformers, or run it on a server and choose that as the policy.",
             )
 
     def _load(self, found: PolicyFolder, device: str, precision: str) -> Any:

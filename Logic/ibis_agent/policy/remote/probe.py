@@ -29,6 +29,9 @@ _RESCALED = (
     "Configure the server not to resize pictures: llama.cpp --image-min-tokens 4; vLLM and SGLang min_pixels 3136 "
     "in the processor's settings."
 )
+_CARD = (
+    "A policy with its own card needs it: --card in the terminal. In Slicer, servers have the published card."
+)
 _ORGANS = {
     "liver": (0.32, 0.45, 0.16, 0.17),
     "spleen": (0.76, 0.48, 0.07, 0.12),
@@ -110,7 +113,7 @@ class Findings:
         """A likely reason for the misses: swapped axes, another scale, or a wrong card."""
         pairs = [(w, c) for w, c in zip(self.wanted, self.clicked, strict=True) if c is not None]
         if len(pairs) < 3:
-            return "Does the card match the policy? Give its card with --card."
+            return _CARD
         wanted, clicked = (np.array(each) for each in zip(*pairs, strict=True))
         straight = float(np.abs(clicked - wanted).mean())
         if float(np.abs(clicked[:, ::-1] - wanted).mean()) < straight / 3:
@@ -118,7 +121,7 @@ class Findings:
         scale = float((clicked * wanted).sum() / (wanted**2).sum())
         if float(np.abs(clicked - scale * wanted).mean()) < straight / 2:
             return f"Its clicks are {scale:.2f} times too far from the upper left corner. {_RESCALED}"
-        return "Give the model's card with --card."
+        return _CARD
 
     @property
     def words(self) -> str:

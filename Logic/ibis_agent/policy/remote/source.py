@@ -95,7 +95,8 @@ class RemoteAddress:
             return self.model
         if len(listed) != 1:
             had = f"Available: {', '.join(listed)[:300]}." if listed else "It does not list its models."
-            raise ModelError("the server's model is not specified", remedy=f"Choose one with --model. {had}")
+            remedy = f"Choose one: --model in the terminal, under Models in Slicer. {had}"
+            raise ModelError("the server's model is not specified", remedy=remedy)
         return listed[0]
 
     def run_bytes(self, precision: str, device: str) -> int:
@@ -144,7 +145,8 @@ class RemoteAddress:
             raise InputError(
                 "pictures would be sent to another machine",
                 value=self.connection.base,
-                remedy=f"It would receive {WHAT_IS_SENT}. To allow this: --send-pictures-to {self.host}.",
+                remedy=f"It would receive {WHAT_IS_SENT}. To allow this: --send-pictures-to {self.host} in the "
+                "terminal; in Slicer, choose the server again under Models.",
             )
 
     def _probed_as(self, model: str) -> str:

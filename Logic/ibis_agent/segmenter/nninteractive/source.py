@@ -59,7 +59,8 @@ class NnInteractiveAddress:
             raise InputError(
                 "slices would be sent to another machine",
                 value=self.address,
-                remedy=f"It would receive {WHAT_IS_SENT}. To allow this: --send-slices-to {self.host}.",
+                remedy=f"It would receive {WHAT_IS_SENT}. To allow this: --send-slices-to {self.host} in the "
+                "terminal; in Slicer, choose the server again under Models.",
             )
         if importlib.util.find_spec("nnInteractive") is None:
             raise ModelError(

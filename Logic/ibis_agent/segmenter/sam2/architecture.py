@@ -177,7 +177,7 @@ def _recognise(file: Path, weights: Mapping[str, Tensor]) -> str:
 
 
 def _tiny_or_medsam2(file: Path) -> str:
-    names = (file.stem, saved_as(file))
+    names = (file.name, saved_as(file))
     told = {MEDSAM2 for name in names if _MEDSAM2.search(name)}
     told |= {"sam2.1_hiera_t" for name in names if _TINY.search(name) and not _MEDSAM2.search(name)}
     if len(told) != 1:
@@ -187,8 +187,8 @@ def _tiny_or_medsam2(file: Path) -> str:
             + ("the names in the path contradict each other" if told else "the file name does not tell"),
             file=file,
             value=", ".join(filter(None, names)) if told else None,
-            remedy=f"Give the configuration, {MEDSAM2} (MedSAM2) or sam2.1_hiera_t: --segmenter-config in the "
-            "terminal, the field beside the segmenter in Slicer.",
+            remedy="Call the file MedSAM2… or sam2.1_hiera_tiny…, whichever it is; in the terminal, --segmenter-config "
+            f"{MEDSAM2} or sam2.1_hiera_t says it, too.",
         )
     return told.pop()
 
