@@ -36,8 +36,8 @@ from ibis_agent.scan.picture import check_window
 from tqdm import tqdm
 
 from training.common.commands import STOPPED, check_output, command_parser, ending
-from training.common.pictures import Choice, refuse_overlap
-from training.common.policy_folder import scans_learned
+from training.common.pictures import Choice
+from training.common.policy_folder import check_held
 from training.common.processes import Shard
 from training.evaluation import table
 from training.evaluation.figures import figures
@@ -53,6 +53,8 @@ from training.evaluation.sources import (
     labelled_data,
     labelled_scan,
 )
+
+_STORE = "store"  # in --out
 
 
 def options() -> argparse.ArgumentParser:
@@ -171,8 +173,7 @@ def run(args: argparse.Namespace) -> int:
     policy = None
     if not args.oracle_only:
         if args.policy is not None and isinstance(pictures, LabelledData) and not args.seen:
-            learned = scans_learned(args.policy)
-            refuse_overlap(dict.fromkeys(learned, "what the policy was trained on"), pictures.scans)
+            check_held(args.policy, pictures.scans)
         policy = policies.open(args.policy, args.device, args.precision)
     how = measures_of(args, pictures)
     settings = settings_of(pictures, how, policy.identity if policy else None, segmenter.identity)
@@ -228,7 +229,10 @@ def pictures_of(args: argparse.Namespace) -> Pictures:
     )
     store = args.store
     if store is None and args.shard.count > 1:  # otherwise every shard would read all scans
-        store = args.out / "store"
+        store = args.out / _STORE
+    if store is None and args.merge:  # what the shards have read is not read again
+        there = (folder / _STORE for folder in (args.out, *args.merge))
+        store = next((folder for folder in there if folder.is_dir()), None)
     return labelled_data(args.data, args.label_names, choice, args.bad == "refuse", store, args.shard)
 
 

@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from ibis_agent.files import check_writable_folder, output_error, write_json
 from ibis_agent.policy.card import WITHOUT_CARD, ModelCard, save_card
 from ibis_agent.policy.device import no_progress_bar
 from ibis_agent.policy.folder import PolicyFolder, look_into, read_json
+
+from training.common.pictures import refuse_overlap
 
 HISTORY = "training.json"
 """The file that says how a policy or an adapter was trained."""
@@ -107,6 +109,17 @@ def scans_learned(base: Path, scans: Iterable[str] = ()) -> list[str]:
     """Digests of all scans a policy was trained on: its base's and `scans`, without phantoms."""
     before = (read_history(base) or {}).get("scans") or []
     return sorted({str(each) for each in (*before, *scans) if not str(each).startswith("phantom-")})
+
+
+def check_held(
+    base: Path, held: Mapping[str, str], learned: Mapping[str, str] | None = None, file: str | None = None
+) -> None:
+    """Raises InputError if held-out scans were trained on, by earlier stages of the policy or by this one.
+
+    held, learned: digest of a scan → its name.
+    """
+    before = dict.fromkeys(scans_learned(base), "what the policy was trained on before")
+    refuse_overlap({**before, **(learned or {})}, held, file)
 
 
 def write_policy(

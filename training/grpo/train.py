@@ -37,8 +37,16 @@ from ibis_agent.segmenter.contract import Segmenter
 
 from training.common.best import BEST, Best
 from training.common.commands import ending, settings_parser
-from training.common.pictures import Choice, refuse_overlap
-from training.common.policy_folder import HISTORY, history_of, named, new_folder, scans_learned, write_policy
+from training.common.pictures import Choice
+from training.common.policy_folder import (
+    HISTORY,
+    check_held,
+    history_of,
+    named,
+    new_folder,
+    scans_learned,
+    write_policy,
+)
 from training.common.resuming import Curves, save_atomically
 from training.common.run_folder import SETTINGS, same_run
 from training.common.settings import read_settings, settings_to_json
@@ -79,8 +87,7 @@ class Run:
             read_cases(settings.held.cases)  # report problems before the training scans are cut
         self.tasks = tasks or tasks_of(settings.tasks, self.card)
         self.held = held or tasks_of(settings.held, self.card)
-        before = dict.fromkeys(scans_learned(settings.model), "what the policy was trained on before")
-        refuse_overlap({**before, **self.tasks.scans}, self.held.scans, file)
+        check_held(settings.model, self.held.scans, self.tasks.scans, file)
         facts = {
             "model": self.found.sha256,
             "segmenter": self.segmenter.identity["sha256"],

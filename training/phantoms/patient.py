@@ -120,7 +120,8 @@ class Patient:
             outside |= (p < -0.5) | (p > n - 0.5)
         tissue = self._at(points, outside)
         rest = ndimage.map_coordinates(self.rest, np.stack(points), order=1, mode="nearest")
-        tissue, taken = self._without(tissue, r)
+        own = _each(3, r, above)
+        tissue, taken = self._without(tissue, own[0])
         changed = np.zeros_like(taken)
         if not above:  # slices of a clip keep the same shape
             numbers = {name: self._numbers(name) for name in PARTS}
@@ -136,8 +137,8 @@ class Patient:
             hu = hu / 2
         hu = hu + rest * r.uniform(0.35, 1.25)
         masks = {name: np.isin(tissue, self._numbers(name)) for name in PARTS}
-        _fill_stomach(hu, masks["stomach"], r)
-        lesion = _masses(hu, masks, mm, r)
+        _fill_stomach(hu, masks["stomach"], own[1])
+        lesion = _masses(hu, masks, mm, own[2])
         bits = np.zeros(tissue.shape, np.uint16)
         for name, mask in {**masks, "lesion": lesion}.items():
             bits |= mask.astype(np.uint16) << NAMES.index(name)
@@ -210,14 +211,16 @@ class Patient:
         if not above and u() < 0.6:  # change the levels of organs relative to each other
             points[2] = points[2] + np.float32(u(0, 6.0)) * smooth(r, 2, side)
         # Enlarge, shrink and move organs.
-        for name, (at, radius) in self.where.items():
-            if abs(at[2] - level - above) > radius * 3 or u() < 0.3:
+        for (name, (at, radius)), own in zip(
+            self.where.items(), _each(len(self.where), r, above), strict=True
+        ):
+            if abs(at[2] - level - above) > radius * 3 or own.uniform() < 0.3:
                 continue
-            grow = r.normal(0, 0.22) + (0.45 if name == "spleen" and u() < 0.1 else 0)
+            grow = own.normal(0, 0.22) + (0.45 if name == "spleen" and own.uniform() < 0.1 else 0)
             if name == "stomach":  # its size varies most
-                grow = r.normal(0.15, 0.35)
+                grow = own.normal(0.15, 0.35)
             grow = float(np.clip(grow, -0.5, 0.6))
-            move = r.normal(0, (0.2, 0.2, 0.2 if above else 0.35)) * radius
+            move = own.normal(0, (0.2, 0.2, 0.2 if above else 0.35)) * radius
             d = [points[axis] - np.float32(at[axis]) for axis in range(3)]
             near = np.exp(-(d[0] ** 2 + d[1] ** 2 + d[2] ** 2) / np.float32(2 * (1.15 * radius) ** 2))
             for axis in range(3):
@@ -291,6 +294,13 @@ class Patient:
         shades[BONE] = self.means[BONE] * u(0.8, 1.25)
         shades[BRIGHT] = self.means[BRIGHT] * u(0.7, 1.3)
         return shades.astype(np.float32)
+
+
+def _each(count: int, r: np.random.Generator, above: float) -> list[np.random.Generator]:
+    """A generator for each of several parts. In a clip each has its own: what a slice shows decides how much is drawn,
+    which must not shift what the next part draws, since the neighbouring slices show other things.
+    """
+    return r.spawn(count) if above else [r] * count
 
 
 def _fill_stomach(hu: np.ndarray, stomach: np.ndarray, r: np.random.Generator) -> None:

@@ -63,7 +63,8 @@ def export(settings: SftSettings, out: Path, file: str | None = None) -> dict[st
     chat = taught.chat(card)
     reads = int(found.text_config.get("max_position_embeddings") or 2**31)
     longest = min(settings.longest or reads, reads)
-    data = check_data(settings.data, chat, card, settings.held, longest, settings.bad_data == "skip")
+    skip = settings.bad_data == "skip"
+    data = check_data(settings.data, settings.model, chat, card, settings.held, longest, skip)
     for each in data.refused:
         print(f"left out: {each}", file=sys.stderr)
     if settings.digits != 1:

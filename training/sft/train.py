@@ -76,7 +76,8 @@ def fine_tune(settings: SftSettings, file: str | None = None) -> Path:
     _check_memory(settings, found, device, precision)
     if settings.held and settings.asked and not settings.trainer.get("fsdp"):
         segmenters.find(settings.segmenter).inspect()
-    data = check_data(settings.data, chat, card, settings.held, longest, settings.bad_data == "skip")
+    skip = settings.bad_data == "skip"
+    data = check_data(settings.data, settings.model, chat, card, settings.held, longest, skip)
     facts = {"model": found.sha256, "data": data.sha256}
     same_run(out / SETTINGS, settings_to_json(settings), facts, FREE, SftSettings, write=first)
     result = out / ("adapter" if settings.tune == "lora" else "model")

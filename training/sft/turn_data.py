@@ -26,6 +26,7 @@ from ibis_agent.record.steps import click_to_json
 from PIL import Image
 from torch.utils.data import Dataset
 
+from training.common.policy_folder import check_held, scans_learned
 from training.rollouts.samples import add_reply, build_request, reply_of, turn_of
 from training.trajectories.generate import NAME as FILE
 from training.trajectories.turns import action_of, kind_of
@@ -82,6 +83,7 @@ class Checked:
 
 def check_data(
     folders: Sequence[Path],
+    base: Path,
     chat: Chat,
     card: ModelCard,
     held: float = 0.0,
@@ -91,6 +93,7 @@ def check_data(
     """Check every line and every picture once.
 
     Args:
+        base: the policy to train; what its earlier stages were trained on is not held out.
         held: share of the scans to hold out, with all questions about them.
         longest: most tokens of a sample.
         skip_bad: leave out and list unusable data; False raises at the first.
@@ -102,6 +105,7 @@ def check_data(
     digests: set[str] = set()
     pictures: dict[Path, tuple[int, int]] = {}
     groups: dict[str, list[Place]] = {}
+    names: dict[str, str] = {}
     digest = hashlib.sha256()
     for folder in folders:
         for line, offset, text in _lines(folder):
@@ -124,13 +128,14 @@ def check_data(
             seen.add(record["id"])
             if record.get("scan"):
                 digests.add(str(record["scan"]))
-            group = groups.setdefault(scan_of(folder, record), [])
+            group = groups.setdefault(key := scan_of(folder, record), [])
+            names.setdefault(key, str(record["id"]))
             for number, turn in enumerate(record["turns"]):
                 if turn.get("learn", True):
                     group.append(Place(folder, offset, number))
                 else:
                     found.mistakes += 1
-    aside = held_out(list(groups), held)
+    aside = held_out(names, held, base)
     for name, places in groups.items():
         (found.held if name in aside else found.places).extend(places)
     found.scans = sorted(digests - aside)
@@ -284,7 +289,15 @@ def scan_of(folder: Path, record: Mapping[str, Any]) -> str:
     return f"{folder.name}/{Path(record['image']).stem.partition('-')[0]}"
 
 
-def held_out(groups: Sequence[str], share: float) -> set[str]:
-    """The groups to hold out, chosen by a hash of their names: at least one, never all."""
-    count = min(max(round(share * len(groups)), 1), len(groups) - 1) if share else 0
-    return set(sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest())[:count])
+def held_out(groups: Mapping[str, str], share: float, base: Path) -> set[str]:
+    """The groups to hold out, chosen by a hash of their keys (see scan_of): at least one, never all, and none that the
+    policy `base` was trained on before. groups: key → name. Raises InputError if it was trained on all.
+    """
+    if not share:
+        return set()
+    learned = set(scans_learned(base))
+    free = [key for key in groups if key not in learned] or list(groups)
+    count = min(max(round(share * len(groups)), 1), len(groups) - 1)
+    aside = sorted(free, key=lambda key: hashlib.sha256(key.encode()).digest())[:count]
+    check_held(base, {key: groups[key] for key in aside})
+    return set(aside)

@@ -70,18 +70,44 @@ def test_a_held_scan_that_is_also_learned_from_is_refused_whatever_it_is_called(
     assert len(case_tasks(tmp_path / "scans").scans) == 2
 
 
+def _trajectories_of_scans(folder: Path) -> Path:
+    """Trajectories about three pictures that tell of three scans."""
+    make_trajectories(folder, pictures=3, seed=90)
+    lines = (folder / "trajectories.jsonl").read_text("utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    for record in records:
+        record["id"] = f"{folder.name}/{record['id']}"
+        record["scan"] = f"{Path(record['image']).stem:0>32}"
+    text = "".join(json.dumps(each) + "\n" for each in records)
+    (folder / "trajectories.jsonl").write_text(text, "utf-8")
+    return folder
+
+
+def _policy_that_learned(folder: Path, scans: set[str]) -> Path:
+    shutil.copytree(demo_folder(), folder)
+    (folder / HISTORY).write_text(json.dumps({"scans": sorted(scans)}), "utf-8")
+    return folder
+
+
+def test_an_sft_holds_out_no_scan_that_an_earlier_stage_learned_from(tmp_path: Path) -> None:
+    folder, card = _trajectories_of_scans(tmp_path / "a"), load_card(demo_folder())
+    chat = Chat.load(demo_folder(), card)
+    every = set(check_data([folder], demo_folder(), chat, card).scans)
+    held = every - set(check_data([folder], demo_folder(), chat, card, held=0.3).scans)
+    assert len(held) == 1
+    further = _policy_that_learned(tmp_path / "further", held)
+    found = check_data([folder], further, chat, card, held=0.3)
+    assert found.held and held < set(found.scans) < every
+    whole = _policy_that_learned(tmp_path / "whole", every)
+    with pytest.raises(InputError, match=r"1 of 1 held.* is what the policy was trained on before"):
+        check_data([folder], whole, chat, card, held=0.3)
+    assert set(check_data([folder], whole, chat, card).scans) == every
+
+
 def test_two_folders_about_one_scan_are_held_out_together(tmp_path: Path) -> None:
-    folders = [make_trajectories(tmp_path / name, pictures=3, seed=90) for name in "ab"]
-    for folder in folders:
-        lines = (folder / "trajectories.jsonl").read_text("utf-8").splitlines()
-        records = [json.loads(line) for line in lines]
-        for record in records:
-            record["id"] = f"{folder.name}/{record['id']}"
-            record["scan"] = f"{Path(record['image']).stem:0>32}"
-        text = "".join(json.dumps(each) + "\n" for each in records)
-        (folder / "trajectories.jsonl").write_text(text, "utf-8")
+    folders = [_trajectories_of_scans(tmp_path / name) for name in "ab"]
     card = load_card(demo_folder())
-    found = check_data(folders, Chat.load(demo_folder(), card), card, held=0.3)
+    found = check_data(folders, demo_folder(), Chat.load(demo_folder(), card), card, held=0.3)
     sides = []
     for places in (found.places, found.held):
         scans = set()
@@ -130,9 +156,7 @@ def test_what_the_policy_learned_in_an_earlier_stage_is_not_held(tmp_path: Path)
     _scan(tmp_path / "scans", "a.nii.gz", 1)
     _scan(tmp_path / "held", "patient.nii", 2)
     (learned,) = case_tasks(tmp_path / "held").scans
-    policy = tmp_path / "policy"
-    shutil.copytree(demo_folder(), policy)
-    (policy / HISTORY).write_text(json.dumps({"scans": [learned]}), "utf-8")
+    policy = _policy_that_learned(tmp_path / "policy", {learned})
     given = [f"tasks.cases={tmp_path / 'scans'}", f"held.cases={tmp_path / 'held'}", f"model={policy}"]
     with pytest.raises(InputError, match=r"patient is what the policy was trained on before"):
         grpo.Run(_grpo(tmp_path / "out", *given))

@@ -52,7 +52,7 @@ def made(request, data, tiny, tmp_path_factory):
 def test_a_sample_is_token_by_token_that_of_our_own_training(made, data, tiny):
     card = load_card(made / "card")
     chat = Chat.load(tiny, card)
-    ours = Turns(check_data([data], chat, card, 0.5).places, chat, card)
+    ours = Turns(check_data([data], tiny, chat, card, 0.5).places, chat, card)
     theirs = json.loads((made / "ibis.json").read_text())
     assert len(theirs) == len(ours) > 8
     for n in (0, 1, 2, len(ours) - 1):
@@ -98,7 +98,7 @@ def test_the_packages_own_loader_takes_every_sample_as_ours(made, data, tiny, tm
     theirs = np.load(tmp_path / "theirs.npz")
     card = load_card(made / "card")
     chat = Chat.load(tiny, card)
-    ours = Turns(check_data([data], chat, card, 0.5).places, chat, card)
+    ours = Turns(check_data([data], tiny, chat, card, 0.5).places, chat, card)
     assert int(theirs["count"]) == len(ours)
     for n in range(len(ours)):
         length = len(ours[n].ids)

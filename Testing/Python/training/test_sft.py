@@ -258,7 +258,7 @@ def test_the_demo_policy_is_tuned_by_commands_and_handed_over(monkeypatch, data,
 
 def test_deliberate_mistakes_are_shown_but_not_learned(data, chat):
     card = load_card(demo_folder())
-    found = check_data([data], chat, card)
+    found = check_data([data], demo_folder(), chat, card)
     assert found.mistakes > 3 and not found.refused
     said = {read_record(place)["turns"][place.turn]["mistake"] for place in found.places}
     assert said == {""}
@@ -272,7 +272,7 @@ def test_deliberate_mistakes_are_shown_but_not_learned(data, chat):
 
 def test_the_digits_of_a_click_weigh_more_and_nothing_else_does(data, chat):
     card = load_card(demo_folder())
-    samples = [Turns(check_data([data], chat, card).places, chat, card)[n] for n in range(4)]
+    samples = [Turns(check_data([data], demo_folder(), chat, card).places, chat, card)[n] for n in range(4)]
     batch = Batches(chat, LANGUAGES[card.language], 5.0)(samples)
     for row in range(4):
         heavy = batch["input_ids"][row][batch["weights"][row] == 5]
@@ -285,7 +285,7 @@ def test_the_digits_of_a_click_weigh_more_and_nothing_else_does(data, chat):
 def test_the_digits_of_a_tool_call_weigh_more_too(boxed, tiny):
     card = dataclasses.replace(load_card(tiny), language="tool_calls")
     chat = Chat.load(tiny, card)
-    turns = Turns(check_data([boxed], chat, card).places, chat, card)
+    turns = Turns(check_data([boxed], demo_folder(), chat, card).places, chat, card)
     samples = [turns[n] for n in range(4)]
     batch = Batches(chat, LANGUAGES[card.language], 5.0)(samples)
     for row, sample in enumerate(samples):
@@ -373,10 +373,10 @@ def test_bad_data_is_left_out_by_name_or_refused(data, chat, tmp_path, changes, 
         changes = {"id": first["id"]}
     broken(folder, **changes)
     card = load_card(demo_folder())
-    found = check_data([folder], chat, card)
+    found = check_data([folder], demo_folder(), chat, card)
     assert len(found.refused) == 1 and why in found.refused[0] and "line 2" in found.refused[0]
     with pytest.raises(InputError, match="line 2"):
-        check_data([folder], chat, card, skip_bad=False)
+        check_data([folder], demo_folder(), chat, card, skip_bad=False)
 
 
 def test_a_picture_that_is_cut_off_and_a_line_that_is_no_json_are_left_out(data, chat, tmp_path):
@@ -385,24 +385,24 @@ def test_a_picture_that_is_cut_off_and_a_line_that_is_no_json_are_left_out(data,
     picture.write_bytes(picture.read_bytes()[:-400])
     with (folder / "trajectories.jsonl").open("a") as lines:
         lines.write('{"id": "cut o')
-    found = check_data([folder], chat, load_card(demo_folder()))
+    found = check_data([folder], demo_folder(), chat, load_card(demo_folder()))
     assert found.pictures == 1 and found.places
     assert all("1.png" in each for each in found.refused[:-1])
     for name in ("0.png", "1.png"):
         Image.new("L", (9, 9)).save(folder / "pictures" / name)
     with pytest.raises(InputError, match="no turn is left"):
-        check_data([folder], chat, load_card(demo_folder()))
+        check_data([folder], demo_folder(), chat, load_card(demo_folder()))
 
 
 def test_what_is_held_out_shares_no_scan_with_what_is_learned(data, chat):
-    found = check_data([data], chat, load_card(demo_folder()), held=0.5)
+    found = check_data([data], demo_folder(), chat, load_card(demo_folder()), held=0.5)
     images = [{read_record(place)["image"] for place in each} for each in (found.places, found.held)]
     assert images[0] and images[1] and not images[0] & images[1]
 
 
 def test_a_sample_that_is_too_long_is_left_out(data, chat):
     with pytest.raises(InputError, match="longer than the policy's context"):
-        check_data([data], chat, load_card(demo_folder()), longest=60)
+        check_data([data], demo_folder(), chat, load_card(demo_folder()), longest=60)
 
 
 def test_wrong_settings_are_refused_before_any_work(data, tmp_path):
@@ -450,7 +450,7 @@ def boxed(data, tmp_path_factory):
 def test_boxes_are_learned_in_the_language_of_the_card(boxed, tiny, tmp_path, language, written):
     card = dataclasses.replace(load_card(tiny), language=language, history=2)
     chat = Chat.load(tiny, card)
-    checked = check_data([boxed], chat, card, skip_bad=False)
+    checked = check_data([boxed], demo_folder(), chat, card, skip_bad=False)
     said = []
     for place, sample in zip(checked.places, Turns(checked.places, chat, card), strict=True):
         reply = chat.decode(sample.ids[sample.learn].tolist())
@@ -475,4 +475,4 @@ def test_a_box_that_is_not_the_one_in_its_reply_is_refused(boxed, chat, tmp_path
     record["turns"][0]["box"][2] = min(record["turns"][0]["box"][2] + 0.05, 1.0)
     (folder / "trajectories.jsonl").write_text(json.dumps(record) + "\n")
     with pytest.raises(InputError, match="the box of turn 1 is not the one in its reply"):
-        check_data([folder], chat, load_card(demo_folder()), skip_bad=False)
+        check_data([folder], demo_folder(), chat, load_card(demo_folder()), skip_bad=False)

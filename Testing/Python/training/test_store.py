@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from ibis_agent.cases.cases import read_cases
 
+from training import evaluate
 from training import store as command
 from training.bench import store as bench
 from training.common import store
@@ -123,6 +124,21 @@ def test_parts_of_an_evaluation_begin_with_their_own_scans_and_read_none_twice(
     parts = [LabelledData(cases, CHOICES[0], (), tmp_path / "store", Shard(n, 2)) for n in (2, 1)]
     assert read == ["b", "a"]
     assert [len(part) for part in parts] == [12, 12]
+
+
+def test_a_merge_reads_no_scan_that_its_parts_have_read(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pictures(*given: Any) -> Any:
+        words = ["--data", scans, "--oracle-only", "--out", *given]
+        return evaluate.pictures_of(evaluate.options().parse_args(list(map(str, words))))
+
+    part = pictures(tmp_path / "1", "--shard", "1/2")
+    monkeypatch.setattr(store, "Source", None)
+    monkeypatch.setattr("training.evaluation.sources.Source", None)
+    merged = pictures(tmp_path / "all", "--merge", tmp_path / "1", tmp_path / "2")
+    assert len(merged) == len(part) > 0 and merged.identity == part.identity
+    assert _told(merged.show(0)) == _told(part.show(0))
 
 
 def test_a_scan_that_another_process_is_cutting_is_waited_for(

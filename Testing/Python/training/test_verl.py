@@ -250,14 +250,14 @@ def test_the_launch_tells_all_nodes_which_segmenter_was_given(tmp_path: Path, gi
 def test_the_files_share_no_scan_and_each_has_one(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     folder, out = make_trajectories(tmp_path / "made", pictures=3), tmp_path / "out"
-    counts = rows.write([folder], load_card(demo_folder()), out, held=0.05)
+    counts = rows.write([folder], demo_folder(), out, held=0.05)
     read = {split: parquet.read_table(out / f"{split}.parquet").to_pylist() for split in counts}
     assert {split: len(listed) for split, listed in read.items()} == counts and min(counts.values()) > 0
     train, test = ({row["extra_info"]["picture"] for row in read[split]} for split in ("train", "test"))
     assert len(train) == 2 and len(test) == 1 and not train & test
     (tmp_path / "one").mkdir()
     with pytest.raises(InputError, match="two scans"):
-        rows.write([make_trajectories(tmp_path / "one" / "made", pictures=1)], load_card(demo_folder()), out)
+        rows.write([make_trajectories(tmp_path / "one" / "made", pictures=1)], demo_folder(), out)
 
 
 @pytest.fixture(scope="module")

@@ -90,6 +90,23 @@ def test_neighbours_of_a_bent_patient_share_the_body(patient):
     assert overlap > 0.6
 
 
+def test_neighbours_of_a_bent_patient_have_the_same_grey_also_where_one_shows_more_organs(
+    patient, monkeypatch
+):
+    shades = []
+    drawn = Patient._shades
+
+    def remembered(self, r):
+        shades.append(drawn(self, r))
+        return shades[-1]
+
+    monkeypatch.setattr(Patient, "_shades", remembered)
+    for seed in range(12):
+        for above in (0.5, 8.5):  # 48 mm higher other organs are shown
+            patient.picture(seed, side=32, above=above)
+        assert np.array_equal(*shades[-2:])
+
+
 def test_wide_phantoms_repeat_and_show_all_kinds_of_structures():
     hu, bits, aspect, _ = wide_slice(11, side=96)
     again = wide_slice(11, side=96)

@@ -79,17 +79,20 @@ def row_of(
 
 
 def write(
-    folders: Sequence[Path], card: ModelCard, out: Path, held: float = 0.05, max_turns: int = 8
+    folders: Sequence[Path], model: Path, out: Path, held: float = 0.05, max_turns: int = 8
 ) -> dict[str, int]:
     """Write both files and return their numbers of rows. Raises InputError, OutputError; ModelError without pyarrow."""
+    card = load_card(model)
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise ModelError("parquet files need pyarrow", remedy="pip install pyarrow.") from error
     check_writable_folder(out)
-    scans = {scan_of(folder, sample): None for folder in folders for sample in read_trajectories(folder)}
-    aside = held_out(list(scans), held)
+    scans = {
+        scan_of(folder, each): str(each["id"]) for folder in folders for each in read_trajectories(folder)
+    }
+    aside = held_out(scans, held, model)
     made: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
     for folder in folders:
         for sample in read_trajectories(folder):
@@ -125,7 +128,7 @@ def main() -> None:
         if not 0 <= args.held < 1 or args.max_turns < 1:
             raise InputError("--held must be at least 0 and below 1, and --max-turns at least 1")
         check_picture_limits(load_card(args.model), args.model)
-        counts = write(args.folders, load_card(args.model), args.out, args.held, args.max_turns)
+        counts = write(args.folders, args.model, args.out, args.held, args.max_turns)
     print(", ".join(f"{split}: {count} questions" for split, count in counts.items()))
 
 
