@@ -21,6 +21,7 @@ from ibis_agent.actions import Box, Click, Prompt
 from ibis_agent.cli import description
 from ibis_agent.cli.request import Request
 from ibis_agent.cli.runner import Runner, load_policy, load_segmenter
+from ibis_agent.cli.several import Several
 from ibis_agent.errors import IbisError, InputError, ModelError
 from ibis_agent.run.measured import measured
 
@@ -67,35 +68,7 @@ class Desk:
         """Open a question under a name that you choose: about one slice (by default the middle one), or with
         volume=true about the whole scan. Nothing is segmented yet: continue with step, finish or click.
         """
-        if not _NAME.fullmatch(name):
-            raise InputError(
-                "a name may contain letters, digits, dots and dashes",
-                value=name,
-                remedy="For example: liver-1.",
-            )
-        if name in self._open:
-            raise InputError(
-                "a question with this name is already open", value=name, remedy="Choose another name."
-            )
-        if (self._out / name).exists():
-            raise InputError(
-                "the results folder already contains this name",
-                file=self._out / name,
-                remedy="Choose another name.",
-            )
-        path = (self._scans / scan).resolve()
-        if not path.is_relative_to(self._scans):
-            raise InputError("scans are read from one folder only", value=scan, remedy="See list_scans.")
-        request = dataclasses.replace(
-            self._base,
-            scan=path,
-            question=question,
-            volume=volume,
-            index=slice,
-            plane=plane,
-            out=self._out / name,
-        )
-        runner = Runner(request)
+        runner = Runner(self._request(name, scan, question, volume, slice, plane))
         try:
             runner.begin(*self._loaded())
         except BaseException:
@@ -103,6 +76,28 @@ class Desk:
             raise
         self._open[name] = runner
         return {**dict(description.describe(runner.task)), **self._state(runner)}
+
+    def segment(
+        self,
+        name: str,
+        scan: str,
+        structures: list[str],
+        volume: bool = False,
+        slice: int | None = None,
+        plane: str = "axial",
+    ) -> dict[str, Any]:
+        """Segment several structures, each to its end, and write one file of labels with measurements and a page to the
+        results folder. No question stays open.
+        """
+        several = Several(self._request(name, scan, None, volume, slice, plane), structures)
+        try:
+            several.begin(*self._loaded())
+            for runner in several.runs():
+                runner.do(runner.run.run)
+            return several.summary(several.finish())
+        except BaseException:
+            several.abandon()
+            raise
 
     def step(self, name: str) -> dict[str, Any]:
         """Let the agent act once. Its thinking and action are in "actions"."""
@@ -165,6 +160,38 @@ class Desk:
 
         return wrapped
 
+    def _request(
+        self, name: str, scan: str, question: str | None, volume: bool, index: int | None, plane: str
+    ) -> Request:
+        if not _NAME.fullmatch(name):
+            raise InputError(
+                "a name may contain letters, digits, dots and dashes",
+                value=name,
+                remedy="For example: liver-1.",
+            )
+        if name in self._open:
+            raise InputError(
+                "a question with this name is already open", value=name, remedy="Choose another name."
+            )
+        if (self._out / name).exists():
+            raise InputError(
+                "the results folder already contains this name",
+                file=self._out / name,
+                remedy="Choose another name.",
+            )
+        path = (self._scans / scan).resolve()
+        if not path.is_relative_to(self._scans):
+            raise InputError("scans are read from one folder only", value=scan, remedy="See list_scans.")
+        return dataclasses.replace(
+            self._base,
+            scan=path,
+            question=question,
+            volume=volume,
+            index=index,
+            plane=plane,
+            out=self._out / name,
+        )
+
     def _prompt(self, name: str, prompt: Prompt, index: int | None) -> dict[str, Any]:
         runner = self._runner(name)
         last = runner.run.actions[-1].index if runner.run.actions else runner.run.slices.first
@@ -219,6 +246,7 @@ def server_of(desk: Desk) -> Any:
     for do in (
         desk.list_scans,
         desk.ask,
+        desk.segment,
         desk.step,
         desk.finish,
         desk.click,

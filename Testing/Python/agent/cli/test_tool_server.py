@@ -72,7 +72,7 @@ def test_another_agent_asks_clicks_measures_and_accepts(scans: Path, tmp_path: P
 
     said = asyncio.run(talk())
     assert said["tools"] == {
-        "list_scans", "ask", "step", "finish", "click", "box", "back", "measure", "accept", "discard",
+        "list_scans", "ask", "segment", "step", "finish", "click", "box", "back", "measure", "accept", "discard",
     }  # fmt: skip
     assert "disc.png" in said["scans"][1] and "secret" not in said["scans"][1]
     assert said["outside"][0] and "one folder only" in said["outside"][1]
@@ -97,6 +97,18 @@ def test_names_that_would_lead_elsewhere_are_refused(desk: Callable[..., Desk], 
         with pytest.raises(InputError, match="letters, digits"):
             desk().ask(name, "disc.png", "Segment the liver")
     assert not (tmp_path / "up").exists() and not (tmp_path / "out").exists()
+
+
+def test_several_structures_are_segmented_in_one_call(desk: Callable[..., Desk], tmp_path: Path) -> None:
+    open_desk, out = desk(), tmp_path / "out"
+    done = open_desk.segment("abdomen", "disc.png", ["liver", "the spleen and the aorta"])
+    assert [each["name"] for each in done["structures"]] == ["Liver", "Spleen", "Aorta"]
+    assert {each["status"] for each in done["structures"]} <= {"ended", "paused"}
+    assert (out / "abdomen" / "labels.png").is_file() and (out / "abdomen" / "liver" / "mask.png").is_file()
+    with pytest.raises(InputError, match="already contains this name"):
+        open_desk.segment("abdomen", "disc.png", ["liver"])
+    with pytest.raises(InputError, match="one folder only"):
+        open_desk.segment("other", "../secret.png", ["liver"])
 
 
 def test_a_question_that_is_discarded_leaves_nothing(desk: Callable[..., Desk], tmp_path: Path) -> None:
