@@ -91,6 +91,8 @@ def scans_in(root: Path) -> Iterator[Path]:
     if any(_is_dicom(each) for each in files):
         yield root
     for path in here:
+        if path.is_dir() and path.resolve() in (root.resolve(), *root.resolve().parents):
+            continue  # a link back to a folder that it lies in
         if path.is_dir() and not path.name.startswith("."):
             yield from scans_in(path)
         elif suffix_of(path) in (*_VOLUMES, *_PICTURES) and path in files:

@@ -27,25 +27,17 @@ _SIZE = re.compile(
     r"\b(?:how\s+(?:large|big|long|wide|thick|heavy|much)|size|volume|diameter|measure\w*|millilit\w+|ml"
     r"|hounsfield|hu)\b"
 )
-_NEGATION = {
-    "not",
-    "no",
-    "except",
-    "without",
-    "besides",
-    "excluding",
-    "exclude",
-    "neither",
-    "nicht",
-    "ohne",
-    "sin",
-}
-# Words that turn an organ into a part of it, or into something in it.
+_NEGATION_WORDS = """
+not no never don dont except excepting without besides excluding exclude excludes neither but apart minus rather instead
+ignore ignoring unless nicht ohne ausser kein keine keinen sin excepto salvo menos
+"""
+# Words that turn an organ into a part of it, or into something in it or near it.
 _PART_WORDS = """
 lobe lobes cortex medulla wall walls pole poles hilum artery arteries vein veins vessel vessels duct
 ducts head tail neck fundus antrum caudate quadrate capsule pelvis stone stones thrombus aneurysm
 dissection ascending descending arch thoracic branch bifurcation stent graft half upper lower part
-parts
+parts next near nearby beside adjacent neighbouring neighboring behind above below beneath around surrounding outside
+between neben hinter junto detras
 """
 _SEGMENT_NUMBER = re.compile(r"\bsegments?\s+(?:\d|[ivx]+\b)|\b[tlc]\d{1,2}\b")
 # Words beside a structure's name that do not change what is asked for.
@@ -82,7 +74,7 @@ _ARTICLES = {
     "los",
     "las",
 }
-_PART, _PLAIN = set(_PART_WORDS.split()), set(_PLAIN_WORDS.split())
+_PART, _PLAIN, _NEGATION = (set(words.split()) for words in (_PART_WORDS, _PLAIN_WORDS, _NEGATION_WORDS))
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,11 @@ def test_a_manifest_that_could_be_misread_is_refused(tmp_path: Path, name: str, 
     assert said in str(refused.value) and name in str(refused.value)
 
 
+def test_a_link_back_to_a_folder_above_is_not_followed(scans: Path) -> None:
+    (scans / "sub" / "again").symlink_to(scans)
+    assert [each.name for each in entries_of(str(scans))] == ["a", "b", "bad", "sub_c"]
+
+
 def test_a_folder_is_its_scans_and_its_dicom_folders(scans: Path) -> None:
     (scans / "patient").mkdir()
     write_series(scans / "patient" / "ct", np.ones((2, 4, 4)))
