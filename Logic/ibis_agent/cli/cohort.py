@@ -26,11 +26,11 @@ from ibis_agent import files
 from ibis_agent.cli import terminal
 from ibis_agent.cli.claim import Claim
 from ibis_agent.cli.cohort_masks import with_masks
-from ibis_agent.cli.cohort_result import Result, is_result
+from ibis_agent.cli.cohort_result import RESULT_NAME, Result, is_result
 from ibis_agent.cli.cohort_scans import Entry, entries_of
 from ibis_agent.cli.cohort_worker import WORKING, load_models, work
 from ibis_agent.cli.exit_codes import SOME_FAILED
-from ibis_agent.cli.request import Request
+from ibis_agent.cli.request import Request, check_options
 from ibis_agent.cli.several import questions_of
 from ibis_agent.errors import InputError
 from ibis_agent.fields import read_json
@@ -93,6 +93,11 @@ class Cohort:
         Raises what loading the models raises, and OutputError if another cohort is using the folder.
         """
         claim = Claim(self.out)
+        try:
+            files.write_json(self.out / COHORT_NAME, self._check_same())
+        except BaseException:
+            claim.release()
+            raise
         waiting = deque(self.todo)
         for leftover in self.out.glob(f"{WORKING}*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -177,11 +182,14 @@ class Cohort:
             remedy = "Choose another --out, an empty folder."
             raise InputError("the results would overwrite this", file=taken[0], remedy=remedy)
 
-    def _check_same(self) -> None:
-        """Store the settings that affect the results beside them, so that answers to two questions are never mixed."""
+    def _check_same(self) -> dict[str, Any]:
+        """The settings that affect the results, which are stored beside them.
+
+        Raises InputError if there are results with other settings: answers to two questions are never mixed.
+        """
         path = self.out / COHORT_NAME
         now = {"schema": _SCHEMA, **json.loads(json.dumps(_deciding(self.asked), default=str))}
-        if path.exists():
+        if path.exists() and any(self.out.glob(f"*/{RESULT_NAME}")):
             before = read_json(path)
             known = before if isinstance(before, dict) else {}
             other = [key for key in {**known, **now} if (known.get(key) or None) != (now.get(key) or None)]
@@ -192,7 +200,7 @@ class Cohort:
                     value=", ".join(other),
                     remedy="Choose another --out, or use the same question and settings.",
                 )
-        files.write_json(path, now)
+        return now
 
 
 def _deciding(asked: Request) -> dict[str, Any]:
@@ -250,6 +258,7 @@ def run_cohort(asked: Request, options: argparse.Namespace) -> int:
         raise InputError(
             "at least one worker is needed", value=options.workers, remedy="Give --workers 1 or more."
         )
+    check_options(asked)
     screen = terminal.Screen(quiet=options.quiet or options.json)
     if segmenters.is_address(asked.segmenter):  # shows the licence of its weights
         screen.line(str(segmenters.find(asked.segmenter)))

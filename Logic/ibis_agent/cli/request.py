@@ -135,10 +135,7 @@ def check(request: Request, asked: Sequence[str] = ()) -> Task:
     """
     policy = policies.find(request.policy)
     card = _card(policy, request.history)
-    if not _DEVICE.fullmatch(request.device):
-        raise InputError(
-            "there is no such device", value=request.device, remedy="Use auto, cpu, cuda or cuda:1."
-        )
+    _check_device(request)
     resumed = None if request.resume is None else Trajectory.load(request.resume)
     volume = request.volume if resumed is None else not resumed.alone
     _check_scope(request, volume, resumed)
@@ -173,6 +170,23 @@ def check(request: Request, asked: Sequence[str] = ()) -> Task:
         given,
         caution,
     )
+
+
+def check_options(request: Request) -> None:
+    """Check what needs no scan, for a request about many. Raises InputError or ModelError."""
+    _card(policies.find(request.policy), request.history)
+    _check_device(request)
+    _check_scope(request, request.volume, None)
+    _settings(request, request.volume, None)
+    if request.window is not None:
+        check_window(request.window)
+
+
+def _check_device(request: Request) -> None:
+    if not _DEVICE.fullmatch(request.device):
+        raise InputError(
+            "there is no such device", value=request.device, remedy="Use auto, cpu, cuda or cuda:1."
+        )
 
 
 def reading_lines(notes: Iterable[str]) -> list[tuple[str, str]]:

@@ -21,7 +21,9 @@ import numpy as np
 import pytest
 import scripted_cohort
 from dicom_files import write_series
+from ibis_agent import files
 from ibis_agent.cli.cohort import Cohort, Start, start_process
+from ibis_agent.cli.cohort_result import Result
 from ibis_agent.cli.cohort_scans import Entry, entries_of
 from ibis_agent.cli.cohort_worker import answer, prepare
 from ibis_agent.cli.commands import main
@@ -112,6 +114,22 @@ def test_a_manifest_that_could_be_misread_is_refused(tmp_path: Path, name: str, 
 def test_a_link_back_to_a_folder_above_is_not_followed(scans: Path) -> None:
     (scans / "sub" / "again").symlink_to(scans)
     assert [each.name for each in entries_of(str(scans))] == ["a", "b", "bad", "sub_c"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--device", "tpu"), ("--max-turns", "0"), ("--looks", "2"), ("--segmenter", "no.pt")],
+)
+def test_a_cohort_that_cannot_begin_leaves_its_folder_to_another(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    out = tmp_path / "out"
+    assert main(
+        ["cohort", str(scans), "--prompt", "Segment the liver", "--out", str(out), option, value]
+    ) in (2, 3)
+    assert value in capsys.readouterr().err or option == "--looks"
+    assert not list(out.glob("*/result.json"))
+    assert len(run(scans, out)) == 4
 
 
 def test_a_folder_is_its_scans_and_its_dicom_folders(scans: Path) -> None:
@@ -243,8 +261,14 @@ def test_the_policy_of_the_same_place_is_the_same_policy_at_the_next_start(
 ) -> None:
     for address in (None, "http://localhost:8080/v1"):
         for _ in range(2):
-            asked = Request(question="Segment the liver", policy=policies.find(address))
-            Cohort(entries_of(str(scans)), asked, tmp_path / str(bool(address)))
+            asked, out = (
+                Request(question="Segment the liver", policy=policies.find(address)),
+                tmp_path / str(bool(address)),
+            )
+            cohort = Cohort(entries_of(str(scans)), asked, out)
+            (out / "cohort.json").write_text(json.dumps(cohort._check_same()))
+            for entry in cohort.entries:
+                Result(entry.name, entry.scan).save(files.check_writable_folder(out / entry.name))
     other = Request(question="Segment the liver", policy=policies.find("http://localhost:8081/v1"))
     with pytest.raises(InputError, match="another question"):
         Cohort(entries_of(str(scans)), other, tmp_path / "True")
