@@ -183,12 +183,15 @@ def _take_stdout() -> BinaryIO:
 
 def _sweep() -> None:
     """Remove the private folders of killed workers."""
-    import psutil
-
+    try:
+        import psutil  # missing in Slicer before the installation
+    except ImportError:
+        return
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
         pid = folder.name[len(_PREFIX) :].split("-")[0]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(ValueError, OverflowError):  # not the name of a worker's folder
+            if not psutil.pid_exists(int(pid)):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

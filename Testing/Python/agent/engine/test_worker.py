@@ -8,13 +8,14 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from ibis_agent.engine import protocol
+from ibis_agent.engine import process, protocol
 from ibis_agent.engine.client import WorkerClient
 from ibis_agent.engine.job import DIED, Job, ModelSettings
 from ibis_agent.engine.question import cut_picture, volume_slices
@@ -292,6 +293,22 @@ def test_what_a_killed_worker_left_is_swept_by_the_next_one(talk: Callable[..., 
     assert Path(worker.hello["folder"]).exists()
     talk()
     assert not Path(worker.hello["folder"]).exists()
+
+
+def test_folders_of_other_names_and_a_missing_psutil_do_not_keep_a_worker_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    others = [tmp_path / f"ibis-worker-{name}-x" for name in ("9" * 30, "", "notes")]
+    left = tmp_path / f"ibis-worker-{2**31 - 1}-x"  # no system has as many processes
+    for folder in (*others, left):
+        folder.mkdir()
+    with monkeypatch.context() as slicer:
+        slicer.setitem(sys.modules, "psutil", None)  # as in Slicer before the installation
+        process._sweep()
+    assert left.exists()
+    process._sweep()
+    assert not left.exists() and all(folder.exists() for folder in others)
 
 
 # The client's side
