@@ -66,9 +66,20 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def check_not_input(path: str | os.PathLike[str], inputs: Iterable[Path]) -> None:
     """Raises InputError if writing to `path` would overwrite one of these files."""
-    final = os.path.realpath(path)
-    if any(os.path.realpath(each) == final for each in inputs):
+    if is_one_of(path, inputs):
         raise InputError("would overwrite its own input", file=path, remedy="Choose another file or folder.")
+
+
+def is_one_of(path: str | os.PathLike[str], others: Iterable[Path]) -> bool:
+    """Whether a path leads to one of these files, also through a link or in another case where that is the same."""
+    final = os.path.realpath(path)
+    for each in others:
+        with contextlib.suppress(OSError):  # one of them does not exist
+            if os.path.samefile(each, final):
+                return True
+        if os.path.realpath(each) == final:
+            return True
+    return False
 
 
 def remove_unfinished(path: str | os.PathLike[str]) -> None:

@@ -217,7 +217,7 @@ def remove_results(folder: Path, inputs: Sequence[Path]) -> None:
     """Remove files that an earlier run wrote beside its record; never what this one reads."""
     for name in (REVIEW_NAME, REPORT_NAME, *(f"mask{end}" for end in MASK_FORMATS.values())):
         path = folder / name
-        if path.is_file() and not any(path.samefile(each) for each in inputs):
+        if path.is_file() and not files.is_one_of(path, inputs):
             path.unlink()
 
 

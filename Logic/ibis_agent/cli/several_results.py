@@ -150,13 +150,12 @@ class Results:
         return self.names.exists() and (self.folder / TABLE_NAME).exists()
 
     def remove(self) -> None:
-        """Remove the results of an earlier run in this folder, and nothing else: they would not match the new ones."""
+        """Remove the results of an earlier run in this folder, as they would not match the new ones; never an input."""
         if not (self.folder / STRUCTURES_NAME).is_file():
             return
-        scan = self.task.request.scan
         others = (self.folder / each for each in (TABLE_NAME, PAGE_NAME, REPORT_NAME))
         for path in (*self._own_labels(), *others):
-            if path.is_file() and not (scan is not None and path.samefile(scan)):
+            if path.is_file() and not files.is_one_of(path, self.task.request.inputs):
                 path.unlink()
 
     def write(self, review: bool = True) -> dict[str, Path]:

@@ -341,6 +341,22 @@ def test_the_scan_is_never_overwritten_by_its_labels(
     assert "labels.nii.gz" in said and "overwrite its own input" in said and scan.read_bytes() == before
 
 
+def test_a_mask_among_earlier_results_is_not_removed_with_them(
+    dicom: Path, tmp_path: Path, terminal: Callable[..., str]
+) -> None:
+    import SimpleITK as sitk
+
+    out = tmp_path / "out"
+    asked = [dicom, *prompts("aorta", "spleen"), *VOLUME, "--out", out]
+    terminal(*asked)
+    mine = out / "labels.nrrd"
+    sitk.WriteImage(sitk.ReadImage(out / "labels.nii.gz"), mine)
+    before = mine.read_bytes()
+    terminal(*asked, "--exclude", mine, "--exclude-label", "aorta")
+    assert mine.read_bytes() == before
+    assert set(np.unique(nibabel.load(out / "labels.nii.gz").dataobj)) == {0, 2}
+
+
 def test_what_was_killed_after_its_last_structure_still_gets_its_labels(
     dicom: Path, tmp_path: Path, terminal: Callable[..., str]
 ) -> None:
