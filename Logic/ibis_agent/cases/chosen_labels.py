@@ -23,6 +23,7 @@ from ibis_agent.mask.grid import Misplaced
 from ibis_agent.mask.segmentations import numbered, segments_of
 from ibis_agent.mask.structures import words_of
 from ibis_agent.scan.checks import stem, suffix_of
+from ibis_agent.scan.load import load_scan
 from ibis_agent.scan.scan import Scan
 
 _LABEL = re.compile(rb'<Label Key="(\d{1,9})"[^>]*>\s*<!\[CDATA\[([^\]]{0,200})\]\]>')
@@ -57,7 +58,10 @@ def mask_of_file(path: Path, label: str | None = None) -> tuple[np.ndarray, np.n
     """
     laid = _Laid(path, None)
     joined = laid.there if label is None and len(laid.there) > 1 else set()
-    return laid.mask([] if label is None else [label], True), laid.affine, some_of(joined)
+    mask, affine = laid.mask([] if label is None else [label], True), laid.affine
+    if affine is None and mask.ndim == 3:
+        affine = load_scan(path).affine  # an archive has one geometry for images and labels
+    return mask, affine, some_of(joined)
 
 
 class _Laid:

@@ -184,6 +184,20 @@ def test_labels_that_are_taken_as_one_are_told_and_a_label_may_be_called_by_name
     assert "both are runs" in capsys.readouterr().err
 
 
+def test_archives_are_compared_in_their_own_millimetres(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = np.zeros((4, 10, 12), np.uint8)
+    labels[1:3, 3:6, 4:8] = 1
+    for name, mask in (("a", labels), ("b", np.roll(labels, 1, axis=0))):
+        images = np.arange(labels.size, dtype=np.uint8).reshape(labels.shape)
+        np.savez(tmp_path / f"{name}.npz", imgs=images, gts=mask, spacing=[1.0, 1.0, 3.0])
+    assert main(["compare", *(str(tmp_path / f"{name}.npz") for name in "ab"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["dice"] == 0.5 and (told["hd95"], told["unit"]) == (3.0, "mm")
+    assert Path(told["page"]).is_file()
+
+
 def test_a_page_never_takes_the_place_of_another_kind_of_file(run: Path, tmp_path: Path) -> None:
     truth = reference(tmp_path / "truth.nii.gz", body())
     for out in (run / "trajectory.json", truth):
