@@ -24,7 +24,7 @@ def read_json(
     kind: type[IbisError] = InputError,
     finite: bool = True,
 ) -> Any:
-    """The JSON value in a file. Raises `kind` for invalid JSON, a key that is there twice and,
+    """The JSON value in a file. Raises `kind` for invalid JSON, a duplicate key and,
     if `finite`, for NaN and infinite numbers."""
     file = Path(path)
     try:
@@ -179,11 +179,11 @@ def _number(value: Any, error: Callable[[], InputError]) -> float:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; json itself keeps the last of two values and is silent about the first."""
+    """An object. Raises ValueError for a duplicate key, of which json silently keeps the last value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
     return found
 
 

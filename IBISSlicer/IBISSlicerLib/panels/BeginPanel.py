@@ -51,10 +51,10 @@ class BeginPanel:
         return (self.ui.startNodeSelector.currentNode(), segmentId) if segmentId else None
 
     def starts(self, questions: list[str]) -> list[Segment | None]:
-        """The segment that each question begins from: the chosen one; for several structures, that of its node which
-        is called as the structure is.
+        """The segment that each question starts from: the selected one; with several structures, the segment of the
+        same segmentation that has the structure's name.
 
-        :raises PlainError: if a structure has none.
+        :raises PlainError: if there is no such segment.
         """
         if self.start is None or len(questions) == 1:
             return [self.start] * len(questions)

@@ -168,7 +168,7 @@ class QuestionPanel:
         slices = (first, last) if scope == "volume" else None
         questions = questionsFor(self.ui.questionEdit.plainText, self.agent.worker.client.settings)
         starts = dict(zip(questions, self.begin.starts(questions), strict=True))
-        # Of several structures, one's start may be what the others keep out of.
+        # With several structures, the start of one may be excluded from the others.
         exclude = {
             each: [s for s in self.begin.exclude if len(starts) == 1 or s != starts[each]] for each in starts
         }

@@ -23,7 +23,7 @@ class SegmentWatch:
         self._node, self._tags = segmentationNode, []
         if segmentationNode is not None:
             kinds = slicer.vtkSegmentation
-            # Of the node, which repeats the events of its segmentation: that may be replaced by another one.
+            # Observe the node, which forwards the events of its segmentation, because the segmentation may be replaced.
             for event in (
                 segmentationNode.SegmentationChangedEvent,
                 kinds.SegmentAdded,

@@ -50,7 +50,7 @@ def in_csv(path: Path, names: Labels | None) -> Iterator[Case | Problem]:
 def read_csv(path: Path) -> list[dict[str, Any]]:
     """The rows of a table, by column; also with semicolons or tabs, and in the encodings of spreadsheet programs.
 
-    Raises InputError for a file that is not CSV, a column that is there twice, and a row with more cells than columns.
+    Raises InputError for a file that is not CSV, a duplicate column, and a row with more cells than columns.
     """
     try:
         text = _text(path.read_bytes())
@@ -62,7 +62,9 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
         ) from error
     twice = next((each for n, each in enumerate(columns) if each and each in columns[:n]), None)
     if twice is not None:
-        raise InputError("has a column twice", file=path, value=twice, remedy="Remove or rename one of them.")
+        raise InputError(
+            "has a duplicate column", file=path, value=twice, remedy="Remove or rename one of them."
+        )
     for number, row in enumerate(rows, 2):
         if any(more := row.pop(None, None) or ()):
             raise InputError(

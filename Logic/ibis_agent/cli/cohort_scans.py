@@ -6,6 +6,7 @@ Only names are checked here; a scan that cannot be read is reported when it is p
 from __future__ import annotations
 
 import difflib
+import functools
 import glob
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -92,7 +93,7 @@ def scans_in(root: Path) -> Iterator[Path]:
         yield root
     for path in here:
         if path.is_dir() and path.resolve() in (root.resolve(), *root.resolve().parents):
-            continue  # a link back to a folder that it lies in
+            continue  # a link to a folder that contains it
         if path.is_dir() and not path.name.startswith("."):
             yield from scans_in(path)
         elif suffix_of(path) in (*_VOLUMES, *_PICTURES) and path in files:
@@ -128,7 +129,7 @@ def _from_manifest(path: Path) -> Iterator[Entry]:
 
 
 def _texts(row: Any, where: str, path: Path) -> dict[str, str]:
-    """What a row says in the columns that are known; other columns are left, unless one is a misspelling of them."""
+    """The texts of a row by known column. Other columns are ignored, but a misspelt one is refused (InputError)."""
     if not isinstance(row, Mapping):
         raise InputError(
             f"{where} is not an object", file=path, value=row, remedy=f"Its keys are {_COLUMNS}."
@@ -136,14 +137,15 @@ def _texts(row: Any, where: str, path: Path) -> dict[str, str]:
     found = {}
     for column, value in row.items():
         key = re.sub(r"[\s-]+", "_", str(column).strip()).casefold()
-        meant = difflib.get_close_matches(key, _KEYS, 1, 0.8)
-        if (
-            (key not in _KEYS and not meant) or value is None or value != value
-        ):  # an empty number of Parquet is NaN
+        meant = _meant(key)
+        if not meant or value is None or value != value:  # Parquet's empty numbers are NaN
             continue
-        if key not in _KEYS:
+        if key != meant:
             raise InputError(
-                "the manifest has an unknown column", file=path, value=column, remedy=f"Call it {meant[0]}."
+                "the manifest has an unknown column",
+                file=path,
+                value=column,
+                remedy=f"Rename it to {meant}, or remove it.",
             )
         if isinstance(value, (bool, list, Mapping)):
             remedy = "Give one text; several structures in one question, or a row for each."
@@ -151,6 +153,12 @@ def _texts(row: Any, where: str, path: Path) -> dict[str, str]:
         if text := str(value).strip():
             found[key] = text
     return found
+
+
+@functools.cache
+def _meant(key: str) -> str:
+    """The column that a name stands for, also misspelt; "" for other columns."""
+    return next(iter(difflib.get_close_matches(key, _KEYS, 1, 0.8)), "")
 
 
 def _rows(path: Path) -> Sequence[Any]:

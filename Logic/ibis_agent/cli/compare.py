@@ -34,7 +34,7 @@ class Side:
         mask: (I, J, K) bool in the scan's voxel order.
         geometry: of one of its slices, or of the only slice.
         single: whether only that slice is compared.
-        labels: those that a mask file was joined from.
+        labels: the labels of a mask file that were combined; empty if it has only one.
         pictures: by slice, as in a record.
     """
 
@@ -53,7 +53,7 @@ def run_compare(options: argparse.Namespace) -> int:
     if options.label is not None and a.pictures and b.pictures:
         remedy = "Leave it out, or compare with a mask file."
         raise InputError(
-            "--label is one of a mask file, and both are runs", value=options.label, remedy=remedy
+            "--label applies to mask files, but both are runs", value=options.label, remedy=remedy
         )
     page = None
     if not options.no_page:
@@ -77,7 +77,7 @@ def run_compare(options: argparse.Namespace) -> int:
         found = compare(a.mask, b.mask, None if _in_plane(geometry) is None else sides)
     lines = found.lines()
     lines += [
-        (f"Labels of {name}", f"{side.labels} taken as one; --label chooses")
+        (f"Labels of {name}", f"{side.labels}, combined; choose one with --label")
         for name, side in (("A", a), ("B", b))
         if side.labels
     ]

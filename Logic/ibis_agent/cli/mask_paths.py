@@ -46,7 +46,7 @@ def mask_paths(
 
 
 def spare_other_kinds(path: Path, *endings: str) -> None:
-    """Raises InputError if a file is there that is of another kind than what will be written, such as the scan."""
+    """Raises InputError if the file exists and has none of these endings: it may be a scan, given by mistake."""
     if path.is_file() and path.suffix.lower() not in endings:
         remedy = f"Choose another --out, ending in {endings[0]}."
         raise InputError("would be overwritten, and is a file of another kind", file=path, remedy=remedy)

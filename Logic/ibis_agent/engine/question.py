@@ -200,7 +200,7 @@ def volume_slices(image: Message, card: ModelCard, head: Message | None) -> Slic
             raise InputError(_TURNED, remedy=_OTHER_POLICY)
         window, roi = volume["window"], volume["roi"]
         frame = frame_from(Fields(volume)) or "slice"
-        # Of what a scene made of the recorded pictures, the grey values would not tell it.
+        # The scene may contain only the recorded pictures, whose grey values do not tell it.
         known = subject_from_json(volume) if {"modality", "region"} & set(volume) else None
         slices: Any = (volume["first"], volume["last"])
     else:

@@ -272,9 +272,9 @@ def name_for(question: str, answer: str = "") -> str:
 
 
 def called(structure: str, names: Sequence[str]) -> str:
-    """The one of these names that means a structure; "" where none does, or several do.
+    """The one of these names that means the structure; "" if none or several do.
 
-    The one in the same words goes first: liver_vessels and liver_segment_1 speak of the liver, too.
+    A name with the same words comes first, because liver_vessels and liver_segment_1 also mention the liver.
     """
     own = [name for name in names if words_of(name) == words_of(structure)][:1]
     found = own or [name for name in names if same_name(name, structure)]
@@ -290,7 +290,7 @@ def same_name(a: str, b: str) -> bool:
 
 
 def words_of(name: str) -> tuple[str, ...]:
-    """What names are compared by: TotalSegmentator writes kidney_left, people write left kidney."""
+    """The words by which names are compared: TotalSegmentator writes kidney_left, people write left kidney."""
     return tuple(sorted(name.replace("_", " ").casefold().split()))
 
 

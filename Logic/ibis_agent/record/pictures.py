@@ -102,12 +102,12 @@ def picture_from_json(record: Any) -> Picture:
 
 
 def subject_to_json(subject: Subject) -> dict[str, str]:
-    """What is known of it, beside the picture of a slice or the description of a volume."""
+    """The known values, stored with the picture of a slice or the description of a volume."""
     return {name: value for name, value in dataclasses.asdict(subject).items() if value}
 
 
 def subject_from_json(record: Any) -> Subject:
-    """The reverse. Raises InputError naming the field."""
+    """The reverse of `subject_to_json`. Raises InputError naming the field."""
     fields = record if isinstance(record, Fields) else Fields(record)
     return Subject(fields.text("modality", ""), fields.text("region", ""))
 

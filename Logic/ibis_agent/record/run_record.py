@@ -90,7 +90,7 @@ class RunRecord:
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """Warnings about the answer; that of an unfamiliar scan also where steps were taken back."""
+        """Warnings about the answer; the one about an unfamiliar scan also after going back."""
         lasting = filter(None, [self.head.get("unfamiliar")])
         return tuple(dict.fromkeys((*lasting, *self._state.caveats)))
 

@@ -72,7 +72,7 @@ class Trajectory:
         actions: all actions that were not undone; their logits are not recorded (None).
         rows: the state of every slice of a volume, see steps.slice_to_json.
         status, reason: the current status, and why. answer: None if there is none yet.
-        caveats: warnings about the answer, see run.caveats; unfamiliar: the one that holds from the start.
+        caveats: warnings about the answer, see run.caveats; unfamiliar: the one about the kind of scan, if any.
         policy, segmenter: identities ("name", "sha256", …); policy None if only a person clicked.
         settings: of the run.
         source: the file name of the scan, without its folder.

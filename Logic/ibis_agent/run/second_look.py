@@ -1,8 +1,8 @@
 """Second looks: the policy sees a doubtful slice again, and its correction is kept only if it is better.
 
 Better means a higher mean of the segmenter's score and the Dice with the neighbouring slice towards the anchor. If an
-earlier look at the slice saw the object elsewhere (see doubt.seen_otherwise), the policy is not asked again: the slice
-is started again from that look's click.
+earlier look at the slice saw the object elsewhere (see doubtful_slices.seen_otherwise), the policy is not asked again:
+the slice is started again from that look's click.
 """
 
 from __future__ import annotations

@@ -231,7 +231,7 @@ class RunState:
         return self._doubted[1]
 
     def agreed(self) -> list[int]:
-        """The slices where looks agree with each other and with the present mask, see doubt.agreed."""
+        """The slices where looks agree with each other and with the present mask, see doubtful_slices.agreed."""
         return agreed(self.memory.found, self._seen(), self.settings.doubt)
 
     def _seen(self) -> dict[int, Found]:

@@ -11,13 +11,13 @@ from ibis_agent.scan.picture import Picture
 STEP_MM = 2.5  # the slice is sampled at about this spacing
 BODY, BONE = -250.0, 300.0  # HU thresholds
 HEAD_CM2 = 420.0  # largest head
-SKULL_SHARE = 0.5  # least fraction of a head that lies inside the skull
+SKULL_SHARE = 0.5  # smallest fraction of a head that lies inside the skull
 LEG_CM2 = 30.0, 420.0  # smallest and largest leg
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What the slices of a run are of; "" where it is not known.
+    """What the slices of a run show; "" if unknown.
 
     Attributes:
         modality: as the scan or a person says it, or that the scan does not look like CT.
@@ -29,7 +29,7 @@ class Subject:
 
 
 def subject_of(picture: Picture) -> Subject:
-    """A photograph and a recorded picture do not say what they are of."""
+    """What a picture shows; unknown for photographs and recorded pictures, which have no grey values."""
     if picture.values is None:
         return Subject()
     if not picture.ct:

@@ -340,7 +340,7 @@ def _places(file: Path, whole: Any, count: int) -> tuple[list[np.ndarray] | None
 
 
 def _of_detector(file: Path, whole: Any, keyword: str, count: int) -> np.ndarray | None:
-    """The numbers of nuclear medicine, which are in the description of the first detector."""
+    """Numbers of a nuclear medicine image, which are stored with its first detector."""
     return numbers(file, first_item(whole, "DetectorInformationSequence"), keyword, count)
 
 

@@ -47,7 +47,7 @@ class Slices(Protocol):
 
     @property
     def subject(self) -> Subject:
-        """What they are of."""
+        """What they show."""
         ...
 
     def picture(self, index: int) -> Picture: ...
@@ -68,7 +68,7 @@ class Stack:
         first, last: the range, inclusive.
         roi: ((3,), (3,)) first and last voxel of a box that masks must stay in, or None.
         frame: what the models see of every slice; None for all of it.
-        known: what they are of, where a record says it; None looks at the middle one.
+        known: what they show, according to a record; None determines it from the middle slice.
     """
 
     scan: Scan
@@ -193,7 +193,7 @@ class RecordedSlices:
         count: number of slices along the whole axis.
         first, last: the range, inclusive.
         clips: (H, W) bool by slice, where masks are allowed; empty for everywhere.
-        known: what they show, according to a record; None looks at the first picture.
+        known: what they show, according to a record; None determines it from the first picture.
     """
 
     pictures: Mapping[int, Picture]

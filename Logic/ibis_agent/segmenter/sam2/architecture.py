@@ -187,8 +187,8 @@ def _tiny_or_medsam2(file: Path) -> str:
             + ("the names in the path contradict each other" if told else "the file name does not tell"),
             file=file,
             value=", ".join(filter(None, names)) if told else None,
-            remedy="Call the file MedSAM2… or sam2.1_hiera_tiny…, whichever it is; in the terminal, --segmenter-config "
-            f"{MEDSAM2} or sam2.1_hiera_t says it, too.",
+            remedy="Rename the file so that its name contains MedSAM2 or sam2.1_hiera_tiny. In the terminal, "
+            f"--segmenter-config {MEDSAM2} or sam2.1_hiera_t does the same.",
         )
     return told.pop()
 

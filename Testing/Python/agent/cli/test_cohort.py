@@ -95,13 +95,13 @@ def test_a_manifest_is_read_as_spreadsheets_write_it(tmp_path: Path, table: byte
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("list.csv", "scan,promt\na.nii,x\n", "unknown column (got promt). Call it prompt"),
-        ("list.csv", "scan,start masks\na.nii,b.nii\n", "Call it start_mask"),
-        ("list.csv", "scan,prompt,scan\na.nii,x,b.nii\n", "has a column twice (got scan)"),
+        ("list.csv", "scan,promt\na.nii,x\n", "unknown column (got promt). Rename it to prompt"),
+        ("list.csv", "scan,start masks\na.nii,b.nii\n", "Rename it to start_mask"),
+        ("list.csv", "scan,prompt,scan\na.nii,x,b.nii\n", "has a duplicate column (got scan)"),
         ("list.csv", "scan,prompt\na.nii,the liver, and the spleen\n", "and the spleen"),
         ("list.csv", 'scan,prompt\n"a.nii,x\n', "cannot be read as CSV"),
         ("list.json", '[{"scan": "a.nii", "prompt": ["x"]}]', "prompt is not a text"),
-        ("list.json", '[{"scan": "a.nii", "prompt": "x", "prompt": "y"}]', "'prompt' is there twice"),
+        ("list.json", '[{"scan": "a.nii", "prompt": "x", "prompt": "y"}]', "'prompt' occurs twice"),
     ],
 )
 def test_a_manifest_that_could_be_misread_is_refused(tmp_path: Path, name: str, text: str, said: str) -> None:
