@@ -193,8 +193,10 @@ def _value(value: Any, hint: Any, key: str, file: str | None) -> Any:
             for n, (one, kind) in enumerate(zip(values, kinds, strict=True))
         )
     if origin is dict or hint is dict:
-        for name, each in value.items() if isinstance(value, dict) else ():
-            _check_decimal(each, f"{key}.{name}", file)
+        if isinstance(value, Mapping):  # also OmegaConf's, as verl gives them
+            value = dict(value)
+            for name, each in value.items():
+                _check_decimal(each, f"{key}.{name}", file)
         value = _bare(value)
         if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
             raise _wrong(value, "`key: value` lines", key, file)

@@ -190,6 +190,12 @@ def test_a_mistake_in_the_tools_settings_is_named(change: dict[str, Any], said: 
     assert said in str(caught.value) and "tool.yaml" in str(caught.value)
 
 
+def test_the_rewards_may_be_given_as_verls_configuration_has_them() -> None:
+    given = pytest.importorskip("omegaconf").OmegaConf.create({"turn": {"gain": 1}, "outcome": {"answer": 2}})
+    found = tool_settings({"rewards": given}).rewards
+    assert (found.turn, found.outcome) == ({"gain": 1}, {"answer": 2})
+
+
 def test_verl_can_load_the_reward_function_by_its_path() -> None:
     spec = importlib.util.spec_from_file_location("custom_module", FOLDER / "reward.py")
     assert spec is not None and spec.loader is not None
@@ -358,7 +364,7 @@ def test_the_agent_loop_runs_on_recorded_replies(
         IbisAgentLoop(DictConfigWrap(config), Server(), tools=ToolListWrap([]))
     few = config.copy()
     few.actor_rollout_ref.rollout.n = 2
-    with pytest.raises(InputError, match=r"must be 4 at least.*rollout\.n=2"):
+    with pytest.raises(InputError, match=r"at least 4 rollouts.*rollout\.n=2"):
         IbisAgentLoop(DictConfigWrap(few), Server(), tools=ToolListWrap(tools))
 
 

@@ -48,9 +48,9 @@ def compute_score(
         solution_str: the text of the whole answer, of one or more turns.
         ground_truth: the true mask as run-length text; empty if the structure is absent.
         extra_info: of the row, see rows.
-        rewards: fields of training.grpo.settings.RewardSettings.
+        rewards: fields of training.grpo.settings.RewardSettings, except those of credit, which verl does not use.
 
-    Raises InputError if the row is incomplete.
+    Raises InputError if the row is incomplete or a reward is wrong.
     """
     info = extra_info or {}
     player = player_of(info, question_of(info, ground_truth))
