@@ -173,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
     policy = None
     if not args.oracle_only:
         if args.policy is not None and isinstance(pictures, LabelledData) and not args.seen:
-            check_held(args.policy, pictures.scans)
+            check_held(args.policy, pictures.scans, remedy="Evaluate on other patients, or add --seen.")
         policy = policies.open(args.policy, args.device, args.precision)
     how = measures_of(args, pictures)
     settings = settings_of(pictures, how, policy.identity if policy else None, segmenter.identity)

@@ -336,15 +336,15 @@ def _around(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
 def digest_of(scan: Scan) -> str:
     """32 hexadecimal digits for the voxels of a scan, independent of its file and integer type."""
     digest = hashlib.blake2b(str(scan.voxels.shape).encode(), digest_size=16)
-    for n in range(
-        scan.voxels.shape[-1]
-    ):  # slab by slab, in the memory order of NIfTI, to copy no whole volume
+    for n in range(scan.voxels.shape[-1]):  # by slabs, in NIfTI's memory order, to copy no whole volume
         digest.update(np.asfortranarray(scan.voxels[..., n], dtype=np.float32).tobytes("F"))
     return digest.hexdigest()
 
 
-def refuse_overlap(learned: Mapping[str, str], held: Mapping[str, str], file: str | None = None) -> None:
-    """Raises InputError if a held-out scan is also trained on. Both: digest of a scan → its name."""
+def refuse_overlap(
+    learned: Mapping[str, str], held: Mapping[str, str], file: str | None, remedy: str
+) -> None:
+    """Raises InputError if a held-out scan is also trained on. learned, held: digest of a scan → its name."""
     both = [digest for digest in held if digest in learned]
     if both:
         named = [f"{held[digest]} is {learned[digest]}" for digest in both[:3]]
@@ -352,7 +352,7 @@ def refuse_overlap(learned: Mapping[str, str], held: Mapping[str, str], file: st
             f"{len(both)} of {len(held)} held-out scans have the same voxels as training scans",
             file=file,
             value=", ".join(named) + (", …" if len(both) > 3 else ""),
-            remedy="Hold out other patients.",
+            remedy=remedy,
         )
 
 

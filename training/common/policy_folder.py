@@ -112,14 +112,18 @@ def scans_learned(base: Path, scans: Iterable[str] = ()) -> list[str]:
 
 
 def check_held(
-    base: Path, held: Mapping[str, str], learned: Mapping[str, str] | None = None, file: str | None = None
+    base: Path,
+    held: Mapping[str, str],
+    learned: Mapping[str, str] | None = None,
+    file: str | None = None,
+    remedy: str = "Hold out other patients.",
 ) -> None:
     """Raises InputError if held-out scans were trained on, by earlier stages of the policy or by this one.
 
     held, learned: digest of a scan → its name.
     """
     before = dict.fromkeys(scans_learned(base), "what the policy was trained on before")
-    refuse_overlap({**before, **(learned or {})}, held, file)
+    refuse_overlap({**before, **(learned or {})}, held, file, remedy)
 
 
 def write_policy(

@@ -299,5 +299,6 @@ def held_out(groups: Mapping[str, str], share: float, base: Path) -> set[str]:
     free = [key for key in groups if key not in learned] or list(groups)
     count = min(max(round(share * len(groups)), 1), len(groups) - 1)
     aside = sorted(free, key=lambda key: hashlib.sha256(key.encode()).digest())[:count]
-    check_held(base, {key: groups[key] for key in aside})
+    remedy = "Add trajectories of other patients, or hold out nothing (held 0)."
+    check_held(base, {key: groups[key] for key in aside}, remedy=remedy)
     return set(aside)

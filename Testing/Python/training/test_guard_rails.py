@@ -99,7 +99,7 @@ def test_an_sft_holds_out_no_scan_that_an_earlier_stage_learned_from(tmp_path: P
     found = check_data([folder], further, chat, card, held=0.3)
     assert found.held and held < set(found.scans) < every
     whole = _policy_that_learned(tmp_path / "whole", every)
-    with pytest.raises(InputError, match=r"1 of 1 held.* is what the policy was trained on before"):
+    with pytest.raises(InputError, match=r"1 of 1 held.* was trained on before\)\. .*hold out nothing"):
         check_data([folder], whole, chat, card, held=0.3)
     assert set(check_data([folder], whole, chat, card).scans) == every
 
