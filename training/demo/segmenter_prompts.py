@@ -103,13 +103,11 @@ def _grow_mass(hu: np.ndarray, bits: np.ndarray, rng: np.random.Generator) -> No
     y, x = (y - rows[at]) * SIDE / hu.shape[0], (x - columns[at]) * SIDE / hu.shape[1]
     angle, reach = np.arctan2(y, x) + rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(np.log(3), np.log(14)))
     outline = 1 + sum(rng.normal(0, 0.25 / k) * np.cos(k * angle + rng.uniform(0, 6.3)) for k in (1, 2, 3, 4))
-    inside = 1 / (
-        1 + np.exp((np.hypot(y, x) - reach * np.maximum(outline, 0.3)) * 2)
-    )  # an edge one pixel wide
+    # The edge is one pixel wide.
+    inside = 1 / (1 + np.exp((np.hypot(y, x) - reach * np.maximum(outline, 0.3)) * 2))
     around = hu[rows[at], columns[at]]
-    way = (
-        1 if around < -20 else -1 if around > 150 else rng.choice([-1, 1])
-    )  # darker would be invisible in fat
+    # Darker would be invisible in fat.
+    way = 1 if around < -20 else -1 if around > 150 else rng.choice([-1, 1])
     hu += (inside * way * rng.uniform(30, 120)).astype(hu.dtype)
     covered = inside > 0.5
     bits[covered] = 1 << NAMES.index("lesion")

@@ -176,9 +176,8 @@ class Patient:
         rows, columns = np.flatnonzero(nearest.any(1)), np.flatnonzero(nearest.any(0))
         centre = np.array([(rows[0] + rows[-1]) / 2, (columns[0] + columns[-1]) / 2])
         half = np.array([(rows[-1] - rows[0]) / 2 + 1, (columns[-1] - columns[0]) / 2 + 1])
-        size = (
-            half * self.step * np.exp(r.normal(0, (0.1, 0.12))) * np.exp(r.normal(0, 0.12))
-        )  # of the new body, in mm
+        # Half sizes of the new body in mm.
+        size = half * self.step * np.exp(r.normal(0, (0.1, 0.12))) * np.exp(r.normal(0, 0.12))
         roll, tilt = np.deg2rad(r.normal(0, 5)), r.normal(0, 0.07, 2)
         margin = 0.04 if u() < 0.6 else float(u(0, 0.14)) if u() < 0.85 else float(u(-0.18, 0.5))
         # The frame around the body, in half sizes of the body.

@@ -235,9 +235,8 @@ class BatchPolicy:
             positions[:, row, start:] = torch.from_numpy(request.encoded.positions)
             keep[row, start:] = True
         allowed = keep[:, None] & _triangle(longest, self.device)
-        allowed |= torch.eye(
-            longest, dtype=torch.bool, device=self.device
-        )  # padding attends to itself, or softmax would be NaN
+        # Padding attends to itself, or softmax would be NaN.
+        allowed |= torch.eye(longest, dtype=torch.bool, device=self.device)
         cache = _Cache(longest + more)
         hidden = self._language(
             inputs_embeds=self._embedded(requests, ids, left=True),
