@@ -57,7 +57,8 @@ def mask_of_file(path: Path, label: str | None = None) -> tuple[np.ndarray, np.n
     Raises InputError naming the file, the label and the available ones.
     """
     laid = _Laid(path, None)
-    joined = laid.there if label is None and len(laid.there) > 1 else set()
+    numbers = laid.numbers()
+    joined = numbers if label is None and len(numbers) > 1 else set()
     mask, affine = laid.mask([] if label is None else [label], True), laid.affine
     if affine is None and mask.ndim == 3:
         affine = load_scan(path).affine  # an archive has one geometry for images and labels
@@ -78,6 +79,12 @@ class _Laid:
         self._names = names_of(path)
         self.there = values_in(self._values)
 
+    def numbers(self) -> set[int]:
+        """The labels that occur; of a .seg.nrrd the segments, which may share a value where they overlap."""
+        if not self._held.codes:
+            return self.there
+        return {n for n in self._names if set(_values(self._held, n)) & self.there}
+
     def mask(self, labels: Sequence[str], several: bool) -> np.ndarray:
         held, names, there = self._held, self._names, self.there
         if not labels:
@@ -85,7 +92,7 @@ class _Laid:
                 raise InputError(
                     "is not a mask: it has negative values", file=self._path, value=some_of(there)
                 )
-            numbers = {n for n in names if set(_values(held, n)) & there} if held.codes else there
+            numbers = self.numbers()
             if len(numbers) > 1 and not several:
                 said = ", ".join(f"{n} ({names[n]})" if n in names else str(n) for n in sorted(numbers)[:12])
                 remedy = f"Choose one of: {said}{', …' if len(numbers) > 12 else ''}."

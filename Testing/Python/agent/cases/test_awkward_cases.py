@@ -15,6 +15,7 @@ from awkward import made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ibis_agent.cases.cases import read_cases
+from ibis_agent.cases.chosen_labels import mask_of_file
 from ibis_agent.cases.data import LoadedCase, load_case
 from ibis_agent.mask.files import write_mask
 from ibis_agent.mask.segmentations import read_segmentation
@@ -125,6 +126,8 @@ def test_every_segment_comes_back_whatever_overlaps(
     for number, expected in truth.items():
         assert np.array_equal(np.isin(found.labels, found.codes[number]), expected)
         assert 0 not in found.codes[number]
+    seen = [str(number) for number, expected in truth.items() if expected.any()]
+    assert mask_of_file(path)[2] == (", ".join(seen) if len(seen) > 1 else "")
 
 
 def test_regions_are_structures_of_several_values_and_ignore_is_none(tmp_path: Path) -> None:
