@@ -19,6 +19,7 @@ from ibis_agent.policy.qwen25.network import Memory
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.bench.shapes import SEVEN_B, narrow, plain_model, shape_of
+from training.common.commands import command_parser
 
 PROMPT = 40
 
@@ -74,6 +75,7 @@ def of_a_token(config: dict[str, Any]) -> tuple[int, int]:
 
 
 def main() -> None:
+    command_parser("bench.kernels", __doc__).parse_args()
     small = narrow(SEVEN_B)
     block, token = of_a_block(small), of_a_token(small)
     print(f"{'28 layers':32}{'operations':>12}{'of these, work':>16}")

@@ -207,7 +207,7 @@ def _recipe(settings: SftSettings, chat: Chat, out: Path, longest: int, sets: li
 
 
 def main() -> None:
-    parser = settings_parser("llamafactory", __doc__, "sft-7b-lora.yaml", "epochs=2")
+    parser = settings_parser("sft.llamafactory", __doc__, "sft-7b-lora.yaml", "epochs=2")
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
     args = parser.parse_args()
     with ending():
