@@ -231,16 +231,20 @@ def test_the_files_name_what_is_there() -> None:
 
 @pytest.mark.parametrize("given", [True, False])
 def test_the_launch_tells_all_nodes_which_segmenter_was_given(tmp_path: Path, given: bool) -> None:
-    python = tmp_path / "python"
-    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    python.chmod(0o755)
+    for name, script in (("python", 'printf "%s\\n" "$@"'), ("ray", f'touch "{tmp_path / "begun"}"; exit 1')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
     checkpoint = tmp_path / "a b.pt"
     checkpoint.touch()
     path = f"{tmp_path}:{os.environ['PATH']}"
     found = {**os.environ, "PATH": path, "MODEL": str(demo_folder()), "DATA": str(tmp_path), "GPUS": "1"}
     found["SEGMENTER"] = os.path.relpath(checkpoint, FOLDER.parents[2]) if given else ""
-    refused = subprocess.run([FOLDER / "launch.sh"], env=found, capture_output=True, text=True)
-    assert refused.returncode == 1 and f"{tmp_path / 'train.parquet'} is missing" in refused.stderr
+    for nodes in ({}, {"NODES": "2", "HEAD": "127.0.0.1"}):
+        refused = subprocess.run(
+            [FOLDER / "launch.sh"], env={**found, **nodes}, capture_output=True, text=True
+        )
+        assert refused.returncode == 1 and f"{tmp_path / 'train.parquet'} is missing" in refused.stderr
+        assert not (tmp_path / "begun").exists()
     for split in ("train", "test"):
         (tmp_path / f"{split}.parquet").touch()
     ran = subprocess.run([FOLDER / "launch.sh", "x=1"], env=found, check=True, capture_output=True, text=True)

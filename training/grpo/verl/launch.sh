@@ -27,19 +27,13 @@ if [ "$NODES" -gt 1 ]; then
     if [ "$NODE_RANK" -gt 0 ]; then
         exec ray start --address="$HEAD:$PORT" --block
     fi
-    ray start --head --node-ip-address="$HEAD" --port="$PORT"
-    trap 'ray stop' EXIT
-    # Wait for the other nodes.
-    until [ "$(python -c 'import ray; ray.init(address="auto", log_to_driver=False); print(len(ray.nodes()))' 2>/dev/null)" = "$NODES" ]; do
-        sleep 5
-    done
 fi
 
 : "${MODEL:?MODEL is the folder of the policy to start from}" "${DATA:?DATA is the folder that training.grpo.verl.rows made}"
 for file in "$MODEL/ibis_model.json" "$DATA/train.parquet" "$DATA/test.parquet"; do
     [ -f "$file" ] || { echo "$file is missing: MODEL must be a policy folder with its card, DATA a folder made by training.grpo.verl.rows with --held above 0" >&2; exit 1; }
 done
-# Check now, rather than in a worker after everything is loaded.
+# Check before Ray starts, rather than in a worker after everything is loaded.
 python - "$MODEL" "${SEGMENTER:-}" <<'CHECK'
 import sys
 from pathlib import Path
@@ -55,6 +49,16 @@ with ending():
         settings = tool_settings(tool["config"], "training/grpo/verl/tool.yaml")
         segmenters.find(sys.argv[2] or settings.segmenter or None).inspect()
 CHECK
+
+if [ "$NODES" -gt 1 ]; then
+    ray start --head --node-ip-address="$HEAD" --port="$PORT"
+    trap 'ray stop' EXIT
+    # Wait for the other nodes.
+    until [ "$(python -c 'import ray; ray.init(address="auto", log_to_driver=False); print(len(ray.nodes()))' 2>/dev/null)" = "$NODES" ]; do
+        sleep 5
+    done
+fi
+
 GPUS=${GPUS:-$(nvidia-smi -L | wc -l)}
 python -m verl.trainer.main_ppo --config-path "$PWD/training/grpo/verl" --config-name grpo \
     data.train_files="$DATA/train.parquet" data.val_files="$DATA/test.parquet" \
