@@ -77,7 +77,7 @@ def run_compare(options: argparse.Namespace) -> int:
         found = compare(a.mask, b.mask, None if _in_plane(geometry) is None else sides)
     lines = found.lines()
     lines += [
-        (f"Labels of {name}", f"{side.labels}, combined; choose one with --label")
+        (f"Labels of {name}", f"{side.labels} (combined; choose one with --label)")
         for name, side in (("A", a), ("B", b))
         if side.labels
     ]

@@ -56,7 +56,7 @@ def _headers_of(path: Path, choice: Choice) -> list[Header]:
         try:
             header = read_header(path)
         except NotAnImage as kind:
-            remedy = "Give the file or folder of the scan that it belongs to."
+            remedy = "Give the scan that it belongs to; masks are read as NIfTI, NRRD or .seg.nrrd."
             problem = "the DICOM file contains no readable image"
             raise InputError(problem, file=path, value=_kind(kind.sop_class), remedy=remedy) from kind
         if choice.uid not in (None, header.series):
