@@ -17,6 +17,7 @@ from ibis_agent.errors import InputError
 from ibis_agent.policy.card import load_card
 from ibis_agent.policy.qwen25.source import demo_folder
 
+from training.common.policy_folder import HISTORY
 from training.common.settings import settings_from
 from training.grpo.settings import GrpoSettings, check
 from training.grpo.tasks import phantom_tasks
@@ -100,6 +101,23 @@ def test_both_kidneys_are_asked_for_as_one_structure() -> None:
             assert np.array_equal(shown.truths["both kidneys"], union) and "left kidney" not in shown.truths
             return
     raise AssertionError("no phantom shows a kidney")
+
+
+@pytest.mark.parametrize("updates", [1, 60])
+def test_the_settings_of_every_grpo_arm_are_accepted_also_of_a_short_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int
+) -> None:
+    trained = tmp_path / "sft_self_correction-1" / "model"
+    trained.mkdir(parents=True)
+    (trained / HISTORY).write_text("{}")
+    given = {"model": demo_folder(), "out": tmp_path, "segmenter": None, "pictures": 1, "asked": 1}
+    args = argparse.Namespace(**given, threads=1, updates=updates, seeds=[1], grpo=[], sft=[])
+    work = reproduce.Reproduction(args)
+    monkeypatch.setattr(reproduce.grpo, "train", lambda settings, *_: settings)
+    for arm in reproduce.REWARDS:
+        settings: Any = work.policy(arm, 1)
+        check(settings)
+        assert (settings.updates, settings.warmup) == (updates, min(2, updates))
 
 
 def test_the_reproduction_sees_slices_as_the_policy_does_at_work(tmp_path: Path) -> None:
