@@ -184,7 +184,8 @@ def _take_stdout() -> BinaryIO:
 def _sweep() -> None:
     """Remove the private folders of killed workers."""
     try:
-        import psutil  # missing in Slicer before the installation
+        # Not os.kill(pid, 0), which ends the process on Windows. Missing in Slicer before the installation.
+        import psutil
     except ImportError:
         return
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
