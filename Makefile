@@ -1,16 +1,16 @@
-# Everything one does more than once. `make help` lists it.
+# Commands for working on the project. `make help` lists them.
 #
-#   VENV    where the environment lives                                  (default .venv)
-#   VENV_HOST  where the simulated Slicer's lives                        (default .venv-host)
-#   PYTHON  the interpreter it is made from, 3.10 or newer               (default: the first that fits)
-#   TORCH   what to hand to `pip install` for PyTorch, options included  (default torch==2.13.0)
-#           An environment that has torch already keeps it when this is satisfied.
-#   SCAN, PROMPT, RUN_ARGS   what `make demo` asks, about which scan, with which further options
+#   VENV    folder of the environment                                    (default .venv)
+#   VENV_HOST  folder of the simulated Slicer's environment              (default .venv-host)
+#   PYTHON  the interpreter to create them with, 3.10 or newer           (default: the first found)
+#   TORCH   arguments of `pip install` for PyTorch                       (default torch==2.13.0)
+#           If the environment already has a torch that satisfies them, it is kept.
+#   SCAN, PROMPT, RUN_ARGS   scan, question and further options of `make demo`
 
 VENV   ?= .venv
 VENV_HOST ?= .venv-host
 TORCH  ?= torch==2.13.0
-# SAM 2 from Meta's own repository, one commit; PyPI has a third party's upload of the same code.
+# SAM 2 from one commit of Meta's own repository; on PyPI, the same code was uploaded by a third party.
 SAM2   ?= SAM-2@https://github.com/facebookresearch/sam2/archive/2b90b9f5ceec907a1c18123530e92e794ad901a4.zip
 SAM2_PYPI ?= sam2==1.1.0
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
@@ -25,38 +25,38 @@ SCAN     ?= $(OUT)/scan.nii.gz
 PROMPT   ?= Segment the liver
 RUN_ARGS ?=
 
-.PHONY: help venv venv-host demo test test-agent test-host test-verl lint types check bench bench-gpu screenshots address clean
+.PHONY: help venv venv-host demo test test-agent test-host test-verl lint types bench bench-gpu screenshots address clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make venv    set up $(VENV) (quick when it is up to date)"
+	@echo "make venv    set up $(VENV) (quick if it is up to date)"
 	@echo "make demo    ask the demo agent about the sample scan; results in $(OUT)/"
 	@echo "make venv-host  set up the simulated Slicer's environment, 1.7 GB"
-	@echo "make test    ruff, mypy, the agent's and the training's tests, and the Slicer module's (what .ci/run calls)"
-	@echo "make test-agent  the agent's and the training's tests alone"
-	@echo "make test-host  the Slicer module's alone, in the simulated Slicer"
-	@echo "make test-verl  verl's V1 worker and one update on a CPU, in an environment of its own (2 GB)"
-	@echo "make screenshots  draw the README's pictures and the module's example anew, on a phantom; needs Debian's chromium and chromium-driver"
-	@echo "make address REPOSITORY=https://github.com/OWNER/SlicerIBIS  write the public address into what the Extensions Manager reads"
-	@echo "make bench   seconds a step, split by part, against plain generate; what a step costs in Slicer's process"
-	@echo "make bench-gpu  a 7B and MedSAM2 with random weights on a CUDA card, against plain generate and the memory's rate"
-	@echo "make clean   remove what building, testing and the demo left ($(VENV), and data sets and runs that were made, stay)"
+	@echo "make test    ruff, mypy, the tests of the agent, of training and of the Slicer module (called by .ci/run)"
+	@echo "make test-agent  only the tests of the agent and of training"
+	@echo "make test-host  only the tests of the Slicer module, in the simulated Slicer"
+	@echo "make test-verl  the tests of verl on a CPU, in a separate environment (2 GB)"
+	@echo "make screenshots  update the README's screenshots and the module's example, on a phantom; needs Debian's chromium and chromium-driver"
+	@echo "make address REPOSITORY=https://github.com/OWNER/SlicerIBIS  write the public address into the files that the Extensions Manager reads"
+	@echo "make bench   time of a step by part, compared with plain generate, and in Slicer's process"
+	@echo "make bench-gpu  a 7B and MedSAM2 with random weights on a GPU, compared with plain generate and the memory's speed"
+	@echo "make clean   remove files left by building, tests and the demo (keeps $(VENV), data sets and runs)"
 
 venv: $(STAMP)
 	@:
 
-# A folder without pip is the rest of a try that failed (python3-venv was missing): it is made anew.
-# sam2's metadata asks for torchvision and, in an isolated build, for the newest torch with gigabytes of
-# CUDA. We need neither: without dependencies, and built against the torch that is already here.
+# A folder without pip is left from a failed attempt (python3-venv was missing): it is created again.
+# The metadata of sam2 requires torchvision and, in an isolated build, the newest torch with gigabytes of CUDA.
+# Neither is needed, so it is installed without dependencies and built with the torch that is already installed.
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.10 or newer found. Install one, or: make venv PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { echo "Could not make $(VENV): on Debian or Ubuntu, apt install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { echo "Could not create $(VENV). On Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(PIP) install --quiet "setuptools>=77.0.3" wheel $(TORCH)
 	$(PIP) install --quiet -c constraints.txt -e ".[models,training,tests]"
 	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("sam2") is None)' || { \
 		install="$(PIP) install --quiet --no-deps --no-build-isolation"; export SAM2_BUILD_CUDA=0; \
 		$$install --retries 0 --timeout 20 "$(SAM2)" || { \
-			echo "Meta's repository cannot be reached: SAM 2 comes from PyPI, $(SAM2_PYPI), a third party's upload of the same code."; \
+			echo "Meta's repository cannot be reached: installing SAM 2 from PyPI, $(SAM2_PYPI), the same code uploaded by a third party."; \
 			$$install "$(SAM2_PYPI)"; }; }
 	@touch $(STAMP)
 
@@ -81,7 +81,7 @@ lint: venv
 types: venv
 	$(BIN)/mypy
 
-# The tests that need the simulated Slicer run in its own environment, which has no torch, as Slicer's has none.
+# Tests that need the simulated Slicer run in its environment, which has no torch, like Slicer's.
 HOST_TESTS = Testing/Python/slicer_module
 
 test: lint types test-agent test-host
@@ -92,7 +92,7 @@ test-agent: venv
 test-host: venv venv-host
 	$(VENV_HOST)/bin/python -m pytest $(HOST_TESTS) $(PYTEST_ARGS)
 
-# verl has an environment of its own, without vLLM: its V1 worker and one update, on a CPU.
+# verl has a separate environment, without vLLM.
 VENV_VERL ?= .venv-verl
 $(VENV_VERL)/.up-to-date: training/grpo/verl/requirements.lock
 	@$(VENV_VERL)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV_VERL)
@@ -129,7 +129,7 @@ BRANCH ?= main
 address:
 	python3 docs/set_address.py "$(REPOSITORY)" "$(BRANCH)"
 
-# Not all of build/: training's data sets lie there, hours of work and a teacher's fees.
+# Not all of build/: it contains training's data sets, which cost hours of work and a teacher's fees.
 clean:
 	rm -rf build/screenshots build/lib build/bdist.* dist $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis Logic/*.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(VENV_HOST)/*' -prune -exec rm -rf {} +
