@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ibis_agent import files
-from ibis_agent.cli.runner import TRAJECTORY_NAME
+from ibis_agent.cli.record_path import TRAJECTORY_NAME
 from ibis_agent.cli.several_results import STRUCTURES_NAME, doubt_of
 from ibis_agent.errors import InputError
 from ibis_agent.fields import read_json

@@ -13,6 +13,7 @@ import numpy as np
 from ibis_agent.cases.chosen_labels import mask_of_file
 from ibis_agent.cli import terminal
 from ibis_agent.cli.mask_paths import spare_other_kinds
+from ibis_agent.cli.record_path import TRAJECTORY_NAME, record_in
 from ibis_agent.cli.several_results import STRUCTURES_NAME
 from ibis_agent.errors import InputError
 from ibis_agent.mask.comparison import compare
@@ -21,8 +22,6 @@ from ibis_agent.record import journal
 from ibis_agent.record.comparison_page import write_comparison
 from ibis_agent.record.recorded_slices import recorded_slices
 from ibis_agent.scan.geometry import PictureGeometry, slice_geometry
-
-_RECORD = "trajectory.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +108,7 @@ def read_side(path: Path, label: str | None = None) -> Side:
 
     Raises InputError naming the file.
     """
-    if path.is_dir() and (path / _RECORD).is_file():
-        path = path / _RECORD
+    path = record_in(path)
     if path.suffix.lower() == ".json":
         return _recorded(path)
     if (path / STRUCTURES_NAME).is_file():
@@ -137,7 +135,7 @@ def _recorded(path: Path) -> Side:
     mask = np.zeros(found[0].geometry.shape, np.uint8)
     for each in found:
         each.geometry.embed_mask(each.mask, mask)
-    name = f"{path.parent.name}/{path.name}" if path.name == _RECORD else path.name
+    name = f"{path.parent.name}/{path.name}" if path.name == TRAJECTORY_NAME else path.name
     pictures = {each.geometry.index: each.picture for each in found}
     return Side(name, path, mask != 0, found[0].geometry, "slices" not in record, pictures)
 

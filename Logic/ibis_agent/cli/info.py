@@ -14,6 +14,7 @@ import numpy as np
 
 import ibis_agent.policy as policies
 import ibis_agent.segmenter as segmenters
+from ibis_agent.cli.record_path import record_in
 from ibis_agent.errors import IbisError, InputError
 from ibis_agent.facts import Fact
 from ibis_agent.policy.contract import PolicySource
@@ -57,7 +58,7 @@ def inspect(
         return {"Policy": _policy(path, load)}
     if segmenters.is_address(path):
         return {"Segmenter": _segmenter_on_server(str(path), agreed)}
-    path = Path(path)
+    path = record_in(path)
     if not path.exists():
         raise InputError("there is no such file or folder", file=path, remedy="Check the path.")
     if path.is_dir():

@@ -26,7 +26,10 @@ from ibis_agent.cli.option_groups import (
     add_shown,
     add_turns,
 )
+from ibis_agent.cli.record_path import record_in
 from ibis_agent.scan.windows import PRESETS
+
+_RECORD = "a run's record, or the folder of the run"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -119,9 +122,10 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
     limits.add_argument("--step", action="store_true", help="wait for you after each action")
     limits.add_argument(
         "--resume",
-        type=Path,
+        type=record_in,
         metavar="FILE",
-        help="continue from a trajectory.json or structures.json; for several structures or a volume, give SCAN too",
+        help="continue from a trajectory.json or structures.json, or from the folder of a run; for several "
+        "structures or a volume, give SCAN too",
     )
 
     out = run.add_argument_group("results")
@@ -205,7 +209,7 @@ def _add_others(commands: Any) -> None:
     replay = commands.add_parser(
         "replay", help="reproduce the masks of a trajectory with the segmenter alone"
     )
-    replay.add_argument("trajectory", type=Path, metavar="TRAJECTORY.json")
+    replay.add_argument("trajectory", type=record_in, metavar="TRAJECTORY.json", help=_RECORD)
     add_segmenter(replay)
     replay.add_argument(
         "--mask", type=Path, metavar="FILE", help="write the last reproduced mask to this file"
@@ -214,7 +218,7 @@ def _add_others(commands: Any) -> None:
     replay.add_argument("--json", action="store_true", help="print JSON")
 
     review = commands.add_parser("review", help="write the review page of a trajectory")
-    review.add_argument("trajectory", type=Path, metavar="TRAJECTORY.json")
+    review.add_argument("trajectory", type=record_in, metavar="TRAJECTORY.json", help=_RECORD)
     review.add_argument(
         "--out", type=Path, metavar="FILE", help="the page (default: review.html beside the trajectory)"
     )
@@ -228,7 +232,7 @@ def _add_others(commands: Any) -> None:
         help="convert a trajectory to the published format, or back",
         description="The direction depends on the contents of the file.",
     )
-    convert.add_argument("trajectory", type=Path, metavar="FILE.json")
+    convert.add_argument("trajectory", type=record_in, metavar="FILE.json", help=_RECORD)
     convert.add_argument(
         "--out",
         type=Path,

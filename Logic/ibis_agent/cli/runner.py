@@ -20,6 +20,7 @@ import ibis_agent.segmenter as segmenters
 from ibis_agent import files
 from ibis_agent.cli.claim import Claim, new_folder
 from ibis_agent.cli.mask_paths import REPORT_NAME
+from ibis_agent.cli.record_path import TRAJECTORY_NAME
 from ibis_agent.cli.request import Request, Task, check
 from ibis_agent.errors import IbisError, InputError
 from ibis_agent.mask import MASK_FORMATS, ending_of, structures
@@ -33,7 +34,7 @@ from ibis_agent.run.state import Place
 from ibis_agent.scan.slices import Stack
 from ibis_agent.segmenter.contract import Segmenter
 
-TRAJECTORY_NAME, REVIEW_NAME = "trajectory.json", "review.html"
+REVIEW_NAME = "review.html"
 # Bytes needed for the results of a slice and of a volume, whose mask is compressed and nearly empty.
 _ROOM, _ROOM_OF_A_VOLUME = 16 * 2**20, 64 * 2**20
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ibis_agent.cli import description, live, terminal
-from ibis_agent.cli.runner import TRAJECTORY_NAME, Runner
+from ibis_agent.cli.record_path import TRAJECTORY_NAME
+from ibis_agent.cli.runner import Runner
 from ibis_agent.cli.signals import Stopper
 from ibis_agent.cli.terminal import Add, Back, Do, Replace, Screen, Spread, ThinkingStream, one_line
 from ibis_agent.errors import Cancelled, IbisError, InputError

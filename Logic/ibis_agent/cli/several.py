@@ -26,8 +26,9 @@ import numpy as np
 import ibis_agent.policy as policies
 from ibis_agent import files
 from ibis_agent.cli.claim import Claim, new_folder
+from ibis_agent.cli.record_path import TRAJECTORY_NAME
 from ibis_agent.cli.request import Request, Task, check
-from ibis_agent.cli.runner import TRAJECTORY_NAME, Runner, load_models, remove_results
+from ibis_agent.cli.runner import Runner, load_models, remove_results
 from ibis_agent.cli.several_results import (
     LABELS,
     STRUCTURES_NAME,

@@ -149,6 +149,20 @@ def test_review_writes_the_page_beside_the_trajectory_or_where_it_is_wanted(
     assert (tmp_path / "page.html").read_bytes() == (tmp_path / "out" / "review.html").read_bytes()
 
 
+def test_the_folder_of_a_run_stands_for_its_record(
+    use: Any, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use()
+    run(scan, "--out", tmp_path / "out", "--no-review")
+    folder = str(tmp_path / "out")
+    assert cli.main(["review", folder]) == cli.OK and (tmp_path / "out" / "review.html").exists()
+    assert cli.main(["replay", folder]) == cli.OK
+    assert cli.main(["convert", folder, "--out", str(tmp_path / "published.json")]) == cli.OK
+    capsys.readouterr()
+    assert cli.main(["info", folder, "--json"]) == cli.OK
+    assert "Trajectory" in json.loads(capsys.readouterr().out)
+
+
 def test_convert_goes_to_the_published_format_and_back(
     use: Any, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
