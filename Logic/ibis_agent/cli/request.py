@@ -33,7 +33,7 @@ from ibis_agent.scan import checks
 from ibis_agent.scan.geometry import Orientation
 from ibis_agent.scan.load import load_scan
 from ibis_agent.scan.modality import UNNAMED
-from ibis_agent.scan.picture import Picture, check_window, cut
+from ibis_agent.scan.picture import check_window, cut
 from ibis_agent.scan.slices import Slices, Stack, one_slice, stack_of
 
 _LONGEST_STEM = 200  # bytes; the limit for file names is 255, and plane, slice and number follow
@@ -143,12 +143,7 @@ def check(request: Request, asked: Sequence[str] = ()) -> Task:
     settings = _settings(request, volume, resumed)
     question = _question(request, card, resumed)
     names = [name_for(each) for each in asked or [question]]
-    slices: Slices
-    if volume:
-        slices, source, stem, given = _stack(request, card, resumed, names)
-    else:
-        picture, source, stem, given = _picture(request, card, resumed, names)
-        slices = one_slice(picture)
+    slices, source, stem, given = (_stack if volume else _slice)(request, card, resumed, names)
     caution = unfamiliar(card, slices)
     folder = _folder(request, stem)
     where = slices.geometry(slices.first)
@@ -264,12 +259,12 @@ def _question(request: Request, card: ModelCard, resumed: Trajectory | None) -> 
     return question
 
 
-def _picture(
+def _slice(
     request: Request, card: ModelCard, resumed: Trajectory | None, names: Sequence[str]
-) -> tuple[Picture, str, str, tuple[Given, ...]]:
-    """The picture, the name of the scan, a name for the results folder, and the given masks."""
+) -> tuple[Slices, str, str, tuple[Given, ...]]:
+    """The single slice, the name of the scan, a name for the results folder, and the given masks."""
     if resumed is not None:
-        return _resumed_picture(request, card, resumed), resumed.source, "", (resumed.given,)
+        return _resumed_slice(request, card, resumed), resumed.source, "", (resumed.given,)
     if request.scan is None:
         raise InputError("there is no scan", remedy="Name a picture, a volume or a DICOM folder.")
     window = None if request.window is None else check_window(request.window)
@@ -285,11 +280,11 @@ def _picture(
     stem = _stem(request.scan) + (
         "" if geometry.plane == "picture" else f"-{geometry.plane}-{geometry.index}"
     )
-    return picture, name, stem, masks.on_slice(geometry)
+    return one_slice(picture), name, stem, masks.on_slice(geometry)
 
 
-def _resumed_picture(request: Request, card: ModelCard, resumed: Trajectory) -> Picture:
-    """The recorded picture; options that would change it are refused."""
+def _resumed_slice(request: Request, card: ModelCard, resumed: Trajectory) -> Slices:
+    """The recorded slice; options that would change it are refused."""
     _refuse_again(
         request,
         {
@@ -304,12 +299,12 @@ def _resumed_picture(request: Request, card: ModelCard, resumed: Trajectory) -> 
     recorded = orientation_of(resumed.picture.geometry)
     if recorded is not None:
         _check_orientation(request, card, recorded)
-    return resumed.picture
+    return resumed.slices
 
 
 def _stack(
     request: Request, card: ModelCard, resumed: Trajectory | None, names: Sequence[str]
-) -> tuple[Stack, str, str, tuple[Given, ...]]:
+) -> tuple[Slices, str, str, tuple[Given, ...]]:
     """The slices of a volume, the name of the scan, a name for the results folder, and the given masks."""
     if request.scan is None and resumed is not None:
         raise InputError(

@@ -10,6 +10,7 @@ import pytest
 from bright_volumes import MIDDLE, NOTHING, SEGMENTER, Bright, disc, grown, run_over
 from chained_segmenter import ChainedSegmenter, clicking, picture
 from ibis_agent.actions import Reply, Terminate, format_reply
+from ibis_agent.cli.request import Request, check
 from ibis_agent.policy.card import ModelCard
 from ibis_agent.record.recorded_run import run_record_of
 from ibis_agent.record.trajectory import Trajectory
@@ -140,6 +141,8 @@ def test_a_run_that_is_resumed_from_its_record_still_says_that_its_scan_is_of_an
     assert said in caveats(run)[0]
     again = Trajectory.load(file).to_run(run.policy, run.segmenter)
     assert caveats(again) == caveats(run)
+    if not volume:  # the command needs the scan for a volume
+        assert said in check(Request(resume=file)).caution
 
 
 def test_a_warning_of_an_unfamiliar_scan_stays_when_the_person_goes_back_or_accepts() -> None:
