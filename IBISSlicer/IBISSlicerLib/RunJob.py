@@ -53,9 +53,7 @@ class RunJob(Job):
         if self._isOpen() and run.record.extend(message["after"], message["step"], message):
             self.made.append(run.rows()[-1])
             run.showLast()
-            if (
-                run.scope == "volume" and self.made[-1].get("kind") != "grow"
-            ):  # do not scroll after propagation
+            if run.scope == "volume" and self.made[-1].get("kind") != "grow":  # not after propagation
                 run.reveal()
             run.save()
             self._changed()

@@ -77,16 +77,16 @@ class _Laid:
             remedy = "Give a mask on the grid of this scan."
             raise InputError(str(error), file=path, remedy=remedy) from error
         self._names = names_of(path)
-        self.there = values_in(self._values)
+        self._there = values_in(self._values)
 
     def numbers(self) -> set[int]:
         """The labels that occur; of a .seg.nrrd the segments, which may share a value where they overlap."""
         if not self._held.codes:
-            return self.there
-        return {n for n in self._names if set(_values(self._held, n)) & self.there}
+            return self._there
+        return {n for n in self._names if set(_values(self._held, n)) & self._there}
 
     def mask(self, labels: Sequence[str], several: bool) -> np.ndarray:
-        held, names, there = self._held, self._names, self.there
+        held, names, there = self._held, self._names, self._there
         if not labels:
             if len(there) > 1 and min(there) < 0:
                 raise InputError(

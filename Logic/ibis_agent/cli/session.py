@@ -113,9 +113,8 @@ class Session:
                 self.runner.abandon()
                 return f"stopped before the first {what}; nothing was written"
             path = self.runner.save()
-            if (
-                not run.alone and not self.stopper.final
-            ):  # after SIGTERM there may be no time for the mask and the page
+            # After SIGTERM there may be no time for the mask and the page.
+            if not run.alone and not self.stopper.final:
                 self.runner.finish()
         kept = f"1 {what} is kept" if count == 1 else f"{count} {what}s are kept"
         scan = "" if run.alone else f"{shlex.quote(str(self.runner.task.request.scan))} "

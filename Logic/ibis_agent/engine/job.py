@@ -34,9 +34,8 @@ class Job:
     fields: Message = field(default_factory=dict)
     session: str = ""
     done: Callable[[Message], None] = lambda message: None
-    failed: Callable[[str, str], None] = lambda kind, text: (
-        None
-    )  # a kind of protocol.py or DIED, and a message
+    # Called with a kind of protocol.py or DIED, and a message.
+    failed: Callable[[str, str], None] = lambda kind, text: None
     step: Callable[[Message], None] = lambda message: None
     slice: Callable[[Message], None] = lambda message: None
     text: Callable[[str], None] = lambda piece: None

@@ -186,9 +186,8 @@ def single_slice(image: Message, card: ModelCard, head: Message | None) -> tuple
     recorded = head["picture"]
     if recorded.get("orientation") not in (None, card.orientation.value):
         raise InputError(_TURNED, remedy=_OTHER_POLICY)
-    return one_slice(picture_from_json(recorded), subject_from_json(recorded)), str(
-        recorded.get("source") or ""
-    )
+    slices = one_slice(picture_from_json(recorded), subject_from_json(recorded))
+    return slices, str(recorded.get("source") or "")
 
 
 def volume_slices(image: Message, card: ModelCard, head: Message | None) -> Slices:

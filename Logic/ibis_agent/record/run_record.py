@@ -199,9 +199,8 @@ class RunRecord:
         if not self.head:
             self.head = dict(head)
         else:
-            self.head["models"] = head.get("models", self.head.get("models", {}))
             self.head.pop("unfamiliar", None)
-            self.head |= {key: head[key] for key in ("unfamiliar",) if key in head}
+            self.head |= {key: head[key] for key in ("models", "unfamiliar") if key in head}
 
     def extend(self, after: Iterable[str], step: Mapping[str, Any], outcome: Mapping[str, Any]) -> bool:
         """Add a step made after the steps `after`. Returns False and changes nothing if these are not the first of

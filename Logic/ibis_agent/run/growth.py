@@ -51,9 +51,8 @@ def grow(
             if done % _GIVE_BACK_EVERY == 0:
                 give_back_memory()
             stopped = watch.cancelled()
-            if (
-                stopped and missed < patience
-            ):  # otherwise the object has ended, and the slices beyond are removed
+            # If the object has ended here, the slices beyond are still removed.
+            if stopped and missed < patience:
                 break
         ways.append(Way(since, last, missed >= patience and last != since))
     reach = sorted({way.last for way in (*before, *ways)} | {start})

@@ -7,7 +7,6 @@ by repeating actions, without asking the policy. The agent's actions are in agen
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -112,9 +111,9 @@ class RunState:
 
     # Queries
 
-    @functools.cached_property
+    @property
     def unfamiliar(self) -> str:
-        """A warning if the policy was not trained on scans of this kind; otherwise "". Computed once."""
+        """A warning if the policy was not trained on scans of this kind; otherwise ""."""
         return unfamiliar(self.policy.card, self.slices) if self.policy is not None else ""
 
     @property

@@ -81,9 +81,7 @@ class Conversations:
         ]
         try:
             return self._templated(told)
-        except (
-            Exception
-        ):  # templates without a system role: the system message goes before the first question
+        except Exception:  # no system role in the template: the system message goes before the first question
             if not told or told[0]["role"] != "system":
                 raise
             system, first, *rest = told

@@ -125,9 +125,7 @@ class Decoder:
         if fresh[0] == BROKEN:
             raise chooser.broken()
         prefilled = time.perf_counter()
-        ahead = (
-            int(request.positions.max()) + 1 - len(prompt)
-        )  # a token's position minus its slot in the memory
+        ahead = int(request.positions.max()) + 1 - len(prompt)  # see Blocks.run
         reply = _Reply(self._stops, max_new_tokens, is_complete, _Text(self._decode, on_text))
         guesses = self._guesses.beside(request.ids[request.types == 0])
         forwards = 0
