@@ -27,6 +27,7 @@ from ibis_agent.segmenter.contract import Segmenter
 
 from training.common.policy_folder import HISTORY
 from training.common.settings import read_settings
+from training.grpo import learner
 from training.grpo import train as grpo
 from training.grpo.credit import advantages, normalised
 from training.grpo.objective import divergence, figures, surrogate
@@ -84,6 +85,20 @@ def _rollout(*turns: tuple[Any, np.ndarray]) -> Rollout:
         rollout.mask = mask
     rollout.reason = ENDED
     return rollout
+
+
+@pytest.fixture
+def first_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every group has something to teach, whatever its rollouts earn: replies like its first one are better."""
+
+    def given(groups: Any, _: Any) -> list[list[np.ndarray]]:
+        best = [group[0].turns[0].said.text for group in groups]
+        return [
+            [np.array([1.0 if turn.said.text == text else -0.5 for turn in each.turns]) for each in group]
+            for group, text in zip(groups, best, strict=True)
+        ]
+
+    monkeypatch.setattr("training.grpo.learner.advantages", given)
 
 
 def test_advantages_are_centred_and_of_unit_spread_and_zero_where_all_are_equal() -> None:
@@ -175,13 +190,13 @@ def test_the_shipped_settings_are_whole() -> None:
 
 
 def test_what_was_better_than_its_group_becomes_likelier(
-    tmp_path: Path, segmenter: Segmenter, tasks: Tasks
+    tmp_path: Path, segmenter: Segmenter, tasks: Tasks, first_is_best: None
 ) -> None:
     # A policy that is sure of itself says the same in all of a group: hot enough, its rollouts differ.
     changes = ("rate=5e-5", "questions=2", "group=6", "temperature=2")
     run = grpo.Run(_settings(tmp_path, *changes), None, segmenter, tasks)
     groups = run.rollouts()
-    values = advantages(groups, run.settings.rewards)
+    values = learner.advantages(groups, run.settings.rewards)
     learned = run.learn(groups)
     assert learned["turns_learned"] > 0 and np.isfinite(learned["gradient"])
     told = [
@@ -243,7 +258,11 @@ def test_an_importance_correction_learns_as_without_where_both_are_one_model(
 
 
 def test_a_run_that_was_killed_ends_as_one_left_alone(
-    tmp_path: Path, segmenter: Segmenter, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    segmenter: Segmenter,
+    tasks: Tasks,
+    monkeypatch: pytest.MonkeyPatch,
+    first_is_best: None,
 ) -> None:
     whole = grpo.train(_settings(tmp_path / "whole"), None, segmenter, tasks)
     learn = grpo.Run.learn
@@ -277,7 +296,7 @@ def _figures_of(policy: Path) -> dict[str, float]:
 
 
 def test_lora_with_a_divergence_leaves_an_adapter_that_merges(
-    tmp_path: Path, segmenter: Segmenter, tasks: Tasks
+    tmp_path: Path, segmenter: Segmenter, tasks: Tasks, first_is_best: None
 ) -> None:
     changes = ["tune=lora", "lora.rank=2", "kl=0.1", "updates=1", "warmup=1", "epochs=2"]
     adapter = grpo.train(_settings(tmp_path / "run", *changes), None, segmenter, tasks)

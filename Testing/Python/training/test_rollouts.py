@@ -152,12 +152,11 @@ def test_states_know_what_the_published_rows_lacked(sampled: list[Any]) -> None:
         assert rollout.reason
 
 
-def test_the_limit_ends_a_rollout(
-    policy: BatchPolicy, segmenter: Segmenter, questions: list[Question]
-) -> None:
-    found = _flat(Roller(policy, segmenter, Limits(max_turns=1)).run(questions, 1, 0.0))
-    assert {len(rollout.turns) for rollout in found} == {1}
-    assert LIMIT in {rollout.reason for rollout in found}
+def test_the_limit_ends_a_rollout(segmenter: Segmenter, questions: list[Question]) -> None:
+    clicks = [Reply("Here.", Click(0.4, 0.5)), Reply("And here.", Click(0.5, 0.5))]
+    policy: Any = Scripted("ibis", {questions[0].text: clicks})
+    ((rollout,),) = Roller(policy, segmenter, Limits(max_turns=1)).run(questions[:1], 1, 0.0)
+    assert (len(rollout.turns), rollout.reason) == (1, LIMIT)
 
 
 def test_a_reply_that_cannot_be_read_ends_a_rollout_with_an_empty_mask(
