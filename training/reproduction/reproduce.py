@@ -124,6 +124,7 @@ class Reproduction:
             every = max(1, args.updates // 6)
             changes = [f"evaluate_every={every}", "branch_states=0", f"max_turns={MAX_TURNS}"]
             changes += [f"model={start}", f"out={out}", f"seed={seed}", f"threads={args.threads}"]
+            # At 5e-5 both arms that were tried lost IoU.
             changes += [f"updates={args.updates}", f"warmup={min(2, args.updates)}", "rate=1e-5"]
             changes += [f"rewards={REWARDS[arm]}", *args.grpo]
             settings = read_settings(CONFIGS / "grpo-demo.yaml", GrpoSettings, changes)

@@ -65,6 +65,11 @@ def test_the_claim_is_shown_only_beyond_the_margin_written_down_before() -> None
     assert "clicks of grpo_ours not above sft: not shown" in paired.verdict(runs)[3]
 
 
+def test_one_seed_shows_nothing() -> None:
+    runs = {"sft": _runs(0.70, 2)[:1], "grpo_ours": _runs(0.75, 2)[:1]}
+    assert all("not shown by one seed" in line for line in paired.verdict(runs))
+
+
 def test_of_fewer_arms_only_what_they_can_show_is_said() -> None:
     runs = {"sft": _runs(0.70, 2), "grpo_ours": _runs(0.725, 2)}
     assert [line.split(":")[0] for line in paired.verdict(runs)] == [
