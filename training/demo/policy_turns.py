@@ -56,7 +56,7 @@ def grid_of(aspect: float, small: bool) -> tuple[int, int]:
 def augmented(
     data: Slices, n: int, rng: np.random.Generator, change: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """((S, S) grey 0–1, (SIDE, SIDE) bits) of slice n with random transforms, window and noise.
+    """((S, S) grey 0–1, (SIDE, SIDE) bits) of slice n with random transforms, window, contrast and noise.
 
     S is the side of stored slices: like in the policy's own processor, the picture is scaled only once.
     """
@@ -92,7 +92,7 @@ def augmented(
         bits = bits[np.ix_(rows.astype(int), rows.astype(int))]
     lower, width = some_window(hu - 1024, rng) if change else (-160.0, 400.0)
     grey = np.clip((hu - 1024 - lower) / width, 0, 1)
-    if change and rng.random() < 0.06:  # low contrast: fat nearly as bright as organs
+    if change and rng.random() < 0.06:  # pale: fat nearly as bright as organs, air still black
         grey = np.where(grey > 0.02, 0.6 + rng.uniform(0.25, 0.8) * (grey - 0.6), grey)
     if change and rng.random() < 0.5:
         grey = np.clip(

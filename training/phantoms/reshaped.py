@@ -138,8 +138,7 @@ def _draw_bowel(
 def _enlarge_spleen(
     tissue: np.ndarray, numbers: Numbers, yielding: list[int], r: np.random.Generator
 ) -> None:
-    """Add a large spleen in the left flank; kidney, muscle and vessels are kept."""
-    body = tissue != tissue[0, 0]
+    """Add a large spleen in the left flank, within `yielding` tissues."""
     if not numbers["spleen"] or not np.isin(tissue, numbers["left kidney"] + numbers["spleen"]).any():
         return
     y, x, _ = _places(tissue)
@@ -148,7 +147,7 @@ def _enlarge_spleen(
     dx, dy = x - at[0], y - at[1]
     a, b = dx * np.cos(tilt) + dy * np.sin(tilt), dy * np.cos(tilt) - dx * np.sin(tilt)
     shape = np.hypot(a / wide, b / high) + 0.1 * smooth(r, 5, len(tissue)) < 1
-    found = shape & body & (x**2 + y**2 < 0.82**2) & np.isin(tissue, yielding)
+    found = shape & (x**2 + y**2 < 0.82**2) & np.isin(tissue, yielding)
     found = ndimage.binary_opening(found, iterations=2)
     if found.sum() >= 5 * LEAST:
         tissue[found] = numbers["spleen"][0]
