@@ -1,4 +1,4 @@
-"""Real worker processes for tests: the client's Transport on subprocess, and a script to play.
+"""Real worker processes for tests: the client's Transport on subprocess, a script to play, and an image.
 
 Bytes arrive through a thread and are handed over in the test's own thread by `pump`, as an event loop would.
 """
@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 LOGIC = Path(__file__).resolve().parents[2] / "Logic"
 
 INCLUDE = (
@@ -32,6 +34,22 @@ def write_script(folder: Path, replies: list[str] | None = None, **settings: Any
         json.dumps({"replies": replies or [INCLUDE, EXCLUDE, FINISH], **settings}), encoding="utf-8"
     )
     return path
+
+
+def image(folder: Path) -> dict[str, Any]:
+    """A grey disc on black, 40 × 48 × 5 voxels, its third slice as the file."""
+    rows, cols = np.ogrid[:48, :40]
+    voxels = np.where(np.hypot(rows - 22, cols - 14) < 11, 60, -100).astype(np.int16)
+    np.save(folder / "slice.npy", voxels[None])
+    return {
+        "file": str(folder / "slice.npy"),
+        "shape": [40, 48, 5],
+        "affine": np.diag([-1.0, -1.0, 3.0, 1.0]).tolist(),
+        "axis": 2,
+        "index": 2,
+        "window": [-160, 240],
+        "name": "scan",
+    }
 
 
 def worker_command(*arguments: str) -> list[str]:
